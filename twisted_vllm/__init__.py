@@ -1,0 +1,1 @@
+"""A gateway for shared vLLM servers: everything below ``/vllm`` reaches vLLM in vLLM's own format."""

@@ -1,0 +1,1 @@
+"""Who may do what: virtual keys, principals and route classes. Plain decisions, without reactor or I/O."""

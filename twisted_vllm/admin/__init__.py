@@ -1,0 +1,1 @@
+"""The Klein app: virtual keys in LiteLLM's shapes, and health."""

@@ -1,0 +1,157 @@
+"""What the operator decided, as plain frozen values: the result of loading, and what the rest of the gateway is given."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+
+import attrs
+
+from twisted_vllm.config.secret import Secret
+
+
+@attrs.frozen
+class Timeouts:
+    """How long the gateway waits, in seconds; ``None`` waits without limit.
+
+    Attributes:
+        connect: for a TCP (and TLS) connection to a vLLM server.
+        response_head: from the end of the request to the head of the response.
+        idle: between two pieces of a response.
+        total: for the whole exchange.
+        client_head: for the whole head of a client's request.
+        client_body: between two pieces of a client's body.
+        keep_alive: for a client's idle connection.
+    """
+
+    connect: float = 5.0
+    response_head: float | None = 600.0
+    idle: float | None = 300.0
+    total: float | None = None
+    client_head: float = 15.0
+    client_body: float = 60.0
+    keep_alive: float = 75.0
+
+
+@attrs.frozen
+class Server:
+    """One vLLM server as the gateway reaches it.
+
+    Attributes:
+        name: the name for logs and metrics: ``host:port`` and the base path, never a credential.
+        host: the host name or address to connect to.
+        port: its TCP port.
+        tls: whether to speak TLS to it.
+        base_path: what stands before every path, without a trailing slash and without ``/v1``: ``b""`` or ``b"/prefix"``.
+        host_header: the value of ``Host``.
+        api_key: the server's own key, sent as ``Authorization: Bearer``.
+        timeouts: the waiting times for this server.
+    """
+
+    name: str
+    host: str
+    port: int
+    tls: bool
+    base_path: bytes
+    host_header: bytes
+    api_key: Secret | None
+    timeouts: Timeouts
+
+
+@attrs.frozen
+class ModelEntry:
+    """One row of ``model_list``.
+
+    Attributes:
+        model_name: the name that callers use.
+        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
+        server: where it runs.
+        weight: its share among entries of the same ``model_name``, above 0.
+    """
+
+    model_name: str
+    upstream_model: str
+    server: Server
+    weight: int = 1
+
+
+@attrs.frozen
+class TenantRoutes:
+    """Routes that the operator opened to, or took from, every virtual key: paths, ``prefix/*`` and class names."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class LogSettings:
+    """Where and how the log is written.
+
+    Attributes:
+        format: ``json``, ``text``, or ``auto``: text on a terminal, else JSON.
+        file: the file to write, rotated; ``None`` is standard output.
+        rotate_bytes: the size in bytes at which the file is rotated.
+        keep_files: how many rotated files are kept.
+        level: the lowest level written: ``debug``, ``info``, ``warn``, ``error`` or ``critical``.
+    """
+
+    format: str = "auto"
+    file: str | None = None
+    rotate_bytes: int = 100_000_000
+    keep_files: int = 10
+    level: str = "info"
+
+
+@attrs.frozen
+class Limits:
+    """Caps that protect the process.
+
+    Attributes:
+        max_head_bytes: of a request's line and headers together, in bytes.
+        max_header_count: of a request's headers.
+        max_body_bytes: of a request's body, in bytes.
+        max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
+        max_admin_body_bytes: of a body sent to the admin API, in bytes.
+    """
+
+    max_head_bytes: int = 65_536
+    max_header_count: int = 200
+    max_body_bytes: int = 1_073_741_824
+    max_held_body_bytes: int = 67_108_864
+    max_admin_body_bytes: int = 1_048_576
+
+
+@attrs.frozen
+class Settings:
+    """Everything that was configured, checked and resolved.
+
+    Attributes:
+        listen: Twisted endpoint strings.
+        master_key: the administrator's key; ``None`` is open mode.
+        allow_anonymous: whether open mode may listen on other addresses than loopback.
+        database_url: an SQLAlchemy URL (``sqlite:///FILE`` or ``postgresql+psycopg://…``); it may hold a password.
+        default_server: what serves a request that no entry of ``models`` names (``HOSTED_VLLM_API_BASE``).
+        models: the rows of ``model_list``, in order.
+        path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
+        tenant_routes: routes opened to, or taken from, every virtual key.
+        trusted_proxies: networks whose ``X-Forwarded-*`` headers are believed.
+        limits: caps.
+        timeouts: waiting times, before a server's own overrides.
+        drain_timeout: seconds that running requests are given at shutdown.
+        log: the log.
+        warnings: one line each on what was accepted and is not used.
+    """
+
+    listen: tuple[str, ...]
+    master_key: Secret | None
+    allow_anonymous: bool
+    database_url: Secret
+    default_server: Server | None
+    models: tuple[ModelEntry, ...]
+    path_aliases: bool = True
+    tenant_routes: TenantRoutes = TenantRoutes()
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    drain_timeout: float = 30.0
+    log: LogSettings = LogSettings()
+    warnings: tuple[str, ...] = ()

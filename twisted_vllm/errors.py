@@ -1,0 +1,205 @@
+"""The one root of the errors that the gateway answers with, each with its HTTP status and code.
+
+The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, and the header
+``x-vllm-passthrough-error`` carries the code, so that a caller can tell the gateway's refusals from vLLM's own errors.
+A message never names a key, a hash or an internal address.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+Headers = list[tuple[bytes, bytes]]
+
+ERROR_HEADER = b"x-vllm-passthrough-error"
+
+
+class GatewayError(Exception):
+    """An answer of the gateway's own.
+
+    Attributes:
+        status: the HTTP status code.
+        code: the stable machine-readable code, also sent as ``x-vllm-passthrough-error``.
+        type: OpenAI's error type.
+        message: what is wrong and what to do about it, for the caller to read.
+        param: the request parameter at fault, if it is one.
+        retry_after: seconds after which trying again makes sense, if that is known.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "api_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """Return the JSON body in OpenAI's shape, UTF-8."""
+        return msgspec.json.encode(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        )
+
+    def headers(self) -> Headers:
+        """Return the headers of the answer, without its framing."""
+        found: Headers = [(b"content-type", b"application/json"), (ERROR_HEADER, self.code.encode("ascii"))]
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
+        if self.retry_after is not None:
+            found.append((b"retry-after", b"%d" % self.retry_after))
+        return found
+
+
+class InvalidRequest(GatewayError):
+    """The request cannot be understood, or lacks what a decision needs."""
+
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class MalformedHttp(InvalidRequest):
+    """The bytes are not the HTTP that RFC 9112 describes; the connection is closed after the answer."""
+
+    code = "malformed_http"
+
+
+class ModelUndetermined(InvalidRequest):
+    """A permission depends on the model, and the body does not say clearly which it is."""
+
+    code = "model_undetermined"
+
+
+class MissingApiKey(GatewayError):
+    """No credential came with the request."""
+
+    status = 401
+    code = "missing_api_key"
+    type = "authentication_error"
+
+
+class InvalidApiKey(MissingApiKey):
+    """The credential is not one that the gateway knows."""
+
+    code = "invalid_api_key"
+
+
+class ExpiredApiKey(MissingApiKey):
+    """The key was known and has expired."""
+
+    code = "expired_api_key"
+
+
+class BlockedApiKey(MissingApiKey):
+    """The key is known and an administrator blocked it."""
+
+    code = "blocked_api_key"
+
+
+class ModelNotAllowed(GatewayError):
+    """The key may not use this model."""
+
+    status = 403
+    code = "model_not_allowed"
+    type = "permission_error"
+
+
+class RouteNotAllowed(GatewayError):
+    """The key may not call this route."""
+
+    status = 403
+    code = "route_not_allowed"
+    type = "permission_error"
+
+
+class NotFound(GatewayError):
+    """The gateway has no such route or record."""
+
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """No server is configured for this model."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The route exists and does not take this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+
+class Conflict(GatewayError):
+    """What was to be made exists already."""
+
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(GatewayError):
+    """The request's body is over the cap."""
+
+    status = 413
+    code = "body_too_large"
+    type = "invalid_request_error"
+
+
+class HeadTooLarge(GatewayError):
+    """The request's head is over the cap."""
+
+    status = 431
+    code = "head_too_large"
+    type = "invalid_request_error"
+
+
+class RequestTimeout(GatewayError):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
+class UpstreamUnreachable(GatewayError):
+    """No connection to the vLLM server could be made, or it closed before it answered."""
+
+    status = 502
+    code = "upstream_unreachable"
+
+
+class UpstreamProtocolError(GatewayError):
+    """The vLLM server answered with something that is not HTTP."""
+
+    status = 502
+    code = "upstream_protocol_error"
+
+
+class UpstreamTimeout(GatewayError):
+    """The vLLM server took longer than a timeout allows."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class Draining(GatewayError):
+    """The gateway is shutting down and takes no new requests."""
+
+    status = 503
+    code = "draining"
+
+
+class StoreUnavailable(GatewayError):
+    """The database could not be read or written."""
+
+    status = 503
+    code = "database_unavailable"

@@ -1,0 +1,1 @@
+"""The pass-through resource: admission, routing and relay."""

@@ -1,0 +1,45 @@
+"""What one request leaves in the log."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished request.
+
+    Attributes:
+        time: when it began, ISO 8601 in UTC with milliseconds.
+        request_id: the ``x-request-id`` that the client and vLLM saw.
+        client: the client's address.
+        key_name: the key's alias or ``sk-...abcd``, ``master``, ``anonymous``, or empty where none was known.
+        key_hash: the first digits of the key's SHA-256, or empty.
+        method: the HTTP method.
+        route: the path that the server saw, without its query, or the gateway's own path.
+        model: the model that the body named, or empty where it named none or was not read.
+        server: the name of the vLLM server, or empty where none was asked.
+        status: the status sent to the client; 0 where none was.
+        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed`` or ``failed``.
+        error: the gateway's own error code, or empty.
+        bytes_in: the request body's size in bytes, as far as it was read.
+        bytes_out: the response body's size in bytes, as far as it was sent.
+        first_byte_ms: from the request's head to the first byte of the response, milliseconds; ``None`` where none was sent.
+        total_ms: from the request's head to its end, milliseconds.
+    """
+
+    time: str
+    request_id: str
+    client: str
+    key_name: str
+    key_hash: str
+    method: str
+    route: str
+    model: str
+    server: str
+    status: int
+    outcome: str
+    error: str
+    bytes_in: int
+    bytes_out: int
+    first_byte_ms: float | None
+    total_ms: float
