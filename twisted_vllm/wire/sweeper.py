@@ -1,0 +1,55 @@
+"""Deadlines without a timer each.
+
+A reactor timer that is set and cancelled for every request costs more than the rest of a small request's book-keeping.
+Here a deadline is one attribute, and one clock looks over all that have one, a few times a second.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+#: seconds between two looks: a deadline is noticed at most this much late
+INTERVAL = 0.25
+
+
+class Expiring(Protocol):
+    """What can run out of time.
+
+    Attributes:
+        deadline: the time, in the reactor's seconds, from which `expired` is called; ``None`` waits without limit.
+    """
+
+    deadline: float | None
+
+    def expired(self) -> None:
+        """Act on the deadline that has passed; called again at the next look unless the deadline is moved."""
+
+
+class Sweeper:
+    """Calls ``expired`` on each member whose deadline has passed."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._members: set[Expiring] = set()
+        self._loop = LoopingCall(self.sweep)
+        self._loop.clock = reactor
+        self._reactor = reactor
+        self.add = self._members.add
+        self.discard = self._members.discard
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._loop.start(INTERVAL, now=False)
+
+    def stop(self) -> None:
+        """Cease to look."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def sweep(self) -> None:
+        """Look once."""
+        now = self._reactor.seconds()
+        for late in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
+            late.expired()
