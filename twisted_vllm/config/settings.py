@@ -1,4 +1,4 @@
-"""What the operator decided, as plain frozen values: the result of loading, and what the rest of the gateway is given."""
+"""What the operator decided, as plain frozen values: the result of loading, and what the rest is given."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Server:
         host: the host name or address to connect to.
         port: its TCP port.
         tls: whether to speak TLS to it.
-        base_path: what stands before every path, without a trailing slash and without ``/v1``: ``b""`` or ``b"/prefix"``.
+        base_path: what stands before every path, without a trailing slash and without ``/v1``: ``b""`` or
+            ``b"/prefix"``.
         host_header: the value of ``Host``.
         api_key: the server's own key, sent as ``Authorization: Bearer``.
         timeouts: the waiting times for this server.

@@ -11,7 +11,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-#: seconds between two looks: a deadline is noticed at most this much late
+#: seconds between two looks: a deadline is noticed at most twice this much late, and never early
 INTERVAL = 0.25
 
 
@@ -29,18 +29,27 @@ class Expiring(Protocol):
 
 
 class Sweeper:
-    """Calls ``expired`` on each member whose deadline has passed."""
+    """Calls ``expired`` on each member whose deadline has passed.
+
+    Attributes:
+        now: the reactor's time in seconds at the last look; at most `INTERVAL` old while the sweeper runs.
+    """
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._members: set[Expiring] = set()
         self._loop = LoopingCall(self.sweep)
         self._loop.clock = reactor
         self._reactor = reactor
+        self.now = reactor.seconds()
         self.add = self._members.add
         self.discard = self._members.discard
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def start(self) -> None:
         """Begin to look."""
+        self.now = self._reactor.seconds()
         self._loop.start(INTERVAL, now=False)
 
     def stop(self) -> None:
@@ -48,8 +57,12 @@ class Sweeper:
         if self._loop.running:
             self._loop.stop()
 
+    def after(self, seconds: float | None) -> float | None:
+        """Return the deadline that is `seconds` from now, or None for no limit."""
+        return None if seconds is None else self.now + INTERVAL + seconds
+
     def sweep(self) -> None:
         """Look once."""
-        now = self._reactor.seconds()
+        self.now = now = self._reactor.seconds()
         for late in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
             late.expired()

@@ -1,0 +1,66 @@
+# Everything here runs in .venv, which needs python3.11 and make and nothing else.
+
+PYTHON ?= python3.11
+override ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
+
+export PIP_REQUIRE_VIRTUALENV := 1
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help run test format live wheel clean
+
+help:
+	@echo 'make run     start the gateway with a simulated vLLM behind it: nothing to configure'
+	@echo 'make test    check format, lint and types, then run the tests'
+	@echo 'make format  format the sources and sort their imports'
+	@echo 'make live    run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
+	@echo 'make wheel   build dist/*.whl'
+	@echo 'make clean   remove what make made'
+
+run: $(VENV)/installed
+	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --select I --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+live: $(VENV)/installed-live
+	@test -n "$$VLLM_BASE_URL" || { echo 'make live: set VLLM_BASE_URL to a vLLM server, as in http://127.0.0.1:8000' >&2; exit 2; }
+	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider --strict-markers --strict-config' tests/live
+
+wheel: $(VENV)/installed
+	rm -rf build dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache twisted/plugins/dropin.cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is missing: install Python 3.11, or name one with make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# editable_mode=compat: any other editable install hides twisted/plugins from twistd.
+$(VENV)/installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --config-settings editable_mode=compat --editable .
+	rm -f twisted/plugins/dropin.cache
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --config-settings editable_mode=compat --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-live: $(VENV)/installed-dev
+	$(PIP) install --config-settings editable_mode=compat --editable '.[live]'
+	@touch $@

@@ -1,0 +1,148 @@
+"""Guards that every test passes through, and the fixtures that every part of the tree may use.
+
+A test that leaves a delayed call, a listening port or a connection on the reactor fails, and so does one during which a
+failure or a critical event is logged, an unhandled error in a Deferred among them. A test that wants such an event asks
+for ``logged_failures`` and takes it out.
+
+Nothing here imports the reactor while it is loaded: pytest-twisted installs it first, so that ``--reactor`` works.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.python.failure import Failure
+
+#: turns of the reactor that a closing connection is given before it counts as left behind
+SETTLING_TURNS = 50
+#: from this turn on, a turn waits, so that the kernel may deliver what is on its way
+PATIENT_FROM_TURN = 20
+PATIENT_SECONDS = 0.01
+
+#: the critical event that Twisted logs before the one that carries a Deferred's failure
+DEFERRED_HEADLINE = "Unhandled error in Deferred:"
+
+
+class LoggedFailures:
+    """Every logged event that carries a failure or is critical, until a test takes it out."""
+
+    def __init__(self) -> None:
+        self._events: list[LogEvent] = []
+
+    def __call__(self, event: LogEvent) -> None:
+        """Observe one event of ``twisted.logger``."""
+        if event.get("log_format") == DEFERRED_HEADLINE:
+            return
+        if "log_failure" in event or "failure" in event or event.get("log_level") is LogLevel.critical:
+            self._events.append(event)
+
+    def flush(self, *types: type[BaseException]) -> list[Failure | None]:
+        """Take out what was logged so far: all, or only failures of these types.
+
+        Returns:
+            The failures in their order; ``None`` stands for a critical event without one.
+        """
+        # A Deferred tells of its unhandled error when it is collected.
+        gc.collect()
+        taken, kept = [], []
+        for event in self._events:
+            failure = event.get("log_failure", event.get("failure"))
+            (taken if not types or (failure and failure.check(*types)) else kept).append(event)
+        self._events = kept
+        return [event.get("log_failure", event.get("failure")) for event in taken]
+
+    def take_texts(self) -> list[str]:
+        """Take out everything, each event as text with its traceback."""
+        events, self._events = self._events, []
+        return [eventAsText(event) for event in events]
+
+
+_LOGGED = LoggedFailures()
+
+
+def pytest_configure() -> None:
+    """Watch the log from the first import of a test module on."""
+    globalLogPublisher.addObserver(_LOGGED)
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports left out of later collections: a collection after every test stays cheap."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for what was logged after the last test that could be blamed."""
+    gc.collect()
+    texts = _LOGGED.take_texts()
+    if texts:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print("\nlogged after the last test:\n" + "\n".join(texts))
+
+
+@pytest.fixture(scope="session")
+def reactor(twisted_greenlet: object) -> Any:
+    """The reactor that pytest-twisted installed, running."""
+    from twisted.internet import reactor  # noqa: TID251 - the one place of the tests that names it
+
+    # The first turn installs the reactor's own wakers, which no test is to be blamed for.
+    pytest_twisted.blockon(deferLater(reactor, 0, lambda: None))
+    return reactor
+
+
+@pytest.fixture
+def logged_failures() -> LoggedFailures:
+    """What was logged with a failure, for a test that expects it: ``assert logged_failures.flush(ValueError)``."""
+    return _LOGGED
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(reactor: Any) -> Iterator[None]:
+    """Fail the test for what it leaves on the reactor or in the log."""
+    calls = set(reactor.getDelayedCalls())
+    selectables = {*reactor.getReaders(), *reactor.getWriters()}
+    yield
+    found = _settle(reactor, calls, selectables)
+    gc.collect()
+    logged = _LOGGED.take_texts()
+    if found:
+        _remove(reactor, found)
+        pytest.fail("left on the reactor:\n" + "\n".join(repr(leftover) for leftover in found), pytrace=False)
+    if logged:
+        pytest.fail("logged, and not expected:\n" + "\n".join(logged), pytrace=False)
+
+
+def _leftovers(reactor: Any, calls: set[Any], selectables: set[Any]) -> list[Any]:
+    left_calls = [call for call in reactor.getDelayedCalls() if call not in calls]
+    return left_calls + list({*reactor.getReaders(), *reactor.getWriters()} - selectables)
+
+
+def _settle(reactor: Any, calls: set[Any], selectables: set[Any]) -> list[Any]:
+    """Return what is still there once closing connections had time to close."""
+    found = _leftovers(reactor, calls, selectables)
+    for turn in range(SETTLING_TURNS):
+        if not found:
+            break
+        seconds = 0 if turn < PATIENT_FROM_TURN else PATIENT_SECONDS
+        pytest_twisted.blockon(deferLater(reactor, seconds, lambda: None))
+        found = _leftovers(reactor, calls, selectables)
+    return found
+
+
+def _remove(reactor: Any, found: list[Any]) -> None:
+    """Take the leftovers away, so that only the test that made them fails."""
+    for leftover in found:
+        if hasattr(leftover, "cancel"):
+            leftover.cancel()
+            continue
+        reactor.removeReader(leftover)
+        reactor.removeWriter(leftover)
+        leftover.connectionLost(Failure(ConnectionAborted()))
+    _LOGGED.take_texts()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import pytest_twisted
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from key_store_contract import KeyStoreContract, key_record
+from private_postgresql import PrivatePostgresql
+from sqlalchemy import Connection, text
+from start_race import start_together
+from twisted.internet.defer import gatherResults
+from twisted.logger import LogEvent, eventAsText
+from twisted.logger import capturedLogs as captured_logs
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.store.database import Database
+from twisted_vllm.store.interfaces import AliasExists, StoreError
+from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.tables import VERSION_TABLE, metadata
+
+
+def texts(events: Sequence[LogEvent]) -> str:
+    return "\n".join(eventAsText(event) + repr(event) for event in events)
+
+
+class TestPostgresqlKeyStore(KeyStoreContract):
+    @pytest.fixture
+    def store(self, postgresql_database: Database) -> DatabaseKeyStore:
+        return DatabaseKeyStore(postgresql_database)
+
+
+def test_processes_that_start_at_the_same_moment_all_start(postgresql_url: str) -> None:
+    assert start_together(postgresql_url, 4) == ["started"] * 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_migrations_make_the_tables_that_the_code_knows(postgresql_database: Database) -> None:
+    def work(connection: Connection) -> list[Any]:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+
+    assert await postgresql_database.run(work, writes=False) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_times_come_back_in_utc_whatever_zone_the_database_has(postgresql_database: Database) -> None:
+    def work(connection: Connection) -> None:
+        name = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'")
+
+    await postgresql_database.run(work, writes=True)
+    await postgresql_database.stop()
+    await postgresql_database.start()
+    store = DatabaseKeyStore(postgresql_database)
+    await store.insert(key_record(1))
+    [found] = await store.load()
+    assert found.created_at.isoformat() == "2026-03-01T12:30:15.123456+00:00"
+
+
+@pytest_twisted.ensureDeferred
+async def test_of_two_inserts_at_once_with_one_alias_one_is_refused(postgresql_database: Database) -> None:
+    store = DatabaseKeyStore(postgresql_database)
+    refused: list[type[Exception] | None] = []
+    inserts = [store.insert(key_record(number, "mine")) for number in range(4)]
+    for insert in inserts:
+        insert.addErrback(lambda failure: refused.append(failure.trap(AliasExists)))
+    await gatherResults(inserts)
+    assert refused == [AliasExists] * 3
+    assert len(await store.load()) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_newer_schema_is_refused(reactor: Any, postgresql_url: str, postgresql_database: Database) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+
+    await postgresql_database.run(work, writes=True)
+    with pytest.raises(StoreError, match="'9999', which is newer than"):
+        await Database(reactor, Secret(postgresql_url)).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_password_is_refused_and_not_shown(reactor: Any, postgresql: PrivatePostgresql) -> None:
+    url = postgresql.url("postgres", password="wr:ng/P@ss")
+    with captured_logs() as events, pytest.raises(StoreError) as refused:
+        await Database(reactor, Secret(url)).start()
+    message = str(refused.value)
+    assert "password authentication failed" in message
+    assert "wr:ng" not in message + texts(events)
+    assert "wr%3Ang" not in message + texts(events)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_schema_named_as_prisma_does_holds_the_tables(
+    reactor: Any, postgresql_url: str, postgresql_database: Database
+) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute(text('CREATE SCHEMA "Tenant_1"'))
+
+    await postgresql_database.run(work, writes=True)
+    database = Database(reactor, Secret(f"{postgresql_url}&schema=Tenant_1&connection_limit=3"))
+    await database.start()
+    await DatabaseKeyStore(database).insert(key_record(1))
+    await database.stop()
+    assert await DatabaseKeyStore(postgresql_database).load() == []
+    count = text('SELECT count(*) FROM "Tenant_1".vllm_passthrough_keys')
+    assert await postgresql_database.run(lambda connection: connection.execute(count).scalar(), writes=False) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_outage_refuses_and_the_database_is_used_again_when_it_is_back(
+    postgresql: PrivatePostgresql, postgresql_database: Database
+) -> None:
+    store = DatabaseKeyStore(postgresql_database)
+    await store.insert(key_record(1))
+    with captured_logs() as events:
+        postgresql.stop()
+        try:
+            assert await postgresql_database.ping() is False
+            with pytest.raises(StoreUnavailable):
+                await store.insert(key_record(2))
+        finally:
+            postgresql.start()
+        assert await postgresql_database.ping() is True
+        assert await store.load() == [key_record(1)]
+    assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
+    assert postgresql.password not in texts(events)
+    assert key_record(2).token not in texts(events)

@@ -1,0 +1,64 @@
+"""Who calls the admin API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+
+from twisted.web.iweb import IRequest
+
+from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.access.keys import Authenticator, hash_key
+from twisted_vllm.access.records import Principal
+from twisted_vllm.errors import RouteNotAllowed
+
+_TOKEN = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def token_of(key_or_token: str) -> str:
+    """Return the token of a key that is given as it is or as its hash: no key looks like a hash."""
+    return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
+
+
+class Gatekeeper:
+    """Finds the principal of an admin request, and notes it on the request for the log."""
+
+    def __init__(self, authenticator: Authenticator, now: Callable[[], datetime]) -> None:
+        self._authenticator = authenticator
+        self._now = now
+
+    def principal_of(self, request: IRequest) -> Principal:
+        """Return whom a request acts as.
+
+        Raises:
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: as the pass-through does.
+        """
+        principal = self._authenticator.authenticate(_credential_headers(request), self._now().timestamp())
+        request.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
+        return principal
+
+    def administrator_of(self, request: IRequest) -> Principal:
+        """Return whom a request acts as, if that is an administrator.
+
+        Raises:
+            RouteNotAllowed: it is a virtual key.
+        """
+        principal = self.principal_of(request)
+        if not principal.is_administrator:
+            raise RouteNotAllowed("Only the master key may call this route; a virtual key may not.")
+        return principal
+
+    def own_token(self, request: IRequest) -> str | None:
+        """Return the token of the credential that came with a request."""
+        credential = credential_of(_credential_headers(request))
+        return None if credential is None else hash_key(credential)
+
+
+def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
+    found = {}
+    for name in CREDENTIAL_HEADERS:
+        values = request.requestHeaders.getRawHeaders(name)
+        if values:
+            found[name] = values[0]
+    return found

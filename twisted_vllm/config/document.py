@@ -1,0 +1,103 @@
+"""The text of the configuration file as plain values: strict YAML, with the line of what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
+from yaml.resolver import Resolver
+
+from twisted_vllm.config.problems import ConfigError, Problem, shown
+
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+#: what PyYAML quotes from the file; a single character or a ``<token name>`` tells nothing of a value
+_QUOTED = re.compile(r"""(['"])(?!.\1|<[a-z ]+>\1).*?\1""", re.DOTALL)
+
+
+def read(file: str) -> dict[Any, Any]:
+    """Read a configuration file; an empty one holds no settings.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or is not a mapping at the top.
+    """
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise _refusal(file, f"cannot be read: {error.strerror} (check the path and its permissions)") from None
+    except ValueError:
+        raise _refusal("--config", "is not the name of a file") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _refusal(file, f"line {line}: is not UTF-8 text (save the file as UTF-8)") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: str) -> dict[Any, Any]:
+    """Parse the text of a configuration file; ``file`` is its name for messages.
+
+    Raises:
+        ConfigError: it is not YAML, a name stands twice in a mapping, or the top is not a mapping.
+    """
+    try:
+        found = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _refusal(file, _explain(error)) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _refusal(file, f"line {line}: holds a character that YAML does not allow (remove it)") from None
+    except RecursionError:
+        raise _refusal(file, "is nested too deeply") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise _refusal(file, "must be a mapping of settings (such as 'general_settings:' with its settings below)")
+    return found
+
+
+def _refusal(file: str, message: str) -> ConfigError:
+    return ConfigError([Problem(file, message)])
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    # PyYAML quotes an alias or a tag, which an unquoted password beginning with * or ! turns into.
+    what = _QUOTED.sub("…", error.problem or error.context or "is not YAML")
+    return f"{where}{what} (values with special characters, such as * ! : # @, need quotes)"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses a name given twice, leaves dates as text, and fails only with YAML's errors."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                message = f"{shown(key.value)} stands twice in one mapping, first in line {lines[name]} (keep one)"
+                raise ComposerError(None, None, message, key.start_mark)
+            lines[name] = line
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            # An explicit tag on a value that does not fit: ``!!int x``.
+            raise ConstructorError(None, None, "the value does not fit its type", node.start_mark) from error
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in Resolver.yaml_implicit_resolvers.items()
+}

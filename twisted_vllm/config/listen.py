@@ -1,0 +1,90 @@
+"""What can be told of a Twisted endpoint string without a reactor: whether it is one, and who can reach it."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+
+from twisted_vllm.config.place import Place, Rejected
+from twisted_vllm.config.shape import text
+
+DEFAULT_LISTEN = "tcp:4000:interface=127.0.0.1"
+
+#: the position of ``interface`` among the arguments of each type that has one (``twisted/internet/endpoints.py``)
+_INTERFACE_POSITION = {"tcp": 1, "ssl": 4, "tcp6": 2, "tls": 3}
+_PORT_POSITION = {"tcp": 0, "ssl": 0, "tcp6": 0, "tls": 1}
+_HOST_PORT = re.compile(
+    r"(?:(?P<host>\[[0-9A-Fa-f:.]*\]|\*|localhost|[A-Za-z0-9_.-]*\.[A-Za-z0-9_.-]*|):)?(?P<port>[0-9]{1,5})/?"
+)
+_WRAPPER = "haproxy:"
+_TYPE = re.compile(r"[a-z][a-z0-9_-]*")
+_BARE_IPV6 = re.compile(r"(?:^|:)interface=\[?[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
+
+
+def endpoint(value: object, place: Place) -> str:
+    """Check for an endpoint string: its type and, for TCP, its port. The rest is Twisted's to parse."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise Rejected(f"must be a Twisted endpoint (write {_suggest(None, str(value))})")
+    found = text(value, place)
+    plain = _HOST_PORT.fullmatch(re.sub(r"^https?://", "", found))
+    if plain:
+        raise Rejected(f"must be a Twisted endpoint (write {_suggest(plain['host'], plain['port'])})")
+    kind, arguments, named = _split(found)
+    if not _TYPE.fullmatch(kind) or ":" not in found:
+        raise Rejected(f"must be a Twisted endpoint, such as {DEFAULT_LISTEN} or unix:/run/vllm.sock")
+    if _BARE_IPV6.search(found):
+        raise Rejected(r"has an IPv6 address whose colons need a backslash each (write interface=\:\:1)")
+    if kind in _PORT_POSITION:
+        _check_port(kind, arguments, named)
+    return found
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Tell whether an endpoint can be reached from this machine alone; what is not known is not."""
+    while endpoint.startswith(_WRAPPER):
+        endpoint = endpoint.removeprefix(_WRAPPER)
+    kind, arguments, named = _split(endpoint)
+    if kind == "unix":
+        return True
+    if kind not in _INTERFACE_POSITION:
+        return False
+    position = _INTERFACE_POSITION[kind]
+    interface = named.get("interface", arguments[position] if len(arguments) > position else "")
+    if interface.lower() == "localhost":
+        return True
+    try:
+        return ip_address(interface).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_port(kind: str, arguments: list[str], named: dict[str, str]) -> None:
+    position = _PORT_POSITION[kind]
+    port = named.get("port", arguments[position] if len(arguments) > position else "443" if kind == "tls" else "")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise Rejected(f"needs a port from 0 to 65535 after '{kind}:' (such as {DEFAULT_LISTEN})")
+
+
+def _suggest(host: str | None, port: str) -> str:
+    """Return the endpoint that somebody meant who wrote ``HOST:PORT`` or a mere port."""
+    if host is None or host in ("localhost", "127.0.0.1"):
+        return f"tcp:{port}:interface=127.0.0.1"
+    if host in ("", "*", "0.0.0.0"):
+        return f"tcp:{port}:interface=0.0.0.0"
+    return f"tcp:{port}:interface={host.strip('[]').replace(':', chr(92) + ':')}"
+
+
+def _split(endpoint: str) -> tuple[str, list[str], dict[str, str]]:
+    """Split an endpoint string into its type, its positional and its named arguments, as Twisted does."""
+    pieces: list[list[str]] = [[""]]
+    characters = iter(endpoint)
+    for character in characters:
+        if character == ":":
+            pieces.append([""])
+        elif character == "=" and len(pieces[-1]) == 1:
+            pieces[-1].append("")
+        else:
+            pieces[-1][-1] += next(characters, "") if character == "\\" else character
+    positional = [piece[0] for piece in pieces if len(piece) == 1]
+    named = {piece[0]: piece[1] for piece in pieces if len(piece) == 2}
+    return (positional[0] if positional else ""), positional[1:], named

@@ -1,0 +1,98 @@
+"""Who the client is when proxies stand between, and what vLLM is told about it.
+
+``X-Forwarded-For``, ``-Proto`` and ``-Host`` are what a peer says; only a peer in ``trusted_proxies`` is believed. From
+any other they are dropped and written anew. (``Forwarded`` of RFC 7239 is not used: uvicorn does not read it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Network = IPv4Network | IPv6Network
+HeaderPairs = list[tuple[bytes, bytes]]
+
+FORWARDED_FOR = b"x-forwarded-for"
+FORWARDED_PROTO = b"x-forwarded-proto"
+FORWARDED_HOST = b"x-forwarded-host"
+
+#: what stands for a peer without an address, on a UNIX socket (the word of RFC 7239 §6.2)
+UNKNOWN = "unknown"
+
+
+def client_headers(
+    peer: str,
+    secure: bool,
+    host: bytes | None,
+    headers: Mapping[bytes, bytes],
+    trusted: Sequence[Network],
+) -> HeaderPairs:
+    """Return the ``X-Forwarded-*`` headers for vLLM; they replace all that the client sent.
+
+    Args:
+        peer: the address that the connection comes from, empty on a UNIX socket.
+        secure: whether the connection is TLS.
+        host: the request's ``Host``.
+        headers: lower-case names to values. A header that came more than once must be joined with commas in its order
+            (RFC 9110 §5.3): a proxy may append a line of its own, and the first line alone would be the client's word.
+        trusted: the networks whose headers are believed.
+    """
+    chain = (peer or UNKNOWN).encode("latin-1")
+    scheme = b"https" if secure else b"http"
+    if trusted and _is_trusted(peer, tuple(trusted)):
+        earlier = headers.get(FORWARDED_FOR, b"").strip()
+        if earlier:
+            chain = earlier + b", " + chain
+        scheme = headers.get(FORWARDED_PROTO) or scheme
+        host = headers.get(FORWARDED_HOST) or host
+    found = [(b"X-Forwarded-For", chain), (b"X-Forwarded-Proto", scheme)]
+    if host:
+        found.append((b"X-Forwarded-Host", host))
+    return found
+
+
+def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[Network]) -> str:
+    """Return the client's address for the log: the right-most one in the chain that is not a trusted proxy's.
+
+    Where all are trusted it is the left-most. An entry that is not an address ends the chain: what stands left of it is
+    nobody's word. `headers` is as for `client_headers`.
+    """
+    if not trusted:
+        return peer or UNKNOWN
+    networks = tuple(trusted)
+    if not _is_trusted(peer, networks):
+        return peer or UNKNOWN
+    address = peer
+    for entry in reversed(headers.get(FORWARDED_FOR, b"").split(b",")):
+        text = _bare_address(entry.strip().decode("latin-1"))
+        if _parse(text) is None:
+            break
+        address = text
+        if not _is_trusted(text, networks):
+            break
+    return address
+
+
+def _bare_address(entry: str) -> str:
+    """Take the port and the brackets off, as some proxies write them: ``[2001:db8::1]:80``, ``192.0.2.1:80``."""
+    entry = entry.strip('"')
+    if entry.startswith("["):
+        return entry[1:].partition("]")[0]
+    return entry.partition(":")[0] if entry.count(":") == 1 else entry
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    # a dual-stack socket shows IPv4 peers so (RFC 4291 §2.5.5.2)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+@lru_cache(maxsize=1024)
+def _is_trusted(text: str, networks: tuple[Network, ...]) -> bool:
+    address = _parse(text)
+    return address is not None and any(address in network for network in networks)

@@ -1,0 +1,106 @@
+"""Which server serves a model.
+
+Entries of the same ``model_name`` share its requests by weight, with nginx's smooth weighted round robin
+(``src/http/ngx_http_upstream_round_robin.c``): each pick adds every weight to its entry, takes the highest and
+subtracts the total from it. It needs no randomness, and spreads the picks of a heavy entry evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from twisted_vllm.config.settings import ModelEntry, Server
+from twisted_vllm.errors import ModelNotFound
+
+#: how many characters of a caller's model name stand in a message
+CLIP = 100
+
+
+@attrs.frozen
+class Destination:
+    """Where a request goes.
+
+    Attributes:
+        server: the server.
+        upstream_model: the name that the server uses; None where the body stays as it is.
+    """
+
+    server: Server
+    upstream_model: str | None
+
+
+class _Group:
+    """The entries of one model name, and whose turn it is."""
+
+    def __init__(self, entries: Sequence[ModelEntry]) -> None:
+        self._destinations = [
+            Destination(entry.server, None if entry.upstream_model == entry.model_name else entry.upstream_model)
+            for entry in entries
+        ]
+        self._weights = [entry.weight for entry in entries]
+        self._total = sum(self._weights)
+        self._current = [0] * len(entries)
+
+    def pick(self) -> Destination:
+        if len(self._destinations) == 1:
+            return self._destinations[0]
+        current = self._current
+        best = 0
+        for index, weight in enumerate(self._weights):
+            current[index] += weight
+            if current[index] > current[best]:
+                best = index
+        current[best] -= self._total
+        return self._destinations[best]
+
+
+class Router:
+    """Picks a server for each request.
+
+    Args:
+        models: the rows of ``model_list``, in order.
+        default_server: what serves a model that no row names, or a request that names none.
+    """
+
+    def __init__(self, models: Sequence[ModelEntry], default_server: Server | None) -> None:
+        grouped: dict[str, list[ModelEntry]] = {}
+        for entry in models:
+            grouped.setdefault(entry.model_name, []).append(entry)
+        self._groups = {name: _Group(entries) for name, entries in grouped.items()}
+        self._default = Destination(default_server, None) if default_server is not None else None
+        self._unnamed = self._default or (Destination(models[0].server, None) if models else None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The configured model names, in order, each once."""
+        return tuple(self._groups)
+
+    def route(self, model: str | None) -> Destination:
+        """Return where a request for `model` goes, and take its turn there; None is a request that names no model.
+
+        Raises:
+            ModelNotFound: no entry has the name and there is no default server.
+        """
+        if model is None:
+            return self.destination_for_undetermined()
+        group = self._groups.get(model)
+        if group is not None:
+            return group.pick()
+        if self._default is None:
+            raise ModelNotFound(
+                f"No server is configured for the model {model[:CLIP]!r}. GET /vllm/v1/models lists the models.",
+                param="model",
+            )
+        return self._default
+
+    def destination_for_undetermined(self) -> Destination:
+        """Return where a request goes whose model is not known: the default server, else the first entry's.
+
+        Raises:
+            ModelNotFound: there is neither.
+        """
+        if self._unnamed is None:
+            raise ModelNotFound("No vLLM server is configured. The operator sets HOSTED_VLLM_API_BASE or model_list.")
+        return self._unnamed

@@ -1,0 +1,102 @@
+"""``/v1/messages`` and ``/v1/messages/count_tokens``, Anthropic's API in the shapes that vLLM 0.32.0 was seen to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from twisted_vllm.simulator.engine import Engine
+from twisted_vllm.simulator.generation import (
+    MARK,
+    Generation,
+    body_of,
+    generate,
+    messages_prompt,
+    read_sampling,
+    served_model,
+    split_event,
+)
+from twisted_vllm.simulator.replies import Call, EventStream, Reply, json_answer, named_event
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
+
+
+def messages(call: Call, engine: Engine) -> Reply:
+    """Answer ``POST /v1/messages``; raises ``Refusal``."""
+    fields = body_of(call)
+    fields.require("model", "messages", "max_tokens")
+    name = fields.string("model")
+    prompt = messages_prompt(fields, "messages", fields.get("system"))
+    sampling = read_sampling(fields, "max_tokens")
+    stream = fields.boolean("stream")
+    if sampling.limit is not None and sampling.limit < 1:
+        fields.fail("value_error", "max_tokens", "Value error, max_tokens must be positive")
+    fields.check()
+    generation = generate(engine, call, served_model(engine, name), [prompt], fields, sampling)
+    return _stream(generation) if stream else _whole(generation)
+
+
+def count_message_tokens(call: Call, engine: Engine) -> Reply:
+    """Answer ``POST /v1/messages/count_tokens``; raises ``Refusal``."""
+    fields = body_of(call)
+    fields.require("model", "messages")
+    name = fields.string("model")
+    _, tokens = messages_prompt(fields, "messages", fields.get("system"))
+    fields.check()
+    served_model(engine, name)
+    return json_answer({"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
+
+
+def _usage(generation: Generation, written: int) -> dict[str, int]:
+    return {"input_tokens": generation.prompt_tokens, "output_tokens": written}
+
+
+def _whole(generation: Generation) -> Reply:
+    choice = generation.choices[0]
+    value = {
+        "id": f"chatcmpl-{generation.number}",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": choice.text}],
+        "model": generation.model,
+        "stop_reason": _STOP_REASONS[choice.finish_reason],
+        "usage": _usage(generation, generation.completion_tokens),
+    }
+    return json_answer(value, work=generation.work)
+
+
+def _stream(generation: Generation) -> Reply:
+    message = {
+        "id": f"chatcmpl-{generation.number}",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": generation.model,
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(generation, 0),
+    }
+    block = {"type": "text", "text": ""}
+    opening = named_event({"type": "message_start", "message": message}) + named_event(
+        {"type": "content_block_start", "content_block": block, "index": 0}
+    )
+    stop: dict[str, Any] = {
+        "stop_reason": _STOP_REASONS[generation.choices[0].finish_reason],
+        "stop_sequence": None,
+    }
+    usage = _usage(generation, generation.completion_tokens)
+    closing = (
+        named_event({"type": "content_block_stop", "index": 0})
+        + named_event({"type": "message_delta", "delta": stop, "usage": usage})
+        + named_event({"type": "message_stop"})
+    )
+    return EventStream(opening, _deltas(generation), closing, generation.work)
+
+
+def _deltas(generation: Generation) -> Iterator[bytes]:
+    delta = {"type": "text_delta", "text": MARK}
+    before, after = split_event(named_event({"type": "content_block_delta", "delta": delta, "index": 0}))
+    for token in generation.choices[0].tokens:
+        yield before + msgspec.json.encode(token) + after

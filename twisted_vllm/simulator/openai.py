@@ -1,0 +1,253 @@
+"""``/v1/chat/completions`` and ``/v1/completions``, in the shapes that vLLM 0.32.0 was seen to give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import msgspec
+
+from twisted_vllm.simulator.engine import Engine
+from twisted_vllm.simulator.fields import Fields
+from twisted_vllm.simulator.generation import (
+    FINGERPRINT,
+    MARK,
+    Generation,
+    body_of,
+    generate,
+    messages_prompt,
+    read_sampling,
+    served_model,
+    split_event,
+    usage_of,
+    whole_usage_of,
+)
+from twisted_vllm.simulator.refusals import Refusal, bad_parameter
+from twisted_vllm.simulator.replies import DONE, Call, EventStream, Reply, data_event, json_answer
+from twisted_vllm.simulator.text import count_tokens
+
+#: makes a chunk's choice of an index, a token, its finish reason, and the options
+MakeChoice = Callable[[int, str, str | None], dict[str, Any]]
+
+
+@attrs.frozen
+class StreamOptions:
+    """Whether and how to stream: ``stream`` and ``stream_options``."""
+
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+def _read_stream_options(fields: Fields) -> StreamOptions:
+    stream = fields.boolean("stream")
+    options = Fields(fields.table("stream_options"))
+    if fields.has("stream_options") and not stream:
+        raise bad_parameter("Stream options can only be defined when `stream=True`.", "stream_options")
+    include = options.boolean("include_usage")
+    continuous = options.boolean("continuous_usage_stats")
+    options.check()
+    return StreamOptions(stream, include, include and continuous)
+
+
+def chat_completions(call: Call, engine: Engine) -> Reply:
+    """Answer ``POST /v1/chat/completions``; raises ``Refusal``."""
+    fields = body_of(call)
+    options = _read_stream_options(fields)
+    name = fields.string("model")
+    fields.require("messages")
+    prompt = messages_prompt(fields)
+    sampling = read_sampling(fields, "max_completion_tokens", "max_tokens")
+    fields.check()
+    model = served_model(engine, name)
+    if not fields.items("messages"):
+        raise Refusal("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    generation = generate(engine, call, model, [prompt], fields, sampling)
+    return _chat_stream(generation, options) if options.stream else _chat_whole(generation)
+
+
+def _chat_whole(generation: Generation) -> Reply:
+    nothing = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, **nothing},
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": None,
+            "token_ids": None,
+            "routed_experts": None,
+        }
+        for index, choice in enumerate(generation.choices)
+    ]
+    unused = ("prompt_logprobs", "prompt_token_ids", "prompt_text", *_TRANSFER)
+    return json_answer(_whole(generation, "chatcmpl-", "chat.completion", choices, unused), work=generation.work)
+
+
+def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
+    head = _stream_head(generation, "chatcmpl-", "chat.completion.chunk")
+    opening = b"".join(
+        data_event(
+            head
+            | {
+                "choices": [
+                    {
+                        "index": index,
+                        "delta": {"role": "assistant", "content": ""},
+                        "logprobs": None,
+                        "finish_reason": None,
+                    }
+                ]
+            }
+            | ({"usage": _details(generation.prompt_tokens, 0)} if options.continuous_usage else {})
+            | {"prompt_token_ids": None, "prompt_text": None}
+        )
+        for index in range(len(generation.choices))
+    )
+
+    def choice(index: int, token: str, reason: str | None) -> dict[str, Any]:
+        ending = {} if reason is None else {"stop_reason": None}
+        return {
+            "index": index,
+            "delta": {"content": token},
+            "logprobs": None,
+            "finish_reason": reason,
+            **ending,
+            "token_ids": None,
+        }
+
+    return _stream(generation, options, head, opening, choice, fingerprint_at_the_end=True)
+
+
+def completions(call: Call, engine: Engine) -> Reply:
+    """Answer ``POST /v1/completions``; raises ``Refusal``."""
+    fields = body_of(call)
+    options = _read_stream_options(fields)
+    name = fields.string("model")
+    sampling = read_sampling(fields, "max_tokens")
+    if sampling.limit is None:
+        # the API's own default, which vLLM keeps
+        sampling = attrs.evolve(sampling, limit=16)
+    prompts = _prompts(fields)
+    fields.check()
+    generation = generate(engine, call, served_model(engine, name), prompts, fields, sampling)
+    return _completion_stream(generation, options) if options.stream else _completion_whole(generation)
+
+
+def _prompts(fields: Fields) -> list[tuple[str, int]]:
+    given = fields.get("prompt")
+    if not given:
+        raise bad_parameter("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], int)):
+        given = [given]
+    if not isinstance(given, list):
+        fields.fail("string_type", "prompt", "Input should be a valid string")
+    found = []
+    for prompt in given:
+        if isinstance(prompt, str):
+            found.append((prompt, max(1, count_tokens(prompt))))
+        elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+            found.append((" ".join(map(str, prompt)), max(1, len(prompt))))
+        else:
+            fields.fail("string_type", "prompt", "Input should be a valid string")
+    return found
+
+
+def _completion_whole(generation: Generation) -> Reply:
+    unused = dict.fromkeys(("token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"))
+    choices = [
+        {
+            "index": index,
+            "text": choice.text,
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": None,
+            **unused,
+        }
+        for index, choice in enumerate(generation.choices)
+    ]
+    return json_answer(_whole(generation, "cmpl-", "text_completion", choices, _TRANSFER), work=generation.work)
+
+
+def _completion_stream(generation: Generation, options: StreamOptions) -> Reply:
+    head = _stream_head(generation, "cmpl-", "text_completion")
+
+    def choice(index: int, token: str, reason: str | None) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": token,
+            "logprobs": None,
+            "finish_reason": reason,
+            "stop_reason": None,
+            "prompt_token_ids": None,
+            "token_ids": None,
+        }
+
+    return _stream(generation, options, head, b"", choice, fingerprint_at_the_end=False)
+
+
+_TRANSFER = ("kv_transfer_params", "ec_transfer_params", "metrics")
+
+
+def _whole(
+    generation: Generation, prefix: str, kind: str, choices: list[dict[str, Any]], unused: tuple[str, ...]
+) -> dict[str, Any]:
+    return {
+        **_stream_head(generation, prefix, kind),
+        "choices": choices,
+        "service_tier": None,
+        "system_fingerprint": FINGERPRINT,
+        "usage": whole_usage_of(generation.prompt_tokens, generation.completion_tokens),
+        **dict.fromkeys(unused),
+    }
+
+
+def _stream_head(generation: Generation, prefix: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": prefix + generation.number,
+        "object": kind,
+        "created": generation.created,
+        "model": generation.model,
+    }
+
+
+def _details(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    return usage_of(prompt_tokens, completion_tokens) | {"completion_tokens_details": None}
+
+
+def _stream(
+    generation: Generation,
+    options: StreamOptions,
+    head: dict[str, Any],
+    opening: bytes,
+    make_choice: MakeChoice,
+    *,
+    fingerprint_at_the_end: bool,
+) -> Reply:
+    # vLLM names its fingerprint once: in the usage event, or where there is none in a chat choice's last event
+    fingerprint = {"system_fingerprint": FINGERPRINT}
+    last = fingerprint if fingerprint_at_the_end and not options.include_usage else {}
+
+    def event(index: int, token: str, reason: str | None, written: int) -> bytes:
+        usage = {"usage": _details(generation.prompt_tokens, written)} if options.continuous_usage else {}
+        ending = {} if reason is None else last
+        return data_event(head | {"choices": [make_choice(index, token, reason)]} | usage | ending)
+
+    def events() -> Iterator[bytes]:
+        frames = [split_event(event(index, MARK, None, 0)) for index in range(len(generation.choices))]
+        for written, step in enumerate(generation.steps(), 1):
+            pieces: list[bytes] = []
+            for index, token, reason in step:
+                if reason is None and not options.continuous_usage:
+                    before, after = frames[index]
+                    pieces += (before, msgspec.json.encode(token), after)
+                else:
+                    pieces.append(event(index, token, reason, written))
+            yield b"".join(pieces)
+
+    closing = DONE
+    if options.include_usage:
+        usage = usage_of(generation.prompt_tokens, generation.completion_tokens)
+        closing = data_event(head | {"choices": [], "usage": usage} | fingerprint) + DONE
+    return EventStream(opening, events(), closing, generation.work)

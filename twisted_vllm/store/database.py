@@ -1,0 +1,175 @@
+"""The database, on threads of its own: nothing here blocks the reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred, fail, inlineCallbacks
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.store.engine import POSTGRESQL_CONNECTIONS, WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.store.interfaces import StoreError
+from twisted_vllm.store.schema import migrate
+
+T = TypeVar("T")
+
+_UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
+_RETRY_SECONDS = 5
+
+
+class Database:
+    """A SQLite or PostgreSQL database.
+
+    Start it, then give it work; the work of one Deferred is one transaction.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFromThreads, url: Secret) -> None:
+        """Prepare; nothing is opened before :meth:`start`.
+
+        Args:
+            reactor: whose thread the Deferreds fire in.
+            url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
+        """
+        self._reactor = reactor
+        self._url = url
+        self._engine: Engine | None = None
+        self._pool: ThreadPool | None = None
+        self._running = 0
+        self._idle: Deferred[None] | None = None
+        self._reachable = True
+
+    def __repr__(self) -> str:
+        return f"<Database {'started' if self._engine is not None else 'stopped'}>"
+
+    @inlineCallbacks
+    def start(self) -> Generator[Deferred[Any], Any, None]:
+        """Open the database and bring its schema up to date. The Deferred fires with ``None``.
+
+        Raises:
+            StoreError: it cannot be used; the message says why and names no password.
+        """
+        if self._pool is not None:
+            raise RuntimeError("the database was started already")
+        url = parse_url(self._url)
+        threads = 1 if url.get_backend_name() == "sqlite" else POSTGRESQL_CONNECTIONS
+        self._pool = ThreadPool(0, threads, name="database")
+        self._pool.start()
+
+        def open_database() -> Engine:
+            engine = make_engine(url)
+            try:
+                migrate(engine)
+            except SQLAlchemyError as error:
+                engine.dispose()
+                problem = StoreError(f"The database cannot be used: {reason_of(error, self._url)}")
+            except StoreError:
+                engine.dispose()
+                raise
+            else:
+                return engine
+            # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
+            raise problem
+
+        try:
+            self._engine = yield self._in_thread(open_database)
+        except BaseException:
+            self._stop_threads()
+            raise
+
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[Any], Any, None]:
+        """Wait for the work that was taken, then close every connection. The Deferred fires with ``None``."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        if self._running:
+            self._idle = Deferred()
+            yield self._idle
+        yield self._in_thread(engine.dispose)
+        self._stop_threads()
+
+    def _stop_threads(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            # It joins its threads; they have nothing to do any more.
+            pool.stop()
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+        """Do work in one transaction, in a thread, and commit it.
+
+        Args:
+            work: what to do; it must touch nothing but its connection.
+            writes: whether it changes anything.
+
+        Raises:
+            StoreUnavailable: the database failed, or is not started; nothing was changed.
+        """
+        engine = self._engine
+        if engine is None:
+            return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
+
+        def transact() -> T | _Broken:
+            try:
+                with engine.execution_options(**{WRITES: writes}).begin() as connection:
+                    return work(connection)
+            except SQLAlchemyError as error:
+                return _Broken(reason_of(error, self._url))
+
+        return self._in_thread(transact).addCallback(self._judge)
+
+    def _judge(self, result: T | _Broken) -> T:
+        if not isinstance(result, _Broken):
+            if not self._reachable:
+                self._reachable = True
+                self._log.info("the database is back")
+            return result
+        if self._reachable:
+            self._reachable = False
+            self._log.error("the database failed: {reason}", reason=result.reason)
+        else:
+            self._log.debug("the database failed again: {reason}", reason=result.reason)
+        raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS)
+
+    def ping(self) -> Deferred[bool]:
+        """Say whether the database answers."""
+
+        def ask(connection: Connection) -> bool:
+            return connection.execute(select(1)).scalar() == 1
+
+        def refused(failure: Failure) -> bool:
+            failure.trap(StoreUnavailable)
+            return False
+
+        return self.run(ask, writes=False).addErrback(refused)
+
+    def _in_thread(self, work: Callable[[], T]) -> Deferred[T]:
+        assert self._pool is not None
+        self._running += 1
+        done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, work)
+        return done.addBoth(self._finished)
+
+    def _finished(self, result: T) -> T:
+        self._running -= 1
+        if self._running == 0 and self._idle is not None:
+            idle, self._idle = self._idle, None
+            self._reactor.callFromThread(idle.callback, None)
+        return result
+
+
+class _Broken:
+    """The outcome of a transaction that the database refused, as plain words."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason

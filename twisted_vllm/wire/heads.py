@@ -1,0 +1,64 @@
+"""What the gateway asks of a request's head beyond llhttp's strict reading.
+
+llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed lengths,
+bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing or repeated
+``Host``, and the absolute and authority forms of the request target: those are judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
+from twisted_vllm.wire.headers import HeaderList
+
+
+def first_values(headers: HeaderList) -> dict[bytes, bytes]:
+    """Return the first value of each header, by its lower-case name."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), value)
+    return found
+
+
+def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
+    """Return the request target in origin form (RFC 9112 §3.2).
+
+    Args:
+        method: the method as it came.
+        target: the request target as it came.
+        version: ``1.0`` or ``1.1``, as llhttp gives it.
+        headers: all headers, as they came.
+        first: the same, by lower-case name.
+
+    Raises:
+        MalformedHttp: where RFC 9112 asks for a 400, or another reading of the request is possible.
+        MethodNotAllowed: for CONNECT.
+    """
+    if version not in ("1.1", "1.0"):
+        raise MalformedHttp("Speak HTTP/1.1 or HTTP/1.0.")
+    host = first.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise MalformedHttp("The Host header is missing.")
+    elif sum(len(name) == 4 and name.lower() == b"host" for name, _ in headers) > 1:
+        raise MalformedHttp("The Host header stands more than once.")
+    if method == b"CONNECT":
+        raise MethodNotAllowed("CONNECT is not for this server.")
+    if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
+        return target
+    for scheme in (b"http://", b"https://"):
+        if target[: len(scheme)].lower() == scheme:
+            authority, slash, rest = target[len(scheme) :].partition(b"/")
+            if authority.lower() != (host or b"").lower():
+                raise MalformedHttp("The request target names another host than the Host header.")
+            return slash + rest or b"/"
+    raise MalformedHttp("The request target is not a path.")
+
+
+def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
+    """Tell whether the client asks for the connection to end with this exchange; HTTP/1.0 always does here."""
+    if version != "1.1":
+        return True
+    connection = first.get(b"connection")
+    return connection is not None and b"close" in (token.strip() for token in connection.lower().split(b","))

@@ -1,0 +1,139 @@
+"""The factory of client connections: what they share, and how they end together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web import server
+from twisted.web.http import datetimeToString
+from twisted.web.resource import IResource
+
+from twisted_vllm.config.settings import Limits, Timeouts
+from twisted_vllm.wire.channel import GatewayChannel
+from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.sweeper import Sweeper
+
+#: the request ids that are taken over from clients: visible ASCII, so that they stand safely in headers and logs
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is untyped
+    """Builds channels, finds resources, and keeps count of what is in work.
+
+    Attributes:
+        sweeper: the deadlines of all connections.
+        limits: caps on requests.
+        timeouts: waiting times towards clients.
+        draining: whether the gateway is shutting down: every answer then closes its connection.
+    """
+
+    protocol = GatewayChannel
+
+    def __init__(
+        self,
+        *,
+        streaming: dict[bytes, IResource],
+        other: IResource,
+        sweeper: Sweeper,
+        reactor: IReactorTime,
+        limits: Limits,
+        timeouts: Timeouts,
+        randbytes: Callable[[int], bytes],
+        on_finished: Callable[[GatewayRequest], None],
+    ) -> None:
+        """Make the site.
+
+        Args:
+            streaming: the streaming resources, by their first path segment.
+            other: what answers every other path.
+            sweeper: the deadlines of all connections.
+            reactor: the clock.
+            limits: caps on requests.
+            timeouts: waiting times towards clients.
+            randbytes: returns so many random bytes.
+            on_finished: called once with each request that was answered or given up.
+        """
+        super().__init__(other, timeout=None, reactor=reactor)
+        self.sweeper = sweeper
+        self.limits = limits
+        self.timeouts = timeouts
+        self.draining = False
+        self.seconds = reactor.seconds
+        self._streaming = streaming
+        self._randbytes = randbytes
+        self._on_finished = on_finished
+        self._channels: set[GatewayChannel] = set()
+        self._live_ids: set[bytes] = set()
+        self._date = (-1, b"")
+        self._drained: Deferred[None] | None = None
+
+    def startFactory(self) -> None:
+        """Begin: there is no access log of twisted.web's to open."""
+
+    def stopFactory(self) -> None:
+        """End."""
+
+    # what requests ask
+
+    def leaf_for(self, path: bytes) -> IResource:
+        """Return the resource that `path` belongs to."""
+        return self._streaming.get(path[1:].partition(b"/")[0], self.resource)
+
+    def date(self) -> bytes:
+        """Return the time for a ``Date`` header, made once a second."""
+        now = int(self.seconds())
+        if now != self._date[0]:
+            self._date = (now, datetimeToString(now))
+        return self._date[1]
+
+    def take_request_id(self, given: bytes | None) -> bytes:
+        """Return the id of a request: the client's own where it is safe and not in use, else a new one.
+
+        A second live request with one id has broken vLLM's engine (vLLM builds its own request ids from this header).
+        """
+        if given is None or given in self._live_ids or not REQUEST_ID.fullmatch(given):
+            given = self._randbytes(16).hex().encode("ascii")
+        self._live_ids.add(given)
+        return given
+
+    def finished(self, request: GatewayRequest) -> None:
+        """Forget a request that was answered or given up."""
+        self._live_ids.discard(request.request_id)
+        self._on_finished(request)
+
+    # connections
+
+    def connection_made(self, channel: GatewayChannel) -> None:
+        """Count a connection in."""
+        self._channels.add(channel)
+        self.sweeper.add(channel)
+
+    def connection_lost(self, channel: GatewayChannel) -> None:
+        """Count a connection out."""
+        self._channels.discard(channel)
+        self.sweeper.discard(channel)
+        if self._drained is not None and not self._channels:
+            self._drained.callback(None)
+            self._drained = None
+
+    def drain(self) -> Deferred[None]:
+        """Close idle connections, and each of the others when its request is answered; fire when none is left."""
+        self.draining = True
+        done: Deferred[None] = Deferred()
+        for channel in list(self._channels):
+            channel.drain()
+        if self._channels:
+            self._drained = done
+        else:
+            done.callback(None)
+        return done
+
+    def abort(self) -> int:
+        """Cut what is left; return how many connections that were."""
+        channels = list(self._channels)
+        for channel in channels:
+            channel.transport.abortConnection()
+        return len(channels)
