@@ -180,6 +180,7 @@ def test_a_refusal_clips_a_long_path():
         "/a b",
         "/x%2Fy",
         "//*",
+        "/\ud800",
     ],
 )
 def test_a_rule_that_cannot_be_read_is_refused_with_what_is_right(text):

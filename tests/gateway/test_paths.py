@@ -90,7 +90,9 @@ def test_dots_that_do_not_climb_pass_as_they_are(raw):
     assert target(raw).forwarded == raw
 
 
-@pytest.mark.parametrize("raw", [b"/a b", b"/a\r\nx: y", b"/a\x00", b"/a\x7f", b"/\xc3\xa9", b"/a#b", b"/a?b#c", b"/a?\t"])
+@pytest.mark.parametrize(
+    "raw", [b"/a b", b"/a\r\nx: y", b"/a\x00", b"/a\x7f", b"/\xc3\xa9", b"/a#b", b"/a?b#c", b"/a?\t"]
+)
 def test_bytes_that_a_target_may_not_have_are_refused(raw):
     with pytest.raises(InvalidRequest, match="Percent-encode"):
         target(raw)
@@ -105,7 +107,7 @@ def test_a_path_that_does_not_begin_with_a_slash_is_refused(raw):
 def test_a_very_long_target_is_treated_as_a_short_one():
     assert target(b"/responses/" + b"x" * 9000).path == b"/v1/responses/" + b"x" * 9000
     with pytest.raises(InvalidRequest):
-        target(b"/a/../.." + b"x/.." * 3000)
+        target(b"/a/../../" + b"x/" * 3000)
 
 
 _PIECES = st.sampled_from(["/", "..", ".", "%2e", "%2f", "a", "%252e", "\\", "%5C", ";", "%3B", "?", "..%2F"])

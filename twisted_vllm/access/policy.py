@@ -93,7 +93,8 @@ def parse_rule(text: str) -> RouteRule:
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
     if path.startswith(MOUNT + "/"):
         path = path.removeprefix(MOUNT)
-    plain = plain_path(path.encode())
+    # a lone surrogate becomes a question mark, which no plain path has
+    plain = plain_path(path.encode("utf-8", "replace"))
     if plain is None or "*" in plain:
         message = (
             f"{text[:CLIP]!r} is not a plain path. Write it decoded, without query, empty or dot segments; "

@@ -37,7 +37,7 @@ def overlay(environ: Mapping[str, str], block: object, report: Report) -> dict[s
         found = here.attempt(_value, value)
         if not isinstance(name, str) or not name:
             here.refuse("must have a name that is text (put it into quotes)")
-        elif found is not None:
+        elif found:
             merged[name] = found
     return {name: value for name, value in merged.items() if value}
 

@@ -108,8 +108,8 @@ ENTRY_PARAMS = _names(
 MODEL_INFO = _names(
     """
     access_via_team_ids blocked cache_creation_input_token_cost cache_read_input_token_cost
-    disable_background_health_check health_check_max_tokens health_check_model health_check_timeout health_check_voice input_cost_per_second
-    input_cost_per_token output_cost_per_second output_cost_per_token
+    disable_background_health_check health_check_max_tokens health_check_model health_check_timeout health_check_voice
+    input_cost_per_second input_cost_per_token output_cost_per_second output_cost_per_token
     """
 )
 

@@ -117,7 +117,8 @@ def _endpoints(listen: Sequence[str], written: tuple[str, ...], root: Place) -> 
 
 def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
     """Refuse to be open to others than this machine, unless the master key or the endpoint was refused already."""
-    if place.report.refused_below("general_settings", "master_key", *environment.VARIABLES["master_key"], place.path):
+    here = ("master_key", "passthrough.allow_anonymous", place.path)
+    if place.report.refused_below("general_settings", *environment.VARIABLES["master_key"], *here):
         return
     if not all(is_loopback(value) for value in endpoints):
         place.refuse(

@@ -51,7 +51,7 @@ def text(value: object, place: Place) -> str:
         raise Rejected("must not be empty (write a value, or leave the setting out)")
     if not value.isprintable():
         raise Rejected("holds a line break or another control character (remove it)")
-    return value
+    return str(value)
 
 
 def secret(value: object, place: Place) -> Secret:
@@ -112,7 +112,7 @@ def one_of(*names: str) -> Checker[str]:
 
     def check(value: object, place: Place) -> str:
         if isinstance(value, str) and value in names:
-            return value
+            return str(value)
         raise Rejected(f"must be one of {', '.join(names)}{suggestion(value, names)}")
 
     return check

@@ -59,7 +59,7 @@ def find_model(body: bytes) -> ModelField | None:
         return _find_by_scanning(body)
     try:
         model = _decode(body).model
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Python's parser has the last word: it takes NaN and lone surrogates, and says what is wrong
         return _find_by_scanning(body)
     _check_utf8(body)

@@ -20,6 +20,9 @@ FORWARDED_HOST = b"x-forwarded-host"
 #: what stands for a peer without an address, on a UNIX socket (the word of RFC 7239 §6.2)
 UNKNOWN = "unknown"
 
+#: an IPv6 address with a zone; nothing longer is read as an address, or kept in the cache
+MAX_ADDRESS_LENGTH = 64
+
 
 def client_headers(
     peer: str,
@@ -66,10 +69,11 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
     address = peer
     for entry in reversed(headers.get(FORWARDED_FOR, b"").split(b",")):
         text = _bare_address(entry.strip().decode("latin-1"))
-        if _parse(text) is None:
+        trust = _trust(text, networks)
+        if trust is None:
             break
         address = text
-        if not _is_trusted(text, networks):
+        if not trust:
             break
     return address
 
@@ -92,7 +96,16 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
     return mapped or address
 
 
-@lru_cache(maxsize=1024)
 def _is_trusted(text: str, networks: tuple[Network, ...]) -> bool:
+    return _trust(text, networks) is True
+
+
+def _trust(text: str, networks: tuple[Network, ...]) -> bool | None:
+    """Tell whether `text` is a trusted proxy's address; None where it is no address."""
+    return _memoised_trust(text, networks) if len(text) <= MAX_ADDRESS_LENGTH else None
+
+
+@lru_cache(maxsize=1024)
+def _memoised_trust(text: str, networks: tuple[Network, ...]) -> bool | None:
     address = _parse(text)
-    return address is not None and any(address in network for network in networks)
+    return None if address is None else any(address in network for network in networks)

@@ -116,7 +116,7 @@ def read_upload(body: bytes, content_type: str) -> Upload:
 def duration(audio: bytes) -> float:
     """Return a recording's length in seconds: a WAV file's own, else a guess from its size."""
     try:
-        with wave.open(BytesIO(audio)) as file:
+        with wave.open(BytesIO(audio), "rb") as file:
             return file.getnframes() / file.getframerate()
     except (wave.Error, EOFError, ZeroDivisionError):
         return len(audio) / _BYTES_PER_SECOND

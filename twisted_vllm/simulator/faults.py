@@ -21,7 +21,8 @@ The header holds one or more of these, with commas between them; all routes take
 ``bad-chunk``
     sends the head and about half of the body, then a chunk without a valid size, and closes the connection.
 ``error-event``
-    a stream sends half of its tokens, then an error event as vLLM does when its engine fails, and ends well.
+    a stream sends half of its tokens, then an error event as vLLM does when its engine fails, and ends well;
+    any other answer is vLLM's 500.
 
 Of the last eight only one can be asked for. A stream that breaks off has sent at least its first token.
 """

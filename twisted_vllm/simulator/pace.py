@@ -97,8 +97,9 @@ class PacedEvents:
                     self._cancel_timer()
                     self._timer = self._clock.callLater(wait, self._tick)
                     return
-                data = self._opening + self._next if self.steps == 0 else self._next
-                self._next = next(self._events, None)
+                data, self._next = self._next, next(self._events, None)
+                if self.steps == 0 and self._opening:
+                    self._write(self._opening)
                 self.steps += 1
                 self._write(data)
         finally:

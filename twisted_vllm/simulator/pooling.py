@@ -11,7 +11,7 @@ from typing import Any
 from twisted_vllm.simulator.engine import Engine
 from twisted_vllm.simulator.fields import Fields
 from twisted_vllm.simulator.generation import body_of, content_text, served_model, whole_usage_of
-from twisted_vllm.simulator.refusals import Refusal, bad_parameter
+from twisted_vllm.simulator.refusals import Refusal, ValidationFailed, bad_parameter
 from twisted_vllm.simulator.replies import Answer, Call, Reply, Work, json_answer
 from twisted_vllm.simulator.text import count_tokens
 
@@ -71,7 +71,7 @@ def rerank(call: Call, engine: Engine) -> Reply:
     documents = _texts(fields.get("documents"))
     if not documents:
         raise Refusal("At least one text_pair element must be given")
-    results = [
+    results: list[dict[str, Any]] = [
         {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": similarity(query, text)}
         for index, text in enumerate(documents)
     ]
@@ -126,7 +126,9 @@ def _model_and_inputs(call: Call, engine: Engine) -> tuple[str, list[tuple[str, 
 
 def _inputs(fields: Fields) -> list[tuple[str, int]]:
     if not fields.has("input") and fields.has("messages"):
-        text = "\n".join(content_text(item.get("content")) for item in fields.items("messages") if isinstance(item, dict))
+        text = "\n".join(
+            content_text(item.get("content")) for item in fields.items("messages") if isinstance(item, dict)
+        )
         return [(text, max(1, count_tokens(text)))]
     if not fields.has("input"):
         fields.require("input", "messages")
@@ -157,7 +159,7 @@ def _pair_names(fields: Fields) -> tuple[str, str]:
         fields.require(*names)
     fields.check()
     # both fields of a pair were sent, and one of them as null
-    fields.fail("list_type", "text_1", "Input should be a valid list")
+    raise ValidationFailed([("list_type", "body.text_1", "Input should be a valid list", "None")])
 
 
 def _texts(given: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""vLLM's own error answers, as vLLM 0.32.0 gives them (``vllm/entrypoints/serve/exception_handling``; seen on a server)."""
+"""vLLM's own error answers, as a server of vLLM 0.32.0 gives them (``vllm/entrypoints/serve/exception_handling``)."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ class FrameworkRefusal(Refusal):
     def body(self, *, anthropic: bool = False) -> bytes:
         """Return the JSON body."""
         return msgspec.json.encode({self._key: self.message})
+
+
+class Redirect(Refusal):
+    """Where a path differs from a route by a slash at its end, the framework sends the client there."""
+
+    def __init__(self, location: bytes) -> None:
+        super().__init__("", status=307, headers=((b"location", location),))
+
+    def body(self, *, anthropic: bool = False) -> bytes:
+        """Return no bytes."""
+        return b""
+
+
+def simulated_failure(status: int) -> Refusal:
+    """Return the error that the header ``x-simulate: status=`` asks for."""
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
+    return Refusal(f"Simulated failure: {status} {phrase}", status=status, type=f"{phrase.replace(' ', '')}Error")
 
 
 def bad_parameter(message: str, param: str, value: object = None) -> Refusal:

@@ -74,6 +74,12 @@ class Answer:
     work: Work | None = None
 
 
+#: the event of a failure inside vLLM's engine, on OpenAI's routes
+FAILURE = (
+    b'data: {"error":{"message":"Internal server error","type":"InternalServerError","param":null,"code":500}}\n\n'
+)
+
+
 @attrs.frozen
 class EventStream:
     """An answer that is sent as server-sent events.
@@ -83,12 +89,14 @@ class EventStream:
         events: the events of each step of the engine, ``work.steps`` of them.
         closing: the events after the last token.
         work: what it costs.
+        failure: the events that end it in place of ``closing`` when the engine fails.
     """
 
     opening: bytes
     events: Iterator[bytes]
     closing: bytes
     work: Work
+    failure: bytes = FAILURE + DONE
 
 
 Reply = Answer | EventStream

@@ -11,7 +11,7 @@ from twisted_vllm.config.secret import Secret
 
 DEFAULT_MODEL = "simulated-model"
 
-#: prompt and answer together, in tokens; what ``/v1/models`` reports and what a larger ``max_tokens`` is refused against
+#: prompt and answer together, in tokens: ``/v1/models`` reports it, and a larger ``max_tokens`` is refused
 MAX_MODEL_LEN = 32_768
 
 

@@ -36,6 +36,21 @@ FLUSH = 300.0
 READ_SIZE = 65_536
 
 
+class Peer:
+    """Where a connection comes from.
+
+    Attributes:
+        host: the address, or empty on a UNIX socket.
+        secure: whether the connection is TLS.
+    """
+
+    __slots__ = ("host", "secure")
+
+    def __init__(self, host: str, secure: bool) -> None:
+        self.host = host
+        self.secure = secure
+
+
 class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class is untyped
     """One client connection.
 
@@ -43,9 +58,11 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
         site: the factory that built the channel.
         deadline: when `expired` is called, in the reactor's seconds.
         requests: the requests that were begun and not yet answered, oldest first.
+        peer: where the connection comes from.
     """
 
     site: GatewaySite
+    peer: Peer
     deadline: float | None = None
 
     def __init__(self) -> None:
@@ -69,6 +86,7 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
         """Take up the connection."""
         super().connectionMade()
         self.write = eager_write(self.transport)
+        self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)
         self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)
 

@@ -1,4 +1,4 @@
-"""``/v1/messages`` and ``/v1/messages/count_tokens``, Anthropic's API in the shapes that vLLM 0.32.0 was seen to give."""
+"""``/v1/messages`` and ``/v1/messages/count_tokens``, Anthropic's API in vLLM 0.32.0's shapes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _whole(generation: Generation) -> Reply:
 
 
 def _stream(generation: Generation) -> Reply:
-    message = {
+    message: dict[str, Any] = {
         "id": f"chatcmpl-{generation.number}",
         "type": "message",
         "role": "assistant",
@@ -92,7 +92,8 @@ def _stream(generation: Generation) -> Reply:
         + named_event({"type": "message_delta", "delta": stop, "usage": usage})
         + named_event({"type": "message_stop"})
     )
-    return EventStream(opening, _deltas(generation), closing, generation.work)
+    failure = named_event({"type": "error", "error": {"type": "internal_error", "message": "Internal server error"}})
+    return EventStream(opening, _deltas(generation), closing, generation.work, failure)
 
 
 def _deltas(generation: Generation) -> Iterator[bytes]:

@@ -1,0 +1,165 @@
+"""An AdminApp with fakes around it, asked through twisted.web without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+from treq.testing import RequestTraversalAgent, StubTreq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+from zope.interface import implementer
+
+from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.records import KeyRecord
+from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.health import Readiness
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.store.interfaces import IKeyStore
+from twisted_vllm.store.memory import MemoryKeyStore
+
+MASTER_KEY = "sk-master-secret-0123"
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@attrs.frozen
+class Answer:
+    """What a client got."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The refusal, which every answer of the gateway's own has in the same shape."""
+        error: dict[str, Any] = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert self.headers["x-vllm-passthrough-error"] == error["code"]
+        assert self.headers["content-type"] == "application/json"
+        return error
+
+
+def value_of(deferred: Deferred[Any]) -> Any:
+    """Return what a Deferred fired with; it must have."""
+    fired: list[Any] = []
+    deferred.addBoth(fired.append)
+    assert fired, "the Deferred has not fired"
+    if isinstance(fired[0], Failure):
+        fired[0].raiseException()
+    return fired[0]
+
+
+@implementer(IKeyStore)
+class HeldStore:
+    """A store that answers when the test lets it."""
+
+    def __init__(self) -> None:
+        self.inner = MemoryKeyStore()
+        self.held: list[tuple[Deferred[Any], Any]] = []
+
+    def load(self) -> Deferred[list[KeyRecord]]:
+        return self.inner.load()
+
+    def insert(self, record: KeyRecord) -> Deferred[None]:
+        return self._hold(lambda: self.inner.insert(record))
+
+    def delete(self, tokens: Sequence[str]) -> Deferred[list[str]]:
+        return self._hold(lambda: self.inner.delete(tokens))
+
+    def _hold(self, work: Any) -> Deferred[Any]:
+        deferred: Deferred[Any] = Deferred()
+        self.held.append((deferred, work))
+        return deferred
+
+    def release(self) -> None:
+        """Do what was asked first."""
+        deferred, work = self.held.pop(0)
+        work().chainDeferred(deferred)
+
+    def refuse(self, error: Exception) -> None:
+        """Fail what was asked first."""
+        self.held.pop(0)[0].errback(error)
+
+
+class Recorded(Resource):
+    """Keeps the requests that pass, to see what the log would."""
+
+    isLeaf = True
+
+    def __init__(self, inner: IResource) -> None:
+        super().__init__()
+        self._inner = inner
+        self.requests: list[Any] = []
+
+    def render(self, request: IRequest) -> Any:
+        self.requests.append(request)
+        return self._inner.render(request)
+
+
+class Gateway:
+    """The gateway's own routes, on a clock that the test turns."""
+
+    def __init__(self, store: IKeyStore | None = None, master_key: str | None = MASTER_KEY) -> None:
+        self.clock = Clock()
+        self.store = MemoryKeyStore() if store is None else store
+        self.index = KeyIndex()
+        self.state = Readiness(draining=False, database=True)
+        self._random = 0
+        app = AdminApp(
+            authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index),
+            index=self.index,
+            store=self.store,
+            clock=self.clock,
+            now=self.now,
+            randbytes=self._randbytes,
+            readiness=lambda: self.state,
+        )
+        self.recorded = Recorded(app.resource())
+        self.agent = RequestTraversalAgent(self.recorded)
+        self._treq = StubTreq(self.recorded)
+
+    def now(self) -> datetime:
+        return NOW + timedelta(seconds=self.clock.seconds())
+
+    def _randbytes(self, count: int) -> bytes:
+        self._random += 1
+        return self._random.to_bytes(count, "big")
+
+    def call(
+        self, method: str, path: str, key: str | None = MASTER_KEY, body: object = None, headers: Any = None, data: Any = None
+    ) -> Answer:
+        """Ask and return the answer; `body` is sent as JSON, `data` as it is."""
+        sent = dict(headers or {})
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key}"
+        if body is not None:
+            data = json.dumps(body).encode()
+        response = value_of(self._treq.request(method, f"http://gateway:4000{path}", headers=sent, data=data))
+        found = {
+            name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()
+        }
+        return Answer(response.code, found, value_of(response.content()))
+
+    def get(self, path: str, key: str | None = MASTER_KEY, **options: Any) -> Answer:
+        return self.call("GET", path, key, **options)
+
+    def post(self, path: str, body: object = None, key: str | None = MASTER_KEY, **options: Any) -> Answer:
+        return self.call("POST", path, key, body, **options)
+
+    def make_key(self, **fields: object) -> dict[str, Any]:
+        """Make a key and return what the administrator sees of it."""
+        answer = self.post("/key/generate", fields)
+        assert answer.status == 200, answer.body
+        made: dict[str, Any] = answer.json
+        return made

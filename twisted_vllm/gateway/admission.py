@@ -1,0 +1,153 @@
+"""Whether a request goes on, and where to: decided without I/O, in two steps.
+
+The head is enough to know who asks for which route. Only where the model decides something (a permission, or which
+server) must the body be read before the second step; everything else streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from twisted_vllm.access.keys import Authenticator
+from twisted_vllm.access.policy import RoutePolicy
+from twisted_vllm.access.records import Principal
+from twisted_vllm.access.routes import Route, classify
+from twisted_vllm.config.settings import Server
+from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.gateway.bodies import ModelField, find_model, rename
+from twisted_vllm.gateway.multipart import find_model_in_form, rename_in_form
+from twisted_vllm.gateway.paths import Target, target
+from twisted_vllm.gateway.routing import Destination, Router
+from twisted_vllm.wire.headers import is_form
+
+
+@attrs.frozen
+class Entry:
+    """A request whose head was admitted.
+
+    Attributes:
+        principal: who asks.
+        route: what for.
+        target: the path and query below ``/vllm``.
+        needs_model: whether the body must be in hand before `Admission.admit`.
+    """
+
+    principal: Principal
+    route: Route
+    target: Target
+    needs_model: bool
+
+
+@attrs.frozen
+class Admitted:
+    """A request that goes on to a server.
+
+    Attributes:
+        server: which one.
+        path: what the server is asked for: path and query, below the server's base.
+        model: the model that the body names, or empty where it names none or was not read.
+        body: the body as the server shall see it; None where it was not in hand and streams as it is.
+    """
+
+    server: Server
+    path: bytes
+    model: str
+    body: bytes | None
+
+
+class Admission:
+    """Decides with the operator's settings and the keys in memory."""
+
+    def __init__(
+        self, *, authenticator: Authenticator, policy: RoutePolicy, router: Router, path_aliases: bool
+    ) -> None:
+        """Bind what decides.
+
+        Args:
+            authenticator: tells who a credential stands for.
+            policy: tells which routes and models a principal may use.
+            router: picks the server for a model.
+            path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
+        """
+        self._authenticate = authenticator.authenticate
+        self._policy = policy
+        self._router = router
+        self._path_aliases = path_aliases
+        self._routes_by_model = bool(router.names)
+
+    def identify(self, headers: Mapping[bytes, bytes], now: float) -> Principal:
+        """Tell who asks.
+
+        Args:
+            headers: the first value of each header, by lower-case name.
+            now: the time in Unix seconds.
+
+        Raises:
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential does not admit anyone.
+        """
+        return self._authenticate(headers, now)
+
+    def enter(self, principal: Principal, method: bytes, raw: bytes) -> Entry:
+        """Admit the head of a request.
+
+        Args:
+            principal: who asks.
+            method: the method.
+            raw: the request target below ``/vllm``, as it came.
+
+        Raises:
+            InvalidRequest: the path climbs out of ``/vllm``.
+            RouteNotAllowed: the principal may not call this route.
+        """
+        where = target(raw, self._path_aliases)
+        route = classify(method, where.path)
+        self._policy.check_route(principal, route)
+        needs_model = route.takes_model and (self._routes_by_model or bool(principal.models))
+        return Entry(principal, route, where, needs_model)
+
+    def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
+        """Admit the whole request.
+
+        Args:
+            entry: what `enter` returned.
+            headers: the first value of each header, by lower-case name.
+            body: the body, or None where it is not in hand; it must be where `Entry.needs_model`.
+
+        Raises:
+            ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
+            ModelNotAllowed: the principal may not use the model.
+            ModelNotFound: no server is configured for the model.
+        """
+        field = None
+        undetermined = False
+        form = is_form(headers)
+        if entry.route.takes_model and body:
+            try:
+                field = find_model_in_form(body, headers[b"content-type"]) if form else find_model(body)
+            except ModelUndetermined:
+                if entry.principal.models:
+                    raise
+                undetermined = True
+        if field is None:
+            if entry.principal.models and entry.route.takes_model:
+                raise ModelUndetermined(
+                    "This key may use certain models only, and the request does not name a model: "
+                    'send it in the body as "model".',
+                    param="model",
+                )
+            destination = (
+                self._router.destination_for_undetermined() if undetermined else self._router.route(None)
+            )
+            return Admitted(destination.server, entry.target.forwarded, "", body)
+        self._policy.check_model(entry.principal, field.name)
+        destination = self._router.route(field.name)
+        return Admitted(destination.server, entry.target.forwarded, field.name, _renamed(body, field, destination, form))
+
+
+def _renamed(body: bytes | None, field: ModelField, destination: Destination, form: bool) -> bytes | None:
+    """Return the body with the model's name as the server knows it: the only change ever made to a body."""
+    if destination.upstream_model is None or body is None:
+        return body
+    return (rename_in_form if form else rename)(body, field, destination.upstream_model)

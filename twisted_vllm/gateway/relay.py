@@ -1,0 +1,165 @@
+"""Producer and consumer in both directions: the request's body to the server, the response to the client."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IConsumer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface import implementer
+
+from twisted_vllm.errors import GatewayError
+from twisted_vllm.wire.headers import BODILESS, relayed_response_headers
+from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.response import UpstreamResponse
+
+
+@implementer(IBodyProducer)
+class RequestBody:
+    """The client's body as it arrives.
+
+    Attributes:
+        length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
+    """
+
+    def __init__(self, request: GatewayRequest) -> None:
+        self.length = UNKNOWN_LENGTH if request.body_length is None else request.body_length
+        self._request = request
+        self._consumer: IConsumer | None = None
+        self._done: Deferred[None] = Deferred()
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Write the body to `consumer`; the Deferred fires at its end."""
+        self._consumer = consumer
+        self._request.stream_body(self._piece)
+        return self._done
+
+    def _piece(self, data: bytes, last: bool) -> None:
+        if self._consumer is None:
+            return
+        self._consumer.write(data)
+        if last:
+            self._consumer = None
+            self._done.callback(None)
+
+    def pauseProducing(self) -> None:
+        """Read no more from the client for now."""
+        self._request.pause_body()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self._request.resume_body()
+
+    def stopProducing(self) -> None:
+        """Drop what is still to come: the server has answered, or has gone."""
+        self._consumer = None
+        self._request.resume_body()
+
+
+class Relay(Protocol):
+    """Carries one response to the client. It is the request's `Work`, and the protocol that receives the body.
+
+    Attributes:
+        outcome: how it ended, in the words of `RequestRecord`.
+    """
+
+    _log = Logger()
+
+    def __init__(self, request: GatewayRequest) -> None:
+        self.outcome = ""
+        self._request = request
+        self._response: UpstreamResponse | None = None
+        self._asking: Deferred[UpstreamResponse] | None = None
+        self._ended = False
+
+    def begin(self, asking: Deferred[UpstreamResponse]) -> None:
+        """Relay what `asking` fires with."""
+        self._asking = asking
+        asking.addCallbacks(self._head, self._no_head)
+        asking.addErrback(self._broken)
+
+    def cancel(self) -> None:
+        """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
+        self._ended = True
+        self.outcome = self.outcome or "client_disconnected"
+        if self._response is not None:
+            self._response.cut()
+        elif self._asking is not None:
+            self._asking.cancel()
+
+    # the head
+
+    def _head(self, response: UpstreamResponse) -> None:
+        self._response = response
+        request = self._request
+        request.relay_head(response.code, response.phrase, relayed_response_headers(response.raw_headers))
+        if response.complete and (response.length == 0 or response.code in BODILESS):
+            self._finish(b"")
+            return
+        if not response.complete:
+            request.registerProducer(self, True)
+        response.deliverBody(self)
+        request.flush()
+
+    def _no_head(self, failure: Failure) -> None:
+        if self._ended:
+            failure.trap(CancelledError)
+            return
+        self._ended = True
+        failure.trap(GatewayError)
+        self.outcome = "upstream_failed"
+        self._request.answer(failure.value)
+
+    def _broken(self, failure: Failure) -> None:
+        """A fault of our own: the client must not wait for ever."""
+        self._ended = True
+        self.outcome = "failed"
+        self._request.processingFailed(failure)
+
+    # the body
+
+    def dataReceived(self, data: bytes) -> None:
+        """Write a piece; the last one ends the response in the same write."""
+        if self._ended:
+            return
+        response = self._response
+        if response is not None and response.complete:
+            self._finish(data)
+        else:
+            self._request.relay_body(data, False)
+
+    def _finish(self, data: bytes) -> None:
+        self._ended = True
+        self.outcome = "completed"
+        self._request.relay_body(data, True)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End the response, or cut it where the server's was cut."""
+        if self._ended:
+            return
+        if reason.check(ResponseDone):
+            self._finish(b"")
+            return
+        self._ended = True
+        self.outcome = "upstream_failed"
+        self._log.warn("The response to {request_id} was cut short", request_id=self._request.request_id.decode("ascii"))
+        self._request.abort()
+
+    # IPushProducer, for the client's connection
+
+    def pauseProducing(self) -> None:
+        """The client reads slowly: read no more from the server."""
+        if self.transport is not None and not self._ended:
+            self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if self.transport is not None and not self._ended:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The client's connection is ending."""
+        self.cancel()

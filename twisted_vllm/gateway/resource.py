@@ -1,0 +1,163 @@
+"""Everything below ``/vllm``: the resource that ties admission, forwarding and the relay together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from twisted.web.resource import IResource
+from twisted.web.server import NOT_DONE_YET
+from zope.interface import implementer
+
+from twisted_vllm.config.settings import Limits
+from twisted_vllm.errors import Draining, GatewayError
+from twisted_vllm.gateway.admission import Admission, Admitted, Entry
+from twisted_vllm.gateway.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, client_headers
+from twisted_vllm.gateway.outgoing import outgoing_headers
+from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
+
+#: where the pass-through stands
+MOUNT = b"/vllm"
+
+#: bytes up to which a body that is in hand is looked into for its model although nothing depends on it, for the log
+PEEK_LIMIT = 65_536
+
+
+class Forwarding:
+    """What is known of a request that was forwarded: the request's `note`, for its log record.
+
+    Attributes:
+        entry: the admitted head.
+        admitted: the admitted request.
+        relay: the response's way back.
+    """
+
+    __slots__ = ("admitted", "entry", "relay")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.admitted: Admitted | None = None
+        self.relay: Relay | None = None
+
+
+@implementer(IResource, IStreamingResource)
+class PassThroughResource:
+    """Forwards requests to vLLM servers."""
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        client: PassThroughClient,
+        limits: Limits,
+        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Make the resource.
+
+        Args:
+            admission: decides.
+            client: forwards.
+            limits: caps.
+            trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            now: the time in Unix seconds.
+        """
+        self._admission = admission
+        self._forward = client.forward
+        self._limits = limits
+        self._trusted_proxies = tuple(trusted_proxies)
+        self._now = now
+
+    def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
+        """Return itself: every path below is its own."""
+        return self
+
+    def putChild(self, path: bytes, child: IResource) -> None:
+        """Refuse: everything below is vLLM's."""
+        raise TypeError("everything below /vllm belongs to the server behind it")
+
+    def render(self, request: GatewayRequest) -> int:
+        """Begin to answer `request`, whose body may still be on its way."""
+        try:
+            self._enter(request)
+        except GatewayError as error:
+            request.answer(error)
+        return NOT_DONE_YET
+
+    def _enter(self, request: GatewayRequest) -> None:
+        if request.site.draining:
+            raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
+        principal = request.principal = self._admission.identify(request.head, self._now())
+        entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
+        request.note = Forwarding(entry)
+        if entry.needs_model and not request.body_complete:
+            request.collect_body(self._limits.max_held_body_bytes, lambda body: self._collected(request, entry, body))
+        elif request.body_complete and (entry.needs_model or request.body_received <= PEEK_LIMIT):
+            request.collect_body(self._limits.max_held_body_bytes, lambda body: self._admit(request, entry, body))
+        else:
+            self._admit(request, entry, None)
+
+    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
+        try:
+            self._admit(request, entry, body)
+        except GatewayError as error:
+            request.answer(error)
+
+    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
+        head = request.head
+        admitted = self._admission.admit(entry, head, held)
+        body: bytes | RequestBody | None = admitted.body
+        framing = None
+        if body is None:
+            body = RequestBody(request)
+            if isinstance(body.length, int):
+                framing = (b"Content-Length", b"%d" % body.length)
+            else:
+                framing = (b"Transfer-Encoding", b"chunked")
+        elif body or b"content-length" in head or b"transfer-encoding" in head:
+            framing = (b"Content-Length", b"%d" % len(body))
+        peer = request.channel.peer
+        forwarded = client_headers(
+            peer.host, peer.secure, head.get(b"host"), self._forwarded_by(request), self._trusted_proxies
+        )
+        headers = outgoing_headers(
+            request.raw_headers,
+            server=admitted.server,
+            trusted=entry.principal.is_administrator,
+            request_id=request.request_id,
+            forwarded=forwarded,
+            framing=framing,
+            connection=head.get(b"connection"),
+            expects_continue=held is None and request.awaits_continue(),
+        )
+        relay = Relay(request)
+        note = request.note
+        note.admitted = admitted
+        note.relay = relay
+        request.work = relay
+        relay.begin(
+            self._forward(
+                admitted.server,
+                request.method,
+                admitted.server.base_path + admitted.path,
+                headers,
+                body or None,
+                request.informational,
+            )
+        )
+
+    def _forwarded_by(self, request: GatewayRequest) -> dict[bytes, bytes]:
+        """Return the proxies' headers with their repetitions joined, where any proxy is believed."""
+        if not self._trusted_proxies:
+            return {}
+        joined: dict[bytes, bytes] = {}
+        for name, value in request.raw_headers:
+            name = name.lower()
+            if name in (FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST):
+                joined[name] = joined[name] + b", " + value if name in joined else value
+        return joined

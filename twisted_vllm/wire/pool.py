@@ -1,0 +1,59 @@
+"""Which idle connection to use next, and which to close: decisions without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Connection = TypeVar("Connection")
+
+#: seconds for which an idle connection is kept: less than the 5 s after which vLLM's server (uvicorn) closes it
+KEEP = 4.0
+
+#: idle connections that are kept to one server
+KEEP_COUNT = 256
+
+
+class Pool(Generic[Connection]):
+    """Idle connections by server, the most recently used first.
+
+    Each method that lets go of connections returns them; closing them is the caller's part.
+    """
+
+    def __init__(self, keep: float = KEEP, keep_count: int = KEEP_COUNT) -> None:
+        self._keep = keep
+        self._keep_count = keep_count
+        self._idle: dict[Hashable, list[tuple[float, Connection]]] = {}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{key}: {len(stack)}" for key, stack in self._idle.items() if stack)
+        return f"<Pool idle {{{counts}}}>"
+
+    def __len__(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def take(self, key: Hashable, now: float) -> Connection | None:
+        """Return the connection used last, unless even that has been idle for too long."""
+        stack = self._idle.get(key)
+        if stack and stack[-1][0] + self._keep > now:
+            return stack.pop()[1]
+        return None
+
+    def put(self, key: Hashable, connection: Connection, now: float) -> list[Connection]:
+        """Keep `connection` as idle from `now`; return what there is no room for."""
+        stack = self._idle.setdefault(key, [])
+        stack.append((now, connection))
+        surplus = stack[: max(0, len(stack) - self._keep_count)]
+        del stack[: len(surplus)]
+        return [connection for _, connection in surplus]
+
+    def discard(self, key: Hashable, connection: Connection) -> None:
+        """Forget a connection that was closed by the other side."""
+        stack = self._idle.get(key, [])
+        stack[:] = [pair for pair in stack if pair[1] is not connection]
+
+    def clear(self) -> list[Connection]:
+        """Let go of everything."""
+        everything = [connection for stack in self._idle.values() for _, connection in stack]
+        self._idle.clear()
+        return everything

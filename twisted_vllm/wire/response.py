@@ -1,0 +1,129 @@
+"""A vLLM server's response, in the shape that twisted.web and treq give responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
+from zope.interface import implementer
+
+from twisted_vllm.wire.headers import HeaderList, content_length
+
+
+@implementer(IResponse)
+class UpstreamResponse:
+    """One response, whose body is delivered as it arrives.
+
+    Attributes:
+        version: ``(b"HTTP", 1, 1)``.
+        code: the status code.
+        phrase: the reason phrase as it came.
+        raw_headers: the headers as they came, in order.
+        length: the body's declared size in bytes, or ``UNKNOWN_LENGTH``.
+        request: always None; IResponse asks for it.
+        previousResponse: always None: redirects are not followed.
+        complete: whether nothing follows what has been delivered or is being delivered: set before the last piece.
+    """
+
+    request = None
+    previousResponse = None
+
+    def __init__(
+        self,
+        *,
+        version: tuple[bytes, int, int],
+        code: int,
+        phrase: bytes,
+        raw_headers: HeaderList,
+        transport: IPushProducer,
+        cut: Callable[[], None],
+        bodyless: bool,
+    ) -> None:
+        """Make the response.
+
+        Args:
+            version: the HTTP version.
+            code: the status code.
+            phrase: the reason phrase.
+            raw_headers: the headers as they came.
+            transport: what pauses and resumes the body.
+            cut: gives up the exchange, and with it the connection.
+            bodyless: whether no body can follow: HEAD, 204, 304.
+        """
+        self.version = version
+        self.code = code
+        self.phrase = phrase
+        self.raw_headers = raw_headers
+        self.complete = False
+        self._transport = transport
+        self._cut = cut
+        self._protocol: IProtocol | None = None
+        self._early: list[bytes] = []
+        self._ended: Failure | None = None
+        self._held = False
+        if bodyless:
+            self.length: Any = 0
+        else:
+            length = content_length(raw_headers)
+            self.length = UNKNOWN_LENGTH if length is None else length
+
+    @property
+    def headers(self) -> Headers:
+        """The headers in Twisted's shape."""
+        headers = Headers()
+        for name, value in self.raw_headers:
+            headers.addRawHeader(name, value)
+        return headers
+
+    def deliverBody(self, protocol: IProtocol) -> None:
+        """Deliver the body to `protocol`, beginning with what came already."""
+        self._protocol = protocol
+        protocol.makeConnection(self._transport)  # type: ignore[arg-type]  # a producer stands for the transport, as in Twisted
+        early, self._early = self._early, []
+        for piece in early:
+            protocol.dataReceived(piece)
+        if self._ended is not None:
+            protocol.connectionLost(self._ended)
+        elif self._held:
+            self._held = False
+            self._transport.resumeProducing()
+
+    def hold(self) -> None:
+        """Stop the body until somebody asks for it."""
+        if self._protocol is None and self._ended is None:
+            self._held = True
+            self._transport.pauseProducing()
+
+    def setPreviousResponse(self, response: object) -> None:
+        """Do nothing: redirects are relayed, not followed."""
+
+    def cut(self) -> None:
+        """Give up the response; the connection to the server is closed at once."""
+        self._cut()
+
+    def received(self, data: bytes) -> None:
+        """Take a piece of the body from the connection."""
+        if self._protocol is None:
+            self._early.append(data)
+        else:
+            self._protocol.dataReceived(data)
+
+    def ended(self, reason: Failure) -> None:
+        """Take the end of the body from the connection: ``ResponseDone`` or ``ResponseFailed``."""
+        self._ended = reason
+        if self._protocol is not None:
+            self._protocol.connectionLost(reason)
+
+
+#: the end of a whole response; one failure serves all, as it carries no state
+DONE = Failure(ResponseDone())
+
+
+def failed(error: Exception) -> Failure:
+    """Return the end of a response that was cut short by `error`."""
+    return Failure(ResponseFailed([Failure(error)]))
