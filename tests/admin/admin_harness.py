@@ -35,6 +35,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    length: int | str
 
     @property
     def json(self) -> Any:
@@ -137,7 +138,13 @@ class Gateway:
         return self._random.to_bytes(count, "big")
 
     def call(
-        self, method: str, path: str, key: str | None = MASTER_KEY, body: object = None, headers: Any = None, data: Any = None
+        self,
+        method: str,
+        path: str,
+        key: str | None = MASTER_KEY,
+        body: object = None,
+        headers: Any = None,
+        data: Any = None,
     ) -> Answer:
         """Ask and return the answer; `body` is sent as JSON, `data` as it is."""
         sent = dict(headers or {})
@@ -146,10 +153,8 @@ class Gateway:
         if body is not None:
             data = json.dumps(body).encode()
         response = value_of(self._treq.request(method, f"http://gateway:4000{path}", headers=sent, data=data))
-        found = {
-            name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()
-        }
-        return Answer(response.code, found, value_of(response.content()))
+        found = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        return Answer(response.code, found, value_of(response.content()), response.length)
 
     def get(self, path: str, key: str | None = MASTER_KEY, **options: Any) -> Answer:
         return self.call("GET", path, key, **options)

@@ -115,7 +115,15 @@ def test_a_key_can_be_made_blocked(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["sk-short", "sk-123456789012", "no-prefix-0123456789", "sk-with space 0123456", "sk-ümlaut-0123456789", "sk-" + "x" * 510, ""],
+    [
+        "sk-short",
+        "sk-123456789012",
+        "no-prefix-0123456789",
+        "sk-with space 0123456",
+        "sk-ümlaut-0123456789",
+        "sk-" + "x" * 510,
+        "",
+    ],
 )
 def test_a_custom_key_must_be_fit_for_a_header(gateway: Gateway, key: str) -> None:
     answer = gateway.post("/key/generate", {"key": key})
@@ -228,11 +236,29 @@ def test_an_ill_formed_field_is_named_by_its_path(gateway: Gateway, body: dict[s
 
 @pytest.mark.parametrize(
     "data",
-    [b"{", b"[]", b"null", b"5", b"{'a': 1}", b"\xff\xfe", b'{"a": "\xff"}', b'{"metadata": ' + b"[" * 5000, b'{"key_alias": "\\ud800"}'],
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b"5",
+        b"{'a': 1}",
+        b"\xff\xfe",
+        b'{"a": "\xff"}',
+        b'{"metadata": ' + b"[" * 5000,
+        b'{"key_alias": "\\ud800"}',
+    ],
 )
 def test_a_body_that_is_no_json_object_is_refused(gateway: Gateway, data: bytes) -> None:
     answer = gateway.post("/key/generate", data=data)
     assert (answer.status, answer.error["code"]) == (400, "invalid_request")
+
+
+def test_metadata_may_be_nested_but_not_without_end(gateway: Gateway) -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        return {"metadata": {"a": nested(levels - 1)["metadata"]}} if levels > 1 else {"metadata": {}}
+
+    assert gateway.post("/key/generate", nested(32)).status == 200
+    assert gateway.post("/key/generate", nested(34)).error["param"] == "metadata"
 
 
 @pytest.mark.parametrize("number", ["12345678901234567890123456789", "-9223372036854775809", "1e300", "0.1"])

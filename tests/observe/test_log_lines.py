@@ -124,7 +124,14 @@ def test_a_terminal_gets_colours_and_short_times() -> None:
 
 def test_a_refused_request_says_why_and_leaves_out_what_it_has_not() -> None:
     refused = msgspec.structs.replace(
-        RECORD, status=401, outcome="refused", error="invalid_api_key", key_name="", model="", server="", first_byte_ms=None
+        RECORD,
+        status=401,
+        outcome="refused",
+        error="invalid_api_key",
+        key_name="",
+        model="",
+        server="",
+        first_byte_ms=None,
     )
     assert TextLines().request(refused, "info").decode() == (
         "2026-11-24T12:00:01.123Z 401 POST /v1/chat/completions 12.3ms 1.2kB refused error=invalid_api_key rid=5f0e\n"
@@ -132,7 +139,9 @@ def test_a_refused_request_says_why_and_leaves_out_what_it_has_not() -> None:
 
 
 def test_long_times_and_large_bodies_are_readable() -> None:
-    line = TextLines().request(msgspec.structs.replace(RECORD, total_ms=61_250.0, bytes_out=5_300_000, status=0), "info")
+    line = TextLines().request(
+        msgspec.structs.replace(RECORD, total_ms=61_250.0, bytes_out=5_300_000, status=0), "info"
+    )
     assert " --- " in line.decode()
     assert " 61.2s " in line.decode()
     assert " 5.3MB " in line.decode()

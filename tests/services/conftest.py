@@ -45,6 +45,6 @@ def postgresql_url(postgresql: PrivatePostgresql) -> str:
 def postgresql_database(reactor: Any, postgresql_url: str) -> Iterator[Database]:
     """A started Database on an empty database."""
     database = Database(reactor, Secret(postgresql_url))
-    pytest_twisted.blockon(database.start())
+    database.open()
     yield database
     pytest_twisted.blockon(database.stop())

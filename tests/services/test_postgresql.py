@@ -54,7 +54,7 @@ async def test_times_come_back_in_utc_whatever_zone_the_database_has(postgresql_
 
     await postgresql_database.run(work, writes=True)
     await postgresql_database.stop()
-    await postgresql_database.start()
+    postgresql_database.open()
     store = DatabaseKeyStore(postgresql_database)
     await store.insert(key_record(1))
     [found] = await store.load()
@@ -80,14 +80,14 @@ async def test_a_newer_schema_is_refused(reactor: Any, postgresql_url: str, post
 
     await postgresql_database.run(work, writes=True)
     with pytest.raises(StoreError, match="'9999', which is newer than"):
-        await Database(reactor, Secret(postgresql_url)).start()
+        Database(reactor, Secret(postgresql_url)).open()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_wrong_password_is_refused_and_not_shown(reactor: Any, postgresql: PrivatePostgresql) -> None:
     url = postgresql.url("postgres", password="wr:ng/P@ss")
     with captured_logs() as events, pytest.raises(StoreError) as refused:
-        await Database(reactor, Secret(url)).start()
+        Database(reactor, Secret(url)).open()
     message = str(refused.value)
     assert "password authentication failed" in message
     assert "wr:ng" not in message + texts(events)
@@ -103,7 +103,7 @@ async def test_a_schema_named_as_prisma_does_holds_the_tables(
 
     await postgresql_database.run(work, writes=True)
     database = Database(reactor, Secret(f"{postgresql_url}&schema=Tenant_1&connection_limit=3"))
-    await database.start()
+    database.open()
     await DatabaseKeyStore(database).insert(key_record(1))
     await database.stop()
     assert await DatabaseKeyStore(postgresql_database).load() == []

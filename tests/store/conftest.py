@@ -16,6 +16,6 @@ pytest.register_assert_rewrite("key_store_contract")
 @pytest.fixture
 def database(reactor: Any, tmp_path: Path) -> Iterator[Database]:
     database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
-    pytest_twisted.blockon(database.start())
+    database.open()
     yield database
     pytest_twisted.blockon(database.stop())

@@ -19,7 +19,7 @@ async def start(reactor: Any, url: str) -> None:
     database = Database(reactor, Secret(url))
     print("ready", flush=True)
     sys.stdin.readline()
-    await database.start()
+    database.open()
     print("started" if await database.ping() else "does not answer", flush=True)
     await database.stop()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from twisted.logger import capturedLogs as captured_logs
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.database import Database
-from twisted_vllm.store.engine import parse_url, reason_of
+from twisted_vllm.store.engine import make_engine, parse_url, reason_of
 from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.schema import migrate
 from twisted_vllm.store.tables import VERSION_TABLE, metadata
 
 PASSWORD = "s3cr!t-Pass"
@@ -37,7 +39,7 @@ def texts(events: Sequence[LogEvent]) -> str:
 async def refusal(database: Database) -> str:
     """Return what the operator reads when the database does not start; it must leave nothing running."""
     with pytest.raises(StoreError) as refused:
-        await database.start()
+        database.open()
     await database.stop()
     assert refused.value.__context__ is None or refused.value.__suppress_context__
     return str(refused.value)
@@ -47,11 +49,11 @@ async def refusal(database: Database) -> str:
 async def test_keys_outlast_a_restart(reactor: Any, tmp_path: Path) -> None:
     url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
     first = Database(reactor, url)
-    await first.start()
+    first.open()
     await DatabaseKeyStore(first).insert(key_record(1))
     await first.stop()
     second = Database(reactor, url)
-    await second.start()
+    second.open()
     assert await DatabaseKeyStore(second).load() == [key_record(1)]
     await second.stop()
 
@@ -60,7 +62,7 @@ async def test_keys_outlast_a_restart(reactor: Any, tmp_path: Path) -> None:
 async def test_a_started_database_answers_and_a_stopped_one_does_not(reactor: Any, tmp_path: Path) -> None:
     database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
     assert await database.ping() is False
-    await database.start()
+    database.open()
     assert await database.ping() is True
     await database.stop()
     assert await database.ping() is False
@@ -72,7 +74,7 @@ async def test_a_started_database_answers_and_a_stopped_one_does_not(reactor: An
 async def test_stopping_twice_or_before_the_start_does_nothing(reactor: Any, tmp_path: Path) -> None:
     database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
     await database.stop()
-    await database.start()
+    database.open()
     await database.stop()
     await database.stop()
 
@@ -81,13 +83,13 @@ async def test_stopping_twice_or_before_the_start_does_nothing(reactor: Any, tmp
 async def test_stopping_waits_for_the_work_that_was_taken(reactor: Any, tmp_path: Path) -> None:
     url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
     database = Database(reactor, url)
-    await database.start()
+    database.open()
     store = DatabaseKeyStore(database)
     inserted = gatherResults([store.insert(key_record(number)) for number in range(20)])
     await database.stop()
     assert inserted.called
     await inserted
-    await database.start()
+    database.open()
     assert len(await store.load()) == 20
     await database.stop()
 
@@ -119,7 +121,7 @@ async def test_the_file_is_for_its_owner_alone(reactor: Any, tmp_path: Path) -> 
     umask = os.umask(0)
     try:
         database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
-        await database.start()
+        database.open()
         await DatabaseKeyStore(database).insert(key_record(1))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         await database.stop()
@@ -139,6 +141,36 @@ async def test_sqlite_writes_ahead_and_checks_foreign_keys(database: Database) -
 
 def test_processes_that_start_at_the_same_moment_all_start(tmp_path: Path) -> None:
     assert start_together(f"sqlite:///{tmp_path}/keys.sqlite", 4) == ["started"] * 4
+
+
+def test_a_start_waits_for_another_that_is_migrating(tmp_path: Path) -> None:
+    url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
+    other = sqlite3.connect(tmp_path / "keys.sqlite", isolation_level=None)
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE migrated_meanwhile (x)")
+    engine = make_engine(parse_url(url))
+    outcome: list[BaseException | None] = []
+
+    def start() -> None:
+        try:
+            migrate(engine)
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    # Time to read, were it not to wait: what it read would be stale once the other commits.
+    starting.join(0.3)
+    waited = not outcome
+    other.execute("COMMIT")
+    starting.join(20)
+    engine.dispose()
+    other.close()
+    assert waited
+    assert outcome == [None]
 
 
 @pytest_twisted.ensureDeferred

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from twisted_vllm.access.keys import Authenticator, KeyIndex
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.keys import KeyEndpoints
-from twisted_vllm.admin.respond import error_of, send_error, send_json
+from twisted_vllm.admin.respond import refuse, send_error, send_json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.store.interfaces import IKeyStore
 
@@ -67,7 +67,7 @@ class AdminApp:
         # Without these, werkzeug answers a doubled or trailing slash with a redirect, built from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
-        app.handle_errors(Exception)(_refuse)
+        app.handle_errors(Exception)(refuse)
         app.route("/", methods=["GET"], endpoint="welcome")(_welcome)
         app.route("/key/generate", methods=["POST"], endpoint="generate")(keys.generate)
         app.route("/key/info", methods=["GET"], endpoint="info")(keys.info)
@@ -104,12 +104,8 @@ class AdminResource(Resource):
             answer: bytes | int = self._klein.render(request)
         except Exception:
             # For one, werkzeug refuses some Host headers before it looks for a route.
-            return send_error(request, error_of(Failure()))
+            return refuse(request, Failure())
         return answer
-
-
-def _refuse(request: IRequest, failure: Failure) -> bytes:
-    return send_error(request, error_of(failure))
 
 
 def _welcome(request: IRequest) -> bytes:

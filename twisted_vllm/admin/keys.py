@@ -15,7 +15,7 @@ from twisted_vllm.access.records import KeyRecord, Principal
 from twisted_vllm.admin.authorize import Gatekeeper, token_of
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.listing import parse_list, select_page, status_of
-from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, refuse_what_is_not_done
+from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, refuse_what_is_not_done, shown
 from twisted_vllm.admin.respond import read_object, read_query, send_json, shielded
 from twisted_vllm.admin.schemas import ALL_MODELS, DeleteRequest, GenerateRequest, parse_delete, parse_generate
 from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
@@ -64,8 +64,9 @@ class KeyEndpoints:
             raise KeyExists
         record = _new_record(key, asked, principal, self._now().astimezone(UTC))
         await self._change(lambda: self._insert(record))
-        shown = self._report(record)
-        return send_json(request, {**shown, "key": key, "token_id": record.token, "duration": asked.duration})
+        return send_json(
+            request, {**self._report(record), "key": key, "token_id": record.token, "duration": asked.duration}
+        )
 
     async def info(self, request: IRequest) -> bytes:
         """Answer ``GET /key/info``: any key for an administrator, itself for a virtual key."""
@@ -137,7 +138,7 @@ class KeyEndpoints:
         for alias in asked.key_aliases or ():
             record = self._index.by_alias(alias)
             if record is None:
-                raise NotFound(f"No key has the alias {alias!r}. Nothing was deleted.", param="key_aliases")
+                raise NotFound(f"No key has the alias `{shown(alias)}`. Nothing was deleted.", param="key_aliases")
             named.setdefault(record.token, alias)
         return named
 

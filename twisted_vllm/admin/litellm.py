@@ -87,7 +87,7 @@ def refuse_what_is_not_done(given: Mapping[str, Any], supported: Iterable[str], 
         if name not in defaults:
             near = get_close_matches(name, sorted(known | set(defaults)), n=1)
             hint = f" Did you mean `{near[0]}`?" if near else f" Known are {', '.join(sorted(known))}."
-            raise InvalidRequest(f"`{_shown(name)}` is not a known field.{hint}", param=_shown(name))
+            raise InvalidRequest(f"`{shown(name)}` is not a known field.{hint}", param=shown(name))
         if not _asks_for_nothing(value, defaults[name]):
             raise InvalidRequest(
                 f"`{name}` is a field of LiteLLM's that this gateway does not support. Leave it out, or send null.",
@@ -102,6 +102,6 @@ def _asks_for_nothing(value: Any, default: Any) -> bool:
     return not isinstance(value, bool) and default is not None and bool(value == default)
 
 
-def _shown(name: str) -> str:
-    """Return a caller's name for a message; what may be a key in the wrong place does not come back."""
+def shown(name: str) -> str:
+    """Return a caller's own words for a message; what may be a key in the wrong place does not come back."""
     return name if len(name) <= _SHOWN and name.isprintable() and not name.startswith("sk-") else "…"

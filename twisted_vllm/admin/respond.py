@@ -44,8 +44,16 @@ def _send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], bo
     return body
 
 
-def error_of(failure: Failure) -> GatewayError:
-    """Return the refusal that a failure becomes. What was not foreseen is logged, and the client sees nothing of it."""
+def refuse(request: IRequest, failure: Failure) -> bytes:
+    """Set the status and headers of the refusal that a failure becomes, and return its body."""
+    if isinstance(failure.value, WerkzeugMethodNotAllowed):
+        # RFC 9110 §15.5.6: a 405 says which methods there are.
+        request.setHeader(b"allow", ", ".join(sorted(failure.value.valid_methods or ())).encode("ascii"))
+    return send_error(request, _error_of(failure))
+
+
+def _error_of(failure: Failure) -> GatewayError:
+    """Return what the client sees; what was not foreseen is logged, and the client sees nothing of it."""
     error = failure.value
     if isinstance(error, GatewayError):
         return error
@@ -70,8 +78,8 @@ def read_object(request: IRequest) -> dict[str, Any]:
         return {}
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        # msgspec's message names an offset only; its length would not help, and it might quote what must not be shown.
+    except (ValueError, RecursionError):
+        # msgspec's own error and UnicodeDecodeError are ValueErrors. Their words would tell the caller little more.
         raise InvalidRequest("The body is not valid JSON.") from None
     if not isinstance(found, dict):
         raise InvalidRequest("The body must be a JSON object, as in {}.")

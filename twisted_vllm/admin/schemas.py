@@ -15,6 +15,9 @@ from twisted_vllm.errors import InvalidRequest
 _LONGEST = 255
 _MOST = 1000
 
+#: how deep `metadata` may be nested: what one JSON reader takes, the next one must be able to take too
+_DEEPEST = 32
+
 _Label = Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST)]
 _Labels = Annotated[tuple[_Label, ...], msgspec.Meta(max_length=_MOST)]
 
@@ -76,6 +79,7 @@ def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
             )
     for route in found.allowed_routes or ():
         parse_rule(route)
+    _refuse_depth(found.metadata)
     return found
 
 
@@ -114,3 +118,16 @@ def _refuse_control_characters(name: str, value: object) -> None:
     if isinstance(value, tuple):
         for number, item in enumerate(value):
             _refuse_control_characters(f"{name}[{number}]", item)
+
+
+def _refuse_depth(metadata: object) -> None:
+    level = [metadata]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise InvalidRequest(f"`metadata` must not be nested deeper than {_DEEPEST} levels.", param="metadata")

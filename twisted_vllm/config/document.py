@@ -15,8 +15,9 @@ from yaml.resolver import Resolver
 from twisted_vllm.config.problems import ConfigError, Problem, shown
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
-#: what PyYAML quotes from the file; a single character or a ``<token name>`` tells nothing of a value
-_QUOTED = re.compile(r"""(['"])(?!.\1|<[a-z ]+>\1).*?\1""", re.DOTALL)
+#: what PyYAML quotes in its messages: pieces of the file, and the names of its tokens
+_QUOTED = re.compile(r"""'(.*?)'|"(.*?)\"""", re.DOTALL)
+_TOKEN = re.compile(r".?|<[a-z ]+>", re.DOTALL)
 
 
 def read(file: str) -> dict[Any, Any]:
@@ -68,9 +69,20 @@ def _refusal(file: str, message: str) -> ConfigError:
 def _explain(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    # PyYAML quotes an alias or a tag, which an unquoted password beginning with * or ! turns into.
-    what = _QUOTED.sub("…", error.problem or error.context or "is not YAML")
-    return f"{where}{what} (values with special characters, such as * ! : # @, need quotes)"
+    if isinstance(error, _RepeatedName):
+        return where + str(error.problem)
+    # An unquoted password that begins with * or ! is an alias or a tag to YAML, and stands in its message.
+    what = _QUOTED.sub(_without_value, error.problem or error.context or "is not YAML")
+    return f"{where}{what} (check the indentation, and put values with special characters into quotes)"
+
+
+def _without_value(quoted: re.Match[str]) -> str:
+    content = quoted[1] if quoted[1] is not None else quoted[2]
+    return quoted.group() if _TOKEN.fullmatch(content) else "…"
+
+
+class _RepeatedName(ComposerError):
+    """A name that stands twice in one mapping."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -85,7 +97,7 @@ class _StrictLoader(yaml.SafeLoader):
             name, line = (key.tag, key.value), key.start_mark.line + 1
             if name in lines:
                 message = f"{shown(key.value)} stands twice in one mapping, first in line {lines[name]} (keep one)"
-                raise ComposerError(None, None, message, key.start_mark)
+                raise _RepeatedName(None, None, message, key.start_mark)
             lines[name] = line
         return node
 

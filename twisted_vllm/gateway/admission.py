@@ -20,7 +20,10 @@ from twisted_vllm.gateway.bodies import ModelField, find_model, rename
 from twisted_vllm.gateway.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.gateway.paths import Target, target
 from twisted_vllm.gateway.routing import Destination, Router
-from twisted_vllm.wire.headers import is_form
+from twisted_vllm.wire.headers import is_form, is_json
+
+#: routes whose model is named where the gateway does not read it: in an event on a WebSocket
+MODEL_ELSEWHERE = frozenset(("/v1/realtime",))
 
 
 @attrs.frozen
@@ -120,30 +123,47 @@ class Admission:
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
         """
-        field = None
-        undetermined = False
         form = is_form(headers)
-        if entry.route.takes_model and body:
-            try:
-                field = find_model_in_form(body, headers[b"content-type"]) if form else find_model(body)
-            except ModelUndetermined:
-                if entry.principal.models:
-                    raise
-                undetermined = True
+        field = self._find_model(entry, headers, body, form)
         if field is None:
-            if entry.principal.models and entry.route.takes_model:
-                raise ModelUndetermined(
-                    "This key may use certain models only, and the request does not name a model: "
-                    'send it in the body as "model".',
-                    param="model",
-                )
-            destination = (
-                self._router.destination_for_undetermined() if undetermined else self._router.route(None)
-            )
+            destination = self._router.destination_for_undetermined()
             return Admitted(destination.server, entry.target.forwarded, "", body)
         self._policy.check_model(entry.principal, field.name)
         destination = self._router.route(field.name)
-        return Admitted(destination.server, entry.target.forwarded, field.name, _renamed(body, field, destination, form))
+        return Admitted(
+            destination.server, entry.target.forwarded, field.name, _renamed(body, field, destination, form)
+        )
+
+    def _find_model(
+        self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
+    ) -> ModelField | None:
+        """Return where the body names its model, or None where it names none or may be passed on unread."""
+        restricted = bool(entry.principal.models)
+        if entry.route.takes_model and body:
+            try:
+                if form:
+                    field = find_model_in_form(body, headers[b"content-type"])
+                elif is_json(headers):
+                    field = find_model(body)
+                else:
+                    raise ModelUndetermined(
+                        "The model cannot be told from a body of this Content-Type: send application/json, "
+                        "or multipart/form-data where vLLM takes files.",
+                        param="model",
+                    )
+            except ModelUndetermined:
+                if restricted:
+                    raise
+                return None
+            if field is not None:
+                return field
+        if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
+            raise ModelUndetermined(
+                "This key may use certain models only, and the gateway cannot read from this request which it asks "
+                'for: send it in the body as "model".',
+                param="model",
+            )
+        return None
 
 
 def _renamed(body: bytes | None, field: ModelField, destination: Destination, form: bool) -> bytes | None:

@@ -13,8 +13,9 @@ What was found in Twisted 26.10 (``twisted/application/app.py``, ``twisted/scrip
   before ``privilegedStartService``, and a thread does not survive a fork: lines are queued until ``install``.
 - ``beginLoggingTo`` turns ``sys.stdout``, ``sys.stderr`` and warnings into log events. What must reach the terminal as
   it is has to be printed in ``makeService``.
-- "Server Shut Down." is logged after ``stopService``, and the traceback of a start that failed after everything else.
-  So the writer is stopped by ``atexit``, not by a service.
+- "Server Shut Down." is logged after ``stopService``, and then twistd kills itself with the signal that stopped it, so
+  that ``atexit`` does not run. So the root service ends its ``stopService`` with ``finish``, after which every line is
+  written before the next one. ``atexit`` is for a start that failed and a reactor that stopped by itself.
 - The standard handling of SIGUSR1, which logrotate sends to a daemon, is to die: twistd installs a handler with its own
   log file only, so ``install`` does it for ours.
 """
@@ -143,10 +144,16 @@ def install(observer: ILogObserver) -> None:
         signal.signal(signal.SIGUSR1, lambda _number, _frame: sink.reopen())
 
 
+def finish(observer: ILogObserver) -> None:
+    """Write what is queued, and every later line at once; for the very end of the root service's ``stopService``."""
+    if isinstance(observer, LineObserver):
+        observer.writer.finish()
+
+
 def uninstall(observer: ILogObserver) -> None:
     """Undo ``install`` and write what is queued, for an embedding program or a test.
 
-    Not for a service under twistd: there lines come after the last service stopped, and ``atexit`` writes them.
+    Not for a service under twistd, which logs after its last service stopped: see ``finish``.
     """
     if not isinstance(observer, LineObserver):
         return

@@ -13,8 +13,8 @@ WRITE_BYTES = 256 * 1024
 #: after the first line, the thread waits this many seconds for more: a wake-up for each line would cost the reactor
 #: more than the line itself
 LINGER_SECONDS = 0.02
-#: how long, in seconds, ``stop`` waits for a sink that does not take what is left
-STOP_SECONDS = 2.0
+#: how long, in seconds, ``flush`` and ``stop`` wait for a sink that does not take what is left
+FLUSH_SECONDS = 2.0
 
 
 class LogWriter:
@@ -53,12 +53,15 @@ class LogWriter:
         self._queued_bytes = 0
         self._told_dropped = 0
         self._is_woken = False
+        self._is_finishing = False
         self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
-        """Queue one line, its newline included; never blocks, never raises."""
+        """Queue one line, its newline included; never raises, and never blocks before ``finish``."""
         with self._lock:
             queued = self._queued_bytes + len(line)
             if queued > self._max_queued_bytes:
@@ -66,20 +69,45 @@ class LogWriter:
                 return
             self._queued_bytes = queued
             self._lines.append(line)
-            if self._is_woken:
-                return
-            self._is_woken = True
-        self._wake.set()
+            is_first = not self._is_woken
+            if is_first:
+                self._is_woken = True
+                self._idle.clear()
+        if is_first:
+            self._wake.set()
+        if self._is_finishing and not self.flush():
+            # Once is enough: a process that ends must not wait again for each of its last lines.
+            self._is_finishing = False
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._thread is None:
             self._stopping.clear()
+            self._is_finishing = False
             # A daemon: a sink that never returns must not keep the process alive.
             self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
             self._thread.start()
 
-    def stop(self, timeout: float = STOP_SECONDS) -> None:
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Wait until everything queued is written.
+
+        Args:
+            timeout: seconds after which a sink that blocks is given up.
+
+        Returns:
+            Whether the sink took everything in time.
+        """
+        if self._thread is None:
+            self._write_queued()
+            return True
+        return self._idle.wait(timeout)
+
+    def finish(self) -> None:
+        """Write what is queued, and from now on each line before ``write`` returns: the process may end at any moment."""
+        self._is_finishing = True
+        self._is_finishing = self.flush()
+
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
         """Write what is queued and end the thread.
 
         Args:
@@ -100,7 +128,8 @@ class LogWriter:
         while not self._stopping.is_set():
             self._wake.wait()
             self._wake.clear()
-            self._stopping.wait(self._linger_seconds)
+            if not self._is_finishing:
+                self._stopping.wait(self._linger_seconds)
             self._write_queued()
         # What was queued while the last batch was written.
         self._write_queued()
@@ -120,6 +149,9 @@ class LogWriter:
         lost = self.dropped - self._told_dropped
         if lost and self._put(self._loss_line(lost)):
             self._told_dropped += lost
+        with self._lock:
+            if not self._is_woken:
+                self._idle.set()
 
     def _put(self, data: bytes) -> bool:
         try:

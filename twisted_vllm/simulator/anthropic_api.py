@@ -18,6 +18,7 @@ from twisted_vllm.simulator.generation import (
     served_model,
     split_event,
 )
+from twisted_vllm.simulator.refusals import ValidationFailed
 from twisted_vllm.simulator.replies import Call, EventStream, Reply, json_answer, named_event
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
@@ -28,13 +29,15 @@ def messages(call: Call, engine: Engine) -> Reply:
     fields = body_of(call)
     fields.require("model", "messages", "max_tokens")
     name = fields.string("model")
-    prompt = messages_prompt(fields, "messages", fields.get("system"))
     sampling = read_sampling(fields, "max_tokens")
     stream = fields.boolean("stream")
     if sampling.limit is not None and sampling.limit < 1:
-        fields.fail("value_error", "max_tokens", "Value error, max_tokens must be positive")
+        problem = ("value_error", "body.max_tokens", "Value error, max_tokens must be positive", str(sampling.limit))
+        raise ValidationFailed([problem], context=", 'ctx': {'error': ValueError('max_tokens must be positive')}")
     fields.check()
-    generation = generate(engine, call, served_model(engine, name), [prompt], fields, sampling)
+    model = served_model(engine, name)
+    prompt = messages_prompt(fields, "messages", fields.get("system"))
+    generation = generate(engine, call, model, [prompt], sampling)
     return _stream(generation) if stream else _whole(generation)
 
 
@@ -43,9 +46,9 @@ def count_message_tokens(call: Call, engine: Engine) -> Reply:
     fields = body_of(call)
     fields.require("model", "messages")
     name = fields.string("model")
-    _, tokens = messages_prompt(fields, "messages", fields.get("system"))
     fields.check()
     served_model(engine, name)
+    _, tokens = messages_prompt(fields, "messages", fields.get("system"))
     return json_answer({"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
 
 

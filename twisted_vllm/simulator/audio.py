@@ -63,7 +63,10 @@ def transcriptions(call: Call, engine: Engine) -> Reply:
     sampling = Sampling(limit=min(words, _MAX_WORDS), ignore_eos=True)
     prompt = upload.fields.get("prompt", "")
     prompts = [(prompt, max(1, count_tokens(prompt)))]
-    generation = generate(engine, call, model, prompts, Fields({}), sampling)
+    generation = generate(engine, call, model, prompts, sampling)
+    # a transcription ends where the recording does: that is no cut
+    choices = tuple(attrs.evolve(choice, finish_reason="stop") for choice in generation.choices)
+    generation = attrs.evolve(generation, choices=choices)
     if stream:
         return _stream(generation, include_usage=include_usage)
     text = generation.choices[0].text
@@ -117,7 +120,7 @@ def duration(audio: bytes) -> float:
     """Return a recording's length in seconds: a WAV file's own, else a guess from its size."""
     try:
         with wave.open(BytesIO(audio), "rb") as file:
-            return file.getnframes() / file.getframerate()
+            return float(file.getnframes() / file.getframerate())
     except (wave.Error, EOFError, ZeroDivisionError):
         return len(audio) / _BYTES_PER_SECOND
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import cast
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
@@ -67,7 +68,7 @@ class Exchange:
         if ending is Ending.CLOSE:
             self._close()
         elif ending is Ending.GARBAGE:
-            self._request.channel.transport.write(_GARBAGE)
+            self._transport.write(_GARBAGE)
             self._close()
         elif isinstance(reply, EventStream):
             self._stream(reply)
@@ -139,15 +140,20 @@ class Exchange:
         elif ending is Ending.CLOSE_MID_BODY:
             self._later(_BEFORE_RESET, self._reset)
         elif ending is Ending.BAD_CHUNK:
-            self._request.channel.transport.write(b"no size\r\n")
+            self._transport.write(b"no size\r\n")
             self._close()
+
+    @property
+    def _transport(self) -> ITCPTransport:
+        # the connection itself, below what makes HTTP of all that is written
+        return cast(ITCPTransport, self._request.channel.transport)
 
     def _close(self) -> None:
         self._request.unregisterProducer()
         self._request.loseConnection()
 
     def _reset(self) -> None:
-        self._request.channel.transport.abortConnection()
+        self._transport.abortConnection()
 
     def _finished(self, _: object) -> None:
         if self._reply.work is not None:

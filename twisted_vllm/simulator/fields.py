@@ -12,6 +12,7 @@ from twisted_vllm.simulator.refusals import ValidationFailed, wrong_media_type
 _TRUE = frozenset(("1", "true", "t", "yes", "y", "on"))
 _FALSE = frozenset(("0", "false", "f", "no", "n", "off"))
 _SHOWN_LENGTH = 200
+_NO_BODY = ("missing", "body", "Field required", "None")
 
 
 def _shown(value: object) -> str:
@@ -33,11 +34,13 @@ def decode_object(body: bytes, content_type: str) -> dict[str, Any]:
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise wrong_media_type()
     if not body:
-        raise ValidationFailed([("missing", "body", "Field required", "None")])
+        raise ValidationFailed([_NO_BODY])
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = _decode_as_python(body)
+    if value is None:
+        raise ValidationFailed([_NO_BODY])
     if not isinstance(value, dict):
         message = "Input should be a valid dictionary or object to extract fields from"
         raise ValidationFailed([("model_attributes_type", "body", message, _shown(value))])
@@ -100,8 +103,12 @@ class Fields:
         value = self.get(name)
         if value is None or isinstance(value, int):
             return value
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
+        if isinstance(value, float):
+            if value.is_integer():
+                return int(value)
+            message = "Input should be a valid integer, got a number with a fractional part"
+            self._note("int_from_float", name, message, value)
+            return None
         if isinstance(value, str):
             try:
                 return int(value)
@@ -158,9 +165,9 @@ class Fields:
         if self._problems:
             raise ValidationFailed(self._problems)
 
-    def fail(self, kind: str, name: str, message: str) -> NoReturn:
-        """Refuse the body because of one field."""
-        self._note(kind, name, message, self.get(name))
+    def fail(self, kind: str, name: str, message: str, value: object = None) -> NoReturn:
+        """Refuse the body because of one field, or of a value inside it."""
+        self._note(kind, name, message, self.get(name) if value is None else value)
         raise ValidationFailed(self._problems)
 
     def _note(self, kind: str, name: str, message: str, value: object) -> None:

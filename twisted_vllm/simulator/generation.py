@@ -31,6 +31,8 @@ class Sampling:
     Attributes:
         limit: ``max_tokens``; ``None`` leaves it to the model's length.
         n: choices for each prompt.
+        temperature: only checked.
+        top_p: only checked.
         seed: the caller's seed.
         min_tokens: the fewest tokens of a choice.
         ignore_eos: whether to write until ``limit``.
@@ -38,6 +40,8 @@ class Sampling:
 
     limit: int | None
     n: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
     seed: int = 0
     min_tokens: int = 0
     ignore_eos: bool = False
@@ -110,13 +114,15 @@ def read_sampling(fields: Fields, *limits: str) -> Sampling:
     return Sampling(
         limit=found[0] if found else None,
         n=1 if n is None else n,
+        temperature=fields.number("temperature"),
+        top_p=fields.number("top_p"),
         seed=seed or 0,
         min_tokens=min_tokens or 0,
         ignore_eos=fields.boolean("ignore_eos"),
     )
 
 
-def check_sampling(fields: Fields, sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling) -> None:
     """Refuse values that cannot be used, as vLLM's ``SamplingParams`` does.
 
     Raises:
@@ -131,7 +137,7 @@ def check_sampling(fields: Fields, sampling: Sampling) -> None:
     if not 1 <= sampling.n <= MAX_CHOICES:
         bound = "at least 1" if sampling.n < 1 else f"at most {MAX_CHOICES}"
         raise Refusal(f"n must be {bound}, got {sampling.n}.")
-    temperature, top_p = fields.number("temperature"), fields.number("top_p")
+    temperature, top_p = sampling.temperature, sampling.top_p
     if temperature is not None and not temperature >= 0:
         raise bad_parameter(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
     if top_p is not None and not 0 < top_p <= 1:
@@ -140,9 +146,7 @@ def check_sampling(fields: Fields, sampling: Sampling) -> None:
         raise bad_parameter(f"max_tokens must be at least 1, got {sampling.limit}.", "max_tokens", sampling.limit)
 
 
-def generate(
-    engine: Engine, call: Call, model: str, prompts: list[tuple[str, int]], fields: Fields, sampling: Sampling
-) -> Generation:
+def generate(engine: Engine, call: Call, model: str, prompts: list[tuple[str, int]], sampling: Sampling) -> Generation:
     """Write the answers.
 
     Args:
@@ -150,13 +154,12 @@ def generate(
         call: the request; its ``X-Request-Id`` becomes the id, as vLLM has it.
         model: the model to name.
         prompts: each prompt's text and its number of tokens.
-        fields: the body.
         sampling: how to write.
 
     Raises:
         Refusal: a parameter's value cannot be used, a prompt is too long, or the server sleeps.
     """
-    check_sampling(fields, sampling)
+    check_sampling(sampling)
     if engine.sleep_level is not None:
         # the simulator's own: a server that sleeps leaves its callers waiting, which shows less
         raise Refusal("The simulated engine is asleep: POST /wake_up", status=503, type="ServiceUnavailableError")
@@ -217,11 +220,15 @@ def content_text(content: object) -> str:
 
 
 def messages_prompt(fields: Fields, name: str = "messages", *instructions: object) -> tuple[str, int]:
-    """Return the text of a conversation and its number of tokens, at least 1."""
+    """Return the text of a conversation and its number of tokens, at least 1; raises ``Refusal`` for an empty one."""
+    if fields.get(name) == []:
+        raise Refusal("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    messages = fields.items(name)
+    fields.check()
     texts = [content_text(instruction) for instruction in instructions]
-    for index, message in enumerate(fields.items(name)):
+    for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            fields.fail("dict_type", f"{name}.{index}", "Input should be a valid dictionary")
+            fields.fail("dict_type", f"{name}.{index}", "Input should be a valid dictionary", message)
         texts.append(content_text(message.get("content")))
     text = "\n".join(texts)
     return text, max(1, count_tokens(text))

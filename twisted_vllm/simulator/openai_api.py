@@ -27,8 +27,11 @@ from twisted_vllm.simulator.refusals import Refusal, bad_parameter
 from twisted_vllm.simulator.replies import DONE, Call, EventStream, Reply, data_event, json_answer
 from twisted_vllm.simulator.text import count_tokens
 
-#: makes a chunk's choice of an index, a token, its finish reason, and the options
+#: makes a chunk's choice of an index, a token and its finish reason
 MakeChoice = Callable[[int, str, str | None], dict[str, Any]]
+
+#: makes a chunk's usage of the numbers of prompt and completion tokens
+MakeUsage = Callable[[int, int], dict[str, Any]]
 
 
 @attrs.frozen
@@ -57,13 +60,10 @@ def chat_completions(call: Call, engine: Engine) -> Reply:
     options = _read_stream_options(fields)
     name = fields.string("model")
     fields.require("messages")
-    prompt = messages_prompt(fields)
     sampling = read_sampling(fields, "max_completion_tokens", "max_tokens")
     fields.check()
     model = served_model(engine, name)
-    if not fields.items("messages"):
-        raise Refusal("Cannot apply chat template to an empty conversation. Provide at least one message.")
-    generation = generate(engine, call, model, [prompt], fields, sampling)
+    generation = generate(engine, call, model, [messages_prompt(fields)], sampling)
     return _chat_stream(generation, options) if options.stream else _chat_whole(generation)
 
 
@@ -100,7 +100,7 @@ def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
                     }
                 ]
             }
-            | ({"usage": _details(generation.prompt_tokens, 0)} if options.continuous_usage else {})
+            | ({"usage": _chat_usage(generation.prompt_tokens, 0)} if options.continuous_usage else {})
             | {"prompt_token_ids": None, "prompt_text": None}
         )
         for index in range(len(generation.choices))
@@ -117,7 +117,7 @@ def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
             "token_ids": None,
         }
 
-    return _stream(generation, options, head, opening, choice, fingerprint_at_the_end=True)
+    return _stream(generation, options, head, opening, choice, _chat_usage)
 
 
 def completions(call: Call, engine: Engine) -> Reply:
@@ -131,12 +131,14 @@ def completions(call: Call, engine: Engine) -> Reply:
         sampling = attrs.evolve(sampling, limit=16)
     prompts = _prompts(fields)
     fields.check()
-    generation = generate(engine, call, served_model(engine, name), prompts, fields, sampling)
+    generation = generate(engine, call, served_model(engine, name), prompts, sampling)
     return _completion_stream(generation, options) if options.stream else _completion_whole(generation)
 
 
 def _prompts(fields: Fields) -> list[tuple[str, int]]:
     given = fields.get("prompt")
+    if given == []:
+        raise Refusal("You must pass at least one prompt")
     if not given:
         raise bad_parameter("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], int)):
@@ -184,7 +186,7 @@ def _completion_stream(generation: Generation, options: StreamOptions) -> Reply:
             "token_ids": None,
         }
 
-    return _stream(generation, options, head, b"", choice, fingerprint_at_the_end=False)
+    return _stream(generation, options, head, b"", choice, usage_of)
 
 
 _TRANSFER = ("kv_transfer_params", "ec_transfer_params", "metrics")
@@ -212,7 +214,7 @@ def _stream_head(generation: Generation, prefix: str, kind: str) -> dict[str, An
     }
 
 
-def _details(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def _chat_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     return usage_of(prompt_tokens, completion_tokens) | {"completion_tokens_details": None}
 
 
@@ -222,15 +224,14 @@ def _stream(
     head: dict[str, Any],
     opening: bytes,
     make_choice: MakeChoice,
-    *,
-    fingerprint_at_the_end: bool,
+    make_usage: MakeUsage,
 ) -> Reply:
-    # vLLM names its fingerprint once: in the usage event, or where there is none in a chat choice's last event
+    # vLLM names its fingerprint once: in the usage event, or where there is none in each choice's last event
     fingerprint = {"system_fingerprint": FINGERPRINT}
-    last = fingerprint if fingerprint_at_the_end and not options.include_usage else {}
+    last = {} if options.include_usage else fingerprint
 
     def event(index: int, token: str, reason: str | None, written: int) -> bytes:
-        usage = {"usage": _details(generation.prompt_tokens, written)} if options.continuous_usage else {}
+        usage = {"usage": make_usage(generation.prompt_tokens, written)} if options.continuous_usage else {}
         ending = {} if reason is None else last
         return data_event(head | {"choices": [make_choice(index, token, reason)]} | usage | ending)
 

@@ -101,7 +101,7 @@ def classify(call: Call, engine: Engine) -> Reply:
 
 def pooling(call: Call, engine: Engine) -> Reply:
     """Answer ``POST /pooling``; raises ``Refusal``."""
-    model, inputs = _model_and_inputs(call, engine)
+    model, inputs = _model_and_inputs(call, engine, "data")
     data = [
         {"index": index, "object": "pooling", "data": _vector(text, DEFAULT_DIMENSIONS)}
         for index, (text, _) in enumerate(inputs)
@@ -116,22 +116,22 @@ def similarity(left: str, right: str) -> float:
     return round(0.05 + 0.85 * common + 0.1 * _fraction(f"{left}\0{right}"), 6)
 
 
-def _model_and_inputs(call: Call, engine: Engine) -> tuple[str, list[tuple[str, int]]]:
+def _model_and_inputs(call: Call, engine: Engine, *also: str) -> tuple[str, list[tuple[str, int]]]:
     fields = body_of(call)
-    inputs = _inputs(fields)
+    inputs = _inputs(fields, *also)
     name = fields.string("model")
     fields.check()
     return served_model(engine, name, pooling=True), inputs
 
 
-def _inputs(fields: Fields) -> list[tuple[str, int]]:
+def _inputs(fields: Fields, *also: str) -> list[tuple[str, int]]:
     if not fields.has("input") and fields.has("messages"):
         text = "\n".join(
             content_text(item.get("content")) for item in fields.items("messages") if isinstance(item, dict)
         )
         return [(text, max(1, count_tokens(text)))]
     if not fields.has("input"):
-        fields.require("input", "messages")
+        fields.require("input", "messages", *also)
         return []
     given = fields.get("input")
     if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)):
@@ -139,7 +139,7 @@ def _inputs(fields: Fields) -> list[tuple[str, int]]:
     if not isinstance(given, list):
         fields.fail("list_type", "input", "Input should be a valid list")
     if not given:
-        raise Refusal("The input must not be empty.", param="input")
+        raise Refusal("You must pass at least one prompt")
     found = []
     for item in given:
         if isinstance(item, list):

@@ -85,7 +85,8 @@ class Redirect(Refusal):
 def simulated_failure(status: int) -> Refusal:
     """Return the error that the header ``x-simulate: status=`` asks for."""
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
-    return Refusal(f"Simulated failure: {status} {phrase}", status=status, type=f"{phrase.replace(' ', '')}Error")
+    name = phrase.replace(" ", "")
+    return Refusal(f"Simulated failure: {status} {phrase}", status=status, type=f"{name.removesuffix('Error')}Error")
 
 
 def bad_parameter(message: str, param: str, value: object = None) -> Refusal:

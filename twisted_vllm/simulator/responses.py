@@ -34,7 +34,7 @@ def responses(call: Call, engine: Engine) -> Reply:
     sampling = read_sampling(fields, "max_output_tokens")
     stream = fields.boolean("stream")
     fields.check()
-    generation = generate(engine, call, served_model(engine, name), [prompt], fields, sampling)
+    generation = generate(engine, call, served_model(engine, name), [prompt], sampling)
     limit = sampling.limit or MAX_MODEL_LEN - generation.prompt_tokens
     shape = _Shape(generation, engine.new_id(), fields, limit)
     if stream:
@@ -71,7 +71,6 @@ class _Shape:
         """Return the response object, as it is at the beginning or at the end."""
         fields, choice = self._fields, self._choice
         cut = done and choice.finish_reason == "length"
-        sampled = {name: fields.number(name) for name in ("temperature", "top_p")}
         return {
             "id": f"resp_{self._generation.number}",
             "created_at": self._generation.created,
@@ -82,10 +81,10 @@ class _Shape:
             "object": "response",
             "output": [self._message(done=True)] if done else [],
             "parallel_tool_calls": True,
-            "temperature": 1.0 if sampled["temperature"] is None else sampled["temperature"],
+            "temperature": self._sampled("temperature"),
             "tool_choice": "none",
             "tools": [],
-            "top_p": 1.0 if sampled["top_p"] is None else sampled["top_p"],
+            "top_p": self._sampled("top_p"),
             "background": False,
             "max_output_tokens": self._limit,
             "max_tool_calls": None,
@@ -106,16 +105,12 @@ class _Shape:
 
     def opening(self) -> bytes:
         """Return the events before the first token."""
-        return b"".join(
-            self._event(number, kind, value)
-            for number, (kind, value) in enumerate(
-                (
-                    ("response.created", {"response": self.response(done=False)}),
-                    ("response.in_progress", {"response": self.response(done=False)}),
-                    ("response.output_item.added", {"item": self._message(done=False), "output_index": 0}),
-                    ("response.content_part.added", {**self._place(), "part": self._part("", logprobs=[])}),
-                )
-            )
+        return self._events(
+            0,
+            ("response.created", {"response": self.response(done=False)}),
+            ("response.in_progress", {"response": self.response(done=False)}),
+            ("response.output_item.added", {"item": self._message(done=False), "output_index": 0}),
+            ("response.content_part.added", {**self._place(), "part": self._part("", logprobs=[])}),
         )
 
     def deltas(self) -> Iterator[bytes]:
@@ -131,21 +126,24 @@ class _Shape:
         """Return the events after the last token."""
         text = self._choice.text
         part = self._part(text, logprobs=None)
-        return b"".join(
-            self._event(number, kind, value)
-            for number, (kind, value) in enumerate(
-                (
-                    ("response.output_text.done", {**self._place(), "logprobs": [], "text": text}),
-                    ("response.content_part.done", {**self._place(), "part": part}),
-                    ("response.output_item.done", {"item": self._message(done=True), "output_index": 0}),
-                    ("response.completed", {"response": self.response(done=True)}),
-                ),
-                4 + len(self._choice.tokens),
-            )
+        return self._events(
+            4 + len(self._choice.tokens),
+            ("response.output_text.done", {**self._place(), "logprobs": [], "text": text}),
+            ("response.content_part.done", {**self._place(), "part": part}),
+            ("response.output_item.done", {"item": self._message(done=True), "output_index": 0}),
+            ("response.completed", {"response": self.response(done=True)}),
         )
 
-    def _event(self, number: int, kind: str, value: dict[str, Any]) -> bytes:
-        return named_event({**value, "sequence_number": number, "type": kind})
+    def _sampled(self, name: str) -> float:
+        value = self._fields.number(name)
+        return 1.0 if value is None else value
+
+    def _events(self, first: int, *events: tuple[str, dict[str, Any]]) -> bytes:
+        # the fields of these events stand in the order of the alphabet
+        return b"".join(
+            named_event(dict(sorted({**value, "sequence_number": number, "type": kind}.items())))
+            for number, (kind, value) in enumerate(events, first)
+        )
 
     def _place(self) -> dict[str, Any]:
         return {"content_index": 0, "item_id": self._message_id, "output_index": 0}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 from weakref import WeakSet
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime, IStreamServerEndpoint, ITCPTransport
-from twisted.internet.protocol import Protocol
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime, IStreamServerEndpoint
+from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.resource import IResource
 from twisted.web.server import Site
 
 from twisted_vllm.simulator.resource import make_resource
@@ -43,16 +44,18 @@ class SimulatorService(Service):
     """Listens while it runs; when it stops, so do its connections and what runs on them.
 
     Attributes:
-        ports: the listening ports, once they do.
+        ports: the ports that it listens on now.
     """
+
+    _log = Logger()
 
     def __init__(
         self, reactor: IReactorTime, settings: SimulatorSettings, endpoints: Sequence[IStreamServerEndpoint]
     ) -> None:
         self.ports: list[IListeningPort] = []
         self._endpoints = endpoints
-        self._site = _SimulatorSite(make_resource(settings, reactor), reactor)
-        self._listening: Deferred[None] | None = None
+        self._site = SimulatorSite(make_resource(settings, reactor), reactor)
+        self._started = False
 
     @property
     def port(self) -> int:
@@ -73,56 +76,66 @@ class SimulatorService(Service):
         Raises:
             CannotListenError: an address cannot be had; twistd ends with it.
         """
-        super().privilegedStartService()
+        super().privilegedStartService()  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
         self._listen()
 
     def startService(self) -> None:
         """Listen, unless that was done."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
         self._listen()
 
     def _listen(self) -> None:
-        if self._listening is not None:
+        if self._started:
             return
+        self._started = True
         failures: list[Failure] = []
-        waiting = [endpoint.listen(self._site).addCallback(self.ports.append) for endpoint in self._endpoints]
-        self._listening = gatherResults(waiting, consumeErrors=True).addCallbacks(lambda _: None, failures.append)
+
+        def failed(failure: Failure) -> None:
+            failures.append(failure)
+            self._log.failure("The simulator cannot listen on one of its addresses", failure)
+
+        for endpoint in self._endpoints:
+            endpoint.listen(self._site).addCallbacks(self.ports.append, failed)
         if failures:
-            # endpoints fail at once where the address is taken: say so to who started us
+            # a taken address fails at once: whoever starts the service is told
             self._close_ports()
-            self._listening = None
-            failures[0].value.subFailure.raiseException()
+            self._started = False
+            failures[0].raiseException()
 
     def stopService(self) -> Deferred[None]:
         """Close the ports and every connection; the Deferred fires when the ports are closed."""
-        super().stopService()
-        self._listening = None
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
+        self._started = False
         closed = self._close_ports()
         self._site.abort_connections()
         return closed
 
     def _close_ports(self) -> Deferred[None]:
         ports, self.ports = self.ports, []
-        stopped = [port.stopListening() or succeed(None) for port in ports]
-        return gatherResults(stopped).addCallback(lambda _: None)
+        return gatherResults([maybeDeferred(port.stopListening) for port in ports]).addCallback(lambda _: None)
 
 
-class _SimulatorSite(Site):
+class SimulatorSite(Site):
+    """A site that can end its connections."""
+
     noisy = False
 
-    def __init__(self, resource: Any, reactor: IReactorTime) -> None:
+    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
         # forms are left alone: the audio route reads its own
-        super().__init__(resource, timeout=KEEP_ALIVE, reactor=reactor, parsePOSTFormSubmission=False)
-        self._channels: WeakSet[Protocol] = WeakSet()
+        super().__init__(  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
+            resource, timeout=KEEP_ALIVE, reactor=reactor, parsePOSTFormSubmission=False
+        )
+        self._channels: WeakSet[Any] = WeakSet()
 
-    def buildProtocol(self, addr: IAddress) -> Protocol | None:
-        channel = cast("Protocol | None", super().buildProtocol(addr))
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Make the protocol of a new connection, and remember it."""
+        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
         if channel is not None:
             self._channels.add(channel)
         return channel
 
     def abort_connections(self) -> None:
+        """Reset every connection that is still open."""
         for channel in list(self._channels):
-            transport = channel.transport
-            if ITCPTransport.providedBy(transport):
-                transport.abortConnection()
+            if channel.transport is not None and channel.transport.connected:
+                channel.transport.abortConnection()

@@ -42,7 +42,7 @@ class SimulatorSettings:
         ValueError: a value cannot be used; the message names it.
     """
 
-    models: tuple[str, ...] = attrs.field(default=(DEFAULT_MODEL,), converter=tuple, validator=_at_least_one_model)
+    models: tuple[str, ...] = attrs.field(default=(DEFAULT_MODEL,), validator=_at_least_one_model)
     token_interval: float = attrs.field(default=0.02, validator=_seconds())
     first_token: float = attrs.field(default=0.05, validator=_seconds())
     api_key: Secret | None = None

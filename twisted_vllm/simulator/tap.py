@@ -14,31 +14,40 @@ from twisted_vllm.simulator.settings import DEFAULT_MODEL, SimulatorSettings
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 
+_MORE_HELP = f"""
+To ask callers for a key, set {API_KEY_VARIABLE}: unlike --api-key, it does not stand in the list of processes.
+
+A request's header "x-simulate" makes its answer fail, to try what stands in front of the server:
+  slow-head=SECONDS  status=NNN  hang  close  garbage  truncate  close-mid-body  hang-mid-body  bad-chunk  error-event
+
+Try it:
+  twistd -n vllm-simulator
+  curl -N http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"messages": [{{"role": "user", "content": "Hello"}}], "stream": true}}'
+"""
+
 
 class Options(usage.Options):
     """The command line of ``twistd vllm-simulator``."""
 
     synopsis = "[options]"
 
-    longdesc = f"""\
-A stand-in for a vLLM 0.32 server: the same routes, shapes and errors, simulated text and no model. It says that it \
-is one: in its header "server", in /version and in every text.
-
-To ask callers for a key, set {API_KEY_VARIABLE}: unlike --api-key, it does not stand in the list of processes.
-
-A request's header "x-simulate" makes an answer fail, to try what stands in front of the server: slow-head=SECONDS, \
-status=NNN, hang, close, garbage, truncate, close-mid-body, hang-mid-body, bad-chunk or error-event.
-
-Try it: curl http://127.0.0.1:8000/v1/chat/completions -H "content-type: application/json" \
--d '{{"messages": [{{"role": "user", "content": "Hello"}}], "stream": true}}'"""
+    longdesc = (
+        "A stand-in for a vLLM 0.32 server: the same routes, shapes and errors, simulated text and no model. It says "
+        'that it is one: in its header "server", in /version and in every text.'
+    )
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
         self.listen: list[str] = []
         self.models: list[str] = []
         self.token_interval = 0.02
         self.first_token = 0.05
         self.api_key: Secret | None = None
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the text of ``--help``; what follows the options is not wrapped, so that it can be copied."""
+        return str(super().getUsage(width)) + _MORE_HELP
 
     def opt_listen(self, endpoint: str) -> None:
         """Listen on this Twisted endpoint; may be repeated. [default: tcp:8000:interface=127.0.0.1]"""
@@ -48,7 +57,8 @@ Try it: curl http://127.0.0.1:8000/v1/chat/completions -H "content-type: applica
         """Serve a model of this name; may be repeated. [default: simulated-model]"""
         if not name:
             raise usage.UsageError("--model: the name is empty")
-        self.models.append(name)
+        if name not in self.models:
+            self.models.append(name)
 
     def opt_token_interval(self, seconds: str) -> None:
         """Seconds between two tokens; 0 is as fast as possible. [default: 0.02]"""
@@ -80,7 +90,7 @@ Try it: curl http://127.0.0.1:8000/v1/chat/completions -H "content-type: applica
     def settings(self) -> SimulatorSettings:
         """Return what the simulator shall be."""
         return SimulatorSettings(
-            models=tuple(dict.fromkeys(self.models)),
+            models=tuple(self.models),
             token_interval=self.token_interval,
             first_token=self.first_token,
             api_key=self.api_key,

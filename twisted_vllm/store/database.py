@@ -30,13 +30,13 @@ _RETRY_SECONDS = 5
 class Database:
     """A SQLite or PostgreSQL database.
 
-    Start it, then give it work; the work of one Deferred is one transaction.
+    Open it, then give it work; the work of one Deferred is one transaction.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorFromThreads, url: Secret) -> None:
-        """Prepare; nothing is opened before :meth:`start`.
+        """Prepare; nothing is opened before :meth:`open`.
 
         Args:
             reactor: whose thread the Deferreds fire in.
@@ -53,9 +53,10 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {'started' if self._engine is not None else 'stopped'}>"
 
-    @inlineCallbacks
-    def start(self) -> Generator[Deferred[Any], Any, None]:
-        """Open the database and bring its schema up to date. The Deferred fires with ``None``.
+    def open(self) -> None:
+        """Open the database and bring its schema up to date.
+
+        It blocks: it is for the start, before the reactor runs, so that twistd can say why there is none.
 
         Raises:
             StoreError: it cannot be used; the message says why and names no password.
@@ -64,29 +65,21 @@ class Database:
             raise RuntimeError("the database was started already")
         url = parse_url(self._url)
         threads = 1 if url.get_backend_name() == "sqlite" else POSTGRESQL_CONNECTIONS
-        self._pool = ThreadPool(0, threads, name="database")
-        self._pool.start()
-
-        def open_database() -> Engine:
-            engine = make_engine(url)
-            try:
-                migrate(engine)
-            except SQLAlchemyError as error:
-                engine.dispose()
-                problem = StoreError(f"The database cannot be used: {reason_of(error, self._url)}")
-            except StoreError:
-                engine.dispose()
-                raise
-            else:
-                return engine
-            # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
-            raise problem
-
+        engine = make_engine(url)
         try:
-            self._engine = yield self._in_thread(open_database)
-        except BaseException:
-            self._stop_threads()
-            raise
+            migrate(engine)
+        except SQLAlchemyError as error:
+            problem = StoreError(f"The database cannot be used: {reason_of(error, self._url)}")
+        except StoreError as error:
+            problem = error
+        else:
+            self._engine = engine
+            self._pool = ThreadPool(0, threads, name="database")
+            self._pool.start()
+            return
+        engine.dispose()
+        # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
+        raise problem from None
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
@@ -106,6 +99,16 @@ class Database:
             # It joins its threads; they have nothing to do any more.
             pool.stop()
 
+    def run_now(self, work: Callable[[Connection], T]) -> T:
+        """Do work that only reads, at once and blocking: for the start, likewise.
+
+        Raises:
+            StoreUnavailable: the database failed, or is not open.
+        """
+        if self._engine is None:
+            raise StoreUnavailable(_UNAVAILABLE)
+        return self._judge(self._transact(self._engine, work, False))
+
     def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
         """Do work in one transaction, in a thread, and commit it.
 
@@ -114,20 +117,20 @@ class Database:
             writes: whether it changes anything.
 
         Raises:
-            StoreUnavailable: the database failed, or is not started; nothing was changed.
+            StoreUnavailable: the database failed, or is not open; nothing was changed.
         """
         engine = self._engine
         if engine is None:
             return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
 
-        def transact() -> T | _Broken:
-            try:
-                with engine.execution_options(**{WRITES: writes}).begin() as connection:
-                    return work(connection)
-            except SQLAlchemyError as error:
-                return _Broken(reason_of(error, self._url))
+        return self._in_thread(lambda: self._transact(engine, work, writes)).addCallback(self._judge)
 
-        return self._in_thread(transact).addCallback(self._judge)
+    def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Broken:
+        try:
+            with engine.execution_options(**{WRITES: writes}).begin() as connection:
+                return work(connection)
+        except SQLAlchemyError as error:
+            return _Broken(reason_of(error, self._url))
 
     def _judge(self, result: T | _Broken) -> T:
         if not isinstance(result, _Broken):

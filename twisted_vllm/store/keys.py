@@ -25,12 +25,15 @@ class DatabaseKeyStore:
 
     def load(self) -> Deferred[list[KeyRecord]]:
         """Return every key, the oldest first."""
+        return self._database.run(_read_all, writes=False)
 
-        def work(connection: Connection) -> list[KeyRecord]:
-            rows = connection.execute(select(keys).order_by(keys.c.created_at, keys.c.token))
-            return [_record(row) for row in rows]
+    def load_now(self) -> list[KeyRecord]:
+        """Return every key likewise, blocking: for the start, before the reactor runs.
 
-        return self._database.run(work, writes=False)
+        Raises:
+            StoreUnavailable: the database failed.
+        """
+        return self._database.run_now(_read_all)
 
     def insert(self, record: KeyRecord) -> Deferred[None]:
         """Keep a new key."""
@@ -59,6 +62,11 @@ class DatabaseKeyStore:
             return [token for token in wanted if token in found]
 
         return self._database.run(work, writes=True)
+
+
+def _read_all(connection: Connection) -> list[KeyRecord]:
+    rows = connection.execute(select(keys).order_by(keys.c.created_at, keys.c.token))
+    return [_record(row) for row in rows]
 
 
 def _values(record: KeyRecord) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class UpstreamAgent:
     def _cancel(self, exchange: Exchange) -> None:
         at = exchange.at
         if isinstance(at, UpstreamConnection):
-            at.cut()
+            at.cut(exchange)
         elif at is not None:
             at.cancel()
 

@@ -214,7 +214,8 @@ class GatewayRequest(server.Request):  # type: ignore[misc]  # Twisted's class i
         self._disconnected = True
         if self.work is not None:
             self.work.cancel()
-        site.finished(self)
+        if self.dispatched or self.failed:
+            site.finished(self)
         super().connectionLost(reason)
 
     # the response

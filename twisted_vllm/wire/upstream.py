@@ -7,6 +7,7 @@ knowledge of whether it was the last: so a small response leaves in one write, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -147,11 +148,12 @@ class UpstreamConnection(Protocol):
         self._fail(error)
         self.transport.abortConnection()
 
-    def cut(self) -> None:
-        """Give up the exchange in work, about which nobody asks any more, and the connection with it."""
-        self.exchange = None
-        self._stop_body()
-        self.transport.abortConnection()
+    def cut(self, exchange: Exchange) -> None:
+        """Give up `exchange`, about which nobody asks any more, and the connection with it; nothing if it has ended."""
+        if self.exchange is exchange:
+            self.exchange = None
+            self._stop_body()
+            self.transport.abortConnection()
 
     # sending
 
@@ -319,7 +321,7 @@ class UpstreamConnection(Protocol):
                 phrase=self._reason,
                 raw_headers=self._headers,
                 transport=self,
-                cut=self.cut,
+                cut=partial(self.cut, exchange),
                 bodyless=self._bodyless,
             )
         complete = self._complete
@@ -382,4 +384,5 @@ class UpstreamConnection(Protocol):
 
     def stopProducing(self) -> None:
         """Give up the body, and the connection."""
-        self.cut()
+        if self.exchange is not None:
+            self.cut(self.exchange)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+from admin_harness import Gateway
+
+from twisted_vllm.admin.health import Readiness
+
+LIVENESS = ["/health/liveliness", "/health/liveness"]
+READINESS = "/health/readiness"
+
+
+@pytest.mark.parametrize("path", LIVENESS)
+def test_a_living_process_says_so_in_litellms_words(gateway: Gateway, path: str) -> None:
+    answer = gateway.get(path, key=None)
+    assert (answer.status, answer.json) == (200, "I'm alive!")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", [*LIVENESS, READINESS])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_needs_no_key_and_minds_no_wrong_one(gateway: Gateway, path: str, method: str) -> None:
+    for key in (None, "sk-unknown-0123456789"):
+        answer = gateway.call(method, path, key=key)
+        assert answer.status == 200
+        assert (answer.body == b"") is (method == "HEAD")
+
+
+@pytest.mark.parametrize("path", LIVENESS)
+def test_a_draining_process_says_that_it_goes(gateway: Gateway, path: str) -> None:
+    gateway.state = Readiness(draining=True, database=True)
+    answer = gateway.get(path)
+    assert (answer.status, answer.error["code"]) == (503, "draining")
+
+
+def test_a_dead_database_does_not_make_the_process_dead(gateway: Gateway) -> None:
+    gateway.state = Readiness(draining=False, database=False)
+    assert gateway.get(LIVENESS[0]).status == 200
+
+
+def test_a_ready_process_is_healthy_and_connected(gateway: Gateway) -> None:
+    answer = gateway.get(READINESS, key=None)
+    assert (answer.status, answer.json) == (200, {"status": "healthy", "db": "connected", "draining": False})
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "database"),
+    [
+        (Readiness(draining=False, database=False), "database_unavailable", "disconnected"),
+        (Readiness(draining=True, database=True), "draining", "connected"),
+        (Readiness(draining=True, database=False), "draining", "disconnected"),
+    ],
+)
+def test_a_process_that_is_not_ready_says_why(gateway: Gateway, state: Readiness, code: str, database: str) -> None:
+    gateway.state = state
+    answer = gateway.get(READINESS)
+    assert (answer.status, answer.error["code"]) == (503, code)
+    assert (answer.json["status"], answer.json["db"]) == ("unhealthy", database)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from admin_harness import MASTER_KEY, Gateway
+from twisted.logger import LogLevel, eventAsText
+from twisted.logger import capturedLogs as captured_logs
+
+from twisted_vllm.access.keys import hash_key
+
+TENANT = "sk-tenant-secret-4567"
+STRANGER = "sk-stranger-secret-89"
+
+
+def test_neither_refusals_nor_the_log_tell_a_key_or_its_hash() -> None:
+    gateway = Gateway()
+    gateway.make_key(key=TENANT)
+    secrets = [secret for key in (MASTER_KEY, TENANT, STRANGER) for secret in (key, hash_key(key)[:12])]
+    with captured_logs() as events:
+        answers = [
+            gateway.post("/key/generate", {"key": TENANT}),
+            gateway.post("/key/generate", {"key": MASTER_KEY}),
+            gateway.post("/key/generate", {"key": [STRANGER]}),
+            gateway.post("/key/generate", {"key_alias": STRANGER}),
+            gateway.post("/key/generate", {STRANGER: 1}),
+            gateway.post("/key/generate", {"models": {STRANGER: STRANGER}}),
+            gateway.post("/key/generate", data=STRANGER.encode()),
+            gateway.post("/key/generate", {}, key=TENANT),
+            gateway.post("/key/generate", {}, key=STRANGER),
+            gateway.post("/key/delete", {"keys": [STRANGER, TENANT]}),
+            gateway.post("/key/delete", {"keys": [hash_key(STRANGER)]}),
+            gateway.post("/key/delete", {"keys": STRANGER}),
+            gateway.get(f"/key/info?key={STRANGER}"),
+            gateway.get(f"/key/info?key={STRANGER}", key=TENANT),
+            gateway.get(f"/key/info?{STRANGER}=1"),
+            gateway.get(f"/key/list?status={STRANGER}"),
+            gateway.get(f"/key/{STRANGER}"),
+            gateway.call("PUT", "/key/list", key=STRANGER),
+        ]
+    assert all(400 <= answer.status < 500 for answer in answers)
+    seen = "\n".join(answer.body.decode() + repr(answer.headers) for answer in answers)
+    # Twisted's own line for each request is the site's to write; the gateway's site writes another, without the query.
+    ours = [event for event in events if "twisted_vllm" in str(event.get("log_namespace"))]
+    seen += "\n".join(eventAsText(event) + repr(event) for event in ours)
+    assert not [secret for secret in secrets if secret in seen]
+    assert not [event for event in ours if event["log_level"] >= LogLevel.warn]
+
+
+@pytest.mark.parametrize("alias", [STRANGER, "x" * 100])
+def test_an_alias_that_is_not_known_comes_back_only_if_it_cannot_be_a_key(alias: str) -> None:
+    answer = Gateway().post("/key/delete", {"key_aliases": [alias]})
+    assert answer.status == 404
+    assert alias not in answer.body.decode() or not alias.startswith("sk-")

@@ -1,0 +1,108 @@
+"""The key endpoints over a real PostgreSQL: what a client is told is what the next start will load."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import pytest_twisted
+from treq.testing import StubTreq
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.health import Readiness
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.store.database import Database
+from twisted_vllm.store.keys import DatabaseKeyStore
+
+MASTER_KEY = "sk-master-secret-0123"
+
+#: after this long without an answer a test fails; it never waits that long for anything
+PATIENCE_SECONDS = 10.0
+
+
+class Client:
+    """Asks an AdminApp whose store answers from other threads."""
+
+    def __init__(self, reactor: Any, database: Database) -> None:
+        self.store = DatabaseKeyStore(database)
+        self.index = KeyIndex()
+        self._reactor = reactor
+        app = AdminApp(
+            authenticator=Authenticator(Secret(MASTER_KEY), self.index),
+            index=self.index,
+            store=self.store,
+            clock=reactor,
+            now=lambda: datetime.now(UTC),
+            randbytes=secrets.token_bytes,
+            readiness=lambda: Readiness(draining=False, database=True),
+        )
+        self._treq = StubTreq(app.resource())
+
+    async def ask(self, method: str, path: str, body: object = None, key: str = MASTER_KEY) -> tuple[int, Any]:
+        """Return the status and the JSON of the answer."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}"}
+        sent = self._treq.request(method, f"http://gateway{path}", headers=headers, data=data)
+        response = await self._settle(sent)
+        return response.code, json.loads(await self._settle(response.content()))
+
+    async def _settle(self, waiting: Deferred[Any]) -> Any:
+        """Return what comes out: it is written in a later turn of the reactor, and StubTreq passes it on if flushed."""
+        # Not `waiting.called`, which is true as well while a callback of its own is still being waited for.
+        results: list[Any] = []
+        waiting.addBoth(results.append)
+        deadline = self._reactor.seconds() + PATIENCE_SECONDS
+        while not results:
+            assert self._reactor.seconds() < deadline, "no answer came"
+            self._treq.flush()
+            await deferLater(self._reactor, 0, lambda: None)
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+
+@pytest.fixture
+def client(reactor: Any, postgresql_database: Database) -> Client:
+    return Client(reactor, postgresql_database)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_lives_from_its_making_to_its_deletion(client: Client) -> None:
+    fields = {
+        "key_alias": "team",
+        "models": ["qwen*"],
+        "metadata": {"a": "\u0000 and ü", "n": 10**30},
+        "duration": "1mo",
+    }
+    status, made = await client.ask("POST", "/key/generate", fields)
+    assert status == 200
+    assert await client.store.load() == client.index.records()
+    assert (await client.ask("GET", "/key/info", key=made["key"]))[0] == 200
+
+    assert (await client.ask("POST", "/key/generate", {"key": made["key"]}))[0] == 409
+    assert (await client.ask("POST", "/key/generate", {"key_alias": "team"}))[0] == 409
+    assert (await client.ask("GET", "/key/list"))[1]["keys"] == [made["token"]]
+
+    assert await client.ask("POST", "/key/delete", {"keys": [made["key"]]}) == (200, {"deleted_keys": [made["key"]]})
+    assert (await client.ask("GET", "/key/info", key=made["key"]))[0] == 401
+    assert await client.store.load() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_its_database_the_gateway_makes_and_deletes_no_keys(
+    client: Client, postgresql_database: Database
+) -> None:
+    _, made = await client.ask("POST", "/key/generate", {})
+    await postgresql_database.stop()
+    for path, body in (("/key/generate", {}), ("/key/delete", {"keys": [made["key"]]})):
+        status, answer = await client.ask("POST", path, body)
+        assert (status, answer["error"]["code"]) == (503, "database_unavailable")
+    assert (await client.ask("GET", "/key/info", key=made["key"]))[0] == 200
+    assert [record.token for record in client.index.records()] == [made["token"]]

@@ -1,0 +1,10 @@
+"""Tells twistd of ``vllm-passthrough``."""
+
+from twisted.application.service import ServiceMaker
+
+vllm_passthrough = ServiceMaker(
+    "vllm-passthrough",
+    "twisted_vllm.tap",
+    "A gateway for shared vLLM servers: pass-through, virtual keys, permissions, logs.",
+    "vllm-passthrough",
+)

@@ -1,0 +1,236 @@
+"""The root service: it builds the gateway from its settings, starts it in order, and drains it at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.policy import RoutePolicy
+from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.health import Readiness
+from twisted_vllm.config.settings import Server, Settings
+from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.record import Recorder
+from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
+from twisted_vllm.gateway.routing import Router
+from twisted_vllm.observe.request_log import RequestLog
+from twisted_vllm.observe.setup import give_to_twistd, install
+from twisted_vllm.store.database import Database
+from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.site import GatewaySite
+from twisted_vllm.wire.sweeper import Sweeper
+
+#: seconds between two looks at whether the database answers
+PING_INTERVAL = 5.0
+
+
+class GatewayService(Service):
+    """The gateway.
+
+    Attributes:
+        ports: what it listens on, while it runs.
+        site: the factory of client connections.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, settings: Settings, observer: ILogObserver, companions: Sequence[IService] = ()
+    ) -> None:
+        """Build the gateway; nothing is opened yet.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: what the operator decided.
+            observer: where the log goes.
+            companions: services that start before the gateway and stop after it.
+
+        Raises:
+            ValueError: a listen string describes no endpoint.
+            InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+            StoreError: the database URL cannot be read.
+        """
+        self.ports: list[IListeningPort] = []
+        self._reactor = reactor
+        self._settings = settings
+        self._observer = observer
+        self._companions = companions
+        self._endpoints = [serverFromString(reactor, text) for text in settings.listen]
+        self._database = Database(reactor, settings.database_url)
+        self._store = DatabaseKeyStore(self._database)
+        self._index = KeyIndex()
+        self._sweeper = Sweeper(reactor)
+        self._agent = UpstreamAgent(reactor, self._sweeper)
+        self._database_answers = True
+        self._pinging = LoopingCall(self._ping)
+        self._pinging.clock = reactor
+        self._request_log = RequestLog(observer)
+        self._recorder = Recorder(settings.trusted_proxies)
+        authenticator = Authenticator(settings.master_key, self._index)
+        admission = Admission(
+            authenticator=authenticator,
+            policy=RoutePolicy(settings.tenant_routes),
+            router=Router(settings.models, settings.default_server),
+            path_aliases=settings.path_aliases,
+        )
+        pass_through = PassThroughResource(
+            admission=admission,
+            client=PassThroughClient(self._agent),
+            limits=settings.limits,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        admin = AdminApp(
+            authenticator=authenticator,
+            index=self._index,
+            store=self._store,
+            clock=reactor,
+            now=lambda: datetime.now(UTC),
+            randbytes=os.urandom,
+            readiness=self._readiness,
+        )
+        self.site = GatewaySite(
+            streaming={MOUNT[1:]: pass_through},
+            other=admin.resource(),
+            sweeper=self._sweeper,
+            reactor=reactor,
+            limits=settings.limits,
+            timeouts=settings.timeouts,
+            randbytes=os.urandom,
+            on_finished=self._finished,
+        )
+
+    # start
+
+    def setServiceParent(self, parent: object) -> None:
+        """Join an application, and give it the log before twistd makes one of its own."""
+        give_to_twistd(self._observer, parent)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Begin to log and to listen, before twistd gives up the rights to low ports.
+
+        Connections wait in the kernel until the reactor runs, which is after `startService`.
+
+        Raises:
+            CannotListenError: an address cannot be had; twistd ends with it.
+        """
+        super().privilegedStartService()
+        install(self._observer)
+        for companion in self._companions:
+            companion.privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        """Open the database, read the keys and begin to serve; it blocks, as nothing runs yet that could be delayed.
+
+        Raises:
+            StoreError: the database cannot be used; twistd ends with it.
+        """
+        super().startService()
+        for companion in self._companions:
+            companion.startService()
+        if not self.ports:
+            self._listen()
+        self._database.open()
+        self._index.replace_all(self._store.load_now())
+        self._sweeper.start()
+        self._pinging.start(PING_INTERVAL, now=False)
+        for warning in self._settings.warnings:
+            self._log.warn("{warning}", warning=warning)
+        for port in self.ports:
+            self._log.info("Listening on {address}", address=port.getHost())
+        self._log.info(
+            "Serving {servers} with {keys} virtual keys, {mode}",
+            servers=", ".join(sorted({server.name for server in _servers(self._settings)})),
+            keys=len(self._index),
+            mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
+        )
+
+    def _listen(self) -> None:
+        failures: list[Failure] = []
+        for endpoint in self._endpoints:
+            endpoint.listen(self.site).addCallbacks(self.ports.append, failures.append)
+        if failures:
+            for port in self.ports:
+                port.stopListening()
+            self.ports.clear()
+            failure = failures[0]
+            if failure.check(CannotListenError):
+                self._log.critical("{reason}", reason=failure.getErrorMessage())
+            failure.raiseException()
+
+    # while it runs
+
+    def _finished(self, request: GatewayRequest) -> None:
+        self._request_log.emit(self._recorder.record(request, self.site.seconds()))
+
+    def _readiness(self) -> Readiness:
+        return Readiness(draining=self.site.draining, database=self._database_answers)
+
+    def _ping(self) -> Deferred[None]:
+        return self._database.ping().addCallback(self._pinged)
+
+    def _pinged(self, answers: bool) -> None:
+        self._database_answers = answers
+
+    # stop
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Take no more connections, let what runs end within ``drain_timeout``, then cut it; the Deferred fires after."""
+        super().stopService()
+        began = time.monotonic()
+        ports, self.ports = self.ports, []
+        drained = self.site.drain()
+        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        late = self._reactor.callLater(self._settings.drain_timeout, self._cut)
+        yield drained
+        if late.active():
+            late.cancel()
+        self._agent.close()
+        self._sweeper.stop()
+        if self._pinging.running:
+            self._pinging.stop()
+        yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
+        yield self._database.stop()
+        self._log.info("Drained in {seconds:.1f} s", seconds=time.monotonic() - began)
+
+    def _cut(self) -> None:
+        count = self.site.abort()
+        self._log.warn(
+            "Cut {count} connections that were still in work after {seconds} s",
+            count=count,
+            seconds=self._settings.drain_timeout,
+        )
+
+
+def _servers(settings: Settings) -> Iterable[Server]:
+    if settings.default_server is not None:
+        yield settings.default_server
+    for entry in settings.models:
+        yield entry.server
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return every secret that the settings hold, for the log to strike out."""
+    found = [settings.database_url.reveal()]
+    if settings.master_key is not None:
+        found.append(settings.master_key.reveal())
+    found += [server.api_key.reveal() for server in _servers(settings) if server.api_key is not None]
+    return found
