@@ -107,6 +107,8 @@ class Pending(Protocol):
         headers = {
             name.decode().lower(): values[0].decode() for name, values in self.response.headers.getAllRawHeaders()
         }
+        # Twisted's client keeps this header to itself and tells its value
+        headers.setdefault("content-length", str(self.response.length))
         return Got(self.response.code, headers, self.body)
 
 

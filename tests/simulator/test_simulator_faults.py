@@ -20,6 +20,8 @@ def ask(simulator: Simulator, fault: str, *, stream: bool = False, seconds: floa
     body = {"messages": user("hi"), "max_tokens": 10, "ignore_eos": True, "stream": stream}
     pending = simulator.start("POST", CHAT, body, {"x-simulate": fault})
     simulator.advance(seconds)
+    # what was planned meanwhile: the rest after a slow head, the reset after half a body
+    simulator.advance(0.1)
     return pending
 
 
@@ -70,6 +72,7 @@ def test_a_slow_head_waits_before_anything_is_sent(simulator: Simulator) -> None
     pending = ask(simulator, "slow-head=30", seconds=29)
     assert pending.response is None
     simulator.advance(2)
+    simulator.advance(1)
     assert pending.got.status == 200
 
 

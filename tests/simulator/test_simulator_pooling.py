@@ -101,7 +101,7 @@ def test_a_score_without_its_texts_names_all_that_could_be_sent(simulator: Simul
 def test_reranking_puts_the_document_with_the_words_of_the_query_first(simulator: Simulator, path: str) -> None:
     documents = ["apples and pears", "the capital of France is Paris", "nothing"]
     got = simulator.post(path, {"query": "capital of France", "documents": documents, "top_n": 2}).json
-    assert [result["index"] for result in got["results"]][0] == 1
+    assert got["results"][0]["index"] == 1
     assert len(got["results"]) == 2
     assert got["results"][0]["document"] == {"text": documents[1], "multi_modal": None}
     assert got["usage"] == {"prompt_tokens": 19, "total_tokens": 19}

@@ -75,13 +75,12 @@ async def test_stopping_ends_the_connections_and_what_runs_on_them(reactor: Any)
         _ = service.port
 
 
-def test_a_taken_address_stops_the_start(reactor: Any, service: SimulatorService, logged_failures: Any) -> None:
+def test_a_taken_address_stops_the_start(reactor: Any, service: SimulatorService) -> None:
     listen = ["tcp:0:interface=127.0.0.1", f"tcp:{service.port}:interface=127.0.0.1"]
     second = simulator_service(reactor, FAST, listen)
     with pytest.raises(CannotListenError):
         second.privilegedStartService()
     assert second.ports == []
-    assert logged_failures.flush(CannotListenError)
 
 
 def parsed(*arguments: str) -> tap.Options:
@@ -111,10 +110,10 @@ def test_options_say_what_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--listen", "8000"], "not a Twisted endpoint, such as tcp:8000"),
-        (["--listen", "tcp:port"], "not a Twisted endpoint"),
-        (["--listen", "tcp"], "not a Twisted endpoint"),
-        (["--listen", "ssl:443:privateKey=/nowhere"], "not a Twisted endpoint"),
+        (["--listen", "8000"], "write a Twisted endpoint, such as tcp:8000"),
+        (["--listen", "tcp:port"], "write a Twisted endpoint"),
+        (["--listen", "tcp"], "write a Twisted endpoint"),
+        (["--listen", "ssl:443:privateKey=/nowhere"], "write a Twisted endpoint"),
         (["--token-interval", "fast"], "'fast' is not a number of seconds"),
         (["--first-token", "-1"], "'-1' is not a number of seconds"),
         (["--model", ""], "the name is empty"),

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from alembic.migration import MigrationContext
 from key_store_contract import key_record
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from start_race import start_together
+from start_race import ROOT, start_together
 from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
@@ -272,3 +274,15 @@ async def test_a_broken_database_refuses_and_is_logged_once_until_it_is_back(dat
 
 def test_a_database_does_not_show_its_url(reactor: Any) -> None:
     assert repr(Database(reactor, Secret(f"postgresql://gateway:{PASSWORD}@host/x"))) == "<Database stopped>"
+
+
+def test_a_process_that_forgets_to_stop_its_database_still_ends(tmp_path: Path) -> None:
+    program = (
+        "import sys; from twisted.internet import reactor\n"
+        "from twisted_vllm.config.secret import Secret; from twisted_vllm.store.database import Database\n"
+        "database = Database(reactor, Secret(sys.argv[1])); database.open()\n"
+        "database.ping().addCallback(lambda _: reactor.stop()); reactor.run()\n"
+    )
+    command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/keys.sqlite"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0

@@ -90,7 +90,7 @@ class AdminResource(Resource):
     isLeaf = True
 
     def __init__(self, app: Klein) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Resource has no annotations
+        super().__init__()
         self._klein: IResource = app.resource()
 
     def render(self, request: IRequest) -> bytes | int:

@@ -145,7 +145,9 @@ class Relay(Protocol):
             return
         self._ended = True
         self.outcome = "upstream_failed"
-        self._log.warn("The response to {request_id} was cut short", request_id=self._request.request_id.decode("ascii"))
+        self._log.warn(
+            "The response to {request_id} was cut short", request_id=self._request.request_id.decode("ascii")
+        )
         self._request.abort()
 
     # IPushProducer, for the client's connection

@@ -87,22 +87,11 @@ def _chat_whole(generation: Generation) -> Reply:
 
 def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
     head = _stream_head(generation, "chatcmpl-", "chat.completion.chunk")
+    role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+    usage = {"usage": _chat_usage(generation.prompt_tokens, 0)} if options.continuous_usage else {}
+    prompt = {"prompt_token_ids": None, "prompt_text": None}
     opening = b"".join(
-        data_event(
-            head
-            | {
-                "choices": [
-                    {
-                        "index": index,
-                        "delta": {"role": "assistant", "content": ""},
-                        "logprobs": None,
-                        "finish_reason": None,
-                    }
-                ]
-            }
-            | ({"usage": _chat_usage(generation.prompt_tokens, 0)} if options.continuous_usage else {})
-            | {"prompt_token_ids": None, "prompt_text": None}
-        )
+        data_event(head | {"choices": [{"index": index, **role}]} | usage | prompt)
         for index in range(len(generation.choices))
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import attrs
 
@@ -20,12 +19,9 @@ def _at_least_one_model(_: object, attribute: attrs.Attribute[tuple[str, ...]], 
         raise ValueError(f"{attribute.name}: name at least one model, and none that is empty")
 
 
-def _seconds() -> Callable[[object, attrs.Attribute[float], float], None]:
-    def check(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{attribute.name}: {value} is not a number of seconds of 0 or more")
-
-    return check
+def _seconds(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{attribute.name}: {value} is not a number of seconds of 0 or more")
 
 
 @attrs.frozen
@@ -43,6 +39,6 @@ class SimulatorSettings:
     """
 
     models: tuple[str, ...] = attrs.field(default=(DEFAULT_MODEL,), validator=_at_least_one_model)
-    token_interval: float = attrs.field(default=0.02, validator=_seconds())
-    first_token: float = attrs.field(default=0.05, validator=_seconds())
+    token_interval: float = attrs.field(default=0.02, validator=_seconds)
+    first_token: float = attrs.field(default=0.05, validator=_seconds)
     api_key: Secret | None = None

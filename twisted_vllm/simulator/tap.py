@@ -38,7 +38,7 @@ class Options(usage.Options):
     )
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's class has no annotations
+        super().__init__()
         self.listen: list[str] = []
         self.models: list[str] = []
         self.token_interval = 0.02
@@ -109,7 +109,7 @@ def _check_endpoint(text: str) -> None:
         # parsing does not touch the reactor, and here there is none yet: twistd installs it later
         serverFromString(None, text)
     except (ValueError, TypeError, LookupError, OSError) as error:
-        message = f"--listen: {text!r} is not a Twisted endpoint, such as {DEFAULT_LISTEN}: {error}"
+        message = f"--listen: {text!r} cannot be used ({error}); write a Twisted endpoint, such as {DEFAULT_LISTEN}"
         raise usage.UsageError(message) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
@@ -25,6 +27,12 @@ T = TypeVar("T")
 
 _UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
 _RETRY_SECONDS = 5
+
+
+class _DaemonPool(ThreadPool):
+    """Threads that do not keep a process alive whose start failed after the database was opened."""
+
+    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called as the class would be
 
 
 class Database:
@@ -74,7 +82,7 @@ class Database:
             problem = error
         else:
             self._engine = engine
-            self._pool = ThreadPool(0, threads, name="database")
+            self._pool = _DaemonPool(0, threads, name="database")
             self._pool.start()
             return
         engine.dispose()

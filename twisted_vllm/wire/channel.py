@@ -180,7 +180,11 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
         if request is None or request.fault is not None:
             return
         framing = [b"POST / HTTP/1.1\r\nHost: h\r\n"]
-        framing += [b"%b: %b\r\n" % (name, request.head[name]) for name in (b"content-length", b"transfer-encoding") if name in request.head]
+        framing += [
+            b"%b: %b\r\n" % (name, request.head[name])
+            for name in (b"content-length", b"transfer-encoding")
+            if name in request.head
+        ]
         self._parser = HttpRequestParser(self)
         self._priming = True
         self._parser.feed_data(b"".join(framing) + b"\r\n")

@@ -66,7 +66,9 @@ def write_response_head(status: int, reason: bytes, headers: Iterable[tuple[byte
 def is_json(headers: Mapping[bytes, bytes]) -> bool:
     """Tell whether ``Content-Type`` says JSON; `headers` maps lower-case names to first values."""
     media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    return media_type == b"application/json" or (media_type.startswith(b"application/") and media_type.endswith(b"+json"))
+    return media_type == b"application/json" or (
+        media_type.startswith(b"application/") and media_type.endswith(b"+json")
+    )
 
 
 def is_form(headers: Mapping[bytes, bytes]) -> bool:

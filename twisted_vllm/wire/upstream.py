@@ -80,8 +80,13 @@ class UpstreamConnection(Protocol):
         exchange: what is in work, or None while idle.
     """
 
-    def __init__(self, server: Server, sweeper: Sweeper, on_idle: Callable[[UpstreamConnection], None],
-                 on_lost: Callable[[UpstreamConnection, Exchange | None], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        sweeper: Sweeper,
+        on_idle: Callable[[UpstreamConnection], None],
+        on_lost: Callable[[UpstreamConnection, Exchange | None], None],
+    ) -> None:
         """Make the connection's protocol.
 
         Args:
