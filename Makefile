@@ -1,7 +1,6 @@
 # Everything here runs in .venv, which needs python3.11 and make and nothing else.
 
 PYTHON ?= python3.11
-override ROOT := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -11,7 +10,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format live wheel clean
+.PHONY: help run test format live live-url wheel clean
 
 help:
 	@echo 'make run     start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -34,9 +33,11 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-live: $(VENV)/installed-live
-	@test -n "$$VLLM_BASE_URL" || { echo 'make live: set VLLM_BASE_URL to a vLLM server, as in http://127.0.0.1:8000' >&2; exit 2; }
+live: live-url $(VENV)/installed-live
 	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider --strict-markers --strict-config' tests/live
+
+live-url:
+	@test -n "$$VLLM_BASE_URL" || { echo 'make live: set VLLM_BASE_URL to a vLLM server, as in http://127.0.0.1:8000' >&2; exit 2; }
 
 wheel: $(VENV)/installed
 	rm -rf build dist

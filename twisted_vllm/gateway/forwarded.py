@@ -24,6 +24,23 @@ UNKNOWN = "unknown"
 MAX_ADDRESS_LENGTH = 64
 
 
+def said_by_proxies(headers: HeaderPairs, trusted: Sequence[Network]) -> dict[bytes, bytes]:
+    """Return the proxies' headers by lower-case name, the repetitions of each joined as `client_headers` wants them.
+
+    Args:
+        headers: the request's headers, as they came.
+        trusted: the networks whose headers are believed; where there are none, nothing is looked for.
+    """
+    joined: dict[bytes, bytes] = {}
+    if not trusted:
+        return joined
+    for name, value in headers:
+        name = name.lower()
+        if name in (FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST):
+            joined[name] = joined[name] + b", " + value if name in joined else value
+    return joined
+
+
 def client_headers(
     peer: str,
     secure: bool,

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
-from twisted_vllm.gateway.forwarded import client_address
+from twisted_vllm.errors import Draining
+from twisted_vllm.gateway.forwarded import client_address, said_by_proxies
 from twisted_vllm.gateway.resource import Forwarding
 from twisted_vllm.observe.lines import iso_time
 from twisted_vllm.observe.record import RequestRecord
+from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.wire.request import GatewayRequest
 
-#: characters of a path that stand in the log
-ROUTE_LIMIT = 512
+#: characters of a path, or of a model's name, that stand in the log
+TEXT_LIMIT = 512
+#: characters that are looked at for it: a secret that is cut through would not be recognised
+READ_LIMIT = 1024
 
 
 class Recorder:
@@ -21,19 +26,26 @@ class Recorder:
 
     Args:
         trusted_proxies: whose word is taken for the client's address.
+        redact: takes secrets out of what a client wrote: a key in a path, or in the place of a model's name.
         now: the time in Unix seconds.
     """
 
     def __init__(
-        self, trusted_proxies: Sequence[IPv4Network | IPv6Network] = (), now: Callable[[], float] = time.time
+        self,
+        trusted_proxies: Sequence[IPv4Network | IPv6Network] = (),
+        redact: Callable[[str], str] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._trusted_proxies = tuple(trusted_proxies)
         self._now = now
+        self._redact = redact = redact or Redactor()
+        # the same few paths and models come again and again
+        self._clean = lru_cache(maxsize=1024)(lambda text: redact(text)[:TEXT_LIMIT])
 
     def record(self, request: GatewayRequest, seconds: float) -> RequestRecord:
         """Return the record of `request`, which ended at `seconds` of the clock that it began by."""
         note = request.note
-        route, model, server, outcome = request.path or b"", "", "", ""
+        route, model, server, outcome = _own_route(request), "", "", ""
         if isinstance(note, Forwarding):
             route = note.entry.target.path
             if note.admitted is not None:
@@ -41,20 +53,27 @@ class Recorder:
                 server = note.admitted.server.name
             if note.relay is not None:
                 outcome = note.relay.outcome
+        if not outcome or (outcome == "client_disconnected" and request.finished):
+            outcome = _outcome(request)
         principal = request.principal
         elapsed = seconds - request.started
+        request_id = request.request_id.decode("ascii")
         return RequestRecord(
             time=iso_time(self._now() - elapsed),
-            request_id=request.request_id.decode("ascii"),
-            client=client_address(request.channel.peer.host, request.head, self._trusted_proxies),
+            request_id=self._redact(request_id) if b"x-request-id" in request.head else request_id,
+            client=client_address(
+                request.channel.peer.host,
+                said_by_proxies(request.raw_headers, self._trusted_proxies),
+                self._trusted_proxies,
+            ),
             key_name="" if principal is None else principal.name,
             key_hash="" if principal is None else principal.hash_prefix,
             method=request.method.decode("latin-1"),
-            route=route[:ROUTE_LIMIT].decode("latin-1"),
-            model=model,
+            route=self._clean(route[:READ_LIMIT].decode("latin-1")),
+            model=self._clean(model[:READ_LIMIT]) if model else "",
             server=server,
             status=request.status,
-            outcome=outcome or _outcome(request),
+            outcome=outcome,
             error=request.error_code,
             bytes_in=request.body_received,
             bytes_out=request.sentLength,
@@ -63,11 +82,17 @@ class Recorder:
         )
 
 
+def _own_route(request: GatewayRequest) -> bytes:
+    """Return the path as it came; of a target that is no path, nothing: it may hold a password."""
+    path: bytes = request.uri.partition(b"?")[0]
+    return path if path.startswith(b"/") else b""
+
+
 def _outcome(request: GatewayRequest) -> str:
-    """Return how a request ended that no server was asked about."""
+    """Return how a request ended that no server was asked about, or whose answer was not the server's."""
     if not request.finished:
         return "client_disconnected"
-    if request.status >= 500:
+    if request.status >= 500 and request.error_code != Draining.code:
         return "failed"
     return "refused" if request.error_code else "completed"
 

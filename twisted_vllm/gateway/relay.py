@@ -7,11 +7,11 @@ from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
+from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError
+from twisted_vllm.errors import GatewayError, UpstreamProtocolError
 from twisted_vllm.wire.headers import BODILESS, relayed_response_headers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
@@ -99,9 +99,10 @@ class Relay(Protocol):
         if response.complete and (response.length == 0 or response.code in BODILESS):
             self._finish(b"")
             return
-        if not response.complete:
-            request.registerProducer(self, True)
         response.deliverBody(self)
+        if not self._ended:
+            # not before: until the body is delivered there is nothing yet that a slow client could pause
+            request.registerProducer(self, True)
         request.flush()
 
     def _no_head(self, failure: Failure) -> None:
@@ -145,10 +146,15 @@ class Relay(Protocol):
             return
         self._ended = True
         self.outcome = "upstream_failed"
+        error = _cause(reason)
+        request = self._request
+        request.error_code = error.code
         self._log.warn(
-            "The response to {request_id} was cut short", request_id=self._request.request_id.decode("ascii")
+            "The response to {request_id} was cut short: {reason}",
+            request_id=request.request_id.decode("ascii"),
+            reason=error.message,
         )
-        self._request.abort()
+        request.abort()
 
     # IPushProducer, for the client's connection
 
@@ -165,3 +171,12 @@ class Relay(Protocol):
     def stopProducing(self) -> None:
         """The client's connection is ending."""
         self.cancel()
+
+
+def _cause(reason: Failure) -> GatewayError:
+    """Return why a response ended early."""
+    if isinstance(reason.value, ResponseFailed):
+        for cause in reason.value.reasons:
+            if isinstance(cause.value, GatewayError):
+                return cause.value
+    return UpstreamProtocolError("The vLLM server's answer was cut short.")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
@@ -13,7 +14,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import Draining, GatewayError
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
-from twisted_vllm.gateway.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, client_headers
+from twisted_vllm.gateway.forwarded import client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import outgoing_headers
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.wire.client import PassThroughClient
@@ -95,18 +96,23 @@ class PassThroughResource:
         principal = request.principal = self._admission.identify(request.head, self._now())
         entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
         request.note = Forwarding(entry)
-        if entry.needs_model and not request.body_complete:
-            request.collect_body(self._limits.max_held_body_bytes, lambda body: self._collected(request, entry, body))
-        elif request.body_complete and (entry.needs_model or request.body_received <= PEEK_LIMIT):
-            request.collect_body(self._limits.max_held_body_bytes, lambda body: self._admit(request, entry, body))
+        if entry.needs_model:
+            limit = self._limits.max_held_body_bytes
+        elif request.body_complete and request.body_received <= PEEK_LIMIT:
+            limit = PEEK_LIMIT
         else:
             self._admit(request, entry, None)
+            return
+        request.collect_body(limit, lambda body: self._collected(request, entry, body))
 
     def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
         try:
             self._admit(request, entry, body)
         except GatewayError as error:
             request.answer(error)
+        except Exception:
+            # the body may come long after `render`, where nobody else would answer for a fault of our own
+            request.processingFailed(Failure())
 
     def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
         head = request.head
@@ -123,7 +129,11 @@ class PassThroughResource:
             framing = (b"Content-Length", b"%d" % len(body))
         peer = request.channel.peer
         forwarded = client_headers(
-            peer.host, peer.secure, head.get(b"host"), self._forwarded_by(request), self._trusted_proxies
+            peer.host,
+            peer.secure,
+            head.get(b"host"),
+            said_by_proxies(request.raw_headers, self._trusted_proxies),
+            self._trusted_proxies,
         )
         headers = outgoing_headers(
             request.raw_headers,
@@ -150,14 +160,3 @@ class PassThroughResource:
                 request.informational,
             )
         )
-
-    def _forwarded_by(self, request: GatewayRequest) -> dict[bytes, bytes]:
-        """Return the proxies' headers with their repetitions joined, where any proxy is believed."""
-        if not self._trusted_proxies:
-            return {}
-        joined: dict[bytes, bytes] = {}
-        for name, value in request.raw_headers:
-            name = name.lower()
-            if name in (FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST):
-                joined[name] = joined[name] + b", " + value if name in joined else value
-        return joined

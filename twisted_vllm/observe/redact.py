@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 
@@ -29,9 +29,10 @@ class Redactor:
         """Make a redactor.
 
         Args:
-            secrets: the configured secrets: the master key, the servers' keys, the database's password.
+            secrets: the configured secrets: the master key, the servers' keys, the database's URL or password. Of a URL
+                only the password is a secret.
         """
-        spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
+        spellings = {spelling for secret in secrets for value in _values(secret) for spelling in _spellings(value)}
         # The longest first, so that a secret which begins with another one is taken out whole.
         ordered = sorted(spellings, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(_pattern, ordered))) if ordered else None
@@ -44,6 +45,17 @@ class Redactor:
 
     def __repr__(self) -> str:
         return "<Redactor>"
+
+
+def _values(secret: str) -> Iterable[str]:
+    """What of a secret must not be shown."""
+    if "://" not in secret:
+        yield secret
+        return
+    parts = urlsplit(secret)
+    if parts.password:
+        yield from (parts.password, unquote(parts.password))
+    yield from parse_qs(parts.query).get("password", ())
 
 
 def _spellings(secret: str) -> Iterable[str]:

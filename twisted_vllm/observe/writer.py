@@ -103,7 +103,7 @@ class LogWriter:
         return self._idle.wait(timeout)
 
     def finish(self) -> None:
-        """Write what is queued, and from now on each line before ``write`` returns: the process may end at any moment."""
+        """Write what is queued, and from now on each line before ``write`` returns: the process may end soon."""
         self._is_finishing = True
         self._is_finishing = self.flush()
 

@@ -1,0 +1,96 @@
+"""What is built is what runs: the wheel's contents, and twistd with the wheel installed and no checkout near."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "twisted", "twisted_vllm")
+#: seconds that one command is given
+PATIENCE = 60
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command apart from the checkout, and return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_REQUIRE"))}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # A copy, so that neither an old build directory gets in nor a new one is left behind.
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(
+                REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache")
+            )
+        elif (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, source / name)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", ".", cwd=source)
+    [built] = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has the wheel, and of this environment only the dependencies."""
+    directory = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "--without-pip", directory, cwd=directory)
+    python = directory / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", python)
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=directory)
+    [packages] = directory.glob("lib/python*/site-packages")
+    # A line in a .pth file adds a directory, but does not read that directory's own .pth files: an editable install of
+    # this very project stays out.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def twistd(python: Path, *arguments: str, cwd: Path) -> str:
+    return run(python, "-c", "from twisted.scripts.twistd import run; run()", *arguments, cwd=cwd)
+
+
+def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "twisted_vllm").rglob("*.py")}
+    plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
+    assert {name for name in names if ".dist-info/" not in name} == modules | plugins
+    assert any(name.startswith("twisted_vllm/store/migrations/versions/0") for name in names)
+
+
+def test_the_wheel_carries_its_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        [license_name] = [name for name in archive.namelist() if name.endswith("LICENSE")]
+        assert archive.read(license_name).decode().startswith("MIT License")
+
+
+def test_twistd_lists_the_plugins_of_an_installed_wheel(installed_python: Path, tmp_path: Path) -> None:
+    commands = [
+        line.split()[0] for line in twistd(installed_python, "--help", cwd=tmp_path).splitlines() if line.strip()
+    ]
+    assert "vllm-passthrough" in commands
+    assert "vllm-simulator" in commands
+
+
+@pytest.mark.parametrize("command", ["vllm-passthrough", "vllm-simulator"])
+def test_an_installed_command_explains_itself(installed_python: Path, tmp_path: Path, command: str) -> None:
+    assert "--listen" in twistd(installed_python, command, "--help", cwd=tmp_path)
+
+
+def test_the_installed_package_is_not_the_checkout_s(installed_python: Path, tmp_path: Path) -> None:
+    where = run(installed_python, "-c", "import twisted_vllm; print(twisted_vllm.__file__)", cwd=tmp_path)
+    assert where.startswith(str(installed_python.parents[1]))
