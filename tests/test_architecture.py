@@ -30,8 +30,9 @@ MAY_IMPORT = {
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
     "simulator": PLAIN,
     "quickstart": PLAIN,
-    "service": MIDDLE | {"gateway", "admin"},
-    "tap": MIDDLE | {"service", "quickstart", "simulator"},
+    "starting": PLAIN,
+    "service": MIDDLE | {"gateway", "admin", "starting"},
+    "tap": MIDDLE | {"service", "quickstart", "simulator", "starting"},
 }
 
 #: what decides, without a reactor, a clock or I/O

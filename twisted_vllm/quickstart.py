@@ -60,7 +60,8 @@ def prepare(
     Raises:
         OSError: the directory cannot be written, or no port is free.
     """
-    directory = directory or Path(DIRECTORY)
+    # absolute, as twistd may change to --rundir before the database is opened
+    directory = (directory or Path(DIRECTORY)).absolute()
     directory.mkdir(mode=0o700, exist_ok=True)
     key = None
     if not has_file and not any(environ.get(name) for name in _MASTER_KEY_NAMES):

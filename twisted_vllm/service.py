@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
@@ -21,14 +19,19 @@ from twisted_vllm.access.keys import Authenticator, KeyIndex
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
-from twisted_vllm.config.settings import Server, Settings
+from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
 from twisted_vllm.gateway.routing import Router
+from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
-from twisted_vllm.observe.setup import give_to_twistd, install
+from twisted_vllm.observe.setup import finish, give_to_twistd, install
+from twisted_vllm.starting import StartError
 from twisted_vllm.store.database import Database
+from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.keys import DatabaseKeyStore
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
@@ -64,7 +67,6 @@ class GatewayService(Service):
         Raises:
             ValueError: a listen string describes no endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
-            StoreError: the database URL cannot be read.
         """
         self.ports: list[IListeningPort] = []
         self._reactor = reactor
@@ -81,7 +83,7 @@ class GatewayService(Service):
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor
         self._request_log = RequestLog(observer)
-        self._recorder = Recorder(settings.trusted_proxies)
+        self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
         admission = Admission(
             authenticator=authenticator,
@@ -128,7 +130,7 @@ class GatewayService(Service):
         Connections wait in the kernel until the reactor runs, which is after `startService`.
 
         Raises:
-            CannotListenError: an address cannot be had; twistd ends with it.
+            StartError: an address cannot be had.
         """
         super().privilegedStartService()
         install(self._observer)
@@ -140,40 +142,53 @@ class GatewayService(Service):
         """Open the database, read the keys and begin to serve; it blocks, as nothing runs yet that could be delayed.
 
         Raises:
-            StoreError: the database cannot be used; twistd ends with it.
+            StartError: the database cannot be used.
         """
         super().startService()
         for companion in self._companions:
             companion.startService()
         if not self.ports:
             self._listen()
-        self._database.open()
-        self._index.replace_all(self._store.load_now())
+        try:
+            self._database.open()
+            self._index.replace_all(self._store.load_now())
+        except (StoreError, StoreUnavailable) as error:
+            self._refuse_to_start(str(error))
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         for port in self.ports:
-            self._log.info("Listening on {address}", address=port.getHost())
+            self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
-            servers=", ".join(sorted({server.name for server in _servers(self._settings)})),
+            servers=", ".join(server.name for server in servers_of(self._settings)),
             keys=len(self._index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
 
     def _listen(self) -> None:
         failures: list[Failure] = []
+        starting = True
+
+        def failed(failure: Failure) -> None:
+            if starting:
+                failures.append(failure)
+            else:
+                self._log.failure("One of the addresses cannot be listened on", failure)
+
         for endpoint in self._endpoints:
-            endpoint.listen(self.site).addCallbacks(self.ports.append, failures.append)
+            endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
+        starting = False
         if failures:
-            for port in self.ports:
-                port.stopListening()
-            self.ports.clear()
-            failure = failures[0]
-            if failure.check(CannotListenError):
-                self._log.critical("{reason}", reason=failure.getErrorMessage())
-            failure.raiseException()
+            self._refuse_to_start(failures[0].getErrorMessage())
+
+    def _refuse_to_start(self, reason: str) -> NoReturn:
+        self._log.critical("The gateway cannot start: {reason}", reason=reason)
+        ports, self.ports = self.ports, []
+        for port in ports:
+            port.stopListening()
+        raise StartError(reason) from None
 
     # while it runs
 
@@ -193,13 +208,13 @@ class GatewayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Take no more connections, let what runs end within ``drain_timeout``, then cut it; the Deferred fires after."""
+        """Take no more connections, let what runs end within ``drain_timeout``, then cut it, and fire."""
         super().stopService()
-        began = time.monotonic()
+        began = self._reactor.seconds()
         ports, self.ports = self.ports, []
+        late = self._reactor.callLater(self._settings.drain_timeout, self._cut)
         drained = self.site.drain()
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        late = self._reactor.callLater(self._settings.drain_timeout, self._cut)
         yield drained
         if late.active():
             late.cancel()
@@ -209,7 +224,8 @@ class GatewayService(Service):
             self._pinging.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._database.stop()
-        self._log.info("Drained in {seconds:.1f} s", seconds=time.monotonic() - began)
+        self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        finish(self._observer)
 
     def _cut(self) -> None:
         count = self.site.abort()
@@ -220,17 +236,10 @@ class GatewayService(Service):
         )
 
 
-def _servers(settings: Settings) -> Iterable[Server]:
-    if settings.default_server is not None:
-        yield settings.default_server
-    for entry in settings.models:
-        yield entry.server
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Return every secret that the settings hold, for the log to strike out."""
-    found = [settings.database_url.reveal()]
-    if settings.master_key is not None:
-        found.append(settings.master_key.reveal())
-    found += [server.api_key.reveal() for server in _servers(settings) if server.api_key is not None]
-    return found
+def _address(port: IListeningPort) -> str:
+    """Return where a port listens, as people write it."""
+    address: Any = port.getHost()
+    host = getattr(address, "host", None)
+    if host is None:
+        return str(getattr(address, "name", address))
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"

@@ -12,6 +12,7 @@ from twisted.python import usage
 
 from twisted_vllm.access.keys import generate_key
 from twisted_vllm.access.policy import RoutePolicy
+from twisted_vllm.config.collect import secrets_of
 from twisted_vllm.config.describe import describe
 from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError
@@ -21,6 +22,7 @@ from twisted_vllm.observe.setup import TwistdLog, make_observer
 from twisted_vllm.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.simulator.service import SimulatorService
 from twisted_vllm.simulator.settings import SimulatorSettings
+from twisted_vllm.starting import explain_start_errors
 
 _MORE_HELP = """
 Environment (a value in the file wins, the command line wins over both):
@@ -81,10 +83,12 @@ class Options(usage.Options):
         """Refuse what is not an option.
 
         Raises:
-            UsageError: there are arguments.
+            UsageError: there are arguments, or options that contradict each other.
         """
         if surplus:
             raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
+        if self["quickstart"] and self["check"]:
+            raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
 
     def postOptions(self) -> None:
         """Load the configuration, so that what is wrong is said before anything starts.
@@ -94,7 +98,7 @@ class Options(usage.Options):
         """
         environ = dict(os.environ)
         try:
-            if self["quickstart"] and not self["check"]:
+            if self["quickstart"]:
                 self.quickstart = prepare(
                     environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
                 )
@@ -102,7 +106,7 @@ class Options(usage.Options):
             self._check(self.settings)
         except ConfigError as error:
             raise SystemExit(f"The configuration cannot be used:\n{_indented(str(error))}") from None
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
         if self["check"]:
             print("\n".join(describe(self.settings)))
@@ -146,12 +150,16 @@ def makeService(options: Options) -> IService:
     # here and not above: by now twistd has installed the reactor that --reactor names
     from twisted.internet import reactor
 
-    from twisted_vllm.service import GatewayService, secrets_of
+    from twisted_vllm.service import GatewayService
 
     settings = options.settings
     if settings is None:
         raise ValueError("parse the options first")
-    observer = make_observer(settings.log, secrets_of(settings), sys.stdout, TwistdLog.from_options(options.parent))
+    explain_start_errors()
+    try:
+        observer = make_observer(settings.log, secrets_of(settings), sys.stdout, TwistdLog.from_options(options.parent))
+    except OSError as error:
+        raise SystemExit(f"The log file cannot be opened: {error}") from None
     chosen = options.quickstart
     companions = []
     if chosen is not None:

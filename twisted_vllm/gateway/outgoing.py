@@ -9,12 +9,19 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.gateway.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
 from twisted_vllm.wire.headers import HOP_BY_HOP, HeaderList, nominated
 
-#: What steers vLLM's scheduler and routing, and is the operator's to set (vLLM 0.32: its serving layers read these). The
-#: last puts another model in the place of the body's on /invocations.
+#: What steers vLLM's scheduler and routing, and is the operator's to set (vLLM 0.32: its serving layers read these).
+#: The adapter headers put another model in the place of the body's on /invocations.
 OPERATORS_HEADERS = frozenset(
-    (b"x-vllm-priority", b"x-data-parallel-rank", b"x-session-id", b"endpoint-load-metrics-format")
-    + (b"x-amzn-sagemaker-session-id", b"x-amzn-sagemaker-closed-session-id")
-    + (b"x-amzn-sagemaker-adapter-identifier", b"x-amzn-sagemaker-adapter-alias")
+    (
+        b"x-vllm-priority",
+        b"x-data-parallel-rank",
+        b"x-session-id",
+        b"endpoint-load-metrics-format",
+        b"x-amzn-sagemaker-session-id",
+        b"x-amzn-sagemaker-closed-session-id",
+        b"x-amzn-sagemaker-adapter-identifier",
+        b"x-amzn-sagemaker-adapter-alias",
+    )
 )
 
 #: what the gateway writes itself

@@ -55,6 +55,10 @@ class Recorder:
                 outcome = note.relay.outcome
         if not outcome or (outcome == "client_disconnected" and request.finished):
             outcome = _outcome(request)
+        error = request.error_code
+        if outcome == "client_disconnected" and request.channel.site.aborted:
+            # it is the gateway that left
+            outcome, error = "failed", Draining.code
         principal = request.principal
         elapsed = seconds - request.started
         request_id = request.request_id.decode("ascii")
@@ -74,7 +78,7 @@ class Recorder:
             server=server,
             status=request.status,
             outcome=outcome,
-            error=request.error_code,
+            error=error,
             bytes_in=request.body_received,
             bytes_out=request.sentLength,
             first_byte_ms=None if request.first_byte is None else _milliseconds(request.first_byte - request.started),

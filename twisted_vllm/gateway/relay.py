@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
@@ -67,6 +69,8 @@ class Relay(Protocol):
     """
 
     _log = Logger()
+    #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
+    transport: Any
 
     def __init__(self, request: GatewayRequest) -> None:
         self.outcome = ""
@@ -110,9 +114,11 @@ class Relay(Protocol):
             failure.trap(CancelledError)
             return
         self._ended = True
-        failure.trap(GatewayError)
+        error = failure.value
+        if not isinstance(error, GatewayError):
+            failure.raiseException()
         self.outcome = "upstream_failed"
-        self._request.answer(failure.value)
+        self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
         """A fault of our own: the client must not wait for ever."""

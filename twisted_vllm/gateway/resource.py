@@ -117,16 +117,18 @@ class PassThroughResource:
     def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
         head = request.head
         admitted = self._admission.admit(entry, head, held)
-        body: bytes | RequestBody | None = admitted.body
+        body: bytes | RequestBody
         framing = None
-        if body is None:
+        if admitted.body is None:
             body = RequestBody(request)
             if isinstance(body.length, int):
                 framing = (b"Content-Length", b"%d" % body.length)
             else:
                 framing = (b"Transfer-Encoding", b"chunked")
-        elif body or b"content-length" in head or b"transfer-encoding" in head:
-            framing = (b"Content-Length", b"%d" % len(body))
+        else:
+            body = admitted.body
+            if body or b"content-length" in head or b"transfer-encoding" in head:
+                framing = (b"Content-Length", b"%d" % len(body))
         peer = request.channel.peer
         forwarded = client_headers(
             peer.host,

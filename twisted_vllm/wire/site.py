@@ -28,9 +28,11 @@ class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is unty
         limits: caps on requests.
         timeouts: waiting times towards clients.
         draining: whether the gateway is shutting down: every answer then closes its connection.
+        aborted: whether it ran out of time for that, and cut what was left.
     """
 
     protocol = GatewayChannel
+    noisy = False
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is unty
         self.limits = limits
         self.timeouts = timeouts
         self.draining = False
+        self.aborted = False
         self.seconds = reactor.seconds
         self._streaming = streaming
         self._randbytes = randbytes
@@ -133,6 +136,7 @@ class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is unty
 
     def abort(self) -> int:
         """Cut what is left; return how many connections that were."""
+        self.aborted = True
         channels = list(self._channels)
         for channel in channels:
             channel.transport.abortConnection()

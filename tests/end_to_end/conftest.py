@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from end_to_end_harness import Gateway, StandIn, server_at
+from twisted.internet.defer import ensureDeferred
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.simulator.service import SimulatorService, simulator_service
+from twisted_vllm.simulator.settings import SimulatorSettings
+
+MakeGateway = Callable[..., Gateway]
+MakeStandIn = Callable[..., StandIn]
+
+
+@pytest.fixture
+def stand_in(reactor: Any) -> Iterator[MakeStandIn]:
+    """Makes raw servers, each with what it answers."""
+    made: list[StandIn] = []
+
+    def make(answer: bytes | None = None) -> StandIn:
+        made.append(StandIn(reactor, answer))
+        return made[-1]
+
+    yield make
+    for each in made:
+        pytest_twisted.blockon(each.stop())
+
+
+@pytest.fixture
+def gateway_to(reactor: Any, tmp_path: Path) -> Iterator[MakeGateway]:
+    """Makes gateways in front of a server: its port, a `Server`, or None."""
+    made: list[Gateway] = []
+
+    def make(server: int | Server | None, **settings: Any) -> Gateway:
+        directory = tmp_path / f"gateway{len(made)}"
+        directory.mkdir()
+        found = server_at(server) if isinstance(server, int) else server
+        made.append(Gateway(reactor, directory, found, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        pytest_twisted.blockon(ensureDeferred(each.clean_up()))
+
+
+@pytest.fixture
+def simulator(reactor: Any) -> Iterator[SimulatorService]:
+    """A simulated vLLM that runs, and answers as fast as it can."""
+    service = simulator_service(reactor, SimulatorSettings(token_interval=0, first_token=0))
+    service.startService()
+    yield service
+    pytest_twisted.blockon(service.stopService())

@@ -1,0 +1,365 @@
+"""A whole gateway on a real port, raw TCP on both of its sides, and time that passes when a test says so."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock, deferLater
+from twisted.python.failure import Failure
+
+from twisted_vllm.config.collect import secrets_of
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
+from twisted_vllm.errors import ERROR_HEADER
+from twisted_vllm.observe.setup import finish, make_observer, uninstall
+from twisted_vllm.service import GatewayService
+from twisted_vllm.wire.sweeper import INTERVAL
+
+MASTER_KEY = "sk-master-0123456789abcdef"
+HOST = "127.0.0.1"
+#: real seconds after which a test that waits for bytes is called stuck
+PATIENCE = 10
+
+HeaderPairs = list[tuple[bytes, bytes]]
+
+
+class ClockedReactor:
+    """The real reactor's sockets and threads with a clock that the test turns."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.clock = Clock()
+        self.callLater = self.clock.callLater
+        self.seconds = self.clock.seconds
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+class Wire(Protocol):
+    """One end of a raw connection: what came, and Deferreds that fire when something has come.
+
+    Attributes:
+        received: every byte that came.
+        lost: why the connection ended, or None while it lasts.
+    """
+
+    transport: Any
+
+    def __init__(self, reactor: Any, on_data: Callable[[Wire], None] | None = None) -> None:
+        self._reactor = reactor
+        self.received = b""
+        self.lost: Failure | None = None
+        self._on_data = on_data
+        self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        if self._on_data is not None:
+            self._on_data(self)
+        self._look()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is no type
+        self.lost = reason
+        self._look()
+
+    def until(self, is_so: Callable[[], object]) -> Deferred[None]:
+        """Fire once `is_so`, asked at every piece and at the end."""
+        waiting: Deferred[None] = Deferred()
+        waiting.addTimeout(PATIENCE, self._reactor)
+        waiting.addErrback(self._stuck)
+        self._waiting.append((is_so, waiting))
+        self._look()
+        return waiting
+
+    def until_received(self, wanted: bytes) -> Deferred[None]:
+        """Fire once these bytes are among those that came."""
+        return self.until(lambda: wanted in self.received)
+
+    def until_lost(self) -> Deferred[None]:
+        """Fire once the connection has ended."""
+        return self.until(lambda: self.lost is not None)
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def next_turn(self) -> Deferred[None]:
+        """Fire in the reactor's next turn."""
+        return deferLater(self._reactor, 0, lambda: None)
+
+    def close(self) -> None:
+        self.transport.loseConnection()
+
+    def cut(self) -> None:
+        self.transport.abortConnection()
+
+    def _look(self) -> None:
+        ready = [pair for pair in self._waiting if pair[0]()]
+        for pair in ready:
+            self._waiting.remove(pair)
+            pair[1].callback(None)
+
+    def _stuck(self, failure: Failure) -> Failure:
+        raise AssertionError(f"waited in vain; came: {self.received[-2000:]!r}, ended: {self.lost}") from failure.value
+
+
+class StandIn(Factory):
+    """A server written by the test: it keeps the bytes that it got and sends those that it is given.
+
+    Attributes:
+        answer: what each request with a whole head gets at once, or None to let the test write it.
+        connections: the connections, in the order in which they came.
+    """
+
+    noisy = False
+
+    def __init__(self, reactor: Any, answer: bytes | None) -> None:
+        self.answer = answer
+        self.connections: list[Wire] = []
+        self._waiting: list[tuple[int, Deferred[Wire]]] = []
+        self._reactor = reactor
+        self._port = reactor.listenTCP(0, self, interface=HOST)
+        self.port = int(self._port.getHost().port)
+
+    def buildProtocol(self, addr: object) -> Wire:
+        connection = Wire(self._reactor, self._on_data)
+        connection.factory = self
+        self.connections.append(connection)
+        for pair in [pair for pair in self._waiting if pair[0] < len(self.connections)]:
+            self._waiting.remove(pair)
+            pair[1].callback(self.connections[pair[0]])
+        return connection
+
+    def _on_data(self, connection: Wire) -> None:
+        if self.answer is not None and b"\r\n\r\n" in connection.received:
+            connection.send(self.answer)
+
+    def connection(self, number: int = 0) -> Deferred[Wire]:
+        """Fire with the connection of this number, once it is there."""
+        waiting: Deferred[Wire] = Deferred()
+        if number < len(self.connections):
+            waiting.callback(self.connections[number])
+        else:
+            self._waiting.append((number, waiting))
+        return waiting
+
+    @property
+    def received(self) -> bytes:
+        """The bytes of the first connection."""
+        return self.connections[0].received
+
+    def stop(self) -> Deferred[None]:
+        """Close the port and every connection."""
+        for connection in self.connections:
+            if connection.lost is None:
+                connection.cut()
+        stopped: Deferred[None] = self._port.stopListening()
+        return stopped
+
+
+@attrs.frozen
+class Answer:
+    """A response as it came."""
+
+    status: int
+    reason: bytes
+    headers: HeaderPairs
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        found = [value for key, value in self.headers if key.lower() == name.lower().encode()]
+        return found[0].decode("latin-1") if found else None
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """A refusal of the gateway's own, after its shape was checked."""
+        error: dict[str, Any] = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert self.header("content-type") == "application/json"
+        assert self.header(ERROR_HEADER.decode()) == error["code"]
+        assert self.header("x-request-id")
+        assert (self.header("www-authenticate") == "Bearer") == (self.status == 401)
+        return error
+
+
+def parse_head(raw: bytes) -> tuple[bytes, HeaderPairs]:
+    """Split a head into its first line and its headers, every byte kept."""
+    lines = raw.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    pairs = [line.partition(b": ") for line in lines[1:]]
+    return lines[0], [(name, value) for name, _, value in pairs]
+
+
+def lower(headers: HeaderPairs) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in headers}
+
+
+def _is_whole(raw: bytes, bodiless: bool) -> bool:
+    head, end, body = raw.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    line, headers = parse_head(raw)
+    found = lower(headers)
+    if bodiless or line.split(b" ")[1] in (b"204", b"304"):
+        return True
+    if b"content-length" in found:
+        return len(body) >= int(found[b"content-length"])
+    return found.get(b"transfer-encoding") == b"chunked" and body.endswith(b"0\r\n\r\n")
+
+
+def parse_answer(raw: bytes) -> Answer:
+    line, headers = parse_head(raw)
+    body = raw.partition(b"\r\n\r\n")[2]
+    if lower(headers).get(b"transfer-encoding") == b"chunked":
+        body = unchunked(body)
+    _, status, reason = (line + b" ").split(b" ", 2)
+    return Answer(int(status), reason.removesuffix(b" "), headers, body)
+
+
+def unchunked(body: bytes) -> bytes:
+    found = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        found += body[: int(size, 16)]
+        body = body[int(size, 16) + 2 :]
+    return found
+
+
+def request_bytes(
+    method: str,
+    target: str,
+    key: str | None = MASTER_KEY,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | object = None,
+) -> bytes:
+    """Write a request out; a body that is not bytes is sent as JSON."""
+    pairs = {"Host": "gateway.example", **(headers or {})}
+    if key is not None:
+        pairs["Authorization"] = f"Bearer {key}"
+    if body is not None:
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            pairs.setdefault("Content-Type", "application/json")
+        pairs["Content-Length"] = str(len(body))
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in pairs.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")  # type: ignore[operator]  # bytes by now
+
+
+def server_at(
+    port: int,
+    *,
+    api_key: str | None = None,
+    base_path: bytes = b"",
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - it is frozen
+) -> Server:
+    name = f"{HOST}:{port}"
+    secret = None if api_key is None else Secret(api_key)
+    return Server(name, HOST, port, False, base_path, name.encode(), secret, timeouts)
+
+
+class Gateway:
+    """A gateway that runs.
+
+    Attributes:
+        service: the real root service.
+        clock: its time; nothing of it times out unless the test turns it.
+        port: where it listens.
+        log_file: where its log goes.
+        database_file: where its keys are.
+    """
+
+    def __init__(self, reactor: Any, directory: Path, server: Server | None, **settings: Any) -> None:
+        self._reactor = reactor
+        self._clients: list[Wire] = []
+        self._stopped = False
+        clocked = ClockedReactor(reactor)
+        self.clock = clocked.clock
+        self.log_file = directory / "gateway.log"
+        self.database_file = directory / "keys.sqlite3"
+        values: dict[str, Any] = {
+            "listen": (f"tcp:0:interface={HOST}",),
+            "master_key": Secret(MASTER_KEY),
+            "allow_anonymous": False,
+            "database_url": Secret(f"sqlite:///{self.database_file}"),
+            "models": (),
+            "log": LogSettings(format="json", file=str(self.log_file), level="debug"),
+        }
+        self.settings = Settings(default_server=server, **{**values, **settings})
+        self._observer = make_observer(self.settings.log, secrets_of(self.settings), io.StringIO())
+        self.service = GatewayService(clocked, self.settings, self._observer)
+        self.service.privilegedStartService()
+        self.service.startService()
+        self.port: int = self.service.ports[0].getHost().port  # type: ignore[attr-defined]  # a TCP address has one
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass as the gateway's parts see it: in steps of the sweeper's."""
+        self.clock.pump([INTERVAL] * int(seconds / INTERVAL + 3))
+
+    async def connect(self) -> Wire:
+        """Open a raw connection to the gateway."""
+        client = Wire(self._reactor)
+        await connectProtocol(TCP4ClientEndpoint(self._reactor, HOST, self.port), client)
+        self._clients.append(client)
+        return client
+
+    async def send(self, raw: bytes) -> Wire:
+        """Open a connection and send these bytes."""
+        client = await self.connect()
+        client.send(raw)
+        return client
+
+    async def answer_to(self, raw: bytes) -> Answer:
+        """Send a request on a connection of its own; return the answer once it is whole."""
+        client = await self.send(raw)
+        bodiless = raw.startswith(b"HEAD ")
+        await client.until(lambda: client.lost is not None or _is_whole(client.received, bodiless))
+        client.close()
+        return parse_answer(client.received)
+
+    async def ask(self, method: str, target: str, key: str | None = MASTER_KEY, **options: Any) -> Answer:
+        """Ask, as `request_bytes` writes it."""
+        return await self.answer_to(request_bytes(method, target, key, **options))
+
+    async def make_key(self, **fields: object) -> str:
+        """Make a virtual key and return it."""
+        answer = await self.ask("POST", "/key/generate", body=fields)
+        assert answer.status == 200, answer.body
+        return str(answer.json["key"])
+
+    def log_text(self) -> str:
+        """Return the log so far."""
+        finish(self._observer)
+        return self.log_file.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_text().splitlines()]
+
+    def request_lines(self) -> list[dict[str, Any]]:
+        """Return the log's lines about requests."""
+        return [line for line in self.log_lines() if "outcome" in line]
+
+    def stop(self) -> Deferred[None]:
+        """Begin to drain."""
+        self._stopped = True
+        stopped: Deferred[None] = self.service.stopService()
+        return stopped
+
+    async def clean_up(self) -> None:
+        """End everything."""
+        for client in self._clients:
+            if client.lost is None:
+                client.cut()
+        if not self._stopped:
+            await self.stop()
+        uninstall(self._observer)

@@ -1,0 +1,105 @@
+"""The end: what runs may finish, nothing new begins, and nothing holds the process for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from end_to_end_harness import HOST, Answer, parse_answer, request_bytes
+from test_failures import STREAM, begin
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Protocol
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_that_runs_may_finish(stand_in: Any, gateway_to: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(server.port)
+    client, upstream = await begin(server, gateway)
+    upstream.send(STREAM)
+    await client.until_received(b"abc")
+    stopped = gateway.stop()
+    await client.next_turn()
+    assert not stopped.called
+    upstream.send(b"3\r\ndef\r\n0\r\n\r\n")
+    await client.until_lost()
+    await stopped
+    assert parse_answer(client.received).body == b"abcdef"
+    [line] = gateway.request_lines()
+    assert line["outcome"] == "completed"
+    assert gateway.log_lines()[-1]["message"].startswith("Drained in ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_that_does_not_end_is_cut_at_the_drain_timeout(stand_in: Any, gateway_to: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(server.port, drain_timeout=20.0)
+    client, upstream = await begin(server, gateway)
+    upstream.send(STREAM)
+    await client.until_received(b"abc")
+    stopped = gateway.stop()
+    gateway.clock.advance(19)
+    await client.next_turn()
+    assert (client.lost, stopped.called) == (None, False)
+    gateway.clock.advance(2)
+    await client.until_lost()
+    await upstream.until_lost()
+    await stopped
+    assert not client.received.endswith(b"0\r\n\r\n")
+    assert any("Cut 1 connection" in line.get("message", "") for line in gateway.log_lines())
+    [line] = gateway.request_lines()
+    assert (line["outcome"], line["error"]) == ("failed", "draining")
+
+
+@pytest_twisted.ensureDeferred
+async def test_new_connections_are_refused(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(stand_in().port)
+    await gateway.stop()
+    with pytest.raises(ConnectError):
+        await connectProtocol(TCP4ClientEndpoint(reactor, HOST, gateway.port), Protocol())
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_connections_do_not_hold_it_up(stand_in: Any, gateway_to: Any) -> None:
+    server = stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    gateway = gateway_to(server.port)
+    client = await gateway.send(request_bytes("GET", "/vllm/health"))
+    await client.until_received(b"\r\n\r\nok")
+    await gateway.stop()
+    await client.until_lost()
+    await server.connections[0].until_lost()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_request_whose_head_ends_after_the_drain_began_is_told_to_go_elsewhere(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    server = stand_in()
+    gateway = gateway_to(server.port)
+    answer = await answer_while_draining(gateway, "/vllm/health")
+    assert (answer.status, answer.error["code"]) == (503, "draining")
+    assert answer.header("retry-after") == "1"
+    assert answer.header("connection") == "close"
+    assert server.connections == []
+    assert gateway.request_lines()[-1]["outcome"] == "refused"
+
+
+@pytest_twisted.ensureDeferred
+async def test_readiness_says_so_on_a_connection_that_is_still_open(stand_in: Any, gateway_to: Any) -> None:
+    answer = await answer_while_draining(gateway_to(stand_in().port), "/health/readiness")
+    assert (answer.status, answer.json["draining"]) == (503, True)
+
+
+async def answer_while_draining(gateway: Any, target: str) -> Answer:
+    """Return the answer to a request that had begun when the drain began, and was complete only afterwards."""
+    raw = request_bytes("GET", target)
+    client = await gateway.send(request_bytes("GET", "/health/liveliness") + raw[:30])
+    await client.until_received(b"I'm alive!")
+    before = len(client.received)
+    stopped = gateway.stop()
+    client.send(raw[30:])
+    await client.until_lost()
+    await stopped
+    return parse_answer(client.received[before:])

@@ -1,0 +1,112 @@
+"""Real twistd processes, started in a directory of their own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+#: real seconds that a process is given before a test calls it stuck
+PATIENCE = 30.0
+
+MASTER_KEY = "not-like-a-key-4711"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the tests' environment without the operator's own settings, plus these."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run twistd to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=directory,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def ask(port: int, path: str, key: str | None = None, method: str = "GET", body: str | None = None) -> tuple[int, str]:
+    """Send one request over a blocking socket; return status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Wait for another process: it has no clock that a test could turn."""
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def answers(port: int) -> bool:
+    try:
+        return ask(port, "/health/readiness")[0] == 200
+    except OSError:
+        return False
+
+
+class Foreground:
+    """``twistd -n``, ready to be asked; leave the ``with`` block to end it, and read what it wrote."""
+
+    def __init__(self, directory: Path, port: int, *arguments: str, **variables: str) -> None:
+        self.port = port
+        self.stdout = self.stderr = ""
+        listen = f"--listen=tcp:{port}:interface=127.0.0.1"
+        self._process = subprocess.Popen(
+            command("-n", "--pidfile=", "vllm-passthrough", listen, *arguments),
+            cwd=directory,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Foreground:
+        try:
+            wait_until(lambda: answers(self.port) or self._process.poll() is not None)
+            assert self._process.poll() is None, self._process.communicate()
+        except BaseException:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self.terminate()
+
+    def terminate(self) -> int:
+        """Send SIGTERM, wait, and return the exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        self.stdout, self.stderr = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode
