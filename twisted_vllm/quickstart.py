@@ -13,6 +13,8 @@ from pathlib import Path
 
 import attrs
 
+from twisted_vllm.config.listen import split
+
 #: where what was made is kept, below the directory that twistd is started in
 DIRECTORY = ".run"
 
@@ -31,7 +33,7 @@ class Quickstart:
         simulator: the listening socket of the simulator, or None where a server was named.
     """
 
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = attrs.field(repr=False)
     master_key: str | None = attrs.field(repr=False)
     database_url: str
     simulator: socket.socket | None
@@ -119,8 +121,13 @@ def welcome(chosen: Quickstart, listen: str) -> str:
 
 
 def _base_url(listen: str) -> str:
-    """Return the URL of a TCP endpoint string as somebody on this machine types it."""
-    parts = listen.split(":")
-    scheme = "https" if parts[0] == "ssl" else "http"
-    port = parts[1] if len(parts) > 1 and parts[1].isdigit() else "4000"
-    return f"{scheme}://127.0.0.1:{port}"
+    """Return what curl takes to reach an endpoint string from this machine."""
+    kind, arguments, named = split(listen)
+    first = arguments[0] if arguments else ""
+    if kind == "unix":
+        return f"--unix-socket {named.get('address', first)} http://localhost"
+    host = named.get("interface", "")
+    if host in ("", "0.0.0.0", "::"):
+        host = "127.0.0.1"
+    scheme = "https" if kind == "ssl" else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{named.get('port', first)}"

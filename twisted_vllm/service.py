@@ -241,5 +241,6 @@ def _address(port: IListeningPort) -> str:
     address: Any = port.getHost()
     host = getattr(address, "host", None)
     if host is None:
-        return str(getattr(address, "name", address))
+        name = getattr(address, "name", None)
+        return os.fsdecode(name) if name else str(address)
     return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"

@@ -29,7 +29,7 @@ def endpoint(value: object, place: Place) -> str:
     plain = _HOST_PORT.fullmatch(re.sub(r"^https?://", "", found))
     if plain:
         raise Rejected(f"must be a Twisted endpoint (write {_suggest(plain['host'], plain['port'])})")
-    kind, arguments, named = _split(found)
+    kind, arguments, named = split(found)
     if not _TYPE.fullmatch(kind) or ":" not in found:
         raise Rejected(f"must be a Twisted endpoint, such as {DEFAULT_LISTEN} or unix:/run/vllm.sock")
     if _BARE_IPV6.search(found):
@@ -43,7 +43,7 @@ def is_loopback(endpoint: str) -> bool:
     """Tell whether an endpoint can be reached from this machine alone; what is not known is not."""
     while endpoint.startswith(_WRAPPER):
         endpoint = endpoint.removeprefix(_WRAPPER)
-    kind, arguments, named = _split(endpoint)
+    kind, arguments, named = split(endpoint)
     if kind == "unix":
         return True
     if kind not in _INTERFACE_POSITION:
@@ -74,8 +74,12 @@ def _suggest(host: str | None, port: str) -> str:
     return f"tcp:{port}:interface={host.strip('[]').replace(':', chr(92) + ':')}"
 
 
-def _split(endpoint: str) -> tuple[str, list[str], dict[str, str]]:
-    """Split an endpoint string into its type, its positional and its named arguments, as Twisted does."""
+def split(endpoint: str) -> tuple[str, list[str], dict[str, str]]:
+    """Split an endpoint string as Twisted does.
+
+    Returns:
+        Its type, its positional arguments and its named ones.
+    """
     pieces: list[list[str]] = [[""]]
     characters = iter(endpoint)
     for character in characters:

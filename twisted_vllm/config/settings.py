@@ -32,7 +32,7 @@ class Timeouts:
     keep_alive: float = 75.0
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Server:
     """One vLLM server as the gateway reaches it.
 

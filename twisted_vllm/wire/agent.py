@@ -8,27 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError, TimeoutError
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.web.client import URI
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.wire.exchange import Exchange, Informational
 from twisted_vllm.wire.headers import HeaderList, write_request_head
 from twisted_vllm.wire.pool import Pool
 from twisted_vllm.wire.response import UpstreamResponse
 from twisted_vllm.wire.sweeper import Sweeper
-from twisted_vllm.wire.upstream import Exchange, Informational, UpstreamConnection
+from twisted_vllm.wire.upstream import UpstreamConnection
 
 
 @implementer(IAgent)
@@ -97,7 +98,7 @@ class UpstreamAgent:
         uri: bytes,
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
-    ) -> Deferred[UpstreamResponse]:
+    ) -> Deferred[IResponse]:
         """Send a request to any URL, in the shape that IAgent asks for; `forward` is what the gateway uses."""
         parsed = URI.fromBytes(uri)
         server = Server(
@@ -118,7 +119,8 @@ class UpstreamAgent:
                 pairs.append((b"Content-Length", b"%d" % bodyProducer.length))
             else:
                 pairs.append((b"Transfer-Encoding", b"chunked"))
-        return self.forward(server, method, parsed.originForm, pairs, bodyProducer)
+        answer: Deferred[Any] = self.forward(server, method, parsed.originForm, pairs, bodyProducer)
+        return answer
 
     def close(self) -> None:
         """Close every connection, whatever is in work on it."""

@@ -7,16 +7,16 @@ whole is being answered, what follows it on the connection is held unparsed, up 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
-from twisted.internet.interfaces import IProducer, ITCPTransport
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
 
-from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, MalformedHttp, RequestTimeout
+from twisted_vllm.errors import GatewayError, RequestTimeout
 from twisted_vllm.wire.eager import eager_write
-from twisted_vllm.wire.heads import closes, first_values, origin_form
+from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ LINGER = 2.0
 
 #: seconds that a closing connection is given to take what was written to it
 FLUSH = 300.0
-
-#: bytes that Twisted reads from a socket at once (twisted.internet.abstract.FileDescriptor.bufferSize)
-READ_SIZE = 65_536
 
 
 class Peer:
@@ -51,7 +48,7 @@ class Peer:
         self.secure = secure
 
 
-class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class is untyped
+class GatewayChannel(http.HTTPChannel):
     """One client connection.
 
     Attributes:
@@ -63,17 +60,15 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
 
     site: GatewaySite
     peer: Peer
+    transport: Any
+    write: Any
+    _networkProducer: Any
+    _requestProducer: Any
     deadline: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[GatewayRequest] = []
-        self._parser = HttpRequestParser(self)
-        self._current: GatewayRequest | None = None
-        self._in_head = False
-        self._fed_in_head = 0
-        self._final = False
-        self._priming = False
         self._advancing = False
         self._lingering = False
         self._held: list[bytes] = []
@@ -86,30 +81,30 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
         """Take up the connection."""
         super().connectionMade()
         self.write = eager_write(self.transport)
+        self._reader = RequestReader(self._take_up, self.site.limits)
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)
         self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
         self.site.connection_lost(self)
-        self._final = True
         requests, self.requests = self.requests, []
         for request in requests:
             request.connectionLost(reason)
 
     def is_idle(self) -> bool:
         """Tell whether nothing was begun that is not finished."""
-        return not self.requests and self._current is None and not self._lingering
+        return not self.requests and self._reader.current is None and not self._lingering
 
     def expired(self) -> None:
-        """Act on the deadline: end an idle connection, refuse a request that does not come, give up on a lingering one."""
+        """Act on the deadline: end an idle connection, refuse a late request, give up on a lingering connection."""
         if self._lingering:
             self.transport.abortConnection()
         elif self._read_pauses:
             # it is the gateway that does not read
             self._set_deadline()
-        elif self._current is None:
+        elif self._reader.current is None:
             self.deadline = None
             self.loseConnection()
         else:
@@ -117,13 +112,14 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
 
     def _set_deadline(self) -> None:
         """Set the deadline that fits what is awaited from the client."""
+        current = self._reader.current
+        if self.requests and current is not self.requests[0]:
+            self.deadline = None
+            return
         timeouts = self.site.timeouts
-        seconds: float | None
-        if self.requests and self._current is not self.requests[0]:
-            seconds = None
-        elif self._current is None:
+        if current is None:
             seconds = timeouts.keep_alive
-        elif self._in_head:
+        elif self._reader.in_head:
             seconds = timeouts.client_head
         else:
             seconds = timeouts.client_body
@@ -149,127 +145,14 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
             self.pause_reading("held")
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            self._without_upgrade(data[upgrade.args[0] :])
-        except HttpParserCallbackError as error:
-            raise error.__context__ or error from None
-        except HttpParserError:
-            if not self._final:
-                self._fail(MalformedHttp("The request is not well-formed HTTP/1.1."))
-            return
-        if self._in_head:
-            if self._fed_in_head == 0:
-                self._set_deadline()
-            self._fed_in_head += len(data)
-            if self._fed_in_head > self.site.limits.max_head_bytes + READ_SIZE:
-                self._fail(self._head_too_large())
-        else:
+        reader = self._reader
+        was_in_head = reader.in_head
+        error = reader.feed(data)
+        if error is not None:
+            self._fail(error)
+        elif not (was_in_head and reader.in_head):
+            # a head that comes slowly does not move its deadline
             self._set_deadline()
-
-    def _head_too_large(self) -> HeadTooLarge:
-        return HeadTooLarge(f"The request's head is over {self.site.limits.max_head_bytes} bytes.")
-
-    def _without_upgrade(self, rest: bytes) -> None:
-        """Go on as if no upgrade had been asked for: RFC 9110 §7.8 lets a server ignore it.
-
-        llhttp takes the request for complete and skips its body, so a fresh parser gets a head with the same framing.
-        """
-        request = self._current
-        if request is None or request.fault is not None:
-            return
-        framing = [b"POST / HTTP/1.1\r\nHost: h\r\n"]
-        framing += [
-            b"%b: %b\r\n" % (name, request.head[name])
-            for name in (b"content-length", b"transfer-encoding")
-            if name in request.head
-        ]
-        self._parser = HttpRequestParser(self)
-        self._priming = True
-        self._parser.feed_data(b"".join(framing) + b"\r\n")
-        self._priming = False
-        if rest:
-            self._feed(rest)
-
-    # llhttp's callbacks
-
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        if self._priming:
-            return
-        self._current = self._take_up()
-        self._in_head = True
-        self._fed_in_head = 0
-
-    def on_url(self, piece: bytes) -> None:
-        """Take a piece of the request target."""
-        if self._priming or self._current is None:
-            return
-        self._current.uri += piece
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer."""
-        if self._current is not None and self._in_head:
-            self._current.raw_headers.append((name, value.rstrip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        """Judge the head."""
-        request = self._current
-        if self._priming or request is None:
-            return
-        self._in_head = False
-        parser = self._parser
-        headers = request.raw_headers
-        request.method = parser.get_method()
-        request.head = head = first_values(headers)
-        version = parser.get_http_version()
-        request.clientproto = b"HTTP/" + version.encode("ascii")
-        limits = self.site.limits
-        try:
-            if len(headers) > limits.max_header_count:
-                raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
-            if len(request.uri) + sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_head_bytes:
-                raise self._head_too_large()
-            request.uri = origin_form(request.method, request.uri, version, headers, head)
-            length = head.get(b"content-length")
-            if length is not None:
-                request.body_length = int(length)
-                if request.body_length > limits.max_body_bytes:
-                    raise BodyTooLarge(f"The request's body is over {limits.max_body_bytes} bytes.")
-            elif b"transfer-encoding" in head:
-                request.body_length = None
-            request.persistent = not closes(version, head)
-        except GatewayError as fault:
-            request.fault = fault
-        request.head_complete = True
-        request.upgrade = parser.should_upgrade()
-
-    def on_body(self, data: bytes) -> None:
-        """Take a piece of the body."""
-        request = self._current
-        if request is None or request.finished:
-            return
-        request.body_received += len(data)
-        if request.body_received > self.site.limits.max_body_bytes:
-            request.fault = request.fault or BodyTooLarge(
-                f"The request's body is over {self.site.limits.max_body_bytes} bytes."
-            )
-            return
-        request.body_pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """End the request, unless it asked for an upgrade and its body is still to be read."""
-        request = self._current
-        if request is None:
-            return
-        if request.upgrade:
-            request.upgrade = False
-            return
-        request.body_complete = True
-        self._current = None
-        if not request.persistent:
-            self._final = True
 
     # answering in order
 
@@ -291,8 +174,8 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
                 return False
             if request.fault is not None:
                 if not request.failed:
+                    self._reader.final = True
                     request.persistent = False
-                    self._final = True
                     request.fail(request.fault)
             elif not request.dispatched:
                 request.dispatch()
@@ -320,7 +203,7 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
 
     def _end(self, request: GatewayRequest) -> None:
         """Close, after the rest of the request was read for a while where there is a rest."""
-        self._final = True
+        self._reader.final = True
         self._lingering = True
         self._held.clear()
         self._read_pauses.clear()
@@ -338,10 +221,7 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
 
     def _fail(self, error: GatewayError) -> None:
         """Answer `error` in place of the request that cannot be read, and close."""
-        request = self._current or self._take_up()
-        self._current = None
-        self._final = True
-        self._in_head = False
+        request = self._reader.give_up()
         self._held.clear()
         request.fault = error
         request.head_complete = True
@@ -353,7 +233,7 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
             request.fail(error)
 
     def _take_up(self) -> GatewayRequest:
-        """Begin a request for bytes that are none."""
+        """Begin a request."""
         request = GatewayRequest(self)
         self.requests.append(request)
         return request
@@ -372,14 +252,14 @@ class GatewayChannel(http.HTTPChannel):  # type: ignore[misc]  # Twisted's class
             if not self._read_pauses:
                 self._networkProducer.resumeProducing()
 
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Register who produces the answer; it is paused at once where the client has not yet read what went before."""
         super().registerProducer(producer, streaming)
         if streaming and self._waitingForTransport:
             producer.pauseProducing()
 
     def pauseProducing(self) -> None:
-        """The client does not read as fast as it is written to: stop whoever produces for it, and take no more requests."""
+        """The client reads slower than it is written to: stop whoever produces for it, and take no more requests."""
         self._waitingForTransport = True
         if self._requestProducer is not None:
             self._requestProducer.pauseProducing()

@@ -12,12 +12,12 @@ from typing import Any
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer
+from twisted.web.iweb import IBodyProducer, IResponse
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.exchange import Informational
 from twisted_vllm.wire.response import UpstreamResponse
-from twisted_vllm.wire.upstream import Informational
 
 
 class PassThroughClient(HTTPClient):
@@ -35,7 +35,7 @@ class PassThroughClient(HTTPClient):
         headers: Headers | None = None,
         data: IBodyProducer | None = None,
         **refused: Any,
-    ) -> Deferred[UpstreamResponse]:
+    ) -> Deferred[IResponse]:
         """Send a request to `url`; no option of treq's that would alter it is taken."""
         if refused:
             raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")

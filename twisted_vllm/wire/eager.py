@@ -17,7 +17,8 @@ def eager_write(transport: ITransport) -> Callable[[bytes], None]:
     """Return a function that writes to `transport`, at once where the transport is plain TCP.
 
     The order of bytes is the order of calls, also when calls to ``transport.write`` stand between them: while anything
-    is queued, everything is queued. Errors of the socket surface where Twisted expects them, in the transport's own write.
+    is queued, everything is queued. Errors of the socket surface where Twisted expects them: in the transport's own
+    write.
     """
     if not isinstance(transport, tcp.Connection) or transport.TLS:
         return transport.write

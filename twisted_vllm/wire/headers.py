@@ -11,8 +11,8 @@ HeaderList = list[tuple[bytes, bytes]]
 
 #: RFC 9110 §7.6.1 and what older clients and proxies send in its place; these speak about one connection only
 HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
-    + (b"proxy-authenticate", b"proxy-authorization", b"http2-settings")
+    b"connection keep-alive proxy-connection te transfer-encoding upgrade "
+    b"proxy-authenticate proxy-authorization http2-settings".split()
 )
 
 #: statuses whose responses never have a body (RFC 9112 §6.3)
@@ -40,7 +40,7 @@ def relayed_response_headers(headers: HeaderList) -> HeaderList:
 
 
 def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
-    """Return the value of ``Content-Length``, or None where there is none; llhttp has refused any that is not a number."""
+    """Return the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers."""
     for name, value in headers:
         if len(name) == 14 and name.lower() == b"content-length":
             return int(value)

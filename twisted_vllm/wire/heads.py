@@ -1,8 +1,8 @@
 """What the gateway asks of a request's head beyond llhttp's strict reading.
 
-llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed lengths,
-bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing or repeated
-``Host``, and the absolute and authority forms of the request target: those are judged here.
+llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
+lengths, bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing
+or repeated ``Host``, and the absolute and authority forms of the request target: those are judged here.
 """
 
 from __future__ import annotations
@@ -11,14 +11,6 @@ from collections.abc import Mapping
 
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
 from twisted_vllm.wire.headers import HeaderList
-
-
-def first_values(headers: HeaderList) -> dict[bytes, bytes]:
-    """Return the first value of each header, by its lower-case name."""
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), value)
-    return found
 
 
 def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
@@ -41,7 +33,7 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
     if host is None:
         if version == "1.1":
             raise MalformedHttp("The Host header is missing.")
-    elif sum(len(name) == 4 and name.lower() == b"host" for name, _ in headers) > 1:
+    elif len(first) != len(headers) and sum(name.lower() == b"host" for name, _ in headers) > 1:
         raise MalformedHttp("The Host header stands more than once.")
     if method == b"CONNECT":
         raise MethodNotAllowed("CONNECT is not for this server.")

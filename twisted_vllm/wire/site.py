@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,7 +21,7 @@ from twisted_vllm.wire.sweeper import Sweeper
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is untyped
+class GatewaySite(server.Site):
     """Builds channels, finds resources, and keeps count of what is in work.
 
     Attributes:
@@ -31,7 +32,8 @@ class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is unty
         aborted: whether it ran out of time for that, and cut what was left.
     """
 
-    protocol = GatewayChannel
+    protocol: Any = GatewayChannel
+    resource: Any
     noisy = False
 
     def __init__(
@@ -83,7 +85,8 @@ class GatewaySite(server.Site):  # type: ignore[misc]  # Twisted's class is unty
 
     def leaf_for(self, path: bytes) -> IResource:
         """Return the resource that `path` belongs to."""
-        return self._streaming.get(path[1:].partition(b"/")[0], self.resource)
+        leaf: IResource = self._streaming.get(path[1:].partition(b"/")[0], self.resource)
+        return leaf
 
     def date(self) -> bytes:
         """Return the time for a ``Date`` header, made once a second."""

@@ -1,7 +1,7 @@
 """One connection to a vLLM server: it writes a request and reads the response, one exchange after another.
 
-llhttp reads the response. What its callbacks give is collected and handed on once for each segment that arrived, with the
-knowledge of whether it was the last: so a small response leaves in one write, and a chunk in one.
+What a segment held of the response is handed on at once, with the knowledge of whether it was the last: so a small
+response leaves in one write, and a chunk in one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -22,52 +20,10 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.wire.eager import eager_write
-from twisted_vllm.wire.headers import BODILESS, HeaderList, content_length
+from twisted_vllm.wire.exchange import Exchange, ResponseReader
 from twisted_vllm.wire.pool import KEEP
 from twisted_vllm.wire.response import DONE, UpstreamResponse, failed
 from twisted_vllm.wire.sweeper import Sweeper
-
-Informational = Callable[[int, bytes, HeaderList], None]
-
-
-class Exchange:
-    """One request and the response to it.
-
-    Attributes:
-        server: where it goes.
-        method: the request's method.
-        head: the request's head, written out.
-        body: the body: bytes, a producer that streams it, or None.
-        result: fires with the `UpstreamResponse` when its head arrived, or fails with a `GatewayError`.
-        informational: called with each interim response.
-        at: the connection that it is on, or the attempt to connect that it waits for.
-        retried: whether it was sent before, on a connection that turned out to be dead.
-        response: the response, once its head arrived.
-    """
-
-    def __init__(
-        self,
-        server: Server,
-        method: bytes,
-        head: bytes,
-        body: bytes | IBodyProducer | None,
-        result: Deferred[UpstreamResponse],
-        informational: Informational | None,
-    ) -> None:
-        self.server = server
-        self.method = method
-        self.head = head
-        self.body = body
-        self.result = result
-        self.informational = informational
-        self.retried = False
-        self.at: Any = None
-        self.response: UpstreamResponse | None = None
-
-    @property
-    def can_be_resent(self) -> bool:
-        """Whether the body is still in hand."""
-        return not self.retried and (self.body is None or isinstance(self.body, bytes))
 
 
 @implementer(IPushProducer)
@@ -75,10 +31,13 @@ class UpstreamConnection(Protocol):
     """A connection to `server`.
 
     Attributes:
+        transport: the connection's transport.
         server: which server.
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: what is in work, or None while idle.
     """
+
+    transport: Any
 
     def __init__(
         self,
@@ -101,8 +60,11 @@ class UpstreamConnection(Protocol):
         self._sweeper = sweeper
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._parser = HttpResponseParser(self)
-        self._used = False
+        self._reader = ResponseReader(b"", None)
+        self._used = self._reused = False
+        self._body_producer: Any = None
+        self._body_sent = True
+        self._chunk_body = False
         self._lost = False
         self._paused = False
         self._total: float | None = None
@@ -121,16 +83,17 @@ class UpstreamConnection(Protocol):
         self._lost = True
         self._sweeper.discard(self)
         exchange = self.exchange
+        reader = self._reader
         resend = None
         if exchange is not None:
-            if exchange.response is not None and self._until_eof and reason.check(ConnectionDone):
-                self._complete = True
+            if reader.until_eof and reason.check(ConnectionDone):
+                reader.complete = True
                 self._deliver()
-            elif not self._any_bytes and self._reused and exchange.can_be_resent:
+            elif not reader.any_bytes and self._reused and exchange.can_be_resent:
                 resend = exchange
                 self.exchange = None
                 self._stop_body()
-            elif not self._any_bytes:
+            elif not reader.any_bytes:
                 self._fail(UpstreamUnreachable("The vLLM server closed the connection before it answered."))
             else:
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
@@ -167,12 +130,7 @@ class UpstreamConnection(Protocol):
         self.exchange = exchange
         self._reused = self._used
         self._used = True
-        self._any_bytes = self._head_arrived = self._complete = self._until_eof = self._spoiled = False
-        self._reason = b""
-        self._headers: HeaderList = []
-        self._pieces: list[bytes] = []
-        self._body_producer: Any = None
-        self._body_sent = True
+        self._reader = ResponseReader(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
         self._total = self._sweeper.after(timeouts.total)
         self._await(timeouts.response_head)
@@ -196,7 +154,7 @@ class UpstreamConnection(Protocol):
         """Send a piece of the request's body: IConsumer for the body's producer."""
         if data and self._body_producer is not None and not self._lost:
             self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunk_body else data)
-            if not self._head_arrived:
+            if not self._reader.head_arrived:
                 self._await(self.server.timeouts.response_head)
 
     def _body_done(self, _: object) -> None:
@@ -238,98 +196,33 @@ class UpstreamConnection(Protocol):
             # nothing was asked for: whatever this is, it must not become the next answer
             self.transport.abortConnection()
             return
-        self._any_bytes = True
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            self.fail(UpstreamProtocolError("The vLLM server switched protocols unasked."))
+        if self._reader.feed(data):
+            self._deliver()
             return
-        except HttpParserError:
-            if not self._complete:
-                # what came before the fault is the client's; the cut follows it
-                self._deliver()
-                if self.exchange is not None:
-                    self.fail(UpstreamProtocolError("The vLLM server's answer is not well-formed HTTP."))
-                return
-            self._spoiled = True
+        # what came before the fault is the client's; the cut follows it
         self._deliver()
-
-    def on_status(self, piece: bytes) -> None:
-        """Take a piece of the reason phrase."""
-        self._reason += piece
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        if not self._head_arrived:
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """Judge the head: an interim response, one without a body, or one that ends with the connection."""
-        if self._head_arrived:
-            # a second response: llhttp calls back for it only when the first did not ask for the connection's end
-            self._spoiled = True
-            return
-        status = self._parser.get_status_code()
-        if 100 <= status < 200:
-            return
-        self._head_arrived = True
-        self._status = status
-        exchange = self.exchange
-        self._keep_alive = False
-        if exchange is not None and exchange.method == b"HEAD":
-            # llhttp would wait for the body that Content-Length announces
-            self._parser = HttpResponseParser(self)
-            self._bodyless = self._complete = True
-            connection = b",".join(value for name, value in self._headers if name.lower() == b"connection")
-            self._keep_alive = b"close" not in connection.lower()
-        else:
-            self._bodyless = status in BODILESS
-            if not self._bodyless and content_length(self._headers) is None:
-                coding = b",".join(value for name, value in self._headers if name.lower() == b"transfer-encoding")
-                self._until_eof = not coding.lower().rstrip().endswith(b"chunked")
-
-    def on_body(self, data: bytes) -> None:
-        """Take a piece of the body."""
-        if self._complete:
-            self._spoiled = True
-        elif data:
-            self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """End the response, or the interim response."""
-        if not self._head_arrived:
-            exchange = self.exchange
-            if exchange is not None and exchange.informational is not None:
-                exchange.informational(self._parser.get_status_code(), self._reason, self._headers)
-            self._reason = b""
-            self._headers = []
-            return
-        if not self._complete and not self._until_eof:
-            self._complete = True
-            self._keep_alive = self._parser.should_keep_alive()
+        if self.exchange is not None:
+            self.fail(UpstreamProtocolError("The vLLM server's answer is not well-formed HTTP."))
 
     def _deliver(self) -> None:
         exchange = self.exchange
-        if exchange is None or not self._head_arrived:
+        reader = self._reader
+        if exchange is None or not reader.head_arrived:
             return
-        pieces = self._pieces
-        data = b""
-        if pieces:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self._pieces = []
+        data = reader.take()
         response = exchange.response
         begun = response is not None
         if response is None:
             response = exchange.response = UpstreamResponse(
                 version=(b"HTTP", 1, 1),
-                code=self._status,
-                phrase=self._reason,
-                raw_headers=self._headers,
+                code=reader.status,
+                phrase=reader.reason,
+                raw_headers=reader.headers,
                 transport=self,
                 cut=partial(self.cut, exchange),
-                bodyless=self._bodyless,
+                bodyless=reader.bodyless,
             )
-        complete = self._complete
+        complete = reader.complete
         if complete:
             response.complete = True
             self._release()
@@ -351,7 +244,7 @@ class UpstreamConnection(Protocol):
             return
         whole = self._body_sent
         self._stop_body()
-        if whole and self._keep_alive and not self._spoiled:
+        if whole and self._reader.keep_alive and not self._reader.spoiled:
             if self._paused:
                 self.resumeProducing()
             self.deadline = self._sweeper.after(KEEP)

@@ -1,0 +1,152 @@
+"""The client's side of a response: written as it comes, with the framing that the client understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.web import http, server
+
+from twisted_vllm.errors import ERROR_HEADER, GatewayError
+from twisted_vllm.wire.headers import BODILESS, HeaderList, write_response_head
+
+
+class AnsweredRequest(server.Request):
+    """A request as far as its response goes.
+
+    Attributes:
+        channel: the client's connection, or None once the response has ended.
+        persistent: whether the connection goes on after this request, as far as it is known.
+        continued: whether the client was told to send its body.
+        first_byte: when the response began, in the reactor's seconds; ``None`` before.
+        status: the status that was sent; 0 before.
+        request_id: what ``x-request-id`` says, towards both sides.
+        error_code: the code of the gateway's own error that was answered, or empty.
+    """
+
+    channel: Any
+    site: Any
+    persistent = True
+    continued = False
+    first_byte: float | None = None
+    status = 0
+    request_id = b""
+    error_code = ""
+    _corked = b""
+    _chunked_out = False
+
+    def keeps_connection(self) -> bool:
+        """Tell whether the connection can take another request after this one."""
+        raise NotImplementedError
+
+    def answer(self, error: GatewayError) -> None:
+        """Answer an error of the gateway's own, whole."""
+        self.error_code = error.code
+        body = error.body()
+        headers = error.headers()
+        headers.append((b"content-length", b"%d" % len(body)))
+        headers.append((b"date", self.channel.site.date()))
+        self.relay_head(error.status, http.RESPONSES.get(error.status, b"Error"), headers)
+        self.relay_body(body, True)
+
+    def relay_head(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        """Begin the response; it is written with the first piece of the body, or by `flush`.
+
+        Args:
+            status: the status code.
+            reason: the reason phrase, as it came.
+            headers: without hop-by-hop headers; the framing is added where there is no ``content-length``.
+        """
+        headers = list(headers)
+        has_length = self._add_request_id(headers)
+        self._chunked_out = False
+        keep = self.keeps_connection()
+        if not has_length and self.method != b"HEAD" and status not in BODILESS:
+            if self.clientproto == b"HTTP/1.1":
+                self._chunked_out = True
+                headers.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                keep = False
+        if not keep:
+            self.persistent = False
+            headers.append((b"Connection", b"close"))
+        self.status = self.code = status
+        self._corked = write_response_head(status, reason, headers)
+
+    def _add_request_id(self, headers: HeaderList) -> bool:
+        """Add ``x-request-id`` where the server did not return it; return whether the headers have a content-length."""
+        has_length = has_id = False
+        for name, _ in headers:
+            size = len(name)
+            if size == 14:
+                has_length = has_length or name.lower() == b"content-length"
+            elif size == 12:
+                has_id = has_id or name.lower() == b"x-request-id"
+        if not has_id:
+            headers.append((b"x-request-id", self.request_id))
+        return has_length
+
+    def relay_body(self, data: bytes, last: bool) -> None:
+        """Write a piece of the response's body, in one write with what frames it; end the response with the last."""
+        if self._disconnected or self.finished:
+            return
+        if self.first_byte is None:
+            self.first_byte = self.channel.site.seconds()
+        out = self._corked
+        self._corked = b""
+        if self.method == b"HEAD":
+            data = b""
+        self.sentLength += len(data)
+        if not self._chunked_out:
+            out = out + data if out else data
+        elif data:
+            out = b"%b%x\r\n%b\r\n%b" % (out, len(data), data, b"0\r\n\r\n" if last else b"")
+        elif last:
+            out += b"0\r\n\r\n"
+        if out:
+            self.channel.write(out)
+        if last:
+            self.finish()
+
+    def flush(self) -> None:
+        """Write the head, if no piece of the body has carried it."""
+        if self._corked:
+            self.relay_body(b"", False)
+
+    def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        """Pass on an interim response (RFC 9110 §15.2); HTTP/1.0 knows none."""
+        self.continued = self.continued or status == 100
+        if self.clientproto == b"HTTP/1.1" and not self._disconnected:
+            self.channel.write(write_response_head(status, reason, headers))
+
+    def abort(self) -> None:
+        """Cut the connection, so that what was sent does not look complete."""
+        if self.channel is not None:
+            self.channel.transport.abortConnection()
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of an ordinary resource's response."""
+        if self.first_byte is None and not self._disconnected:
+            self.first_byte = self.channel.site.seconds()
+            self.status = self.code
+            if not self.error_code:
+                self.error_code = (self.responseHeaders.getRawHeaders(ERROR_HEADER) or [b""])[0].decode("latin-1")
+        super().write(data)
+
+    def finish(self) -> None:
+        """End the response."""
+        if self._disconnected or self.finished:
+            return
+        if self.first_byte is None:
+            self.write(b"")
+        if self.chunked:
+            self.channel.write(b"0\r\n\r\n")
+        if self.producer:
+            self.unregisterProducer()
+        self.finished = 1
+        channel = self.channel
+        channel.site.finished(self)
+        channel.requestDone(self)
+        self.channel = None
+        notifications, self.notifications = self.notifications, []
+        for waiting in notifications:
+            waiting.callback(None)

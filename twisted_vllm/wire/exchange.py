@@ -1,0 +1,178 @@
+"""One request to a server and the reading of its response: llhttp's callbacks, collected for each segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from twisted.internet.defer import Deferred
+from twisted.web.iweb import IBodyProducer
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.wire.headers import BODILESS, HeaderList, content_length
+from twisted_vllm.wire.response import UpstreamResponse
+
+Informational = Callable[[int, bytes, HeaderList], None]
+
+
+class Exchange:
+    """One request and the response to it.
+
+    Attributes:
+        server: where it goes.
+        method: the request's method.
+        head: the request's head, written out.
+        body: the body: bytes, a producer that streams it, or None.
+        result: fires with the `UpstreamResponse` when its head arrived, or fails with a `GatewayError`.
+        informational: called with each interim response.
+        retried: whether it was sent before, on a connection that turned out to be dead.
+        at: the connection that it is on, or the attempt to connect that it waits for.
+        response: the response, once its head arrived.
+    """
+
+    __slots__ = ("at", "body", "head", "informational", "method", "response", "result", "retried", "server")
+
+    def __init__(
+        self,
+        server: Server,
+        method: bytes,
+        head: bytes,
+        body: bytes | IBodyProducer | None,
+        result: Deferred[UpstreamResponse],
+        informational: Informational | None,
+    ) -> None:
+        self.server = server
+        self.method = method
+        self.head = head
+        self.body = body
+        self.result = result
+        self.informational = informational
+        self.retried = False
+        self.at: Any = None
+        self.response: UpstreamResponse | None = None
+
+    @property
+    def can_be_resent(self) -> bool:
+        """Whether the body is still in hand."""
+        return not self.retried and (self.body is None or isinstance(self.body, bytes))
+
+
+class ResponseReader:
+    """Reads the response to one request.
+
+    Attributes:
+        any_bytes: whether anything came.
+        head_arrived: whether the head of the final response came.
+        status: its status code.
+        reason: its reason phrase.
+        headers: its headers, as they came.
+        bodyless: whether no body can follow: HEAD, 204, 304.
+        until_eof: whether its body ends with the connection (RFC 9112 §6.3).
+        complete: whether its end came.
+        keep_alive: whether the server keeps the connection.
+        spoiled: whether more came than the response; the connection must not be used again.
+        pieces: the body's pieces that came since they were last taken.
+    """
+
+    __slots__ = (
+        "_informational",
+        "_is_head",
+        "_parser",
+        "any_bytes",
+        "bodyless",
+        "complete",
+        "head_arrived",
+        "headers",
+        "keep_alive",
+        "pieces",
+        "reason",
+        "spoiled",
+        "status",
+        "until_eof",
+    )
+
+    def __init__(self, method: bytes, informational: Informational | None) -> None:
+        """Make a reader for the response to a request of this method."""
+        self._is_head = method == b"HEAD"
+        self._informational = informational
+        self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
+        self.complete = self.keep_alive = self.spoiled = False
+        self.status = 0
+        self.reason = b""
+        self.headers: HeaderList = []
+        self.pieces: list[bytes] = []
+        self._parser = HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> bool:
+        """Read a segment; return whether it was well-formed as far as the response goes."""
+        self.any_bytes = True
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            # nobody asked for an upgrade; and what follows the end is not the client's
+            self.spoiled = True
+            return self.complete
+        return True
+
+    def take(self) -> bytes:
+        """Return the body's bytes that came since the last call."""
+        pieces = self.pieces
+        if not pieces:
+            return b""
+        self.pieces = []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # llhttp's callbacks
+
+    def on_status(self, piece: bytes) -> None:
+        """Take a piece of the reason phrase."""
+        self.reason += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer is left out."""
+        if not self.head_arrived:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head: an interim response, one without a body, or one that ends with the connection."""
+        if self.head_arrived:
+            # a second response
+            self.spoiled = True
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            return
+        self.head_arrived = True
+        self.status = status
+        if self._is_head:
+            # llhttp goes on to wait for the body that Content-Length announces
+            self.bodyless = self.complete = True
+            self.keep_alive = b"close" not in _all(self.headers, b"connection").lower()
+        elif status in BODILESS:
+            self.bodyless = True
+        elif content_length(self.headers) is None:
+            self.until_eof = not _all(self.headers, b"transfer-encoding").lower().rstrip().endswith(b"chunked")
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self.complete:
+            self.spoiled = True
+        elif data:
+            self.pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        """End the response, or the interim response."""
+        if not self.head_arrived:
+            status = self._parser.get_status_code()
+            if self._informational is not None and status != 101:
+                self._informational(status, self.reason, self.headers)
+            self.reason = b""
+            self.headers = []
+        elif not self.complete and not self.until_eof:
+            self.complete = True
+            self.keep_alive = self._parser.should_keep_alive()
+
+
+def _all(headers: HeaderList, wanted: bytes) -> bytes:
+    return b",".join(value for name, value in headers if name.lower() == wanted)
