@@ -20,9 +20,7 @@ class Starts:
         self.keys = 0
 
     def __call__(self, environ: Mapping[str, str] | None = None, has_file: bool = False) -> Quickstart:
-        self.made.append(
-            prepare(environ or {}, has_file=has_file, make_key=self._make_key, directory=self.directory)
-        )
+        self.made.append(prepare(environ or {}, has_file=has_file, make_key=self._make_key, directory=self.directory))
         return self.made[-1]
 
     def _make_key(self) -> str:

@@ -174,7 +174,7 @@ def test_options_that_were_not_parsed_make_no_service(reactor: Any) -> None:
 
 def test_a_log_file_that_cannot_be_opened_is_named(tmp_path: Path, reactor: Any) -> None:
     (tmp_path / "config.yaml").write_text("passthrough: {log: {file: missing/gateway.log}}\n")
-    with pytest.raises(SystemExit, match="The log file cannot be opened: .*missing/gateway.log"):
+    with pytest.raises(SystemExit, match=r"The log file cannot be opened: .*missing/gateway\.log"):
         makeService(parse("--config=config.yaml"))
 
 

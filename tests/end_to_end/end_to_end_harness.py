@@ -206,7 +206,7 @@ def lower(headers: HeaderPairs) -> dict[bytes, bytes]:
 
 
 def _is_whole(raw: bytes, bodiless: bool) -> bool:
-    head, end, body = raw.partition(b"\r\n\r\n")
+    _, end, body = raw.partition(b"\r\n\r\n")
     if not end:
         return False
     line, headers = parse_head(raw)

@@ -69,7 +69,7 @@ async def test_the_client_s_headers_arrive_in_order_with_their_case_and_repetiti
         b"authorization: Bearer " + MASTER_KEY.encode() + b"\r\nAPI-KEY: k\r\nx-api-key: k\r\nX-LiteLLM-API-Key: k\r\n"
         b"\r\n"
     )
-    line, headers = parse_head(server.received)
+    _, headers = parse_head(server.received)
     assert headers == [
         (b"Host", f"{HOST}:{server.port}".encode()),
         (b"X-b", b"1"),
@@ -115,8 +115,9 @@ async def test_a_post_without_a_body_keeps_its_content_length_of_zero(stand_in: 
 @pytest_twisted.ensureDeferred
 async def test_status_reason_header_order_and_body_come_back_as_they_are(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in(
-        b"HTTP/1.1 418 I am a Teapot, really\r\nserver: uvicorn\r\nX-A: 1\r\nset-cookie: a=1\r\nContent-Type: text/x\r\n"
-        b"Set-Cookie: b=2\r\nx-a: caf\xe9\r\nConnection: close, x-private\r\nX-Private: gone\r\nKeep-Alive: timeout=5\r\n"
+        b"HTTP/1.1 418 I am a Teapot, really\r\nserver: uvicorn\r\nX-A: 1\r\nset-cookie: a=1\r\n"
+        b"Content-Type: text/x\r\nSet-Cookie: b=2\r\nx-a: caf\xe9\r\nConnection: close, x-private\r\n"
+        b"X-Private: gone\r\nKeep-Alive: timeout=5\r\n"
         b"Content-Encoding: gzip\r\nContent-Length: 6\r\nX-Request-Id: from-vllm\r\n\r\n\x1f\x8b\x00\xff\r\n"
     )
     answer = await gateway_to(server.port).ask("GET", "/vllm/v1/models")

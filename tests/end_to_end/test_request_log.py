@@ -131,7 +131,7 @@ async def test_a_model_s_name_of_a_megabyte_does_not_fill_the_log(stand_in: Any,
 async def test_two_live_requests_never_share_an_id(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server.port)
-    _, upstream = await begin(server, gateway)
+    await begin(server, gateway)
     raw = request_bytes("GET", "/vllm/health", headers={"X-Request-Id": "same"})
     await gateway.send(raw)
     first = await server.connection(1)

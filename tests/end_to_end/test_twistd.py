@@ -115,9 +115,7 @@ def test_a_daemon_that_cannot_start_says_so_on_the_terminal(tmp_path: Path) -> N
 
 
 def test_a_log_file_that_cannot_be_opened_is_said_in_one_line(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, "-n", "--logfile=missing/gateway.log", "vllm-passthrough", HOSTED_VLLM_API_BASE=NOWHERE
-    )
+    done = run(tmp_path, "-n", "--logfile=missing/gateway.log", "vllm-passthrough", HOSTED_VLLM_API_BASE=NOWHERE)
     assert done.returncode == 1
     assert done.stderr.startswith("The log file cannot be opened: ")
     assert "missing/gateway.log" in done.stderr

@@ -14,8 +14,15 @@ from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.access.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, Server, TenantRoutes
-from twisted_vllm.errors import InvalidApiKey, InvalidRequest, ModelNotAllowed, ModelNotFound, ModelUndetermined
-from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
+from twisted_vllm.errors import (
+    InvalidApiKey,
+    InvalidRequest,
+    MissingApiKey,
+    ModelNotAllowed,
+    ModelNotFound,
+    ModelUndetermined,
+    RouteNotAllowed,
+)
 from twisted_vllm.gateway.admission import Admission, Admitted
 from twisted_vllm.gateway.routing import Router
 
@@ -45,7 +52,10 @@ UNDETERMINED = [
 
 
 def admission(
-    models: tuple[ModelEntry, ...] = (), default: Server | None = DEFAULT, master_key: str | None = "sk-master", **options: Any
+    models: tuple[ModelEntry, ...] = (),
+    default: Server | None = DEFAULT,
+    master_key: str | None = "sk-master",
+    **options: Any,
 ) -> Admission:
     return Admission(
         authenticator=Authenticator(None if master_key is None else Secret(master_key), KeyIndex()),
@@ -94,7 +104,9 @@ def test_the_master_key_is_known_and_others_are_refused() -> None:
 # what for
 
 
-@pytest.mark.parametrize("path", [b"/sleep", b"/v1/load_lora_adapter", b"/unheard/of", b"/v1//models", b"/v1/x/../models"])
+@pytest.mark.parametrize(
+    "path", [b"/sleep", b"/v1/load_lora_adapter", b"/unheard/of", b"/v1//models", b"/v1/x/../models"]
+)
 def test_a_privileged_route_is_for_administrators(path: bytes) -> None:
     asked = admission()
     asked.enter(MASTER, b"POST", path)
@@ -229,3 +241,22 @@ def test_no_body_takes_a_restricted_key_to_a_model_that_is_not_its_own(body: byt
 def test_every_body_of_an_unrestricted_key_goes_somewhere(body: bytes, headers: Any) -> None:
     found = admit(admission(), body, TENANT, headers)
     assert (found.server, found.body) == (DEFAULT, body)
+
+
+def test_a_browsers_preflight_needs_no_key_and_opens_no_privileged_route() -> None:
+    asked = admission()
+    preflight = {b"origin": b"https://app.example", b"access-control-request-method": b"POST"}
+    principal = asked.identify(preflight, 0, b"OPTIONS")
+    assert asked.enter(principal, b"OPTIONS", b"/v1/chat/completions").route.path == "/v1/chat/completions"
+    with pytest.raises(RouteNotAllowed):
+        asked.enter(principal, b"OPTIONS", b"/sleep")
+
+
+def test_only_a_preflight_goes_without_a_key() -> None:
+    asked = admission()
+    with pytest.raises(MissingApiKey):
+        asked.identify({}, 0, b"OPTIONS")
+    with pytest.raises(MissingApiKey):
+        asked.identify({b"access-control-request-method": b"POST"}, 0, b"POST")
+    with pytest.raises(InvalidApiKey):
+        asked.identify({b"access-control-request-method": b"POST", b"api-key": b"sk-other"}, 0, b"OPTIONS")

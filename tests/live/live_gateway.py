@@ -228,6 +228,7 @@ class LiveGateway:
         """Assert what holds for every gateway at its end: it ended well, and told no secret."""
         status = self.stop()
         written = self.written()
+        # after a stop in good order twistd ends itself with the signal that it was sent, so that its parent knows
         assert status in (0, -signal.SIGTERM), f"exit status {status}:\n{written[-4000:]}"
         assert '"message":"Drained in ' in written
         assert "Traceback" not in written

@@ -58,7 +58,7 @@ class Principal:
     """Who a request acts as.
 
     Attributes:
-        kind: ``anonymous`` (open mode), ``master`` or ``key``.
+        kind: ``anonymous`` (open mode), ``master``, ``key`` or ``preflight``.
         name: what logs call it: the key's alias or ``sk-...abcd``, else the kind.
         hash_prefix: the first digits of the key's hash; empty for the other kinds.
         models: the model patterns that it may use; empty allows all.
@@ -79,3 +79,7 @@ class Principal:
 
 ANONYMOUS = Principal(kind="anonymous", name="anonymous")
 MASTER = Principal(kind="master", name="master")
+
+#: a browser's question before a request from another origin (Fetch §4.8: it carries no credentials); it may reach what
+#: every key may reach, and no more
+PREFLIGHT = Principal(kind="preflight", name="preflight")

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 import attrs
 
+from twisted_vllm.access.credentials import credential_of
 from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
-from twisted_vllm.access.records import Principal
+from twisted_vllm.access.records import PREFLIGHT, Principal
 from twisted_vllm.access.routes import Route, classify
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import ModelUndetermined
@@ -80,16 +81,19 @@ class Admission:
         self._path_aliases = path_aliases
         self._routes_by_model = bool(router.names)
 
-    def identify(self, headers: Mapping[bytes, bytes], now: float) -> Principal:
+    def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
         """Tell who asks.
 
         Args:
             headers: the first value of each header, by lower-case name.
             now: the time in Unix seconds.
+            method: the method; a browser sends its preflight (OPTIONS) without credentials, and vLLM answers it.
 
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential does not admit anyone.
         """
+        if method == b"OPTIONS" and b"access-control-request-method" in headers and credential_of(headers) is None:
+            return PREFLIGHT
         return self._authenticate(headers, now)
 
     def enter(self, principal: Principal, method: bytes, raw: bytes) -> Entry:

@@ -93,7 +93,7 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        principal = request.principal = self._admission.identify(request.head, self._now())
+        principal = request.principal = self._admission.identify(request.head, self._now(), request.method)
         entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
         request.note = Forwarding(entry)
         if entry.needs_model:

@@ -71,7 +71,7 @@ class UpstreamAgent:
             method: the method.
             target: the path and query, as the server shall see them.
             headers: the whole header list, framing included, in the order in which it is sent.
-            body: bytes in hand, a producer that streams the body (its ``length`` decides the framing that it writes), or None.
+            body: bytes in hand, a producer that streams the body (its ``length`` decides the framing), or None.
             informational: called with each interim response.
 
         Returns:

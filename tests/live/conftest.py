@@ -1,0 +1,131 @@
+"""Gateways in front of the vLLM servers that the environment names.
+
+``VLLM_BASE_URL``: a vLLM with a chat model; without it every test here is skipped.
+``VLLM_SCORE_URL``: a vLLM with a cross-encoder, for scores.
+``VLLM_KEYED_URL``, ``VLLM_KEYED_KEY``: a vLLM with a chat model, started with ``--api-key VLLM_KEYED_KEY``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from live_gateway import LiveGateway, ask, new_secret
+
+#: the names that the guide's examples use, whatever the servers call their models
+GUIDE_CHAT_MODEL = "qwen2.5-7b-instruct"
+GUIDE_SCORE_MODEL = "my-vllm-model"
+#: a name that only the gateway knows
+ALIAS = "live-alias"
+
+StartGateway = Callable[..., LiveGateway]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip everything below this directory where there is no vLLM."""
+    if os.environ.get("VLLM_BASE_URL"):
+        return
+    reason = "no vLLM to test against: set VLLM_BASE_URL, as in http://127.0.0.1:8000"
+    for item in items:
+        if "live" in item.path.parts:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def server_from(variable: str, what: str) -> str:
+    """Return the base URL in a variable, or skip."""
+    url = os.environ.get(variable, "").rstrip("/").removesuffix("/v1")
+    if not url:
+        pytest.skip(f"{what}: set {variable}")
+    return url
+
+
+def served_model(url: str) -> str:
+    answer = ask(url, "GET", "/v1/models")
+    assert answer.status == 200, f"{url} does not list its models: {answer}"
+    return str(answer.json["data"][0]["id"])
+
+
+def model_list(rows: list[tuple[str, str, str]]) -> str:
+    """Return a configuration file with these rows: the callers' name, the server's name, the server. JSON is YAML."""
+    entries = {
+        name: {"model_name": name, "litellm_params": {"model": f"hosted_vllm/{served}", "api_base": url}}
+        for name, served, url in rows
+    }
+    return json.dumps({"model_list": list(entries.values()), "passthrough": {"log": {"format": "json"}}}, indent=2)
+
+
+@pytest.fixture(scope="session")
+def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
+    """Starts gateways; at the end each must stop well and have told no secret."""
+    started: list[LiveGateway] = []
+
+    def start(config: str | None = None, **variables: str) -> LiveGateway:
+        started.append(LiveGateway(tmp_path_factory.mktemp("gateway"), config=config, **variables))
+        return started[-1]
+
+    yield start
+    problems = []
+    for gateway in started:
+        try:
+            gateway.check_after_stop()
+        except AssertionError as problem:
+            problems.append(str(problem))
+    assert problems == []
+
+
+@pytest.fixture(scope="session")
+def vllm_url() -> str:
+    """The vLLM with a chat model."""
+    return server_from("VLLM_BASE_URL", "this test needs a vLLM with a chat model")
+
+
+@pytest.fixture(scope="session")
+def chat_model(vllm_url: str) -> str:
+    """What the server calls its chat model."""
+    return served_model(vllm_url)
+
+
+@pytest.fixture(scope="session")
+def score_url() -> str:
+    """The vLLM with a cross-encoder."""
+    return server_from("VLLM_SCORE_URL", "this test needs a vLLM with a cross-encoder")
+
+
+@pytest.fixture(scope="session")
+def score_model(score_url: str) -> str:
+    """What the server calls its cross-encoder."""
+    return served_model(score_url)
+
+
+@pytest.fixture(scope="session")
+def gateway(start_gateway: StartGateway, vllm_url: str, chat_model: str) -> LiveGateway:
+    """With a configuration file, a master key, and all servers that there are."""
+    rows = [(GUIDE_CHAT_MODEL, chat_model, vllm_url), (chat_model, chat_model, vllm_url), (ALIAS, chat_model, vllm_url)]
+    if os.environ.get("VLLM_SCORE_URL"):
+        url = server_from("VLLM_SCORE_URL", "")
+        served = served_model(url)
+        rows += [(GUIDE_SCORE_MODEL, served, url), (served, served, url)]
+    config = json.loads(model_list(rows))
+    config["general_settings"] = {"master_key": "os.environ/LITELLM_MASTER_KEY"}
+    config["passthrough"]["log"]["file"] = "gateway.log"
+    return start_gateway(json.dumps(config, indent=2), LITELLM_MASTER_KEY=new_secret())
+
+
+@pytest.fixture(scope="session")
+def open_gateway(start_gateway: StartGateway, vllm_url: str) -> LiveGateway:
+    """Without a key or a file: the address of the server is all that it was told."""
+    return start_gateway(HOSTED_VLLM_API_BASE=vllm_url)
+
+
+@pytest.fixture(scope="session")
+def open_score_gateway(start_gateway: StartGateway, score_url: str, score_model: str) -> LiveGateway:
+    """The guide's quick start: a file with a score model, no key."""
+    return start_gateway(model_list([(GUIDE_SCORE_MODEL, score_model, score_url)]))
+
+
+@pytest.fixture
+def virtual_key(gateway: LiveGateway) -> str:
+    """A new virtual key without limits."""
+    return gateway.make_key()
