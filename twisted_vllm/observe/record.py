@@ -23,7 +23,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
         error: the gateway's own error code, or empty.
         bytes_in: the request body's size in bytes, as far as it was read.
         bytes_out: the response body's size in bytes, as far as it was sent.
-        first_byte_ms: from the request's head to the first byte of the response, milliseconds; ``None`` where there is none.
+        first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
     """
 
