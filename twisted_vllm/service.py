@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -154,6 +155,9 @@ class GatewayService(Service):
             self._index.replace_all(self._store.load_now())
         except (StoreError, StoreUnavailable) as error:
             self._refuse_to_start(str(error))
+        # what there is now lasts as long as the process: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
         for warning in self._settings.warnings:

@@ -222,7 +222,8 @@ def test_without_any_server_the_error_says_how_to_name_one():
     with pytest.raises(ConfigError) as refusal:
         load(file=None, environ={})
     assert str(refusal.value) == (
-        "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file)"
+        "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
+        "to try without one: --quickstart)"
     )
 
 

@@ -122,7 +122,8 @@ def test_each_skipped_entry_is_named_and_so_is_a_list_of_nothing_else(load_text)
 
 def test_a_list_of_skipped_entries_alone_is_no_server(problems_of):
     assert problems_of(listed(entry("x", "openai/x")), {"HOSTED_VLLM_API_BASE": ""}) == [
-        "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file)"
+        "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
+        "to try without one: --quickstart)"
     ]
 
 

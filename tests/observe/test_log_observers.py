@@ -129,6 +129,24 @@ def test_factories_that_start_are_of_interest_to_developers_only(level: str, sho
     assert len(log.read()) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GatewaySite starting on 4000", 0),
+        ("GatewaySite starting on '/run/gateway.sock'", 0),
+        ("(TCP Port 4000 Closed)", 0),
+        ("(UNIX Port '/run/gateway.sock' Closed)", 0),
+        ("Backup starting on host now", 1),
+    ],
+)
+def test_what_a_port_says_of_itself_in_the_old_way_is_for_developers(text: str, shown: int) -> None:
+    log = Log()
+    log.observer(
+        {"log_format": "{log_text}", "log_text": text, "log_namespace": "log_legacy", "log_level": LogLevel.info}
+    )
+    assert len(log.read()) == shown
+
+
 def test_a_failure_is_logged_with_its_traceback() -> None:
     log = Log()
     try:

@@ -140,7 +140,10 @@ def _fleet(found: Mapping[str, Any], own: Mapping[str, Any], default_api_base: s
         base = root.at("default_api_base").attempt(api_base, default_api_base)
     complete = not (bases_refused or root.report.refused_below("model_list"))
     if complete and base is None and not table:
-        root.refuse("no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file)")
+        root.refuse(
+            "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
+            "to try without one: --quickstart)"
+        )
     if key is not None and base is None:
         root.at("HOSTED_VLLM_API_KEY").warn(
             "is not used, as it goes to the default server alone, and there is none (set HOSTED_VLLM_API_BASE, or "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
 
@@ -20,6 +22,9 @@ DEMOTED_FORMATS = frozenset(
         "Timing out client: {peer}",
     }
 )
+
+#: what Twisted's ports log at info in the old way: the gateway says better where it listens
+_PORT_TEXT = re.compile(r"\S+ starting on \S+|\(.{1,20}Port .+ Closed\)")
 
 _LEVELS = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
 _INFO = _LEVELS["info"]
@@ -65,9 +70,15 @@ class LineObserver:
     def _is_wanted(self, event: LogEvent) -> bool:
         level = event.get("log_level")
         number = _INFO if level is None else _LEVELS[level.name]
-        if number == _INFO and event.get("log_format") in DEMOTED_FORMATS:
+        if number == _INFO and _is_demoted(event):
             number = _LEVELS["debug"]
         if number < self._lowest:
             return False
         # An event without a text (trial and twisted.python.log publish such ones) has nothing to say.
         return event.get("log_format") is not None or "log_failure" in event or "failure" in event
+
+
+def _is_demoted(event: LogEvent) -> bool:
+    if event.get("log_namespace") == "log_legacy":
+        return _PORT_TEXT.fullmatch(str(event.get("log_text"))) is not None
+    return event.get("log_format") in DEMOTED_FORMATS

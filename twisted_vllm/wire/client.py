@@ -6,7 +6,6 @@ anew and drops Content-Length. A pass-through must do none of that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from treq.client import HTTPClient
@@ -14,18 +13,19 @@ from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 
-from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.agent import UpstreamAgent
-from twisted_vllm.wire.exchange import Informational
-from twisted_vllm.wire.response import UpstreamResponse
 
 
 class PassThroughClient(HTTPClient):
-    """Sends requests as they are and gives responses as they come."""
+    """Sends requests as they are and gives responses as they come.
+
+    Attributes:
+        forward: `UpstreamAgent.forward`, which sends a request to a configured server.
+    """
 
     def __init__(self, agent: UpstreamAgent) -> None:
         super().__init__(agent)
-        self.forward_over = agent.forward
+        self.forward = agent.forward
 
     def request(  # type: ignore[override]  # the options that alter a request or a response are not offered
         self,
@@ -40,15 +40,3 @@ class PassThroughClient(HTTPClient):
         if refused:
             raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")
         return self._agent.request(method, url, headers, data)
-
-    def forward(
-        self,
-        server: Server,
-        method: bytes,
-        target: bytes,
-        headers: Iterable[tuple[bytes, bytes]],
-        body: bytes | IBodyProducer | None = None,
-        informational: Informational | None = None,
-    ) -> Deferred[UpstreamResponse]:
-        """Send a request to a configured server; see `UpstreamAgent.forward`."""
-        return self.forward_over(server, method, target, headers, body, informational)

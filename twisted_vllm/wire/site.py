@@ -20,6 +20,9 @@ from twisted_vllm.wire.sweeper import Sweeper
 #: the request ids that are taken over from clients: visible ASCII, so that they stand safely in headers and logs
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
+#: the randomness of an id that is made here, in bytes
+ID_BYTES = 16
+
 
 class GatewaySite(server.Site):
     """Builds channels, finds resources, and keeps count of what is in work.
@@ -73,6 +76,7 @@ class GatewaySite(server.Site):
         self._channels: set[GatewayChannel] = set()
         self._live_ids: set[bytes] = set()
         self._date = (-1, b"")
+        self._random = b""
         self._drained: Deferred[None] | None = None
 
     def startFactory(self) -> None:
@@ -101,9 +105,17 @@ class GatewaySite(server.Site):
         A second live request with one id has broken vLLM's engine (vLLM builds its own request ids from this header).
         """
         if given is None or given in self._live_ids or not REQUEST_ID.fullmatch(given):
-            given = self._randbytes(16).hex().encode("ascii")
+            given = self._make_id()
         self._live_ids.add(given)
         return given
+
+    def _make_id(self) -> bytes:
+        random = self._random
+        if not random:
+            # one question to the kernel for many ids
+            random = self._random = self._randbytes(64 * ID_BYTES)
+        self._random = random[ID_BYTES:]
+        return random[:ID_BYTES].hex().encode("ascii")
 
     def finished(self, request: GatewayRequest) -> None:
         """Forget a request that was answered or given up."""
