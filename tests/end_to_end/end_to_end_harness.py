@@ -26,7 +26,7 @@ from twisted_vllm.wire.sweeper import INTERVAL
 MASTER_KEY = "sk-master-0123456789abcdef"
 HOST = "127.0.0.1"
 #: real seconds after which a test that waits for bytes is called stuck
-PATIENCE = 10
+PATIENCE = 30
 
 HeaderPairs = list[tuple[bytes, bytes]]
 

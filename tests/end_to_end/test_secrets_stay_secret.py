@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +154,14 @@ def test_no_secret_of_the_configuration_is_printed(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(CONFIGURATION.format(**values).replace("api_key:", "api_kei:"))
     (tmp_path / "worse.yaml").write_text(CONFIGURATION.format(**values).replace("master_key:", "master_key: ["))
     listen = f"--listen=tcp:{free_port()}:interface=127.0.0.1"
-    runs = [
-        run(tmp_path, "-n", "vllm-passthrough", "--config=good.yaml", "--check"),
-        run(tmp_path, "-n", "vllm-passthrough", "--config=bad.yaml"),
-        run(tmp_path, "-n", "vllm-passthrough", "--config=worse.yaml"),
-        run(tmp_path, "-n", "vllm-passthrough", "--config=good.yaml", listen),
+    commands = [
+        ("--pidfile=", "vllm-passthrough", "--config=good.yaml", "--check"),
+        ("--pidfile=", "vllm-passthrough", "--config=bad.yaml"),
+        ("--pidfile=", "vllm-passthrough", "--config=worse.yaml"),
+        ("--pidfile=", "vllm-passthrough", "--config=good.yaml", listen),
     ]
+    with ThreadPoolExecutor(len(commands)) as at_once:
+        runs = list(at_once.map(lambda arguments: run(tmp_path, "-n", *arguments), commands))
     assert [done.returncode for done in runs] == [0, 1, 1, 1]
     assert "master key and virtual keys" in runs[0].stdout
     assert "did you mean 'api_key'?" in runs[1].stderr

@@ -1,7 +1,7 @@
 """The commands of LiteLLM's guide to its vLLM pass-through, as they are written there, against real servers.
 
-https://docs.litellm.ai/docs/pass_through/vllm: its trailing backslashes and its trailing comma are kept. Only the address
-and the keys are put in.
+https://docs.litellm.ai/docs/pass_through/vllm: its trailing backslashes and its trailing comma are kept. Only the
+address and the keys are put in.
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ class Case:
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
+COMPLETION = {"model": "MODEL", "prompt": "Hi", "temperature": 0}
+TWO_CHOICES = {**HELLO, "n": 2, "temperature": 1, "seed": 3}
 FACES_CHAT = {**HELLO, "messages": [{"role": "user", "content": FACES}]}
 
 CASES = [
@@ -89,9 +91,9 @@ CASES = [
     Case("chat with stream false", "POST", CHAT, 200, {**HELLO, "stream": False}),
     Case("chat with log probabilities", "POST", CHAT, 200, {**HELLO, "logprobs": True, "top_logprobs": 3}),
     Case("chat with a seed", "POST", CHAT, 200, {**HELLO, "temperature": 1, "seed": 7}),
-    Case("chat with two choices", "POST", CHAT, 200, {**HELLO, "n": 2, "temperature": 1, "seed": 3}),
+    Case("chat with two choices", "POST", CHAT, 200, TWO_CHOICES),
     Case("unicode", "POST", CHAT, 200, FACES_CHAT),
-    Case("completion", "POST", "/v1/completions", 200, {"model": "MODEL", "prompt": "Hi", "temperature": 0}),
+    Case("completion", "POST", "/v1/completions", 200, COMPLETION),
     Case("echo", "POST", "/v1/completions", 200, {"model": "MODEL", "prompt": FACES, "echo": True, "temperature": 0}),
     Case("tokenize", "POST", "/tokenize", 200, {"model": "MODEL", "prompt": FACES}),
     Case("tokenize a chat", "POST", "/tokenize", 200, {"model": "MODEL", "messages": HELLO["messages"]}),
@@ -277,9 +279,9 @@ def test_a_score_is_vllm_s_own(
 STREAMS = [
     Case("chat", "POST", CHAT, 200, {**HELLO, "stream": True}),
     Case("chat with usage", "POST", CHAT, 200, {**HELLO, "stream": True, "stream_options": {"include_usage": True}}),
-    Case("chat with choices", "POST", CHAT, 200, {**HELLO, "stream": True, "n": 2, "max_tokens": 1, "temperature": 1, "seed": 3}),
+    Case("chat with choices", "POST", CHAT, 200, {**TWO_CHOICES, "stream": True, "max_tokens": 1}),
     Case("chat with probabilities", "POST", CHAT, 200, {**HELLO, "stream": True, "logprobs": True}),
-    Case("completion", "POST", "/v1/completions", 200, {"model": "MODEL", "prompt": "a", "temperature": 0, "stream": True}),
+    Case("completion", "POST", "/v1/completions", 200, {**COMPLETION, "stream": True}),
     Case("messages", "POST", "/v1/messages", 200, {**HELLO, "stream": True}),
     Case(
         "responses",
@@ -288,7 +290,7 @@ STREAMS = [
         200,
         {"model": "MODEL", "input": "Hi", "temperature": 0, "max_output_tokens": 8, "stream": True},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.name.replace(" ", "-"))
@@ -305,22 +307,23 @@ def test_a_stream_has_the_same_events(case: Case, through: LiveGateway, vllm_url
 
 
 def test_a_stream_comes_while_vllm_writes_it(through: LiveGateway, chat_model: str) -> None:
-    body = {**HELLO, "model": chat_model, "stream": True, "max_tokens": 400, "ignore_eos": True}
-    arguments = json_request(body)
-    connection = connect(through.url)
-    began = monotonic()
-    try:
-        headers = bearer(key_for(through)) + arguments["headers"]
-        response = send(connection, "POST", f"/vllm{CHAT}", headers, arguments["body"])
-        first = response.readline()
-        first_after = monotonic() - began
-        rest = response.read()
-    finally:
-        connection.close()
-    assert first.startswith(b"data: {")
-    assert rest.endswith(b"data: [DONE]\n\n")
-    # gathered somewhere on the way, the first event would come with the last
-    assert first_after < (monotonic() - began) / 2
+    arguments = json_request({**HELLO, "model": chat_model, "stream": True, "max_tokens": 400, "ignore_eos": True})
+    headers = bearer(key_for(through)) + arguments["headers"]
+
+    def share_of_the_time_until_the_first_event() -> float:
+        connection = connect(through.url)
+        began = monotonic()
+        try:
+            response = send(connection, "POST", f"/vllm{CHAT}", headers, arguments["body"])
+            assert response.readline().startswith(b"data: {")
+            first_after = monotonic() - began
+            assert response.read().endswith(b"data: [DONE]\n\n")
+        finally:
+            connection.close()
+        return first_after / (monotonic() - began)
+
+    # gathered on the way, the first event comes with the last, always; on a busy machine it does so now and then
+    assert any(share_of_the_time_until_the_first_event() < 0.5 for _ in range(ATTEMPTS))
 
 
 # connections

@@ -29,7 +29,7 @@ def word(text: str) -> str:
 
 def json_line(encoded: bytes) -> bytes:
     """Return encoded JSON with what does not print escaped: an encoder leaves U+0085 and U+2028 as they are."""
-    if encoded.isascii():
+    if encoded.isascii() and b"\x7f" not in encoded:
         return encoded
     text = encoded.decode("utf-8")
     if text.isprintable():

@@ -60,7 +60,10 @@ class AnsweredRequest(server.Request):
         has_length = self._add_request_id(headers)
         self._chunked_out = False
         keep = self.keeps_connection()
-        if not has_length and self.method != b"HEAD" and status not in BODILESS:
+        if status == 204 and has_length:
+            # RFC 9110 §8.6 forbids it, and a client that believes it would wait for a body
+            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        elif not has_length and self.method != b"HEAD" and status not in BODILESS:
             if self.clientproto == b"HTTP/1.1":
                 self._chunked_out = True
                 headers.append((b"Transfer-Encoding", b"chunked"))

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from twisted_vllm.errors import GatewayError, RequestTimeout
-from twisted_vllm.wire.eager import eager_write
+from twisted_vllm.wire.eager import eager_write, unsent_bytes
 from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
 
@@ -29,8 +29,8 @@ HELD_LIMIT = 16_384
 #: (RFC 9112 §9.6: closing with unread data resets the connection)
 LINGER = 2.0
 
-#: seconds that a closing connection is given to take what was written to it
-FLUSH = 300.0
+#: seconds in which a client must read something of what was written to it
+STALL = 300.0
 
 
 class Peer:
@@ -73,6 +73,7 @@ class GatewayChannel(http.HTTPChannel):
         self._lingering = False
         self._held: list[bytes] = []
         self._held_size = 0
+        self._unsent = 0
         self._read_pauses: set[str] = set()
 
     # connection
@@ -88,10 +89,13 @@ class GatewayChannel(http.HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
-        self.site.connection_lost(self)
         requests, self.requests = self.requests, []
-        for request in requests:
-            request.connectionLost(reason)
+        try:
+            for request in requests:
+                request.connectionLost(reason)
+        finally:
+            # last: a drain that waits for this connection must find its requests recorded
+            self.site.connection_lost(self)
 
     def is_idle(self) -> bool:
         """Tell whether nothing was begun that is not finished."""
@@ -99,19 +103,40 @@ class GatewayChannel(http.HTTPChannel):
 
     def expired(self) -> None:
         """Act on the deadline: end an idle connection, refuse a late request, give up on a lingering connection."""
-        if self._lingering:
-            self.transport.abortConnection()
+        if self._lingering or self._waitingForTransport:
+            self._give_up_unless_it_reads()
         elif self._read_pauses:
             # it is the gateway that does not read
             self._set_deadline()
         elif self._reader.current is None:
-            self.deadline = None
-            self.loseConnection()
+            self._close()
         else:
             self._fail(RequestTimeout("The request did not arrive in time."))
 
+    def _give_up_unless_it_reads(self) -> None:
+        """Cut the connection, unless the client has read since the last look: slowly is no fault, not at all is."""
+        unsent = unsent_bytes(self.transport)
+        if 0 < unsent < self._unsent:
+            self._unsent = unsent
+            self.deadline = self.site.sweeper.after(STALL)
+        else:
+            self.transport.abortConnection()
+
+    def _close(self) -> None:
+        """Close once everything was written; whoever neither reads nor closes is cut off."""
+        self._lingering = True
+        self._await_reading(STALL)
+        self.loseConnection()
+
+    def _await_reading(self, seconds: float) -> None:
+        self._unsent = unsent_bytes(self.transport)
+        self.deadline = self.site.sweeper.after(STALL if self._unsent else seconds)
+
     def _set_deadline(self) -> None:
         """Set the deadline that fits what is awaited from the client."""
+        if self._waitingForTransport:
+            # it has to read first, and `pauseProducing` gave it the time for that
+            return
         current = self._reader.current
         if self.requests and current is not self.requests[0]:
             self.deadline = None
@@ -168,9 +193,19 @@ class GatewayChannel(http.HTTPChannel):
 
     def _advance_once(self) -> bool:
         """Take one step; return whether another may follow."""
+        if self._held and not self._lingering and (not self.requests or self._reader.current is self.requests[0]):
+            # its turn has come, or that of the request which it continues
+            data = b"".join(self._held)
+            self._held.clear()
+            self._held_size = 0
+            self.resume_reading("held")
+            self._feed(data)
         if self.requests:
             request = self.requests[0]
             if not request.head_complete or self._lingering:
+                return False
+            if self._waitingForTransport and not request.dispatched:
+                # no more answers while the client does not read those that it has
                 return False
             if request.fault is not None:
                 if not request.failed:
@@ -182,13 +217,6 @@ class GatewayChannel(http.HTTPChannel):
             else:
                 request.body_arrived()
             return not (self.requests and self.requests[0] is request)
-        if self._held and not self._lingering:
-            data = b"".join(self._held)
-            self._held.clear()
-            self._held_size = 0
-            self.resume_reading("held")
-            self._feed(data)
-            return True
         return False
 
     def requestDone(self, request: GatewayRequest) -> None:
@@ -199,19 +227,21 @@ class GatewayChannel(http.HTTPChannel):
             return
         self._set_deadline()
         self.resume_reading("body")
+        if self._waitingForTransport:
+            self.pause_reading("unread")
         self._advance()
 
     def _end(self, request: GatewayRequest) -> None:
         """Close, after the rest of the request was read for a while where there is a rest."""
         self._reader.final = True
         self._lingering = True
+        unread = not request.body_complete or self._held or self._read_pauses
         self._held.clear()
         self._read_pauses.clear()
-        if request.body_complete:
-            self.deadline = self.site.sweeper.after(FLUSH)
-            self.loseConnection()
+        if not unread:
+            self._close()
             return
-        self.deadline = self.site.sweeper.after(LINGER)
+        self._await_reading(LINGER)
         self._networkProducer.resumeProducing()
         if ITCPTransport.providedBy(self.transport) and not self.isSecure():
             self._networkProducer.unregisterProducer()
@@ -260,7 +290,9 @@ class GatewayChannel(http.HTTPChannel):
 
     def pauseProducing(self) -> None:
         """The client reads slower than it is written to: stop whoever produces for it, and take no more requests."""
-        self._waitingForTransport = True
+        if not self._waitingForTransport:
+            self._waitingForTransport = True
+            self._await_reading(STALL)
         if self._requestProducer is not None:
             self._requestProducer.pauseProducing()
         elif not self.requests:
@@ -269,13 +301,20 @@ class GatewayChannel(http.HTTPChannel):
     def resumeProducing(self) -> None:
         """The client has read what was written."""
         self._waitingForTransport = False
+        if not self._lingering:
+            self._set_deadline()
         self.resume_reading("unread")
         if self._requestProducer is not None:
             self._requestProducer.resumeProducing()
+        self._advance()
 
     def drain(self) -> None:
         """End the connection when nothing is in work on it; called when the gateway shuts down."""
         for request in self.requests:
             request.persistent = False
+        current = self._reader.current
         if self.is_idle():
-            self.loseConnection()
+            self._close()
+        elif current is not None and current.finished:
+            # answered already: the rest of its body is not worth waiting for
+            self._end(current)

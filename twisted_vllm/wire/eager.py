@@ -8,8 +8,10 @@ take saves all three. TLS and other transports take the ordinary way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ITransport
 
 
@@ -26,7 +28,13 @@ def eager_write(transport: ITransport) -> Callable[[bytes], None]:
 
     def write(data: bytes) -> None:
         # the two buffers of twisted.internet.abstract.FileDescriptor; a test holds that they are still what they were
-        if connection.dataBuffer or connection._tempDataBuffer or connection.disconnecting or not connection.connected:
+        if (
+            connection.dataBuffer
+            or connection._tempDataBuffer
+            or connection.disconnecting
+            or connection._aborting
+            or not connection.connected
+        ):
             connection.write(data)
             return
         try:
@@ -39,3 +47,12 @@ def eager_write(transport: ITransport) -> Callable[[bytes], None]:
             connection.write(data[sent:])
 
     return write
+
+
+def unsent_bytes(transport: Any) -> int:
+    """Return how many bytes are queued on `transport`, or on what carries it; 0 where that cannot be told."""
+    while not isinstance(transport, FileDescriptor):
+        transport = getattr(transport, "transport", None)
+        if transport is None:
+            return 0
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen

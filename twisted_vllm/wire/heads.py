@@ -7,10 +7,14 @@ or repeated ``Host``, and the absolute and authority forms of the request target
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
 from twisted_vllm.wire.headers import HeaderList
+
+#: the characters of uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where there are others
+HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")
 
 
 def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
@@ -35,6 +39,10 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
             raise MalformedHttp("The Host header is missing.")
     elif len(first) != len(headers) and sum(name.lower() == b"host" for name, _ in headers) > 1:
         raise MalformedHttp("The Host header stands more than once.")
+    elif not HOST.fullmatch(host):
+        raise MalformedHttp("The Host header is not a host name or an address.")
+    if b"#" in target:
+        raise MalformedHttp("The request target has a fragment.")
     if method == b"CONNECT":
         raise MethodNotAllowed("CONNECT is not for this server.")
     if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):

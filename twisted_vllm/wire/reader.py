@@ -11,9 +11,6 @@ from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, Malfor
 from twisted_vllm.wire.heads import closes, origin_form
 from twisted_vllm.wire.request import GatewayRequest
 
-#: bytes that Twisted reads from a socket at once (twisted.internet.abstract.FileDescriptor.bufferSize)
-READ_SIZE = 65_536
-
 #: the headers that say where a body ends
 FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -40,25 +37,40 @@ class RequestReader:
         self._begin = begin
         self._limits = limits
         self._parser = HttpRequestParser(self)
-        self._fed_in_head = 0
         self._priming = False
+        # sizes in bytes: of the segment that is read, of the one in which the head began, of all that may be the head,
+        # and of what came of a chunked body without a byte of content
+        self._segment = 0
+        self._head_segment = 0
+        self._head_bound = 0
+        self._empty_bytes = 0
 
     def feed(self, data: bytes) -> GatewayError | None:
         """Read `data`; return why what comes can be read no further, or None."""
-        before = self._fed_in_head
-        self._fed_in_head = before + len(data)
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            return self._without_upgrade(data[upgrade.args[0] :])
-        except HttpParserCallbackError as error:
-            raise error.__context__ or error from None
-        except HttpParserError:
-            return None if self.final else MalformedHttp("The request is not well-formed HTTP/1.1.")
-        if not self.in_head:
-            self._fed_in_head = 0
-        elif self._fed_in_head > self._limits.max_head_bytes + READ_SIZE:
-            return self._head_too_large()
+        self._segment = len(data)
+        if self.in_head:
+            self._head_bound += len(data)
+        before = self.current
+        received = 0 if before is None else before.body_received
+        while data:
+            try:
+                self._parser.feed_data(data)
+                break
+            except HttpParserUpgrade as upgrade:
+                if not self._prime_without_upgrade():
+                    return None
+                data = data[upgrade.args[0] :]
+            except HttpParserCallbackError as error:
+                raise error.__context__ or error from None
+            except HttpParserError:
+                return None if self.final else MalformedHttp("The request is not well-formed HTTP/1.1.")
+        request = self.current
+        if self.in_head:
+            # what came in whole segments since the head began; nothing else is in them
+            if self._head_bound - self._head_segment > self._limits.max_head_bytes:
+                return self._head_too_large()
+        elif request is not None and request is before and request.body_length is None:
+            return self._judge_chunks(request.body_received - received)
         return None
 
     def give_up(self) -> GatewayRequest:
@@ -71,14 +83,27 @@ class RequestReader:
     def _head_too_large(self) -> HeadTooLarge:
         return HeadTooLarge(f"The request's head is over {self._limits.max_head_bytes} bytes.")
 
-    def _without_upgrade(self, rest: bytes) -> GatewayError | None:
+    def _judge_chunks(self, gained: int) -> GatewayError | None:
+        """Refuse endless chunk extensions and trailers: llhttp has no limit, and keeps a trailer until it ends."""
+        if gained:
+            self._empty_bytes = 0
+            return None
+        self._empty_bytes += self._segment
+        if self._empty_bytes > self._limits.max_head_bytes:
+            return MalformedHttp("The chunked body has over-long chunk extensions or trailers.")
+        return None
+
+    def _prime_without_upgrade(self) -> bool:
         """Go on as if no upgrade had been asked for: RFC 9110 §7.8 lets a server ignore it.
 
         llhttp takes the request for complete and skips its body, so a fresh parser gets a head with the same framing.
+
+        Returns:
+            Whether what follows is to be read.
         """
         request = self.current
         if request is None or request.fault is not None:
-            return None
+            return False
         head = request.head
         framing = [b"POST / HTTP/1.1\r\nHost: h\r\n"]
         framing += [b"%b: %b\r\n" % (name, head[name]) for name in FRAMING if name in head]
@@ -86,7 +111,7 @@ class RequestReader:
         self._priming = True
         self._parser.feed_data(b"".join(framing) + b"\r\n")
         self._priming = False
-        return self.feed(rest) if rest else None
+        return True
 
     # llhttp's callbacks
 
@@ -95,6 +120,8 @@ class RequestReader:
         if not self._priming:
             self.current = self._begin()
             self.in_head = True
+            self._head_bound = self._head_segment = self._segment
+            self._empty_bytes = 0
 
     def on_url(self, piece: bytes) -> None:
         """Take a piece of the request target."""
@@ -107,7 +134,10 @@ class RequestReader:
         if self.in_head and request is not None:
             value = value.rstrip(b" \t")
             request.raw_headers.append((name, value))
-            request.head.setdefault(name.lower(), value)
+            key = name.lower()
+            if request.head.setdefault(key, value) is not value and key == b"connection":
+                # each of them nominates, and may say "close"
+                request.head[key] += b", " + value
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
@@ -133,7 +163,7 @@ class RequestReader:
         if len(headers) > limits.max_header_count:
             raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
         # what was fed bounds the head from above, and is known without counting
-        if self._fed_in_head > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
+        if self._head_bound > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
             raise self._head_too_large()
         request.uri = origin_form(request.method, request.uri, version, headers, head)
         length = head.get(b"content-length")
@@ -142,6 +172,9 @@ class RequestReader:
             if request.body_length > limits.max_body_bytes:
                 raise self._body_too_large()
         elif b"transfer-encoding" in head:
+            if version == "1.0" or head[b"transfer-encoding"].lower() != b"chunked":
+                # a coding that another server on the way may read, or not: RFC 9112 §6.1
+                raise MalformedHttp("The only transfer coding is chunked, in HTTP/1.1.")
             request.body_length = None
         request.persistent = not closes(version, head)
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: bytes of a body that are read and thrown away to keep a connection whose request was answered early
 DISCARD_LIMIT = 262_144
 
+#: pieces of a body that is collected from which on they are put together
+LOOSE_PIECES = 256
+
 
 class IStreamingResource(IResource):
     """A resource that is rendered when the head of the request is there, whether or not its body is."""
@@ -83,6 +86,7 @@ class GatewayRequest(AnsweredRequest):
         self.started = channel.site.seconds()
         self._body_sink: Callable[[bytes, bool], None] | None = None
         self._collect: tuple[int, Callable[[bytes], None]] | None = None
+        self._gathered = bytearray()
         self._body_ended = False
 
     # towards the resource
@@ -194,7 +198,11 @@ class GatewayRequest(AnsweredRequest):
                 self.answer(self._too_large(limit))
             elif self.body_complete:
                 self._body_ended = True
-                done(b"".join(self.body_pieces))
+                done(b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces))
+            elif len(self.body_pieces) > LOOSE_PIECES:
+                # an object for each of many tiny chunks would take many times their size
+                self._gathered += b"".join(self.body_pieces)
+                self.body_pieces.clear()
 
     def fail(self, error: GatewayError) -> None:
         """The request turned out to be unreadable: answer `error`, or cut what was begun."""

@@ -128,6 +128,8 @@ class GatewaySite(server.Site):
         """Count a connection in."""
         self._channels.add(channel)
         self.sweeper.add(channel)
+        if self.draining:
+            channel.drain()
 
     def connection_lost(self, channel: GatewayChannel) -> None:
         """Count a connection out."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 #: seconds between two looks: a deadline is noticed at most twice this much late, and never early
 INTERVAL = 0.25
@@ -34,6 +35,8 @@ class Sweeper:
     Attributes:
         now: the reactor's time in seconds at the last look; at most `INTERVAL` old while the sweeper runs.
     """
+
+    _log = Logger()
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._members: set[Expiring] = set()
@@ -65,4 +68,10 @@ class Sweeper:
         """Look once."""
         self.now = now = self._reactor.seconds()
         for late in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
-            late.expired()
+            # one that was late may have ended or moved another
+            if late.deadline is not None and late.deadline <= now and late in self._members:
+                try:
+                    late.expired()
+                except Exception:
+                    # it must not end the deadlines of all the others
+                    self._log.failure("A deadline could not be acted on")

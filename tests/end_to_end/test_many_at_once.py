@@ -1,0 +1,54 @@
+"""Many clients at once, some of whom leave: nobody gets another's answer, and nothing is left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest_twisted
+from end_to_end_harness import parse_answer, request_bytes
+
+CLIENTS = 60
+
+
+@pytest_twisted.ensureDeferred
+async def test_everybody_gets_his_own_answer_and_every_request_its_own_line(simulator: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(simulator.port)
+    clients = []
+    for number in range(CLIENTS):
+        body = {
+            "model": "simulated-model",
+            "messages": [{"role": "user", "content": f"number {number}"}],
+            "stream": number % 2 == 0,
+            "max_tokens": 20,
+        }
+        headers = {"X-Request-Id": f"client-{number}"}
+        client = await gateway.send(request_bytes("POST", "/vllm/v1/chat/completions", body=body, headers=headers))
+        clients.append(client)
+        if number % 5 == 0:
+            client.cut()
+    for number, client in enumerate(clients):
+        if number % 5 == 0:
+            continue
+        end = b"data: [DONE]\n\n\r\n0\r\n\r\n" if number % 2 == 0 else b"}"
+        await client.until(lambda client=client, end=end: client.received.endswith(end))
+        answer = parse_answer(client.received)
+        assert (answer.status, answer.header("x-request-id")) == (200, f"client-{number}")
+    lines = gateway.request_lines()
+    ids = [line["request_id"] for line in lines]
+    assert len(ids) == len(set(ids))
+    assert {line["request_id"] for line in lines if line["outcome"] == "completed"} >= {
+        f"client-{number}" for number in range(CLIENTS) if number % 5
+    }
+    assert {line["outcome"] for line in lines} <= {"completed", "client_disconnected"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_connection_serves_one_request_after_the_other(simulator: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(simulator.port)
+    client = await gateway.connect()
+    for number in range(50):
+        before = len(client.received)
+        client.send(request_bytes("POST", "/vllm/tokenize", body={"prompt": "x" * number}))
+        await client.until(lambda before=before: client.received[before:].endswith(b"}"))
+        assert parse_answer(client.received[before:]).status == 200
+    assert len(gateway.request_lines()) == 50

@@ -1,0 +1,173 @@
+"""Who may do what, with a real vLLM behind it."""
+
+from __future__ import annotations
+
+import re
+from http.client import HTTPConnection, HTTPResponse
+
+import pytest
+from conftest import ALIAS
+from live_gateway import LiveGateway, ask, bearer, connect, json_request, send, wait_until
+
+CHAT = "/vllm/v1/chat/completions"
+
+#: what takes vLLM seconds to write
+MANY_TOKENS = 1900
+
+PRIVILEGED = [
+    ("POST", "/sleep?level=2"),
+    ("POST", "/wake_up"),
+    ("POST", "/collective_rpc"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("POST", "/reset_prefix_cache"),
+    ("POST", "/start_profile"),
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/inference/v1/abort_requests"),
+    ("GET", "/server_info"),
+    ("GET", "/a-plugin-s-route"),
+    # what vLLM reads as /sleep
+    ("POST", "/%73leep"),
+    ("POST", "//sleep"),
+    ("POST", "/v1/../sleep"),
+]
+
+
+def hello(model: str, **more: object) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, **more}
+
+
+def test_a_deleted_key_is_refused_on_the_next_request(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key()
+    assert gateway.ask("POST", CHAT, key, **json_request(hello(chat_model))).status == 200
+    deleted = gateway.ask("POST", "/key/delete", gateway.master_key, **json_request({"keys": [key]}))
+    assert deleted.status == 200
+    answer = gateway.ask("POST", CHAT, key, **json_request(hello(chat_model)))
+    assert answer.error_code == (401, "invalid_api_key")
+
+
+def test_a_blocked_key_is_refused(gateway: LiveGateway) -> None:
+    answer = gateway.ask("GET", "/vllm/v1/models", gateway.make_key(blocked=True))
+    assert answer.error_code == (401, "blocked_api_key")
+
+
+def test_a_key_is_refused_once_its_time_is_over(gateway: LiveGateway) -> None:
+    key = gateway.make_key(duration="1s")
+    wait_until(lambda: gateway.ask("GET", "/vllm/v1/models", key).status == 401, "the key expires", patience=5)
+    assert gateway.ask("GET", "/vllm/v1/models", key).error_code == (401, "expired_api_key")
+
+
+def test_a_key_for_one_model_reaches_no_other(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key(models=[ALIAS])
+    assert gateway.ask("POST", CHAT, key, **json_request(hello(ALIAS))).status == 200
+    refused = gateway.ask("POST", CHAT, key, **json_request(hello(chat_model)))
+    assert refused.error_code == (403, "model_not_allowed")
+    # two models, or a hidden one: vLLM would take the last
+    body = f'{{"model": "{ALIAS}", "messages": [], "mod\\u0065l": "{chat_model}"}}'.encode()
+    headers = [("Content-Type", "application/json")]
+    assert gateway.ask("POST", CHAT, key, headers, body).error_code == (400, "model_undetermined")
+
+
+@pytest.mark.usefixtures("score_url")
+def test_a_key_for_the_chat_model_gets_no_scores(gateway: LiveGateway, chat_model: str, score_model: str) -> None:
+    key = gateway.make_key(models=[chat_model])
+    body = {"model": score_model, "text_1": "a", "text_2": "b"}
+    answer = gateway.ask("POST", "/vllm/score", key, **json_request(body))
+    assert answer.error_code == (403, "model_not_allowed")
+
+
+@pytest.mark.parametrize(("method", "path"), PRIVILEGED)
+def test_a_virtual_key_reaches_no_privileged_route(
+    method: str, path: str, gateway: LiveGateway, virtual_key: str
+) -> None:
+    answer = gateway.ask(method, f"/vllm{path}", virtual_key, **json_request({}))
+    assert answer.error_code == (403, "route_not_allowed")
+    request_id = answer.header("x-request-id")
+    assert request_id is not None
+    record = gateway.record_of(request_id)
+    assert (record["server"], record["outcome"], record["error"]) == ("", "refused", "route_not_allowed")
+
+
+def test_a_key_that_was_given_a_privileged_route_reaches_it_and_no_other(gateway: LiveGateway, vllm_url: str) -> None:
+    key = gateway.make_key(allowed_routes=["/server_info"])
+    answer = gateway.ask("GET", "/vllm/server_info", key)
+    assert (answer.status, answer.body) == (404, ask(vllm_url, "GET", "/server_info").body)
+    assert gateway.ask("POST", "/vllm/sleep", key).error_code == (403, "route_not_allowed")
+
+
+def test_the_log_tells_what_a_request_was(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key(key_alias="team-live")
+    answer = gateway.ask("POST", CHAT, key, **json_request(hello(chat_model)))
+    request_id = answer.header("x-request-id")
+    assert request_id is not None
+    record = gateway.record_of(request_id)
+    told = {name: record[name] for name in ("key_name", "method", "route", "model", "status", "outcome", "bytes_out")}
+    assert told == {
+        "key_name": "team-live",
+        "method": "POST",
+        "route": "/v1/chat/completions",
+        "model": chat_model,
+        "status": 200,
+        "outcome": "completed",
+        "bytes_out": len(answer.body),
+    }
+
+
+# clients that go away
+
+
+def metric(vllm_url: str, name: str) -> float:
+    """Return the sum of a metric's samples."""
+    text = ask(vllm_url, "GET", "/metrics").body.decode()
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE))
+
+
+def begin(gateway: LiveGateway, key: str, request_id: str, body: dict[str, object]) -> HTTPConnection:
+    """Send a request that takes vLLM seconds; do not wait for the answer."""
+    arguments = json_request(body)
+    connection = connect(gateway.url)
+    connection.request(
+        "POST", CHAT, arguments["body"], dict([*bearer(key), *arguments["headers"], ("X-Request-Id", request_id)])
+    )
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["in a stream", "before the answer"])
+def test_a_client_that_goes_away_ends_the_generation(
+    stream: bool, gateway: LiveGateway, vllm_url: str, chat_model: str, virtual_key: str
+) -> None:
+    written_before = metric(vllm_url, "vllm:generation_tokens_total")
+    request_id = f"gone-{'stream' if stream else 'whole'}"
+    body = hello(chat_model, stream=stream) | {"max_tokens": MANY_TOKENS, "ignore_eos": True}
+    connection = begin(gateway, virtual_key, request_id, body)
+    response: HTTPResponse | None = None
+    try:
+        if stream:
+            response = connection.getresponse()
+            assert response.readline().startswith(b"data: {")
+        wait_until(lambda: metric(vllm_url, "vllm:num_requests_running") >= 1, "vLLM generates")
+    finally:
+        connection.close()
+        if response is not None:
+            response.close()
+    record = gateway.record_of(request_id)
+    assert record["outcome"] == "client_disconnected"
+    assert record["status"] == (200 if stream else 0)
+    wait_until(lambda: metric(vllm_url, "vllm:num_requests_running") == 0, "vLLM is idle", patience=5)
+    # (vLLM 0.32 counts no abort for it in vllm:request_success_total)
+    assert metric(vllm_url, "vllm:generation_tokens_total") - written_before < MANY_TOKENS
+
+
+def test_a_stream_goes_on_while_its_key_is_deleted(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key()
+    arguments = json_request(hello(chat_model, stream=True) | {"max_tokens": 100, "ignore_eos": True})
+    connection = connect(gateway.url)
+    try:
+        response = send(connection, "POST", CHAT, bearer(key) + arguments["headers"], arguments["body"])
+        first = response.readline()
+        gateway.ask("POST", "/key/delete", gateway.master_key, **json_request({"keys": [key]}))
+        rest = response.read()
+    finally:
+        connection.close()
+    assert first.startswith(b"data: {")
+    assert rest.endswith(b"data: [DONE]\n\n")

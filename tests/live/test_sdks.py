@@ -1,0 +1,144 @@
+"""OpenAI's and Anthropic's own clients, given nothing but the gateway's address and a virtual key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from live_gateway import PATIENCE, LiveGateway, ask, json_request
+
+openai = pytest.importorskip("openai", reason="this test needs OpenAI's SDK: pip install openai")
+anthropic = pytest.importorskip("anthropic", reason="this test needs Anthropic's SDK: pip install anthropic")
+
+MESSAGES = [{"role": "user", "content": "Say hello"}]
+
+
+@pytest.fixture(params=["/vllm/v1", "/vllm"])
+def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's client, with both base URLs that work."""
+    with openai.OpenAI(
+        base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def claude(gateway: LiveGateway, virtual_key: str) -> Iterator[anthropic.Anthropic]:
+    """Anthropic's client; it sends the key as ``x-api-key``."""
+    with anthropic.Anthropic(
+        base_url=f"{gateway.url}/vllm", api_key=virtual_key, max_retries=0, timeout=PATIENCE
+    ) as made:
+        yield made
+
+
+def test_openai_lists_models(client: openai.OpenAI, chat_model: str) -> None:
+    assert chat_model in [model.id for model in client.models.list()]
+
+
+def test_openai_chats(client: openai.OpenAI, chat_model: str) -> None:
+    answer = client.chat.completions.create(model=chat_model, messages=MESSAGES, max_tokens=8, temperature=0)
+    assert answer.choices[0].message.content
+    assert answer.usage.completion_tokens == 8
+    assert answer._request_id
+
+
+def test_openai_streams_the_chat_that_it_would_get_whole(client: openai.OpenAI, chat_model: str) -> None:
+    options = {"model": chat_model, "messages": MESSAGES, "max_tokens": 16, "temperature": 0, "seed": 1}
+    whole = client.chat.completions.create(**options)
+    stream = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openai_completes(client: openai.OpenAI, chat_model: str) -> None:
+    options = {"model": chat_model, "prompt": "Paris is", "max_tokens": 16, "temperature": 0, "seed": 1}
+    whole = client.completions.create(**options)
+    streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
+    assert whole.choices[0].text == streamed
+
+
+def test_openai_creates_a_response(client: openai.OpenAI, chat_model: str) -> None:
+    options = {"model": chat_model, "input": "Say hello", "max_output_tokens": 16, "temperature": 0}
+    whole = client.responses.create(**options)
+    events = list(client.responses.create(**options, stream=True))
+    assert whole.usage.output_tokens > 0
+    # sixteen tokens do not end what this model says
+    assert [events[0].type, events[-1].type] in (
+        ["response.created", "response.completed"],
+        ["response.created", "response.incomplete"],
+    )
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text
+
+
+def test_openai_tells_vllm_s_own_error(client: openai.OpenAI, vllm_url: str, chat_model: str) -> None:
+    body = {"model": chat_model, "messages": MESSAGES, "temperature": -1}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**body)
+    assert caught.value.response.json() == ask(vllm_url, "POST", "/v1/chat/completions", **json_request(body)).json
+
+
+def test_openai_tells_that_the_model_makes_no_embeddings(client: openai.OpenAI, vllm_url: str, chat_model: str) -> None:
+    body = {"model": chat_model, "input": "Paris"}
+    directly = ask(vllm_url, "POST", "/v1/embeddings", **json_request(body))
+    if directly.status == 200:
+        assert client.embeddings.create(**body).data[0].embedding
+        return
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.embeddings.create(**body)
+    assert (caught.value.status_code, caught.value.response.content) == (directly.status, directly.body)
+
+
+def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_model: str) -> None:
+    url = f"{gateway.url}/vllm/v1"
+    with (
+        openai.OpenAI(base_url=url, api_key="sk-nobody", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        stranger.chat.completions.create(model=chat_model, messages=MESSAGES)
+    assert caught.value.code == "invalid_api_key"
+    key = gateway.make_key(models=["another-model"])
+    with (
+        openai.OpenAI(base_url=url, api_key=key, max_retries=0) as restricted,
+        pytest.raises(openai.PermissionDeniedError) as caught,
+    ):
+        restricted.chat.completions.create(model=chat_model, messages=MESSAGES)
+    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "permission_error")
+
+
+def test_anthropic_gets_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
+    message = claude.messages.create(model=chat_model, messages=MESSAGES, max_tokens=8)
+    assert message.content[0].text
+    assert message.usage.output_tokens == 8
+    assert message.stop_reason == "max_tokens"
+
+
+def test_anthropic_streams_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
+    with claude.messages.stream(model=chat_model, messages=MESSAGES, max_tokens=8) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert final.content[0].text == text
+    assert final.usage.output_tokens == 8
+
+
+def test_anthropic_counts_tokens(claude: anthropic.Anthropic, chat_model: str) -> None:
+    assert claude.messages.count_tokens(model=chat_model, messages=MESSAGES).input_tokens > 0
+
+
+def test_anthropic_tells_vllm_s_own_error(claude: anthropic.Anthropic, vllm_url: str, chat_model: str) -> None:
+    body = {"model": chat_model, "messages": [{"role": "nobody", "content": "x"}], "max_tokens": 1}
+    directly = ask(vllm_url, "POST", "/v1/messages", **json_request(body))
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        claude.messages.create(**body)
+    assert (caught.value.status_code, caught.value.response.content) == (directly.status, directly.body)
+
+
+def test_anthropic_understands_a_refused_key(gateway: LiveGateway, chat_model: str) -> None:
+    with (
+        anthropic.Anthropic(base_url=f"{gateway.url}/vllm", api_key="sk-nobody", max_retries=0) as stranger,
+        pytest.raises(anthropic.AuthenticationError) as caught,
+    ):
+        stranger.messages.create(model=chat_model, messages=MESSAGES, max_tokens=1)
+    assert caught.value.response.headers["x-vllm-passthrough-error"] == "invalid_api_key"
