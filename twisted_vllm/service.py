@@ -158,6 +158,7 @@ class GatewayService(Service):
         # what there is now lasts as long as the process: the collector need not look at it again
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
         for warning in self._settings.warnings:

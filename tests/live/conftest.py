@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_gateway import LiveGateway, ask, new_secret
-
-#: the names that the guide's examples use, whatever the servers call their models
-GUIDE_CHAT_MODEL = "qwen2.5-7b-instruct"
-GUIDE_SCORE_MODEL = "my-vllm-model"
-#: a name that only the gateway knows
-ALIAS = "live-alias"
-
-StartGateway = Callable[..., LiveGateway]
+from live_gateway import LiveGateway, new_secret
+from live_servers import (
+    ALIAS,
+    GUIDE_CHAT_MODEL,
+    GUIDE_SCORE_MODEL,
+    StartGateway,
+    model_list,
+    served_model,
+    server_from,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,29 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def server_from(variable: str, what: str) -> str:
-    """Return the base URL in a variable, or skip."""
-    url = os.environ.get(variable, "").rstrip("/").removesuffix("/v1")
-    if not url:
-        pytest.skip(f"{what}: set {variable}")
-    return url
-
-
-def served_model(url: str) -> str:
-    answer = ask(url, "GET", "/v1/models")
-    assert answer.status == 200, f"{url} does not list its models: {answer}"
-    return str(answer.json["data"][0]["id"])
-
-
-def model_list(rows: list[tuple[str, str, str]]) -> str:
-    """Return a configuration file with these rows: the callers' name, the server's name, the server. JSON is YAML."""
-    entries = {
-        name: {"model_name": name, "litellm_params": {"model": f"hosted_vllm/{served}", "api_base": url}}
-        for name, served, url in rows
-    }
-    return json.dumps({"model_list": list(entries.values()), "passthrough": {"log": {"format": "json"}}}, indent=2)
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +50,10 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
     for gateway in started:
         try:
             gateway.check_after_stop()
-        except AssertionError as problem:
+        except (AssertionError, subprocess.TimeoutExpired) as problem:
             problems.append(str(problem))
-    assert problems == []
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
 
 
 @pytest.fixture(scope="session")

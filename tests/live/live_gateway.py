@@ -230,6 +230,7 @@ class LiveGateway:
         written = self.written()
         # after a stop in good order twistd ends itself with the signal that it was sent, so that its parent knows
         assert status in (0, -signal.SIGTERM), f"exit status {status}:\n{written[-4000:]}"
-        assert '"message":"Drained in ' in written
-        assert "Traceback" not in written
-        assert [secret for secret in sorted(self.secrets) if secret in written] == []
+        assert '"message":"Drained in ' in written, f"it did not drain:\n{written[-4000:]}"
+        assert "Traceback" not in written, f"it failed somewhere:\n{written}"
+        told = [line for line in written.splitlines() if any(secret in line for secret in self.secrets)]
+        assert not told, f"secrets in what it wrote: {told}"

@@ -6,8 +6,8 @@ import re
 from http.client import HTTPConnection, HTTPResponse
 
 import pytest
-from conftest import ALIAS
 from live_gateway import LiveGateway, ask, bearer, connect, json_request, send, wait_until
+from live_servers import ALIAS
 
 CHAT = "/vllm/v1/chat/completions"
 
@@ -111,6 +111,20 @@ def test_the_log_tells_what_a_request_was(gateway: LiveGateway, chat_model: str)
         "outcome": "completed",
         "bytes_out": len(answer.body),
     }
+
+
+def test_a_key_in_the_wrong_place_stays_out_of_the_log(gateway: LiveGateway, virtual_key: str) -> None:
+    misplaced = [
+        gateway.ask("GET", f"/vllm/v1/models/{virtual_key}", virtual_key),
+        gateway.ask("GET", f"/vllm/v1/models?api_key={virtual_key}", virtual_key),
+        gateway.ask("POST", CHAT, virtual_key, **json_request(hello(virtual_key))),
+        gateway.ask("GET", f"/{virtual_key}"),
+    ]
+    for answer in misplaced:
+        request_id = answer.header("x-request-id")
+        assert request_id is not None
+        gateway.record_of(request_id)
+    assert virtual_key not in gateway.written()
 
 
 # clients that go away

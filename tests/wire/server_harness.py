@@ -28,6 +28,9 @@ SEGMENT = 65_536
 #: far more than a deadline may be late
 A_MOMENT = 1.0
 
+#: seconds after which a closing connection is over, whatever its client does
+LONG_ENOUGH = 1_000.0
+
 JSON_TYPE = (b"content-type", b"application/json")
 
 

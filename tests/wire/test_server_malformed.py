@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from server_harness import House, chunked, get, post
+from server_harness import Client, House, chunked, get, post
 
 from twisted_vllm.config.settings import Limits
 
@@ -47,6 +47,7 @@ MALFORMED = {
     "an empty chunk size": head(b"Transfer-Encoding: chunked") + b"\r\nhello\r\n0\r\n\r\n",
     "a chunk longer than its size": head(b"Transfer-Encoding: chunked") + b"3\r\nhello\r\n0\r\n\r\n",
     "a chunk ended by a bare line feed": head(b"Transfer-Encoding: chunked") + b"5\nhello\n0\n\n",
+    "a length in the trailers": head(b"Transfer-Encoding: chunked") + b"0\r\nContent-Length: 7\r\n\r\n",
     "chunked twice": head(b"Transfer-Encoding: chunked, chunked") + b"0\r\n\r\n",
     "chunked in two headers": head(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
     "chunked not last": head(b"Transfer-Encoding: chunked, gzip") + b"0\r\n\r\n",
@@ -59,6 +60,9 @@ MALFORMED = {
     "another port in the target": get(b"http://gateway:81/vllm/a"),
     "another scheme in the target": get(b"ftp://gateway/vllm/a"),
     "a user in the target": get(b"http://user@gateway/vllm/a"),
+    "a fragment in the target": get(b"/vllm/a#b"),
+    "a Host that is none": b"GET /vllm/a HTTP/1.1\r\nHost: a/b@c\r\n\r\n",
+    "a coding before chunked": head(b"Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n",
     "no Host": b"GET /vllm/a HTTP/1.1\r\n\r\n",
     "two Hosts": head(b"Host: gateway"),
     "two Hosts that differ": head(b"HOST: other"),
@@ -113,3 +117,67 @@ def test_what_is_not_the_http_of_rfc_9112_is_refused_and_the_connection_closed(
     assert house.ordinary.seen == []
     assert len(house.finished) == 1
     house.assert_clean()
+
+
+def send_without_end(client: Client, piece: bytes) -> int:
+    """Send until the gateway has enough; return how many bytes that took."""
+    for sent in range(0, 100 * len(piece), len(piece)):
+        if client.ended:
+            return sent
+        client.send(piece)
+    raise AssertionError("it would have gone on for ever")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"GET /", b"GET /vllm/a HTTP/1.1\r\nX-A: ", b"GET /vllm/a HTTP/1.1\r\nX-", get(b"/vllm/b") + b"GET /"],
+    ids=["target", "value", "name", "second request"],
+)
+def test_a_head_without_an_end_is_refused_while_it_is_small(begin: bytes) -> None:
+    house = House()
+    client = house.connect()
+    client.send(begin)
+    assert send_without_end(client, b"a" * 10_000) < 200_000
+    answer = client.answers()[-1]
+    assert (answer.status, answer.error()["code"]) == (431, "head_too_large")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"0\r\nX-Trailer: ", b"0\r\nX-", b"1;", b"1;a=", b'1;a="'],
+    ids=["trailer value", "trailer name", "extension", "extension value", "quoted extension"],
+)
+def test_endless_trailers_and_chunk_extensions_are_refused(begin: bytes) -> None:
+    house = House()
+    client = house.connect()
+    client.send(chunked(b"/vllm/a", b"some")[:-5] + begin)
+    assert send_without_end(client, b"a" * 10_000) < 200_000
+    assert client.answer().status in (400, 431)
+    assert house.streaming.works[0].cancelled == 1
+
+
+def test_a_head_just_within_the_caps_is_taken_however_it_is_cut() -> None:
+    lines = [b"X-%d: b" % at for at in range(9)]
+    data = get(b"/vllm/" + b"a" * 1_800, *lines)
+    for step in (1, 7, len(data)):
+        house = House(SMALL)
+        client = house.connect()
+        client.send(*[data[at : at + step] for at in range(0, len(data), step)])
+        assert client.answer().status == 200
+
+
+def test_a_large_segment_of_small_requests_is_not_over_the_cap_of_one_head() -> None:
+    house = House(SMALL)
+    client = house.connect()
+    data = get() * 500 + b"GET /vllm/last HTTP/1.1\r\nHost"
+    client.send(data)
+    client.send(b": gateway\r\n\r\n")
+    assert {answer.status for answer in client.answers()} == {200}
+    assert len(client.answers()) == 501
+
+
+def test_a_body_of_the_size_of_the_cap_is_taken() -> None:
+    house = House(SMALL)
+    client = house.connect()
+    client.send(post(b"/vllm/a", bytes(100)) + chunked(b"/vllm/a", bytes(60), bytes(40)))
+    assert [answer.status for answer in client.answers()] == [200, 200]

@@ -386,7 +386,6 @@ def test_what_is_not_http_is_refused_and_the_connection_cut(raw: bytes) -> None:
     lab.assert_nothing_left()
 
 
-@pytest.mark.xfail(strict=True, reason="a status below 100 is taken for a final response; written on as `HTTP/1.1 0`")
 @pytest.mark.parametrize("status", [b"000", b"099"])
 def test_a_status_that_http_does_not_have_is_refused(status: bytes) -> None:
     lab = Lab()

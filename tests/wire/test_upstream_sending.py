@@ -238,7 +238,6 @@ def test_the_upload_stops_when_the_connection_is_lost() -> None:
     lab.assert_nothing_left()
 
 
-@pytest.mark.xfail(strict=True, reason="a body that fails is swallowed: the request waits for ever")
 def test_a_body_that_cannot_be_read_fails_the_request() -> None:
     lab = Lab()
     upload = Upload()

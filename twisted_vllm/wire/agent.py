@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectingCancelledError, TimeoutError
+from twisted.internet.error import ConnectingCancelledError, TCPTimedOutError, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
@@ -53,6 +53,8 @@ class UpstreamAgent:
         self._sweeper = sweeper
         self.pool: Pool[UpstreamConnection] = Pool()
         self._connections: set[UpstreamConnection] = set()
+        self._connecting: set[Exchange] = set()
+        self._closed = False
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
 
     def forward(
@@ -101,6 +103,7 @@ class UpstreamAgent:
     ) -> Deferred[IResponse]:
         """Send a request to any URL, in the shape that IAgent asks for; `forward` is what the gateway uses."""
         parsed = URI.fromBytes(uri)
+        target = parsed.originForm if parsed.originForm.startswith(b"/") else b"/" + parsed.originForm
         server = Server(
             name=parsed.netloc.decode("ascii"),
             host=parsed.host.decode("ascii"),
@@ -111,21 +114,29 @@ class UpstreamAgent:
             api_key=None,
             timeouts=Timeouts(),
         )
-        pairs: HeaderList = [(b"Host", parsed.netloc)]
-        if headers is not None:
-            pairs += [(name, value) for name, values in headers.getAllRawHeaders() for value in values]
-        if bodyProducer is not None:
+        given = headers or Headers()
+        pairs: HeaderList = [] if given.hasHeader(b"host") else [(b"Host", parsed.netloc)]
+        pairs += [(name, value) for name, values in given.getAllRawHeaders() for value in values]
+        if bodyProducer is not None and not given.hasHeader(b"content-length"):
             if isinstance(bodyProducer.length, int):
                 pairs.append((b"Content-Length", b"%d" % bodyProducer.length))
             else:
                 pairs.append((b"Transfer-Encoding", b"chunked"))
-        answer: Deferred[Any] = self.forward(server, method, parsed.originForm, pairs, bodyProducer)
+        answer: Deferred[Any] = self.forward(server, method, target, pairs, bodyProducer)
         return answer
 
     def close(self) -> None:
-        """Close every connection, whatever is in work on it."""
+        """Close every connection, whatever is in work on it, and give up those that are being made."""
+        self._closed = True
+        for exchange in list(self._connecting):
+            exchange.at.cancel()
+            self._give_up(exchange)
         for connection in list(self._connections):
             connection.transport.abortConnection()
+
+    def _give_up(self, exchange: Exchange) -> None:
+        if not exchange.result.called:
+            exchange.result.errback(UpstreamUnreachable("The gateway is shutting down."))
 
     # connections
 
@@ -134,6 +145,7 @@ class UpstreamAgent:
         factory = Factory.forProtocol(lambda: UpstreamConnection(server, self._sweeper, self._idle, self._lost))
         connecting = self._endpoint(server).connect(factory)
         exchange.at = connecting
+        self._connecting.add(exchange)
         connecting.addCallbacks(self._connected, self._unreachable, callbackArgs=(exchange,), errbackArgs=(exchange,))
 
     def _endpoint(self, server: Server) -> IStreamClientEndpoint:
@@ -153,21 +165,23 @@ class UpstreamAgent:
         return endpoint
 
     def _connected(self, connection: UpstreamConnection, exchange: Exchange) -> None:
+        self._connecting.discard(exchange)
         self._connections.add(connection)
         if exchange.result.called:
             # given up in the same turn in which the connection came
-            self._idle(connection)
+            connection.close()
             return
         exchange.at = connection
         connection.send(exchange)
 
     def _unreachable(self, failure: Failure, exchange: Exchange) -> None:
+        self._connecting.discard(exchange)
         if exchange.result.called or failure.check(CancelledError, ConnectingCancelledError):
             return
         self._log.warn(
             "No connection to {server}: {reason}", server=exchange.server.name, reason=failure.getErrorMessage()
         )
-        if failure.check(TimeoutError):
+        if failure.check(TimeoutError, TCPTimedOutError):
             exchange.result.errback(UpstreamTimeout("Connecting to the vLLM server took too long."))
         else:
             exchange.result.errback(UpstreamUnreachable("The vLLM server cannot be reached."))
@@ -186,6 +200,10 @@ class UpstreamAgent:
     def _lost(self, connection: UpstreamConnection, resend: Exchange | None) -> None:
         self._connections.discard(connection)
         self.pool.discard(connection.server, connection)
-        if resend is not None:
+        if resend is None:
+            return
+        if self._closed:
+            self._give_up(resend)
+        else:
             resend.retried = True
             self._connect(resend)

@@ -40,6 +40,8 @@ class AnsweredRequest(server.Request):
 
     def answer(self, error: GatewayError) -> None:
         """Answer an error of the gateway's own, whole."""
+        if self._disconnected or self.finished:
+            return
         self.error_code = error.code
         body = error.body()
         headers = error.headers()

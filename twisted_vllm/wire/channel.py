@@ -7,20 +7,15 @@ whole is being answered, what follows it on the connection is held unparsed, up 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web import http
 
 from twisted_vllm.errors import GatewayError, RequestTimeout
-from twisted_vllm.wire.eager import eager_write, unsent_bytes
+from twisted_vllm.wire.eager import eager_write
+from twisted_vllm.wire.pace import PacedChannel
 from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
-
-if TYPE_CHECKING:
-    from twisted_vllm.wire.site import GatewaySite
 
 #: bytes that are held for a request whose predecessor is still being answered, before reading stops
 HELD_LIMIT = 16_384
@@ -28,9 +23,6 @@ HELD_LIMIT = 16_384
 #: seconds for which the rest of a refused request is read and thrown away, so that the client gets to see the answer
 #: (RFC 9112 §9.6: closing with unread data resets the connection)
 LINGER = 2.0
-
-#: seconds in which a client must read something of what was written to it
-STALL = 300.0
 
 
 class Peer:
@@ -48,33 +40,23 @@ class Peer:
         self.secure = secure
 
 
-class GatewayChannel(http.HTTPChannel):
-    """One client connection.
+class GatewayChannel(PacedChannel):
+    """One client connection; see `PacedChannel` for how it is kept in step with the client.
 
     Attributes:
-        site: the factory that built the channel.
-        deadline: when `expired` is called, in the reactor's seconds.
         requests: the requests that were begun and not yet answered, oldest first.
         peer: where the connection comes from.
     """
 
-    site: GatewaySite
+    requests: list[GatewayRequest]
     peer: Peer
-    transport: Any
-    write: Any
-    _networkProducer: Any
-    _requestProducer: Any
-    deadline: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.requests: list[GatewayRequest] = []
+        self.requests = []
         self._advancing = False
-        self._lingering = False
         self._held: list[bytes] = []
         self._held_size = 0
-        self._unsent = 0
-        self._read_pauses: set[str] = set()
 
     # connection
 
@@ -112,25 +94,6 @@ class GatewayChannel(http.HTTPChannel):
             self._close()
         else:
             self._fail(RequestTimeout("The request did not arrive in time."))
-
-    def _give_up_unless_it_reads(self) -> None:
-        """Cut the connection, unless the client has read since the last look: slowly is no fault, not at all is."""
-        unsent = unsent_bytes(self.transport)
-        if 0 < unsent < self._unsent:
-            self._unsent = unsent
-            self.deadline = self.site.sweeper.after(STALL)
-        else:
-            self.transport.abortConnection()
-
-    def _close(self) -> None:
-        """Close once everything was written; whoever neither reads nor closes is cut off."""
-        self._lingering = True
-        self._await_reading(STALL)
-        self.loseConnection()
-
-    def _await_reading(self, seconds: float) -> None:
-        self._unsent = unsent_bytes(self.transport)
-        self.deadline = self.site.sweeper.after(STALL if self._unsent else seconds)
 
     def _set_deadline(self) -> None:
         """Set the deadline that fits what is awaited from the client."""
@@ -267,46 +230,6 @@ class GatewayChannel(http.HTTPChannel):
         request = GatewayRequest(self)
         self.requests.append(request)
         return request
-
-    # backpressure
-
-    def pause_reading(self, why: str) -> None:
-        """Read no more from the client until `why` is over."""
-        self._read_pauses.add(why)
-        self._networkProducer.pauseProducing()
-
-    def resume_reading(self, why: str) -> None:
-        """Read again, if nothing else forbids it."""
-        if why in self._read_pauses:
-            self._read_pauses.discard(why)
-            if not self._read_pauses:
-                self._networkProducer.resumeProducing()
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Register who produces the answer; it is paused at once where the client has not yet read what went before."""
-        super().registerProducer(producer, streaming)
-        if streaming and self._waitingForTransport:
-            producer.pauseProducing()
-
-    def pauseProducing(self) -> None:
-        """The client reads slower than it is written to: stop whoever produces for it, and take no more requests."""
-        if not self._waitingForTransport:
-            self._waitingForTransport = True
-            self._await_reading(STALL)
-        if self._requestProducer is not None:
-            self._requestProducer.pauseProducing()
-        elif not self.requests:
-            self.pause_reading("unread")
-
-    def resumeProducing(self) -> None:
-        """The client has read what was written."""
-        self._waitingForTransport = False
-        if not self._lingering:
-            self._set_deadline()
-        self.resume_reading("unread")
-        if self._requestProducer is not None:
-            self._requestProducer.resumeProducing()
-        self._advance()
 
     def drain(self) -> None:
         """End the connection when nothing is in work on it; called when the gateway shuts down."""

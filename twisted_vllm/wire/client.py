@@ -29,8 +29,8 @@ class PassThroughClient(HTTPClient):
 
     def request(  # type: ignore[override]  # the options that alter a request or a response are not offered
         self,
-        method: bytes,
-        url: bytes,
+        method: str | bytes,
+        url: str | bytes,
         *,
         headers: Headers | None = None,
         data: IBodyProducer | None = None,
@@ -39,4 +39,7 @@ class PassThroughClient(HTTPClient):
         """Send a request to `url`; no option of treq's that would alter it is taken."""
         if refused:
             raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")
+        # treq's get() and the like give the method as text
+        method = method.encode("ascii") if isinstance(method, str) else method
+        url = url.encode("ascii") if isinstance(url, str) else url
         return self._agent.request(method, url, headers, data)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.headers import BODILESS, HeaderList, content_length
 from twisted_vllm.wire.response import UpstreamResponse
+
+#: bytes of a response's head, interim responses included, from which on it is no answer
+HEAD_LIMIT = 262_144
 
 Informational = Callable[[int, bytes, HeaderList], None]
 
@@ -76,9 +79,11 @@ class ResponseReader:
     """
 
     __slots__ = (
+        "_head_bytes",
         "_informational",
         "_is_head",
         "_parser",
+        "_refused",
         "any_bytes",
         "bodyless",
         "complete",
@@ -98,6 +103,8 @@ class ResponseReader:
         self._informational = informational
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
         self.complete = self.keep_alive = self.spoiled = False
+        self._refused = False
+        self._head_bytes = 0
         self.status = 0
         self.reason = b""
         self.headers: HeaderList = []
@@ -109,10 +116,15 @@ class ResponseReader:
         self.any_bytes = True
         try:
             self._parser.feed_data(data)
+        except HttpParserCallbackError as error:
+            raise error.__context__ or error from None
         except (HttpParserError, HttpParserUpgrade):
             # nobody asked for an upgrade; and what follows the end is not the client's
             self.spoiled = True
             return self.complete
+        if not self.head_arrived:
+            self._head_bytes += len(data)
+            return not self._refused and self._head_bytes <= HEAD_LIMIT
         return True
 
     def take(self) -> bytes:
@@ -125,9 +137,14 @@ class ResponseReader:
 
     # llhttp's callbacks
 
+    def on_message_begin(self) -> None:
+        """Notice a second response, of which no more than this may have come."""
+        self.spoiled = self.spoiled or self.complete
+
     def on_status(self, piece: bytes) -> None:
         """Take a piece of the reason phrase."""
-        self.reason += piece
+        if not self.head_arrived:
+            self.reason += piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; a trailer is left out."""
@@ -143,16 +160,23 @@ class ResponseReader:
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
+        coding = _all(self.headers, b"transfer-encoding").strip().lower()
+        if status < 100 or coding not in (b"", b"chunked"):
+            # no status of HTTP's, or a coding that nobody would undo
+            self._refused = True
+            return
         self.head_arrived = True
         self.status = status
         if self._is_head:
             # llhttp goes on to wait for the body that Content-Length announces
             self.bodyless = self.complete = True
-            self.keep_alive = b"close" not in _all(self.headers, b"connection").lower()
+            self.keep_alive = (
+                self._parser.get_http_version() == "1.1" and b"close" not in _all(self.headers, b"connection").lower()
+            )
         elif status in BODILESS:
             self.bodyless = True
         elif content_length(self.headers) is None:
-            self.until_eof = not _all(self.headers, b"transfer-encoding").lower().rstrip().endswith(b"chunked")
+            self.until_eof = not coding
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -165,7 +189,7 @@ class ResponseReader:
         """End the response, or the interim response."""
         if not self.head_arrived:
             status = self._parser.get_status_code()
-            if self._informational is not None and status != 101:
+            if self._informational is not None and 100 <= status < 200 and status != 101:
                 self._informational(status, self.reason, self.headers)
             self.reason = b""
             self.headers = []

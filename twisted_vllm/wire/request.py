@@ -209,12 +209,16 @@ class GatewayRequest(AnsweredRequest):
         self.failed = True
         if not self.request_id:
             self.request_id = self.channel.site.take_request_id(None)
-        if self.work is not None:
-            self.work.cancel()
+        self._stop_work()
         if self.first_byte is None and not self.startedWriting:
             self.answer(error)
         else:
             self.channel.transport.abortConnection()
+
+    def _stop_work(self) -> None:
+        work, self.work = self.work, None
+        if work is not None:
+            work.cancel()
 
     def connectionLost(self, reason: Failure) -> None:
         """The client has gone before its request was answered."""
@@ -222,11 +226,12 @@ class GatewayRequest(AnsweredRequest):
             return
         site = self.channel.site
         self._disconnected = True
-        if self.work is not None:
-            self.work.cancel()
-        if self.dispatched or self.failed:
-            site.finished(self)
-        super().connectionLost(reason)
+        try:
+            self._stop_work()
+        finally:
+            if self.dispatched or self.failed:
+                site.finished(self)
+            super().connectionLost(reason)
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Log what went wrong in a resource, and answer 500 without a word of it."""

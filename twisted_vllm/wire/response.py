@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IProtocol, IPushProducer
 from twisted.python.failure import Failure
@@ -15,9 +15,22 @@ from zope.interface import implementer
 from twisted_vllm.wire.headers import HeaderList, content_length
 
 
-@implementer(IResponse)
+class Pausable(Protocol):
+    """What reads the body from the server."""
+
+    def pauseProducing(self) -> None:
+        """Read no more for now."""
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+
+
+@implementer(IResponse, IPushProducer)
 class UpstreamResponse:
     """One response, whose body is delivered as it arrives.
+
+    It is also the transport of whoever receives the body: what that asks for after the end concerns nobody, where the
+    connection itself may carry somebody else's response by then.
 
     Attributes:
         version: ``(b"HTTP", 1, 1)``.
@@ -40,7 +53,7 @@ class UpstreamResponse:
         code: int,
         phrase: bytes,
         raw_headers: HeaderList,
-        transport: IPushProducer,
+        transport: Pausable,
         cut: Callable[[], None],
         bodyless: bool,
     ) -> None:
@@ -66,6 +79,7 @@ class UpstreamResponse:
         self._early: list[bytes] = []
         self._ended: Failure | None = None
         self._held = False
+        self._told = False
         if bodyless:
             self.length: Any = 0
         else:
@@ -81,17 +95,17 @@ class UpstreamResponse:
         return headers
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """Deliver the body to `protocol`, beginning with what came already."""
-        self._protocol = protocol
-        protocol.makeConnection(self._transport)  # type: ignore[arg-type]  # a producer stands for the transport, as in Twisted
-        early, self._early = self._early, []
-        for piece in early:
-            protocol.dataReceived(piece)
-        if self._ended is not None:
-            protocol.connectionLost(self._ended)
-        elif self._held:
+        """Deliver the body to `protocol`, beginning with what came already, in one piece."""
+        if self._held:
+            # before the first piece, at which `protocol` may ask for a pause of its own
             self._held = False
             self._transport.resumeProducing()
+        self._protocol = protocol
+        protocol.makeConnection(self)  # type: ignore[arg-type]  # a producer stands for the transport, as in Twisted
+        early, self._early = self._early, []
+        if early:
+            protocol.dataReceived(b"".join(early))
+        self._tell()
 
     def hold(self) -> None:
         """Stop the body until somebody asks for it."""
@@ -106,6 +120,26 @@ class UpstreamResponse:
         """Give up the response; the connection to the server is closed at once."""
         self._cut()
 
+    # for whoever receives the body
+
+    def pauseProducing(self) -> None:
+        """Read no more of the body for now."""
+        if not self.complete and self._ended is None:
+            self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if not self.complete and self._ended is None:
+            self._transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Give up the body, and the connection to the server with it."""
+        self._cut()
+
+    abortConnection = loseConnection = stopProducing
+
+    # from the connection
+
     def received(self, data: bytes) -> None:
         """Take a piece of the body from the connection."""
         if self._protocol is None:
@@ -116,14 +150,19 @@ class UpstreamResponse:
     def ended(self, reason: Failure) -> None:
         """Take the end of the body from the connection: ``ResponseDone`` or ``ResponseFailed``."""
         self._ended = reason
-        if self._protocol is not None:
-            self._protocol.connectionLost(reason)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell whoever receives the body of its end, once."""
+        if self._protocol is not None and self._ended is not None and not self._told:
+            self._told = True
+            self._protocol.connectionLost(self._ended)
 
 
 #: the end of a whole response; one failure serves all, as it carries no state
 DONE = Failure(ResponseDone())
 
 
-def failed(error: Exception) -> Failure:
+def failed(error: BaseException | None) -> Failure:
     """Return the end of a response that was cut short by `error`."""
     return Failure(ResponseFailed([Failure(error)]))

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
@@ -24,9 +24,10 @@ from twisted_vllm.wire.exchange import Exchange, ResponseReader
 from twisted_vllm.wire.pool import KEEP
 from twisted_vllm.wire.response import DONE, UpstreamResponse, failed
 from twisted_vllm.wire.sweeper import Sweeper
+from twisted_vllm.wire.upload import Upload
 
 
-@implementer(IPushProducer)
+@implementer(IHandshakeListener)
 class UpstreamConnection(Protocol):
     """A connection to `server`.
 
@@ -38,6 +39,7 @@ class UpstreamConnection(Protocol):
     """
 
     transport: Any
+    _log = Logger()
 
     def __init__(
         self,
@@ -62,9 +64,9 @@ class UpstreamConnection(Protocol):
         self._on_lost = on_lost
         self._reader = ResponseReader(b"", None)
         self._used = self._reused = False
-        self._body_producer: Any = None
-        self._body_sent = True
-        self._chunk_body = False
+        self._upload: Upload | None = None
+        self._handshaking = server.tls
+        self._closing = False
         self._lost = False
         self._paused = False
         self._total: float | None = None
@@ -77,6 +79,12 @@ class UpstreamConnection(Protocol):
             self.transport.setTcpNoDelay(True)
         self._write = eager_write(self.transport)
         self._sweeper.add(self)
+
+    def handshakeCompleted(self) -> None:
+        """Wait for the answer, now that the server speaks TLS."""
+        self._handshaking = False
+        if self.exchange is not None:
+            self._await(self.server.timeouts.response_head)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End what was in work: complete where the end of the connection is the end of the body, else failed."""
@@ -94,19 +102,29 @@ class UpstreamConnection(Protocol):
                 self.exchange = None
                 self._stop_body()
             elif not reader.any_bytes:
+                self._tell(reason)
                 self._fail(UpstreamUnreachable("The vLLM server closed the connection before it answered."))
             else:
+                self._tell(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
         self._on_lost(self, resend)
 
+    def _tell(self, reason: Failure) -> None:
+        """Tell the operator, not the client, why: a certificate that is not trusted shows only here."""
+        self._log.warn("Lost {server}: {reason}", server=self.server.name, reason=reason.getErrorMessage())
+
     def close(self) -> None:
-        """End an idle connection."""
+        """End an idle connection; one whose server does not play its part in that is cut when it expires again."""
+        self._closing = True
+        self.deadline = self._sweeper.after(KEEP)
         self.transport.loseConnection()
 
     def expired(self) -> None:
         """Give up on a server that takes too long."""
         self.deadline = None
-        if self.exchange is None:
+        if self._closing:
+            self.transport.abortConnection()
+        elif self.exchange is None:
             self.close()
         else:
             self.fail(UpstreamTimeout("The vLLM server took too long."))
@@ -120,8 +138,11 @@ class UpstreamConnection(Protocol):
         """Give up `exchange`, about which nobody asks any more, and the connection with it; nothing if it has ended."""
         if self.exchange is exchange:
             self.exchange = None
+            self.deadline = None
             self._stop_body()
             self.transport.abortConnection()
+            if exchange.response is not None:
+                exchange.response.ended(failed(ConnectionAborted()))
 
     # sending
 
@@ -133,7 +154,9 @@ class UpstreamConnection(Protocol):
         self._reader = ResponseReader(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
         self._total = self._sweeper.after(timeouts.total)
-        self._await(timeouts.response_head)
+        # until then a server that does not speak TLS is one that cannot be reached
+        self._await(timeouts.connect if self._handshaking else timeouts.response_head)
+        self._upload = None
         body = exchange.body
         if body is None:
             self._write(exchange.head)
@@ -141,45 +164,22 @@ class UpstreamConnection(Protocol):
             self._write(exchange.head + body)
         else:
             self._write(exchange.head)
-            self._stream(body)
+            self._upload = Upload(body, self.transport, self._write, self._sent_more, self._body_failed)
+            self._upload.start()
 
-    def _stream(self, body: IBodyProducer) -> None:
-        self._body_sent = False
-        self._body_producer = body
-        self._chunk_body = body.length is UNKNOWN_LENGTH
-        self.transport.registerProducer(body, True)
-        body.startProducing(self).addCallbacks(self._body_done, lambda _: None)
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the request's body: IConsumer for the body's producer."""
-        if data and self._body_producer is not None and not self._lost:
-            self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunk_body else data)
-            if not self._reader.head_arrived:
-                self._await(self.server.timeouts.response_head)
-
-    def _body_done(self, _: object) -> None:
-        if self._body_producer is None:
-            return
-        self._body_producer = None
-        self._body_sent = True
-        if not self._lost:
-            self.transport.unregisterProducer()
-            if self._chunk_body:
-                self._write(b"0\r\n\r\n")
+    def _sent_more(self) -> None:
+        if not self._reader.head_arrived and not self._handshaking:
+            self._await(self.server.timeouts.response_head)
 
     def _stop_body(self) -> None:
         """Take no more of a body that the server will not read."""
-        body, self._body_producer = self._body_producer, None
-        if body is not None:
-            if not self._lost:
-                self.transport.unregisterProducer()
-            body.stopProducing()
+        if self._upload is not None:
+            self._upload.stop(self._lost)
 
-    def registerProducer(self, producer: object, streaming: bool) -> None:
-        """Do nothing: the transport knows the body's producer already."""
-
-    def unregisterProducer(self) -> None:
-        """Do nothing, likewise."""
+    def _body_failed(self, failure: Failure) -> None:
+        """Give up a request whose body cannot be had whole: the server must not take the half for it."""
+        self._fail(failure.value)
+        self.transport.abortConnection()
 
     def _await(self, seconds: float | None) -> None:
         """Wait for at most `seconds`, and no longer than the exchange's total time."""
@@ -194,6 +194,7 @@ class UpstreamConnection(Protocol):
         """Parse what came and hand it on."""
         if self.exchange is None:
             # nothing was asked for: whatever this is, it must not become the next answer
+            self._on_lost(self, None)
             self.transport.abortConnection()
             return
         if self._reader.feed(data):
@@ -241,8 +242,9 @@ class UpstreamConnection(Protocol):
         self.exchange = None
         self.deadline = None
         if self._lost:
+            self._stop_body()
             return
-        whole = self._body_sent
+        whole = self._upload is None or self._upload.done
         self._stop_body()
         if whole and self._reader.keep_alive and not self._reader.spoiled:
             if self._paused:
@@ -252,7 +254,7 @@ class UpstreamConnection(Protocol):
         else:
             self.transport.abortConnection()
 
-    def _fail(self, error: GatewayError) -> None:
+    def _fail(self, error: BaseException | None) -> None:
         exchange, self.exchange = self.exchange, None
         self.deadline = None
         if exchange is None:
@@ -263,7 +265,7 @@ class UpstreamConnection(Protocol):
         else:
             exchange.response.ended(failed(error))
 
-    # backpressure: IPushProducer for whoever receives the body
+    # backpressure, as the response asks for it
 
     def pauseProducing(self) -> None:
         """Read no more of the body for now; a server is not late while it is not read."""
@@ -279,8 +281,3 @@ class UpstreamConnection(Protocol):
             self._await(self.server.timeouts.idle)
         if not self._lost:
             self.transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """Give up the body, and the connection."""
-        if self.exchange is not None:
-            self.cut(self.exchange)
