@@ -55,7 +55,7 @@ def test_the_trailers_are_not_taken_for_headers() -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"],
+    [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"],
 )
 def test_a_body_without_a_length_ends_with_the_connection(head: bytes) -> None:
     lab = Lab()
@@ -391,6 +391,33 @@ def test_a_status_that_http_does_not_have_is_refused(status: bytes) -> None:
     lab = Lab()
     asked, end = lab.asked()
     end.send(b"HTTP/1.1 " + status + b" Odd\r\nContent-Length: 0\r\n\r\n")
+    assert isinstance(asked.error, UpstreamProtocolError)
+    assert end.is_cut
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"chunked, gzip", b"identity"])
+def test_a_transfer_coding_that_the_client_would_not_be_told_of_is_refused(coding: bytes) -> None:
+    lab = Lab()
+    asked, end = lab.asked()
+    end.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + coding + b"\r\n\r\n0\r\n\r\n")
+    assert isinstance(asked.error, UpstreamProtocolError)
+    assert end.is_cut
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x" * 65_536),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 1_000),
+    ],
+    ids=["one header", "interim responses"],
+)
+def test_a_head_without_end_is_given_up(first: bytes, then: bytes) -> None:
+    lab = Lab()
+    asked, end = lab.asked()
+    end.send(first)
+    for _ in range(10):
+        end.send(then)
     assert isinstance(asked.error, UpstreamProtocolError)
     assert end.is_cut
 

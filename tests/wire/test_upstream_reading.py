@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from twisted.web.iweb import IAgent, IResponse
 from upstream_harness import OK, Lab, make_server
 from zope.interface.verify import verifyObject

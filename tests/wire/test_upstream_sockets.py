@@ -272,13 +272,16 @@ async def test_a_file_whose_reader_goes_away_is_no_more_read(lab: SocketLab) -> 
 
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side does
 @pytest_twisted.ensureDeferred
-async def test_a_server_whose_certificate_nobody_vouches_for_is_unreachable(lab: SocketLab) -> None:
+async def test_a_server_whose_certificate_nobody_vouches_for_is_unreachable(
+    lab: SocketLab, logged_failures: Any
+) -> None:
     server = lab.serve(answer_ok, _self_signed().options())
     url = b"https://127.0.0.1:%d/" % server.port
     with pytest.raises(UpstreamUnreachable) as caught:
         await lab.agent.request(b"GET", url)
     assert LOOPBACK not in caught.value.message
     assert all(not end.received for end in lab.ends), "the request must not be sent to a stranger"
+    assert logged_failures.flush(), "the operator is told why"
 
 
 def _self_signed() -> PrivateCertificate:

@@ -37,9 +37,10 @@ class PassThroughClient(HTTPClient):
         **refused: Any,
     ) -> Deferred[IResponse]:
         """Send a request to `url`; no option of treq's that would alter it is taken."""
+        refused.pop("_stacklevel", None)  # where treq's get() and the like would lay a warning
         if refused:
             raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")
-        # treq's get() and the like give the method as text
+        # those give the method as text
         method = method.encode("ascii") if isinstance(method, str) else method
         url = url.encode("ascii") if isinstance(url, str) else url
         return self._agent.request(method, url, headers, data)
