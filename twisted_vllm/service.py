@@ -36,6 +36,7 @@ from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.keys import DatabaseKeyStore
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -79,7 +80,8 @@ class GatewayService(Service):
         self._store = DatabaseKeyStore(self._database)
         self._index = KeyIndex()
         self._sweeper = Sweeper(reactor)
-        self._agent = UpstreamAgent(reactor, self._sweeper)
+        writes = EagerWrites(reactor)
+        self._agent = UpstreamAgent(reactor, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor
@@ -111,6 +113,7 @@ class GatewayService(Service):
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
             sweeper=self._sweeper,
+            writes=writes,
             reactor=reactor,
             limits=settings.limits,
             timeouts=settings.timeouts,

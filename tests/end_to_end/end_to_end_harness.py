@@ -36,9 +36,13 @@ class ClockedReactor:
 
     def __init__(self, reactor: Any) -> None:
         self.clock = Clock()
-        self.callLater = self.clock.callLater
         self.seconds = self.clock.seconds
         self._reactor = reactor
+
+    def callLater(self, delay: float, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        """Call at a time of the clock's, or, without a delay, in the reactor's next turn."""
+        clock = self.clock if delay else self._reactor
+        return clock.callLater(delay, function, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)

@@ -18,6 +18,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Limits, Timeouts
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -360,6 +361,7 @@ class House:
             streaming={b"vllm": self.streaming},
             other=self.ordinary,
             sweeper=self.sweeper,
+            writes=EagerWrites(self.clock),
             reactor=self.clock,
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(),

@@ -1,4 +1,4 @@
-"""Writes that go to the socket at once: the same bytes in the same order as Twisted's own, only sooner."""
+"""Writes that leave at the end of a turn: the same bytes in the same order as Twisted's own, only sooner."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from twisted_vllm.wire.eager import eager_write, unsent_bytes
+from twisted_vllm.wire.eager import MOST_BYTES, MOST_WAITING, EagerWrites, unsent_bytes
 
 
 class Kernel:
@@ -83,6 +84,10 @@ def connection(kernel: Kernel) -> tuple[Any, MemoryReactorClock]:
     return made, reactor
 
 
+def turn_ends(reactor: MemoryReactorClock) -> None:
+    reactor.advance(0)
+
+
 def be_writable(made: Any, reactor: MemoryReactorClock) -> None:
     """Do what the reactor does when the kernel has room."""
     if made in reactor.getWriters():
@@ -91,13 +96,15 @@ def be_writable(made: Any, reactor: MemoryReactorClock) -> None:
             made.connectionLost(Failure(reason))
 
 
-def test_what_the_kernel_takes_is_sent_at_once_without_a_turn_of_the_reactor() -> None:
+def test_what_the_kernel_takes_is_sent_in_one_piece_at_the_end_of_the_turn() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     write(b"one ")
     write(b"two")
-    assert kernel.taken == b"one two"
+    assert (kernel.taken, unsent_bytes(made)) == (b"", 7)
+    turn_ends(reactor)
+    assert (kernel.taken, kernel.sends) == (b"one two", 1)
     assert reactor.getWriters() == []
     assert unsent_bytes(made) == 0
 
@@ -105,8 +112,9 @@ def test_what_the_kernel_takes_is_sent_at_once_without_a_turn_of_the_reactor() -
 def test_what_the_kernel_does_not_take_is_sent_when_it_has_room() -> None:
     kernel = Kernel(room=4)
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     write(b"one two")
+    turn_ends(reactor)
     assert (kernel.taken, unsent_bytes(made)) == (b"one ", 3)
     assert reactor.getWriters() == [made]
     kernel.room = 100
@@ -116,14 +124,58 @@ def test_what_the_kernel_does_not_take_is_sent_when_it_has_room() -> None:
     assert kernel.taken == b"one two three"
     be_writable(made, reactor)
     write(b" four")
+    turn_ends(reactor)
     assert kernel.taken == b"one two three four"
+
+
+def test_what_waits_is_closed_behind_not_cut() -> None:
+    kernel = Kernel()
+    made, reactor = connection(kernel)
+    write, _ = EagerWrites(reactor).writer(made)
+    write(b"last words")
+    made.loseConnection()
+    turn_ends(reactor)
+    be_writable(made, reactor)
+    assert kernel.taken == b"last words"
+
+
+def test_what_waits_is_sent_at_once_when_somebody_asks_for_it() -> None:
+    kernel = Kernel()
+    made, reactor = connection(kernel)
+    write, send_now = EagerWrites(reactor).writer(made)
+    write(b"one")
+    send_now()
+    assert kernel.taken == b"one"
+    turn_ends(reactor)
+    assert kernel.sends == 1
+
+
+def test_a_busy_turn_does_not_hold_back_the_first_of_many_connections() -> None:
+    reactor: Any = MemoryReactorClock()
+    writes = EagerWrites(reactor)
+    kernels = [Kernel() for _ in range(MOST_WAITING)]
+    for at, kernel in enumerate(kernels):
+        made, _ = connection(kernel)
+        assert kernels[0].taken == b"", f"nothing is sent before the {MOST_WAITING}th, and this is number {at}"
+        writes.writer(made)[0](b"one")
+    assert [kernel.taken for kernel in kernels] == [b"one"] * MOST_WAITING
+
+
+def test_much_for_one_connection_does_not_wait_for_the_end_of_the_turn() -> None:
+    kernel = Kernel(room=MOST_BYTES * 2)
+    made, reactor = connection(kernel)
+    write, _ = EagerWrites(reactor).writer(made)
+    write(bytes(MOST_BYTES))
+    write(b"more")
+    assert len(kernel.taken) == MOST_BYTES + 4
 
 
 def test_a_full_kernel_takes_it_later() -> None:
     kernel = Kernel(room=0)
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     write(b"one")
+    turn_ends(reactor)
     assert unsent_bytes(made) == 3
     kernel.room = 100
     be_writable(made, reactor)
@@ -137,6 +189,7 @@ def test_a_full_kernel_takes_it_later() -> None:
             st.tuples(st.just("write"), st.binary(max_size=20)),
             st.tuples(st.just("sequence"), st.binary(max_size=20)),
             st.tuples(st.just("room"), st.integers(0, 30)),
+            st.tuples(st.just("turn"), st.none()),
         ),
         max_size=25,
     )
@@ -144,12 +197,15 @@ def test_a_full_kernel_takes_it_later() -> None:
 def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None:
     kernel = Kernel(room=0)
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     expected = b""
     for what, value in steps:
         if what == "room":
             kernel.room = value
             be_writable(made, reactor)
+            continue
+        if what == "turn":
+            turn_ends(reactor)
             continue
         expected += value
         if what == "eager":
@@ -161,6 +217,7 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
         assert expected.startswith(kernel.taken)
         assert len(kernel.taken) + unsent_bytes(made) == len(expected)
     kernel.room = 1_000_000
+    turn_ends(reactor)
     while made in reactor.getWriters():
         be_writable(made, reactor)
     assert kernel.taken == expected
@@ -170,9 +227,10 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
 def test_a_broken_socket_is_found_out_by_the_transport(broken: int) -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     kernel.broken = broken
     write(b"one")
+    turn_ends(reactor)
     assert made.protocol.reason is None
     protocol = made.protocol
     be_writable(made, reactor)
@@ -182,8 +240,9 @@ def test_a_broken_socket_is_found_out_by_the_transport(broken: int) -> None:
 def test_nothing_is_sent_once_the_connection_was_cut() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     write(b"one")
+    turn_ends(reactor)
     made.abortConnection()
     write(b"two")
     be_writable(made, reactor)
@@ -194,20 +253,23 @@ def test_nothing_is_sent_once_the_connection_was_cut() -> None:
 
 def test_nothing_is_sent_once_the_connection_was_lost() -> None:
     kernel = Kernel()
-    made, _ = connection(kernel)
-    write = eager_write(made)
+    made, reactor = connection(kernel)
+    write, _ = EagerWrites(reactor).writer(made)
+    write(b"too late")
     made.connectionLost(Failure(ConnectionError()))
     write(b"late")
+    turn_ends(reactor)
     assert kernel.taken == b""
 
 
 def test_nothing_is_sent_once_the_sending_half_is_closed() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     made.loseWriteConnection()
     be_writable(made, reactor)
     write(b"late")
+    turn_ends(reactor)
     be_writable(made, reactor)
     assert (kernel.taken, unsent_bytes(made)) == (b"", 0)
     assert made.protocol.reason is None, "reading goes on"
@@ -230,8 +292,9 @@ def test_a_producer_is_paused_when_what_is_queued_is_much() -> None:
     made, reactor = connection(kernel)
     producer = Producer()
     made.registerProducer(producer, True)
-    write = eager_write(made)
+    write, _ = EagerWrites(reactor).writer(made)
     write(bytes(1_000_000))
+    turn_ends(reactor)
     assert producer.told == "pause "
     kernel.room = 10_000_000
     while made in reactor.getWriters():
@@ -241,16 +304,16 @@ def test_a_producer_is_paused_when_what_is_queued_is_much() -> None:
 
 def test_other_transports_are_written_to_as_ever() -> None:
     transport = StringTransport()
-    eager_write(transport)(b"one")
+    EagerWrites(Clock()).writer(transport)[0](b"one")
     assert transport.value() == b"one"
     assert unsent_bytes(transport) == 0
 
 
 def test_a_connection_with_tls_is_never_gone_around() -> None:
     kernel = Kernel()
-    made, _ = connection(kernel)
+    made, reactor = connection(kernel)
     made.TLS = True
-    assert eager_write(made) == made.write
+    assert EagerWrites(reactor).writer(made)[0] == made.write
 
 
 def test_what_is_queued_below_tls_is_counted() -> None:
@@ -284,7 +347,7 @@ def test_a_slow_reader_gets_all_bytes_in_order(reactor: Any) -> Generator[Deferr
     class Server(Protocol):
         def connectionMade(self) -> None:
             assert self.transport is not None
-            write = eager_write(self.transport)
+            write, _ = EagerWrites(reactor).writer(self.transport)
             for at in range(0, len(whole), 65_536):
                 piece = whole[at : at + 65_536]
                 # now and then by the transport's own way

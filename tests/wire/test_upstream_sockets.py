@@ -24,6 +24,7 @@ from upstream_harness import OK, BodyReader, Upload, make_server
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.sweeper import Sweeper
 
 LOOPBACK = "127.0.0.1"
@@ -64,7 +65,7 @@ class SocketLab:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.sweeper = Sweeper(reactor)
-        self.agent = UpstreamAgent(reactor, self.sweeper)
+        self.agent = UpstreamAgent(reactor, self.sweeper, EagerWrites(reactor))
         self.ends: list[End] = []
         self._ports: list[Any] = []
 

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.response import UpstreamResponse
 from twisted_vllm.wire.sweeper import INTERVAL, Sweeper
 
@@ -270,7 +271,7 @@ class Lab:
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
         self.sweeper = Sweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.sweeper)
+        self.agent = UpstreamAgent(self.clock, self.sweeper, EagerWrites(self.clock))
         self.ends: list[ServerEnd] = []
 
     # the client

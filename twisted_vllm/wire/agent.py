@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.exchange import Exchange, Informational
 from twisted_vllm.wire.headers import HeaderList, write_request_head
 from twisted_vllm.wire.pool import Pool
@@ -42,15 +43,17 @@ class UpstreamAgent:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, sweeper: Sweeper) -> None:
+    def __init__(self, reactor: Any, sweeper: Sweeper, writes: EagerWrites) -> None:
         """Make the agent.
 
         Args:
             reactor: a provider of IReactorTime, IReactorTCP and IReactorPluggableNameResolver.
             sweeper: the deadlines of all connections.
+            writes: sends what was written in a turn of the reactor.
         """
         self._reactor = reactor
         self._sweeper = sweeper
+        self._writes = writes
         self.pool: Pool[UpstreamConnection] = Pool()
         self._connections: set[UpstreamConnection] = set()
         self._connecting: set[Exchange] = set()
@@ -142,7 +145,9 @@ class UpstreamAgent:
 
     def _connect(self, exchange: Exchange) -> None:
         server = exchange.server
-        factory = Factory.forProtocol(lambda: UpstreamConnection(server, self._sweeper, self._idle, self._lost))
+        factory = Factory.forProtocol(
+            lambda: UpstreamConnection(server, self._sweeper, self._writes, self._idle, self._lost)
+        )
         connecting = self._endpoint(server).connect(factory)
         exchange.at = connecting
         self._connecting.add(exchange)

@@ -126,6 +126,8 @@ class AnsweredRequest(server.Request):
     def abort(self) -> None:
         """Cut the connection, so that what was sent does not look complete."""
         if self.channel is not None:
+            # what came before the cut is the client's
+            self.channel.send_now()
             self.channel.transport.abortConnection()
 
     def write(self, data: bytes) -> None:

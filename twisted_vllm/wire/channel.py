@@ -12,7 +12,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from twisted_vllm.errors import GatewayError, RequestTimeout
-from twisted_vllm.wire.eager import eager_write
 from twisted_vllm.wire.pace import PacedChannel
 from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
@@ -63,7 +62,7 @@ class GatewayChannel(PacedChannel):
     def connectionMade(self) -> None:
         """Take up the connection."""
         super().connectionMade()
-        self.write = eager_write(self.transport)
+        self.write, self.send_now = self.site.writes.writer(self.transport)
         self._reader = RequestReader(self._take_up, self.site.limits)
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)

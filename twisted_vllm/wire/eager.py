@@ -1,8 +1,10 @@
-"""Writing to a socket at once, without a turn of the reactor.
+"""Writing to sockets at the end of a turn of the reactor, without a wait for each to be writable.
 
 Twisted queues every write, registers the socket for writing, and sends on the reactor's next turn: two ``epoll_ctl``
-calls and a wake-up for each piece. Where nothing is queued, sending at once and queueing only what the kernel did not
-take saves all three. TLS and other transports take the ordinary way.
+calls and a wake-up for each piece. Here what was written in one turn is sent at its end: one ``send`` for each
+connection, all of them in a row, and only what the kernel did not take goes Twisted's way. Sending in a row matters as
+much as sending early: a send to a process that sleeps wakes it, which costs more than the send itself; while it handles
+the first piece, the next ones find it awake. TLS and other transports take the ordinary way.
 """
 
 from __future__ import annotations
@@ -12,41 +14,115 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import ITransport
+from twisted.internet.interfaces import IReactorTime, ITransport
+
+#: connections whose pieces wait for the end of a turn: from so many on they are sent at once, so that a busy turn does
+#: not hold back the first of them
+MOST_WAITING = 16
+
+#: bytes that wait for the end of a turn on one connection
+MOST_BYTES = 262_144
 
 
-def eager_write(transport: ITransport) -> Callable[[bytes], None]:
-    """Return a function that writes to `transport`, at once where the transport is plain TCP.
+class EagerWrites:
+    """What was written in the turn of the reactor that is running."""
 
-    The order of bytes is the order of calls, also when calls to ``transport.write`` stand between them: while anything
-    is queued, everything is queued. Errors of the socket surface where Twisted expects them: in the transport's own
-    write.
-    """
-    if not isinstance(transport, tcp.Connection) or transport.TLS:
-        return transport.write
-    connection = transport
+    def __init__(self, reactor: IReactorTime) -> None:
+        """Make it; `reactor` runs ``callLater(0, …)`` before it waits for sockets again."""
+        self._reactor = reactor
+        self._waiting: list[Callable[[], None]] = []
+        self._called = False
 
-    def write(data: bytes) -> None:
-        # the two buffers of twisted.internet.abstract.FileDescriptor; a test holds that they are still what they were
-        if (
-            connection.dataBuffer
-            or connection._tempDataBuffer
-            or connection.disconnecting
-            or connection._aborting
-            or not connection.connected
-        ):
-            connection.write(data)
-            return
-        try:
-            sent = connection.socket.send(data)
-        except OSError:
-            # full, or broken: the queued write finds out which
-            connection.write(data)
-            return
-        if sent < len(data):
-            connection.write(data[sent:])
+    def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+        """Return a function that writes to `transport`, and one that sends at once what waits there.
 
-    return write
+        The order of bytes is the order of calls, also when calls to ``transport.write`` stand between them: what waits
+        stands in the transport's own queue. Errors of the socket surface where Twisted expects them: in the transport's
+        own write.
+        """
+        if not isinstance(transport, tcp.Connection) or transport.TLS:
+            return transport.write, _nothing
+        # a connection's queue is two attributes of twisted.internet.abstract.FileDescriptor; a test holds that they
+        # are still what they were
+        connection: Any = transport
+        waiting = self._waiting
+        waits = False
+
+        def write(data: bytes) -> None:
+            nonlocal waits
+            if waits:
+                connection._tempDataBuffer.append(data)
+                connection._tempDataLen += len(data)
+                if connection._tempDataLen > MOST_BYTES:
+                    send()
+                return
+            if (
+                connection.dataBuffer
+                or connection._tempDataBuffer
+                or connection.disconnecting
+                or connection._writeDisconnected
+                or connection._aborting
+                or not connection.connected
+            ):
+                connection.write(data)
+                return
+            waits = True
+            connection._tempDataBuffer.append(data)
+            connection._tempDataLen = len(data)
+            waiting.append(send)
+            if len(waiting) >= MOST_WAITING:
+                self.flush()
+            elif not self._called:
+                self._called = True
+                self._reactor.callLater(0, self._turn_ended)
+
+        def send() -> None:
+            nonlocal waits
+            if not waits:
+                return
+            waits = False
+            pieces = connection._tempDataBuffer
+            if (
+                not pieces
+                or connection.dataBuffer
+                or connection.disconnecting
+                or connection._aborting
+                or not connection.connected
+            ):
+                # something else was begun meanwhile, and has the reactor see to what is queued
+                return
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            try:
+                sent = connection.socket.send(data)
+            except OSError:
+                # full, or broken: the queued write finds out which
+                connection.startWriting()
+                connection._maybePauseProducer()
+                return
+            pieces.clear()
+            connection._tempDataLen = 0
+            if sent < len(data):
+                connection.dataBuffer = data
+                connection.offset = sent
+                connection.startWriting()
+                connection._maybePauseProducer()
+
+        return write, send
+
+    def flush(self) -> None:
+        """Send what waits on every connection."""
+        waiting = self._waiting[:]
+        self._waiting.clear()
+        for send in waiting:
+            send()
+
+    def _turn_ended(self) -> None:
+        self._called = False
+        self.flush()
+
+
+def _nothing() -> None:
+    """Where nothing waits there is nothing to send."""
 
 
 def unsent_bytes(transport: Any) -> int:

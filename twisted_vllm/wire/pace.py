@@ -26,6 +26,7 @@ class PacedChannel(http.HTTPChannel):
     site: GatewaySite
     transport: Any
     write: Any
+    send_now: Any
     deadline: float | None = None
     _networkProducer: Any
     _requestProducer: Any

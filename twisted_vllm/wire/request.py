@@ -213,7 +213,7 @@ class GatewayRequest(AnsweredRequest):
         if self.first_byte is None and not self.startedWriting:
             self.answer(error)
         else:
-            self.channel.transport.abortConnection()
+            self.abort()
 
     def _stop_work(self) -> None:
         work, self.work = self.work, None

@@ -14,6 +14,7 @@ from twisted.web.resource import IResource
 
 from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.wire.channel import GatewayChannel
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.sweeper import Sweeper
 
@@ -29,6 +30,7 @@ class GatewaySite(server.Site):
 
     Attributes:
         sweeper: the deadlines of all connections.
+        writes: sends what was written in a turn of the reactor.
         limits: caps on requests.
         timeouts: waiting times towards clients.
         draining: whether the gateway is shutting down: every answer then closes its connection.
@@ -45,6 +47,7 @@ class GatewaySite(server.Site):
         streaming: dict[bytes, IResource],
         other: IResource,
         sweeper: Sweeper,
+        writes: EagerWrites,
         reactor: IReactorTime,
         limits: Limits,
         timeouts: Timeouts,
@@ -57,6 +60,7 @@ class GatewaySite(server.Site):
             streaming: the streaming resources, by their first path segment.
             other: what answers every other path.
             sweeper: the deadlines of all connections.
+            writes: sends what was written in a turn of the reactor.
             reactor: the clock.
             limits: caps on requests.
             timeouts: waiting times towards clients.
@@ -65,6 +69,7 @@ class GatewaySite(server.Site):
         """
         super().__init__(other, timeout=None, reactor=reactor)
         self.sweeper = sweeper
+        self.writes = writes
         self.limits = limits
         self.timeouts = timeouts
         self.draining = False

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
-from twisted_vllm.wire.eager import eager_write
+from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.exchange import Exchange, ResponseReader
 from twisted_vllm.wire.pool import KEEP
 from twisted_vllm.wire.response import DONE, UpstreamResponse, failed
@@ -45,6 +45,7 @@ class UpstreamConnection(Protocol):
         self,
         server: Server,
         sweeper: Sweeper,
+        writes: EagerWrites,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, Exchange | None], None],
     ) -> None:
@@ -53,6 +54,7 @@ class UpstreamConnection(Protocol):
         Args:
             server: which server.
             sweeper: the deadlines of all connections.
+            writes: sends what was written in a turn of the reactor.
             on_idle: called when an exchange ended and the connection can take another.
             on_lost: called when the connection ended, with the exchange that may be sent again, if there is one.
         """
@@ -60,6 +62,7 @@ class UpstreamConnection(Protocol):
         self.deadline: float | None = None
         self.exchange: Exchange | None = None
         self._sweeper = sweeper
+        self._writes = writes
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._reader = ResponseReader(b"", None)
@@ -77,7 +80,7 @@ class UpstreamConnection(Protocol):
         """Take up the connection."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._write = eager_write(self.transport)
+        self._write, _ = self._writes.writer(self.transport)
         self._sweeper.add(self)
 
     def handshakeCompleted(self) -> None:
