@@ -7,12 +7,14 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH
 
 from twisted_vllm.access.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import GatewayError
+from twisted_vllm.wire.headers import ResponseHead
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
@@ -114,11 +116,12 @@ class FakeRequest:
     def processingFailed(self, failure: Failure) -> None:
         self.failures.append(failure)
 
-    def relay_head(self, status: int, reason: bytes, headers: HeaderPairs) -> None:
-        self.events.append(("head", status, reason, headers))
+    def relay_head(self, head: ResponseHead) -> None:
+        self.events.append(("head", head.status, head.reason, head.relayed))
 
-    def relay_body(self, data: bytes, last: bool) -> None:
+    def relay_body(self, data: bytes, last: bool, trailers: HeaderPairs | None = None) -> None:
         self.events.append(("body", data, last))
+        self.trailers = trailers
 
     def flush(self) -> None:
         self.events.append("flush")
@@ -145,10 +148,9 @@ class FakeResponse:
         early: bytes = b"",
         complete: bool = False,
     ) -> None:
-        self.code = code
-        self.phrase = b"Fine"
-        self.raw_headers = headers or []
+        self.head = ResponseHead(code, b"Fine", headers or [])
         self.length = length
+        self.trailers: HeaderPairs = []
         self.complete = complete
         self.cuts = 0
         self.calls: list[str] = []
@@ -160,6 +162,8 @@ class FakeResponse:
         protocol.makeConnection(self)
         if self._early:
             protocol.dataReceived(self._early)
+        if self.complete:
+            protocol.connectionLost(Failure(ResponseDone()))
 
     def cut(self) -> None:
         self.cuts += 1

@@ -60,7 +60,8 @@ def test_a_small_response_leaves_in_one_piece(relayed: Relayed) -> None:
 def test_a_response_without_a_body_ends_with_its_head(relayed: Relayed, options: dict[str, Any]) -> None:
     response = relayed.respond(complete=True, **options)
     assert relayed.request.written == [(b"", True)]
-    assert response.protocol is None
+    assert ("producer", True) not in relayed.request.events
+    assert response.calls == []
 
 
 def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: Relayed) -> None:
@@ -73,6 +74,13 @@ def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: 
     relayed.relay.connectionLost(DONE)
     assert relayed.request.written == [(b"one", False), (b"two", False), (b"three", True)]
     assert relayed.relay.outcome == "completed"
+
+
+def test_trailers_follow_the_last_piece_less_those_that_frame_or_authenticate(relayed: Relayed) -> None:
+    response = relayed.respond()
+    response.trailers += [(b"X-Sum", b"1"), (b"Content-Length", b"9"), (b"Set-Cookie", b"a"), (b"connection", b"x")]
+    relayed.relay.connectionLost(DONE)
+    assert relayed.request.trailers == [(b"X-Sum", b"1")]
 
 
 def test_an_end_without_a_last_piece_ends_the_response(relayed: Relayed) -> None:

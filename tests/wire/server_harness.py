@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -213,7 +214,7 @@ def reply(
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer whole, with a length."""
-    request.relay_head(status, reason, [*headers, (b"content-length", b"%d" % len(body))])
+    request.relay_head(ResponseHead(status, reason, [*headers, (b"content-length", b"%d" % len(body))]))
     request.relay_body(body, True)
 
 

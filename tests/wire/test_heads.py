@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from twisted_vllm.errors import GatewayError, MalformedHttp, MethodNotAllowed
 from twisted_vllm.wire.headers import (
     HeaderList,
-    content_length,
+    ResponseHead,
     is_form,
     is_json,
     nominated,
-    relayed_response_headers,
+    relayed_trailers,
+    write_last_chunk,
     write_request_head,
     write_response_head,
 )
@@ -163,12 +164,42 @@ def test_a_servers_headers_go_on_but_those_about_its_own_connection() -> None:
         (b"Set-Cookie", b"b"),
         (b"content-length", b"3"),
     ]
-    assert relayed_response_headers(headers) == [headers[0], headers[8], headers[9], headers[10]]
+    head = ResponseHead(200, b"OK", headers)
+    assert head.headers == headers
+    assert head.relayed == [headers[0], headers[8], headers[9], headers[10]]
+    assert (head.coding, head.connection, head.length) == (b"chunked", b"keep-alive, X-Hop,X-Hop-Too", 3)
 
 
 def test_a_length_is_found_whatever_its_case() -> None:
-    assert content_length([(b"x", b"1"), (b"CONTENT-length", b"42")]) == 42
-    assert content_length([(b"content_length", b"42"), (b"x-content-len", b"1")]) is None
+    assert ResponseHead(200, b"", [(b"x", b"1"), (b"CONTENT-length", b"42")]).length == 42
+    assert ResponseHead(200, b"", [(b"content_length", b"42"), (b"x-content-len", b"1")]).length is None
+
+
+def test_a_coding_in_two_headers_is_both_of_them() -> None:
+    headers = [(b"Transfer-Encoding", b"GZIP"), (b"transfer-encoding", b"chunked")]
+    assert ResponseHead(200, b"", headers).coding == b"gzip,chunked"
+
+
+def test_a_servers_own_request_id_is_noticed() -> None:
+    assert ResponseHead(200, b"", [(b"X-Request-Id", b"1")]).has_request_id
+    assert not ResponseHead(200, b"", [(b"X-Request-Ids", b"1")]).has_request_id
+
+
+def test_trailers_that_frame_route_or_authenticate_stay_behind() -> None:
+    trailers = [
+        (b"X-Sum", b"1"),
+        (b"Content-Length", b"7"),
+        (b"HOST", b"a"),
+        (b"Authorization", b"b"),
+        (b"X-Own", b"c"),
+    ]
+    assert relayed_trailers(trailers) == [trailers[0], trailers[4]]
+    assert relayed_trailers(trailers, frozenset((b"x-own",))) == [trailers[0]]
+
+
+def test_what_ends_a_chunked_body() -> None:
+    assert write_last_chunk(None) == b"0\r\n\r\n"
+    assert write_last_chunk([(b"X-Sum", b"1"), (b"x-b", b"2")]) == b"0\r\nX-Sum: 1\r\nx-b: 2\r\n\r\n"
 
 
 def test_heads_are_written_as_they_were_given() -> None:
@@ -176,6 +207,7 @@ def test_heads_are_written_as_they_were_given() -> None:
     assert write_request_head(b"GET", b"/a?b", pairs) == b"GET /a?b HTTP/1.1\r\nA: 1\r\na: 2\r\n\r\n"
     assert write_response_head(200, b"All right", pairs) == b"HTTP/1.1 200 All right\r\nA: 1\r\na: 2\r\n\r\n"
     assert write_response_head(200, b"", []) == b"HTTP/1.1 200 \r\n\r\n"
+    assert write_response_head(200, b"", pairs[:1], b"b: 3\r\n") == b"HTTP/1.1 200 \r\nA: 1\r\nb: 3\r\n\r\n"
 
 
 @pytest.mark.parametrize(

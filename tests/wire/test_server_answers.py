@@ -10,12 +10,13 @@ from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
 
 from twisted_vllm.errors import NotFound
+from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest
 
 
 def in_two_pieces(request: GatewayRequest) -> None:
     """Answer with a body of unknown length."""
-    request.relay_head(200, b"OK", [])
+    request.relay_head(ResponseHead(200, b"OK", []))
     request.relay_body(b"one ", False)
     request.relay_body(b"two", False)
     request.relay_body(b"", True)
@@ -79,7 +80,7 @@ def test_a_client_that_asks_for_the_end_in_a_second_connection_header_gets_it() 
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_status_without_a_body_has_no_framing(status: int) -> None:
     def answer_without_a_body(request: GatewayRequest) -> None:
-        request.relay_head(status, b"Nothing", [])
+        request.relay_head(ResponseHead(status, b"Nothing", []))
         request.relay_body(b"", True)
 
     answer, ended = ask(get(), answer_without_a_body)
@@ -137,7 +138,7 @@ def test_headers_and_reason_go_on_as_they_came() -> None:
 
 def test_the_head_waits_for_the_first_piece_unless_it_is_flushed() -> None:
     house = House()
-    house.streaming.behaviour = lambda request: request.relay_head(200, b"OK", [])
+    house.streaming.behaviour = lambda request: request.relay_head(ResponseHead(200, b"OK", []))
     client = house.connect()
     client.send(get())
     (request,) = house.streaming.rendered
@@ -151,7 +152,7 @@ def test_the_head_waits_for_the_first_piece_unless_it_is_flushed() -> None:
 
 def test_an_empty_piece_does_not_end_a_chunked_body() -> None:
     def empty_pieces(request: GatewayRequest) -> None:
-        request.relay_head(200, b"OK", [])
+        request.relay_head(ResponseHead(200, b"OK", []))
         for piece in (b"", b"a", b"", b"b"):
             request.relay_body(piece, False)
         request.relay_body(b"c", True)
@@ -161,7 +162,7 @@ def test_an_empty_piece_does_not_end_a_chunked_body() -> None:
 
 def test_an_empty_body_of_unknown_length_is_an_empty_chunked_body() -> None:
     def nothing(request: GatewayRequest) -> None:
-        request.relay_head(200, b"OK", [])
+        request.relay_head(ResponseHead(200, b"OK", []))
         request.relay_body(b"", True)
 
     assert ask(get(), nothing)[0].body == b""
@@ -331,7 +332,7 @@ def test_a_resource_that_raises_is_logged_and_answered_without_a_word_of_it(
 
 def test_a_resource_that_raises_within_its_answer_cuts_the_connection(logged_failures: LoggedFailures) -> None:
     def fail(request: GatewayRequest) -> None:
-        request.relay_head(200, b"OK", [JSON_TYPE])
+        request.relay_head(ResponseHead(200, b"OK", [JSON_TYPE]))
         request.relay_body(b"half of", False)
         raise ZeroDivisionError
 

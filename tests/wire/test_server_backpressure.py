@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from server_harness import LONG_ENOUGH, House, get, post, reply
 
+from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest
 
 
@@ -27,7 +28,7 @@ class Producer:
 
 def begin(producer: Producer) -> Callable[[GatewayRequest], None]:
     def behaviour(request: GatewayRequest) -> None:
-        request.relay_head(200, b"OK", [])
+        request.relay_head(ResponseHead(200, b"OK", []))
         request.registerProducer(producer, True)
         request.relay_body(b"first", False)
 

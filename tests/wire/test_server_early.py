@@ -7,6 +7,7 @@ from server_harness import House, MemoryTransport, TlsTransport, chunked, get, p
 
 from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.wire.channel import LINGER
+from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import DISCARD_LIMIT, GatewayRequest
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -183,7 +184,7 @@ def test_a_streamed_body_that_breaks_is_never_said_to_be_complete() -> None:
 def test_a_body_that_breaks_within_an_answer_cuts_the_connection() -> None:
     def begin(request: GatewayRequest) -> None:
         request.stream_body(lambda data, last: None)
-        request.relay_head(200, b"OK", [])
+        request.relay_head(ResponseHead(200, b"OK", []))
         request.relay_body(b"half of", False)
 
     house = House()

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.http import Request
 
 from twisted_vllm.errors import NotFound
+from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest
 
 
@@ -45,7 +46,7 @@ def test_a_client_that_goes_within_its_answer_stops_the_work_once() -> None:
     house, client = waiting_house()
     client.send(get())
     (request,) = house.streaming.rendered
-    request.relay_head(200, b"OK", [])
+    request.relay_head(ResponseHead(200, b"OK", []))
     request.relay_body(b"half of", False)
     client.leave()
     assert house.streaming.works[0].cancelled == 1
@@ -128,7 +129,7 @@ def test_an_aborted_answer_cuts_the_connection_and_is_over_once() -> None:
     house, client = waiting_house()
     client.send(get())
     (request,) = house.streaming.rendered
-    request.relay_head(200, b"OK", [])
+    request.relay_head(ResponseHead(200, b"OK", []))
     request.relay_body(b"half of", False)
     request.abort()
     client.settle()
@@ -301,7 +302,7 @@ def test_an_answer_that_began_before_the_drain_ends_the_connection_though_it_sai
     house, client = waiting_house()
     client.send(get())
     (request,) = house.streaming.rendered
-    request.relay_head(200, b"OK", [])
+    request.relay_head(ResponseHead(200, b"OK", []))
     request.relay_body(b"half", False)
     house.site.drain()
     request.relay_body(b" whole", True)

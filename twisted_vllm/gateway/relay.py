@@ -14,7 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError
-from twisted_vllm.wire.headers import BODILESS, relayed_response_headers
+from twisted_vllm.wire.headers import relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
 
@@ -83,7 +83,6 @@ class Relay(Protocol):
         """Relay what `asking` fires with."""
         self._asking = asking
         asking.addCallbacks(self._head, self._no_head)
-        asking.addErrback(self._broken)
 
     def cancel(self) -> None:
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
@@ -98,12 +97,18 @@ class Relay(Protocol):
 
     def _head(self, response: UpstreamResponse) -> None:
         self._response = response
+        try:
+            self._begin_response(response)
+        except Exception:
+            self._broken()
+
+    def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
-        request.relay_head(response.code, response.phrase, relayed_response_headers(response.raw_headers))
-        if response.complete and (response.length == 0 or response.code in BODILESS):
-            self._finish(b"")
-            return
+        request.relay_head(response.head)
         response.deliverBody(self)
+        if response.complete:
+            # what there is of a body follows at once
+            return
         if not self._ended:
             # not before: until the body is delivered there is nothing yet that a slow client could pause
             request.registerProducer(self, True)
@@ -116,15 +121,16 @@ class Relay(Protocol):
         self._ended = True
         error = failure.value
         if not isinstance(error, GatewayError):
-            failure.raiseException()
+            self._broken(failure)
+            return
         self.outcome = "upstream_failed"
         self._request.answer(error)
 
-    def _broken(self, failure: Failure) -> None:
+    def _broken(self, failure: Failure | None = None) -> None:
         """A fault of our own: the client must not wait for ever."""
         self._ended = True
         self.outcome = "failed"
-        self._request.processingFailed(failure)
+        self._request.processingFailed(failure or Failure())
 
     # the body
 
@@ -141,7 +147,9 @@ class Relay(Protocol):
     def _finish(self, data: bytes) -> None:
         self._ended = True
         self.outcome = "completed"
-        self._request.relay_body(data, True)
+        response = self._response
+        trailers = response.trailers if response is not None else None
+        self._request.relay_body(data, True, relayed_trailers(trailers) if trailers else None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End the response, or cut it where the server's was cut."""

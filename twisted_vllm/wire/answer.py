@@ -7,7 +7,7 @@ from typing import Any
 from twisted.web import http, server
 
 from twisted_vllm.errors import ERROR_HEADER, GatewayError
-from twisted_vllm.wire.headers import BODILESS, HeaderList, write_response_head
+from twisted_vllm.wire.headers import BODILESS, HeaderList, ResponseHead, write_last_chunk, write_response_head
 
 
 class AnsweredRequest(server.Request):
@@ -47,51 +47,44 @@ class AnsweredRequest(server.Request):
         headers = error.headers()
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
-        self.relay_head(error.status, http.RESPONSES.get(error.status, b"Error"), headers)
+        reason = http.RESPONSES.get(error.status, b"Error")
+        self.relay_head(ResponseHead(error.status, reason, headers))
         self.relay_body(body, True)
 
-    def relay_head(self, status: int, reason: bytes, headers: HeaderList) -> None:
+    def relay_head(self, head: ResponseHead) -> None:
         """Begin the response; it is written with the first piece of the body, or by `flush`.
 
-        Args:
-            status: the status code.
-            reason: the reason phrase, as it came.
-            headers: without hop-by-hop headers; the framing is added where there is no ``content-length``.
+        What goes on is ``head.relayed``; ``x-request-id`` and the framing are added where they are not there.
         """
-        headers = list(headers)
-        has_length = self._add_request_id(headers)
+        status = head.status
+        headers = head.relayed
+        added = b"" if head.has_request_id else b"x-request-id: " + self.request_id + b"\r\n"
         self._chunked_out = False
         keep = self.keeps_connection()
-        if status == 204 and has_length:
-            # RFC 9110 §8.6 forbids it, and a client that believes it would wait for a body
+        if head.length is None:
+            if self.method != b"HEAD" and status not in BODILESS:
+                if self.clientproto == b"HTTP/1.1":
+                    self._chunked_out = True
+                    added += b"Transfer-Encoding: chunked\r\n"
+                else:
+                    keep = False
+        elif status == 204:
+            # RFC 9110 §8.6 forbids a length, and a client that believes it would wait for a body
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-        elif not has_length and self.method != b"HEAD" and status not in BODILESS:
-            if self.clientproto == b"HTTP/1.1":
-                self._chunked_out = True
-                headers.append((b"Transfer-Encoding", b"chunked"))
-            else:
-                keep = False
         if not keep:
             self.persistent = False
-            headers.append((b"Connection", b"close"))
+            added += b"Connection: close\r\n"
         self.status = self.code = status
-        self._corked = write_response_head(status, reason, headers)
+        self._corked = write_response_head(status, head.reason, headers, added)
 
-    def _add_request_id(self, headers: HeaderList) -> bool:
-        """Add ``x-request-id`` where the server did not return it; return whether the headers have a content-length."""
-        has_length = has_id = False
-        for name, _ in headers:
-            size = len(name)
-            if size == 14:
-                has_length = has_length or name.lower() == b"content-length"
-            elif size == 12:
-                has_id = has_id or name.lower() == b"x-request-id"
-        if not has_id:
-            headers.append((b"x-request-id", self.request_id))
-        return has_length
+    def relay_body(self, data: bytes, last: bool, trailers: HeaderList | None = None) -> None:
+        """Write a piece of the response's body, in one write with what frames it; end the response with the last.
 
-    def relay_body(self, data: bytes, last: bool) -> None:
-        """Write a piece of the response's body, in one write with what frames it; end the response with the last."""
+        Args:
+            data: the piece.
+            last: whether it is the last.
+            trailers: what follows the last piece, if anything; only a chunked response to HTTP/1.1 can carry it.
+        """
         if self._disconnected or self.finished:
             return
         if self.first_byte is None:
@@ -104,9 +97,9 @@ class AnsweredRequest(server.Request):
         if not self._chunked_out:
             out = out + data if out else data
         elif data:
-            out = b"%b%x\r\n%b\r\n%b" % (out, len(data), data, b"0\r\n\r\n" if last else b"")
+            out = b"%b%x\r\n%b\r\n%b" % (out, len(data), data, write_last_chunk(trailers) if last else b"")
         elif last:
-            out += b"0\r\n\r\n"
+            out += write_last_chunk(trailers)
         if out:
             self.channel.write(out)
         if last:

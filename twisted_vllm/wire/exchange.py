@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.wire.headers import BODILESS, HeaderList, content_length
+from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead
 from twisted_vllm.wire.response import UpstreamResponse
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
@@ -62,54 +62,58 @@ class Exchange:
 
 
 class ResponseReader:
-    """Reads the response to one request.
+    """Reads the responses of one connection, one after another.
 
     Attributes:
-        any_bytes: whether anything came.
+        any_bytes: whether anything came since the last request.
         head_arrived: whether the head of the final response came.
-        status: its status code.
-        reason: its reason phrase.
-        headers: its headers, as they came.
+        head: what it says.
         bodyless: whether no body can follow: HEAD, 204, 304.
         until_eof: whether its body ends with the connection (RFC 9112 §6.3).
         complete: whether its end came.
         keep_alive: whether the server keeps the connection.
         spoiled: whether more came than the response; the connection must not be used again.
         pieces: the body's pieces that came since they were last taken.
+        trailers: the trailers, as they came.
     """
 
     __slots__ = (
         "_head_bytes",
         "_informational",
         "_is_head",
+        "_pairs",
         "_parser",
+        "_reason",
         "_refused",
         "any_bytes",
         "bodyless",
         "complete",
+        "head",
         "head_arrived",
-        "headers",
         "keep_alive",
         "pieces",
-        "reason",
         "spoiled",
-        "status",
+        "trailers",
         "until_eof",
     )
 
-    def __init__(self, method: bytes, informational: Informational | None) -> None:
-        """Make a reader for the response to a request of this method."""
+    def __init__(self) -> None:
+        self.spoiled = False
+        self._parser = HttpResponseParser(self)
+        self.expect(b"", None)
+
+    def expect(self, method: bytes, informational: Informational | None) -> None:
+        """Begin with the response to a request of this method, on a connection that kept to HTTP so far."""
         self._is_head = method == b"HEAD"
         self._informational = informational
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
-        self.complete = self.keep_alive = self.spoiled = False
-        self._refused = False
+        self.complete = self.keep_alive = self._refused = False
         self._head_bytes = 0
-        self.status = 0
-        self.reason = b""
-        self.headers: HeaderList = []
+        self._reason = b""
+        self._pairs: HeaderList = []
+        self.head = NO_HEAD
         self.pieces: list[bytes] = []
-        self._parser = HttpResponseParser(self)
+        self.trailers: HeaderList = []
 
     def feed(self, data: bytes) -> bool:
         """Read a segment; return whether it was well-formed as far as the response goes."""
@@ -125,6 +129,10 @@ class ResponseReader:
         if not self.head_arrived:
             self._head_bytes += len(data)
             return not self._refused and self._head_bytes <= HEAD_LIMIT
+        if not self.pieces and not self.complete:
+            # chunk extensions or trailers, which llhttp keeps until they end
+            self._head_bytes += len(data)
+            return self._head_bytes <= HEAD_LIMIT
         return True
 
     def take(self) -> bytes:
@@ -139,17 +147,20 @@ class ResponseReader:
 
     def on_message_begin(self) -> None:
         """Notice a second response, of which no more than this may have come."""
-        self.spoiled = self.spoiled or self.complete
+        if self.complete:
+            self.spoiled = True
 
     def on_status(self, piece: bytes) -> None:
         """Take a piece of the reason phrase."""
         if not self.head_arrived:
-            self.reason += piece
+            self._reason += piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; a trailer is left out."""
+        """Take a header, or a trailer."""
         if not self.head_arrived:
-            self.headers.append((name, value))
+            self._pairs.append((name, value))
+        elif not self.complete:
+            self.trailers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Judge the head: an interim response, one without a body, or one that ends with the connection."""
@@ -157,26 +168,26 @@ class ResponseReader:
             # a second response
             self.spoiled = True
             return
-        status = self._parser.get_status_code()
+        parser = self._parser
+        status = parser.get_status_code()
         if 100 <= status < 200:
             return
-        coding = _all(self.headers, b"transfer-encoding").strip().lower()
-        if status < 100 or coding not in (b"", b"chunked"):
+        head = ResponseHead(status, self._reason, self._pairs)
+        if status < 100 or head.coding not in (b"", b"chunked"):
             # no status of HTTP's, or a coding that nobody would undo
             self._refused = True
             return
         self.head_arrived = True
-        self.status = status
+        self.head = head
         if self._is_head:
             # llhttp goes on to wait for the body that Content-Length announces
             self.bodyless = self.complete = True
-            self.keep_alive = (
-                self._parser.get_http_version() == "1.1" and b"close" not in _all(self.headers, b"connection").lower()
-            )
+            self.keep_alive = parser.get_http_version() == "1.1" and b"close" not in head.connection.lower()
+            self._parser = HttpResponseParser(self)
         elif status in BODILESS:
             self.bodyless = True
-        elif content_length(self.headers) is None:
-            self.until_eof = not coding
+        elif head.length is None:
+            self.until_eof = not head.coding
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -190,13 +201,9 @@ class ResponseReader:
         if not self.head_arrived:
             status = self._parser.get_status_code()
             if self._informational is not None and 100 <= status < 200 and status != 101:
-                self._informational(status, self.reason, self.headers)
-            self.reason = b""
-            self.headers = []
+                self._informational(status, self._reason, self._pairs)
+            self._reason = b""
+            self._pairs = []
         elif not self.complete and not self.until_eof:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()
-
-
-def _all(headers: HeaderList, wanted: bytes) -> bytes:
-    return b",".join(value for name, value in headers if name.lower() == wanted)

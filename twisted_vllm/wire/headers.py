@@ -15,6 +15,14 @@ HOP_BY_HOP = frozenset(
     b"proxy-authenticate proxy-authorization http2-settings".split()
 )
 
+_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+
+#: what a trailer must not carry on
+_NO_TRAILERS = HOP_BY_HOP | frozenset(
+    b"content-length host trailer expect authorization www-authenticate set-cookie cookie content-encoding "
+    b"content-type content-range range cache-control max-forwards x-request-id".split()
+)
+
 #: statuses whose responses never have a body (RFC 9112 §6.3)
 BODILESS = frozenset((204, 304))
 
@@ -29,22 +37,66 @@ def nominated(connection: bytes | None) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in connection.split(b",")) - {b"", b"close"}
 
 
-def relayed_response_headers(headers: HeaderList) -> HeaderList:
-    """Return what of a server's response headers goes on to the client, in order, less hop-by-hop.
+def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset()) -> HeaderList:
+    """Return the trailers that go on: none that frames, routes or authenticates (RFC 9110 §6.5.1).
 
-    ``Content-Length`` stays: the body is relayed as it is.
+    Args:
+        trailers: the trailers as they came.
+        drop: lower-case names of more that stay: some servers (uvicorn with httptools) take trailers for headers.
     """
-    connection = b",".join(value for name, value in headers if name.lower() == b"connection") or None
-    drop = HOP_BY_HOP | nominated(connection) if connection else HOP_BY_HOP
-    return [pair for pair in headers if pair[0].lower() not in drop]
+    never = _NO_TRAILERS | drop
+    return [pair for pair in trailers if pair[0].lower() not in never]
 
 
-def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
-    """Return the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers."""
-    for name, value in headers:
-        if len(name) == 14 and name.lower() == b"content-length":
-            return int(value)
-    return None
+class ResponseHead:
+    """A response's head, read in one pass.
+
+    Attributes:
+        status: the status code.
+        reason: the reason phrase as it came.
+        headers: the headers as they came, in order.
+        relayed: those that go on to the client, in order, less hop-by-hop. ``Content-Length`` stays: the body is
+            relayed as it is.
+        length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
+        coding: the value of ``Transfer-Encoding`` in lower case, or empty.
+        connection: the value of ``Connection``, or empty.
+        has_request_id: whether there is an ``x-request-id``.
+    """
+
+    __slots__ = ("coding", "connection", "has_request_id", "headers", "length", "reason", "relayed", "status")
+
+    def __init__(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.length: int | None = None
+        self.has_request_id = False
+        coding = connection = b""
+        relayed: HeaderList = []
+        for pair in headers:
+            key = pair[0].lower()
+            if key in _OF_NOTE:
+                if key == b"content-length":
+                    self.length = int(pair[1])
+                elif key == b"x-request-id":
+                    self.has_request_id = True
+                else:
+                    if key == b"connection":
+                        connection = connection + b"," + pair[1] if connection else pair[1]
+                    elif key == b"transfer-encoding":
+                        coding = coding + b"," + pair[1] if coding else pair[1]
+                    continue
+            relayed.append(pair)
+        if connection:
+            drop = nominated(connection)
+            relayed = [pair for pair in relayed if pair[0].lower() not in drop]
+        self.relayed = relayed
+        self.coding = coding.strip().lower() if coding else coding
+        self.connection = connection
+
+
+#: stands for a head that has not come
+NO_HEAD = ResponseHead(0, b"", [])
 
 
 def write_request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -55,12 +107,21 @@ def write_request_head(method: bytes, target: bytes, headers: Iterable[tuple[byt
     return b"\r\n".join(lines)
 
 
-def write_response_head(status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return a response's head, with the empty line that ends it."""
-    lines = [b"HTTP/1.1 %d %s" % (status, reason)]
+def write_response_head(
+    status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]], added: bytes = b""
+) -> bytes:
+    """Return a response's head, with the empty line that ends it; `added` are whole lines that end the list."""
+    lines = [b"HTTP/1.1 %d %b" % (status, reason)]
     lines += [name + b": " + value for name, value in headers]
-    lines.append(b"\r\n")
+    lines.append(added + b"\r\n")
     return b"\r\n".join(lines)
+
+
+def write_last_chunk(trailers: HeaderList | None) -> bytes:
+    """Return what ends a chunked body (RFC 9112 §7.1)."""
+    if not trailers:
+        return b"0\r\n\r\n"
+    return b"0\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in trailers) + b"\r\n"
 
 
 def is_json(headers: Mapping[bytes, bytes]) -> bool:

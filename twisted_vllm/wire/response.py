@@ -12,7 +12,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
-from twisted_vllm.wire.headers import HeaderList, content_length
+from twisted_vllm.wire.headers import HeaderList, ResponseHead
 
 
 class Pausable(Protocol):
@@ -34,25 +34,24 @@ class UpstreamResponse:
 
     Attributes:
         version: ``(b"HTTP", 1, 1)``.
+        head: the head.
         code: the status code.
         phrase: the reason phrase as it came.
         raw_headers: the headers as they came, in order.
-        length: the body's declared size in bytes, or ``UNKNOWN_LENGTH``.
+        trailers: the trailers as they came; all of them once it is `complete`.
         request: always None; IResponse asks for it.
         previousResponse: always None: redirects are not followed.
         complete: whether nothing follows what has been delivered or is being delivered: set before the last piece.
     """
 
+    version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
 
     def __init__(
         self,
-        *,
-        version: tuple[bytes, int, int],
-        code: int,
-        phrase: bytes,
-        raw_headers: HeaderList,
+        head: ResponseHead,
+        trailers: HeaderList,
         transport: Pausable,
         cut: Callable[[], None],
         bodyless: bool,
@@ -60,18 +59,17 @@ class UpstreamResponse:
         """Make the response.
 
         Args:
-            version: the HTTP version.
-            code: the status code.
-            phrase: the reason phrase.
-            raw_headers: the headers as they came.
+            head: the head.
+            trailers: the list to which trailers will be added.
             transport: what pauses and resumes the body.
             cut: gives up the exchange, and with it the connection.
             bodyless: whether no body can follow: HEAD, 204, 304.
         """
-        self.version = version
-        self.code = code
-        self.phrase = phrase
-        self.raw_headers = raw_headers
+        self.head = head
+        self.code = head.status
+        self.phrase = head.reason
+        self.raw_headers = head.headers
+        self.trailers = trailers
         self.complete = False
         self._transport = transport
         self._cut = cut
@@ -80,11 +78,14 @@ class UpstreamResponse:
         self._ended: Failure | None = None
         self._held = False
         self._told = False
-        if bodyless:
-            self.length: Any = 0
-        else:
-            length = content_length(raw_headers)
-            self.length = UNKNOWN_LENGTH if length is None else length
+        self._bodyless = bodyless
+
+    @property
+    def length(self) -> Any:
+        """The body's declared size in bytes, or ``UNKNOWN_LENGTH``."""
+        if self._bodyless:
+            return 0
+        return UNKNOWN_LENGTH if self.head.length is None else self.head.length
 
     @property
     def headers(self) -> Headers:

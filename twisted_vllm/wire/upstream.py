@@ -65,7 +65,7 @@ class UpstreamConnection(Protocol):
         self._writes = writes
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._reader = ResponseReader(b"", None)
+        self._reader = ResponseReader()
         self._used = self._reused = False
         self._upload: Upload | None = None
         self._handshaking = server.tls
@@ -154,7 +154,7 @@ class UpstreamConnection(Protocol):
         self.exchange = exchange
         self._reused = self._used
         self._used = True
-        self._reader = ResponseReader(exchange.method, exchange.informational)
+        self._reader.expect(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
         self._total = self._sweeper.after(timeouts.total)
         # until then a server that does not speak TLS is one that cannot be reached
@@ -214,30 +214,24 @@ class UpstreamConnection(Protocol):
         if exchange is None or not reader.head_arrived:
             return
         data = reader.take()
-        response = exchange.response
-        begun = response is not None
-        if response is None:
-            response = exchange.response = UpstreamResponse(
-                version=(b"HTTP", 1, 1),
-                code=reader.status,
-                phrase=reader.reason,
-                raw_headers=reader.headers,
-                transport=self,
-                cut=partial(self.cut, exchange),
-                bodyless=reader.bodyless,
-            )
         complete = reader.complete
+        begun = exchange.response
+        response = begun or UpstreamResponse(
+            reader.head, reader.trailers, self, partial(self.cut, exchange), reader.bodyless
+        )
         if complete:
             response.complete = True
             self._release()
         elif not self._paused:
             self._await(self.server.timeouts.idle)
+        if begun is None:
+            exchange.response = response
+            exchange.result.callback(response)
         if data:
             response.received(data)
         if complete:
             response.ended(DONE)
-        if not begun:
-            exchange.result.callback(response)
+        elif begun is None:
             response.hold()
 
     def _release(self) -> None:
