@@ -60,6 +60,8 @@ class FakeRequest:
         self.uri = uri
         self.path = uri.partition(b"?")[0]
         self.raw_headers = headers or []
+        self.header_names = [name.lower() for name, _ in self.raw_headers]
+        self.trailers: HeaderPairs = []
         self.head: dict[bytes, bytes] = {}
         for name, value in self.raw_headers:
             self.head.setdefault(name.lower(), value)

@@ -32,7 +32,8 @@ def outgoing(headers: HeaderPairs, **changes: Any) -> HeaderPairs:
         "connection": None,
         "expects_continue": False,
     }
-    return outgoing_headers(headers, **{**values, **changes})
+    names = [name.lower() for name, _ in headers]
+    return outgoing_headers(headers, names, **{**values, **changes})
 
 
 def test_what_the_client_sent_stays_as_it_is_between_what_the_gateway_says() -> None:

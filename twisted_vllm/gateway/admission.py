@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
+import msgspec
 
 from twisted_vllm.access.credentials import credential_of
 from twisted_vllm.access.keys import Authenticator
@@ -27,8 +27,7 @@ from twisted_vllm.wire.headers import is_form, is_json
 MODEL_ELSEWHERE = frozenset(("/v1/realtime",))
 
 
-@attrs.frozen
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A request whose head was admitted.
 
     Attributes:
@@ -44,8 +43,7 @@ class Entry:
     needs_model: bool
 
 
-@attrs.frozen
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """A request that goes on to a server.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from twisted_vllm.access.credentials import CREDENTIAL_HEADERS
 from twisted_vllm.config.settings import Server
@@ -35,6 +35,7 @@ _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
 
 def outgoing_headers(
     headers: HeaderList,
+    names: Sequence[bytes],
     *,
     server: Server,
     trusted: bool,
@@ -48,6 +49,7 @@ def outgoing_headers(
 
     Args:
         headers: the client's, as they came.
+        names: their names in lower case, in the same order.
         server: where they go.
         trusted: whether the caller may set the operator's headers.
         request_id: what ``X-Request-Id`` says.
@@ -60,7 +62,7 @@ def outgoing_headers(
     if connection is not None:
         drop = drop | nominated(connection)
     out: HeaderList = [(b"Host", server.host_header)]
-    out += [pair for pair in headers if pair[0].lower() not in drop]
+    out += [pair for name, pair in zip(names, headers, strict=True) if name not in drop]
     if framing is not None:
         out.append(framing)
     if server.api_key is not None:

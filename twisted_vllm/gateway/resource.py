@@ -139,6 +139,7 @@ class PassThroughResource:
         )
         headers = outgoing_headers(
             request.raw_headers,
+            request.header_names,
             server=admitted.server,
             trusted=entry.principal.is_administrator,
             request_id=request.request_id,

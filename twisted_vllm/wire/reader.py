@@ -129,15 +129,10 @@ class RequestReader:
             self.current.uri += piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; a trailer is left out, as RFC 9110 §6.5.1 permits."""
+        """Take a header, or a trailer."""
         request = self.current
-        if self.in_head and request is not None:
-            value = value.rstrip(b" \t")
-            request.raw_headers.append((name, value))
-            key = name.lower()
-            if request.head.setdefault(key, value) is not value and key == b"connection":
-                # each of them nominates, and may say "close"
-                request.head[key] += b", " + value
+        if request is not None:
+            (request.raw_headers if self.in_head else request.trailers).append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Judge the head."""
@@ -145,6 +140,7 @@ class RequestReader:
         if self._priming or request is None:
             return
         self.in_head = False
+        request.read_headers()
         parser = self._parser
         version = parser.get_http_version()
         request.method = parser.get_method()

@@ -49,7 +49,9 @@ class GatewayRequest(AnsweredRequest):
 
     Attributes:
         raw_headers: the headers as they came, in order.
-        head: the first value of each header, by lower-case name.
+        header_names: their names in lower case, in the same order.
+        head: the first value of each header, by lower-case name; all of them where it is ``connection``.
+        trailers: the trailers as they came; all of them once the body is complete.
         head_complete: whether the head was read.
         fault: what is wrong with the request itself, if anything.
         body_length: the body's size in bytes as declared; ``None`` for a chunked body.
@@ -80,6 +82,8 @@ class GatewayRequest(AnsweredRequest):
         # the base classes are initialised when an ordinary resource is found: see _render_whole
         self.channel = channel
         self.raw_headers: HeaderList = []
+        self.header_names: list[bytes] = []
+        self.trailers: HeaderList = []
         self.head = {}
         self.body_pieces: list[bytes] = []
         self.notifications: list[Any] = []
@@ -88,6 +92,17 @@ class GatewayRequest(AnsweredRequest):
         self._collect: tuple[int, Callable[[bytes], None]] | None = None
         self._gathered = bytearray()
         self._body_ended = False
+
+    def read_headers(self) -> None:
+        """Index the headers, which are all there."""
+        head = self.head
+        self.header_names = names = [pair[0].lower() for pair in self.raw_headers]
+        for name, (_, value) in zip(names, self.raw_headers, strict=True):
+            if name not in head:
+                head[name] = value
+            elif name == b"connection":
+                # each of them nominates, and may say "close"
+                head[name] += b", " + value
 
     # towards the resource
 

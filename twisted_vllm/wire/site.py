@@ -23,6 +23,7 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 #: the randomness of an id that is made here, in bytes
 ID_BYTES = 16
+ID_COUNT = 64
 
 
 class GatewaySite(server.Site):
@@ -81,7 +82,7 @@ class GatewaySite(server.Site):
         self._channels: set[GatewayChannel] = set()
         self._live_ids: set[bytes] = set()
         self._date = (-1, b"")
-        self._random = b""
+        self._ids: list[bytes] = []
         self._drained: Deferred[None] | None = None
 
     def startFactory(self) -> None:
@@ -115,12 +116,11 @@ class GatewaySite(server.Site):
         return given
 
     def _make_id(self) -> bytes:
-        random = self._random
-        if not random:
+        if not self._ids:
             # one question to the kernel for many ids
-            random = self._random = self._randbytes(64 * ID_BYTES)
-        self._random = random[ID_BYTES:]
-        return random[:ID_BYTES].hex().encode("ascii")
+            digits = self._randbytes(ID_COUNT * ID_BYTES).hex().encode("ascii")
+            self._ids = [digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
+        return self._ids.pop()
 
     def finished(self, request: GatewayRequest) -> None:
         """Forget a request that was answered or given up."""
