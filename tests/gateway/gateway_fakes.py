@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH
@@ -14,6 +13,7 @@ from twisted_vllm.access.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import GatewayError
+from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.headers import ResponseHead
 
 HeaderPairs = list[tuple[bytes, bytes]]
@@ -98,6 +98,9 @@ class FakeRequest:
         if self.body or self.body_complete:
             sink(self.body, self.body_complete)
 
+    def take_body(self) -> bytes:
+        return self.body
+
     def awaits_continue(self) -> bool:
         return b"expect" in self.head
 
@@ -181,14 +184,14 @@ class FakeClient:
     """Keeps what it was asked to forward."""
 
     def __init__(self) -> None:
-        self.forwarded: list[tuple[Any, ...]] = []
+        self.forwarded: list[Exchange] = []
         self.cancelled = 0
 
-    def forward(self, *arguments: Any) -> Deferred[Any]:
-        self.forwarded.append(arguments)
-        return Deferred(self._cancelled)
+    def forward(self, exchange: Exchange) -> None:
+        exchange.at = self
+        self.forwarded.append(exchange)
 
-    def _cancelled(self, deferred: Deferred[Any]) -> None:
+    def give_up(self, exchange: Exchange) -> None:
         self.cancelled += 1
 
 

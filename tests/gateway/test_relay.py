@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gateway_fakes import FakeRequest, FakeResponse
-from twisted.internet.defer import CancelledError, Deferred
+from gateway_fakes import FakeRequest, FakeResponse, server
+from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
@@ -14,6 +14,7 @@ from zope.interface.verify import verifyObject
 
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.wire.exchange import Exchange
 
 DONE = Failure(ResponseDone())
 
@@ -23,17 +24,17 @@ class Relayed:
 
     def __init__(self, method: bytes = b"GET") -> None:
         self.request: Any = FakeRequest(method)
-        self.cancelled = False
-        self.asking: Deferred[Any] = Deferred(self._cancel)
+        self.given_up = 0
         self.relay = Relay(self.request)
-        self.relay.begin(self.asking)
+        self.relay.exchange = Exchange(server(), method, b"", None, self.relay)
+        self.relay.exchange.at = self
 
-    def _cancel(self, _: object) -> None:
-        self.cancelled = True
+    def give_up(self, _: object) -> None:
+        self.given_up += 1
 
-    def respond(self, *arguments: Any, **options: Any) -> FakeResponse:
-        response = FakeResponse(*arguments, **options)
-        self.asking.callback(response)
+    def respond(self, *arguments: Any, **options: Any) -> Any:
+        response: Any = FakeResponse(*arguments, **options)
+        self.relay.responded(response)
         return response
 
 
@@ -105,13 +106,13 @@ def test_a_break_of_another_kind_counts_as_a_broken_answer(relayed: Relayed) -> 
 
 
 def test_a_server_that_cannot_be_asked_is_answered_for(relayed: Relayed) -> None:
-    relayed.asking.errback(UpstreamUnreachable("not there"))
+    relayed.relay.failed(UpstreamUnreachable("not there"))
     assert relayed.request.answered.code == "upstream_unreachable"
     assert relayed.relay.outcome == "upstream_failed"
 
 
 def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
-    relayed.asking.errback(ZeroDivisionError())
+    relayed.relay.failed(ZeroDivisionError())
     [failure] = relayed.request.failures
     assert failure.check(ZeroDivisionError)
     assert relayed.relay.outcome == "failed"
@@ -119,18 +120,18 @@ def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
 
 def test_a_client_that_leaves_before_the_head_gives_up_the_request(relayed: Relayed) -> None:
     relayed.relay.cancel()
-    assert relayed.cancelled
+    assert relayed.given_up == 1
     assert relayed.relay.outcome == "client_disconnected"
     assert relayed.request.events == []
     assert relayed.request.answered is None
 
 
 def test_a_client_that_leaves_during_the_body_gives_up_the_response(relayed: Relayed) -> None:
-    response = relayed.respond(early=b"one")
+    relayed.respond(early=b"one")
     relayed.relay.cancel()
     relayed.relay.dataReceived(b"late")
     relayed.relay.connectionLost(Failure(ResponseFailed([Failure(CancelledError())])))
-    assert response.cuts == 1
+    assert relayed.given_up == 1
     assert relayed.request.written == [(b"one", False)]
     assert "abort" not in relayed.request.events
     assert relayed.relay.outcome == "client_disconnected"

@@ -58,9 +58,7 @@ def test_the_path_and_the_query_are_not_parsed_anew() -> None:
 def test_forwarding_takes_a_header_list_as_it_is() -> None:
     lab = ClientLab()
     asked = Asked(read=True)
-    asked.attend(
-        lab.client.forward(make_server(), b"PUT", b"/x", [(b"b", b"2"), (b"A", b"1")], b"body", asked.on_interim)
-    )
+    asked.attend(lab.agent.ask(make_server(), b"PUT", b"/x", [(b"b", b"2"), (b"A", b"1")], b"body", asked.on_interim))
     end = lab.accept()
     assert end.writes == [b"PUT /x HTTP/1.1\r\nb: 2\r\nA: 1\r\n\r\nbody"]
     end.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)

@@ -126,7 +126,7 @@ def test_interim_responses_are_handed_on_before_the_final_one() -> None:
 
 def test_interim_responses_that_nobody_wants_are_passed_over() -> None:
     lab = Lab()
-    result = lab.agent.forward(make_server(), b"GET", b"/", [])
+    result = lab.agent.ask(make_server(), b"GET", b"/", [])
     end = lab.accept()
     end.send(b"HTTP/1.1 102 Processing\r\n\r\n" + OK)
     assert result.result.code == 200  # type: ignore[attr-defined]

@@ -88,7 +88,7 @@ class SocketLab:
 
     def ask(self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Deferred[Any]:
         method = b"GET" if body is None else b"POST"
-        return self.agent.forward(server, method, b"/", ((b"Host", b"vllm"), *headers), body)
+        return self.agent.ask(server, method, b"/", ((b"Host", b"vllm"), *headers), body)
 
     async def read(self, response: Any) -> BodyReader:
         reader = BodyReader(response)

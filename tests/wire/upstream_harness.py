@@ -286,9 +286,7 @@ class Lab:
         read: bool = True,
     ) -> Asked:
         asked = Asked(read)
-        return asked.attend(
-            self.agent.forward(server or make_server(), method, target, headers, body, asked.on_interim)
-        )
+        return asked.attend(self.agent.ask(server or make_server(), method, target, headers, body, asked.on_interim))
 
     def asked(self, method: bytes = b"GET", body: Any = None, read: bool = True) -> tuple[Asked, ServerEnd]:
         """Ask on a fresh connection; return the server's end with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -14,6 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError
+from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.headers import relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
@@ -62,45 +63,42 @@ class RequestBody:
 
 
 class Relay(Protocol):
-    """Carries one response to the client. It is the request's `Work`, and the protocol that receives the body.
+    """Carries one response to the client. It is the request's `Work`, the exchange's `Asker`, and receives the body.
 
     Attributes:
+        exchange: the exchange with the server.
         outcome: how it ended, in the words of `RequestRecord`.
     """
 
     _log = Logger()
+    exchange: Exchange
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
+    outcome = ""
+    _response: UpstreamResponse | None = None
+    _ended = False
 
     def __init__(self, request: GatewayRequest) -> None:
-        self.outcome = ""
         self._request = request
-        self._response: UpstreamResponse | None = None
-        self._asking: Deferred[UpstreamResponse] | None = None
-        self._ended = False
-
-    def begin(self, asking: Deferred[UpstreamResponse]) -> None:
-        """Relay what `asking` fires with."""
-        self._asking = asking
-        asking.addCallbacks(self._head, self._no_head)
+        self.informational = request.informational
 
     def cancel(self) -> None:
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        if self._response is not None:
-            self._response.cut()
-        elif self._asking is not None:
-            self._asking.cancel()
+        self.exchange.cancel()
 
     # the head
 
-    def _head(self, response: UpstreamResponse) -> None:
+    def responded(self, response: UpstreamResponse) -> None:
+        """Begin the response, with the head that came."""
+        if self._ended:
+            return
         self._response = response
         try:
             self._begin_response(response)
         except Exception:
-            self._broken()
+            self._broken(Failure())
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
@@ -114,23 +112,22 @@ class Relay(Protocol):
             request.registerProducer(self, True)
         request.flush()
 
-    def _no_head(self, failure: Failure) -> None:
+    def failed(self, error: BaseException) -> None:
+        """Answer for the server."""
         if self._ended:
-            failure.trap(CancelledError)
+            return
+        if not isinstance(error, GatewayError):
+            self._broken(Failure(error))
             return
         self._ended = True
-        error = failure.value
-        if not isinstance(error, GatewayError):
-            self._broken(failure)
-            return
         self.outcome = "upstream_failed"
         self._request.answer(error)
 
-    def _broken(self, failure: Failure | None = None) -> None:
+    def _broken(self, failure: Failure) -> None:
         """A fault of our own: the client must not wait for ever."""
         self._ended = True
         self.outcome = "failed"
-        self._request.processingFailed(failure or Failure())
+        self._request.processingFailed(failure)
 
     # the body
 

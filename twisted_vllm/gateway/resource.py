@@ -18,6 +18,8 @@ from twisted_vllm.gateway.forwarded import client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import outgoing_headers
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.exchange import Exchange
+from twisted_vllm.wire.headers import write_request_head
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 
 #: where the pass-through stands
@@ -96,14 +98,17 @@ class PassThroughResource:
         principal = request.principal = self._admission.identify(request.head, self._now(), request.method)
         entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
         request.note = Forwarding(entry)
-        if entry.needs_model:
+        if request.body_complete:
+            held = request.body_received <= (self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT)
+        else:
+            held = False
+        if held:
+            self._admit(request, entry, request.take_body())
+        elif entry.needs_model:
             limit = self._limits.max_held_body_bytes
-        elif request.body_complete and request.body_received <= PEEK_LIMIT:
-            limit = PEEK_LIMIT
+            request.collect_body(limit, lambda body: self._collected(request, entry, body))
         else:
             self._admit(request, entry, None)
-            return
-        request.collect_body(limit, lambda body: self._collected(request, entry, body))
 
     def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
         try:
@@ -148,18 +153,11 @@ class PassThroughResource:
             connection=head.get(b"connection"),
             expects_continue=held is None and request.awaits_continue(),
         )
+        server = admitted.server
         relay = Relay(request)
         note = request.note
         note.admitted = admitted
-        note.relay = relay
-        request.work = relay
-        relay.begin(
-            self._forward(
-                admitted.server,
-                request.method,
-                admitted.server.base_path + admitted.path,
-                headers,
-                body or None,
-                request.informational,
-            )
-        )
+        note.relay = request.work = relay
+        written = write_request_head(request.method, server.base_path + admitted.path, headers)
+        relay.exchange = exchange = Exchange(server, request.method, written, body or None, relay)
+        self._forward(exchange)

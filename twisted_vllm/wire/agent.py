@@ -32,6 +32,28 @@ from twisted_vllm.wire.response import UpstreamResponse
 from twisted_vllm.wire.sweeper import Sweeper
 from twisted_vllm.wire.upstream import UpstreamConnection
 
+_SHUTTING_DOWN = "The gateway is shutting down."
+
+
+class _DeferredAsker:
+    """Makes a Deferred of what it is told."""
+
+    exchange: Exchange
+
+    def __init__(self, informational: Informational | None) -> None:
+        self.result: Deferred[UpstreamResponse] = Deferred(lambda _: self.exchange.cancel())
+        self._informational = informational
+
+    def responded(self, response: UpstreamResponse) -> None:
+        self.result.callback(response)
+
+    def failed(self, error: BaseException) -> None:
+        self.result.errback(error)
+
+    def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        if self._informational is not None:
+            self._informational(status, reason, headers)
+
 
 @implementer(IAgent)
 class UpstreamAgent:
@@ -56,11 +78,26 @@ class UpstreamAgent:
         self._writes = writes
         self.pool: Pool[UpstreamConnection] = Pool()
         self._connections: set[UpstreamConnection] = set()
-        self._connecting: set[Exchange] = set()
+        self._connecting: dict[Exchange, Deferred[Any]] = {}
         self._closed = False
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
 
-    def forward(
+    def forward(self, exchange: Exchange) -> None:
+        """Send a request to its server; the exchange's asker is told of the response as soon as its head arrived.
+
+        Failures that it is told of:
+            UpstreamUnreachable: no connection could be made, or it closed before the answer began.
+            UpstreamTimeout: connecting, or waiting for the head of the response, took too long.
+            UpstreamProtocolError: the answer is not HTTP.
+        """
+        connection = self.pool.take(exchange.server, self._sweeper.now)
+        if connection is None:
+            self._connect(exchange)
+        else:
+            exchange.at = connection
+            connection.send(exchange)
+
+    def ask(
         self,
         server: Server,
         method: bytes,
@@ -69,7 +106,7 @@ class UpstreamAgent:
         body: bytes | IBodyProducer | None = None,
         informational: Informational | None = None,
     ) -> Deferred[UpstreamResponse]:
-        """Send a request to `server`.
+        """Send a request to `server`, for callers that want a Deferred.
 
         Args:
             server: where to.
@@ -80,22 +117,13 @@ class UpstreamAgent:
             informational: called with each interim response.
 
         Returns:
-            The response, as soon as its head arrived. Cancelling gives up the request and closes its connection.
-
-        Errors, through the Deferred:
-            UpstreamUnreachable: no connection could be made, or it closed before the answer began.
-            UpstreamTimeout: connecting, or waiting for the head of the response, took too long.
-            UpstreamProtocolError: the answer is not HTTP.
+            The response, as soon as its head arrived; or a failure as `forward` has them. Cancelling gives up the
+            request and closes its connection.
         """
-        result: Deferred[UpstreamResponse] = Deferred(lambda _: self._cancel(exchange))
-        exchange = Exchange(server, method, write_request_head(method, target, headers), body, result, informational)
-        connection = self.pool.take(server, self._sweeper.now)
-        if connection is None:
-            self._connect(exchange)
-        else:
-            exchange.at = connection
-            connection.send(exchange)
-        return result
+        asker = _DeferredAsker(informational)
+        exchange = asker.exchange = Exchange(server, method, write_request_head(method, target, headers), body, asker)
+        self.forward(exchange)
+        return asker.result
 
     def request(
         self,
@@ -104,7 +132,7 @@ class UpstreamAgent:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        """Send a request to any URL, in the shape that IAgent asks for; `forward` is what the gateway uses."""
+        """Send a request to any URL, in the shape that IAgent asks for."""
         parsed = URI.fromBytes(uri)
         target = parsed.originForm if parsed.originForm.startswith(b"/") else b"/" + parsed.originForm
         server = Server(
@@ -125,21 +153,17 @@ class UpstreamAgent:
                 pairs.append((b"Content-Length", b"%d" % bodyProducer.length))
             else:
                 pairs.append((b"Transfer-Encoding", b"chunked"))
-        answer: Deferred[Any] = self.forward(server, method, target, pairs, bodyProducer)
+        answer: Deferred[Any] = self.ask(server, method, target, pairs, bodyProducer)
         return answer
 
     def close(self) -> None:
         """Close every connection, whatever is in work on it, and give up those that are being made."""
         self._closed = True
-        for exchange in list(self._connecting):
-            exchange.at.cancel()
-            self._give_up(exchange)
+        for exchange, connecting in list(self._connecting.items()):
+            connecting.cancel()
+            exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
         for connection in list(self._connections):
             connection.transport.abortConnection()
-
-    def _give_up(self, exchange: Exchange) -> None:
-        if not exchange.result.called:
-            exchange.result.errback(UpstreamUnreachable("The gateway is shutting down."))
 
     # connections
 
@@ -149,9 +173,15 @@ class UpstreamAgent:
             lambda: UpstreamConnection(server, self._sweeper, self._writes, self._idle, self._lost)
         )
         connecting = self._endpoint(server).connect(factory)
-        exchange.at = connecting
-        self._connecting.add(exchange)
+        exchange.at = self
+        self._connecting[exchange] = connecting
         connecting.addCallbacks(self._connected, self._unreachable, callbackArgs=(exchange,), errbackArgs=(exchange,))
+
+    def give_up(self, exchange: Exchange) -> None:
+        """Give up the attempt to connect that `exchange` waits for."""
+        connecting = self._connecting.get(exchange)
+        if connecting is not None:
+            connecting.cancel()
 
     def _endpoint(self, server: Server) -> IStreamClientEndpoint:
         endpoint = self._endpoints.get(server)
@@ -170,9 +200,9 @@ class UpstreamAgent:
         return endpoint
 
     def _connected(self, connection: UpstreamConnection, exchange: Exchange) -> None:
-        self._connecting.discard(exchange)
+        self._connecting.pop(exchange, None)
         self._connections.add(connection)
-        if exchange.result.called:
+        if exchange.over:
             # given up in the same turn in which the connection came
             connection.close()
             return
@@ -180,23 +210,16 @@ class UpstreamAgent:
         connection.send(exchange)
 
     def _unreachable(self, failure: Failure, exchange: Exchange) -> None:
-        self._connecting.discard(exchange)
-        if exchange.result.called or failure.check(CancelledError, ConnectingCancelledError):
+        self._connecting.pop(exchange, None)
+        if exchange.over or failure.check(CancelledError, ConnectingCancelledError):
             return
         self._log.warn(
             "No connection to {server}: {reason}", server=exchange.server.name, reason=failure.getErrorMessage()
         )
         if failure.check(TimeoutError, TCPTimedOutError):
-            exchange.result.errback(UpstreamTimeout("Connecting to the vLLM server took too long."))
+            exchange.fail(UpstreamTimeout("Connecting to the vLLM server took too long."))
         else:
-            exchange.result.errback(UpstreamUnreachable("The vLLM server cannot be reached."))
-
-    def _cancel(self, exchange: Exchange) -> None:
-        at = exchange.at
-        if isinstance(at, UpstreamConnection):
-            at.cut(exchange)
-        elif at is not None:
-            at.cancel()
+            exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
 
     def _idle(self, connection: UpstreamConnection) -> None:
         for surplus in self.pool.put(connection.server, connection, self._sweeper.now):
@@ -208,7 +231,7 @@ class UpstreamAgent:
         if resend is None:
             return
         if self._closed:
-            self._give_up(resend)
+            resend.fail(UpstreamUnreachable(_SHUTTING_DOWN))
         else:
             resend.retried = True
             self._connect(resend)

@@ -20,7 +20,7 @@ class PassThroughClient(HTTPClient):
     """Sends requests as they are and gives responses as they come.
 
     Attributes:
-        forward: `UpstreamAgent.forward`, which sends a request to a configured server.
+        forward: `UpstreamAgent.forward`, which sends an exchange to a configured server.
     """
 
     def __init__(self, agent: UpstreamAgent) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
-from twisted.internet.defer import Deferred
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
@@ -19,6 +18,19 @@ HEAD_LIMIT = 262_144
 Informational = Callable[[int, bytes, HeaderList], None]
 
 
+class Asker(Protocol):
+    """Who sends a request, and is told of the answer: of a response or of a failure, once."""
+
+    def responded(self, response: UpstreamResponse) -> None:
+        """The head of the response has come. What came of its body is delivered when this returns."""
+
+    def failed(self, error: BaseException) -> None:
+        """There will be no response: a `GatewayError`, or why the body could not be had."""
+
+    def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        """An interim response has come."""
+
+
 class Exchange:
     """One request and the response to it.
 
@@ -27,38 +39,44 @@ class Exchange:
         method: the request's method.
         head: the request's head, written out.
         body: the body: bytes, a producer that streams it, or None.
-        result: fires with the `UpstreamResponse` when its head arrived, or fails with a `GatewayError`.
-        informational: called with each interim response.
+        asker: who is told.
         retried: whether it was sent before, on a connection that turned out to be dead.
         at: the connection that it is on, or the attempt to connect that it waits for.
         response: the response, once its head arrived.
+        over: whether the asker was told, or has given up.
     """
 
-    __slots__ = ("at", "body", "head", "informational", "method", "response", "result", "retried", "server")
+    __slots__ = ("asker", "at", "body", "head", "method", "over", "response", "retried", "server")
 
     def __init__(
-        self,
-        server: Server,
-        method: bytes,
-        head: bytes,
-        body: bytes | IBodyProducer | None,
-        result: Deferred[UpstreamResponse],
-        informational: Informational | None,
+        self, server: Server, method: bytes, head: bytes, body: bytes | IBodyProducer | None, asker: Asker
     ) -> None:
         self.server = server
         self.method = method
         self.head = head
         self.body = body
-        self.result = result
-        self.informational = informational
+        self.asker = asker
         self.retried = False
         self.at: Any = None
         self.response: UpstreamResponse | None = None
+        self.over = False
 
     @property
     def can_be_resent(self) -> bool:
         """Whether the body is still in hand."""
         return not self.retried and (self.body is None or isinstance(self.body, bytes))
+
+    def cancel(self) -> None:
+        """Give up: nothing more is told, and the connection is closed."""
+        self.over = True
+        if self.at is not None:
+            self.at.give_up(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell of a failure, unless the asker knows more already."""
+        if not self.over:
+            self.over = True
+            self.asker.failed(error)
 
 
 class ResponseReader:

@@ -154,6 +154,12 @@ class GatewayRequest(AnsweredRequest):
             self.channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.body_arrived()
 
+    def take_body(self) -> bytes:
+        """Return the whole body, which must be complete; it is taken once."""
+        self._body_ended = True
+        pieces, self.body_pieces = self.body_pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def awaits_continue(self) -> bool:
         """Tell whether the client sends its body only after an interim response (RFC 9110 §10.1.1)."""
         return (

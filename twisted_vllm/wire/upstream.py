@@ -137,7 +137,7 @@ class UpstreamConnection(Protocol):
         self._fail(error)
         self.transport.abortConnection()
 
-    def cut(self, exchange: Exchange) -> None:
+    def give_up(self, exchange: Exchange) -> None:
         """Give up `exchange`, about which nobody asks any more, and the connection with it; nothing if it has ended."""
         if self.exchange is exchange:
             self.exchange = None
@@ -154,7 +154,7 @@ class UpstreamConnection(Protocol):
         self.exchange = exchange
         self._reused = self._used
         self._used = True
-        self._reader.expect(exchange.method, exchange.informational)
+        self._reader.expect(exchange.method, exchange.asker.informational)
         timeouts = self.server.timeouts
         self._total = self._sweeper.after(timeouts.total)
         # until then a server that does not speak TLS is one that cannot be reached
@@ -181,7 +181,7 @@ class UpstreamConnection(Protocol):
 
     def _body_failed(self, failure: Failure) -> None:
         """Give up a request whose body cannot be had whole: the server must not take the half for it."""
-        self._fail(failure.value)
+        self._fail(failure.value or UpstreamProtocolError("The request's body broke off."))
         self.transport.abortConnection()
 
     def _await(self, seconds: float | None) -> None:
@@ -217,7 +217,7 @@ class UpstreamConnection(Protocol):
         complete = reader.complete
         begun = exchange.response
         response = begun or UpstreamResponse(
-            reader.head, reader.trailers, self, partial(self.cut, exchange), reader.bodyless
+            reader.head, reader.trailers, self, partial(self.give_up, exchange), reader.bodyless
         )
         if complete:
             response.complete = True
@@ -226,7 +226,8 @@ class UpstreamConnection(Protocol):
             self._await(self.server.timeouts.idle)
         if begun is None:
             exchange.response = response
-            exchange.result.callback(response)
+            exchange.over = True
+            exchange.asker.responded(response)
         if data:
             response.received(data)
         if complete:
@@ -251,14 +252,14 @@ class UpstreamConnection(Protocol):
         else:
             self.transport.abortConnection()
 
-    def _fail(self, error: BaseException | None) -> None:
+    def _fail(self, error: BaseException) -> None:
         exchange, self.exchange = self.exchange, None
         self.deadline = None
         if exchange is None:
             return
         self._stop_body()
         if exchange.response is None:
-            exchange.result.errback(error)
+            exchange.fail(error)
         else:
             exchange.response.ended(failed(error))
 
