@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 from twisted_vllm.errors import Draining
-from twisted_vllm.gateway.forwarded import client_address, said_by_proxies
+from twisted_vllm.gateway.forwarded import UNKNOWN, client_address, said_by_proxies
 from twisted_vllm.gateway.resource import Forwarding
 from twisted_vllm.observe.lines import iso_time
 from twisted_vllm.observe.record import RequestRecord
@@ -45,8 +45,10 @@ class Recorder:
     def record(self, request: GatewayRequest, seconds: float) -> RequestRecord:
         """Return the record of `request`, which ended at `seconds` of the clock that it began by."""
         note = request.note
-        route, model, server, outcome = _own_route(request), "", "", ""
-        if isinstance(note, Forwarding):
+        model = server = outcome = ""
+        if not isinstance(note, Forwarding):
+            route = _own_route(request)
+        else:
             route = note.entry.target.path
             if note.admitted is not None:
                 model = note.admitted.model
@@ -62,14 +64,15 @@ class Recorder:
         principal = request.principal
         elapsed = seconds - request.started
         request_id = request.request_id.decode("ascii")
+        client = request.channel.peer.host or UNKNOWN
+        if self._trusted_proxies:
+            said = said_by_proxies(request.raw_headers, self._trusted_proxies)
+            client = client_address(client, said, self._trusted_proxies)
+        first_byte = request.first_byte
         return RequestRecord(
             time=iso_time(self._now() - elapsed),
             request_id=self._redact(request_id) if b"x-request-id" in request.head else request_id,
-            client=client_address(
-                request.channel.peer.host,
-                said_by_proxies(request.raw_headers, self._trusted_proxies),
-                self._trusted_proxies,
-            ),
+            client=client,
             key_name="" if principal is None else principal.name,
             key_hash="" if principal is None else principal.hash_prefix,
             method=request.method.decode("latin-1"),
@@ -81,8 +84,8 @@ class Recorder:
             error=error,
             bytes_in=request.body_received,
             bytes_out=request.sentLength,
-            first_byte_ms=None if request.first_byte is None else _milliseconds(request.first_byte - request.started),
-            total_ms=_milliseconds(elapsed),
+            first_byte_ms=None if first_byte is None else round((first_byte - request.started) * 1000, 3),
+            total_ms=round(elapsed * 1000, 3),
         )
 
 
@@ -99,7 +102,3 @@ def _outcome(request: GatewayRequest) -> str:
     if request.status >= 500 and request.error_code != Draining.code:
         return "failed"
     return "refused" if request.error_code else "completed"
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)

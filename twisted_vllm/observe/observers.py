@@ -61,11 +61,15 @@ class LineObserver:
         """Write the event, if its level is high enough."""
         record: RequestRecord | None = event.get(REQUEST_KEY)
         if record is not None:
-            name = _OUTCOME_LEVELS.get(record.outcome, "info")
-            if _LEVELS[name] >= self._lowest:
-                self.writer.write(self._lines.request(record, name))
+            self.request(record)
         elif self._is_wanted(event):
             self.writer.write(self._lines.event(event))
+
+    def request(self, record: RequestRecord) -> None:
+        """Write the line of one request, if its level is high enough."""
+        name = _OUTCOME_LEVELS.get(record.outcome, "info")
+        if _LEVELS[name] >= self._lowest:
+            self.writer.write(self._lines.request(record, name))
 
     def _is_wanted(self, event: LogEvent) -> bool:
         level = event.get("log_level")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twisted.logger import ILogObserver, LogLevel
 
 from twisted_vllm.observe.lines import REQUEST_NAMESPACE
-from twisted_vllm.observe.observers import REQUEST_KEY
+from twisted_vllm.observe.observers import REQUEST_KEY, LineObserver
 from twisted_vllm.observe.record import RequestRecord
 
 #: how an observer that does not know request records shows one
@@ -17,33 +17,32 @@ REQUEST_FORMAT = (
     "{request_record.total_ms}ms rid={request_record.request_id}"
 )
 
-#: looked up once: an attribute of LogLevel costs as much as a whole event
-_INFO = LogLevel.info
-
 
 class RequestLog:
-    """Hands each record to one observer, as an event of ``twisted.logger``.
+    """Hands each record to one observer.
 
-    The observer is called directly and not through the global publisher: its fan-out and the building of a full event
-    would cost more than the line itself.
+    The gateway's own observer takes the record as it is: the building of a full event, and the global publisher's
+    fan-out, would cost more than the line itself. Any other observer gets an event of ``twisted.logger``.
     """
 
     def __init__(self, observer: ILogObserver, seconds: Callable[[], float] = time.time) -> None:
         """Make a request log.
 
         Args:
-            observer: sees events with the record under ``request_record``.
+            observer: sees the records, in events under ``request_record`` unless it is the gateway's own.
             seconds: the clock, in seconds since 1970.
         """
         self._observer = observer
         self._seconds = seconds
+        self.emit: Callable[[RequestRecord], None] = (
+            observer.request if isinstance(observer, LineObserver) else self._publish
+        )
 
-    def emit(self, record: RequestRecord) -> None:
-        """Log one finished request; call it once, at the request's end."""
+    def _publish(self, record: RequestRecord) -> None:
         self._observer(
             {
                 "log_format": REQUEST_FORMAT,
-                "log_level": _INFO,
+                "log_level": LogLevel.info,
                 "log_namespace": REQUEST_NAMESPACE,
                 "log_time": self._seconds(),
                 REQUEST_KEY: record,

@@ -126,7 +126,10 @@ def write_last_chunk(trailers: HeaderList | None) -> bytes:
 
 def is_json(headers: Mapping[bytes, bytes]) -> bool:
     """Tell whether ``Content-Type`` says JSON; `headers` maps lower-case names to first values."""
-    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    given = headers.get(b"content-type", b"")
+    if given == b"application/json":
+        return True
+    media_type = given.partition(b";")[0].strip().lower()
     return media_type == b"application/json" or (
         media_type.startswith(b"application/") and media_type.endswith(b"+json")
     )
@@ -134,4 +137,5 @@ def is_json(headers: Mapping[bytes, bytes]) -> bool:
 
 def is_form(headers: Mapping[bytes, bytes]) -> bool:
     """Tell whether ``Content-Type`` says multipart/form-data; `headers` maps lower-case names to first values."""
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"multipart/form-data"
+    given = headers.get(b"content-type", b"")
+    return given != b"application/json" and given.partition(b";")[0].strip().lower() == b"multipart/form-data"

@@ -41,11 +41,13 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
         raise MalformedHttp("The Host header stands more than once.")
     elif not HOST.fullmatch(host):
         raise MalformedHttp("The Host header is not a host name or an address.")
+    if target[:1] == b"/" and b"#" not in target and method != b"CONNECT":
+        return target
     if b"#" in target:
         raise MalformedHttp("The request target has a fragment.")
     if method == b"CONNECT":
         raise MethodNotAllowed("CONNECT is not for this server.")
-    if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
+    if target == b"*" and method == b"OPTIONS":
         return target
     for scheme in (b"http://", b"https://"):
         if target[: len(scheme)].lower() == scheme:

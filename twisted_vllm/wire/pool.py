@@ -41,8 +41,12 @@ class Pool(Generic[Connection]):
 
     def put(self, key: Hashable, connection: Connection, now: float) -> list[Connection]:
         """Keep `connection` as idle from `now`; return what there is no room for."""
-        stack = self._idle.setdefault(key, [])
+        stack = self._idle.get(key)
+        if stack is None:
+            stack = self._idle[key] = []
         stack.append((now, connection))
+        if len(stack) <= self._keep_count:
+            return []
         surplus = stack[: max(0, len(stack) - self._keep_count)]
         del stack[: len(surplus)]
         return [connection for _, connection in surplus]
