@@ -9,7 +9,8 @@ from gateway_fakes import server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.access.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.secret import Secret

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import attrs
 
-from twisted_vllm.access.records import Principal
+from twisted_vllm.access.records import MANAGEMENT, Principal
 from twisted_vllm.access.routes import (
     INFERENCE_ROUTES,
     Route,
@@ -75,7 +75,8 @@ def parse_rule(text: str) -> RouteRule:
 
     Args:
         text: a class name (``inference``, ``read_only``, ``privileged``), one of LiteLLM's groups (``llm_api_routes``,
-            ``openai_routes``: inference and ``/v1/models``), a path, or ``prefix/*`` for all that is below it. A path
+            ``openai_routes``: inference and ``/v1/models``), ``management`` (the gateway's own admin API, and none of
+            vLLM's routes), a path, or ``prefix/*`` for all that is below it. A path
             may be the server's, or as the client sees it, with ``/vllm`` in front or without ``/v1``.
 
     Raises:
@@ -83,11 +84,13 @@ def parse_rule(text: str) -> RouteRule:
     """
     if text in LITELLM_GROUPS:
         return RouteRule(path="/v1/models", route_class=RouteClass.INFERENCE)
+    if text == MANAGEMENT:
+        return RouteRule()
     if not text.startswith("/"):
         try:
             return RouteRule(route_class=RouteClass(text))
         except ValueError:
-            names = ", ".join(each.value for each in RouteClass)
+            names = ", ".join([*(each.value for each in RouteClass), MANAGEMENT])
             message = f"{text[:CLIP]!r} is not a route. Write a path, prefix/* or a class name ({names})."
             raise InvalidRequest(message, param="allowed_routes") from None
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)

@@ -13,7 +13,6 @@ from twisted_vllm.errors import InvalidRequest
 
 #: fields of ``/key/generate`` that are not done here, and the value that LiteLLM gives each where it is left out
 GENERATE_DEFAULTS: dict[str, Any] = {
-    "aliases": {},
     "config": {},
     "permissions": {},
     "agent_id": None,
@@ -53,6 +52,12 @@ GENERATE_DEFAULTS: dict[str, Any] = {
     "allowed_vector_store_indexes": None,
     "send_invite_email": None,
 }
+
+#: fields of ``/key/update`` likewise
+UPDATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "temp_budget_increase": None, "temp_budget_expiry": None}
+
+#: fields of ``/key/regenerate`` likewise
+REGENERATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "new_master_key": None}
 
 #: parameters of ``/key/list`` that are not done here
 LIST_DEFAULTS: dict[str, Any] = {
