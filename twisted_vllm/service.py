@@ -37,6 +37,7 @@ from twisted_vllm.store.keys import DatabaseKeyStore
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hub import sockets_of
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -75,13 +76,14 @@ class GatewayService(Service):
         self._settings = settings
         self._observer = observer
         self._companions = companions
-        self._endpoints = [serverFromString(reactor, text) for text in settings.listen]
+        writes = EagerWrites()
+        sockets = sockets_of(reactor, writes)
+        self._endpoints = [serverFromString(sockets, text) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
         self._store = DatabaseKeyStore(self._database)
         self._index = KeyIndex()
         self._sweeper = Sweeper(reactor)
-        writes = EagerWrites(reactor)
-        self._agent = UpstreamAgent(reactor, self._sweeper, writes)
+        self._agent = UpstreamAgent(sockets, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor

@@ -14,6 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides, providedBy
 
 from twisted_vllm.config.collect import secrets_of
 from twisted_vllm.config.secret import Secret
@@ -38,6 +39,7 @@ class ClockedReactor:
         self.clock = Clock()
         self.seconds = self.clock.seconds
         self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
 
     def callLater(self, delay: float, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         """Call at a time of the clock's, or, without a delay, in the reactor's next turn."""

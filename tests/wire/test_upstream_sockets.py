@@ -65,7 +65,7 @@ class SocketLab:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.sweeper = Sweeper(reactor)
-        self.agent = UpstreamAgent(reactor, self.sweeper, EagerWrites(reactor))
+        self.agent = UpstreamAgent(reactor, self.sweeper, EagerWrites())
         self.ends: list[End] = []
         self._ports: list[Any] = []
 
