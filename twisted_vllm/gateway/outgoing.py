@@ -33,6 +33,11 @@ _NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
 _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
 
 
+def dropped_from(trusted: bool) -> frozenset[bytes]:
+    """Return the lower-case names that never go on; `trusted` is whether the caller may set the operator's headers."""
+    return _NEVER if trusted else _NEVER_FROM_TENANTS
+
+
 def outgoing_headers(
     headers: HeaderList,
     names: Sequence[bytes],
@@ -58,7 +63,7 @@ def outgoing_headers(
         connection: the value of the client's ``Connection``, whose nominees stay behind.
         expects_continue: whether the client waits for the server's ``100 Continue``.
     """
-    drop = _NEVER if trusted else _NEVER_FROM_TENANTS
+    drop = dropped_from(trusted)
     if connection is not None:
         drop = drop | nominated(connection)
     out: HeaderList = [(b"Host", server.host_header)]

@@ -123,7 +123,8 @@ class GatewayChannel(PacedChannel):
             self._hold(data)
             return
         self._feed(data)
-        self._advance()
+        if requests:
+            self._advance()
 
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
