@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from end_to_end_harness import HOST
 from twistd_harness import MASTER_KEY, PATIENCE, Foreground, free_port, wait_until
 
@@ -182,12 +184,14 @@ class Pour:
 class ThreadedServer:
     """A server whose every connection is a function call in a thread.
 
+    A handler that returns True leaves its connection open, without a thread, until the server stops.
+
     Attributes:
         port: where it listens.
         failures: what its handlers raised, other than by the end of their connections.
     """
 
-    def __init__(self, handler: Callable[[Connection], None], buffer: int = 0) -> None:
+    def __init__(self, handler: Callable[[Connection], bool | None], buffer: int = 0) -> None:
         self._handler = handler
         self._listening = socket.create_server((HOST, 0), backlog=1_024)
         if buffer:
@@ -214,16 +218,18 @@ class ThreadedServer:
             thread.start()
 
     def _serve(self, connection: Connection) -> None:
+        stays = False
         try:
-            self._handler(connection)
+            stays = bool(self._handler(connection))
         except (ConnectionError, TimeoutError, OSError):
             # the gateway ended the connection, or the test is over
             pass
         except BaseException as error:
             self.failures.append(error)
         finally:
-            connection.close()
-            self._connections.discard(connection)
+            if not stays:
+                connection.close()
+                self._connections.discard(connection)
             self._threads.discard(threading.current_thread())
 
     def stop(self) -> None:
@@ -235,12 +241,14 @@ class ThreadedServer:
                 connection.socket.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
             thread.join(PATIENCE)
+        for connection in self._connections:
+            connection.close()
         assert not self._threads
         assert not self.failures, self.failures
 
 
 @contextmanager
-def served(handler: Callable[[Connection], None], buffer: int = 0) -> Iterator[ThreadedServer]:
+def served(handler: Callable[[Connection], bool | None], buffer: int = 0) -> Iterator[ThreadedServer]:
     server = ThreadedServer(handler, buffer)
     try:
         yield server
@@ -279,6 +287,19 @@ def connect(port: int, receive_buffer: int = 0, segment: int = 0) -> Connection:
 def request_head(method: str, target: str, *lines: str) -> bytes:
     head = [f"{method} {target} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {MASTER_KEY}", *lines, "", ""]
     return "\r\n".join(head).encode()
+
+
+@contextmanager
+def many_descriptors(wanted: int) -> Iterator[None]:
+    """Let this process, and those that it starts, have so many open files; skip the test where the system refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} open files, and the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def settled(measure: Callable[[], int], bound: int) -> int:
