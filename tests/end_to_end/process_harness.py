@@ -30,10 +30,10 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class MeasuredGateway(Foreground):
     """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
 
-    def __init__(self, directory: Path, server: int, log_level: str = "info") -> None:
+    def __init__(self, directory: Path, server: int, settings: str = "") -> None:
         # a log file: nobody reads the pipe of the standard output meanwhile
         (directory / "gateway.yaml").write_text(
-            f"passthrough: {{log: {{file: gateway.log, level: {log_level}, format: json}}}}\n"
+            f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}"
         )
         super().__init__(
             directory,
