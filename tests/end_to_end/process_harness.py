@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from ssl import SSLContext
 
 import pytest
 from end_to_end_harness import HOST
@@ -30,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class MeasuredGateway(Foreground):
     """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
 
-    def __init__(self, directory: Path, server: int, settings: str = "") -> None:
+    def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "") -> None:
         # a log file: nobody reads the pipe of the standard output meanwhile
         (directory / "gateway.yaml").write_text(
             f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}"
@@ -39,6 +40,7 @@ class MeasuredGateway(Foreground):
             directory,
             free_port(),
             "--config=gateway.yaml",
+            *arguments,
             LITELLM_MASTER_KEY=MASTER_KEY,
             HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
         )
@@ -257,31 +259,37 @@ def served(handler: Callable[[Connection], bool | None], buffer: int = 0) -> Ite
 
 
 @contextmanager
-def connected(port: int, receive_buffer: int = 0, segment: int = 0) -> Iterator[Connection]:
-    connection = connect(port, receive_buffer, segment)
+def connected(port: int | Path, receive_buffer: int = 0, context: SSLContext | None = None) -> Iterator[Connection]:
+    connection = connect(port, receive_buffer, context=context)
     try:
         yield connection
     finally:
         connection.close()
 
 
-def connect(port: int, receive_buffer: int = 0, segment: int = 0) -> Connection:
+def connect(
+    port: int | Path, receive_buffer: int = 0, segment: int = 0, context: SSLContext | None = None
+) -> Connection:
     """Connect to the gateway.
 
     Args:
-        port: its port.
+        port: its port, or its UNIX socket.
         receive_buffer: bytes that the kernel may hold for the client, or 0 for its own choice.
         segment: the largest TCP segment in bytes, which also keeps the sender's buffer small, or 0.
+        context: for TLS, or None for none.
     """
-    made = socket.socket()
+    made = socket.socket(socket.AF_INET if isinstance(port, int) else socket.AF_UNIX)
     if receive_buffer:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     if segment:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
     made.settimeout(PATIENCE)
+    if isinstance(port, Path):
+        made.connect(str(port))
+        return Connection(made)
     made.connect((HOST, port))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Connection(made)
+    return Connection(made if context is None else context.wrap_socket(made))
 
 
 def request_head(method: str, target: str, *lines: str) -> bytes:

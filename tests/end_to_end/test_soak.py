@@ -245,7 +245,7 @@ def test_a_long_life_leaves_no_socket_and_no_memory_behind(tmp_path: Path) -> No
     )
     with (
         served(Upstream().serve) as server,
-        MeasuredGateway(tmp_path, server.port, f"model_list:\n{models}") as gateway,
+        MeasuredGateway(tmp_path, server.port, settings=f"model_list:\n{models}") as gateway,
     ):
         idle = gateway.sockets
         run_clients(gateway.port, int(REQUESTS * WARMING), 1)
