@@ -21,6 +21,7 @@ from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
@@ -78,7 +79,7 @@ class GatewayService(Service):
         self._companions = companions
         writes = EagerWrites()
         sockets = sockets_of(reactor, writes)
-        self._endpoints = [serverFromString(sockets, text) for text in settings.listen]
+        self._endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
         self._store = DatabaseKeyStore(self._database)
         self._index = KeyIndex()

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
 from twisted_vllm.wire.headers import HeaderList
 
-#: the characters of uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where there are others
-HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")
+#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where it is anything else
+HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 
 def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
