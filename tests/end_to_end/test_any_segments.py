@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire
-from hypothesis import HealthCheck, given, settings
+from end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, is_whole
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
@@ -21,7 +21,13 @@ NEXT = b"GET /vllm/next HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"
 NEXT_ANSWER = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext"
 
 #: one gateway serves all examples: what one of them left behind would show in the next, or at the end
-over_sockets = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+over_sockets = settings(
+    deadline=None,
+    max_examples=150,
+    # an example that waits in vain takes all of the tests' patience: it is not made smaller by many more of its kind
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 CUTS = st.lists(st.integers(1, 400), max_size=8)
 
 
@@ -235,7 +241,7 @@ async def test_a_response_is_relayed_the_same_however_it_is_cut(trial: Trial) ->
         head, came = read_body(first)
         assert came == body
         assert head.startswith(b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\nx-a: 2\r\n")
-        assert (b"\r\n0\r\nX-Trailer: 1\r\n\r\n" in first) == (b"X-Trailer" in raw)
+        assert (b"X-Trailer: 1\r\n" in first) == (b"X-Trailer: 1\r\n" in raw)
         await trial.end(client)
 
     @over_sockets
@@ -257,7 +263,7 @@ async def test_random_bytes_from_a_server_are_answered_for_or_cut(trial: Trial) 
         for segment in segments:
             await trial.send(upstream, segment, [])
         upstream.close()
-        await client.until(lambda: client.lost is not None or client.received.endswith((b"}}", LAST, b"ok")))
+        await client.until(lambda: client.lost is not None or is_whole(client.received, False))
         if client.lost is None:
             assert client.received.startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 200 "))
             await trial.end(client)

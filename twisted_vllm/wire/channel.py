@@ -19,6 +19,13 @@ from twisted_vllm.wire.request import GatewayRequest
 #: bytes that are held for a request whose predecessor is still being answered, before reading stops
 HELD_LIMIT = 16_384
 
+#: requests that wait for their turn on one connection, from which on no more are parsed: they are fifty times as
+#: large as objects as they are as bytes
+MOST_REQUESTS = 16
+
+#: bytes that are parsed at once where they may be many requests
+SLICE = 4_096
+
 #: seconds for which the rest of a refused request is read and thrown away, so that the client gets to see the answer
 #: (RFC 9112 §9.6: closing with unread data resets the connection)
 LINGER = 2.0
@@ -133,14 +140,35 @@ class GatewayChannel(PacedChannel):
             self.pause_reading("held")
 
     def _feed(self, data: bytes) -> None:
+        if len(data) > SLICE and not self._is_within_body(len(data)):
+            for at in range(0, len(data), SLICE):
+                if len(self.requests) > MOST_REQUESTS:
+                    self._hold(data[at:])
+                    return
+                if not self._feed_piece(data[at : at + SLICE]):
+                    return
+        else:
+            self._feed_piece(data)
+
+    def _is_within_body(self, size: int) -> bool:
+        """Tell whether so many more bytes are all of the body that is being read."""
+        current = self._reader.current
+        if current is None or self._reader.in_head or current.body_length is None:
+            return False
+        return current.body_received + size <= current.body_length
+
+    def _feed_piece(self, data: bytes) -> bool:
+        """Parse `data`; return whether more may follow."""
         reader = self._reader
         was_in_head = reader.in_head
         error = reader.feed(data)
         if error is not None:
             self._fail(error)
-        elif not (was_in_head and reader.in_head):
+            return False
+        if not (was_in_head and reader.in_head):
             # a head that comes slowly does not move its deadline
             self._set_deadline()
+        return True
 
     # answering in order
 
