@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gateway_fakes import FakeRequest, HeaderPairs
-from twisted.internet.defer import Deferred
+from gateway_fakes import FakeRequest, HeaderPairs, server
 
 from twisted_vllm.errors import Draining
 from twisted_vllm.gateway.upgrade import UpgradeRelay, acknowledged, upgrade_headers
+from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.response import UpstreamResponse
 from twisted_vllm.wire.tunnel import SwitchedResponse
@@ -42,9 +42,7 @@ def switched(tunnel: FakeTunnel) -> SwitchedResponse:
 
 def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
     relay = UpgradeRelay(asking)
-    waiting: Deferred[UpstreamResponse] = Deferred()
-    relay.begin(waiting)
-    waiting.callback(response)
+    relay.responded(response)
     return relay
 
 
@@ -116,8 +114,16 @@ def test_a_request_that_fails_cuts_its_tunnel_once() -> None:
 
 
 def test_a_client_that_goes_before_the_101_gives_the_request_up() -> None:
-    given_up = []
     relay = UpgradeRelay(request())
-    relay.begin(Deferred(given_up.append))
+    relay.exchange = exchange = Exchange(server(), b"GET", b"", None, relay)
     relay.cancel()
-    assert (relay.outcome, len(given_up)) == ("client_disconnected", 1)
+    assert (relay.outcome, exchange.over) == ("client_disconnected", True)
+
+
+def test_the_server_may_switch_to_what_the_client_asked_for() -> None:
+    asking = request()
+    asking.protocols = frozenset((b"websocket",))
+    exchange = Exchange(server(), b"GET", b"", None, UpgradeRelay(asking))
+    assert exchange.asked_for(HEAD)
+    assert not exchange.asked_for(ResponseHead(101, b"", [(b"Upgrade", b"websocket, other")]))
+    assert not exchange.asked_for(ResponseHead(101, b"", []))
