@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from twistd_harness import MASTER_KEY, Foreground, ask, free_port
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
@@ -58,10 +63,10 @@ def echo() -> Iterator[Echo]:
 
 
 @contextmanager
-def gateway_before(echo: Echo, directory: Path) -> Iterator[Foreground]:
+def gateway_before(echo: Echo, directory: Path, *arguments: str) -> Iterator[Foreground]:
     base = f"http://127.0.0.1:{echo.port}"
     port = free_port()
-    with Foreground(directory, port, LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE=base) as gateway:
+    with Foreground(directory, port, *arguments, LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE=base) as gateway:
         yield gateway
 
 
@@ -107,6 +112,44 @@ def test_a_browser_s_key_opens_it_and_is_seen_by_nobody_else(echo: Echo, tmp_pat
         assert refused.value.response.status_code == 401
         assert len(echo.handshakes) == 1
     assert key not in gateway.stdout + gateway.stderr
+
+
+def test_it_passes_over_tls(echo: Echo, tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed())
+    port = free_port()
+    listen = f"--listen=ssl:{port}:interface=127.0.0.1:privateKey={certificate}:certKey={certificate}"
+    trust = ssl.create_default_context(cafile=certificate)
+    with gateway_before(echo, tmp_path, listen) as gateway:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        secure = f"wss://localhost:{port}/vllm/v1/realtime"
+        with connect(secure, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE) as socket:
+            for message in MESSAGES:
+                socket.send(message)
+            assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
+            socket.send("goodbye")
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(PATIENCE)
+            assert socket.close_code == 4321
+    [line] = [line for line in map(json.loads, gateway.stdout.splitlines()) if line.get("route") == "/v1/realtime"]
+    assert (line["status"], line["outcome"]) == (101, "completed")
+
+
+def self_signed() -> bytes:
+    """Return a key and a certificate for ``localhost``, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    unencrypted = serialization.NoEncryption()
+    encoded = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted)
+    return encoded + certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def test_sigterm_closes_it_and_the_gateway_ends_at_once(echo: Echo, tmp_path: Path) -> None:
