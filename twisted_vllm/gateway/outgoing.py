@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twisted_vllm.access.credentials import CREDENTIAL_HEADERS
+from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
 from twisted_vllm.config.settings import Server
 from twisted_vllm.gateway.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
 from twisted_vllm.wire.headers import HOP_BY_HOP, HeaderList, nominated
@@ -24,9 +24,18 @@ OPERATORS_HEADERS = frozenset(
     )
 )
 
-#: what the gateway writes itself
+#: what the gateway writes itself; among the subprotocols may be a key
 _WRITTEN_ANEW = frozenset(
-    (b"host", b"content-length", b"expect", b"x-request-id", FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO)
+    (
+        b"host",
+        b"content-length",
+        b"expect",
+        b"x-request-id",
+        FORWARDED_FOR,
+        FORWARDED_HOST,
+        FORWARDED_PROTO,
+        SUBPROTOCOLS,
+    )
 )
 
 _NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW

@@ -14,7 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError
-from twisted_vllm.wire.exchange import Exchange
+from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
 from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
@@ -82,6 +82,7 @@ class Relay(Protocol):
     Attributes:
         exchange: the exchange with the server.
         outcome: how it ended, in the words of `RequestRecord`.
+        protocols: none: a server that switches protocols is at fault.
     """
 
     _log = Logger()
@@ -89,6 +90,7 @@ class Relay(Protocol):
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
+    protocols = NO_PROTOCOLS
     _response: UpstreamResponse | None = None
     _ended = False
 

@@ -15,6 +15,7 @@ from twisted_vllm.errors import GatewayError, RequestTimeout
 from twisted_vllm.wire.pace import PacedChannel
 from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.tunnel import Tunnel
 
 #: bytes that are held for a request whose predecessor is still being answered, before reading stops
 HELD_LIMIT = 16_384
@@ -52,10 +53,12 @@ class GatewayChannel(PacedChannel):
     Attributes:
         requests: the requests that were begun and not yet answered, oldest first.
         peer: where the connection comes from.
+        tunnel: what the connection was left to, once a server agreed to the first request's upgrade.
     """
 
     requests: list[GatewayRequest]
     peer: Peer
+    tunnel: Tunnel | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +80,8 @@ class GatewayChannel(PacedChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
+        if self.tunnel is not None:
+            self.tunnel.client_lost(reason)
         requests, self.requests = self.requests, []
         try:
             for request in requests:
@@ -133,7 +138,18 @@ class GatewayChannel(PacedChannel):
         if requests:
             self._advance()
 
+    def switch_to(self, tunnel: Tunnel) -> bytes:
+        """Leave what comes to `tunnel`, until the first request is finished; return what has come already."""
+        self.tunnel = tunnel
+        data = b"".join([self._reader.surplus, *self._held])
+        self._held.clear()
+        self.resume_reading("held")
+        return data
+
     def _hold(self, data: bytes) -> None:
+        if self.tunnel is not None:
+            self.tunnel.client_sent(data)
+            return
         self._held.append(data)
         self._held_size += len(data)
         if self._held_size > HELD_LIMIT:
@@ -226,7 +242,7 @@ class GatewayChannel(PacedChannel):
         """Close, after the rest of the request was read for a while where there is a rest."""
         self._reader.final = True
         self._lingering = True
-        unread = not request.body_complete or self._held or self._read_pauses
+        unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
         self._held.clear()
         self._read_pauses.clear()
         if not unread:
@@ -263,6 +279,8 @@ class GatewayChannel(PacedChannel):
         """End the connection when nothing is in work on it; called when the gateway shuts down."""
         for request in self.requests:
             request.persistent = False
+        if self.tunnel is not None:
+            self.tunnel.drain()
         current = self._reader.current
         if self.is_idle():
             self._close()
