@@ -22,6 +22,7 @@ from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
@@ -39,6 +40,7 @@ from twisted_vllm.store.store import Store
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hub import sockets_of
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -80,14 +82,15 @@ class GatewayService(Service):
         self._settings = settings
         self._observer = observer
         self._companions = companions
-        self._endpoints = [serverFromString(reactor, text) for text in settings.listen]
+        writes = EagerWrites()
+        sockets = sockets_of(reactor, writes)
+        self._endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
         self._store = Store(self._database)
         self._index = KeyIndex()
         self._registry = Registry(self._store, self._index)
         self._sweeper = Sweeper(reactor)
-        writes = EagerWrites(reactor)
-        self._agent = UpstreamAgent(reactor, self._sweeper, writes)
+        self._agent = UpstreamAgent(sockets, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor

@@ -18,6 +18,7 @@ NEVER = (
     "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate",
     "Proxy-Authorization", "HTTP2-Settings", "Authorization", "x-litellm-api-key", "api-key", "x-api-key", "Host",
     "Content-Length", "Expect", "X-Request-Id", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host",
+    "Sec-WebSocket-Protocol",
 )  # fmt: skip
 
 

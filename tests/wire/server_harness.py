@@ -362,7 +362,7 @@ class House:
             streaming={b"vllm": self.streaming},
             other=self.ordinary,
             sweeper=self.sweeper,
-            writes=EagerWrites(self.clock),
+            writes=EagerWrites(),
             reactor=self.clock,
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(),

@@ -86,6 +86,7 @@ _SERVER_TIMEOUTS = {
     "response_head": optional(seconds()),
     "idle": optional(seconds()),
     "total": optional(seconds()),
+    "tunnel_idle": optional(seconds()),
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from twisted_vllm.access.credentials import CREDENTIAL_HEADERS
+from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
 from twisted_vllm.config.settings import Server
 from twisted_vllm.gateway.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
 from twisted_vllm.wire.headers import HOP_BY_HOP, HeaderList, nominated
@@ -24,13 +24,27 @@ OPERATORS_HEADERS = frozenset(
     )
 )
 
-#: what the gateway writes itself
+#: what the gateway writes itself; among the subprotocols may be a key
 _WRITTEN_ANEW = frozenset(
-    (b"host", b"content-length", b"expect", b"x-request-id", FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO)
+    (
+        b"host",
+        b"content-length",
+        b"expect",
+        b"x-request-id",
+        FORWARDED_FOR,
+        FORWARDED_HOST,
+        FORWARDED_PROTO,
+        SUBPROTOCOLS,
+    )
 )
 
 _NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
 _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
+
+
+def dropped_from(trusted: bool) -> frozenset[bytes]:
+    """Return the lower-case names that never go on; `trusted` is whether the caller may set the operator's headers."""
+    return _NEVER if trusted else _NEVER_FROM_TENANTS
 
 
 def outgoing_headers(
@@ -58,7 +72,7 @@ def outgoing_headers(
         connection: the value of the client's ``Connection``, whose nominees stay behind.
         expects_continue: whether the client waits for the server's ``100 Continue``.
     """
-    drop = _NEVER if trusted else _NEVER_FROM_TENANTS
+    drop = dropped_from(trusted)
     if connection is not None:
         drop = drop | nominated(connection)
     out: HeaderList = [(b"Host", server.host_header)]

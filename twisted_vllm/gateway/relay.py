@@ -14,8 +14,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError
-from twisted_vllm.wire.exchange import Exchange
-from twisted_vllm.wire.headers import relayed_trailers
+from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
+from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
 
@@ -28,11 +28,25 @@ class RequestBody:
         length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
     """
 
-    def __init__(self, request: GatewayRequest) -> None:
+    def __init__(self, request: GatewayRequest, dropped: frozenset[bytes] = frozenset()) -> None:
+        """Make the body.
+
+        Args:
+            request: whose it is.
+            dropped: lower-case names of the headers that the server must not get from this client: a server may take
+                trailers for headers.
+        """
         self.length = UNKNOWN_LENGTH if request.body_length is None else request.body_length
+        self._dropped = dropped
         self._request = request
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] = Deferred()
+
+    @property
+    def trailers(self) -> HeaderList:
+        """The trailers that go on with it; all of them once it has ended."""
+        trailers = self._request.trailers
+        return relayed_trailers(trailers, self._dropped) if trailers else trailers
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to `consumer`; the Deferred fires at its end."""
@@ -68,6 +82,7 @@ class Relay(Protocol):
     Attributes:
         exchange: the exchange with the server.
         outcome: how it ended, in the words of `RequestRecord`.
+        protocols: none: a server that switches protocols is at fault.
     """
 
     _log = Logger()
@@ -75,6 +90,7 @@ class Relay(Protocol):
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
+    protocols = NO_PROTOCOLS
     _response: UpstreamResponse | None = None
     _ended = False
 
