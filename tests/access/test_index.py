@@ -103,3 +103,11 @@ def test_a_former_value_acts_as_the_key_until_its_end_and_not_longer_than_the_ke
     assert index.find(old).expires == SECONDS + 30
     index.apply(Changes(keys={TOKEN: None}))
     assert index.find(old) is None
+
+
+def test_who_may_use_certain_models_only_is_not_granted_the_headers_that_choose_another() -> None:
+    granted = ("x-session-id", "x-amzn-sagemaker-adapter-identifier")
+    index = KeyIndex([made(granted_headers=granted, team_id="x")])
+    assert len(index.find(TOKEN).principal.granted_headers) == 2
+    index.apply(Changes(teams={"x": TeamGrant(models=("a",))}))
+    assert index.find(TOKEN).principal.granted_headers == {b"x-session-id"}

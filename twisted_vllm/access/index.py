@@ -8,6 +8,7 @@ from typing import TypeVar
 import attrs
 import msgspec
 
+from twisted_vllm.access.headers import ADAPTER_HEADERS
 from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 
 T = TypeVar("T")
@@ -183,6 +184,10 @@ class KeyIndex:
                 return None
         user = self._users.get(grant.user_id) if grant.user_id is not None else None
         team = self._teams.get(grant.team_id) if grant.team_id is not None else None
+        granted = frozenset(name.encode() for name in grant.granted_headers)
+        if granted and (grant.models or (user and user.models) or (team and team.models)):
+            # who may use certain models only must not put another in the place of the body's
+            granted -= ADAPTER_HEADERS
         principal = Principal(
             kind="key",
             name=grant.name,
@@ -196,7 +201,7 @@ class KeyIndex:
             team_models=() if team is None else team.models,
             aliases=grant.aliases,
             priority=grant.priority,
-            granted_headers=frozenset(name.encode() for name in grant.granted_headers),
+            granted_headers=granted,
         )
         made = self._ready[token] = IndexedKey(
             token=grant.token,

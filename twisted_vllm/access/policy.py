@@ -175,19 +175,29 @@ class RoutePolicy:
     def check_model(self, principal: Principal, model: str) -> None:
         """Return if `principal` may use `model`, compared with case; ``*`` and ``?`` in its patterns are wildcards.
 
+        Its key, its user and its team must all allow the model.
+
         Raises:
-            ModelNotAllowed: it may not.
+            ModelNotAllowed: one of them does not; the message says which.
         """
-        patterns = principal.models
-        if principal.is_administrator or not patterns or model in patterns:
+        if principal.is_administrator:
             return
-        if _model_pattern(patterns).match(model) is None:
-            allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
-            raise ModelNotAllowed(
-                f"This key may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
-                "An administrator can change the key's models.",
-                param="model",
-            )
+        _check_level("This key", "key", principal.models, model)
+        if principal.user_models:
+            _check_level("The user of this key", "user", principal.user_models, model)
+        if principal.team_models:
+            _check_level("The team of this key", "team", principal.team_models, model)
+
+
+def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:
+    if not patterns or model in patterns or _model_pattern(patterns).match(model) is not None:
+        return
+    allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
+    raise ModelNotAllowed(
+        f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
+        f"An administrator can change the {level}'s models.",
+        param="model",
+    )
 
 
 def _any_matches(rules: Sequence[RouteRule], route: Route) -> bool:
