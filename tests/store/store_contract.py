@@ -13,10 +13,10 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant
+from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.store.interfaces import AliasExists, IStore, KeyExists
-from twisted_vllm.store.records import AuditRecord, FormerKeyRecord
+from twisted_vllm.store.records import AuditRecord, FormerKeyRecord, Member, TeamRecord, UserRecord
 from twisted_vllm.store.repository import PageQuery
 from twisted_vllm.store.transaction import KEPT_CHANGES
 
@@ -148,7 +148,7 @@ class StoreContract:
     @pytest_twisted.ensureDeferred
     async def test_a_new_store_is_empty(self, store: IStore) -> None:
         assert await all_keys(store) == []
-        assert await store.load() == Everything(keys=[], former=[])
+        assert await store.load() == Everything(keys=[], former=[], users={}, teams={})
 
     @pytest_twisted.ensureDeferred
     async def test_a_key_comes_back_as_it_was_given(self, store: IStore) -> None:
@@ -244,6 +244,44 @@ class StoreContract:
         _, changes = await remove(store, changed)
         assert changes == Changes(keys={token(9): None}, former={token(8): None})
         await put(store, key_record(8))
+
+    @pytest_twisted.ensureDeferred
+    async def test_users_and_teams_come_back_and_the_index_is_told_of_them(self, store: IStore) -> None:
+        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
+        user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **made)
+        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, **made)
+        plain = TeamRecord(team_id="y", **made)
+
+        def work(transaction: Any) -> None:
+            transaction.users.insert(user)
+            transaction.teams.insert(team)
+            transaction.teams.insert(plain)
+
+        _, changes = await store.change(work)
+        assert changes.users == {"ada ü": UserGrant(("a", "b*"))}
+        assert changes.teams == {"x": TeamGrant((), True), "y": TeamGrant()}
+        assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
+        everything = await store.load()
+        assert (everything.users, everything.teams) == (changes.users, {"x": TeamGrant((), True)})
+        assert (await store.news(0))[1] == changes
+        _, changes = await store.change(lambda each: each.teams.delete(["x", "z"]))
+        assert changes.teams == {"x": None, "z": None}
+
+    @pytest_twisted.ensureDeferred
+    async def test_members_come_and_go(self, store: IStore) -> None:
+        def work(transaction: Any) -> None:
+            members = transaction.members
+            for member in (Member("x", "ada"), Member("x", "bob"), Member("y", "ada"), Member("x", "ada", "admin")):
+                members.put(member)
+            assert members.of_teams(["x", "z"]) == {"x": [Member("x", "ada", "admin"), Member("x", "bob")], "z": []}
+            assert members.of_users(["ada"]) == {"ada": [Member("x", "ada", "admin"), Member("y", "ada")]}
+            assert (members.remove("x", "bob"), members.remove("x", "bob")) == (True, False)
+            members.remove_all(team_ids=["x"])
+            assert members.of_users(["ada"]) == {"ada": [Member("y", "ada")]}
+            members.remove_all(user_ids=["ada"])
+            assert members.of_teams(["x", "y"]) == {"x": [], "y": []}
+
+        await store.change(work)
 
     @pytest_twisted.ensureDeferred
     async def test_a_deleted_key_and_its_alias_can_be_made_again(self, store: IStore) -> None:

@@ -23,6 +23,8 @@ from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.respond import refuse, send_error, send_json
+from twisted_vllm.admin.teams import TeamEndpoints
+from twisted_vllm.admin.users import UserEndpoints
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.store.registry import Registry
 
@@ -32,6 +34,7 @@ WELCOME = {
     "routes": {
         "/vllm/…": "vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
+        "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/health/liveliness, /health/readiness": "health",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
@@ -92,7 +95,7 @@ class AdminApp:
 
 def _routes(office: Office) -> dict[str, tuple[str, Any]]:
     """Return the method and the endpoint of each route that asks who calls."""
-    keys, key_views = KeyEndpoints(office), KeyViews(office)
+    keys, key_views, users, teams = KeyEndpoints(office), KeyViews(office), UserEndpoints(office), TeamEndpoints(office)
     return {
         "/key/generate": ("POST", keys.generate),
         "/key/service-account/generate": ("POST", keys.generate_service_account),
@@ -107,6 +110,20 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/v2/key/info": ("POST", key_views.info_of_several),
         "/key/list": ("GET", key_views.list_keys),
         "/key/aliases": ("GET", key_views.list_aliases),
+        "/user/new": ("POST", users.new),
+        "/user/info": ("GET", users.info),
+        "/user/update": ("POST", users.update),
+        "/user/delete": ("POST", users.delete),
+        "/user/list": ("GET", users.list_users),
+        "/team/new": ("POST", teams.new),
+        "/team/info": ("GET", teams.info),
+        "/team/update": ("POST", teams.update),
+        "/team/delete": ("POST", teams.delete),
+        "/team/list": ("GET", teams.list_teams),
+        "/team/block": ("POST", teams.block),
+        "/team/unblock": ("POST", teams.unblock),
+        "/team/member_add": ("POST", teams.add_members),
+        "/team/member_delete": ("POST", teams.remove_member),
     }
 
 

@@ -80,6 +80,26 @@ def parse_aliases(query: Mapping[str, str]) -> PageQuery:
     )
 
 
+def parse_users(query: Mapping[str, str]) -> PageQuery:
+    """Return what is asked of ``/user/list``.
+
+    Raises:
+        InvalidRequest: a parameter is not known, or its value is not one that it takes.
+    """
+    names = ("role", "user_email", "user_alias", "page", "page_size", "sort_by", "sort_order")
+    given = given_of(query, names, {"user_ids": None, "sso_user_ids": None, "team": None, "organization_ids": None})
+    return PageQuery(
+        page=whole(given, "page", 1, None),
+        size=whole(given, "page_size", 25, LARGEST_PAGE),
+        equals={"user_role": given["role"]} if "role" in given else {},
+        contains={name: given[name] for name in ("user_email", "user_alias") if name in given},
+        sort_by=one_of(
+            given, "sort_by", ("created_at", "user_id", "user_email", "user_alias", "user_role"), "created_at"
+        ),
+        descending=one_of(given, "sort_order", ("asc", "desc"), "desc") == "desc",
+    )
+
+
 def given_of(query: Mapping[str, str], names: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters that hold something.
 

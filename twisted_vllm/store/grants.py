@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Text, cast, func, select
+from sqlalchemy import Column, Connection, Select, Text, cast, func, select
 from sqlalchemy.sql.elements import Cast
 
-from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant
-from twisted_vllm.store.tables import changes, former_keys, keys
+from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.store.repository import in_chunks
+from twisted_vllm.store.tables import changes, former_keys, keys, teams, users
 
-KEY, FORMER = "key", "former"
+T = TypeVar("T")
+
+KEY, FORMER, USER, TEAM = "key", "former", "user", "team"
 
 
 def _text(column: Column[Any]) -> Cast[str]:
@@ -75,6 +78,19 @@ def _former_key(row: Any) -> FormerKey:
     return FormerKey(token, successor, works_until.timestamp())
 
 
+_NONE = "[]"
+_USER = select(users.c.user_id, _text(users.c.models))
+_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked)
+
+
+def _user_grant(row: Any) -> UserGrant:
+    return UserGrant(_labels(row[1]))
+
+
+def _team_grant(row: Any) -> TeamGrant:
+    return TeamGrant(_labels(row[1]), row[2])
+
+
 def last_revision(connection: Connection) -> int:
     """Return the number of the last change."""
     found: int = connection.execute(select(func.coalesce(func.max(changes.c.revision), 0))).scalar_one()
@@ -89,24 +105,29 @@ def read_everything(connection: Connection) -> Everything:
         revision=revision,
         keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
         former=[_former_key(row) for row in connection.execute(_FORMER)],
+        # of the others there is nothing to know
+        users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE},
+        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2]},
     )
 
 
 def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> Changes:
     """Return what the named keys, users and teams are now."""
-    names: dict[str, list[str]] = {KEY: [], FORMER: []}
+    names: dict[str, list[str]] = {KEY: [], FORMER: [], USER: [], TEAM: []}
     for kind, name in touched:
+        # a newer version may know more
         names.setdefault(kind, []).append(name)
-    changed_keys: dict[str, KeyGrant | None] = dict.fromkeys(names[KEY])
-    changed_former: dict[str, FormerKey | None] = dict.fromkeys(names[FORMER])
-    for some in _chunks(names[KEY]):
-        for row in connection.execute(select(*_KEY_COLUMNS).where(keys.c.token.in_(some))):
-            changed_keys[row[0]] = _key_grant(row)
-    for some in _chunks(names[FORMER]):
-        for row in connection.execute(_FORMER.where(former_keys.c.token.in_(some))):
-            changed_former[row[0]] = _former_key(row)
-    return Changes(keys=changed_keys, former=changed_former)
 
+    def now(kind: str, asked: Select[Any], column: Column[Any], made: Callable[[Any], T]) -> dict[str, T | None]:
+        found: dict[str, T | None] = dict.fromkeys(names[kind])
+        for some in in_chunks(names[kind]):
+            for row in connection.execute(asked.where(column.in_(some))):
+                found[row[0]] = made(row)
+        return found
 
-def _chunks(names: list[str]) -> Iterable[list[str]]:
-    return (names[start : start + 1000] for start in range(0, len(names), 1000))
+    return Changes(
+        keys=now(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
+        former=now(FORMER, _FORMER, former_keys.c.token, _former_key),
+        users=now(USER, _USER, users.c.user_id, _user_grant),
+        teams=now(TEAM, _TEAM, teams.c.team_id, _team_grant),
+    )

@@ -24,6 +24,67 @@ class FormerKeyRecord:
 
 
 @attrs.frozen
+class UserRecord:
+    """A person, or whatever else keys belong to.
+
+    Attributes:
+        user_id: what keys and teams know it by.
+        user_alias: its name.
+        user_email: its address in lower case; no other user has it.
+        user_role: LiteLLM's word for it; it grants nothing here.
+        models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
+        metadata: a JSON object of the administrator's.
+
+    The others are as in `KeyRecord`.
+    """
+
+    user_id: str
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    user_alias: str | None = None
+    user_email: str | None = None
+    user_role: str = "internal_user"
+    models: tuple[str, ...] = ()
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class TeamRecord:
+    """A team.
+
+    Attributes:
+        team_id: what keys know it by.
+        team_alias: its name.
+        models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
+        blocked: whether its keys are refused.
+        metadata: a JSON object of the administrator's.
+
+    The others are as in `KeyRecord`.
+    """
+
+    team_id: str
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    team_alias: str | None = None
+    models: tuple[str, ...] = ()
+    blocked: bool = False
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Member:
+    """A user's place in a team; ``role`` is ``user`` or ``admin``, LiteLLM's words, and grants nothing here."""
+
+    team_id: str
+    user_id: str
+    role: str = "user"
+
+
+@attrs.frozen
 class AuditRecord:
     """One thing that an administrator did. It names keys by the first digits of their hashes.
 

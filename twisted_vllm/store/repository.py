@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
 from attrs import AttrsInstance
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, insert, select, update
 
+T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
 #: values that one statement takes: SQLite's own limit is 32,766
 _MOST_VALUES = 1000
+
+
+def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Return `values` in pieces that one statement takes."""
+    return (values[start : start + _MOST_VALUES] for start in range(0, len(values), _MOST_VALUES))
 
 
 @attrs.frozen
@@ -77,10 +83,9 @@ class Repository(Generic[RecordT]):
 
     def among(self, column: str, values: Iterable[Any]) -> list[RecordT]:
         """Return the records whose column has one of these values."""
-        wanted = list(dict.fromkeys(values))
         found: list[RecordT] = []
-        for start in range(0, len(wanted), _MOST_VALUES):
-            found += self._read(self._table.c[column].in_(wanted[start : start + _MOST_VALUES]))
+        for some in in_chunks(list(dict.fromkeys(values))):
+            found += self._read(self._table.c[column].in_(some))
         return found
 
     def _read(self, *conditions: ColumnElement[bool]) -> list[RecordT]:
@@ -125,8 +130,7 @@ class Repository(Generic[RecordT]):
 
     def delete(self, identities: Sequence[str]) -> None:
         """Forget records; those that are not there are none."""
-        for start in range(0, len(identities), _MOST_VALUES):
-            some = identities[start : start + _MOST_VALUES]
+        for some in in_chunks(identities):
             self._connection.execute(delete(self._table).where(self._identity.in_(some)))
         for identity in identities:
             self._touched(identity)

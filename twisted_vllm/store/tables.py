@@ -90,6 +90,45 @@ former_keys = Table(
     Index("vllm_passthrough_former_keys_id", "key_id"),
 )
 
+users = Table(
+    "vllm_passthrough_users",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("user_alias", String(255)),
+    Column("user_email", String(255)),
+    Column("user_role", String(32), nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
+)
+
+teams = Table(
+    "vllm_passthrough_teams",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("team_alias", String(255)),
+    Column("models", JSON, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+)
+
+members = Table(
+    "vllm_passthrough_members",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("user_id", String(255), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Index("vllm_passthrough_members_user", "user_id"),
+)
+
 #: what was changed, for other processes on the same database: ``revision`` counts without gaps
 changes = Table(
     "vllm_passthrough_changes",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy import Connection, and_, delete, false, insert, or_, select
+from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from twisted_vllm.access.index import Changes
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.store import tables
-from twisted_vllm.store.grants import FORMER, KEY, last_revision, read_changed
+from twisted_vllm.store.grants import FORMER, KEY, TEAM, USER, last_revision, read_changed
 from twisted_vllm.store.interfaces import AliasExists, KeyExists
-from twisted_vllm.store.records import AuditRecord, FormerKeyRecord
+from twisted_vllm.store.members import Memberships
+from twisted_vllm.store.records import AuditRecord, FormerKeyRecord, TeamRecord, UserRecord
 from twisted_vllm.store.repository import Page, PageQuery, Repository
 
 #: how many changes are kept for other processes to read; one that missed more reads everything again
@@ -58,6 +60,12 @@ class KeyRepository(Repository[KeyRecord]):
             if owner is not None and owner.token != identity:
                 raise AliasExists
 
+    def count_by(self, column: str, values: Sequence[str]) -> dict[str, int]:
+        """Return how many keys have each of these values."""
+        asked = tables.keys.c[column]
+        counted = select(asked, func.count()).where(asked.in_(values)).group_by(asked)
+        return {row[0]: row[1] for row in self._connection.execute(counted)}
+
     def page_of_status(self, query: PageQuery, status: str | None, now: datetime) -> Page[KeyRecord]:
         """Return a page of the keys in one state: ``active``, ``expired``, ``revoked``; or of all."""
         return self.page(query, *(() if status is None else (_has_status(status, now),)))
@@ -82,6 +90,9 @@ class Transaction:
     Attributes:
         keys: the keys.
         former: the values that keys had before they were regenerated.
+        users: the users.
+        teams: the teams.
+        members: who is in which team.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -89,6 +100,9 @@ class Transaction:
         self._touched: dict[tuple[str, str], None] = {}
         self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._touch, KEY))
         self.former = Repository(connection, tables.former_keys, FormerKeyRecord, partial(self._touch, FORMER))
+        self.users = Repository(connection, tables.users, UserRecord, partial(self._touch, USER))
+        self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._touch, TEAM))
+        self.members = Memberships(connection)
 
     def _touch(self, kind: str, name: str) -> None:
         self._touched[kind, name] = None
