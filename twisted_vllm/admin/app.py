@@ -17,6 +17,7 @@ from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.access.keys import Authenticator
+from twisted_vllm.admin.audit import AuditEndpoints
 from twisted_vllm.admin.authorize import Gatekeeper
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
@@ -35,6 +36,7 @@ WELCOME = {
         "/vllm/…": "vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
+        "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
@@ -124,6 +126,7 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/team/unblock": ("POST", teams.unblock),
         "/team/member_add": ("POST", teams.add_members),
         "/team/member_delete": ("POST", teams.remove_member),
+        "/audit/list": ("GET", AuditEndpoints(office).list_entries),
     }
 
 
