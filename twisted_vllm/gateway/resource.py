@@ -126,7 +126,7 @@ class PassThroughResource:
         body: bytes | RequestBody
         framing = None
         if admitted.body is None:
-            body = RequestBody(request, dropped_from(entry.principal.is_administrator))
+            body = RequestBody(request, dropped_from(entry.principal))
             if isinstance(body.length, int):
                 framing = (b"Content-Length", b"%d" % body.length)
             else:
@@ -147,7 +147,7 @@ class PassThroughResource:
             request.raw_headers,
             request.header_names,
             server=admitted.server,
-            trusted=entry.principal.is_administrator,
+            principal=entry.principal,
             request_id=request.request_id,
             forwarded=forwarded,
             framing=framing,
