@@ -80,13 +80,13 @@ class Relay(Protocol):
     """Carries one response to the client. It is the request's `Work`, the exchange's `Asker`, and receives the body.
 
     Attributes:
-        exchange: the exchange with the server.
+        exchange: the exchange with the server, until the response has ended.
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
     """
 
     _log = Logger()
-    exchange: Exchange
+    exchange: Exchange | None = None
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
@@ -102,7 +102,8 @@ class Relay(Protocol):
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        self.exchange.cancel()
+        if self.exchange is not None:
+            self.exchange.cancel()
 
     # the head
 
@@ -162,6 +163,8 @@ class Relay(Protocol):
         self.outcome = "completed"
         response = self._response
         trailers = response.trailers if response is not None else None
+        # they refer back to it: so all are gone at once, and not at the next collection
+        self._response = self.exchange = self.transport = None
         self._request.relay_body(data, True, relayed_trailers(trailers) if trailers else None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

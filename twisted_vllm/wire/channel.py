@@ -163,6 +163,10 @@ class GatewayChannel(PacedChannel):
                     return
                 if not self._feed_piece(data[at : at + SLICE]):
                     return
+                rest = len(data) - at - SLICE
+                if rest > 0 and self._is_within_body(rest):
+                    self._feed_piece(data[-rest:])
+                    return
         else:
             self._feed_piece(data)
 

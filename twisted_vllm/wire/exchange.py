@@ -223,6 +223,8 @@ class ResponseReader:
             return
         self.head_arrived = True
         self.head = head
+        # it belongs to a request that need not outlive its response
+        self._informational = None
         if self._is_head:
             # llhttp goes on to wait for the body that Content-Length announces
             self.bodyless = self.complete = True

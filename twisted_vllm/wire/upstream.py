@@ -250,6 +250,8 @@ class UpstreamConnection(Protocol):
             response.received(data)
         if complete:
             response.ended(DONE)
+            # the response refers to it, too: so both are gone at once, and not at the next collection
+            exchange.response = None
         elif begun is None:
             response.hold()
 
