@@ -16,6 +16,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
@@ -26,6 +27,7 @@ from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
 from twisted_vllm.gateway.routing import Router
@@ -99,6 +101,7 @@ class GatewayService(Service):
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
+        failures = FailedAuthentications(settings.limits.max_failed_authentications)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
@@ -110,6 +113,7 @@ class GatewayService(Service):
             client=PassThroughClient(self._agent),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            failures=failures,
         )
         admin = AdminApp(
             authenticator=authenticator,
@@ -118,6 +122,8 @@ class GatewayService(Service):
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
             readiness=self._readiness,
+            client_of=lambda request: address_of(request, settings.trusted_proxies),
+            failures=failures,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},

@@ -16,6 +16,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
+from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.admin.audit import AuditEndpoints
 from twisted_vllm.admin.authorize import Gatekeeper
@@ -60,6 +61,7 @@ class AdminApp:
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
         client_of: Callable[[IRequest], str] = _peer_of,
+        failures: FailedAuthentications | None = None,
     ) -> None:
         """Bind the routes.
 
@@ -71,8 +73,11 @@ class AdminApp:
             randbytes: returns that many bytes, fit for secrets.
             readiness: tells how fit the process is to serve; it is asked for each request and must not block.
             client_of: returns the address that a request comes from.
+            failures: slows guessing down.
         """
-        gatekeeper = Gatekeeper(authenticator, registry.index, now, client_of)
+        gatekeeper = Gatekeeper(
+            authenticator, registry.index, now, client_of, FailedAuthentications(None) if failures is None else failures
+        )
         office = Office(
             authenticator=authenticator,
             gatekeeper=gatekeeper,

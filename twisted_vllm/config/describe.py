@@ -28,7 +28,7 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
     yield _line("drain", f"{settings.drain_timeout:g} s")
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
-        yield _line("limit", f"{field} {value} (default {usual})")
+        yield _line("limit", f"{field} {'none' if value is None else value} (default {usual})")
     yield _line("log", _log(settings.log))
 
 

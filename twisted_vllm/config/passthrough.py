@@ -78,7 +78,11 @@ def network(value: object, place: Place) -> IPv4Network | IPv6Network:
 
 listen = list_of(endpoint, lone=True)
 
-limits = Section(Limits, {field.name: whole(1) for field in attrs.fields(Limits)})
+_UNLIMITED = "max_failed_authentications"
+limits = Section(
+    Limits,
+    {field.name: optional(whole(1)) if field.name == _UNLIMITED else whole(1) for field in attrs.fields(Limits)},
+)
 
 #: the waiting times that concern a server; the others concern clients
 _SERVER_TIMEOUTS = {

@@ -115,6 +115,7 @@ class Limits:
         max_body_bytes: of a request's body, in bytes.
         max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
+        max_failed_authentications: of keys that are not valid from one address in a minute; ``None`` is no cap.
     """
 
     max_head_bytes: int = 65_536
@@ -122,6 +123,7 @@ class Limits:
     max_body_bytes: int = 1_073_741_824
     max_held_body_bytes: int = 67_108_864
     max_admin_body_bytes: int = 1_048_576
+    max_failed_authentications: int | None = 60
 
 
 @attrs.frozen
