@@ -198,6 +198,13 @@ class Draining(GatewayError):
     code = "draining"
 
 
+class TooManyConnections(GatewayError):
+    """The gateway has as many client connections as it may have."""
+
+    status = 503
+    code = "too_many_connections"
+
+
 class StoreUnavailable(GatewayError):
     """The database could not be read or written."""
 

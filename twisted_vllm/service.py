@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -21,6 +22,7 @@ from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
@@ -36,6 +38,7 @@ from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.keys import DatabaseKeyStore
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.descriptors import cap_within, open_files
 from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
@@ -73,9 +76,12 @@ class GatewayService(Service):
         self.ports: list[IListeningPort] = []
         self._reactor = reactor
         self._settings = settings
+        limits = attrs.evolve(
+            settings.limits, max_connections=cap_within(settings.limits.max_connections, open_files())
+        )
         self._observer = observer
         self._companions = companions
-        self._endpoints = [serverFromString(reactor, text) for text in settings.listen]
+        self._endpoints = [serverFromString(reactor, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
         self._store = DatabaseKeyStore(self._database)
         self._index = KeyIndex()
@@ -115,7 +121,7 @@ class GatewayService(Service):
             sweeper=self._sweeper,
             writes=writes,
             reactor=reactor,
-            limits=settings.limits,
+            limits=limits,
             timeouts=settings.timeouts,
             randbytes=os.urandom,
             on_finished=self._finished,
@@ -166,6 +172,13 @@ class GatewayService(Service):
         self._pinging.start(PING_INTERVAL, now=False)
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
+        cap = self.site.limits.max_connections
+        if cap != self._settings.limits.max_connections:
+            self._log.info(
+                "At most {cap} client connections at once: the process may open {files} files",
+                cap=cap,
+                files=open_files(),
+            )
         for port in self.ports:
             self._log.info("Listening on {address}", address=_address(port))
         self._log.info(

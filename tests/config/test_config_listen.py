@@ -11,7 +11,7 @@ from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
-from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.listen import BACKLOG, DEFAULT_LISTEN, endpoint, is_loopback, with_backlog
 from twisted_vllm.config.place import Place, Rejected, Report
 
 
@@ -129,3 +129,30 @@ def test_any_text_is_an_endpoint_or_refused(text):
         assert endpoint(text, Place("listen", Report(), {})) == text
     except Rejected as refusal:
         assert refusal.message
+
+
+@pytest.mark.parametrize(
+    ("text", "backlog"),
+    [
+        (DEFAULT_LISTEN, BACKLOG),
+        ("tcp:4000", BACKLOG),
+        ("tcp:4000:127.0.0.1", BACKLOG),
+        ("tcp:4000:backlog=7", 7),
+        ("tcp:4000:127.0.0.1:7", 7),
+        (r"tcp6:4000:interface=\:\:1", BACKLOG),
+        ("tcp6:4000:7", 7),
+        ("unix:/run/gateway.sock", BACKLOG),
+        ("unix:/run/gateway.sock:backlog=7", 7),
+    ],
+)
+def test_a_crowd_may_wait_to_be_accepted_unless_the_endpoint_says_otherwise(text, backlog):
+    reactor = MemoryReactor()
+    serverFromString(reactor, with_backlog(text)).listen(Factory())
+    (listening,) = reactor.tcpServers or reactor.unixServers
+    assert listening[2] == backlog
+
+
+def test_a_crowd_may_wait_behind_a_wrapper_as_well():
+    assert with_backlog("haproxy:tcp:4000") == f"haproxy:tcp:4000:backlog={BACKLOG}"
+    assert with_backlog("ssl:443:privateKey=k.pem") == f"ssl:443:privateKey=k.pem:backlog={BACKLOG}"
+    assert with_backlog("systemd:domain=INET:index=0") == "systemd:domain=INET:index=0"

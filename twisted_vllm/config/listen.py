@@ -10,8 +10,14 @@ from twisted_vllm.config.shape import text
 
 DEFAULT_LISTEN = "tcp:4000:interface=127.0.0.1"
 
+#: connections that wait to be accepted, where an endpoint does not say: of more clients at once than Twisted's default
+#: of 50, each waits a second for its kernel to try again
+BACKLOG = 1024
+
 #: the position of ``interface`` among the arguments of each type that has one (``twisted/internet/endpoints.py``)
 _INTERFACE_POSITION = {"tcp": 1, "ssl": 4, "tcp6": 2, "tls": 3}
+#: the position of ``backlog``, likewise
+_BACKLOG_POSITION = {"tcp": 2, "ssl": 5, "tcp6": 1, "tls": 2, "unix": 2}
 _PORT_POSITION = {"tcp": 0, "ssl": 0, "tcp6": 0, "tls": 1}
 _HOST_PORT = re.compile(
     r"(?:(?P<host>\[[0-9A-Fa-f:.]*\]|\*|localhost|[A-Za-z0-9_.-]*\.[A-Za-z0-9_.-]*|):)?(?P<port>[0-9]{1,5})/?"
@@ -56,6 +62,18 @@ def is_loopback(endpoint: str) -> bool:
         return ip_address(interface).is_loopback
     except ValueError:
         return False
+
+
+def with_backlog(endpoint: str) -> str:
+    """Return the endpoint with room for `BACKLOG` waiting connections, unless it says itself how many."""
+    inner = endpoint
+    while inner.startswith(_WRAPPER):
+        inner = inner.removeprefix(_WRAPPER)
+    kind, arguments, named = split(inner)
+    position = _BACKLOG_POSITION.get(kind)
+    if position is None or "backlog" in named or len(arguments) > position:
+        return endpoint
+    return f"{endpoint}:backlog={BACKLOG}"
 
 
 def _check_port(kind: str, arguments: list[str], named: dict[str, str]) -> None:

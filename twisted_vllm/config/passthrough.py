@@ -78,7 +78,9 @@ def network(value: object, place: Place) -> IPv4Network | IPv6Network:
 
 listen = list_of(endpoint, lone=True)
 
-limits = Section(Limits, {field.name: whole(1) for field in attrs.fields(Limits)})
+limits = Section(
+    Limits, {field.name: whole(1) for field in attrs.fields(Limits)} | {"max_connections": optional(whole(1))}
+)
 
 #: the waiting times that concern a server; the others concern clients
 _SERVER_TIMEOUTS = {

@@ -112,6 +112,7 @@ class Limits:
         max_body_bytes: of a request's body, in bytes.
         max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
+        max_connections: of clients, at a time; ``None`` is no cap.
     """
 
     max_head_bytes: int = 65_536
@@ -119,6 +120,7 @@ class Limits:
     max_body_bytes: int = 1_073_741_824
     max_held_body_bytes: int = 67_108_864
     max_admin_body_bytes: int = 1_048_576
+    max_connections: int | None = 10_000
 
 
 @attrs.frozen
