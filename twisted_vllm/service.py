@@ -40,6 +40,7 @@ from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.descriptors import cap_within, open_files
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
@@ -87,6 +88,7 @@ class GatewayService(Service):
         self._index = KeyIndex()
         self._sweeper = Sweeper(reactor)
         writes = EagerWrites(reactor)
+        self._hangups = Hangups(reactor)
         self._agent = UpstreamAgent(reactor, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
@@ -120,6 +122,7 @@ class GatewayService(Service):
             other=admin.resource(),
             sweeper=self._sweeper,
             writes=writes,
+            hangups=self._hangups,
             reactor=reactor,
             limits=limits,
             timeouts=settings.timeouts,
@@ -240,6 +243,7 @@ class GatewayService(Service):
         if late.active():
             late.cancel()
         self._agent.close()
+        self._hangups.close()
         self._sweeper.stop()
         if self._pinging.running:
             self._pinging.stop()

@@ -70,6 +70,7 @@ class GatewayChannel(PacedChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
+        self._end_pauses()
         requests, self.requests = self.requests, []
         try:
             for request in requests:
@@ -199,7 +200,7 @@ class GatewayChannel(PacedChannel):
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses
         self._held.clear()
-        self._read_pauses.clear()
+        self._end_pauses()
         if not unread:
             self._close()
             return

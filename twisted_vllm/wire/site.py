@@ -16,6 +16,7 @@ from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.wire.channel import GatewayChannel
 from twisted_vllm.wire.crowd import Crowd
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.sweeper import Sweeper
 
@@ -33,6 +34,7 @@ class GatewaySite(server.Site):
     Attributes:
         sweeper: the deadlines of all connections.
         writes: sends what was written in a turn of the reactor.
+        hangups: notices who has gone while nobody reads from him.
         limits: caps on requests.
         timeouts: waiting times towards clients.
         draining: whether the gateway is shutting down: every answer then closes its connection.
@@ -50,6 +52,7 @@ class GatewaySite(server.Site):
         other: IResource,
         sweeper: Sweeper,
         writes: EagerWrites,
+        hangups: Hangups,
         reactor: IReactorTime,
         limits: Limits,
         timeouts: Timeouts,
@@ -63,6 +66,7 @@ class GatewaySite(server.Site):
             other: what answers every other path.
             sweeper: the deadlines of all connections.
             writes: sends what was written in a turn of the reactor.
+            hangups: notices who has gone while nobody reads from him.
             reactor: the clock.
             limits: caps on requests.
             timeouts: waiting times towards clients.
@@ -72,6 +76,7 @@ class GatewaySite(server.Site):
         super().__init__(other, timeout=None, reactor=reactor)
         self.sweeper = sweeper
         self.writes = writes
+        self.hangups = hangups
         self.limits = limits
         self.timeouts = timeouts
         self.draining = False
