@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "simulator": PLAIN,
     "quickstart": PLAIN,
     "starting": PLAIN,
-    "service": MIDDLE | {"gateway", "admin", "starting"},
-    "tap": MIDDLE | {"service", "quickstart", "simulator", "starting"},
+    "stopping": PLAIN | {"wire"},
+    "service": MIDDLE | {"gateway", "admin", "starting", "stopping"},
+    "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }
 
 #: what decides, without a reactor, a clock or I/O

@@ -33,6 +33,7 @@ from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
 from twisted_vllm.observe.setup import finish, give_to_twistd, install
 from twisted_vllm.starting import StartError
+from twisted_vllm.stopping import Drain, StopSignals
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.keys import DatabaseKeyStore
@@ -60,7 +61,12 @@ class GatewayService(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, settings: Settings, observer: ILogObserver, companions: Sequence[IService] = ()
+        self,
+        reactor: Any,
+        settings: Settings,
+        observer: ILogObserver,
+        companions: Sequence[IService] = (),
+        signals: StopSignals | None = None,
     ) -> None:
         """Build the gateway; nothing is opened yet.
 
@@ -69,6 +75,7 @@ class GatewayService(Service):
             settings: what the operator decided.
             observer: where the log goes.
             companions: services that start before the gateway and stop after it.
+            signals: what asks the process to end: the first drains, the second cuts what is left.
 
         Raises:
             ValueError: a listen string describes no endpoint.
@@ -82,6 +89,7 @@ class GatewayService(Service):
         )
         self._observer = observer
         self._companions = companions
+        self._signals = signals
         self._endpoints = [serverFromString(reactor, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
         self._store = DatabaseKeyStore(self._database)
@@ -129,6 +137,7 @@ class GatewayService(Service):
             randbytes=os.urandom,
             on_finished=self._finished,
         )
+        self._drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
     # start
 
@@ -171,6 +180,8 @@ class GatewayService(Service):
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 10)
+        if self._signals is not None:
+            self._signals.install(self._drain.signalled)
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
         for warning in self._settings.warnings:
@@ -220,7 +231,7 @@ class GatewayService(Service):
         self._request_log.emit(self._recorder.record(request, self.site.seconds()))
 
     def _readiness(self) -> Readiness:
-        return Readiness(draining=self.site.draining, database=self._database_answers)
+        return Readiness(draining=self._drain.begun, database=self._database_answers)
 
     def _ping(self) -> Deferred[None]:
         return self._database.ping().addCallback(self._pinged)
@@ -232,16 +243,10 @@ class GatewayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Take no more connections, let what runs end within ``drain_timeout``, then cut it, and fire."""
+        """Drain, end everything else, and fire."""
         super().stopService()
         began = self._reactor.seconds()
-        ports, self.ports = self.ports, []
-        late = self._reactor.callLater(self._settings.drain_timeout, self._cut)
-        drained = self.site.drain()
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        yield drained
-        if late.active():
-            late.cancel()
+        yield self._drain.run(self.ports)
         self._agent.close()
         self._hangups.close()
         self._sweeper.stop()
@@ -250,15 +255,9 @@ class GatewayService(Service):
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self._signals is not None:
+            self._signals.restore()
         finish(self._observer)
-
-    def _cut(self) -> None:
-        count = self.site.abort()
-        self._log.warn(
-            "Cut {count} connections that were still in work after {seconds} s",
-            count=count,
-            seconds=self._settings.drain_timeout,
-        )
 
 
 def _address(port: IListeningPort) -> str:

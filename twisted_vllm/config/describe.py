@@ -26,7 +26,8 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("open to keys", rule) for rule in settings.tenant_routes.allow)
     yield from (_line("closed to keys", rule) for rule in settings.tenant_routes.deny)
     yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
-    yield _line("drain", f"{settings.drain_timeout:g} s")
+    delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
+    yield _line("drain", f"{settings.drain_timeout:g} s{delay}")
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
         yield _line("limit", f"{field} {value} (default {usual})")
     yield _line("log", _log(settings.log))

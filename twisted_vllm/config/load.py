@@ -90,7 +90,10 @@ def load(
 
     if report.problems or database is None:
         raise ConfigError(report.problems)
-    optional = ("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts", "drain_timeout", "log")
+    optional = (
+        *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
+        *("drain_delay", "drain_timeout", "log"),
+    )
     return Settings(
         listen=endpoints,
         master_key=master_key,

@@ -136,6 +136,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits": limits,
         "timeouts": timeouts,
         "servers": servers,
+        "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
         "log": Section(
             LogSettings,

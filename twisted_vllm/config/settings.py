@@ -139,6 +139,7 @@ class Settings:
         trusted_proxies: networks whose ``X-Forwarded-*`` headers are believed.
         limits: caps.
         timeouts: waiting times, before a server's own overrides.
+        drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
         drain_timeout: seconds that running requests are given at shutdown.
         log: the log.
         warnings: one line each on what was accepted and is not used.
@@ -155,6 +156,7 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    drain_delay: float = 0.0
     drain_timeout: float = 30.0
     log: LogSettings = LogSettings()
     warnings: tuple[str, ...] = ()
