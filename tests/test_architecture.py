@@ -39,7 +39,8 @@ MAY_IMPORT = {
 #: what decides, without a reactor, a clock or I/O
 PURE_PACKAGES = ("access", "config")
 PURE_MODULES = tuple(
-    f"twisted_vllm.gateway.{name}" for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing")
+    f"twisted_vllm.gateway.{name}"
+    for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
 )
 
 #: paths of one person's machine

@@ -26,6 +26,7 @@ from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
 from twisted_vllm.gateway.routing import Router
@@ -110,9 +111,10 @@ class GatewayService(Service):
             router=Router(settings.models, settings.default_server),
             path_aliases=settings.path_aliases,
         )
+        queues = self._queues = ServerQueues(servers_of(settings), self._agent.forward, self._sweeper)
         pass_through = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(self._agent),
+            client=PassThroughClient(self._agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
         )
@@ -135,7 +137,7 @@ class GatewayService(Service):
             limits=limits,
             timeouts=settings.timeouts,
             randbytes=os.urandom,
-            on_finished=self._finished,
+            on_finished=self._finished_and_left if queues.needed else self._finished,
         )
         self._drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
@@ -229,6 +231,10 @@ class GatewayService(Service):
 
     def _finished(self, request: GatewayRequest) -> None:
         self._request_log.emit(self._recorder.record(request, self.site.seconds()))
+
+    def _finished_and_left(self, request: GatewayRequest) -> None:
+        self._finished(request)
+        self._queues.finished(request)
 
     def _readiness(self) -> Readiness:
         return Readiness(draining=self._drain.begun, database=self._database_answers)

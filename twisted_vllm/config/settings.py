@@ -18,6 +18,7 @@ class Timeouts:
         response_head: from the end of the request to the head of the response.
         idle: between two pieces of a response.
         total: for the whole exchange.
+        queue: for a server that has its ``max_concurrent_requests`` in work.
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
         keep_alive: for a client's idle connection.
@@ -27,6 +28,7 @@ class Timeouts:
     response_head: float | None = 600.0
     idle: float | None = 300.0
     total: float | None = None
+    queue: float | None = 30.0
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0
@@ -46,6 +48,8 @@ class Server:
         host_header: the value of ``Host``.
         api_key: the server's own key, sent as ``Authorization: Bearer``.
         timeouts: the waiting times for this server.
+        max_concurrent_requests: in work at its address, at a time; ``None`` is no cap.
+        max_queued_requests: that may wait for that.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Server:
     host_header: bytes
     api_key: Secret | None
     timeouts: Timeouts
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int = 100
 
 
 @attrs.frozen
@@ -113,6 +119,8 @@ class Limits:
         max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
         max_connections: of clients, at a time; ``None`` is no cap.
+        max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
+        max_queued_requests: that may wait for one server.
     """
 
     max_head_bytes: int = 65_536
@@ -121,6 +129,8 @@ class Limits:
     max_held_body_bytes: int = 67_108_864
     max_admin_body_bytes: int = 1_048_576
     max_connections: int | None = 10_000
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int = 100
 
 
 @attrs.frozen

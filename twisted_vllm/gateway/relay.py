@@ -13,7 +13,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError, UpstreamProtocolError
+from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
 from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.headers import relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
@@ -120,7 +120,7 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "upstream_failed"
+        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
