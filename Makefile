@@ -10,13 +10,14 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format live live-url wheel clean
+.PHONY: help run test format live live-url bench wheel clean
 
 help:
 	@echo 'make run     start the gateway with a simulated vLLM behind it: nothing to configure'
 	@echo 'make test    check format, lint and types, then run the tests'
 	@echo 'make format  format the sources and sort their imports'
 	@echo 'make live    run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
+	@echo 'make bench   compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
 	@echo 'make wheel   build dist/*.whl'
 	@echo 'make clean   remove what make made'
 
@@ -38,6 +39,9 @@ live: live-url $(VENV)/installed-live
 
 live-url:
 	@test -n "$$VLLM_BASE_URL" || { echo 'make live: set VLLM_BASE_URL to a vLLM server, as in http://127.0.0.1:8000' >&2; exit 2; }
+
+bench: $(VENV)/installed
+	@exec $(BIN)/python -m benchmarks $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

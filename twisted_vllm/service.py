@@ -17,7 +17,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
@@ -37,18 +38,23 @@ from twisted_vllm.starting import StartError
 from twisted_vllm.stopping import Drain, StopSignals
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.interfaces import StoreError
-from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.descriptors import cap_within, open_files
 from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.hangup import Hangups
+from twisted_vllm.wire.hub import sockets_of
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
 from twisted_vllm.wire.sweeper import Sweeper
 
 #: seconds between two looks at whether the database answers
 PING_INTERVAL = 5.0
+
+#: seconds between two looks at what other processes changed in the same database
+FOLLOW_INTERVAL = 0.5
 
 
 class GatewayService(Service):
@@ -91,17 +97,21 @@ class GatewayService(Service):
         self._observer = observer
         self._companions = companions
         self._signals = signals
-        self._endpoints = [serverFromString(reactor, with_backlog(text)) for text in settings.listen]
+        writes = EagerWrites()
+        sockets = sockets_of(reactor, writes)
+        self._endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
-        self._store = DatabaseKeyStore(self._database)
+        self._store = Store(self._database)
         self._index = KeyIndex()
+        self._registry = Registry(self._store, self._index)
         self._sweeper = Sweeper(reactor)
-        writes = EagerWrites(reactor)
         self._hangups = Hangups(reactor)
-        self._agent = UpstreamAgent(reactor, self._sweeper, writes)
+        self._agent = UpstreamAgent(sockets, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor
+        self._following = LoopingCall(self._follow)
+        self._following.clock = reactor
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
@@ -120,8 +130,7 @@ class GatewayService(Service):
         )
         admin = AdminApp(
             authenticator=authenticator,
-            index=self._index,
-            store=self._store,
+            registry=self._registry,
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
@@ -175,7 +184,7 @@ class GatewayService(Service):
             self._listen()
         try:
             self._database.open()
-            self._index.replace_all(self._store.load_now())
+            self._registry.take(self._store.load_now())
         except (StoreError, StoreUnavailable) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again
@@ -186,6 +195,7 @@ class GatewayService(Service):
             self._signals.install(self._drain.signalled)
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
+        self._following.start(FOLLOW_INTERVAL, now=False)
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -242,6 +252,10 @@ class GatewayService(Service):
     def _ping(self) -> Deferred[None]:
         return self._database.ping().addCallback(self._pinged)
 
+    def _follow(self) -> Deferred[None]:
+        # A database that fails is reported by the database itself; it is asked again at the next turn.
+        return self._registry.follow().addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
+
     def _pinged(self, answers: bool) -> None:
         self._database_answers = answers
 
@@ -256,8 +270,9 @@ class GatewayService(Service):
         self._agent.close()
         self._hangups.close()
         self._sweeper.stop()
-        if self._pinging.running:
-            self._pinging.stop()
+        for looping in (self._pinging, self._following):
+            if looping.running:
+                looping.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)

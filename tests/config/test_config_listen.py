@@ -132,27 +132,42 @@ def test_any_text_is_an_endpoint_or_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "backlog"),
+    "text",
     [
-        (DEFAULT_LISTEN, BACKLOG),
-        ("tcp:4000", BACKLOG),
-        ("tcp:4000:127.0.0.1", BACKLOG),
-        ("tcp:4000:backlog=7", 7),
-        ("tcp:4000:127.0.0.1:7", 7),
-        (r"tcp6:4000:interface=\:\:1", BACKLOG),
-        ("tcp6:4000:7", 7),
-        ("unix:/run/gateway.sock", BACKLOG),
-        ("unix:/run/gateway.sock:backlog=7", 7),
+        "tcp:4000",
+        "tcp:port=4000:interface=127.0.0.1",
+        "tcp:4000:127.0.0.1",
+        r"tcp:4000:interface=\:\:1",
+        "tcp6:4000",
+        "haproxy:tcp:4000",
+        "unix:/run/gateway.sock",
+        "unix:/run/gateway.sock:660",
     ],
 )
-def test_a_crowd_may_wait_to_be_accepted_unless_the_endpoint_says_otherwise(text, backlog):
+def test_a_burst_of_clients_finds_room_to_wait_in(text: str) -> None:
     reactor = MemoryReactor()
     serverFromString(reactor, with_backlog(text)).listen(Factory())
-    (listening,) = reactor.tcpServers or reactor.unixServers
-    assert listening[2] == backlog
+    listening = [*reactor.tcpServers, *reactor.unixServers]
+    assert [call[2] for call in listening] == [BACKLOG]
 
 
-def test_a_crowd_may_wait_behind_a_wrapper_as_well():
-    assert with_backlog("haproxy:tcp:4000") == f"haproxy:tcp:4000:backlog={BACKLOG}"
-    assert with_backlog("ssl:443:privateKey=k.pem") == f"ssl:443:privateKey=k.pem:backlog={BACKLOG}"
-    assert with_backlog("systemd:domain=INET:index=0") == "systemd:domain=INET:index=0"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:4000:backlog=10",
+        "tcp:4000:127.0.0.1:10",
+        "tcp6:4000:10",
+        "unix:/run/gateway.sock:660:10",
+        "haproxy:tcp:4000:backlog=10",
+    ],
+)
+def test_how_many_may_wait_can_be_said(text: str) -> None:
+    reactor = MemoryReactor()
+    serverFromString(reactor, with_backlog(text)).listen(Factory())
+    listening = [*reactor.tcpServers, *reactor.unixServers]
+    assert [call[2] for call in listening] == [10]
+
+
+@pytest.mark.parametrize("text", ["systemd:domain=INET:index=0", "other:x", ""])
+def test_an_endpoint_of_another_type_stays_as_it_is(text: str) -> None:
+    assert with_backlog(text) == text

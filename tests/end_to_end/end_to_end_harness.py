@@ -14,6 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides, providedBy
 
 from twisted_vllm.config.collect import secrets_of
 from twisted_vllm.config.secret import Secret
@@ -38,6 +39,7 @@ class ClockedReactor:
         self.clock = Clock()
         self.seconds = self.clock.seconds
         self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
 
     def callLater(self, delay: float, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         """Call at a time of the clock's, or, without a delay, in the reactor's next turn."""
@@ -209,7 +211,7 @@ def lower(headers: HeaderPairs) -> dict[bytes, bytes]:
     return {name.lower(): value for name, value in headers}
 
 
-def _is_whole(raw: bytes, bodiless: bool) -> bool:
+def is_whole(raw: bytes, bodiless: bool) -> bool:
     _, end, body = raw.partition(b"\r\n\r\n")
     if not end:
         return False
@@ -327,7 +329,7 @@ class Gateway:
         """Send a request on a connection of its own; return the answer once it is whole."""
         client = await self.send(raw)
         bodiless = raw.startswith(b"HEAD ")
-        await client.until(lambda: client.lost is not None or _is_whole(client.received, bodiless))
+        await client.until(lambda: client.lost is not None or is_whole(client.received, bodiless))
         client.close()
         return parse_answer(client.received)
 

@@ -53,5 +53,5 @@ def test_live_tests_ask_for_their_server_before_they_install_anything(checkout: 
 def test_make_alone_tells_what_there_is(checkout: Path) -> None:
     done = make(checkout)
     assert done.returncode == 0
-    for target in ("run", "test", "format", "live", "wheel", "clean"):
+    for target in ("run", "test", "format", "live", "bench", "wheel", "clean"):
         assert f"make {target} " in done.stdout

@@ -363,7 +363,7 @@ class House:
             streaming={b"vllm": self.streaming},
             other=self.ordinary,
             sweeper=self.sweeper,
-            writes=EagerWrites(self.clock),
+            writes=EagerWrites(),
             hangups=Hangups(self.clock),
             reactor=self.clock,
             limits=limits or Limits(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
@@ -84,8 +83,11 @@ def connection(kernel: Kernel) -> tuple[Any, MemoryReactorClock]:
     return made, reactor
 
 
-def turn_ends(reactor: MemoryReactorClock) -> None:
-    reactor.advance(0)
+def writing(made: Any) -> tuple[EagerWrites, Callable[[bytes], None], Callable[[], None]]:
+    """Return writes to `made` in a turn that goes on."""
+    writes = EagerWrites()
+    writes.hold()
+    return writes, *writes.writer(made)
 
 
 def be_writable(made: Any, reactor: MemoryReactorClock) -> None:
@@ -99,11 +101,11 @@ def be_writable(made: Any, reactor: MemoryReactorClock) -> None:
 def test_what_the_kernel_takes_is_sent_in_one_piece_at_the_end_of_the_turn() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(b"one ")
     write(b"two")
     assert (kernel.taken, unsent_bytes(made)) == (b"", 7)
-    turn_ends(reactor)
+    writes.release()
     assert (kernel.taken, kernel.sends) == (b"one two", 1)
     assert reactor.getWriters() == []
     assert unsent_bytes(made) == 0
@@ -112,9 +114,9 @@ def test_what_the_kernel_takes_is_sent_in_one_piece_at_the_end_of_the_turn() -> 
 def test_what_the_kernel_does_not_take_is_sent_when_it_has_room() -> None:
     kernel = Kernel(room=4)
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(b"one two")
-    turn_ends(reactor)
+    writes.release()
     assert (kernel.taken, unsent_bytes(made)) == (b"one ", 3)
     assert reactor.getWriters() == [made]
     kernel.room = 100
@@ -124,35 +126,45 @@ def test_what_the_kernel_does_not_take_is_sent_when_it_has_room() -> None:
     assert kernel.taken == b"one two three"
     be_writable(made, reactor)
     write(b" four")
-    turn_ends(reactor)
+    writes.release()
     assert kernel.taken == b"one two three four"
 
 
 def test_what_waits_is_closed_behind_not_cut() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(b"last words")
     made.loseConnection()
-    turn_ends(reactor)
+    writes.release()
     be_writable(made, reactor)
     assert kernel.taken == b"last words"
 
 
 def test_what_waits_is_sent_at_once_when_somebody_asks_for_it() -> None:
     kernel = Kernel()
-    made, reactor = connection(kernel)
-    write, send_now = EagerWrites(reactor).writer(made)
+    made, _ = connection(kernel)
+    writes, write, send_now = writing(made)
     write(b"one")
     send_now()
     assert kernel.taken == b"one"
-    turn_ends(reactor)
+    writes.release()
     assert kernel.sends == 1
 
 
+def test_outside_of_a_turn_it_is_sent_at_once() -> None:
+    kernel = Kernel()
+    made, reactor = connection(kernel)
+    writes, write, _ = writing(made)
+    writes.release()
+    write(b"one")
+    assert kernel.taken == b"one"
+    assert reactor.getWriters() == []
+
+
 def test_a_busy_turn_does_not_hold_back_the_first_of_many_connections() -> None:
-    reactor: Any = MemoryReactorClock()
-    writes = EagerWrites(reactor)
+    writes = EagerWrites()
+    writes.hold()
     kernels = [Kernel() for _ in range(MOST_WAITING)]
     for at, kernel in enumerate(kernels):
         made, _ = connection(kernel)
@@ -163,8 +175,8 @@ def test_a_busy_turn_does_not_hold_back_the_first_of_many_connections() -> None:
 
 def test_much_for_one_connection_does_not_wait_for_the_end_of_the_turn() -> None:
     kernel = Kernel(room=MOST_BYTES * 2)
-    made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    made, _ = connection(kernel)
+    _, write, _ = writing(made)
     write(bytes(MOST_BYTES))
     write(b"more")
     assert len(kernel.taken) == MOST_BYTES + 4
@@ -173,9 +185,9 @@ def test_much_for_one_connection_does_not_wait_for_the_end_of_the_turn() -> None
 def test_a_full_kernel_takes_it_later() -> None:
     kernel = Kernel(room=0)
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(b"one")
-    turn_ends(reactor)
+    writes.release()
     assert unsent_bytes(made) == 3
     kernel.room = 100
     be_writable(made, reactor)
@@ -197,7 +209,7 @@ def test_a_full_kernel_takes_it_later() -> None:
 def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None:
     kernel = Kernel(room=0)
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     expected = b""
     for what, value in steps:
         if what == "room":
@@ -205,7 +217,7 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
             be_writable(made, reactor)
             continue
         if what == "turn":
-            turn_ends(reactor)
+            writes.release()
             continue
         expected += value
         if what == "eager":
@@ -217,7 +229,7 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
         assert expected.startswith(kernel.taken)
         assert len(kernel.taken) + unsent_bytes(made) == len(expected)
     kernel.room = 1_000_000
-    turn_ends(reactor)
+    writes.release()
     while made in reactor.getWriters():
         be_writable(made, reactor)
     assert kernel.taken == expected
@@ -227,10 +239,10 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
 def test_a_broken_socket_is_found_out_by_the_transport(broken: int) -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     kernel.broken = broken
     write(b"one")
-    turn_ends(reactor)
+    writes.release()
     assert made.protocol.reason is None
     protocol = made.protocol
     be_writable(made, reactor)
@@ -240,9 +252,9 @@ def test_a_broken_socket_is_found_out_by_the_transport(broken: int) -> None:
 def test_nothing_is_sent_once_the_connection_was_cut() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(b"one")
-    turn_ends(reactor)
+    writes.release()
     made.abortConnection()
     write(b"two")
     be_writable(made, reactor)
@@ -253,23 +265,23 @@ def test_nothing_is_sent_once_the_connection_was_cut() -> None:
 
 def test_nothing_is_sent_once_the_connection_was_lost() -> None:
     kernel = Kernel()
-    made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    made, _ = connection(kernel)
+    writes, write, _ = writing(made)
     write(b"too late")
     made.connectionLost(Failure(ConnectionError()))
     write(b"late")
-    turn_ends(reactor)
+    writes.release()
     assert kernel.taken == b""
 
 
 def test_nothing_is_sent_once_the_sending_half_is_closed() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     made.loseWriteConnection()
     be_writable(made, reactor)
     write(b"late")
-    turn_ends(reactor)
+    writes.release()
     be_writable(made, reactor)
     assert (kernel.taken, unsent_bytes(made)) == (b"", 0)
     assert made.protocol.reason is None, "reading goes on"
@@ -292,9 +304,9 @@ def test_a_producer_is_paused_when_what_is_queued_is_much() -> None:
     made, reactor = connection(kernel)
     producer = Producer()
     made.registerProducer(producer, True)
-    write, _ = EagerWrites(reactor).writer(made)
+    writes, write, _ = writing(made)
     write(bytes(1_000_000))
-    turn_ends(reactor)
+    writes.release()
     assert producer.told == "pause "
     kernel.room = 10_000_000
     while made in reactor.getWriters():
@@ -304,16 +316,16 @@ def test_a_producer_is_paused_when_what_is_queued_is_much() -> None:
 
 def test_other_transports_are_written_to_as_ever() -> None:
     transport = StringTransport()
-    EagerWrites(Clock()).writer(transport)[0](b"one")
+    EagerWrites().writer(transport)[0](b"one")
     assert transport.value() == b"one"
     assert unsent_bytes(transport) == 0
 
 
 def test_a_connection_with_tls_is_never_gone_around() -> None:
     kernel = Kernel()
-    made, reactor = connection(kernel)
+    made, _ = connection(kernel)
     made.TLS = True
-    assert EagerWrites(reactor).writer(made)[0] == made.write
+    assert EagerWrites().writer(made)[0] == made.write
 
 
 def test_what_is_queued_below_tls_is_counted() -> None:
@@ -347,7 +359,7 @@ def test_a_slow_reader_gets_all_bytes_in_order(reactor: Any) -> Generator[Deferr
     class Server(Protocol):
         def connectionMade(self) -> None:
             assert self.transport is not None
-            write, _ = EagerWrites(reactor).writer(self.transport)
+            write, _ = EagerWrites().writer(self.transport)
             for at in range(0, len(whole), 65_536):
                 piece = whole[at : at + 65_536]
                 # now and then by the transport's own way

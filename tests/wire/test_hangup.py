@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from self_signed import self_signed_pem
 from server_harness import TcpTransport
-from test_upstream_sockets import _self_signed
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import CertificateOptions
+from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
@@ -65,7 +65,9 @@ def pair(reactor: Any) -> Pair:
         factory.buildProtocol = lambda addr: ours  # type: ignore[method-assign]  # one connection is enough
         factory.noisy = False
         if tls:
-            port = reactor.listenSSL(0, factory, _self_signed().options(), interface=LOOPBACK)
+            port = reactor.listenSSL(
+                0, factory, PrivateCertificate.loadPEM(self_signed_pem()).options(), interface=LOOPBACK
+            )
         else:
             port = reactor.listenTCP(0, factory, interface=LOOPBACK)
         number = port.getHost().port

@@ -271,7 +271,7 @@ class Lab:
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
         self.sweeper = Sweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.sweeper, EagerWrites(self.clock))
+        self.agent = UpstreamAgent(self.clock, self.sweeper, EagerWrites())
         self.ends: list[ServerEnd] = []
 
     # the client

@@ -99,6 +99,7 @@ _SERVER_TIMEOUTS = {
     "idle": optional(seconds()),
     "total": optional(seconds()),
     "queue": optional(seconds()),
+    "tunnel_idle": optional(seconds()),
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 

@@ -17,7 +17,9 @@ class Timeouts:
         connect: for a TCP (and TLS) connection to a vLLM server.
         response_head: from the end of the request to the head of the response.
         idle: between two pieces of a response.
-        total: for the whole exchange.
+        total: for the whole exchange; a tunnel is none.
+        tunnel_idle: for a byte in either direction of a tunnel: a WebSocket, or another protocol that a request
+            switched to.
         queue: for a server that has its ``max_concurrent_requests`` in work.
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
@@ -29,6 +31,7 @@ class Timeouts:
     idle: float | None = 300.0
     total: float | None = None
     queue: float | None = 30.0
+    tunnel_idle: float | None = 300.0
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0

@@ -50,6 +50,8 @@ class ServerQueues:
         self._send = send
         self._sweeper = sweeper
         self._slots: dict[Server, Slots[Exchange]] = {}
+        # whoever asks lasts as long as its request; its exchange it may let go of before
+        self._entered: dict[object, Exchange] = {}
         self._waiting: dict[Exchange, _Waiting] = {}
         self._granted: deque[Exchange] = deque()
         self._sending = False
@@ -69,7 +71,12 @@ class ServerQueues:
     def forward(self, exchange: Exchange) -> None:
         """Send `exchange` now or when its turn comes, or fail it with `ServerBusy`."""
         slots = self._slots.get(exchange.server)
-        verdict = Verdict.GRANTED if slots is None else slots.ask(exchange)
+        if slots is None:
+            self._send(exchange)
+            return
+        verdict = slots.ask(exchange)
+        if verdict is not Verdict.REFUSED:
+            self._entered[exchange.asker] = exchange
         if verdict is Verdict.GRANTED:
             self._send(exchange)
         elif verdict is Verdict.QUEUED:
@@ -86,7 +93,7 @@ class ServerQueues:
 
     def finished(self, request: GatewayRequest) -> None:
         """Take note that a request was answered or given up, whatever became of it."""
-        exchange: Exchange | None = getattr(getattr(request.note, "relay", None), "exchange", None)
+        exchange = self._entered.get(getattr(request.note, "relay", None))
         if exchange is not None:
             self._leave(exchange)
 
@@ -99,11 +106,9 @@ class ServerQueues:
         exchange.fail(_busy("the model's server took no request in time"))
 
     def _leave(self, exchange: Exchange) -> None:
-        slots = self._slots.get(exchange.server)
-        if slots is None:
-            return
+        self._entered.pop(exchange.asker, None)
         self._forget(exchange)
-        following = slots.leave(exchange)
+        following = self._slots[exchange.server].leave(exchange)
         if following is None:
             return
         self._forget(following)

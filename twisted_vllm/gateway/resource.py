@@ -15,8 +15,9 @@ from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import Draining, GatewayError
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
 from twisted_vllm.gateway.forwarded import client_headers, said_by_proxies
-from twisted_vllm.gateway.outgoing import outgoing_headers
+from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.headers import write_request_head
@@ -125,7 +126,7 @@ class PassThroughResource:
         body: bytes | RequestBody
         framing = None
         if admitted.body is None:
-            body = RequestBody(request)
+            body = RequestBody(request, dropped_from(entry.principal))
             if isinstance(body.length, int):
                 framing = (b"Content-Length", b"%d" % body.length)
             else:
@@ -146,7 +147,7 @@ class PassThroughResource:
             request.raw_headers,
             request.header_names,
             server=admitted.server,
-            trusted=entry.principal.is_administrator,
+            principal=entry.principal,
             request_id=request.request_id,
             forwarded=forwarded,
             framing=framing,
@@ -154,7 +155,11 @@ class PassThroughResource:
             expects_continue=held is None and request.awaits_continue(),
         )
         server = admitted.server
-        relay = Relay(request)
+        if request.protocols:
+            headers += upgrade_headers(request)
+            relay: Relay = UpgradeRelay(request)
+        else:
+            relay = Relay(request)
         note = request.note
         note.admitted = admitted
         note.relay = request.work = relay

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IReactorTime, ITransport
+from twisted.internet.interfaces import ITransport
 
 #: connections whose pieces wait for the end of a turn: from so many on they are sent at once, so that a busy turn does
 #: not hold back the first of them
@@ -25,13 +25,20 @@ MOST_BYTES = 262_144
 
 
 class EagerWrites:
-    """What was written in the turn of the reactor that is running."""
+    """What was written in the turn of the reactor that is running; outside of a turn, everything is sent at once."""
 
-    def __init__(self, reactor: IReactorTime) -> None:
-        """Make it; `reactor` runs ``callLater(0, …)`` before it waits for sockets again."""
-        self._reactor = reactor
+    def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
-        self._called = False
+        self._holds = False
+
+    def hold(self) -> None:
+        """Begin a turn."""
+        self._holds = True
+
+    def release(self) -> None:
+        """End the turn: send what was written in it."""
+        self._holds = False
+        self.flush()
 
     def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
         """Return a function that writes to `transport`, and one that sends at once what waits there.
@@ -69,12 +76,12 @@ class EagerWrites:
             waits = True
             connection._tempDataBuffer.append(data)
             connection._tempDataLen = len(data)
+            if not self._holds:
+                send()
+                return
             waiting.append(send)
             if len(waiting) >= MOST_WAITING:
                 self.flush()
-            elif not self._called:
-                self._called = True
-                self._reactor.callLater(0, self._turn_ended)
 
         def send() -> None:
             nonlocal waits
@@ -111,14 +118,11 @@ class EagerWrites:
 
     def flush(self) -> None:
         """Send what waits on every connection."""
-        waiting = self._waiting[:]
-        self._waiting.clear()
-        for send in waiting:
-            send()
-
-    def _turn_ended(self) -> None:
-        self._called = False
-        self.flush()
+        while self._waiting:
+            waiting = self._waiting[:]
+            self._waiting.clear()
+            for send in waiting:
+                send()
 
 
 def _nothing() -> None:

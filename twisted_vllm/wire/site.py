@@ -134,6 +134,8 @@ class GatewaySite(server.Site):
         """Forget a request that was answered or given up."""
         self._live_ids.discard(request.request_id)
         self._on_finished(request)
+        # these refer back to it: without them it is gone at once, with its credential, and not at the next collection
+        request.note = request.work = None
 
     # connections
 

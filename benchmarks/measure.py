@@ -1,0 +1,121 @@
+"""What a process and its children use, read from Linux' ``/proc``; ``None`` where that is not to be had."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+PROC = Path("/proc")
+_KIBIBYTE = 1024
+
+
+@attrs.frozen
+class Stat:
+    """A line of ``/proc/PID/stat``.
+
+    Attributes:
+        parent: the parent's process id.
+        ticks: CPU time of all its threads, user and system, in clock ticks.
+    """
+
+    parent: int
+    ticks: int
+
+
+def parse_stat(line: str) -> Stat:
+    """Read ``/proc/PID/stat`` (proc(5)): the command, in parentheses, may itself hold spaces and parentheses.
+
+    Raises:
+        ValueError: it is not such a line.
+    """
+    fields = line.rpartition(")")[2].split()
+    if len(fields) < 13:
+        raise ValueError("not a line of /proc/PID/stat")
+    return Stat(parent=int(fields[1]), ticks=int(fields[11]) + int(fields[12]))
+
+
+def parse_memory(status: str, name: str) -> int | None:
+    """Return a figure of ``/proc/PID/status`` in bytes, such as ``VmRSS``; None where it has no such line."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    return None if found is None else int(found[1]) * _KIBIBYTE
+
+
+class ProcessTree:
+    """A process and all below it.
+
+    Args:
+        root: its process id.
+        proc: where the proc file system is.
+        ticks_per_second: the unit of its CPU times.
+    """
+
+    def __init__(self, root: int, proc: Path = PROC, ticks_per_second: int | None = None) -> None:
+        self._root = root
+        self._proc = proc
+        self._hertz = ticks_per_second or os.sysconf("SC_CLK_TCK")
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time that the processes which run now have used."""
+        stats = self._stats()
+        ticks = [stats[pid].ticks for pid in self._below(stats)]
+        return sum(ticks) / self._hertz if ticks else None
+
+    def resident_bytes(self) -> int | None:
+        """Memory that is resident now; what processes share counts for each."""
+        return self._memory("VmRSS")
+
+    def peak_bytes(self) -> int | None:
+        """The most that was resident since `reset_peak`, as the sum over the processes."""
+        return self._memory("VmHWM")
+
+    def reset_peak(self) -> bool:
+        """Begin a new peak; return whether the kernel let us."""
+        try:
+            for pid in self._below(self._stats()):
+                (self._proc / str(pid) / "clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+    def _memory(self, name: str) -> int | None:
+        found = []
+        for pid in self._below(self._stats()):
+            try:
+                found.append(parse_memory((self._proc / str(pid) / "status").read_text(), name))
+            except OSError:  # it ended meanwhile
+                continue
+        known = [figure for figure in found if figure is not None]
+        return sum(known) if known else None
+
+    def _stats(self) -> dict[int, Stat]:
+        stats = {}
+        for directory in self._proc.glob("[0-9]*"):
+            try:
+                stats[int(directory.name)] = parse_stat((directory / "stat").read_text())
+            except (OSError, ValueError):  # it ended meanwhile
+                continue
+        return stats
+
+    def _below(self, stats: dict[int, Stat]) -> list[int]:
+        children = defaultdict(list)
+        for pid, stat in stats.items():
+            children[stat.parent].append(pid)
+        found = []
+        waiting = [self._root] if self._root in stats else []
+        while waiting:
+            found.append(waiting.pop())
+            waiting += children[found[-1]]
+        return found
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Return the nearest-rank percentile: the least value that at least so many percent do not exceed."""
+    if not values:
+        return None
+    rank = -(-len(values) * percent // 100)
+    return sorted(values)[max(int(rank), 1) - 1]

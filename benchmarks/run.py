@@ -1,0 +1,216 @@
+"""One run: each peer is started alone, measured and stopped, first for its speed, then afresh for its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks.answers import BadAnswer
+from benchmarks.client import Target, chat
+from benchmarks.load import Load, apply_load
+from benchmarks.measure import PROC
+from benchmarks.memory import MEBIBYTE, download_peak, hold_streams, upload_peak
+from benchmarks.options import Options
+from benchmarks.peers import DIRECT, GATEWAY, NGINX, ROUTER, Peer, Start
+from benchmarks.processes import CannotStart
+from benchmarks.table import Column, Row, render
+
+SPEED_COLUMNS = (
+    Column("rate", "requests\nper s"),
+    Column("p50", "p50\nms", 2),
+    Column("p99", "p99\nms", 2),
+    Column("one", "p50, one\nconnection ms", 2),
+    Column("cpu_request", "CPU per\nrequest us"),
+    Column("chunk_rate", "chunks\nper s"),
+    Column("cpu_chunk", "CPU per\nchunk us", 1),
+    Column("resident", "resident\nMiB", 1),
+)
+MEMORY_COLUMNS = (
+    Column("before", "at start\nMiB", 1),
+    Column("held", "open\nstreams", compared=False),
+    Column("per_stream", "per open\nstream KiB", 1),
+    Column("upload", "upload\npeak MiB", 1),
+    Column("download", "download\npeak MiB", 1),
+)
+COMPARE = ((GATEWAY, NGINX), (GATEWAY, ROUTER))
+
+_REQUEST_TOKENS = 8
+_WARM_UP_REQUESTS = 1.0
+_ONE_CONNECTION_SECONDS = 3.0
+_TRANSFER_SECONDS = 120.0
+_OPEN_SECONDS = 60.0
+
+
+@attrs.define
+class Report:
+    """What was found, and what was not.
+
+    Attributes:
+        speed: rows of the first table.
+        memory: rows of the second.
+        notes: what could not be measured, and why.
+    """
+
+    speed: dict[str, Row] = attrs.Factory(dict)
+    memory: dict[str, Row] = attrs.Factory(dict)
+    notes: list[str] = attrs.Factory(list)
+
+    def text(self) -> str:
+        """Return the tables and the notes, as they are printed."""
+        parts = [render(SPEED_COLUMNS, self.speed, COMPARE)]
+        if self.memory:
+            parts.append(render(MEMORY_COLUMNS, self.memory, COMPARE))
+        parts += self.notes
+        return "\n\n".join(parts)
+
+
+class Run:
+    """Measures peers in turn.
+
+    Args:
+        options: what to measure.
+        model: the model to ask for.
+        own_upstream: whether our stand-in is behind the peers, which takes a plan and bears everything.
+        directory: where peers may write.
+    """
+
+    def __init__(self, options: Options, model: str, *, own_upstream: bool, directory: Path) -> None:
+        self.report = Report()
+        self._options = options
+        self._model = model
+        self._patience = 10.0 if own_upstream else 120.0
+        plan = f"benchmark events={options.events} interval={options.interval}" if own_upstream else None
+        self._request = chat(model, max_tokens=_REQUEST_TOKENS)
+        self._stream = chat(model, max_tokens=options.events, stream=True, plan=plan)
+        self._directory = directory
+
+    def measure_speed(self, name: str, start: Start) -> None:
+        """Measure what requests and chunks cost."""
+
+        async def measure(peer: Peer) -> None:
+            self.report.speed[name] = await self._speed(name, peer)
+
+        self._with_peer(name, start, measure)
+
+    def measure_memory(self, name: str, start: Start) -> None:
+        """Measure what open streams and large bodies cost."""
+
+        async def measure(peer: Peer) -> None:
+            self.report.memory[name] = await self._memory(name, peer)
+
+        self._with_peer(name, start, measure)
+
+    def _with_peer(self, name: str, start: Start, measure: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
+        directory = self._directory / f"{name}-{len(list(self._directory.iterdir()))}"
+        directory.mkdir()
+
+        try:
+            with start(directory) as peer:
+                asyncio.run(measure(peer))
+        except CannotStart as error:
+            if name == GATEWAY:
+                raise
+            self._note(f"{name} was not measured: {error}")
+
+    def _note(self, text: str) -> None:
+        if text not in self.report.notes:
+            self.report.notes.append(text)
+
+    async def _load(self, name: str, what: str, target: Target, connections: int, seconds: float) -> Load:
+        stream = what == "streams"
+        body = self._stream if stream else self._request
+        load = await apply_load(
+            target, body, connections=connections, seconds=seconds, patience=self._patience, stream=stream
+        )
+        complaint = load.complaint()
+        if complaint is not None:
+            self._note(f"{name}, {what}: {complaint}")
+        return load
+
+    async def _speed(self, name: str, peer: Peer) -> Row:
+        options = self._options
+        seconds = options.seconds
+        say(f"{name}: {seconds:g} s of requests, {seconds:g} s of streams")
+        await self._load(name, "warming up", peer.target, min(8, options.connections), min(_WARM_UP_REQUESTS, seconds))
+        requests, request_cpu = await self._timed(
+            peer, self._load(name, "requests", peer.target, options.connections, seconds)
+        )
+        one = await self._load(name, "one connection", peer.target, 1, min(seconds, _ONE_CONNECTION_SECONDS))
+        streams, stream_cpu = await self._timed(
+            peer, self._load(name, "streams", peer.target, options.streams, seconds)
+        )
+        resident = None if peer.processes is None else peer.processes.resident_bytes()
+        return {
+            "rate": requests.rate,
+            "p50": requests.latency_ms(50),
+            "p99": requests.latency_ms(99),
+            "one": one.latency_ms(50),
+            "cpu_request": _each(request_cpu, len(requests.latencies), 1e-6),
+            "chunk_rate": streams.event_rate,
+            "cpu_chunk": _each(stream_cpu, streams.events, 1e-6),
+            "resident": _each(resident, 1, MEBIBYTE),
+        }
+
+    async def _timed(self, peer: Peer, load: Awaitable[Load]) -> tuple[Load, float | None]:
+        """Return what came of a load, and the CPU seconds that the peer spent on it."""
+        before = None if peer.processes is None else peer.processes.cpu_seconds()
+        done = await load
+        after = None if peer.processes is None else peer.processes.cpu_seconds()
+        return done, None if before is None or after is None else after - before
+
+    async def _memory(self, name: str, peer: Peer) -> Row:
+        options, target, processes = self._options, peer.target, peer.processes
+        if processes is None:
+            return {}
+        say(f"{name}: {options.open_streams:,} open streams, {options.transfer_mib:,} MiB each way")
+        await self._load(name, "warming up", target, 1, min(_WARM_UP_REQUESTS, options.seconds))
+        row: dict[str, float | None] = {"before": _each(processes.resident_bytes(), 1, MEBIBYTE)}
+        size = options.transfer_mib * MEBIBYTE
+        if options.open_streams:
+            held = await hold_streams(target, processes, self._model, options.open_streams, _OPEN_SECONDS)
+            row |= {"held": held.streams, "per_stream": _each(held.per_stream, 1, 1024)}
+            self._note_failures(name, held.failures)
+        for key, peak in (("upload", upload_peak), ("download", download_peak)):
+            if not size:
+                continue
+            try:
+                row[key] = _each(await peak(target, processes, self._model, size, _TRANSFER_SECONDS), 1, MEBIBYTE)
+            except BadAnswer as error:
+                self._note(f"{name}, {key} of {options.transfer_mib:,} MiB: {error}")
+                continue
+            if row[key] is None and PROC.joinpath("self/status").exists():
+                self._note(f"{name}, {key}: the kernel does not let peaks be reset (/proc/PID/clear_refs).")
+        return row
+
+    def _note_failures(self, name: str, failures: Counter[str]) -> None:
+        for what, _times in failures.most_common(1):
+            self._note(f"{name}: {failures.total():,} streams could not be held open, most often: {what}")
+
+
+def _each(total: float | None, count: int, unit: float) -> float | None:
+    return None if total is None or not count else total / count / unit
+
+
+def say(text: str) -> None:
+    """Tell on standard error what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure_all(run: Run, starts: dict[str, Start], *, memory: bool) -> Report:
+    """Measure everybody.
+
+    Raises:
+        CannotStart: the gateway does not start.
+    """
+    for name, start in starts.items():
+        run.measure_speed(name, start)
+    for name, start in starts.items():
+        if memory and name != DIRECT:
+            run.measure_memory(name, start)
+    return run.report
