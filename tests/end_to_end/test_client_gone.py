@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import request_bytes
+from end_to_end_harness import HOST, request_bytes
 from test_failures import STREAM, begin
 from twisted.internet.task import deferLater
 
@@ -147,3 +149,26 @@ async def test_a_gateway_that_ends_watches_nobody(stand_in: Any, gateway_to: Any
     await client.until_lost()
     await stopped
     assert gateway.service.site.hangups not in reactor.getReaders()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_waits_with_its_client_until_there_is_a_connection(gateway_to: Any, reactor: Any) -> None:
+    with ExitStack() as stack:
+        # a server whose queue of connections is full answers to no more
+        full = stack.enter_context(socket.create_server((HOST, 0), backlog=0))
+        port = full.getsockname()[1]
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((HOST, port))
+        gateway = gateway_to(port)
+        client = await gateway.send(
+            request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)}) + b"x" * (HUGE - 1)
+        )
+        [channel] = gateway.service.site._channels
+        await soon(reactor, lambda: channel.requests and channel.requests[0].body_received)
+        for _ in range(200):
+            await client.next_turn()
+        assert channel.requests[0].body_received <= 2 * 65_536
+        client.cut()
+        await soon(reactor, lambda: not gateway.service.site._channels, AT_ONCE)

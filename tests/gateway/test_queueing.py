@@ -8,6 +8,7 @@ import attrs
 import pytest
 from gateway_fakes import FakeRequest, server
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server
@@ -193,9 +194,12 @@ def test_a_body_that_streams_stays_with_the_client_until_its_turn() -> None:
     lab = Lab(where)
     first = lab.ask(where)
     request = FakeRequest(body_complete=False, body_length=100)
-    lab.ask(where, RequestBody(request))  # type: ignore[arg-type]  # all that it uses of a request
+    body = RequestBody(request)  # type: ignore[arg-type]  # all that it uses of a request
+    second = lab.ask(where, body)
     assert request.events == ["pause body"]
     first.end()
+    assert lab.sent == [first, second]
+    body.startProducing(StringTransport())
     assert request.events == ["pause body", "resume body"]
 
 

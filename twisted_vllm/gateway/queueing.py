@@ -87,7 +87,7 @@ class ServerQueues:
             body: object = exchange.body
             if isinstance(body, RequestBody):
                 # what is to come of it stays with the client
-                body.pauseProducing()
+                body.hold()
         else:
             exchange.fail(_busy("too many requests wait for the model's server"))
 
@@ -127,9 +127,6 @@ class ServerQueues:
             # given up since, and its slot passed on
             return
         try:
-            body: object = exchange.body
-            if isinstance(body, RequestBody):
-                body.resumeProducing()
             self._send(exchange)
         except Exception:
             # nobody above waits for this one
