@@ -54,6 +54,6 @@ def busy(others: Mapping[str, float]) -> str:
     """
     listed = "; ".join(f"{during}: {cpus:.1f}" for during, cpus in others.items())
     return (
-        "This machine was not calm, so rates and latencies marked here say little, and CPU a little less than on a "
-        f"calm one. CPUs that other programs used during {listed}."
+        "This machine was not calm: rates and latencies from then say little, and CPU figures are less exact. "
+        f"CPUs that other programs used during {listed}."
     )

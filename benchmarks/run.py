@@ -15,7 +15,7 @@ from benchmarks.answers import BadAnswer
 from benchmarks.client import Target, chat
 from benchmarks.load import Load, apply_load
 from benchmarks.measure import PROC, ProcessTree, machine_cpu_seconds
-from benchmarks.memory import MEBIBYTE, download_peak, hold_streams, upload_peak
+from benchmarks.memory import MEBIBYTE, MeasurePeak, download_peak, hold_streams, upload_peak
 from benchmarks.notes import Notes
 from benchmarks.options import Options
 from benchmarks.peers import DIRECT, GATEWAY, NGINX, ROUTER, Peer, Start
@@ -41,6 +41,8 @@ MEMORY_COLUMNS = (
     Column("download", "download\npeak MiB", 1),
 )
 COMPARE = ((GATEWAY, NGINX), (GATEWAY, ROUTER))
+
+_MeasureMemory = Callable[[str, Target, ProcessTree], Awaitable[Row]]
 
 _REQUEST_TOKENS = 8
 _WARM_UP_REQUESTS = 1.0
@@ -102,12 +104,25 @@ class Run:
         self._with_peer(name, start, measure)
 
     def measure_memory(self, name: str, start: Start) -> None:
-        """Measure what open streams and large bodies cost."""
+        """Measure what open streams and large bodies cost, each afresh: a process keeps memory that it used before."""
+        row: dict[str, float | None] = {}
+        for wanted, measure in (
+            (self._options.open_streams, self._open_streams),
+            (self._options.transfer_mib, self._upload),
+            (self._options.transfer_mib, self._download),
+        ):
 
-        async def measure(peer: Peer) -> None:
-            self.report.memory[name] = await self._memory(name, peer)
+            async def add(peer: Peer, measure: _MeasureMemory = measure) -> None:
+                if peer.processes is None:
+                    return
+                await self._load(name, "warming up", peer.target, 1, min(_WARM_UP_REQUESTS, self._options.seconds))
+                row.setdefault("before", _each(peer.processes.resident_bytes(), 1, MEBIBYTE))
+                row.update(await measure(name, peer.target, peer.processes))
 
-        self._with_peer(name, start, measure)
+            if wanted:
+                self._with_peer(name, start, add)
+        if row:
+            self.report.memory[name] = row
 
     def _with_peer(self, name: str, start: Start, measure: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         directory = self._directory / f"{name}-{len(list(self._directory.iterdir()))}"
@@ -164,33 +179,38 @@ class Run:
         before, others_before = _cpu(peer), _others_cpu()
         done = await load
         after, others_after = _cpu(peer), _others_cpu()
-        if others_before is not None and others_after is not None:
+        # a server of the user's on this machine would count among the others
+        if self._own_upstream and others_before is not None and others_after is not None:
             self.report.notes.others(what, (others_after - others_before) / done.seconds)
         return done, None if before is None or after is None else after - before
 
-    async def _memory(self, name: str, peer: Peer) -> Row:
-        options, target, processes = self._options, peer.target, peer.processes
-        if processes is None:
-            return {}
-        say(f"{name}: {options.open_streams:,} open streams, {options.transfer_mib:,} MiB each way")
-        await self._load(name, "warming up", target, 1, min(_WARM_UP_REQUESTS, options.seconds))
-        row: dict[str, float | None] = {"before": _each(processes.resident_bytes(), 1, MEBIBYTE)}
-        size = options.transfer_mib * MEBIBYTE
-        if options.open_streams:
-            held = await hold_streams(target, processes, self._model, options.open_streams, _OPEN_SECONDS)
-            row |= {"held": held.streams, "per_stream": _each(held.per_stream, 1, 1024)}
-            self.report.notes.failures(f"{name}, {options.open_streams:,} open streams", held.failures)
-        for key, peak in (("upload", upload_peak), ("download", download_peak)):
-            if not size:
-                continue
-            try:
-                row[key] = _each(await peak(target, processes, self._model, size, _TRANSFER_SECONDS), 1, MEBIBYTE)
-            except BadAnswer as error:
-                self.report.notes.add(f"{name}, {key} of {options.transfer_mib:,} MiB: {error}")
-                continue
-            if row[key] is None and PROC.joinpath("self/status").exists():
-                self.report.notes.add(f"{name}, {key}: the kernel does not let peaks be reset (/proc/PID/clear_refs).")
-        return row
+    async def _open_streams(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        count = self._options.open_streams
+        say(f"{name}: {count:,} open streams")
+        held = await hold_streams(target, processes, self._model, count, _OPEN_SECONDS)
+        self.report.notes.failures(f"{name}, {count:,} open streams", held.failures)
+        return {"held": held.streams, "per_stream": _each(held.per_stream, 1, 1024)}
+
+    async def _upload(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        return {"upload": await self._peak(name, "upload", upload_peak, target, processes)}
+
+    async def _download(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        return {"download": await self._peak(name, "download", download_peak, target, processes)}
+
+    async def _peak(
+        self, name: str, what: str, measure: MeasurePeak, target: Target, processes: ProcessTree
+    ) -> float | None:
+        mebibytes = self._options.transfer_mib
+        what = f"{name}, {what} of {mebibytes:,} MiB"
+        say(what)
+        try:
+            peak = await measure(target, processes, self._model, mebibytes * MEBIBYTE, _TRANSFER_SECONDS)
+        except BadAnswer as error:
+            self.report.notes.add(f"{what}: {error}")
+            return None
+        if peak is None and PROC.joinpath("self/status").exists():
+            self.report.notes.add(f"{what}: the kernel does not let peaks be reset (/proc/PID/clear_refs).")
+        return _each(peak, 1, MEBIBYTE)
 
 
 def _each(total: float | None, count: int, unit: float) -> float | None:
