@@ -206,6 +206,20 @@ class Draining(GatewayError):
     code = "draining"
 
 
+class TooManyConnections(GatewayError):
+    """The gateway has as many client connections as it may have."""
+
+    status = 503
+    code = "too_many_connections"
+
+
+class ServerBusy(GatewayError):
+    """The server is in work on as many requests as it may have, and no place in its queue is left, or none in time."""
+
+    status = 503
+    code = "server_busy"
+
+
 class StoreUnavailable(GatewayError):
     """The database could not be read or written."""
 

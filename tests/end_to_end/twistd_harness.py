@@ -107,8 +107,19 @@ class Foreground:
         if self._process.returncode is None:
             self.terminate()
 
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
     def terminate(self) -> int:
         """Send SIGTERM, wait, and return the exit status."""
-        self._process.send_signal(signal.SIGTERM)
+        self.signal()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status."""
         self.stdout, self.stderr = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode

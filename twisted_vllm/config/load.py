@@ -17,7 +17,7 @@ from twisted_vllm.config.passthrough import passthrough
 from twisted_vllm.config.place import EnvironmentText, Place, Report
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.servers import Fleet, assemble
-from twisted_vllm.config.settings import Settings, Timeouts
+from twisted_vllm.config.settings import Limits, Settings, Timeouts
 from twisted_vllm.config.shape import Checker, Section, secret
 
 T = TypeVar("T")
@@ -91,7 +91,10 @@ def load(
 
     if report.problems or database is None:
         raise ConfigError(report.problems)
-    optional = ("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts", "drain_timeout", "log")
+    optional = (
+        *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
+        *("drain_delay", "drain_timeout", "log"),
+    )
     return Settings(
         listen=endpoints,
         master_key=master_key,
@@ -151,4 +154,4 @@ def _fleet(found: Mapping[str, Any], own: Mapping[str, Any], default_api_base: s
             "write api_key: os.environ/HOSTED_VLLM_API_KEY below litellm_params)"
         )
     overrides = own.get("servers", {}) if complete else {}
-    return assemble(table, base, key, own.get("timeouts", Timeouts()), overrides)
+    return assemble(table, base, key, own.get("timeouts", Timeouts()), own.get("limits", Limits()), overrides)

@@ -13,7 +13,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError, UpstreamProtocolError
+from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
 from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
 from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
@@ -40,6 +40,7 @@ class RequestBody:
         self._dropped = dropped
         self._request = request
         self._consumer: IConsumer | None = None
+        self._held = False
         self._done: Deferred[None] = Deferred()
 
     @property
@@ -51,6 +52,9 @@ class RequestBody:
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to `consumer`; the Deferred fires at its end."""
         self._consumer = consumer
+        if self._held:
+            self._held = False
+            self._request.resume_body()
         self._request.stream_body(self._piece)
         return self._done
 
@@ -61,6 +65,11 @@ class RequestBody:
         if last:
             self._consumer = None
             self._done.callback(None)
+
+    def hold(self) -> None:
+        """Leave what comes of it with the client until `startProducing`."""
+        self._held = True
+        self._request.pause_body()
 
     def pauseProducing(self) -> None:
         """Read no more from the client for now."""
@@ -137,7 +146,7 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "upstream_failed"
+        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:

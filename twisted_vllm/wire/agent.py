@@ -176,6 +176,10 @@ class UpstreamAgent:
         connecting = self._endpoint(server).connect(factory)
         exchange.at = self
         self._connecting[exchange] = connecting
+        # IBodyProducer knows no such thing; the pass-through's own body would pile up meanwhile
+        hold = getattr(exchange.body, "hold", None)
+        if hold is not None:
+            hold()
         connecting.addCallbacks(self._connected, self._unreachable, callbackArgs=(exchange,), errbackArgs=(exchange,))
 
     def give_up(self, exchange: Exchange) -> None:

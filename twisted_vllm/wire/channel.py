@@ -80,6 +80,7 @@ class GatewayChannel(PacedChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
+        self._end_pauses()
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
         requests, self.requests = self.requests, []
@@ -248,7 +249,7 @@ class GatewayChannel(PacedChannel):
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
         self._held.clear()
-        self._read_pauses.clear()
+        self._end_pauses()
         if not unread:
             self._close()
             return
