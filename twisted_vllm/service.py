@@ -259,8 +259,12 @@ class GatewayService(Service):
         return self._database.ping().addCallback(self._pinged)
 
     def _follow(self) -> Deferred[None]:
-        # A database that fails is reported by the database itself; it is asked again at the next turn.
-        return self._registry.follow().addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
+        return self._registry.follow().addErrback(self._not_followed)
+
+    def _not_followed(self, failure: Failure) -> None:
+        # A database that fails is reported by the database itself. Whatever it was: it is asked again at the next turn.
+        if not failure.check(StoreUnavailable):
+            self._log.failure("The changes of other processes could not be read", failure)
 
     def _pinged(self, answers: bool) -> None:
         self._database_answers = answers
