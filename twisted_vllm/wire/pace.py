@@ -49,7 +49,8 @@ class PacedChannel(http.HTTPChannel):
 
     def pause_reading(self, why: str) -> None:
         """Read no more from the client until `why` is over."""
-        if not self._read_pauses:
+        if not self._read_pauses and why != "tunnel":
+            # in a tunnel, what a client sent before it closed is still to be read
             self.site.hangups.watch(self.transport)
         self._read_pauses.add(why)
         self._networkProducer.pauseProducing()
