@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_harness import LoggedFailures
 from twisted.internet.task import Clock
@@ -141,6 +141,7 @@ def test_it_looks_by_itself_from_start_to_stop(clock: Clock, sweeper: Sweeper) -
     assert clock.getDelayedCalls() == []
 
 
+@settings(deadline=None)
 @given(seconds=st.floats(0, 1_000, allow_nan=False), age=st.floats(0, INTERVAL, exclude_max=True, allow_nan=False))
 def test_a_deadline_is_never_early_and_at_most_two_looks_late(seconds: float, age: float) -> None:
     clock = Clock()
