@@ -31,14 +31,16 @@ MAY_IMPORT = {
     "simulator": PLAIN,
     "quickstart": PLAIN,
     "starting": PLAIN,
-    "service": MIDDLE | {"gateway", "admin", "starting"},
-    "tap": MIDDLE | {"service", "quickstart", "simulator", "starting"},
+    "stopping": PLAIN | {"wire"},
+    "service": MIDDLE | {"gateway", "admin", "starting", "stopping"},
+    "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }
 
 #: what decides, without a reactor, a clock or I/O
 PURE_PACKAGES = ("access", "config")
 PURE_MODULES = tuple(
-    f"twisted_vllm.gateway.{name}" for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing")
+    f"twisted_vllm.gateway.{name}"
+    for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
 )
 
 #: paths of one person's machine

@@ -116,6 +116,14 @@ class RouteNotAllowed(GatewayError):
     type = "permission_error"
 
 
+class TooManyFailures(GatewayError):
+    """Too many keys that are not valid came from one address."""
+
+    status = 429
+    code = "too_many_failures"
+    type = "rate_limit_error"
+
+
 class NotFound(GatewayError):
     """The gateway has no such route or record."""
 
@@ -196,6 +204,20 @@ class Draining(GatewayError):
 
     status = 503
     code = "draining"
+
+
+class TooManyConnections(GatewayError):
+    """The gateway has as many client connections as it may have."""
+
+    status = 503
+    code = "too_many_connections"
+
+
+class ServerBusy(GatewayError):
+    """The server is in work on as many requests as it may have, and no place in its queue is left, or none in time."""
+
+    status = 503
+    code = "server_busy"
 
 
 class StoreUnavailable(GatewayError):

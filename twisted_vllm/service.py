@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+import attrs
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -16,14 +17,19 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.failures import FailedAuthentications
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.forwarded import address_of
+from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
 from twisted_vllm.gateway.routing import Router
@@ -31,12 +37,16 @@ from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
 from twisted_vllm.observe.setup import finish, give_to_twistd, install
 from twisted_vllm.starting import StartError
+from twisted_vllm.stopping import Drain, StopSignals
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.interfaces import StoreError
-from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
 from twisted_vllm.wire.agent import UpstreamAgent
 from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.descriptors import cap_within, open_files
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
 from twisted_vllm.wire.hub import sockets_of
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.site import GatewaySite
@@ -44,6 +54,9 @@ from twisted_vllm.wire.sweeper import Sweeper
 
 #: seconds between two looks at whether the database answers
 PING_INTERVAL = 5.0
+
+#: seconds between two looks at what other processes changed in the same database
+FOLLOW_INTERVAL = 0.5
 
 
 class GatewayService(Service):
@@ -57,7 +70,12 @@ class GatewayService(Service):
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, settings: Settings, observer: ILogObserver, companions: Sequence[IService] = ()
+        self,
+        reactor: Any,
+        settings: Settings,
+        observer: ILogObserver,
+        companions: Sequence[IService] = (),
+        signals: StopSignals | None = None,
     ) -> None:
         """Build the gateway; nothing is opened yet.
 
@@ -66,6 +84,7 @@ class GatewayService(Service):
             settings: what the operator decided.
             observer: where the log goes.
             companions: services that start before the gateway and stop after it.
+            signals: what asks the process to end: the first drains, the second cuts what is left.
 
         Raises:
             ValueError: a listen string describes no endpoint.
@@ -74,54 +93,68 @@ class GatewayService(Service):
         self.ports: list[IListeningPort] = []
         self._reactor = reactor
         self._settings = settings
+        limits = attrs.evolve(
+            settings.limits, max_connections=cap_within(settings.limits.max_connections, open_files())
+        )
         self._observer = observer
         self._companions = companions
+        self._signals = signals
         writes = EagerWrites()
         sockets = sockets_of(reactor, writes)
-        self._endpoints = [serverFromString(sockets, text) for text in settings.listen]
+        self._endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self._database = Database(reactor, settings.database_url)
-        self._store = DatabaseKeyStore(self._database)
+        self._store = Store(self._database)
         self._index = KeyIndex()
+        self._registry = Registry(self._store, self._index)
         self._sweeper = Sweeper(reactor)
+        self._hangups = Hangups(reactor)
         self._agent = UpstreamAgent(sockets, self._sweeper, writes)
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor
+        self._following = LoopingCall(self._follow)
+        self._following.clock = reactor
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
+        failures = FailedAuthentications(settings.limits.max_failed_authentications)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
             router=Router(settings.models, settings.default_server),
             path_aliases=settings.path_aliases,
         )
+        queues = self._queues = ServerQueues(servers_of(settings), self._agent.forward, self._sweeper)
         pass_through = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(self._agent),
+            client=PassThroughClient(self._agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            failures=failures,
         )
         admin = AdminApp(
             authenticator=authenticator,
-            index=self._index,
-            store=self._store,
+            registry=self._registry,
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
             readiness=self._readiness,
+            client_of=lambda request: address_of(request, settings.trusted_proxies),
+            failures=failures,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
             sweeper=self._sweeper,
             writes=writes,
+            hangups=self._hangups,
             reactor=reactor,
-            limits=settings.limits,
+            limits=limits,
             timeouts=settings.timeouts,
             randbytes=os.urandom,
-            on_finished=self._finished,
+            on_finished=self._finished_and_left if queues.needed else self._finished,
         )
+        self._drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
     # start
 
@@ -157,17 +190,27 @@ class GatewayService(Service):
             self._listen()
         try:
             self._database.open()
-            self._index.replace_all(self._store.load_now())
+            self._registry.take(self._store.load_now())
         except (StoreError, StoreUnavailable) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 10)
+        if self._signals is not None:
+            self._signals.install(self._drain.signalled)
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
+        self._following.start(FOLLOW_INTERVAL, now=False)
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
+        cap = self.site.limits.max_connections
+        if cap != self._settings.limits.max_connections:
+            self._log.info(
+                "At most {cap} client connections at once: the process may open {files} files",
+                cap=cap,
+                files=open_files(),
+            )
         for port in self.ports:
             self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
@@ -205,11 +248,19 @@ class GatewayService(Service):
     def _finished(self, request: GatewayRequest) -> None:
         self._request_log.emit(self._recorder.record(request, self.site.seconds()))
 
+    def _finished_and_left(self, request: GatewayRequest) -> None:
+        self._finished(request)
+        self._queues.finished(request)
+
     def _readiness(self) -> Readiness:
-        return Readiness(draining=self.site.draining, database=self._database_answers)
+        return Readiness(draining=self._drain.begun, database=self._database_answers)
 
     def _ping(self) -> Deferred[None]:
         return self._database.ping().addCallback(self._pinged)
+
+    def _follow(self) -> Deferred[None]:
+        # A database that fails is reported by the database itself; it is asked again at the next turn.
+        return self._registry.follow().addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
 
     def _pinged(self, answers: bool) -> None:
         self._database_answers = answers
@@ -218,32 +269,22 @@ class GatewayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Take no more connections, let what runs end within ``drain_timeout``, then cut it, and fire."""
+        """Drain, end everything else, and fire."""
         super().stopService()
         began = self._reactor.seconds()
-        ports, self.ports = self.ports, []
-        late = self._reactor.callLater(self._settings.drain_timeout, self._cut)
-        drained = self.site.drain()
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        yield drained
-        if late.active():
-            late.cancel()
+        yield self._drain.run(self.ports)
         self._agent.close()
+        self._hangups.close()
         self._sweeper.stop()
-        if self._pinging.running:
-            self._pinging.stop()
+        for looping in (self._pinging, self._following):
+            if looping.running:
+                looping.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self._signals is not None:
+            self._signals.restore()
         finish(self._observer)
-
-    def _cut(self) -> None:
-        count = self.site.abort()
-        self._log.warn(
-            "Cut {count} connections that were still in work after {seconds} s",
-            count=count,
-            seconds=self._settings.drain_timeout,
-        )
 
 
 def _address(port: IListeningPort) -> str:

@@ -23,6 +23,7 @@ from twisted_vllm.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.simulator.service import SimulatorService
 from twisted_vllm.simulator.settings import SimulatorSettings
 from twisted_vllm.starting import explain_start_errors
+from twisted_vllm.stopping import StopSignals
 
 _MORE_HELP = """
 Environment (a value in the file wins, the command line wins over both):
@@ -168,4 +169,4 @@ def makeService(options: Options) -> IService:
         if chosen.simulator is not None:
             endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
             companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
-    return GatewayService(reactor, settings, observer, companions)
+    return GatewayService(reactor, settings, observer, companions, StopSignals(reactor))

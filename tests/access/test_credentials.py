@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of, without_keys
 
 OTHERS = [b"x-litellm-api-key", b"api-key", b"x-api-key"]
 
@@ -58,3 +58,65 @@ def test_no_bytes_make_it_raise_and_no_credential_is_empty(headers: dict[bytes, 
     assert found is None or found
     if found is not None:
         found.encode("utf-8")
+
+
+def handshake(offered: bytes, **more: bytes) -> dict[bytes, bytes]:
+    headers = {name.encode().replace(b"_", b"-"): value for name, value in more.items()}
+    return {b"upgrade": b"websocket", b"sec-websocket-protocol": offered, **headers}
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        b"realtime, openai-insecure-api-key.sk-1234, openai-beta.realtime-v1",
+        b"openai-insecure-api-key.sk-1234",
+        b"realtime,\topenai-insecure-api-key.sk-1234\t,x",
+        b"OpenAI-Insecure-API-Key.sk-1234",
+        b"openai-insecure-api-key., openai-insecure-api-key.sk-1234, openai-insecure-api-key.sk-5678",
+    ],
+)
+def test_a_browser_s_key_is_found_among_the_subprotocols_of_a_websocket(offered: bytes) -> None:
+    assert credential_of(handshake(offered)) == "sk-1234"
+
+
+@pytest.mark.parametrize("offered", [b"", b"realtime", b"openai-insecure-api-key.", b"x-openai-insecure-api-key.sk-1"])
+def test_other_subprotocols_are_no_credential(offered: bytes) -> None:
+    assert credential_of(handshake(offered)) is None
+
+
+@pytest.mark.parametrize("name", ["authorization", "x_litellm_api_key", "api_key", "x_api_key"])
+def test_a_key_among_the_subprotocols_counts_only_without_another(name: str) -> None:
+    headers = handshake(b"openai-insecure-api-key.sk-browser", **{name: b"Bearer sk-header"})
+    assert credential_of(headers) == "sk-header"
+
+
+def test_subprotocols_count_in_the_handshake_of_a_websocket_alone() -> None:
+    offered = b"openai-insecure-api-key.sk-1234"
+    assert credential_of({b"sec-websocket-protocol": offered}) is None
+    assert credential_of({b"sec-websocket-protocol": offered, b"upgrade": b"h2c"}) is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "kept"),
+    [
+        (b"realtime, openai-insecure-api-key.sk-1234, openai-beta.realtime-v1", b"realtime, openai-beta.realtime-v1"),
+        (b"a,openai-insecure-api-key.sk-1,OPENAI-insecure-API-key.sk-2 ,b", b"a, b"),
+        (b"openai-insecure-api-key.sk-1234", b""),
+        (b"openai-insecure-api-key.", b""),
+        (b" a,b ,, c", b" a,b ,, c"),
+    ],
+)
+def test_every_key_is_taken_out_of_the_subprotocols_and_nothing_else(offered: bytes, kept: bytes) -> None:
+    assert without_keys(offered) == kept
+
+
+ENTRIES = st.sampled_from([b"realtime", b"openai-insecure-api-key.sk-1", b" OPENAI-INSECURE-API-KEY.sk-2", b"", b" x"])
+
+
+@given(st.lists(ENTRIES | st.binary(max_size=8)))
+def test_no_key_is_left_among_the_subprotocols(entries: list[bytes]) -> None:
+    kept = without_keys(b",".join(entries))
+    assert not [entry for entry in kept.split(b",") if entry.strip().lower().startswith(b"openai-insecure-api-key.")]
+    assert {entry.strip() for entry in kept.split(b",")} <= {
+        entry.strip() for entry in b",".join(entries).split(b",")
+    } | {b""}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,13 +15,16 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.store.interfaces import IKeyStore
-from twisted_vllm.store.memory import MemoryKeyStore
+from twisted_vllm.store.interfaces import IStore
+from twisted_vllm.store.memory import MemoryDatabase
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
 
 MASTER_KEY = "sk-master-secret-0123"
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -61,22 +63,25 @@ def value_of(deferred: Deferred[Any]) -> Any:
     return fired[0]
 
 
-@implementer(IKeyStore)
+@implementer(IStore)
 class HeldStore:
-    """A store that answers when the test lets it."""
+    """A store that makes changes when the test lets it."""
 
     def __init__(self) -> None:
-        self.inner = MemoryKeyStore()
+        self.inner = Store(MemoryDatabase())
         self.held: list[tuple[Deferred[Any], Any]] = []
 
-    def load(self) -> Deferred[list[KeyRecord]]:
+    def read(self, work: Any) -> Deferred[Any]:
+        return self.inner.read(work)
+
+    def change(self, work: Any) -> Deferred[Any]:
+        return self._hold(lambda: self.inner.change(work))
+
+    def load(self) -> Deferred[Any]:
         return self.inner.load()
 
-    def insert(self, record: KeyRecord) -> Deferred[None]:
-        return self._hold(lambda: self.inner.insert(record))
-
-    def delete(self, tokens: Sequence[str]) -> Deferred[list[str]]:
-        return self._hold(lambda: self.inner.delete(tokens))
+    def news(self, revision: int) -> Deferred[Any]:
+        return self.inner.news(revision)
 
     def _hold(self, work: Any) -> Deferred[Any]:
         deferred: Deferred[Any] = Deferred()
@@ -111,16 +116,15 @@ class Recorded(Resource):
 class Gateway:
     """The gateway's own routes, on a clock that the test turns."""
 
-    def __init__(self, store: IKeyStore | None = None, master_key: str | None = MASTER_KEY) -> None:
+    def __init__(self, store: IStore | None = None, master_key: str | None = MASTER_KEY) -> None:
         self.clock = Clock()
-        self.store = MemoryKeyStore() if store is None else store
+        self.store = Store(MemoryDatabase()) if store is None else store
         self.index = KeyIndex()
         self.state = Readiness(draining=False, database=True)
         self._random = 0
         app = AdminApp(
             authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index),
-            index=self.index,
-            store=self.store,
+            registry=Registry(self.store, self.index),
             clock=self.clock,
             now=self.now,
             randbytes=self._randbytes,
@@ -129,6 +133,11 @@ class Gateway:
         self.recorded = Recorded(app.resource())
         self.agent = RequestTraversalAgent(self.recorded)
         self._treq = StubTreq(self.recorded)
+
+    def records(self) -> list[KeyRecord]:
+        """Return the keys that the store holds."""
+        found: list[KeyRecord] = value_of(self.store.read(lambda transaction: transaction.keys.find()))
+        return found
 
     def now(self) -> datetime:
         return NOW + timedelta(seconds=self.clock.seconds())

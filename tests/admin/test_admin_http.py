@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from admin_harness import Gateway
-from twisted.internet.defer import Deferred
-from zope.interface import implementer
 
-from twisted_vllm.access.records import KeyRecord
-from twisted_vllm.store.interfaces import IKeyStore
-from twisted_vllm.store.memory import MemoryKeyStore
+from twisted_vllm.store.memory import MemoryDatabase
+from twisted_vllm.store.store import Store
 
 
 def test_the_front_page_says_what_this_is(gateway: Gateway) -> None:
@@ -59,17 +55,13 @@ def test_a_strange_host_header_is_no_failure(gateway: Gateway, host: bytes) -> N
         assert answer.error["code"] in ("invalid_request", "not_found")
 
 
-@implementer(IKeyStore)
-class BuggyStore(MemoryKeyStore):
-    def insert(self, record: KeyRecord) -> Deferred[None]:
-        raise ZeroDivisionError(f"with {record.token} and all")
-
-    def delete(self, tokens: Sequence[str]) -> Deferred[list[str]]:
-        raise ZeroDivisionError
+class BuggyStore(Store):
+    def change(self, work: Any) -> Any:
+        raise ZeroDivisionError("with what was asked and all")
 
 
 def test_what_was_not_foreseen_is_logged_and_not_shown(logged_failures: Any) -> None:
-    gateway = Gateway(BuggyStore())
+    gateway = Gateway(BuggyStore(MemoryDatabase()))
     answer = gateway.post("/key/generate")
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert "with" not in answer.error["message"]

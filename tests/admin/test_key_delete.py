@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import Gateway, value_of
+from admin_harness import Gateway
 
 
 def test_a_deleted_key_is_refused_on_the_next_request(gateway: Gateway) -> None:
@@ -9,7 +9,7 @@ def test_a_deleted_key_is_refused_on_the_next_request(gateway: Gateway) -> None:
     assert gateway.post("/key/delete", {"keys": [made["key"]]}).json == {"deleted_keys": [made["key"]]}
     answer = gateway.get("/key/info", key=made["key"])
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
-    assert value_of(gateway.store.load()) == []
+    assert gateway.records() == []
 
 
 def test_keys_are_deleted_by_hash_by_alias_and_together(gateway: Gateway) -> None:

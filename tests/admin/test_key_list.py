@@ -1,18 +1,9 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import attrs
 import pytest
 from admin_harness import Gateway
-from hypothesis import given
-from hypothesis import strategies as st
-
-from twisted_vllm.access.records import KeyRecord
-from twisted_vllm.admin.listing import ListQuery, select_page
-
-NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def listed(gateway: Gateway, query: str) -> Any:
@@ -115,38 +106,3 @@ def test_a_list_is_filtered_by_status(gateway: Gateway) -> None:
 def test_a_parameter_that_is_not_taken_is_named(gateway: Gateway, query: str, param: str) -> None:
     answer = gateway.get(f"/key/list{query}")
     assert (answer.status, answer.error["param"]) == (400, param)
-
-
-record = st.builds(
-    KeyRecord,
-    token=st.text("0123456789abcdef", min_size=64, max_size=64),
-    key_name=st.just("sk-...abcd"),
-    created_at=st.integers(0, 3).map(lambda days: NOW - timedelta(days=days)),
-    updated_at=st.just(NOW),
-    created_by=st.just("master"),
-    key_alias=st.none() | st.sampled_from("xyz"),
-    expires=st.none() | st.integers(-2, 2).map(lambda days: NOW + timedelta(days=days)),
-    blocked=st.booleans(),
-)
-sorts = st.sampled_from(["created_at", "expires", "key_alias", "token", "spend", "user_id"])
-
-
-@given(
-    st.lists(record, max_size=12, unique_by=lambda each: each.token),
-    st.builds(
-        ListQuery,
-        size=st.integers(1, 5),
-        sort_by=sorts,
-        descending=st.booleans(),
-        status=st.none() | st.sampled_from(["active", "expired", "blocked", "deleted"]),
-    ),
-)
-def test_the_pages_together_hold_each_key_that_matches_once(records: list[KeyRecord], query: ListQuery) -> None:
-    first = select_page(records, query, NOW)
-    pages = [select_page(records, attrs.evolve(query, page=number + 1), NOW) for number in range(first.total_pages)]
-    found = [each.token for page in pages for each in page.records]
-    assert len(found) == len(set(found)) == first.total_count
-    assert all(0 < len(page.records) <= query.size for page in pages)
-    if query.status is None:
-        assert set(found) == {each.token for each in records}
-    assert found == [each.token for each in select_page(records[::-1], attrs.evolve(query, size=100), NOW).records]

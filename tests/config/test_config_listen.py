@@ -11,7 +11,7 @@ from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
-from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
+from twisted_vllm.config.listen import BACKLOG, DEFAULT_LISTEN, endpoint, is_loopback, with_backlog
 from twisted_vllm.config.place import Place, Rejected, Report
 
 
@@ -129,3 +129,45 @@ def test_any_text_is_an_endpoint_or_refused(text):
         assert endpoint(text, Place("listen", Report(), {})) == text
     except Rejected as refusal:
         assert refusal.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:4000",
+        "tcp:port=4000:interface=127.0.0.1",
+        "tcp:4000:127.0.0.1",
+        r"tcp:4000:interface=\:\:1",
+        "tcp6:4000",
+        "haproxy:tcp:4000",
+        "unix:/run/gateway.sock",
+        "unix:/run/gateway.sock:660",
+    ],
+)
+def test_a_burst_of_clients_finds_room_to_wait_in(text: str) -> None:
+    reactor = MemoryReactor()
+    serverFromString(reactor, with_backlog(text)).listen(Factory())
+    listening = [*reactor.tcpServers, *reactor.unixServers]
+    assert [call[2] for call in listening] == [BACKLOG]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:4000:backlog=10",
+        "tcp:4000:127.0.0.1:10",
+        "tcp6:4000:10",
+        "unix:/run/gateway.sock:660:10",
+        "haproxy:tcp:4000:backlog=10",
+    ],
+)
+def test_how_many_may_wait_can_be_said(text: str) -> None:
+    reactor = MemoryReactor()
+    serverFromString(reactor, with_backlog(text)).listen(Factory())
+    listening = [*reactor.tcpServers, *reactor.unixServers]
+    assert [call[2] for call in listening] == [10]
+
+
+@pytest.mark.parametrize("text", ["systemd:domain=INET:index=0", "other:x", ""])
+def test_an_endpoint_of_another_type_stays_as_it_is(text: str) -> None:
+    assert with_backlog(text) == text

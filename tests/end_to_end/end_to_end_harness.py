@@ -211,7 +211,7 @@ def lower(headers: HeaderPairs) -> dict[bytes, bytes]:
     return {name.lower(): value for name, value in headers}
 
 
-def _is_whole(raw: bytes, bodiless: bool) -> bool:
+def is_whole(raw: bytes, bodiless: bool) -> bool:
     _, end, body = raw.partition(b"\r\n\r\n")
     if not end:
         return False
@@ -329,7 +329,7 @@ class Gateway:
         """Send a request on a connection of its own; return the answer once it is whole."""
         client = await self.send(raw)
         bodiless = raw.startswith(b"HEAD ")
-        await client.until(lambda: client.lost is not None or _is_whole(client.received, bodiless))
+        await client.until(lambda: client.lost is not None or is_whole(client.received, bodiless))
         client.close()
         return parse_answer(client.received)
 

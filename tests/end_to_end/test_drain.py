@@ -92,6 +92,28 @@ async def test_readiness_says_so_on_a_connection_that_is_still_open(stand_in: An
     assert (answer.status, answer.json["draining"]) == (503, True)
 
 
+@pytest_twisted.ensureDeferred
+async def test_for_the_drain_delay_everybody_is_served_and_told_that_it_is_not_ready(
+    stand_in: Any, gateway_to: Any, reactor: Any
+) -> None:
+    server = stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    gateway = gateway_to(server.port, drain_delay=5.0)
+    kept = await gateway.send(request_bytes("GET", "/health/readiness"))
+    await kept.until_received(b'"healthy"')
+    stopped = gateway.stop()
+    kept.send(request_bytes("GET", "/health/readiness"))
+    await kept.until_received(b'"unhealthy"')
+    answer = await gateway.ask("GET", "/health/readiness")
+    assert (answer.status, answer.json["draining"]) == (503, True)
+    assert (await gateway.ask("GET", "/vllm/v1/models")).status == 200
+    assert not stopped.called
+    gateway.clock.advance(5)
+    await kept.until_lost()
+    await stopped
+    with pytest.raises(ConnectError):
+        await connectProtocol(TCP4ClientEndpoint(reactor, HOST, gateway.port), Protocol())
+
+
 async def answer_while_draining(gateway: Any, target: str) -> Answer:
     """Return the answer to a request that had begun when the drain began, and was complete only afterwards."""
     raw = request_bytes("GET", target)

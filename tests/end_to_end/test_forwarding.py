@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 import pytest_twisted
 from end_to_end_harness import HOST, MASTER_KEY, lower, parse_head, request_bytes, server_at
+
+from twisted_vllm.wire.request import GatewayRequest
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -27,6 +30,8 @@ async def test_every_method_reaches_the_server(stand_in: Any, gateway_to: Any, m
         ("/vllm/v1/models", "/v1/models"),
         ("/vllm/v1/models?a=1&a=2&b=&c", "/v1/models?a=1&a=2&b=&c"),
         ("/vllm/v1/models?q=a+b%20c%2Fd&%61=%zz", "/v1/models?q=a+b%20c%2Fd&%61=%zz"),
+        ("/vllm/v1/models?q=%ff%FE&q=%c3%28&%00=%0d%0a", "/v1/models?q=%ff%FE&q=%c3%28&%00=%0d%0a"),
+        ("/vllm/v1/models?;a=1;&&==?/:@!$'()*,~", "/v1/models?;a=1;&&==?/:@!$'()*,~"),
         ("/vllm/v1/models?", "/v1/models?"),
         ("/vllm/v1/models/a%2Fb", "/v1/models/a%2Fb"),
         ("/vllm/metrics", "/metrics"),
@@ -212,3 +217,20 @@ async def test_tenants_cannot_set_what_steers_the_scheduler_and_administrators_c
     first, second = (lower(parse_head(each)[1]) for each in server.received.split(b"GET ")[1:])
     assert {name.lower().encode() for name in headers} & first.keys() == {b"x-mine"}
     assert {name.lower().encode() for name in headers} <= second.keys()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answered_request_is_gone_at_once_and_its_credential_with_it(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").port)
+    client = await gateway.connect()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(1, 4):
+            client.send(request_bytes("POST", "/vllm/v1/completions", body={"model": "m"}))
+            await client.until(lambda number=number: client.received.count(b"\r\n\r\nok") == number)
+        await client.next_turn()
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, GatewayRequest)]
+    finally:
+        gc.enable()
+    assert kept == []

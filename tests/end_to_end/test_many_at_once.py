@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from typing import Any
 
 import pytest_twisted
-from end_to_end_harness import parse_answer, request_bytes
+from end_to_end_harness import HOST, PATIENCE, parse_answer, request_bytes
+from twisted.internet.threads import deferToThread
+
+from twisted_vllm.config.settings import Limits
 
 CLIENTS = 60
 
@@ -52,3 +57,30 @@ async def test_one_connection_serves_one_request_after_the_other(simulator: Any,
         await client.until(lambda before=before: client.received[before:].endswith(b"}"))
         assert parse_answer(client.received[before:]).status == 200
     assert len(gateway.request_lines()) == 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_three_hundred_clients_connect_at_once_while_the_reactor_is_busy(gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(None)
+    with ExitStack() as stack:
+        # no turn of the reactor takes place meanwhile: whom the kernel turned away would wait in vain
+        clients = [
+            stack.enter_context(socket.create_connection((HOST, gateway.port), timeout=PATIENCE)) for _ in range(300)
+        ]
+        for client in clients:
+            client.sendall(request_bytes("GET", "/health/liveliness"))
+        firsts = await deferToThread(lambda: {client.recv(4096)[:15] for client in clients})
+        assert firsts == {b"HTTP/1.1 200 OK"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_over_the_cap_is_told_to_come_back(gateway_to: Any) -> None:
+    gateway = gateway_to(None, limits=Limits(max_connections=2))
+    first, second = await gateway.connect(), await gateway.connect()
+    for client in (first, second):
+        client.send(request_bytes("GET", "/health/liveliness"))
+        await client.until_received(b"I'm alive!")
+    answer = await gateway.ask("GET", "/health/liveliness")
+    assert (answer.status, answer.error["code"]) == (503, "too_many_connections")
+    assert (answer.header("retry-after"), answer.header("connection")) == ("1", "close")
+    assert any("Over 2 client connections" in line.get("message", "") for line in gateway.log_lines())

@@ -15,7 +15,7 @@ from twisted_vllm.access.keys import hash_key
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.config.settings import Limits, ModelEntry
 from twisted_vllm.store.database import Database
-from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -62,7 +62,8 @@ async def test_a_key_that_expired_or_was_blocked(
     await first.stop()
     database = Database(reactor, first.settings.database_url)
     database.open()
-    await DatabaseKeyStore(database).insert(key_record("sk-once-good", **changes))
+    record = key_record("sk-once-good", **changes)
+    await Store(database).change(lambda transaction: transaction.keys.insert(record))
     await database.stop()
     second = gateway_to(stand_in(OK).port, database_url=first.settings.database_url)
     answer = await second.ask("GET", "/vllm/v1/models", "sk-once-good")

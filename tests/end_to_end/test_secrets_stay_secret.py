@@ -31,6 +31,10 @@ def spread(secret: str) -> list[bytes]:
     """Return requests that carry a secret wherever one can stand."""
     found = [request_bytes("GET", "/vllm/v1/models", None, headers={name: secret}) for name in HEADERS]
     found += [request_bytes("GET", "/vllm/v1/models", None, headers={name: f"Bearer {secret}"}) for name in HEADERS]
+    offered = f"realtime, openai-insecure-api-key.{secret}"
+    for upgrade in ("websocket", "h2c"):
+        headers = {"Connection": "Upgrade", "Upgrade": upgrade, "Sec-WebSocket-Protocol": offered}
+        found.append(request_bytes("GET", "/vllm/v1/realtime", None, headers=headers))
     found += [
         request_bytes("GET", f"/vllm/v1/models?api_key={secret}", secret),
         request_bytes("GET", f"/key/info?key={secret}", secret),

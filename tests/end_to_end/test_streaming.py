@@ -160,3 +160,23 @@ class Endless:
         while self._quiet_turns < 50:
             self._quiet_turns += 1
             await self._wire.next_turn()
+
+
+@pytest_twisted.ensureDeferred
+async def test_trailers_are_passed_both_ways_but_not_what_would_pass_for_a_header(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    server = stand_in()
+    client = await gateway_to(server.port).send(
+        request_bytes("POST", "/vllm/tokenizer_info", headers={"Transfer-Encoding": "chunked"})
+    )
+    upstream = await server.connection()
+    await upstream.until_received(b"\r\n\r\n")
+    client.send(b"2\r\nab\r\n")
+    await upstream.until_received(b"2\r\nab\r\n")
+    client.send(b"0\r\nX-Sum: 1\r\nAuthorization: Bearer stolen\r\nContent-Type: text/plain\r\n\r\n")
+    await upstream.until(lambda: upstream.received.endswith(b"0\r\nX-Sum: 1\r\n\r\n"))
+    upstream.send(HEAD + chunk(b"data: 1\n\n"))
+    await client.until_received(b"data: 1\n\n")
+    upstream.send(b"0\r\nX-Tokens: 7\r\nSet-Cookie: a=b\r\nConnection: close\r\n\r\n")
+    await client.until(lambda: client.received.endswith(b"\r\n0\r\nX-Tokens: 7\r\n\r\n"))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 REPOSITORY = Path(__file__).parents[2]
 #: real seconds that a process is given before a test calls it stuck
@@ -90,8 +91,9 @@ class Foreground:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.pid = self._process.pid
 
-    def __enter__(self) -> Foreground:
+    def __enter__(self) -> Self:
         try:
             wait_until(lambda: answers(self.port) or self._process.poll() is not None)
             assert self._process.poll() is None, self._process.communicate()
@@ -105,8 +107,19 @@ class Foreground:
         if self._process.returncode is None:
             self.terminate()
 
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self._process.send_signal(number)
+
     def terminate(self) -> int:
         """Send SIGTERM, wait, and return the exit status."""
-        self._process.send_signal(signal.SIGTERM)
+        self.signal()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status."""
         self.stdout, self.stderr = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode

@@ -76,6 +76,7 @@ class FakeRequest:
         self.started = 10.0
         self.first_byte: float | None = None
         self.status = 0
+        self.protocols: frozenset[bytes] = frozenset()
         self.error_code = ""
         self.sentLength = 0
         self.finished = False

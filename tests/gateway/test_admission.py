@@ -9,7 +9,8 @@ from gateway_fakes import server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.access.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.secret import Secret
@@ -260,3 +261,52 @@ def test_only_a_preflight_goes_without_a_key() -> None:
         asked.identify({b"access-control-request-method": b"POST"}, 0, b"POST")
     with pytest.raises(InvalidApiKey):
         asked.identify({b"access-control-request-method": b"POST", b"api-key": b"sk-other"}, 0, b"OPTIONS")
+
+
+# the key's own names, and what its user and team allow
+
+ALIASED = Principal(kind="key", name="team-c", models=("public",), aliases={"gpt-4": "public", "public": "secret"})
+
+
+@pytest.mark.parametrize(
+    "make", [lambda name: (JSON, b'{"a": 1, "model": "%s"}' % name), lambda name: (FORM, form(name))]
+)
+def test_a_key_s_own_name_stands_for_the_model_it_means_in_permission_route_and_body(make: Any) -> None:
+    headers, body = make(b"gpt-4")
+    found = admit(admission(MODELS), body, ALIASED, headers)
+    assert (found.server, found.model) == (ONE, "public")
+    assert found.body == make(b"private")[1]
+
+
+def test_a_key_s_own_name_is_renamed_where_one_server_serves_all() -> None:
+    found = admit(admission(), b'{"model": "gpt-4"}', ALIASED)
+    assert (found.server, found.body) == (DEFAULT, b'{"model": "public"}')
+
+
+def test_a_name_is_replaced_once_and_the_model_that_it_means_must_be_allowed() -> None:
+    with pytest.raises(ModelNotAllowed, match="secret"):
+        admit(admission(MODELS), b'{"model": "public"}', ALIASED)
+
+
+def test_a_key_with_names_of_its_own_passes_other_bodies_as_they_are() -> None:
+    free = Principal(kind="key", name="team-d", aliases={"gpt-4": "public"})
+    for headers, body in [*UNDETERMINED, (JSON, b'{"model": "other"}'), (JSON, b"{}")]:
+        assert admit(admission(), body, free, headers).body == body
+
+
+@pytest.mark.parametrize(("level", "who"), [("models", "key"), ("user_models", "user"), ("team_models", "team")])
+def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who: str) -> None:
+    levels = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
+    assert admit(admission(), b'{"model": "public"}', Principal(kind="key", name="k", **levels)).model == "public"
+    refusing = Principal(kind="key", name="k", **{**levels, level: ("other",)})
+    with pytest.raises(ModelNotAllowed, match=f"the {who}'s models") as refused:
+        admit(admission(), b'{"model": "public"}', refusing)
+    assert "other" in refused.value.message
+
+
+@pytest.mark.parametrize("level", ["user_models", "team_models"])
+def test_a_body_whose_model_is_not_certain_is_refused_where_a_user_or_a_team_is_limited(level: str) -> None:
+    limited = Principal(kind="key", name="k", **{level: ("public",)})
+    for headers, body in UNDETERMINED:
+        with pytest.raises(ModelUndetermined):
+            admit(admission(), body, limited, headers)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from gateway_fakes import HeaderPairs, server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.gateway.outgoing import OPERATORS_HEADERS, outgoing_headers
+from twisted_vllm.access.headers import OPERATORS_HEADERS
+from twisted_vllm.access.records import MASTER, Principal
+from twisted_vllm.gateway.outgoing import outgoing_headers
 
+TENANT = Principal(kind="key", name="team-a")
 FORWARDED = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Forwarded-Proto", b"https")]
 
 #: what stays with the gateway, whoever asks
@@ -18,6 +22,7 @@ NEVER = (
     "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate",
     "Proxy-Authorization", "HTTP2-Settings", "Authorization", "x-litellm-api-key", "api-key", "x-api-key", "Host",
     "Content-Length", "Expect", "X-Request-Id", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host",
+    "Sec-WebSocket-Protocol",
 )  # fmt: skip
 
 
@@ -25,7 +30,7 @@ def outgoing(headers: HeaderPairs, **changes: Any) -> HeaderPairs:
     """Return what is sent between ``Host`` and ``X-Request-Id``, unless `changes` add to it."""
     values: dict[str, Any] = {
         "server": server(),
-        "trusted": False,
+        "principal": TENANT,
         "request_id": b"5f0e",
         "forwarded": [],
         "framing": None,
@@ -52,7 +57,7 @@ def test_what_the_client_sent_stays_as_it_is_between_what_the_gateway_says() -> 
 @pytest.mark.parametrize("name", NEVER)
 def test_hop_by_hop_headers_credentials_and_what_is_written_anew_stay_behind(name: str, trusted: bool) -> None:
     for spelling in (name, name.lower(), name.upper()):
-        found = outgoing([(spelling.encode(), b"the client's")], trusted=trusted)
+        found = outgoing([(spelling.encode(), b"the client's")], principal=MASTER if trusted else TENANT)
         assert b"the client's" not in dict(found).values()
 
 
@@ -60,7 +65,7 @@ def test_hop_by_hop_headers_credentials_and_what_is_written_anew_stay_behind(nam
 def test_the_operator_s_headers_are_taken_from_administrators_alone(name: bytes) -> None:
     sent = [(name.upper(), b"0")]
     assert sent[0] not in outgoing(sent)
-    assert sent[0] in outgoing(sent, trusted=True)
+    assert sent[0] in outgoing(sent, principal=MASTER)
 
 
 def test_headers_that_connection_nominates_stay_behind() -> None:
@@ -103,7 +108,9 @@ NAMES = TOKENS | st.sampled_from([name.encode() for name in NEVER]) | st.sampled
 def test_each_header_comes_once_from_the_gateway_or_as_often_as_the_client_sent_it(
     sent: HeaderPairs, trusted: bool
 ) -> None:
-    found = outgoing(sent, trusted=trusted, framing=(b"Content-Length", b"3"), forwarded=FORWARDED)
+    found = outgoing(
+        sent, principal=MASTER if trusted else TENANT, framing=(b"Content-Length", b"3"), forwarded=FORWARDED
+    )
     own = [(b"Host", b"gpu-1:8000"), (b"Content-Length", b"3"), (b"X-Request-Id", b"5f0e"), *FORWARDED]
     kept = [pair for pair in found if pair not in own]
     assert kept == [
@@ -113,3 +120,25 @@ def test_each_header_comes_once_from_the_gateway_or_as_often_as_the_client_sent_
         and (trusted or pair[0].lower() not in OPERATORS_HEADERS)
     ]
     assert len(found) == len(kept) + len(own)
+
+
+def test_a_key_sets_the_headers_that_it_was_granted_and_no_others() -> None:
+    sent = [(b"X-Session-Id", b"a"), (b"X-Data-Parallel-Rank", b"1")]
+    granted = attrs.evolve(TENANT, granted_headers=frozenset({b"x-session-id"}))
+    assert outgoing(sent, principal=granted)[1:-1] == [(b"X-Session-Id", b"a")]
+
+
+@pytest.mark.parametrize("connection", [None, b"x-vllm-priority"])
+def test_the_key_s_priority_is_said_in_place_of_the_client_s(connection: bytes | None) -> None:
+    ranked = attrs.evolve(TENANT, priority=-7)
+    for sent in ([], [(b"x-vllm-priority", b"0")]):
+        assert outgoing(sent, principal=ranked, connection=connection)[1:-1] == [(b"X-Vllm-Priority", b"-7")]
+
+
+def test_a_key_that_may_say_its_priority_has_its_own_where_it_says_none() -> None:
+    ranked = attrs.evolve(TENANT, priority=0, granted_headers=frozenset({b"x-vllm-priority"}))
+    assert outgoing([(b"x-vllm-priority", b"9")], principal=ranked)[1:-1] == [(b"x-vllm-priority", b"9")]
+    assert outgoing([], principal=ranked)[1:-1] == [(b"X-Vllm-Priority", b"0")]
+    # a header that is taken back by `Connection` was not said
+    found = outgoing([(b"x-vllm-priority", b"9")], principal=ranked, connection=b"x-vllm-priority")
+    assert found[1:-1] == [(b"X-Vllm-Priority", b"0")]

@@ -75,6 +75,8 @@ def test_aliases_can_be_switched_off():
         b"/%2e%2e%3bx/y",
         b"/a%2fb/../../../x",
         b"/a%2Fb/../..",
+        b"/a\\a/../..",
+        b"/a%5Ca/..%2F..",
     ],
 )
 @pytest.mark.parametrize("query", [b"", b"?x=1"])

@@ -197,6 +197,13 @@ def test_each_piece_of_a_body_goes_on_as_it_comes() -> None:
     assert (server.taken, ended) == ([b"one", b"two", b"three"], [None])
 
 
+def test_a_body_s_trailers_go_on_less_those_that_a_server_must_not_take_for_headers() -> None:
+    request: Any = FakeRequest(body_length=None, body_complete=False)
+    body = RequestBody(request, frozenset((b"x-vllm-priority",)))
+    request.trailers += [(b"X-Sum", b"1"), (b"X-VLLM-Priority", b"0"), (b"Authorization", b"Bearer x")]
+    assert body.trailers == [(b"X-Sum", b"1")]
+
+
 def test_a_slow_server_slows_the_client() -> None:
     request, body, _, _ = uploading()
     body.pauseProducing()

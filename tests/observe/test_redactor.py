@@ -42,6 +42,7 @@ def test_a_short_secret_does_not_blot_out_longer_words() -> None:
         ("bearer  xyz, and more", "bearer  ***, and more"),
         ("x-api-key: 123456", "x-api-key: ***"),
         ("?api_key=123456&model=m", "?api_key=***&model=m"),
+        ("realtime, openai-insecure-api-key.123456, b", "realtime, openai-insecure-api-key.***, b"),
         ("postgresql+psycopg://user:hunter2@db.local:5432/x", "postgresql+psycopg://user:***@db.local:5432/x"),
     ],
 )

@@ -7,19 +7,18 @@ import pytest
 import pytest_twisted
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from key_store_contract import KeyStoreContract, key_record
 from private_postgresql import PrivatePostgresql
 from sqlalchemy import Connection, text
 from start_race import start_together
-from twisted.internet.defer import gatherResults
+from store_contract import StoreContract, all_keys, key_record, put
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.database import Database
-from twisted_vllm.store.interfaces import AliasExists, StoreError
-from twisted_vllm.store.keys import DatabaseKeyStore
+from twisted_vllm.store.interfaces import StoreError
+from twisted_vllm.store.store import Store
 from twisted_vllm.store.tables import VERSION_TABLE, metadata
 
 
@@ -27,10 +26,10 @@ def texts(events: Sequence[LogEvent]) -> str:
     return "\n".join(eventAsText(event) + repr(event) for event in events)
 
 
-class TestPostgresqlKeyStore(KeyStoreContract):
+class TestPostgresqlStore(StoreContract):
     @pytest.fixture
-    def store(self, postgresql_database: Database) -> DatabaseKeyStore:
-        return DatabaseKeyStore(postgresql_database)
+    def store(self, postgresql_database: Database) -> Store:
+        return Store(postgresql_database)
 
 
 def test_processes_that_start_at_the_same_moment_all_start(postgresql_url: str) -> None:
@@ -55,22 +54,10 @@ async def test_times_come_back_in_utc_whatever_zone_the_database_has(postgresql_
     await postgresql_database.run(work, writes=True)
     await postgresql_database.stop()
     postgresql_database.open()
-    store = DatabaseKeyStore(postgresql_database)
-    await store.insert(key_record(1))
-    [found] = await store.load()
+    store = Store(postgresql_database)
+    await put(store, key_record(1))
+    [found] = await all_keys(store)
     assert found.created_at.isoformat() == "2026-03-01T12:30:15.123456+00:00"
-
-
-@pytest_twisted.ensureDeferred
-async def test_of_two_inserts_at_once_with_one_alias_one_is_refused(postgresql_database: Database) -> None:
-    store = DatabaseKeyStore(postgresql_database)
-    refused: list[type[Exception] | None] = []
-    inserts = [store.insert(key_record(number, "mine")) for number in range(4)]
-    for insert in inserts:
-        insert.addErrback(lambda failure: refused.append(failure.trap(AliasExists)))
-    await gatherResults(inserts)
-    assert refused == [AliasExists] * 3
-    assert len(await store.load()) == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -104,9 +91,9 @@ async def test_a_schema_named_as_prisma_does_holds_the_tables(
     await postgresql_database.run(work, writes=True)
     database = Database(reactor, Secret(f"{postgresql_url}&schema=Tenant_1&connection_limit=3"))
     database.open()
-    await DatabaseKeyStore(database).insert(key_record(1))
+    await put(Store(database), key_record(1))
     await database.stop()
-    assert await DatabaseKeyStore(postgresql_database).load() == []
+    assert await all_keys(Store(postgresql_database)) == []
     count = text('SELECT count(*) FROM "Tenant_1".vllm_passthrough_keys')
     assert await postgresql_database.run(lambda connection: connection.execute(count).scalar(), writes=False) == 1
 
@@ -115,18 +102,18 @@ async def test_a_schema_named_as_prisma_does_holds_the_tables(
 async def test_an_outage_refuses_and_the_database_is_used_again_when_it_is_back(
     postgresql: PrivatePostgresql, postgresql_database: Database
 ) -> None:
-    store = DatabaseKeyStore(postgresql_database)
-    await store.insert(key_record(1))
+    store = Store(postgresql_database)
+    await put(store, key_record(1))
     with captured_logs() as events:
         postgresql.stop()
         try:
             assert await postgresql_database.ping() is False
             with pytest.raises(StoreUnavailable):
-                await store.insert(key_record(2))
+                await put(store, key_record(2))
         finally:
             postgresql.start()
         assert await postgresql_database.ping() is True
-        assert await store.load() == [key_record(1)]
+        assert await all_keys(store) == [key_record(1)]
     assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
     assert postgresql.password not in texts(events)
     assert key_record(2).token not in texts(events)

@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-pytest.register_assert_rewrite("key_store_contract")
+pytest.register_assert_rewrite("store_contract")
 
 
 @pytest.fixture

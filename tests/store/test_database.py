@@ -14,10 +14,10 @@ import pytest
 import pytest_twisted
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from key_store_contract import key_record
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from start_race import ROOT, start_together
+from store_contract import all_keys, key_record, put
 from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
@@ -27,9 +27,10 @@ from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.engine import make_engine, parse_url, reason_of
 from twisted_vllm.store.interfaces import StoreError
-from twisted_vllm.store.keys import DatabaseKeyStore
 from twisted_vllm.store.schema import migrate
+from twisted_vllm.store.store import Store
 from twisted_vllm.store.tables import VERSION_TABLE, metadata
+from twisted_vllm.store.transaction import Transaction
 
 PASSWORD = "s3cr!t-Pass"
 
@@ -52,11 +53,11 @@ async def test_keys_outlast_a_restart(reactor: Any, tmp_path: Path) -> None:
     url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
     first = Database(reactor, url)
     first.open()
-    await DatabaseKeyStore(first).insert(key_record(1))
+    await put(Store(first), key_record(1))
     await first.stop()
     second = Database(reactor, url)
     second.open()
-    assert await DatabaseKeyStore(second).load() == [key_record(1)]
+    assert await all_keys(Store(second)) == [key_record(1)]
     await second.stop()
 
 
@@ -69,7 +70,7 @@ async def test_a_started_database_answers_and_a_stopped_one_does_not(reactor: An
     await database.stop()
     assert await database.ping() is False
     with pytest.raises(StoreUnavailable):
-        await DatabaseKeyStore(database).load()
+        await all_keys(Store(database))
 
 
 @pytest_twisted.ensureDeferred
@@ -86,13 +87,13 @@ async def test_stopping_waits_for_the_work_that_was_taken(reactor: Any, tmp_path
     url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
     database = Database(reactor, url)
     database.open()
-    store = DatabaseKeyStore(database)
-    inserted = gatherResults([store.insert(key_record(number)) for number in range(20)])
+    store = Store(database)
+    inserted = gatherResults([put(store, key_record(number)) for number in range(20)])
     await database.stop()
     assert inserted.called
     await inserted
     database.open()
-    assert len(await store.load()) == 20
+    assert len(await all_keys(store)) == 20
     await database.stop()
 
 
@@ -102,11 +103,11 @@ async def test_work_that_fails_changes_nothing(database: Database) -> None:
         connection.execute(text("DELETE FROM vllm_passthrough_keys"))
         raise ValueError("after all")
 
-    store = DatabaseKeyStore(database)
-    await store.insert(key_record(1))
+    store = Store(database)
+    await put(store, key_record(1))
     with pytest.raises(ValueError, match="after all"):
         await database.run(work, writes=True)
-    assert len(await store.load()) == 1
+    assert len(await all_keys(store)) == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -124,7 +125,7 @@ async def test_the_file_is_for_its_owner_alone(reactor: Any, tmp_path: Path) -> 
     try:
         database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
         database.open()
-        await DatabaseKeyStore(database).insert(key_record(1))
+        await put(Store(database), key_record(1))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         await database.stop()
     finally:
@@ -198,7 +199,7 @@ async def test_a_file_that_is_no_database_is_refused(reactor: Any, tmp_path: Pat
 async def test_a_newer_schema_is_refused_and_left_alone(reactor: Any, tmp_path: Path, database: Database) -> None:
     await database.run(lambda work: work.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")), writes=True)
     message = await refusal(Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite")))
-    assert "'9999', which is newer than '0001'" in message
+    assert "'9999', which is newer than '0003'" in message
     with sqlite3.connect(tmp_path / "keys.sqlite") as connection:
         assert connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall() == [("9999",)]
     connection.close()
@@ -253,19 +254,19 @@ def test_an_error_without_words_still_has_a_reason() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_broken_database_refuses_and_is_logged_once_until_it_is_back(database: Database) -> None:
-    store = DatabaseKeyStore(database)
-    await store.insert(key_record(1))
+    store = Store(database)
+    await put(store, key_record(1))
     await database.run(lambda work: work.execute(text("ALTER TABLE vllm_passthrough_keys RENAME TO away")), writes=True)
     with captured_logs() as events:
         for number in (1, 2):
             with pytest.raises(StoreUnavailable) as refused:
-                await store.insert(key_record(number))
+                await put(store, key_record(number))
             assert refused.value.retry_after == 5
             assert refused.value.__context__ is None
         await database.run(
             lambda work: work.execute(text("ALTER TABLE away RENAME TO vllm_passthrough_keys")), writes=True
         )
-        assert await store.load() == [key_record(1)]
+        assert await all_keys(store) == [key_record(1)]
     levels = [event["log_level"].name for event in events]
     assert levels == ["error", "debug", "info"]
     assert "no such table" in texts(events)
@@ -286,3 +287,35 @@ def test_a_process_that_forgets_to_stop_its_database_still_ends(tmp_path: Path) 
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/keys.sqlite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_of_the_first_version_keep_working_and_get_an_id(reactor: Any, tmp_path: Path) -> None:
+    path = tmp_path / "keys.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            f"""
+            CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
+            INSERT INTO {VERSION_TABLE} VALUES ('0001');
+            CREATE TABLE vllm_passthrough_keys (
+                token VARCHAR(64) NOT NULL PRIMARY KEY, key_name VARCHAR(16) NOT NULL, key_alias VARCHAR(255),
+                models JSON NOT NULL, allowed_routes JSON NOT NULL, blocked BOOLEAN NOT NULL, expires DATETIME,
+                metadata JSON NOT NULL, tags JSON NOT NULL, user_id VARCHAR(255), team_id VARCHAR(255),
+                created_at DATETIME NOT NULL, created_by VARCHAR(64) NOT NULL, updated_at DATETIME NOT NULL,
+                CONSTRAINT vllm_passthrough_keys_alias UNIQUE (key_alias));
+            INSERT INTO vllm_passthrough_keys VALUES
+                ('{"1" * 64}', 'sk-...abcd', 'mine', '["a"]', '[]', 0, NULL, '{{}}', '[]', NULL, NULL,
+                 '2026-03-01 12:00:00.000000', '0123abcd', '2026-03-01 12:00:00.000000'),
+                ('{"2" * 64}', 'sk-...efgh', NULL, '[]', '[]', 1, NULL, '{{}}', '[]', NULL, NULL,
+                 '2026-03-01 12:00:00.000000', 'master', '2026-03-01 12:00:00.000000');
+            """
+        )
+    connection.close()
+    database = Database(reactor, Secret(f"sqlite:///{path}"))
+    database.open()
+    first, second = database.run_now(lambda work: Transaction(work).keys.find())
+    await database.stop()
+    assert (first.key_alias, first.models, first.aliases, first.granted_headers) == ("mine", ("a",), {}, ())
+    assert (first.updated_by, second.updated_by, second.blocked) == ("0123abcd", "master", True)
+    assert len({first.key_id, second.key_id}) == 2
+    assert len(first.key_id) == 32

@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
 from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 from twisted_vllm.wire.site import GatewaySite
@@ -363,6 +364,7 @@ class House:
             other=self.ordinary,
             sweeper=self.sweeper,
             writes=EagerWrites(),
+            hangups=Hangups(self.clock),
             reactor=self.clock,
             limits=limits or Limits(),
             timeouts=timeouts or Timeouts(),

@@ -18,7 +18,7 @@ from twisted_vllm.wire.headers import (
     write_request_head,
     write_response_head,
 )
-from twisted_vllm.wire.heads import closes, origin_form
+from twisted_vllm.wire.heads import asked_protocols, closes, origin_form
 
 HOST: HeaderList = [(b"Host", b"gateway:4000")]
 
@@ -231,3 +231,30 @@ def test_what_is_a_form() -> None:
     assert not is_form({b"content-type": b"multipart/mixed"})
     assert not is_form({})
     assert not is_json({})
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [
+        ([(b"Upgrade", b"websocket")], {b"websocket"}),
+        ([(b"UPGRADE", b" WebSocket "), (b"upgrade", b"foo/2,, BAR")], {b"websocket", b"foo/2", b"bar"}),
+        ([(b"Upgrade", b"")], set()),
+        ([], set()),
+    ],
+)
+def test_the_protocols_that_a_request_asks_to_switch_to(headers: HeaderList, asked: set[bytes]) -> None:
+    assert asked_protocols(b"GET", "1.1", headers) == asked
+
+
+@pytest.mark.parametrize("name", [b"h2c", b"H2C", b"h2", b"HTTP/2.0", b"http/1.1", b"TLS/1.0", b"tls / 1.3", b"SPDY/3"])
+def test_an_upgrade_to_what_carries_requests_is_ignored_whatever_else_is_asked_for(name: bytes) -> None:
+    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", name)]) == set()
+    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", b"websocket, " + name)]) == set()
+    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", name), (b"Upgrade", b"websocket")]) == set()
+
+
+def test_an_upgrade_is_ignored_in_http_1_0_and_for_methods_that_have_no_use_for_it() -> None:
+    headers = [(b"Upgrade", b"websocket")]
+    assert asked_protocols(b"GET", "1.0", headers) == set()
+    for method in (b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"):
+        assert asked_protocols(method, "1.1", headers) == set()

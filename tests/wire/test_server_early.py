@@ -198,13 +198,12 @@ def test_a_body_that_breaks_within_an_answer_cuts_the_connection() -> None:
     house.assert_clean()
 
 
-@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 @pytest.mark.parametrize(
-    "form",
-    ["none", "length", "chunked"],
+    ("upgrade", "form"),
+    [(b"h2c", "none"), (b"h2c", "length"), (b"h2c", "chunked"), (b"websocket", "length"), (b"websocket", "chunked")],
 )
-def test_an_upgrade_that_was_asked_for_is_ignored(upgrade: bytes, step: int, form: str) -> None:
+def test_an_upgrade_to_http_or_with_a_body_is_ignored(upgrade: bytes, step: int, form: str) -> None:
     lines = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: " + upgrade, b"HTTP2-Settings: AAMAAABk")
     if form == "none":
         data, body = get(b"/vllm/a", *lines), b""

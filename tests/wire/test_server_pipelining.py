@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from server_harness import House, chunked, get, post, reply
+from server_harness import House, chunked, echo, get, post, reply
 
 from twisted_vllm.wire.channel import HELD_LIMIT
 from twisted_vllm.wire.request import GatewayRequest
@@ -138,4 +138,20 @@ def test_nothing_is_read_after_a_request_that_ends_the_connection(target: bytes)
     assert client.gone
     assert not any(request.uri == b"/vllm/2" for request in house.streaming.rendered)
     assert len(house.finished) == 1
+    house.assert_clean()
+
+
+def test_of_many_small_requests_in_one_segment_few_become_objects_before_their_turn() -> None:
+    house = House()
+    house.streaming.behaviour = do_nothing
+    client = house.connect()
+    data = b"".join(b"GET /vllm/%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(1_500))
+    client.send(data)
+    assert len(client.channel.requests) < 200
+    house.streaming.behaviour = echo
+    reply(house.streaming.rendered[0], b"/vllm/0 ")
+    client.settle()
+    assert [answer.body for answer in client.answers()] == [b"/vllm/%d " % number for number in range(1_500)]
+    assert client.channel.is_idle()
+    client.leave()
     house.assert_clean()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from self_signed import self_signed_pem
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
@@ -276,30 +273,10 @@ async def test_a_file_whose_reader_goes_away_is_no_more_read(lab: SocketLab) -> 
 async def test_a_server_whose_certificate_nobody_vouches_for_is_unreachable(
     lab: SocketLab, logged_failures: Any
 ) -> None:
-    server = lab.serve(answer_ok, _self_signed().options())
+    server = lab.serve(answer_ok, PrivateCertificate.loadPEM(self_signed_pem()).options())
     url = b"https://127.0.0.1:%d/" % server.port
     with pytest.raises(UpstreamUnreachable) as caught:
         await lab.agent.request(b"GET", url)
     assert LOOPBACK not in caught.value.message
     assert all(not end.received for end in lab.ends), "the request must not be sent to a stranger"
     assert logged_failures.flush(), "the operator is told why"
-
-
-def _self_signed() -> PrivateCertificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nobody")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return PrivateCertificate.loadPEM(pem)

@@ -1,6 +1,7 @@
 """Where a request carries its credential.
 
-``Authorization: Bearer K`` comes first, as OpenAI's clients send it; then the headers that LiteLLM's users know.
+``Authorization: Bearer K`` comes first, as OpenAI's clients send it; then the headers that LiteLLM's users know. Of a
+WebSocket's handshake a browser can set the subprotocols alone: there OpenAI's clients put the key among them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ KEY_HEADERS = (b"x-litellm-api-key", b"api-key", b"x-api-key")
 
 #: every header, in lower case, that may hold a key: none of them may reach a vLLM server
 CREDENTIAL_HEADERS: frozenset[bytes] = frozenset((AUTHORIZATION, *KEY_HEADERS))
+
+#: the subprotocols that a WebSocket's client offers, separated by commas (RFC 6455 §11.3.4)
+SUBPROTOCOLS = b"sec-websocket-protocol"
+
+#: what the one of them begins with that is a key
+KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 
 _BEARER = b"bearer "
 
@@ -54,4 +61,31 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
             value = value[7:]
         if value.lower() != b"bearer" and (found := _text(value)) is not None:
             return found
+    offered = headers.get(SUBPROTOCOLS)
+    if offered is None or b"websocket" not in headers.get(b"upgrade", b"").lower():
+        return None
+    return _offered_key(offered)
+
+
+def without_keys(offered: bytes) -> bytes:
+    """Return a list of subprotocols as a server may see it: unchanged, or without the entries that are keys.
+
+    Args:
+        offered: the values of all ``Sec-WebSocket-Protocol`` headers, joined with commas.
+    """
+    if KEY_SUBPROTOCOL not in offered.lower():
+        return offered
+    entries = [entry.strip() for entry in offered.split(b",")]
+    return b", ".join(entry for entry in entries if entry and not _is_key(entry))
+
+
+def _offered_key(offered: bytes) -> str | None:
+    for entry in offered.split(b","):
+        entry = entry.strip()
+        if _is_key(entry) and (found := _text(entry[len(KEY_SUBPROTOCOL) :])) is not None:
+            return found
     return None
+
+
+def _is_key(entry: bytes) -> bool:
+    return entry[: len(KEY_SUBPROTOCOL)].lower() == KEY_SUBPROTOCOL

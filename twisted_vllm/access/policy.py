@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import attrs
 
-from twisted_vllm.access.records import Principal
+from twisted_vllm.access.records import MANAGEMENT, Principal
 from twisted_vllm.access.routes import (
     INFERENCE_ROUTES,
     Route,
@@ -75,7 +75,8 @@ def parse_rule(text: str) -> RouteRule:
 
     Args:
         text: a class name (``inference``, ``read_only``, ``privileged``), one of LiteLLM's groups (``llm_api_routes``,
-            ``openai_routes``: inference and ``/v1/models``), a path, or ``prefix/*`` for all that is below it. A path
+            ``openai_routes``: inference and ``/v1/models``), ``management`` (the gateway's own admin API, and none of
+            vLLM's routes), a path, or ``prefix/*`` for all that is below it. A path
             may be the server's, or as the client sees it, with ``/vllm`` in front or without ``/v1``.
 
     Raises:
@@ -83,11 +84,13 @@ def parse_rule(text: str) -> RouteRule:
     """
     if text in LITELLM_GROUPS:
         return RouteRule(path="/v1/models", route_class=RouteClass.INFERENCE)
+    if text == MANAGEMENT:
+        return RouteRule()
     if not text.startswith("/"):
         try:
             return RouteRule(route_class=RouteClass(text))
         except ValueError:
-            names = ", ".join(each.value for each in RouteClass)
+            names = ", ".join([*(each.value for each in RouteClass), MANAGEMENT])
             message = f"{text[:CLIP]!r} is not a route. Write a path, prefix/* or a class name ({names})."
             raise InvalidRequest(message, param="allowed_routes") from None
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
@@ -172,19 +175,29 @@ class RoutePolicy:
     def check_model(self, principal: Principal, model: str) -> None:
         """Return if `principal` may use `model`, compared with case; ``*`` and ``?`` in its patterns are wildcards.
 
+        Its key, its user and its team must all allow the model.
+
         Raises:
-            ModelNotAllowed: it may not.
+            ModelNotAllowed: one of them does not; the message says which.
         """
-        patterns = principal.models
-        if principal.is_administrator or not patterns or model in patterns:
+        if principal.is_administrator:
             return
-        if _model_pattern(patterns).match(model) is None:
-            allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
-            raise ModelNotAllowed(
-                f"This key may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
-                "An administrator can change the key's models.",
-                param="model",
-            )
+        _check_level("This key", "key", principal.models, model)
+        if principal.user_models:
+            _check_level("The user of this key", "user", principal.user_models, model)
+        if principal.team_models:
+            _check_level("The team of this key", "team", principal.team_models, model)
+
+
+def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:
+    if not patterns or model in patterns or _model_pattern(patterns).match(model) is not None:
+        return
+    allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
+    raise ModelNotAllowed(
+        f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
+        f"An administrator can change the {level}'s models.",
+        param="model",
+    )
 
 
 def _any_matches(rules: Sequence[RouteRule], route: Route) -> bool:

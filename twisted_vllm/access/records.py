@@ -1,7 +1,8 @@
-"""The virtual key as it is stored, and the principal that a request acts as."""
+"""The records that the database holds, and the principal that a request acts as."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,14 +11,24 @@ import attrs
 #: how many hex digits of a key's SHA-256 stand in logs, to tell keys apart without naming them
 HASH_PREFIX_LENGTH = 8
 
+#: what stands among a key's ``allowed_routes`` and lets it administer
+MANAGEMENT = "management"
+
+
+def _derived_id(record: KeyRecord) -> str:
+    return record.token[:32]
+
 
 @attrs.frozen
 class KeyRecord:
     """A virtual key as the database holds it; the key itself is not kept.
 
     Attributes:
-        token: the SHA-256 of the key, 64 lower-case hex digits.
+        token: the SHA-256 of the key, 64 lower-case hex digits; another one after it was regenerated.
         key_name: ``sk-...`` and the last four characters, to recognise the key by.
+        created_at: when it was made (UTC, with a time zone).
+        updated_at: when it was last changed, likewise.
+        created_by: who made it: ``master``, ``anonymous`` or a key's hash prefix.
         key_alias: a unique name given by the administrator.
         models: the model names that it may use, ``*`` and ``?`` as wildcards; empty allows all.
         allowed_routes: paths, ``prefix/*`` and class names that it may call; empty leaves the default.
@@ -25,11 +36,15 @@ class KeyRecord:
         expires: when it stops working (UTC, with a time zone); ``None`` is never.
         metadata: a JSON object of the administrator's.
         tags: labels of the administrator's.
-        user_id: whose key it is, a label.
-        team_id: which team's key it is, a label.
-        created_at: when it was made (UTC, with a time zone).
-        created_by: who made it: ``master``, ``anonymous`` or a key's hash prefix.
-        updated_at: when it was last changed (UTC, with a time zone).
+        user_id: whose key it is: a user's id, or a mere label where there is no such user.
+        team_id: which team's key it is, likewise.
+        aliases: names of models as this key's callers write them, and the model that each stands for.
+        priority: what ``X-Vllm-Priority`` says of its requests; ``None`` says nothing.
+        granted_headers: which of the operator's headers its callers may set themselves, in lower case.
+        updated_by: who changed it last.
+        rotation_count: how often it was regenerated.
+        last_rotation_at: when it was last regenerated.
+        key_id: what it is known by for good, through every regeneration: 32 hex digits.
     """
 
     token: str
@@ -46,11 +61,23 @@ class KeyRecord:
     tags: tuple[str, ...] = ()
     user_id: str | None = None
     team_id: str | None = None
+    aliases: dict[str, str] = attrs.field(factory=dict)
+    priority: int | None = None
+    granted_headers: tuple[str, ...] = ()
+    updated_by: str = attrs.field(default=attrs.Factory(lambda self: self.created_by, takes_self=True))
+    rotation_count: int = 0
+    last_rotation_at: datetime | None = None
+    key_id: str = attrs.field(default=attrs.Factory(_derived_id, takes_self=True))
 
     @property
     def hash_prefix(self) -> str:
         """The first digits of the hash, which stand for the key in logs."""
         return self.token[:HASH_PREFIX_LENGTH]
+
+    @property
+    def manages(self) -> bool:
+        """Whether it administers."""
+        return MANAGEMENT in self.allowed_routes
 
 
 @attrs.frozen
@@ -63,6 +90,14 @@ class Principal:
         hash_prefix: the first digits of the key's hash; empty for the other kinds.
         models: the model patterns that it may use; empty allows all.
         allowed_routes: the route rules of its key; empty leaves the default.
+        key_id: the key's lasting id; empty for the other kinds.
+        user_id: the user or label of its key.
+        team_id: the team or label of its key.
+        user_models: the model patterns of its user; empty allows all.
+        team_models: the model patterns of its team; empty allows all.
+        aliases: the key's own names of models, and the model that each stands for.
+        priority: what ``X-Vllm-Priority`` says of its requests.
+        granted_headers: which of the operator's headers it may set, in lower case.
     """
 
     kind: str
@@ -70,11 +105,29 @@ class Principal:
     hash_prefix: str = ""
     models: tuple[str, ...] = ()
     allowed_routes: tuple[str, ...] = ()
+    key_id: str = ""
+    user_id: str | None = None
+    team_id: str | None = None
+    user_models: tuple[str, ...] = ()
+    team_models: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    priority: int | None = None
+    granted_headers: frozenset[bytes] = frozenset()
 
     @property
     def is_administrator(self) -> bool:
         """Whether it may call the admin API and every route."""
         return self.kind in ("anonymous", "master")
+
+    @property
+    def may_administer(self) -> bool:
+        """Whether it may call the admin API: an administrator, or a key that was made for it."""
+        return self.is_administrator or MANAGEMENT in self.allowed_routes
+
+    @property
+    def restricts_models(self) -> bool:
+        """Whether its key, user or team may use certain models only."""
+        return bool(self.models or self.user_models or self.team_models)
 
 
 ANONYMOUS = Principal(kind="anonymous", name="anonymous")

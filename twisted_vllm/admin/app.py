@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from klein import Klein
 from twisted.internet.interfaces import IReactorTime
@@ -15,23 +16,36 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.access.keys import Authenticator, KeyIndex
+from twisted_vllm.access.failures import FailedAuthentications
+from twisted_vllm.access.keys import Authenticator
+from twisted_vllm.admin.audit import AuditEndpoints
+from twisted_vllm.admin.authorize import Gatekeeper
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
+from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
+from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.respond import refuse, send_error, send_json
+from twisted_vllm.admin.teams import TeamEndpoints
+from twisted_vllm.admin.users import UserEndpoints
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.store.interfaces import IKeyStore
+from twisted_vllm.store.registry import Registry
 
 WELCOME = {
     "service": "twisted_vllm",
     "about": "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format.",
     "routes": {
         "/vllm/…": "vLLM's own API",
-        "/key/generate, /key/info, /key/list, /key/delete": "virtual keys",
+        "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
+        "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
+        "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
+
+
+def _peer_of(request: IRequest) -> str:
+    return getattr(request.getClientAddress(), "host", None) or "-"
 
 
 class AdminApp:
@@ -41,46 +55,95 @@ class AdminApp:
         self,
         *,
         authenticator: Authenticator,
-        index: KeyIndex,
-        store: IKeyStore,
+        registry: Registry,
         clock: IReactorTime,
         now: Callable[[], datetime],
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
+        client_of: Callable[[IRequest], str] = _peer_of,
+        failures: FailedAuthentications | None = None,
     ) -> None:
         """Bind the routes.
 
         Args:
             authenticator: says who calls.
-            index: the keys that requests are checked against; a change is made here after the store took it.
-            store: where keys are kept.
+            registry: where keys are kept, in the store and in memory.
             clock: measures how long a client waits for the store.
             now: returns the present moment, with a time zone.
             randbytes: returns that many bytes, fit for secrets.
             readiness: tells how fit the process is to serve; it is asked for each request and must not block.
+            client_of: returns the address that a request comes from.
+            failures: slows guessing down.
         """
-        keys = KeyEndpoints(
-            authenticator=authenticator, index=index, store=store, clock=clock, now=now, randbytes=randbytes
+        gatekeeper = Gatekeeper(
+            authenticator, registry.index, now, client_of, FailedAuthentications(None) if failures is None else failures
         )
-        health = HealthEndpoints(readiness)
+        office = Office(
+            authenticator=authenticator,
+            gatekeeper=gatekeeper,
+            registry=registry,
+            clock=clock,
+            now=now,
+            randbytes=randbytes,
+        )
         app = Klein()
         # Without these, werkzeug answers a doubled or trailing slash with a redirect, built from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
         app.handle_errors(Exception)(refuse)
-        app.route("/", methods=["GET"], endpoint="welcome")(_welcome)
-        app.route("/key/generate", methods=["POST"], endpoint="generate")(keys.generate)
-        app.route("/key/info", methods=["GET"], endpoint="info")(keys.info)
-        app.route("/key/list", methods=["GET"], endpoint="list")(keys.list_keys)
-        app.route("/key/delete", methods=["POST"], endpoint="delete")(keys.delete)
-        app.route("/health/liveliness", methods=["GET"], endpoint="liveliness")(health.liveliness)
-        app.route("/health/liveness", methods=["GET"], endpoint="liveness")(health.liveliness)
-        app.route("/health/readiness", methods=["GET"], endpoint="readiness")(health.readiness)
+        for path, (method, endpoint) in {**_routes(office), **_open_routes(readiness)}.items():
+            app.route(path, methods=[method], endpoint=path)(endpoint)
         self._app = app
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""
         return AdminResource(self._app)
+
+
+def _routes(office: Office) -> dict[str, tuple[str, Any]]:
+    """Return the method and the endpoint of each route that asks who calls."""
+    keys, key_views, users, teams = KeyEndpoints(office), KeyViews(office), UserEndpoints(office), TeamEndpoints(office)
+    return {
+        "/key/generate": ("POST", keys.generate),
+        "/key/service-account/generate": ("POST", keys.generate_service_account),
+        "/key/update": ("POST", keys.update),
+        "/key/bulk_update": ("POST", keys.bulk_update),
+        "/key/block": ("POST", keys.block),
+        "/key/unblock": ("POST", keys.unblock),
+        "/key/regenerate": ("POST", keys.regenerate),
+        "/key/<string:key>/regenerate": ("POST", keys.regenerate),
+        "/key/delete": ("POST", keys.delete),
+        "/key/info": ("GET", key_views.info),
+        "/v2/key/info": ("POST", key_views.info_of_several),
+        "/key/list": ("GET", key_views.list_keys),
+        "/key/aliases": ("GET", key_views.list_aliases),
+        "/user/new": ("POST", users.new),
+        "/user/info": ("GET", users.info),
+        "/user/update": ("POST", users.update),
+        "/user/delete": ("POST", users.delete),
+        "/user/list": ("GET", users.list_users),
+        "/team/new": ("POST", teams.new),
+        "/team/info": ("GET", teams.info),
+        "/team/update": ("POST", teams.update),
+        "/team/delete": ("POST", teams.delete),
+        "/team/list": ("GET", teams.list_teams),
+        "/team/block": ("POST", teams.block),
+        "/team/unblock": ("POST", teams.unblock),
+        "/team/member_add": ("POST", teams.add_members),
+        "/team/member_delete": ("POST", teams.remove_member),
+        "/audit/list": ("GET", AuditEndpoints(office).list_entries),
+    }
+
+
+def _open_routes(readiness: Callable[[], Readiness]) -> dict[str, tuple[str, Any]]:
+    """Return the method and the endpoint of each route that is open to everyone."""
+    health = HealthEndpoints(readiness)
+    return {
+        "/": ("GET", _welcome),
+        "/health/liveliness": ("GET", health.liveliness),
+        "/health/liveness": ("GET", health.liveliness),
+        "/health/readiness": ("GET", health.readiness),
+    }
 
 
 @implementer(IResource)

@@ -9,9 +9,11 @@ from datetime import datetime
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.access.failures import FailedAuthentications
+from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import Authenticator, hash_key
 from twisted_vllm.access.records import Principal
-from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -24,17 +26,31 @@ def token_of(key_or_token: str) -> str:
 class Gatekeeper:
     """Finds the principal of an admin request, and notes it on the request for the log."""
 
-    def __init__(self, authenticator: Authenticator, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        index: KeyIndex,
+        now: Callable[[], datetime],
+        client_of: Callable[[IRequest], str],
+        failures: FailedAuthentications,
+    ) -> None:
         self._authenticator = authenticator
+        self._index = index
         self._now = now
+        self.client_of = client_of
+        self._failures = failures
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return whom a request acts as.
 
         Raises:
-            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: as the pass-through does.
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as the pass-through does.
         """
-        principal = self._authenticator.authenticate(_credential_headers(request), self._now().timestamp())
+        now = self._now().timestamp()
+        try:
+            principal = self._authenticator.authenticate(_credential_headers(request), now)
+        except MissingApiKey as error:
+            raise self._failures.judge(error, self.client_of(request), now) from None
         request.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
         return principal
 
@@ -45,14 +61,22 @@ class Gatekeeper:
             RouteNotAllowed: it is a virtual key.
         """
         principal = self.principal_of(request)
-        if not principal.is_administrator:
-            raise RouteNotAllowed("Only the master key may call this route; a virtual key may not.")
+        if not principal.may_administer:
+            raise RouteNotAllowed(
+                "Only the master key may call this route, and a key whose allowed_routes hold `management`."
+            )
         return principal
 
-    def own_token(self, request: IRequest) -> str | None:
+    def presented_token(self, request: IRequest) -> str | None:
         """Return the token of the credential that came with a request."""
         credential = credential_of(_credential_headers(request))
         return None if credential is None else hash_key(credential)
+
+    def own_token(self, request: IRequest) -> str | None:
+        """Return the token of the virtual key that came with a request; of the present one, if it was regenerated."""
+        token = self.presented_token(request)
+        known = None if token is None else self._index.find(token)
+        return None if known is None else known.token
 
 
 def _credential_headers(request: IRequest) -> dict[bytes, bytes]:

@@ -12,7 +12,7 @@ _DURATION = re.compile(r"([0-9]{1,9})(s|mo|m|h|d|w)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def expiry_of(duration: str | int | None, now: datetime) -> datetime | None:
+def expiry_of(duration: str | int | None, now: datetime, name: str = "duration") -> datetime | None:
     """Return when something that starts now is over.
 
     A month is a calendar month: 31 January and ``1mo`` is the last day of February.
@@ -20,6 +20,7 @@ def expiry_of(duration: str | int | None, now: datetime) -> datetime | None:
     Args:
         duration: a number and its unit; ``None`` and -1 are never.
         now: the present moment, with a time zone.
+        name: what messages call it.
 
     Raises:
         InvalidRequest: it is not a duration, or ends before it starts, or after the year 9999.
@@ -29,16 +30,16 @@ def expiry_of(duration: str | int | None, now: datetime) -> datetime | None:
     parts = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
     if parts is None:
         raise InvalidRequest(
-            "`duration` must be a number and a unit, one of s, m, h, d, w and mo (as in 30d), or null for never.",
-            param="duration",
+            f"`{name}` must be a number and a unit, one of s, m, h, d, w and mo (as in 30d), or null for never.",
+            param=name,
         )
     number, unit = int(parts[1]), parts[2]
     if number == 0:
-        raise InvalidRequest("`duration` must not be zero: such a key would never work.", param="duration")
+        raise InvalidRequest(f"`{name}` must not be zero: such a key would never work.", param=name)
     try:
         return _in_months(now, number) if unit == "mo" else now + timedelta(seconds=number * _SECONDS[unit])
     except (OverflowError, ValueError):
-        raise InvalidRequest("`duration` ends after the year 9999. Send null for never.", param="duration") from None
+        raise InvalidRequest(f"`{name}` ends after the year 9999. Send null for never.", param=name) from None
 
 
 def _in_months(now: datetime, months: int) -> datetime:

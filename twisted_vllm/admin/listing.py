@@ -1,16 +1,15 @@
-"""``GET /key/list``: which keys, in which order, which page of them. Plain decisions on records."""
+"""What lists are asked: which page of what, in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
 import attrs
 
-from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin.litellm import LIST_DEFAULTS, refuse_what_is_not_done
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.store.repository import PageQuery
 
 LARGEST_PAGE = 100
 _DEFAULT_PAGE = 10
@@ -21,44 +20,19 @@ _FILTERS = ("user_id", "team_id", "key_alias", "key_hash")
 _NAMES = ("page", "size", *_FILTERS, "return_full_object", "sort_by", "sort_order", "status")
 
 
-def status_of(record: KeyRecord, now: datetime) -> str:
-    """Return LiteLLM's word for a key's state: ``active``, ``expired``, or ``revoked`` for a blocked one."""
-    if record.blocked:
-        return "revoked"
-    return "expired" if record.expires is not None and now >= record.expires else "active"
-
-
 @attrs.frozen
 class ListQuery:
     """What ``/key/list`` was asked.
 
     Attributes:
-        page: the page's number, from 1.
-        size: how many keys a page holds.
-        equals: fields of the record and the value that each must have.
+        query: which page of what.
         full: whether whole records are wanted, in place of hashes.
-        sort_by: the field to sort by.
-        descending: whether the largest comes first.
         status: the state that the keys must have.
     """
 
-    page: int = 1
-    size: int = _DEFAULT_PAGE
-    equals: dict[str, str] = attrs.field(factory=dict)
-    full: bool = False
-    sort_by: str = "created_at"
-    descending: bool = True
-    status: str | None = None
-
-
-@attrs.frozen
-class Page:
-    """One page of keys and what stands around it."""
-
-    records: list[KeyRecord]
-    total_count: int
-    current_page: int
-    total_pages: int
+    query: PageQuery
+    full: bool
+    status: str | None
 
 
 def parse_list(query: Mapping[str, str], token_of: Callable[[str], str]) -> ListQuery:
@@ -71,27 +45,86 @@ def parse_list(query: Mapping[str, str], token_of: Callable[[str], str]) -> List
     Raises:
         InvalidRequest: a parameter is not known, or its value is not one that it takes.
     """
-    refuse_what_is_not_done({name: _value(text) for name, text in query.items()}, _NAMES, LIST_DEFAULTS)
-    given = {name: text for name, text in query.items() if text}
+    given = given_of(query, _NAMES, LIST_DEFAULTS)
     equals = {name: given[name] for name in _FILTERS if name in given}
     if "key_hash" in equals:
         equals["token"] = token_of(equals.pop("key_hash"))
+    status = one_of(given, "status", _STATUSES, "") or None
     return ListQuery(
-        page=_whole(given, "page", 1, None),
-        size=_whole(given, "size", _DEFAULT_PAGE, LARGEST_PAGE),
-        equals=equals,
-        full=_one_of(given, "return_full_object", ("false", "true", "0", "1"), "false") in ("true", "1"),
-        sort_by=_one_of(given, "sort_by", _SORTS, "created_at"),
-        descending=_one_of(given, "sort_order", ("asc", "desc"), "desc") == "desc",
-        status=_one_of(given, "status", _STATUSES, "") or None,
+        query=PageQuery(
+            page=whole(given, "page", 1, None),
+            size=whole(given, "size", _DEFAULT_PAGE, LARGEST_PAGE),
+            equals=equals,
+            sort_by=one_of(given, "sort_by", _SORTS, "created_at"),
+            descending=one_of(given, "sort_order", ("asc", "desc"), "desc") == "desc",
+        ),
+        full=one_of(given, "return_full_object", ("false", "true", "0", "1"), "false") in ("true", "1"),
+        status="revoked" if status == "blocked" else status,
     )
+
+
+def parse_aliases(query: Mapping[str, str]) -> PageQuery:
+    """Return what is asked of ``/key/aliases``: a page of aliases in their order, those alone that hold `search`.
+
+    Raises:
+        InvalidRequest: a parameter is not known, or its value is not one that it takes.
+    """
+    given = given_of(query, ("page", "size", "search", "team_id"), {})
+    return PageQuery(
+        page=whole(given, "page", 1, None),
+        size=whole(given, "size", 50, LARGEST_PAGE),
+        equals={"team_id": given["team_id"]} if "team_id" in given else {},
+        contains={"key_alias": given["search"]} if "search" in given else {},
+        sort_by="key_alias",
+        descending=False,
+    )
+
+
+def parse_users(query: Mapping[str, str]) -> PageQuery:
+    """Return what is asked of ``/user/list``.
+
+    Raises:
+        InvalidRequest: a parameter is not known, or its value is not one that it takes.
+    """
+    names = ("role", "user_email", "user_alias", "page", "page_size", "sort_by", "sort_order")
+    given = given_of(query, names, {"user_ids": None, "sso_user_ids": None, "team": None, "organization_ids": None})
+    return PageQuery(
+        page=whole(given, "page", 1, None),
+        size=whole(given, "page_size", 25, LARGEST_PAGE),
+        equals={"user_role": given["role"]} if "role" in given else {},
+        contains={name: given[name] for name in ("user_email", "user_alias") if name in given},
+        sort_by=one_of(
+            given, "sort_by", ("created_at", "user_id", "user_email", "user_alias", "user_role"), "created_at"
+        ),
+        descending=one_of(given, "sort_order", ("asc", "desc"), "desc") == "desc",
+    )
+
+
+def given_of(query: Mapping[str, str], names: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters that hold something.
+
+    Args:
+        query: the parameters of the query.
+        names: the names that mean something here.
+        defaults: the names that LiteLLM knows beside them, and its default for each.
+
+    Raises:
+        InvalidRequest: a parameter is not known.
+    """
+    refuse_what_is_not_done({name: _value(text) for name, text in query.items()}, names, defaults)
+    return {name: text for name, text in query.items() if text}
 
 
 def _value(text: str) -> str | bool:
     return False if text.lower() == "false" else text
 
 
-def _whole(given: Mapping[str, str], name: str, default: int, largest: int | None) -> int:
+def whole(given: Mapping[str, str], name: str, default: int, largest: int | None) -> int:
+    """Return a whole number from 1 on.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
     text = given.get(name, str(default))
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if number < 1 or (largest is not None and number > largest):
@@ -100,33 +133,13 @@ def _whole(given: Mapping[str, str], name: str, default: int, largest: int | Non
     return number
 
 
-def _one_of(given: Mapping[str, str], name: str, values: Iterable[str], default: str) -> str:
+def one_of(given: Mapping[str, str], name: str, values: Iterable[str], default: str) -> str:
+    """Return one of a few words, in lower case.
+
+    Raises:
+        InvalidRequest: it is none of them.
+    """
     value = given.get(name, default).lower()
     if value != default and value not in values:
         raise InvalidRequest(f"`{name}` must be one of {', '.join(values)}.", param=name)
     return value
-
-
-def select_page(records: Iterable[KeyRecord], query: ListQuery, now: datetime) -> Page:
-    """Return the page that was asked for; one after the last is empty."""
-    wanted = "revoked" if query.status == "blocked" else query.status
-    found = [
-        record
-        for record in records
-        if all(getattr(record, name) == value for name, value in query.equals.items())
-        and (wanted is None or status_of(record, now) == wanted)
-    ]
-    found.sort(key=lambda record: _rank(record, query.sort_by), reverse=query.descending)
-    start = (query.page - 1) * query.size
-    return Page(
-        records=found[start : start + query.size],
-        total_count=len(found),
-        current_page=query.page,
-        total_pages=-(-len(found) // query.size),
-    )
-
-
-def _rank(record: KeyRecord, name: str) -> tuple[Any, ...]:
-    # Spend is not accounted yet: no key has a value. None is the largest, as in PostgreSQL; the hash decides ties.
-    value = None if name == "spend" else getattr(record, name)
-    return (value is None, "" if value is None else value, record.token)

@@ -13,7 +13,6 @@ from twisted_vllm.errors import InvalidRequest
 
 #: fields of ``/key/generate`` that are not done here, and the value that LiteLLM gives each where it is left out
 GENERATE_DEFAULTS: dict[str, Any] = {
-    "aliases": {},
     "config": {},
     "permissions": {},
     "agent_id": None,
@@ -52,6 +51,40 @@ GENERATE_DEFAULTS: dict[str, Any] = {
     "object_permission": None,
     "allowed_vector_store_indexes": None,
     "send_invite_email": None,
+}
+
+#: fields of ``/key/update`` likewise
+UPDATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "temp_budget_increase": None, "temp_budget_expiry": None}
+
+#: fields of ``/key/regenerate`` likewise
+REGENERATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "new_master_key": None}
+
+_COMMON = ("max_budget", "soft_budget", "budget_duration", "budget_limits", "tpm_limit", "rpm_limit", "tpd_limit")
+
+#: fields of ``/user/new`` and ``/user/update`` likewise
+USER_DEFAULTS: dict[str, Any] = {
+    **{name: GENERATE_DEFAULTS[name] for name in GENERATE_DEFAULTS if name not in ("config", "key_type")},
+    "organizations": None,
+    "password": None,
+    "sso_user_id": None,
+}
+
+#: fields of ``/team/new`` and ``/team/update`` likewise
+TEAM_DEFAULTS: dict[str, Any] = {
+    **{name: GENERATE_DEFAULTS[name] for name in (*_COMMON, "budget_id", "max_parallel_requests", "router_settings")},
+    **{name: GENERATE_DEFAULTS[name] for name in ("model_rpm_limit", "model_tpm_limit", "rpm_limit_type")},
+    **{name: GENERATE_DEFAULTS[name] for name in ("tpm_limit_type", "guardrails", "policies", "object_permission")},
+    "organization_id": None,
+    "admins": [],
+    "members": [],
+    "model_aliases": None,
+    "tags": None,
+    "team_member_budget": None,
+    "team_member_rpm_limit": None,
+    "team_member_tpm_limit": None,
+    "team_member_key_duration": None,
+    "team_member_permissions": None,
+    "access_group_ids": None,
 }
 
 #: parameters of ``/key/list`` that are not done here

@@ -26,9 +26,10 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("open to keys", rule) for rule in settings.tenant_routes.allow)
     yield from (_line("closed to keys", rule) for rule in settings.tenant_routes.deny)
     yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
-    yield _line("drain", f"{settings.drain_timeout:g} s")
+    delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
+    yield _line("drain", f"{settings.drain_timeout:g} s{delay}")
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
-        yield _line("limit", f"{field} {value} (default {usual})")
+        yield _line("limit", f"{field} {_cap(value)} (default {_cap(usual)})")
     yield _line("log", _log(settings.log))
 
 
@@ -65,6 +66,10 @@ def _timeouts(settings: Settings) -> Iterator[str]:
     for server in servers:
         for field, value, usual in _differing(server.timeouts, settings.timeouts):
             yield _line("timeout", f"{field} {_seconds(value)} for {server.name} (elsewhere {_seconds(usual)})")
+        for field in ("max_concurrent_requests", "max_queued_requests"):
+            cap, usual = getattr(server, field), getattr(settings.limits, field)
+            if cap != usual:
+                yield _line("limit", f"{field} {_cap(cap)} for {server.name} (elsewhere {_cap(usual)})")
 
 
 def _differing(found: attrs.AttrsInstance, usual: attrs.AttrsInstance) -> Iterator[tuple[str, object, object]]:
@@ -72,6 +77,10 @@ def _differing(found: attrs.AttrsInstance, usual: attrs.AttrsInstance) -> Iterat
         value, other = getattr(found, field.name), getattr(usual, field.name)
         if value != other:
             yield field.name, value, other
+
+
+def _cap(value: object) -> object:
+    return "none" if value is None else value
 
 
 def _log(log: LogSettings) -> str:

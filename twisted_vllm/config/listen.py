@@ -13,6 +13,13 @@ DEFAULT_LISTEN = "tcp:4000:interface=127.0.0.1"
 #: the position of ``interface`` among the arguments of each type that has one (``twisted/internet/endpoints.py``)
 _INTERFACE_POSITION = {"tcp": 1, "ssl": 4, "tcp6": 2, "tls": 3}
 _PORT_POSITION = {"tcp": 0, "ssl": 0, "tcp6": 0, "tls": 1}
+#: the position of ``backlog``, likewise
+_BACKLOG_POSITION = {"tcp": 2, "ssl": 5, "tcp6": 1, "unix": 2}
+
+#: connections that may wait to be accepted; Twisted's 50 are less than a burst of clients, whose connections the kernel
+#: then drops, so that they come a second later. The kernel caps it (``net.core.somaxconn``)
+BACKLOG = 4096
+
 _HOST_PORT = re.compile(
     r"(?:(?P<host>\[[0-9A-Fa-f:.]*\]|\*|localhost|[A-Za-z0-9_.-]*\.[A-Za-z0-9_.-]*|):)?(?P<port>[0-9]{1,5})/?"
 )
@@ -56,6 +63,18 @@ def is_loopback(endpoint: str) -> bool:
         return ip_address(interface).is_loopback
     except ValueError:
         return False
+
+
+def with_backlog(endpoint: str) -> str:
+    """Return an endpoint string with room for bursts of clients, unless it says itself for how many."""
+    plain = endpoint
+    while plain.startswith(_WRAPPER):
+        plain = plain.removeprefix(_WRAPPER)
+    kind, arguments, named = split(plain)
+    position = _BACKLOG_POSITION.get(kind)
+    if position is None or "backlog" in named or len(arguments) > position or endpoint.endswith("\\"):
+        return endpoint
+    return f"{endpoint}:backlog={BACKLOG}"
 
 
 def _check_port(kind: str, arguments: list[str], named: dict[str, str]) -> None:

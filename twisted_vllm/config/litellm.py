@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from twisted_vllm.config.database import database_url
-from twisted_vllm.config.shape import Section, optional, secret
+from twisted_vllm.config.master_key import master_key
+from twisted_vllm.config.shape import Section, optional
 
 
 def _names(text: str) -> frozenset[str]:
@@ -97,7 +98,7 @@ ENTRY_PARAMS = _names(
     configurable_clientside_auth_params custom_llm_provider default_api_key_rpm_limit default_api_key_tpm_limit
     drop_params extra_body extra_headers frequency_penalty guardrails headers input_cost_per_second
     input_cost_per_token litellm_credential_name logprobs max_budget max_completion_tokens max_file_size_mb
-    max_parallel_requests max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
+    max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
     num_retries order organization output_cost_per_second output_cost_per_token presence_penalty
     region_name response_format rpm seed stop stream stream_timeout tag_regex tags temperature
     tool_choice tools top_k top_p tpm use_chat_completions_api use_in_pass_through use_litellm_proxy user
@@ -118,7 +119,7 @@ _GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to genera
 
 general_settings: Section[dict[str, Any]] = Section(
     dict,
-    {"master_key": optional(secret), "database_url": optional(database_url)},
+    {"master_key": optional(master_key), "database_url": optional(database_url)},
     ignored=GENERAL_SETTINGS,
     tolerant=True,
 )

@@ -11,12 +11,13 @@ from twisted_vllm.config.database import database_url
 from twisted_vllm.config.document import read
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.litellm import OTHER_SECTIONS, general_settings, litellm_settings, router_settings
+from twisted_vllm.config.master_key import master_key as master_key_checker
 from twisted_vllm.config.models import Row, rows
 from twisted_vllm.config.passthrough import passthrough
 from twisted_vllm.config.place import EnvironmentText, Place, Report
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.servers import Fleet, assemble
-from twisted_vllm.config.settings import Settings, Timeouts
+from twisted_vllm.config.settings import Limits, Settings, Timeouts
 from twisted_vllm.config.shape import Checker, Section, secret
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ def load(
 
     found = root.attempt(document, written) or {}
     general, own = found.get("general_settings", {}), found.get("passthrough", {})
-    master_key = _choose(general, "master_key", secret, root)
+    master_key = _choose(general, "master_key", master_key_checker, root)
     database = _choose(general, "database_url", database_url, root)
     endpoints = _endpoints(listen, own.get("listen", ()), root)
     allow_anonymous = own.get("allow_anonymous", False)
@@ -90,7 +91,10 @@ def load(
 
     if report.problems or database is None:
         raise ConfigError(report.problems)
-    optional = ("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts", "drain_timeout", "log")
+    optional = (
+        *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
+        *("drain_delay", "drain_timeout", "log"),
+    )
     return Settings(
         listen=endpoints,
         master_key=master_key,
@@ -150,4 +154,4 @@ def _fleet(found: Mapping[str, Any], own: Mapping[str, Any], default_api_base: s
             "write api_key: os.environ/HOSTED_VLLM_API_KEY below litellm_params)"
         )
     overrides = own.get("servers", {}) if complete else {}
-    return assemble(table, base, key, own.get("timeouts", Timeouts()), overrides)
+    return assemble(table, base, key, own.get("timeouts", Timeouts()), own.get("limits", Limits()), overrides)

@@ -33,6 +33,7 @@ class Row:
         api_key: the server's key; ``None`` is the default server's, if it runs there.
         timeout: of a whole exchange, in seconds.
         weight: its share among entries of the same name.
+        max_parallel_requests: LiteLLM's name for the server's ``max_concurrent_requests``.
     """
 
     place: Place
@@ -42,6 +43,7 @@ class Row:
     api_key: Secret | None = None
     timeout: float | None = None
     weight: int = 1
+    max_parallel_requests: int | None = None
 
 
 def model_name(value: object, place: Place) -> str:
@@ -79,6 +81,7 @@ litellm_params: Section[dict[str, Any]] = Section(
         "api_key": empty_is_none(secret),
         "timeout": optional(seconds()),
         "weight": whole(1),
+        "max_parallel_requests": optional(whole(1)),
     },
     required={"model": f"write {PROVIDER}/NAME"},
     ignored=ENTRY_PARAMS,

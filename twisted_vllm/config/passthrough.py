@@ -38,10 +38,12 @@ class Override:
     Attributes:
         place: where it stands.
         timeouts: the waiting times that differ for it, by name.
+        caps: the caps that differ for it, by name.
     """
 
     place: Place
     timeouts: Mapping[str, Any]
+    caps: Mapping[str, Any]
 
     def apply(self, timeouts: Timeouts) -> Timeouts:
         """Return these waiting times with what differs for the server."""
@@ -78,7 +80,18 @@ def network(value: object, place: Place) -> IPv4Network | IPv6Network:
 
 listen = list_of(endpoint, lone=True)
 
-limits = Section(Limits, {field.name: whole(1) for field in attrs.fields(Limits)})
+#: the caps that may differ from server to server
+_SERVER_CAPS = {"max_concurrent_requests": optional(whole(1)), "max_queued_requests": whole(0)}
+
+limits = Section(
+    Limits,
+    {
+        **{field.name: whole(1) for field in attrs.fields(Limits)},
+        "max_connections": optional(whole(1)),
+        "max_failed_authentications": optional(whole(1)),
+        **_SERVER_CAPS,
+    },
+)
 
 #: the waiting times that concern a server; the others concern clients
 _SERVER_TIMEOUTS = {
@@ -86,6 +99,8 @@ _SERVER_TIMEOUTS = {
     "response_head": optional(seconds()),
     "idle": optional(seconds()),
     "total": optional(seconds()),
+    "queue": optional(seconds()),
+    "tunnel_idle": optional(seconds()),
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 
@@ -98,8 +113,10 @@ server_override: Section[dict[str, Any]] = Section(
             dict,
             _SERVER_TIMEOUTS,
             hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts"),
-        )
+        ),
+        **_SERVER_CAPS,
     },
+    hints={"max_connections": "it concerns clients: move it to passthrough.limits"},
 )
 
 
@@ -117,7 +134,8 @@ def servers(value: object, place: Place) -> dict[Address, Override]:
         if address in found:
             here.refuse("stands twice, in two spellings (keep one)")
         override = here.attempt(server_override, content) or {}
-        found[address] = Override(here, override.get("timeouts", {}))
+        caps = {name: override[name] for name in _SERVER_CAPS if name in override}
+        found[address] = Override(here, override.get("timeouts", {}), caps)
     return found
 
 
@@ -134,6 +152,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits": limits,
         "timeouts": timeouts,
         "servers": servers,
+        "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
         "log": Section(
             LogSettings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -11,7 +12,7 @@ from twisted_vllm.config.models import Row
 from twisted_vllm.config.passthrough import Override
 from twisted_vllm.config.problems import nearest
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import ModelEntry, Server, Timeouts
+from twisted_vllm.config.settings import Limits, ModelEntry, Server, Timeouts
 
 
 @attrs.frozen
@@ -32,6 +33,7 @@ def assemble(
     default: Address | None,
     default_key: Secret | None,
     timeouts: Timeouts,
+    limits: Limits,
     overrides: Mapping[Address, Override],
 ) -> Fleet:
     """Give each row its server; what cannot be is noted at the place of the row or of the override."""
@@ -48,14 +50,20 @@ def assemble(
         placed.append((row, address, key))
 
     longest = _longest_timeouts(placed)
+    smallest = _smallest_caps(placed)
     _refuse_strangers(overrides, [address for _, address, _ in placed] + ([default] if default else []))
 
     def server(address: Address, key: Secret | None) -> Server:
         own = timeouts
         if (address, key) in longest:
             own = attrs.evolve(own, total=longest[address, key])
+        caps: dict[str, Any] = {
+            "max_concurrent_requests": smallest.get(address, limits.max_concurrent_requests),
+            "max_queued_requests": limits.max_queued_requests,
+        }
         if address in overrides:
             own = overrides[address].apply(own)
+            caps.update(overrides[address].caps)
         return Server(
             name=address.name,
             host=address.host,
@@ -65,6 +73,7 @@ def assemble(
             host_header=address.host_header,
             api_key=key,
             timeouts=own,
+            **caps,
         )
 
     return Fleet(
@@ -90,6 +99,22 @@ def _longest_timeouts(
                 "differs from another entry's of the same server: the longest is used for both"
             )
     return longest
+
+
+def _smallest_caps(placed: Sequence[tuple[Row, Address, Secret | None]]) -> dict[Address, int]:
+    """Return the cap of each address that an entry gives one; where entries differ, the smallest holds."""
+    smallest: dict[Address, int] = {}
+    for row, address, _ in placed:
+        cap = row.max_parallel_requests
+        if cap is None:
+            continue
+        known = smallest.setdefault(address, cap)
+        if cap != known:
+            smallest[address] = min(known, cap)
+            row.place.key("litellm_params").key("max_parallel_requests").warn(
+                "differs from another entry's of the same server: the smallest is used for both"
+            )
+    return smallest
 
 
 def _refuse_strangers(overrides: Mapping[Address, Override], used: Sequence[Address]) -> None:

@@ -17,7 +17,10 @@ class Timeouts:
         connect: for a TCP (and TLS) connection to a vLLM server.
         response_head: from the end of the request to the head of the response.
         idle: between two pieces of a response.
-        total: for the whole exchange.
+        total: for the whole exchange; a tunnel is none.
+        tunnel_idle: for a byte in either direction of a tunnel: a WebSocket, or another protocol that a request
+            switched to.
+        queue: for a server that has its ``max_concurrent_requests`` in work.
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
         keep_alive: for a client's idle connection.
@@ -27,6 +30,8 @@ class Timeouts:
     response_head: float | None = 600.0
     idle: float | None = 300.0
     total: float | None = None
+    queue: float | None = 30.0
+    tunnel_idle: float | None = 300.0
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0
@@ -46,6 +51,8 @@ class Server:
         host_header: the value of ``Host``.
         api_key: the server's own key, sent as ``Authorization: Bearer``.
         timeouts: the waiting times for this server.
+        max_concurrent_requests: in work at its address, at a time; ``None`` is no cap.
+        max_queued_requests: that may wait for that.
     """
 
     name: str
@@ -56,6 +63,8 @@ class Server:
     host_header: bytes
     api_key: Secret | None
     timeouts: Timeouts
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int = 100
 
 
 @attrs.frozen
@@ -112,6 +121,10 @@ class Limits:
         max_body_bytes: of a request's body, in bytes.
         max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
+        max_connections: of clients, at a time; ``None`` is no cap.
+        max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
+        max_queued_requests: that may wait for one server.
+        max_failed_authentications: of keys that are not valid from one address in a minute; ``None`` is no cap.
     """
 
     max_head_bytes: int = 65_536
@@ -119,6 +132,10 @@ class Limits:
     max_body_bytes: int = 1_073_741_824
     max_held_body_bytes: int = 67_108_864
     max_admin_body_bytes: int = 1_048_576
+    max_connections: int | None = 10_000
+    max_concurrent_requests: int | None = None
+    max_queued_requests: int = 100
+    max_failed_authentications: int | None = 60
 
 
 @attrs.frozen
@@ -137,6 +154,7 @@ class Settings:
         trusted_proxies: networks whose ``X-Forwarded-*`` headers are believed.
         limits: caps.
         timeouts: waiting times, before a server's own overrides.
+        drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
         drain_timeout: seconds that running requests are given at shutdown.
         log: the log.
         warnings: one line each on what was accepted and is not used.
@@ -153,6 +171,7 @@ class Settings:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    drain_delay: float = 0.0
     drain_timeout: float = 30.0
     log: LogSettings = LogSettings()
     warnings: tuple[str, ...] = ()

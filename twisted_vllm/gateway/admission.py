@@ -49,7 +49,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         server: which one.
         path: what the server is asked for: path and query, below the server's base.
-        model: the model that the body names, or empty where it names none or was not read.
+        model: the model that the body names, by its own name where the key has another for it; empty where the body
+            names none or was not read.
         body: the body as the server shall see it; None where it was not in hand and streams as it is.
     """
 
@@ -109,7 +110,9 @@ class Admission:
         where = target(raw, self._path_aliases)
         route = classify(method, where.path)
         self._policy.check_route(principal, route)
-        needs_model = route.takes_model and (self._routes_by_model or bool(principal.models))
+        needs_model = route.takes_model and (
+            self._routes_by_model or principal.restricts_models or bool(principal.aliases)
+        )
         return Entry(principal, route, where, needs_model)
 
     def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
@@ -130,17 +133,19 @@ class Admission:
         if field is None:
             destination = self._router.destination_for_undetermined()
             return Admitted(destination.server, entry.target.forwarded, "", body)
-        self._policy.check_model(entry.principal, field.name)
-        destination = self._router.route(field.name)
+        aliases = entry.principal.aliases
+        model = aliases.get(field.name, field.name) if aliases else field.name
+        self._policy.check_model(entry.principal, model)
+        destination = self._router.route(model)
         return Admitted(
-            destination.server, entry.target.forwarded, field.name, _renamed(body, field, destination, form)
+            destination.server, entry.target.forwarded, model, _renamed(body, field, model, destination, form)
         )
 
     def _find_model(
         self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
     ) -> ModelField | None:
         """Return where the body names its model, or None where it names none or may be passed on unread."""
-        restricted = bool(entry.principal.models)
+        restricted = entry.principal.restricts_models
         if entry.route.takes_model and body:
             try:
                 if form:
@@ -168,8 +173,9 @@ class Admission:
         return None
 
 
-def _renamed(body: bytes | None, field: ModelField, destination: Destination, form: bool) -> bytes | None:
+def _renamed(body: bytes | None, field: ModelField, model: str, destination: Destination, form: bool) -> bytes | None:
     """Return the body with the model's name as the server knows it: the only change ever made to a body."""
-    if destination.upstream_model is None or body is None:
+    name = destination.upstream_model or model
+    if name == field.name or body is None:
         return body
-    return (rename_in_form if form else rename)(body, field, destination.upstream_model)
+    return (rename_in_form if form else rename)(body, field, name)

@@ -8,6 +8,7 @@ URL serves ``/metrics`` and ``/chat/completions`` alike.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -73,14 +74,19 @@ def _climbs(path: bytes) -> bool:
 
     Read both as it stands (where an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does.
     Backslashes end segments, ``;parameters`` are cut, and empty segments do not count: for each, some proxy does so.
+    To others a backslash is a character: where it is read as two segments, one more step up stays below the root.
     """
     readings = (re.sub(rb"%2e", b".", path, flags=re.IGNORECASE), unquote_to_bytes(path))
-    return any(_goes_above_root(reading) for reading in readings)
+    return any(
+        _goes_above_root(segments)
+        for reading in readings
+        for segments in (_SEGMENT_ENDS.split(reading), reading.split(b"/"))
+    )
 
 
-def _goes_above_root(path: bytes) -> bool:
+def _goes_above_root(segments: Iterable[bytes]) -> bool:
     depth = 0
-    for piece in _SEGMENT_ENDS.split(path):
+    for piece in segments:
         segment = piece.partition(b";")[0]
         if segment == b"..":
             depth -= 1

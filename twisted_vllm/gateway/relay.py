@@ -13,9 +13,9 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError, UpstreamProtocolError
-from twisted_vllm.wire.exchange import Exchange
-from twisted_vllm.wire.headers import relayed_trailers
+from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
+from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
+from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.response import UpstreamResponse
 
@@ -28,15 +28,33 @@ class RequestBody:
         length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
     """
 
-    def __init__(self, request: GatewayRequest) -> None:
+    def __init__(self, request: GatewayRequest, dropped: frozenset[bytes] = frozenset()) -> None:
+        """Make the body.
+
+        Args:
+            request: whose it is.
+            dropped: lower-case names of the headers that the server must not get from this client: a server may take
+                trailers for headers.
+        """
         self.length = UNKNOWN_LENGTH if request.body_length is None else request.body_length
+        self._dropped = dropped
         self._request = request
         self._consumer: IConsumer | None = None
+        self._held = False
         self._done: Deferred[None] = Deferred()
+
+    @property
+    def trailers(self) -> HeaderList:
+        """The trailers that go on with it; all of them once it has ended."""
+        trailers = self._request.trailers
+        return relayed_trailers(trailers, self._dropped) if trailers else trailers
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write the body to `consumer`; the Deferred fires at its end."""
         self._consumer = consumer
+        if self._held:
+            self._held = False
+            self._request.resume_body()
         self._request.stream_body(self._piece)
         return self._done
 
@@ -47,6 +65,11 @@ class RequestBody:
         if last:
             self._consumer = None
             self._done.callback(None)
+
+    def hold(self) -> None:
+        """Leave what comes of it with the client until `startProducing`."""
+        self._held = True
+        self._request.pause_body()
 
     def pauseProducing(self) -> None:
         """Read no more from the client for now."""
@@ -66,15 +89,17 @@ class Relay(Protocol):
     """Carries one response to the client. It is the request's `Work`, the exchange's `Asker`, and receives the body.
 
     Attributes:
-        exchange: the exchange with the server.
+        exchange: the exchange with the server, until the response has ended.
         outcome: how it ended, in the words of `RequestRecord`.
+        protocols: none: a server that switches protocols is at fault.
     """
 
     _log = Logger()
-    exchange: Exchange
+    exchange: Exchange | None = None
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
+    protocols = NO_PROTOCOLS
     _response: UpstreamResponse | None = None
     _ended = False
 
@@ -86,7 +111,8 @@ class Relay(Protocol):
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        self.exchange.cancel()
+        if self.exchange is not None:
+            self.exchange.cancel()
 
     # the head
 
@@ -120,7 +146,7 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "upstream_failed"
+        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
@@ -146,6 +172,8 @@ class Relay(Protocol):
         self.outcome = "completed"
         response = self._response
         trailers = response.trailers if response is not None else None
+        # they refer back to it: so all are gone at once, and not at the next collection
+        self._response = self.exchange = self.transport = None
         self._request.relay_body(data, True, relayed_trailers(trailers) if trailers else None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -21,8 +21,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
         status: the status sent to the client; 0 where none was.
         outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed`` or ``failed``.
         error: the gateway's own error code, or empty.
-        bytes_in: the request body's size in bytes, as far as it was read.
-        bytes_out: the response body's size in bytes, as far as it was sent.
+        bytes_in: the request body's size in bytes, as far as it was read; of a tunnel, what the client sent through it.
+        bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.
         first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
     """

@@ -16,6 +16,7 @@ SHORT_SECRET_LENGTH = 8
 _CREDENTIALS = re.compile(
     r"\bsk-[\w-]{4,}"
     r"|(\bbearer\s+|\bauthorization['\"]?\s*[:=,]\s*b?['\"]?(?:\w+\s+)?)[^\s'\",;]+"
+    r"|(\bopenai-insecure-api-key\.)[^\s'\",;]+"
     r"|(\bapi[-_]key['\"]?\s*[:=]\s*b?['\"]?)[^\s'\",;&)}\]]+"
     r"|(\w://[^\s:/@'\"]*:)[^\s/@'\"]+(?=@)",
     re.IGNORECASE,
@@ -70,4 +71,4 @@ def _pattern(spelling: str) -> str:
 
 
 def _mask(match: re.Match[str]) -> str:
-    return (match[1] or match[2] or match[3] or "") + MASK
+    return (match[1] or match[2] or match[3] or match[4] or "") + MASK

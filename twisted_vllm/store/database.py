@@ -16,11 +16,12 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.engine import POSTGRESQL_CONNECTIONS, WRITES, make_engine, parse_url, reason_of
-from twisted_vllm.store.interfaces import StoreError
+from twisted_vllm.store.interfaces import IDatabase, StoreError
 from twisted_vllm.store.schema import migrate
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class _DaemonPool(ThreadPool):
     threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called as the class would be
 
 
+@implementer(IDatabase)
 class Database:
     """A SQLite or PostgreSQL database.
 

@@ -1,14 +1,21 @@
-"""What a store of virtual keys does, and how it fails."""
+"""What the store does, and how it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
+from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from twisted_vllm.access.records import KeyRecord
+from twisted_vllm.access.index import Changes, Everything
 from twisted_vllm.errors import Conflict
+
+if TYPE_CHECKING:
+    from twisted_vllm.store.transaction import Transaction
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -18,10 +25,9 @@ class StoreError(Exception):
 class KeyExists(Conflict):
     """The key that was to be stored is there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, param: str = "key") -> None:
         super().__init__(
-            "This key exists already. Send another `key`, or leave it out to have one made.",
-            param="key",
+            f"This key exists already. Send another `{param}`, or leave it out to have one made.", param=param
         )
 
 
@@ -32,22 +38,40 @@ class AliasExists(Conflict):
         super().__init__("Another key has this alias already. Send another `key_alias`.", param="key_alias")
 
 
-class IKeyStore(Interface):
-    """Where virtual keys are kept. A Deferred that fails has changed nothing.
+class IDatabase(Interface):
+    """What runs work in transactions."""
+
+    def run(work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+        """Do work in one transaction, off the reactor's thread, and commit it; one that fails changes nothing.
+
+        Raises:
+            StoreUnavailable: the database failed.
+        """
+
+    def run_now(work: Callable[[Connection], T]) -> T:
+        """Do work that only reads, at once and blocking."""
+
+
+class IStore(Interface):
+    """Where keys are kept, and all that concerns them. A Deferred that fails has changed nothing.
 
     Every method may fail with :class:`twisted_vllm.errors.StoreUnavailable`.
     """
 
-    def load() -> Deferred[list[KeyRecord]]:
-        """Return every key, the oldest first."""
+    def read(work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Do work that only reads; it runs in another thread and must touch nothing but the transaction."""
 
-    def insert(record: KeyRecord) -> Deferred[None]:
-        """Keep a new key.
+    def change(work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
+        """Do work likewise that changes something, alone: no other change runs meanwhile, in no other process either.
 
-        Raises:
-            KeyExists: its token is there already.
-            AliasExists: its alias belongs to another key.
+        The Deferred fires with what the work returned, and with what must be told to the index.
         """
 
-    def delete(tokens: Sequence[str]) -> Deferred[list[str]]:
-        """Forget keys; return the tokens that were there, each once, in the order given."""
+    def load() -> Deferred[Everything]:
+        """Return all that the index keeps."""
+
+    def news(revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
+        """Return what changed after a revision and the revision that it leads to.
+
+        Everything comes where too much was missed, and ``None`` where there is nothing new.
+        """

@@ -1,38 +1,33 @@
-"""Virtual keys that last as long as the process: for tests and trials."""
+"""A database that lasts as long as the process and answers at once: for tests and trials."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TypeVar
 
-from twisted.internet.defer import Deferred, fail, succeed
+from sqlalchemy import Connection, StaticPool, create_engine
+from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
-from twisted_vllm.access.records import KeyRecord
-from twisted_vllm.store.interfaces import AliasExists, IKeyStore, KeyExists
+from twisted_vllm.store.interfaces import IDatabase
+from twisted_vllm.store.tables import metadata
+
+T = TypeVar("T")
 
 
-@implementer(IKeyStore)
-class MemoryKeyStore:
-    """An :class:`IKeyStore` in a dictionary."""
+@implementer(IDatabase)
+class MemoryDatabase:
+    """An :class:`IDatabase` on SQLite in memory, without threads: its Deferreds have fired."""
 
     def __init__(self) -> None:
-        self._records: dict[str, KeyRecord] = {}
+        self._engine = create_engine("sqlite+pysqlite://", poolclass=StaticPool)
+        metadata.create_all(self._engine)
 
-    def load(self) -> Deferred[list[KeyRecord]]:
-        """Return every key, the oldest first."""
-        return succeed(sorted(self._records.values(), key=lambda record: (record.created_at, record.token)))
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+        """Do work in one transaction."""
+        return execute(self.run_now, work)
 
-    def insert(self, record: KeyRecord) -> Deferred[None]:
-        """Keep a new key."""
-        if record.token in self._records:
-            return fail(KeyExists())
-        if record.key_alias is not None and any(
-            known.key_alias == record.key_alias for known in self._records.values()
-        ):
-            return fail(AliasExists())
-        self._records[record.token] = record
-        return succeed(None)
-
-    def delete(self, tokens: Sequence[str]) -> Deferred[list[str]]:
-        """Forget keys; return the tokens that were there."""
-        return succeed([token for token in tokens if self._records.pop(token, None) is not None])
+    def run_now(self, work: Callable[[Connection], T]) -> T:
+        """Do work likewise, and return what it returns."""
+        with self._engine.begin() as connection:
+            return work(connection)

@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
     Dialect,
+    Index,
+    Integer,
     MetaData,
     String,
     Table,
@@ -64,5 +67,91 @@ keys = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", String(64), nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+    Column("aliases", JSON, nullable=False),
+    Column("priority", Integer),
+    Column("granted_headers", JSON, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("rotation_count", Integer, nullable=False),
+    Column("last_rotation_at", UtcDateTime),
+    Column("key_id", String(32), nullable=False),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
+    Index("vllm_passthrough_keys_id", "key_id", unique=True),
+    Index("vllm_passthrough_keys_user", "user_id"),
+    Index("vllm_passthrough_keys_team", "team_id"),
+)
+
+#: the values that keys had before they were regenerated; they work for a while
+former_keys = Table(
+    "vllm_passthrough_former_keys",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("works_until", UtcDateTime, nullable=False),
+    Index("vllm_passthrough_former_keys_id", "key_id"),
+)
+
+users = Table(
+    "vllm_passthrough_users",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("user_alias", String(255)),
+    Column("user_email", String(255)),
+    Column("user_role", String(32), nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
+)
+
+teams = Table(
+    "vllm_passthrough_teams",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("team_alias", String(255)),
+    Column("models", JSON, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+)
+
+members = Table(
+    "vllm_passthrough_members",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("user_id", String(255), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Index("vllm_passthrough_members_user", "user_id"),
+)
+
+#: what was changed, for other processes on the same database: ``revision`` counts without gaps
+changes = Table(
+    "vllm_passthrough_changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(255), nullable=False),
+)
+
+#: what administrators did
+audit = Table(
+    "vllm_passthrough_audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("actor_name", String(255), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("object_type", String(16), nullable=False),
+    Column("object_id", String(255), nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+    Column("request_id", String(128), nullable=False),
+    Column("client", String(64), nullable=False),
+    Index("vllm_passthrough_audit_object", "object_id"),
 )

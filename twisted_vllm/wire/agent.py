@@ -25,7 +25,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.wire.eager import EagerWrites
-from twisted_vllm.wire.exchange import Exchange, Informational
+from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange, Informational
 from twisted_vllm.wire.headers import HeaderList, write_request_head
 from twisted_vllm.wire.pool import Pool
 from twisted_vllm.wire.response import UpstreamResponse
@@ -39,6 +39,7 @@ class _DeferredAsker:
     """Makes a Deferred of what it is told."""
 
     exchange: Exchange
+    protocols = NO_PROTOCOLS
 
     def __init__(self, informational: Informational | None) -> None:
         self.result: Deferred[UpstreamResponse] = Deferred(lambda _: self.exchange.cancel())
@@ -175,6 +176,10 @@ class UpstreamAgent:
         connecting = self._endpoint(server).connect(factory)
         exchange.at = self
         self._connecting[exchange] = connecting
+        # IBodyProducer knows no such thing; the pass-through's own body would pile up meanwhile
+        hold = getattr(exchange.body, "hold", None)
+        if hold is not None:
+            hold()
         connecting.addCallbacks(self._connected, self._unreachable, callbackArgs=(exchange,), errbackArgs=(exchange,))
 
     def give_up(self, exchange: Exchange) -> None:

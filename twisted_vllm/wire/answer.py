@@ -7,7 +7,7 @@ from typing import Any
 from twisted.web import http, server
 
 from twisted_vllm.errors import ERROR_HEADER, GatewayError
-from twisted_vllm.wire.headers import BODILESS, HeaderList, ResponseHead, write_last_chunk, write_response_head
+from twisted_vllm.wire.headers import BODILESS, FRAMING, HeaderList, ResponseHead, write_last_chunk, write_response_head
 
 
 class AnsweredRequest(server.Request):
@@ -76,6 +76,14 @@ class AnsweredRequest(server.Request):
             added += b"Connection: close\r\n"
         self.status = self.code = status
         self._corked = write_response_head(status, head.reason, headers, added)
+
+    def relay_switch(self, head: ResponseHead) -> None:
+        """Begin a 101 and what follows it, which nothing frames and only the connection ends (RFC 9110 §15.2.2)."""
+        headers = [pair for pair in head.headers if pair[0].lower() not in FRAMING]
+        added = b"" if head.has_request_id else b"x-request-id: " + self.request_id + b"\r\n"
+        self.persistent = self._chunked_out = False
+        self.status = self.code = head.status
+        self._corked = write_response_head(head.status, head.reason, headers, added)
 
     def relay_body(self, data: bytes, last: bool, trailers: HeaderList | None = None) -> None:
         """Write a piece of the response's body, in one write with what frames it; end the response with the last.

@@ -15,9 +15,17 @@ from twisted_vllm.errors import GatewayError, RequestTimeout
 from twisted_vllm.wire.pace import PacedChannel
 from twisted_vllm.wire.reader import RequestReader
 from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.tunnel import Tunnel
 
 #: bytes that are held for a request whose predecessor is still being answered, before reading stops
 HELD_LIMIT = 16_384
+
+#: requests that wait for their turn on one connection, from which on no more are parsed: they are fifty times as
+#: large as objects as they are as bytes
+MOST_REQUESTS = 16
+
+#: bytes that are parsed at once where they may be many requests
+SLICE = 4_096
 
 #: seconds for which the rest of a refused request is read and thrown away, so that the client gets to see the answer
 #: (RFC 9112 §9.6: closing with unread data resets the connection)
@@ -45,10 +53,12 @@ class GatewayChannel(PacedChannel):
     Attributes:
         requests: the requests that were begun and not yet answered, oldest first.
         peer: where the connection comes from.
+        tunnel: what the connection was left to, once a server agreed to the first request's upgrade.
     """
 
     requests: list[GatewayRequest]
     peer: Peer
+    tunnel: Tunnel | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,6 +80,9 @@ class GatewayChannel(PacedChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell the requests in work that their client has gone."""
+        self._end_pauses()
+        if self.tunnel is not None:
+            self.tunnel.client_lost(reason)
         requests, self.requests = self.requests, []
         try:
             for request in requests:
@@ -123,23 +136,60 @@ class GatewayChannel(PacedChannel):
             self._hold(data)
             return
         self._feed(data)
-        self._advance()
+        if requests:
+            self._advance()
+
+    def switch_to(self, tunnel: Tunnel) -> bytes:
+        """Leave what comes to `tunnel`, until the first request is finished; return what has come already."""
+        self.tunnel = tunnel
+        data = b"".join([self._reader.surplus, *self._held])
+        self._held.clear()
+        self.resume_reading("held")
+        return data
 
     def _hold(self, data: bytes) -> None:
+        if self.tunnel is not None:
+            self.tunnel.client_sent(data)
+            return
         self._held.append(data)
         self._held_size += len(data)
         if self._held_size > HELD_LIMIT:
             self.pause_reading("held")
 
     def _feed(self, data: bytes) -> None:
+        if len(data) > SLICE and not self._is_within_body(len(data)):
+            for at in range(0, len(data), SLICE):
+                if len(self.requests) > MOST_REQUESTS:
+                    self._hold(data[at:])
+                    return
+                if not self._feed_piece(data[at : at + SLICE]):
+                    return
+                rest = len(data) - at - SLICE
+                if rest > 0 and self._is_within_body(rest):
+                    self._feed_piece(data[-rest:])
+                    return
+        else:
+            self._feed_piece(data)
+
+    def _is_within_body(self, size: int) -> bool:
+        """Tell whether so many more bytes are all of the body that is being read."""
+        current = self._reader.current
+        if current is None or self._reader.in_head or current.body_length is None:
+            return False
+        return current.body_received + size <= current.body_length
+
+    def _feed_piece(self, data: bytes) -> bool:
+        """Parse `data`; return whether more may follow."""
         reader = self._reader
         was_in_head = reader.in_head
         error = reader.feed(data)
         if error is not None:
             self._fail(error)
-        elif not (was_in_head and reader.in_head):
+            return False
+        if not (was_in_head and reader.in_head):
             # a head that comes slowly does not move its deadline
             self._set_deadline()
+        return True
 
     # answering in order
 
@@ -197,9 +247,9 @@ class GatewayChannel(PacedChannel):
         """Close, after the rest of the request was read for a while where there is a rest."""
         self._reader.final = True
         self._lingering = True
-        unread = not request.body_complete or self._held or self._read_pauses
+        unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
         self._held.clear()
-        self._read_pauses.clear()
+        self._end_pauses()
         if not unread:
             self._close()
             return
@@ -234,6 +284,8 @@ class GatewayChannel(PacedChannel):
         """End the connection when nothing is in work on it; called when the gateway shuts down."""
         for request in self.requests:
             request.persistent = False
+        if self.tunnel is not None:
+            self.tunnel.drain()
         current = self._reader.current
         if self.is_idle():
             self._close()

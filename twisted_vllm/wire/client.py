@@ -6,6 +6,7 @@ anew and drops Content-Length. A pass-through must do none of that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from treq.client import HTTPClient
@@ -14,18 +15,25 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 
 from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.exchange import Exchange
 
 
 class PassThroughClient(HTTPClient):
     """Sends requests as they are and gives responses as they come.
 
     Attributes:
-        forward: `UpstreamAgent.forward`, which sends an exchange to a configured server.
+        forward: sends an exchange to a configured server: `UpstreamAgent.forward`, or what comes before it.
     """
 
-    def __init__(self, agent: UpstreamAgent) -> None:
+    def __init__(self, agent: UpstreamAgent, forward: Callable[[Exchange], None] | None = None) -> None:
+        """Make the client.
+
+        Args:
+            agent: the agent.
+            forward: sends an exchange to a configured server, if not the agent at once.
+        """
         super().__init__(agent)
-        self.forward = agent.forward
+        self.forward = forward or agent.forward
 
     def request(  # type: ignore[override]  # the options that alter a request or a response are not offered
         self,

@@ -9,17 +9,25 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead
+from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead, listed
 from twisted_vllm.wire.response import UpstreamResponse
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
 HEAD_LIMIT = 262_144
 
+NO_PROTOCOLS: frozenset[bytes] = frozenset()
+
 Informational = Callable[[int, bytes, HeaderList], None]
 
 
 class Asker(Protocol):
-    """Who sends a request, and is told of the answer: of a response or of a failure, once."""
+    """Who sends a request, and is told of the answer: of a response or of a failure, once.
+
+    Attributes:
+        protocols: the protocols, in lower case, to one of which the server may switch, with a `SwitchedResponse`.
+    """
+
+    protocols: frozenset[bytes]
 
     def responded(self, response: UpstreamResponse) -> None:
         """The head of the response has come. What came of its body is delivered when this returns."""
@@ -78,6 +86,11 @@ class Exchange:
             self.over = True
             self.asker.failed(error)
 
+    def asked_for(self, head: ResponseHead) -> bool:
+        """Tell whether all that the server's 101 switches to was asked for (RFC 9110 §7.8)."""
+        agreed = listed(head.headers, b"upgrade")
+        return bool(agreed) and self.asker.protocols.issuperset(agreed)
+
 
 class ResponseReader:
     """Reads the responses of one connection, one after another.
@@ -93,6 +106,8 @@ class ResponseReader:
         spoiled: whether more came than the response; the connection must not be used again.
         pieces: the body's pieces that came since they were last taken.
         trailers: the trailers, as they came.
+        switched: whether the head is that of a 101, after which nothing is HTTP any more.
+        surplus: what came after it.
     """
 
     __slots__ = (
@@ -111,12 +126,16 @@ class ResponseReader:
         "keep_alive",
         "pieces",
         "spoiled",
+        "surplus",
+        "switched",
         "trailers",
         "until_eof",
     )
 
     def __init__(self) -> None:
         self.spoiled = False
+        self.switched = False
+        self.surplus = b""
         self._parser = HttpResponseParser(self)
         self.expect(b"", None)
 
@@ -140,8 +159,12 @@ class ResponseReader:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
             raise error.__context__ or error from None
-        except (HttpParserError, HttpParserUpgrade):
-            # nobody asked for an upgrade; and what follows the end is not the client's
+        except HttpParserUpgrade as upgrade:
+            self.spoiled = True
+            self.surplus = data[upgrade.args[0] :]
+            return self.complete
+        except HttpParserError:
+            # what follows the end is not the client's
             self.spoiled = True
             return self.complete
         if not self.head_arrived:
@@ -189,6 +212,9 @@ class ResponseReader:
         parser = self._parser
         status = parser.get_status_code()
         if 100 <= status < 200:
+            if status == 101 and parser.should_upgrade():
+                self.switched = True
+                self.head = ResponseHead(status, self._reason, self._pairs)
             return
         head = ResponseHead(status, self._reason, self._pairs)
         if status < 100 or head.coding not in (b"", b"chunked"):
@@ -197,6 +223,8 @@ class ResponseReader:
             return
         self.head_arrived = True
         self.head = head
+        # it belongs to a request that need not outlive its response
+        self._informational = None
         if self._is_head:
             # llhttp goes on to wait for the body that Content-Length announces
             self.bodyless = self.complete = True

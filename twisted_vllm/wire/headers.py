@@ -23,6 +23,9 @@ _NO_TRAILERS = HOP_BY_HOP | frozenset(
     b"content-type content-range range cache-control max-forwards x-request-id".split()
 )
 
+#: the headers that say where a body ends
+FRAMING = (b"content-length", b"transfer-encoding")
+
 #: statuses whose responses never have a body (RFC 9112 §6.3)
 BODILESS = frozenset((204, 304))
 
@@ -35,6 +38,12 @@ def nominated(connection: bytes | None) -> frozenset[bytes]:
     if connection is None:
         return frozenset()
     return frozenset(token.strip().lower() for token in connection.split(b",")) - {b"", b"close"}
+
+
+def listed(headers: HeaderList, name: bytes) -> list[bytes]:
+    """Return the members, in lower case, of the list that all headers of this lower-case name make together."""
+    values = b",".join(value for key, value in headers if key.lower() == name)
+    return [member for token in values.lower().split(b",") if (member := token.strip())]
 
 
 def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset()) -> HeaderList:

@@ -11,10 +11,16 @@ import re
 from collections.abc import Mapping
 
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
-from twisted_vllm.wire.headers import HeaderList
+from twisted_vllm.wire.headers import HeaderList, listed
 
-#: the characters of uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where there are others
-HOST = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")
+#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where it is anything else
+HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+#: protocols that carry HTTP requests, in which nobody would see who asks for what: an upgrade to one is ignored
+CARRY_REQUESTS = frozenset((b"h2c", b"h2", b"h3", b"http", b"https", b"tls", b"spdy", b"connect-udp", b"connect-ip"))
+
+#: methods without an upgrade: OPTIONS may come without a credential, the others have no use for it
+WITHOUT_UPGRADE = frozenset((b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"))
 
 
 def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
@@ -64,3 +70,21 @@ def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
         return True
     connection = first.get(b"connection")
     return connection is not None and b"close" in (token.strip() for token in connection.lower().split(b","))
+
+
+def asked_protocols(method: bytes, version: str, headers: HeaderList) -> frozenset[bytes]:
+    """Return the protocols, in lower case, that a request without a body asks to switch to (RFC 9110 §7.8).
+
+    Args:
+        method: the method as it came.
+        version: ``1.0`` or ``1.1``, as llhttp gives it.
+        headers: all headers, as they came; ``Connection`` names ``upgrade``, as llhttp has found.
+
+    Returns:
+        The protocols, or none where the upgrade is to be ignored: on HTTP/1.0, and where one of them carries requests.
+    """
+    if version != "1.1" or method in WITHOUT_UPGRADE:
+        return frozenset()
+    asked = frozenset(listed(headers, b"upgrade"))
+    carry_requests = any(protocol.partition(b"/")[0].strip() in CARRY_REQUESTS for protocol in asked)
+    return frozenset() if carry_requests else asked

@@ -49,6 +49,8 @@ class PacedChannel(http.HTTPChannel):
 
     def pause_reading(self, why: str) -> None:
         """Read no more from the client until `why` is over."""
+        if not self._read_pauses:
+            self.site.hangups.watch(self.transport)
         self._read_pauses.add(why)
         self._networkProducer.pauseProducing()
 
@@ -57,9 +59,16 @@ class PacedChannel(http.HTTPChannel):
         if why in self._read_pauses:
             self._read_pauses.discard(why)
             if not self._read_pauses:
+                self.site.hangups.forget(self.transport)
                 self._networkProducer.resumeProducing()
                 if not self._lingering:
                     self._set_deadline()
+
+    def _end_pauses(self) -> None:
+        """Forget why nothing is read; reading itself is the caller's."""
+        if self._read_pauses:
+            self._read_pauses.clear()
+            self.site.hangups.forget(self.transport)
 
     # writing to the client
 

@@ -8,11 +8,9 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, MalformedHttp
-from twisted_vllm.wire.heads import closes, origin_form
+from twisted_vllm.wire.headers import FRAMING
+from twisted_vllm.wire.heads import asked_protocols, closes, origin_form
 from twisted_vllm.wire.request import GatewayRequest
-
-#: the headers that say where a body ends
-FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class RequestReader:
@@ -22,6 +20,7 @@ class RequestReader:
         current: the request that is being read, or None between two.
         in_head: whether its head is being read.
         final: whether nothing that follows is a request.
+        surplus: what followed a request that asks for an upgrade, in the segment that ended its head.
     """
 
     def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits) -> None:
@@ -34,6 +33,7 @@ class RequestReader:
         self.current: GatewayRequest | None = None
         self.in_head = False
         self.final = False
+        self.surplus = b""
         self._begin = begin
         self._limits = limits
         self._parser = HttpRequestParser(self)
@@ -58,6 +58,7 @@ class RequestReader:
                 break
             except HttpParserUpgrade as upgrade:
                 if not self._prime_without_upgrade():
+                    self.surplus = data[upgrade.args[0] :]
                     return None
                 data = data[upgrade.args[0] :]
             except HttpParserCallbackError as error:
@@ -151,6 +152,18 @@ class RequestReader:
             self._judge(request, version)
         except GatewayError as fault:
             request.fault = fault
+        if request.upgrade:
+            self._judge_upgrade(request, version)
+
+    def _judge_upgrade(self, request: GatewayRequest, version: str) -> None:
+        """Let a resource ask its server for the upgrade where there is no body; else it is ignored."""
+        if request.fault is None and request.body_length == 0:
+            request.protocols = asked_protocols(request.method, version, request.raw_headers)
+        if request.protocols:
+            request.upgrade = False
+            # whatever the answer is: what follows was perhaps written for the other protocol, and must not be read as a
+            # request
+            request.persistent = False
 
     def _judge(self, request: GatewayRequest, version: str) -> None:
         headers = request.raw_headers

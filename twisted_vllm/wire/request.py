@@ -33,6 +33,10 @@ DISCARD_LIMIT = 262_144
 LOOSE_PIECES = 256
 
 
+#: headers of which each value counts
+JOINED = frozenset((b"connection", b"sec-websocket-protocol"))
+
+
 class IStreamingResource(IResource):
     """A resource that is rendered when the head of the request is there, whether or not its body is."""
 
@@ -50,7 +54,7 @@ class GatewayRequest(AnsweredRequest):
     Attributes:
         raw_headers: the headers as they came, in order.
         header_names: their names in lower case, in the same order.
-        head: the first value of each header, by lower-case name; all of them where it is ``connection``.
+        head: the first value of each header, by lower-case name; all of them where it is one of `JOINED`.
         trailers: the trailers as they came; all of them once the body is complete.
         head_complete: whether the head was read.
         fault: what is wrong with the request itself, if anything.
@@ -59,6 +63,7 @@ class GatewayRequest(AnsweredRequest):
         body_complete: whether the whole body came.
         dispatched: whether a resource was asked to answer it.
         failed: whether its fault was answered, or cut it.
+        protocols: the protocols, in lower case, one of which the connection may switch to if a server agrees.
         started: when the request began, in the reactor's seconds.
         principal: who the request acts as, once that is known.
         note: what the resource wants to be known of the request when it is over.
@@ -68,6 +73,7 @@ class GatewayRequest(AnsweredRequest):
     head: dict[bytes, bytes]
     head_complete = False
     upgrade = False
+    protocols: frozenset[bytes] = frozenset()
     fault: GatewayError | None = None
     failed = False
     dispatched = False
@@ -100,8 +106,8 @@ class GatewayRequest(AnsweredRequest):
         for name, (_, value) in zip(names, self.raw_headers, strict=True):
             if name not in head:
                 head[name] = value
-            elif name == b"connection":
-                # each of them nominates, and may say "close"
+            elif name in JOINED:
+                # each of them nominates, and may say "close"; each of them may be a key
                 head[name] += b", " + value
 
     # towards the resource

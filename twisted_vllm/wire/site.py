@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web import server
 from twisted.web.http import datetimeToString
 from twisted.web.resource import IResource
 
 from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.wire.channel import GatewayChannel
+from twisted_vllm.wire.crowd import Crowd
 from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.sweeper import Sweeper
 
@@ -32,6 +34,7 @@ class GatewaySite(server.Site):
     Attributes:
         sweeper: the deadlines of all connections.
         writes: sends what was written in a turn of the reactor.
+        hangups: notices who has gone while nobody reads from him.
         limits: caps on requests.
         timeouts: waiting times towards clients.
         draining: whether the gateway is shutting down: every answer then closes its connection.
@@ -49,6 +52,7 @@ class GatewaySite(server.Site):
         other: IResource,
         sweeper: Sweeper,
         writes: EagerWrites,
+        hangups: Hangups,
         reactor: IReactorTime,
         limits: Limits,
         timeouts: Timeouts,
@@ -62,6 +66,7 @@ class GatewaySite(server.Site):
             other: what answers every other path.
             sweeper: the deadlines of all connections.
             writes: sends what was written in a turn of the reactor.
+            hangups: notices who has gone while nobody reads from him.
             reactor: the clock.
             limits: caps on requests.
             timeouts: waiting times towards clients.
@@ -71,6 +76,7 @@ class GatewaySite(server.Site):
         super().__init__(other, timeout=None, reactor=reactor)
         self.sweeper = sweeper
         self.writes = writes
+        self.hangups = hangups
         self.limits = limits
         self.timeouts = timeouts
         self.draining = False
@@ -84,6 +90,8 @@ class GatewaySite(server.Site):
         self._date = (-1, b"")
         self._ids: list[bytes] = []
         self._drained: Deferred[None] | None = None
+        cap = limits.max_connections
+        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self._make_id)
 
     def startFactory(self) -> None:
         """Begin: there is no access log of twisted.web's to open."""
@@ -126,8 +134,17 @@ class GatewaySite(server.Site):
         """Forget a request that was answered or given up."""
         self._live_ids.discard(request.request_id)
         self._on_finished(request)
+        # these refer back to it: without them it is gone at once, with its credential, and not at the next collection
+        request.note = request.work = None
 
     # connections
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Return what serves a connection, or refuses it."""
+        crowd = self._crowd
+        if crowd is not None and len(self._channels) >= crowd.cap:
+            return crowd.refuse()
+        return super().buildProtocol(addr)
 
     def connection_made(self, channel: GatewayChannel) -> None:
         """Count a connection in."""
@@ -140,6 +157,8 @@ class GatewaySite(server.Site):
         """Count a connection out."""
         self._channels.discard(channel)
         self.sweeper.discard(channel)
+        if self._crowd is not None:
+            self._crowd.left(len(self._channels))
         if self._drained is not None and not self._channels:
             self._drained.callback(None)
             self._drained = None
@@ -147,6 +166,8 @@ class GatewaySite(server.Site):
     def drain(self) -> Deferred[None]:
         """Close idle connections, and each of the others when its request is answered; fire when none is left."""
         self.draining = True
+        if self._crowd is not None:
+            self._crowd.close()
         done: Deferred[None] = Deferred()
         for channel in list(self._channels):
             channel.drain()

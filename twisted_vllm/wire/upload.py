@@ -10,6 +10,8 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
+from twisted_vllm.wire.headers import write_last_chunk
+
 
 @implementer(IConsumer)
 class Upload:
@@ -60,13 +62,14 @@ class Upload:
             body.stopProducing()
 
     def _end(self, _: object) -> None:
-        if self._body is None:
+        body, self._body = self._body, None
+        if body is None:
             return
-        self._body = None
         self.done = True
         self._transport.unregisterProducer()
         if self._chunked:
-            self._write(b"0\r\n\r\n")
+            # IBodyProducer knows no trailers; the pass-through's own body does
+            self._write(write_last_chunk(getattr(body, "trailers", None)))
 
     def _fail(self, failure: Failure) -> None:
         if self._body is not None:

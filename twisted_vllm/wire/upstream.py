@@ -24,6 +24,7 @@ from twisted_vllm.wire.exchange import Exchange, ResponseReader
 from twisted_vllm.wire.pool import KEEP
 from twisted_vllm.wire.response import DONE, UpstreamResponse, failed
 from twisted_vllm.wire.sweeper import Sweeper
+from twisted_vllm.wire.tunnel import Tunnel
 from twisted_vllm.wire.upload import Upload
 
 
@@ -36,6 +37,7 @@ class UpstreamConnection(Protocol):
         server: which server.
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: what is in work, or None while idle.
+        tunnel: what the connection was left to, once the server agreed to an upgrade.
     """
 
     transport: Any
@@ -61,6 +63,7 @@ class UpstreamConnection(Protocol):
         self.server = server
         self.deadline: float | None = None
         self.exchange: Exchange | None = None
+        self.tunnel: Tunnel | None = None
         self._sweeper = sweeper
         self._writes = writes
         self._on_idle = on_idle
@@ -110,6 +113,8 @@ class UpstreamConnection(Protocol):
             else:
                 self._tell(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
+        if self.tunnel is not None:
+            self.tunnel.server_lost(reason)
         self._on_lost(self, resend)
 
     def _tell(self, reason: Failure) -> None:
@@ -196,6 +201,9 @@ class UpstreamConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Parse what came and hand it on."""
         if self.exchange is None:
+            if self.tunnel is not None:
+                self.tunnel.server_sent(data)
+                return
             # nothing was asked for: whatever this is, it must not become the next answer
             self._on_lost(self, None)
             self.transport.abortConnection()
@@ -203,10 +211,20 @@ class UpstreamConnection(Protocol):
         if self._reader.feed(data):
             self._deliver()
             return
+        if self._reader.switched and self.exchange.asked_for(self._reader.head):
+            self._switch(self.exchange)
+            return
         # what came before the fault is the client's; the cut follows it
         self._deliver()
         if self.exchange is not None:
             self.fail(UpstreamProtocolError("The vLLM server's answer is not well-formed HTTP."))
+
+    def _switch(self, exchange: Exchange) -> None:
+        """Leave the connection to a tunnel."""
+        self.exchange = self.deadline = None
+        idle = self.server.timeouts.tunnel_idle
+        self.tunnel = Tunnel(self.transport, self._write, self._reader.surplus, self._sweeper, idle)
+        self.tunnel.offer(exchange, self._reader.head)
 
     def _deliver(self) -> None:
         exchange = self.exchange
@@ -232,6 +250,7 @@ class UpstreamConnection(Protocol):
             response.received(data)
         if complete:
             response.ended(DONE)
+            exchange.response = None  # it refers back: so both are gone at once
         elif begun is None:
             response.hold()
 

@@ -1,0 +1,317 @@
+"""A gateway in a process of its own that can be measured, and blocking sockets in threads on both of its sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from ssl import SSLContext
+
+import pytest
+from end_to_end_harness import HOST
+from twistd_harness import MASTER_KEY, PATIENCE, Foreground, free_port, wait_until
+
+MEBIBYTE = 1 << 20
+#: whether the full counts are run: they take minutes
+FULL = os.environ.get("FULL_LOAD", "") not in ("", "0")
+#: one piece of a large body; what is sent is this piece again and again, with its number in front
+BLOCK = bytes(range(256)) * 1_024
+#: real seconds in which a send that does not get through counts as blocked
+BLOCKED = 0.5
+
+HEAD_END = b"\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class MeasuredGateway(Foreground):
+    """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
+
+    def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "") -> None:
+        # a log file: nobody reads the pipe of the standard output meanwhile
+        (directory / "gateway.yaml").write_text(
+            f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}"
+        )
+        super().__init__(
+            directory,
+            free_port(),
+            "--config=gateway.yaml",
+            *arguments,
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
+        )
+
+    def _status(self, field: str) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1_024
+        raise AssertionError(f"the kernel does not tell {field}")
+
+    @property
+    def memory(self) -> int:
+        """Bytes that are resident."""
+        return self._status("VmRSS")
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were resident since `forget_peak`."""
+        return self._status("VmHWM")
+
+    def forget_peak(self) -> int:
+        """Let the peak begin anew; return the bytes that are resident."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self.memory
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets are open."""
+        found = 0
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found += os.readlink(descriptor).startswith("socket:")
+        return found
+
+
+class Connection:
+    """A blocking socket that is read by what HTTP is made of.
+
+    Attributes:
+        socket: the socket.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.socket.settimeout(PATIENCE)
+        self._ahead = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read_until(self, end: bytes) -> bytes:
+        """Return what comes up to and with `end`; nothing if the other side closes instead."""
+        found = self._ahead
+        while end not in found:
+            piece = self.socket.recv(65_536)
+            if not piece:
+                self._ahead = b""
+                return b""
+            found += piece
+        found, end, self._ahead = found.partition(end)
+        return found + end
+
+    def read_head(self) -> bytes:
+        return self.read_until(HEAD_END)
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Give the next `size` bytes as they come."""
+        while size:
+            piece = self._ahead[:size] or self.socket.recv(min(size, 262_144))
+            self._ahead = self._ahead[len(piece) :] if self._ahead else b""
+            assert piece, f"closed {size} bytes too early"
+            size -= len(piece)
+            yield piece
+
+    def read(self, size: int) -> bytes:
+        return b"".join(self.pieces(size))
+
+    def digest(self, size: int) -> str:
+        """Read so many bytes and return their hash."""
+        seen = hashlib.sha256()
+        for piece in self.pieces(size):
+            seen.update(piece)
+        return seen.hexdigest()
+
+    def read_to_end(self) -> bytes:
+        """Return what comes until the other side closes or resets."""
+        found, self._ahead = self._ahead, b""
+        with suppress(ConnectionResetError):
+            while piece := self.socket.recv(65_536):
+                found += piece
+        return found
+
+    def reset(self) -> None:
+        """End with a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def blocks(size: int) -> Iterator[bytes]:
+    """Give `size` bytes, no two blocks of which are alike."""
+    for number in range(0, size, len(BLOCK)):
+        yield (b"%016d" % number + BLOCK[16:])[: size - number]
+
+
+def digest_of(size: int) -> str:
+    found = hashlib.sha256()
+    for block in blocks(size):
+        found.update(block)
+    return found.hexdigest()
+
+
+class Pour:
+    """Sends `blocks` over a connection, in the thread that calls it, and counts.
+
+    Attributes:
+        sent: bytes that the kernel took so far.
+        blocked: set when a send got nothing through for `BLOCKED` seconds.
+        read_on: what is called then, before it waits on.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.blocked = threading.Event()
+
+    def pour(self, connection: Connection, size: int) -> None:
+        for block in blocks(size):
+            view = memoryview(block)
+            while view:
+                connection.socket.settimeout(PATIENCE if self.blocked.is_set() else BLOCKED)
+                try:
+                    taken = connection.socket.send(view)
+                except TimeoutError:
+                    assert not self.blocked.is_set(), "it was never read on"
+                    self.blocked.set()
+                    continue
+                self.sent += taken
+                view = view[taken:]
+
+
+class ThreadedServer:
+    """A server whose every connection is a function call in a thread.
+
+    A handler that returns True leaves its connection open, without a thread, until the server stops.
+
+    Attributes:
+        port: where it listens.
+        failures: what its handlers raised, other than by the end of their connections.
+    """
+
+    def __init__(self, handler: Callable[[Connection], bool | None], buffer: int = 0) -> None:
+        self._handler = handler
+        self._listening = socket.create_server((HOST, 0), backlog=1_024)
+        if buffer:
+            self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.port = int(self._listening.getsockname()[1])
+        self.failures: list[BaseException] = []
+        self._threads: set[threading.Thread] = set()
+        self._connections: set[Connection] = set()
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connected, _ = self._listening.accept()
+            except OSError:
+                return
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(connected)
+            self._connections.add(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.add(thread)
+            thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        stays = False
+        try:
+            stays = bool(self._handler(connection))
+        except (ConnectionError, TimeoutError, OSError):
+            # the gateway ended the connection, or the test is over
+            pass
+        except BaseException as error:
+            self.failures.append(error)
+        finally:
+            if not stays:
+                connection.close()
+                self._connections.discard(connection)
+            self._threads.discard(threading.current_thread())
+
+    def stop(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._accepting.join()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+        for thread in list(self._threads):
+            thread.join(PATIENCE)
+        for connection in self._connections:
+            connection.close()
+        assert not self._threads
+        assert not self.failures, self.failures
+
+
+@contextmanager
+def served(handler: Callable[[Connection], bool | None], buffer: int = 0) -> Iterator[ThreadedServer]:
+    server = ThreadedServer(handler, buffer)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def connected(port: int | Path, receive_buffer: int = 0, context: SSLContext | None = None) -> Iterator[Connection]:
+    connection = connect(port, receive_buffer, context=context)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def connect(
+    port: int | Path, receive_buffer: int = 0, segment: int = 0, context: SSLContext | None = None
+) -> Connection:
+    """Connect to the gateway.
+
+    Args:
+        port: its port, or its UNIX socket.
+        receive_buffer: bytes that the kernel may hold for the client, or 0 for its own choice.
+        segment: the largest TCP segment in bytes, which also keeps the sender's buffer small, or 0.
+        context: for TLS, or None for none.
+    """
+    made = socket.socket(socket.AF_INET if isinstance(port, int) else socket.AF_UNIX)
+    if receive_buffer:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if segment:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+    made.settimeout(PATIENCE)
+    if isinstance(port, Path):
+        made.connect(str(port))
+        return Connection(made)
+    made.connect((HOST, port))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(made if context is None else context.wrap_socket(made))
+
+
+def request_head(method: str, target: str, *lines: str) -> bytes:
+    head = [f"{method} {target} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {MASTER_KEY}", *lines, "", ""]
+    return "\r\n".join(head).encode()
+
+
+@contextmanager
+def many_descriptors(wanted: int) -> Iterator[None]:
+    """Let this process, and those that it starts, have so many open files; skip the test where the system refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} open files, and the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def settled(measure: Callable[[], int], bound: int) -> int:
+    """Return what `measure` says once it is at most `bound`, or its last word when patience ends."""
+    with suppress(AssertionError):
+        wait_until(lambda: measure() <= bound)
+    return measure()

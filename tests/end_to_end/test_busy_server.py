@@ -1,0 +1,201 @@
+"""A server that takes only so many requests at once: who waits, who is sent away, and that nobody is forgotten."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+from end_to_end_harness import HOST, parse_answer, request_bytes, server_at
+from test_client_gone import MANY, soon
+from test_failures import STREAM
+
+from twisted_vllm.config.settings import Server, Timeouts
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def capped(port: int, limit: int = 1, places: int = 100, **timeouts: Any) -> Server:
+    server = server_at(port, timeouts=Timeouts(**timeouts))
+    return attrs.evolve(server, max_concurrent_requests=limit, max_queued_requests=places)
+
+
+def completion(number: int) -> bytes:
+    return request_bytes("POST", f"/vllm/v1/completions?{number}", body={"model": "m"})
+
+
+async def at_work(server: Any, gateway: Any, number: int = 0) -> tuple[Any, Any]:
+    """Have a request arrive at the server; return the client and the server's connection."""
+    client = await gateway.send(completion(number))
+    upstream = await server.connection(number)
+    await upstream.until_received(b'"m"}')
+    return client, upstream
+
+
+async def waiting(gateway: Any, number: int, reactor: Any) -> Any:
+    """Have a request wait; return its client."""
+    before = len(gateway.service._queues._waiting)
+    client = await gateway.send(completion(number))
+    await soon(reactor, lambda: len(gateway.service._queues._waiting) > before)
+    return client
+
+
+@pytest.mark.parametrize("ending", ["completed", "cut by the server", "client gone", "malformed answer", "timed out"])
+@pytest_twisted.ensureDeferred
+async def test_the_next_is_sent_however_the_one_before_it_ended(
+    stand_in: Any, gateway_to: Any, reactor: Any, ending: str
+) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port, idle=3, queue=None))
+    first, upstream = await at_work(server, gateway)
+    second = await waiting(gateway, 1, reactor)
+    upstream.send(STREAM)
+    await first.until_received(b"abc")
+    assert len(server.connections) == 1
+    if ending == "completed":
+        upstream.send(b"0\r\n\r\n")
+        # the connection is kept for the next
+        await upstream.until_received(b"completions?1")
+        upstream.send(OK)
+    else:
+        if ending == "cut by the server":
+            upstream.cut()
+        elif ending == "client gone":
+            first.cut()
+        elif ending == "malformed answer":
+            upstream.send(b"not a size\r\n")
+        else:
+            gateway.pass_time(4)
+        following = await server.connection(1)
+        await following.until_received(b"completions?1")
+        following.send(OK)
+    await second.until_received(b"\r\n\r\nok")
+    assert repr(list(gateway.service._queues._slots.values())) == "[<Slots 0 of 1 taken, 0 of 100 wait>]"
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_too_many_is_told_that_the_server_is_busy(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port, places=1))
+    await at_work(server, gateway)
+    await waiting(gateway, 1, reactor)
+    answer = await gateway.answer_to(completion(2))
+    assert (answer.status, answer.error["code"], answer.header("retry-after")) == (503, "server_busy", "1")
+    [line] = gateway.request_lines()
+    assert (line["outcome"], line["error"], line["server"]) == ("refused", "server_busy", f"{HOST}:{server.port}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_waited_too_long_is_told_so(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port, queue=3.0), timeouts=Timeouts())
+    await at_work(server, gateway)
+    client = await waiting(gateway, 1, reactor)
+    gateway.pass_time(2)
+    assert client.received == b""
+    gateway.pass_time(2)
+    await client.until_received(b"}}")
+    answer = parse_answer(client.received)
+    assert (answer.status, answer.error["code"]) == (503, "server_busy")
+    assert len(server.connections) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_leaves_the_queue_never_reaches_the_server(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port))
+    first, upstream = await at_work(server, gateway)
+    leaver = await waiting(gateway, 1, reactor)
+    held = await waiting(gateway, 2, reactor)
+    # not read from any more, and noticed all the same
+    held.send(MANY)
+    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    last = await waiting(gateway, 3, reactor)
+    leaver.close()
+    held.cut()
+    await soon(reactor, lambda: len(gateway.service._queues._waiting) == 1)
+    upstream.send(OK)
+    await first.until_received(b"\r\n\r\nok")
+    await upstream.until_received(b"completions?3")
+    assert b"completions?1" not in upstream.received
+    assert b"completions?2" not in upstream.received
+    upstream.send(OK)
+    await last.until_received(b"\r\n\r\nok")
+    assert Counter(line["outcome"] for line in gateway.request_lines()) == {"completed": 2, "client_disconnected": 2}
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upload_waits_with_its_client(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port))
+    _, upstream = await at_work(server, gateway)
+    size = 32 * 1024 * 1024
+    client = await gateway.send(
+        request_bytes("POST", "/vllm/v1/audio/transcriptions", headers={"Content-Length": str(size)}) + b"x" * 1000
+    )
+    await soon(reactor, lambda: len(gateway.service._queues._waiting))
+    [channel] = [channel for channel in gateway.service.site._channels if channel._read_pauses]
+    client.send(b"x" * (size - 1000))
+    await client.next_turn()
+    await client.next_turn()
+    assert channel.requests[0].body_received <= 65_536
+    sizes: list[int] = []
+    upstream.send(OK)
+    upstream.dataReceived = lambda data: sizes.append(len(data))
+    await soon(reactor, lambda: sum(sizes) > size)
+    upstream.send(OK)
+    await client.until_received(b"\r\n\r\nok")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_queue_before_a_server_that_is_not_there_is_answered_whole(gateway_to: Any) -> None:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    gateway = gateway_to(capped(port))
+    clients = [await gateway.send(completion(number)) for number in range(50)]
+    for client in clients:
+        await client.until_received(b"}}")
+        assert parse_answer(client.received).error["code"] == "upstream_unreachable"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_drain_lets_those_who_wait_have_their_turn(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+    server = stand_in()
+    gateway = gateway_to(capped(server.port))
+    first, upstream = await at_work(server, gateway)
+    second = await waiting(gateway, 1, reactor)
+    stopped = gateway.stop()
+    upstream.send(OK)
+    await upstream.until_received(b"completions?1")
+    upstream.send(OK)
+    await second.until_lost()
+    await first.until_lost()
+    await stopped
+    assert parse_answer(second.received).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
+    simulator: Any, gateway_to: Any, reactor: Any
+) -> None:
+    gateway = gateway_to(capped(simulator.port, limit=5, places=100))
+    queues = gateway.service._queues
+    [slots] = queues._slots.values()
+    clients = []
+    for number in range(60):
+        body = {"model": "simulated-model", "prompt": "x", "max_tokens": 20, "stream": number % 2 == 0}
+        client = await gateway.send(request_bytes("POST", "/vllm/v1/completions", body=body))
+        clients.append(client)
+        if number % 4 == 0:
+            client.cut()
+        assert len(slots._running) <= 5
+    for number, client in enumerate(clients):
+        if number % 4:
+            await client.until(lambda client=client: client.received.endswith((b"}", b"0\r\n\r\n")))
+    await soon(reactor, lambda: repr(slots) == "<Slots 0 of 5 taken, 0 of 100 wait>")
+    assert len(queues._waiting) == 0
+    assert Counter(line["outcome"] for line in gateway.request_lines())["completed"] >= 45

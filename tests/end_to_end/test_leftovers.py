@@ -1,0 +1,155 @@
+"""After requests of every kind, the gateway's parts have let go of everything: timers, connections and objects."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+import pytest_twisted
+from end_to_end_harness import HOST, MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
+from test_streaming import chunk
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import globalLogBeginner
+
+from twisted_vllm.config.settings import ModelEntry
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"event")
+KEY = f"Authorization: Bearer {MASTER_KEY}".encode()
+
+#: what the server does when it is asked for a path of this name: sends this, and then ends the connection or not
+ACTS: dict[bytes, tuple[bytes, str]] = {
+    b"ok": (OK, ""),
+    b"stream": (EVENTS + b"0\r\n\r\n", ""),
+    b"hang": (b"", ""),
+    b"half": (EVENTS, ""),
+    b"reset": (EVENTS, "cut"),
+    b"short": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345", "close"),
+    b"nonsense": (b"SSH-2.0-OpenSSH_9.7\r\n", ""),
+    b"silent": (b"", "close"),
+    b"idle": (OK, "close"),
+    b"early": (b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig", ""),
+}
+
+#: what a client sends, and what comes before it leaves; nothing means that it leaves at once, None that it is cut
+KINDS: dict[str, tuple[bytes, bytes | None]] = {
+    "answered": (request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
+    "pipelined": (request_bytes("GET", "/vllm/stream") + request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
+    "posted": (request_bytes("POST", "/vllm/ok", body=bytes(5_000)), b"\r\n\r\nok"),
+    "looked into": (request_bytes("POST", "/vllm/v1/completions", body={"model": "here"}), b"\r\n\r\nok"),
+    "leaves before the head": (request_bytes("GET", "/vllm/hang"), b""),
+    "leaves in mid-stream": (request_bytes("GET", "/vllm/half"), b"event\r\n"),
+    "leaves in mid-upload": (request_bytes("POST", "/vllm/hang", body=bytes(5_000))[:-1_000], b""),
+    "leaves in mid-head": (request_bytes("GET", "/vllm/ok")[:-2], b""),
+    "leaves while its body is collected": (
+        request_bytes("POST", "/vllm/v1/completions", body={"model": "here"})[:-2],
+        b"",
+    ),
+    "malformed": (b"GET /vllm/ok HTTP/1.1\r\nHost : h\r\n\r\n", b"malformed_http"),
+    "malformed body": (
+        request_bytes("POST", "/vllm/hang", headers={"Transfer-Encoding": "chunked"}) + b"1\r\nxx\r\n",
+        b"malformed_http",
+    ),
+    "malformed body in an answer": (
+        request_bytes("POST", "/vllm/half", headers={"Transfer-Encoding": "chunked"}) + b"1\r\nx\r\n",
+        b"event\r\n",
+    ),
+    "no key": (request_bytes("GET", "/vllm/ok", None), b"missing_api_key"),
+    "no key for an upload": (request_bytes("POST", "/vllm/ok", None, body=bytes(5_000))[:-1_000], b"missing_api_key"),
+    "unreachable": (request_bytes("POST", "/vllm/v1/completions", body={"model": "nowhere"}), b"upstream_unreachable"),
+    "nonsense": (request_bytes("GET", "/vllm/nonsense"), b"upstream_protocol_error"),
+    "silent": (request_bytes("GET", "/vllm/silent"), b"upstream_unreachable"),
+    "idle close": (request_bytes("GET", "/vllm/idle"), b"\r\n\r\nok"),
+    "early": (request_bytes("POST", "/vllm/early", body=bytes(5_000))[:-1_000], b"\r\n\r\nbig"),
+    "reset": (request_bytes("GET", "/vllm/reset"), None),
+    "short": (request_bytes("GET", "/vllm/short"), None),
+    "admin": (request_bytes("GET", "/key/list"), b'"keys"'),
+    "upgrade": (request_bytes("GET", "/vllm/ok", headers={"Connection": "upgrade", "Upgrade": "h2c"}), b"\r\n\r\nok"),
+}
+
+
+class ActingServer(StandIn):
+    """A server that does what the path says."""
+
+    def _on_data(self, connection: Wire) -> None:
+        while b"\r\n\r\n" in connection.received:
+            head, _, connection.received = connection.received.partition(b"\r\n\r\n")
+            if b" HTTP/1.1" not in head:
+                continue
+            data, end = ACTS.get(head.split(b" ")[1].rpartition(b"/")[2], ACTS[b"ok"])
+            connection.send(data)
+            if end:
+                ensureDeferred(self._end(connection, end))
+
+    async def _end(self, connection: Wire, end: str) -> None:
+        # a reset overtakes what was not yet read
+        for _ in range(5):
+            await connection.next_turn()
+        if connection.lost is None:
+            getattr(connection, end)()
+
+
+async def play(gateway: Gateway, kind: str) -> None:
+    """Make one request of this kind."""
+    raw, awaited = KINDS[kind]
+    client = await gateway.send(raw)
+    if awaited is None:
+        await client.until_lost()
+        return
+    await client.until_received(awaited)
+    if not awaited:
+        for _ in range(3):
+            await client.next_turn()
+    client.cut()
+    await client.until_lost()
+    gateway._clients.remove(client)
+
+
+async def settle(reactor: Any, gateway: Gateway, kind: str) -> None:
+    """Make one request of this kind, and let everything that follows from it come to its end."""
+    await play(gateway, kind)
+    for _ in range(200):
+        if not gateway.service.site._channels:
+            break
+        await deferLater(reactor, 0, lambda: None)
+    assert not gateway.service.site._channels
+    # idle connections to the server reach their age
+    gateway.pass_time(10)
+    for _ in range(10):
+        await deferLater(reactor, 0, lambda: None)
+
+
+def objects() -> Counter[str]:
+    """Count the objects of this package's classes, less those that a collection finds unused."""
+    # where logging was never begun, Twisted keeps each event and its source for a later beginning
+    globalLogBeginner._initialBuffer._buffer.clear()
+    gc.collect()
+    kinds = (type(each) for each in gc.get_objects())
+    return Counter(
+        f"{kind.__module__}.{kind.__qualname__}" for kind in kinds if kind.__module__.startswith("twisted_vllm.")
+    )
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_of_any_kind_leaves_nothing_behind(reactor: Any, gateway_to: Any, kind: str) -> None:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        nowhere = free.getsockname()[1]
+    server = ActingServer(reactor, None)
+    try:
+        gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))
+        await settle(reactor, gateway, kind)
+        before = objects()
+        for _ in range(4):
+            await settle(reactor, gateway, kind)
+        assert objects() - before == Counter()
+        # the sweeper and the database's pulse, and nothing of a request's
+        assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
+        assert not gateway.service.site._live_ids
+    finally:
+        await server.stop()

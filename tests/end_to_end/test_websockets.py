@@ -1,0 +1,165 @@
+"""A WebSocket client and server that somebody else wrote, with a gateway under twistd between them."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from twistd_harness import MASTER_KEY, Foreground, ask, free_port
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
+from websockets.typing import Subprotocol
+
+#: real seconds after which a test is called stuck
+PATIENCE = 30.0
+
+MESSAGES = ["", "short", "ü" * 70_000, b"\x00\xff" * 300_000, *map(str, range(200))]
+
+
+class Echo:
+    """A WebSocket server at ``/v1/realtime``, which sends back what comes and says goodbye when it is asked to.
+
+    Attributes:
+        handshakes: the headers of the handshakes that came.
+        port: where it listens.
+    """
+
+    def __init__(self) -> None:
+        self.handshakes: list[list[tuple[str, str]]] = []
+        self._server = serve(self._answer, "127.0.0.1", 0)
+        self.port: int = self._server.socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def _answer(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        self.handshakes.append(list(connection.request.headers.raw_items()))
+        for message in connection:
+            if message == "goodbye":
+                connection.close(4321, "as you like")
+                return
+            connection.send(message)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE)
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    server = Echo()
+    yield server
+    server.stop()
+
+
+@contextmanager
+def gateway_before(echo: Echo, directory: Path, *arguments: str) -> Iterator[Foreground]:
+    base = f"http://127.0.0.1:{echo.port}"
+    port = free_port()
+    with Foreground(directory, port, *arguments, LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE=base) as gateway:
+        yield gateway
+
+
+def url(gateway: Foreground) -> str:
+    return f"ws://127.0.0.1:{gateway.port}/vllm/v1/realtime"
+
+
+def test_messages_of_every_size_come_back_and_the_closing_handshake_passes(echo: Echo, tmp_path: Path) -> None:
+    with gateway_before(echo, tmp_path) as gateway:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        with connect(url(gateway), additional_headers=bearer, open_timeout=PATIENCE) as socket:
+            for message in MESSAGES:
+                socket.send(message)
+            assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
+            assert socket.ping().wait(PATIENCE)
+            socket.send("goodbye")
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(PATIENCE)
+            assert (socket.close_code, socket.close_reason) == (4321, "as you like")
+        # another request is answered, and the tunnel has left its line by then
+        assert ask(gateway.port, "/health/liveliness")[0] == 200
+    [line] = [line for line in map(json.loads, gateway.stdout.splitlines()) if line.get("route") == "/v1/realtime"]
+    assert (line["status"], line["outcome"]) == (101, "completed")
+    assert line["bytes_in"] > 1000
+    assert line["bytes_out"] > 1000
+
+
+def test_a_browser_s_key_opens_it_and_is_seen_by_nobody_else(echo: Echo, tmp_path: Path) -> None:
+    with gateway_before(echo, tmp_path) as gateway:
+        _, body = ask(gateway.port, "/key/generate", MASTER_KEY, "POST", "{}")
+        key = json.loads(body)["key"]
+        offered = [
+            Subprotocol(name) for name in ("realtime", f"openai-insecure-api-key.{key}", "openai-beta.realtime-v1")
+        ]
+        with connect(url(gateway), subprotocols=offered, open_timeout=PATIENCE) as socket:
+            assert socket.subprotocol == "realtime"
+            socket.send("hello")
+            assert socket.recv(PATIENCE) == "hello"
+        [headers] = echo.handshakes
+        assert key not in str(headers)
+        with pytest.raises(InvalidStatus) as refused, connect(url(gateway), open_timeout=PATIENCE):
+            pass
+        assert refused.value.response.status_code == 401
+        assert len(echo.handshakes) == 1
+    assert key not in gateway.stdout + gateway.stderr
+
+
+def test_it_passes_over_tls(echo: Echo, tmp_path: Path) -> None:
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed())
+    port = free_port()
+    listen = f"--listen=ssl:{port}:interface=127.0.0.1:privateKey={certificate}:certKey={certificate}"
+    trust = ssl.create_default_context(cafile=certificate)
+    with gateway_before(echo, tmp_path, listen) as gateway:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        secure = f"wss://localhost:{port}/vllm/v1/realtime"
+        with connect(secure, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE) as socket:
+            for message in MESSAGES:
+                socket.send(message)
+            assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
+            socket.send("goodbye")
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(PATIENCE)
+            assert socket.close_code == 4321
+    [line] = [line for line in map(json.loads, gateway.stdout.splitlines()) if line.get("route") == "/v1/realtime"]
+    assert (line["status"], line["outcome"]) == (101, "completed")
+
+
+def self_signed() -> bytes:
+    """Return a key and a certificate for ``localhost``, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    unencrypted = serialization.NoEncryption()
+    encoded = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted)
+    return encoded + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def test_sigterm_closes_it_and_the_gateway_ends_at_once(echo: Echo, tmp_path: Path) -> None:
+    with gateway_before(echo, tmp_path) as gateway:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        with connect(url(gateway), additional_headers=bearer, open_timeout=PATIENCE) as socket:
+            socket.send("hello")
+            assert socket.recv(PATIENCE) == "hello"
+            gateway.terminate()
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(PATIENCE)
+    [drained] = [line for line in gateway.stdout.splitlines() if "Drained in" in line]
+    assert float(json.loads(drained)["message"].split()[2]) < 5

@@ -1,0 +1,75 @@
+"""The index follows the store: this process's changes at once, another's when it looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from store_contract import key_record, put, token
+
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.store.database import Database
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
+from twisted_vllm.store.transaction import KEPT_CHANGES
+
+
+@pytest.fixture
+def registry(database: Database) -> Registry:
+    store = Store(database)
+    registry = Registry(store, KeyIndex())
+    registry.take(store.load_now())
+    return registry
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_is_in_the_index_when_its_deferred_fires(registry: Registry) -> None:
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    assert token(1) in registry.index
+    await registry.change(lambda transaction: transaction.delete_keys([key_record(1)]))
+    assert token(1) not in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_that_fails_leaves_the_index_alone_and_the_next_one_runs(registry: Registry) -> None:
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(key_record(1))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await registry.change(work)
+    assert len(registry.index) == 0
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))
+    assert token(2) in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_process_changed_is_taken_and_the_rest_kept(registry: Registry, database: Database) -> None:
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    other = Store(database)
+    await put(other, key_record(2))
+    assert token(2) not in registry.index
+    await registry.follow()
+    assert token(2) in registry.index
+    kept = registry.index.find(token(1))
+    await registry.follow()
+    assert registry.index.find(token(1)) is kept
+    await other.change(lambda transaction: transaction.delete_keys([key_record(1)]))
+    await registry.follow()
+    assert token(1) not in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_missed_too_much_reads_everything(registry: Registry, database: Database) -> None:
+    def many(transaction: Any) -> None:
+        transaction.keys.insert(key_record(1))
+        for number in range(KEPT_CHANGES):
+            transaction.keys.delete([token(number + 2)])
+
+    await Store(database).change(many)
+    await registry.follow()
+    assert token(1) in registry.index
+    await put(Store(database), key_record(2))
+    await registry.follow()
+    assert token(2) in registry.index

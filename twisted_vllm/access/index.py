@@ -1,0 +1,222 @@
+"""Virtual keys in memory, by the SHA-256 of the key: what a request needs to know of its key, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import attrs
+import msgspec
+
+from twisted_vllm.access.headers import ADAPTER_HEADERS
+from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+
+T = TypeVar("T")
+
+_NEVER = float("inf")
+
+
+class KeyGrant(msgspec.Struct, frozen=True, gc=False):
+    """What the database says of a key, as far as requests are concerned; of a hundred thousand, little must be kept.
+
+    Attributes:
+        token: the SHA-256 of the key.
+        key_id: what the key is known by for good.
+        name: its alias, or ``sk-...abcd``.
+        expires: when it stops working, in Unix seconds; infinity is never.
+        blocked: whether it was blocked.
+
+    The others are as in `KeyRecord`.
+    """
+
+    token: str
+    key_id: str
+    name: str
+    expires: float = _NEVER
+    blocked: bool = False
+    models: tuple[str, ...] = ()
+    allowed_routes: tuple[str, ...] = ()
+    aliases: dict[str, str] = {}
+    priority: int | None = None
+    granted_headers: tuple[str, ...] = ()
+    user_id: str | None = None
+    team_id: str | None = None
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> KeyGrant:
+        """Return what of a record is kept."""
+        return cls(
+            token=record.token,
+            key_id=record.key_id,
+            name=record.key_alias or record.key_name,
+            expires=_NEVER if record.expires is None else record.expires.timestamp(),
+            blocked=record.blocked,
+            models=record.models,
+            allowed_routes=record.allowed_routes,
+            aliases=record.aliases,
+            priority=record.priority,
+            granted_headers=record.granted_headers,
+            user_id=record.user_id,
+            team_id=record.team_id,
+        )
+
+
+class FormerKey(msgspec.Struct, frozen=True, gc=False):
+    """The value that a key had before it was regenerated, which works for a while.
+
+    Attributes:
+        token: its SHA-256.
+        successor: the token of the key as it is now.
+        works_until: when it stops working, in Unix seconds.
+    """
+
+    token: str
+    successor: str
+    works_until: float
+
+
+class UserGrant(msgspec.Struct, frozen=True, gc=False):
+    """What requests need to know of a user: which models it may use."""
+
+    models: tuple[str, ...] = ()
+
+
+class TeamGrant(msgspec.Struct, frozen=True, gc=False):
+    """What requests need to know of a team: which models it may use, and whether it was blocked."""
+
+    models: tuple[str, ...] = ()
+    blocked: bool = False
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What became of keys, users and teams, by token or id; ``None`` for one that is not there any more."""
+
+    keys: Mapping[str, KeyGrant | None] = {}
+    former: Mapping[str, FormerKey | None] = {}
+    users: Mapping[str, UserGrant | None] = {}
+    teams: Mapping[str, TeamGrant | None] = {}
+
+
+class Everything(msgspec.Struct, frozen=True):
+    """All that the database says of who may do what.
+
+    Attributes:
+        revision: the number of the last change that is in it.
+    """
+
+    revision: int = 0
+    keys: Iterable[KeyGrant] = ()
+    former: Iterable[FormerKey] = ()
+    users: Mapping[str, UserGrant] = {}
+    teams: Mapping[str, TeamGrant] = {}
+
+
+@attrs.frozen
+class IndexedKey:
+    """A key as requests meet it, with what its user and team decide.
+
+    Attributes:
+        token: the key's token; that of the present key for one that was replaced.
+        principal: whom its requests act as.
+        expires: when it stops working, in Unix seconds; infinity is never.
+        blocked: whether it was blocked.
+        team_blocked: whether its team was blocked.
+        replaced: whether the key was regenerated since, and this is the former value.
+    """
+
+    token: str
+    principal: Principal
+    expires: float
+    blocked: bool
+    team_blocked: bool = False
+    replaced: bool = False
+
+
+class KeyIndex:
+    """Every virtual key, by its token, with the users and teams. It belongs to the reactor's thread.
+
+    What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
+    keys that nobody counted.
+    """
+
+    def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
+        self._ready: dict[str, IndexedKey] = {}
+        self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._grants
+
+    def replace_all(self, everything: Everything) -> None:
+        """Forget what was known and take this."""
+        self._grants = {grant.token: grant for grant in everything.keys}
+        self._former = {former.token: former for former in everything.former}
+        self._users = dict(everything.users)
+        self._teams = dict(everything.teams)
+        self._ready.clear()
+
+    def apply(self, changes: Changes) -> None:
+        """Take what changed."""
+        _apply(self._grants, changes.keys)
+        _apply(self._former, changes.former)
+        _apply(self._users, changes.users)
+        _apply(self._teams, changes.teams)
+        self._ready.clear()
+
+    def add(self, record: KeyRecord) -> None:
+        """Take a record; one of the same token is replaced."""
+        self.apply(Changes(keys={record.token: KeyGrant.of(record)}))
+
+    def find(self, token: str) -> IndexedKey | None:
+        """Return a key in the form that requests meet."""
+        found = self._ready.get(token)
+        return self._prepare(token) if found is None else found
+
+    def _prepare(self, token: str) -> IndexedKey | None:
+        grant = self._grants.get(token)
+        former = None
+        if grant is None:
+            former = self._former.get(token)
+            grant = None if former is None else self._grants.get(former.successor)
+            if grant is None:
+                return None
+        user = self._users.get(grant.user_id) if grant.user_id is not None else None
+        team = self._teams.get(grant.team_id) if grant.team_id is not None else None
+        granted = frozenset(name.encode() for name in grant.granted_headers)
+        if granted and (grant.models or (user and user.models) or (team and team.models)):
+            # who may use certain models only must not put another in the place of the body's
+            granted -= ADAPTER_HEADERS
+        principal = Principal(
+            kind="key",
+            name=grant.name,
+            hash_prefix=grant.token[:HASH_PREFIX_LENGTH],
+            models=grant.models,
+            allowed_routes=grant.allowed_routes,
+            key_id=grant.key_id,
+            user_id=grant.user_id,
+            team_id=grant.team_id,
+            user_models=() if user is None else user.models,
+            team_models=() if team is None else team.models,
+            aliases=grant.aliases,
+            priority=grant.priority,
+            granted_headers=granted,
+        )
+        made = self._ready[token] = IndexedKey(
+            token=grant.token,
+            principal=principal,
+            expires=grant.expires if former is None else min(grant.expires, former.works_until),
+            blocked=grant.blocked,
+            team_blocked=team is not None and team.blocked,
+            replaced=former is not None,
+        )
+        return made
+
+
+def _apply(known: dict[str, T], changed: Mapping[str, T | None]) -> None:
+    for name, value in changed.items():
+        if value is None:
+            known.pop(name, None)
+        else:
+            known[name] = value

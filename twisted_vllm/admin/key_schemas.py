@@ -1,0 +1,222 @@
+"""What the key endpoints take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from twisted_vllm.access.headers import OPERATORS_HEADERS
+from twisted_vllm.access.policy import parse_rule
+from twisted_vllm.admin.durations import expiry_of
+from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, REGENERATE_DEFAULTS, UPDATE_DEFAULTS
+from twisted_vllm.admin.schemas import (
+    Label,
+    LabelMap,
+    Labels,
+    StructT,
+    check_alias,
+    check_depth,
+    check_models,
+    parse,
+    plain_models,
+)
+from twisted_vllm.errors import InvalidRequest
+
+#: a custom key: LiteLLM's prefix and length, and nothing that a header could not carry
+_CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
+
+#: keys that one request may name
+MOST_KEYS = 500
+
+_Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+_HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
+
+
+class KeyFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What an administrator may say of a key."""
+
+    key_alias: Label | None = None
+    duration: str | int | None = None
+    models: Labels | None = None
+    allowed_routes: Labels | None = None
+    blocked: bool | None = None
+    metadata: dict[str, Any] | None = None
+    tags: Labels | None = None
+    user_id: Label | None = None
+    team_id: Label | None = None
+    aliases: LabelMap | None = None
+    priority: _Priority | None = None
+    granted_headers: Labels | None = None
+
+    def values(self, given: Container[str], now: datetime) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each."""
+        found: dict[str, Any] = {
+            "key_alias": self.key_alias,
+            "models": plain_models(self.models),
+            "allowed_routes": self.allowed_routes or (),
+            "blocked": bool(self.blocked),
+            "metadata": self.metadata or {},
+            "tags": self.tags or (),
+            "user_id": self.user_id,
+            "team_id": self.team_id,
+            "aliases": self.aliases or {},
+            "priority": self.priority,
+            "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
+        }
+        found = {name: value for name, value in found.items() if name in given}
+        if "duration" in given:
+            found["expires"] = expiry_of(self.duration, now)
+        return found
+
+
+class GenerateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/generate``. Null and absent are the same."""
+
+    key: str | None = None
+
+
+class UpdateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/update``: the key or its hash, else its alias; what is absent stays, null clears."""
+
+    key: str | None = None
+
+
+class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/regenerate``; it may change the key likewise."""
+
+    key: str | None = None
+    new_key: str | None = None
+    grace_period: str | int | None = None
+
+
+class NameRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /key/block`` and ``/key/unblock``."""
+
+    key: str | None = None
+    key_alias: Label | None = None
+
+
+class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /key/delete``: keys or their hashes, or aliases, or both."""
+
+    keys: Labels | None = None
+    key_aliases: Labels | None = None
+
+
+class InfoRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /v2/key/info``."""
+
+    keys: Labels
+
+
+class BulkRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /key/bulk_update``."""
+
+    keys: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MOST_KEYS)]
+
+
+def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
+    """Return what is asked of ``/key/generate``.
+
+    Raises:
+        InvalidRequest: something in it cannot be done; the message says what, and never quotes a key.
+    """
+    found = _checked(parse(body, GenerateRequest, GENERATE_DEFAULTS))
+    _check_custom_key(found.key, "key")
+    return found
+
+
+def parse_service_account(body: Mapping[str, Any]) -> GenerateRequest:
+    """Return what is asked of ``/key/service-account/generate``: a team's key that is no user's.
+
+    Raises:
+        InvalidRequest: something in it cannot be done.
+    """
+    found = parse_generate(body)
+    if found.team_id is None:
+        raise InvalidRequest("A service account belongs to a team: send `team_id`.", param="team_id")
+    if found.user_id is not None:
+        raise InvalidRequest("A service account belongs to no user: leave `user_id` out.", param="user_id")
+    return found
+
+
+def parse_update(body: Mapping[str, Any]) -> UpdateRequest:
+    """Return what is asked of ``/key/update``.
+
+    Raises:
+        InvalidRequest: something in it cannot be done, or no key is named.
+    """
+    found = _checked(parse(body, UpdateRequest, UPDATE_DEFAULTS))
+    if found.key is None and found.key_alias is None:
+        raise InvalidRequest("Name the key: `key`, itself or its hash, or `key_alias`.", param="key")
+    return found
+
+
+def parse_regenerate(body: Mapping[str, Any]) -> RegenerateRequest:
+    """Return what is asked of ``/key/regenerate``.
+
+    Raises:
+        InvalidRequest: something in it cannot be done, or no key is named.
+    """
+    found = _checked(parse(body, RegenerateRequest, REGENERATE_DEFAULTS))
+    _check_custom_key(found.new_key, "new_key")
+    if found.key is None and found.key_alias is None:
+        raise InvalidRequest("Name the key: `key`, itself or its hash, or `key_alias`.", param="key")
+    return found
+
+
+def parse_name(body: Mapping[str, Any]) -> NameRequest:
+    """Return which key is meant.
+
+    Raises:
+        InvalidRequest: none is named.
+    """
+    found = parse(body, NameRequest, {})
+    if found.key is None and found.key_alias is None:
+        raise InvalidRequest("Name the key: `key`, itself or its hash, or `key_alias`.", param="key")
+    return found
+
+
+def parse_delete(body: Mapping[str, Any]) -> DeleteRequest:
+    """Return what is asked of ``/key/delete``.
+
+    Raises:
+        InvalidRequest: it names nothing to delete, or is not well formed.
+    """
+    found = parse(body, DeleteRequest, {})
+    if not found.keys and not found.key_aliases:
+        raise InvalidRequest(
+            "Name what to delete: `keys`, a list of keys or their hashes, or `key_aliases`.", param="keys"
+        )
+    return found
+
+
+def _check_custom_key(key: str | None, param: str) -> None:
+    if key is not None and not _CUSTOM_KEY.fullmatch(key):
+        raise InvalidRequest(
+            f"`{param}` must begin with sk-, have 16 to 512 characters, and only printable ASCII without spaces.",
+            param=param,
+        )
+
+
+def _checked(found: StructT) -> StructT:
+    assert isinstance(found, KeyFields)
+    check_alias(found.key_alias, "key_alias")
+    check_models(found.models)
+    for route in found.allowed_routes or ():
+        parse_rule(route)
+    for name in found.granted_headers or ():
+        if name.lower() not in _HEADERS:
+            raise InvalidRequest(
+                f"`granted_headers` may hold {', '.join(sorted(_HEADERS))}: other headers need no grant.",
+                param="granted_headers",
+            )
+    for each in (*(found.aliases or {}).keys(), *(found.aliases or {}).values()):
+        if not each.isprintable():
+            raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
+    check_depth(found.metadata)
+    return found
