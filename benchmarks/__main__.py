@@ -76,9 +76,10 @@ def run(options: Options, directory: Path, stack: ExitStack) -> int:
     peers = find_peers(server, nginx_place=options.nginx, router_place=options.router, files=max(files, 1024))
     own = options.server is None
     memory = own and bool(options.open_streams or options.transfer_mib)
-    report = measure_all(Run(options, model, own_upstream=own, directory=directory), peers.starts, memory=memory)
-    report.notes = [about, *peers.missing, *notes, *report.notes]
-    print(report.text())
+    measured = Run(options, model, own_upstream=own, directory=directory)
+    for note in (about, *peers.missing, *notes):
+        measured.report.notes.add(note)
+    print(measure_all(measured, peers.starts, memory=memory).text())
     return 0
 
 

@@ -113,6 +113,19 @@ class ProcessTree:
         return found
 
 
+def machine_cpu_seconds(proc: Path = PROC, ticks_per_second: int | None = None) -> float | None:
+    """CPU time that all programs of this machine have used since it started; None where that is not to be had."""
+    try:
+        name, *fields = (proc / "stat").read_text().partition("\n")[0].split()
+    except (OSError, ValueError):
+        return None
+    if name != "cpu" or len(fields) < 7:
+        return None
+    user, nice, system, _idle, _iowait, interrupts, soft_interrupts = map(int, fields[:7])
+    hertz = ticks_per_second or os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + interrupts + soft_interrupts) / hertz
+
+
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Return the nearest-rank percentile: the least value that at least so many percent do not exceed."""
     if not values:

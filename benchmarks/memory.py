@@ -24,6 +24,9 @@ _BEFORE = b'{"model":"%b","messages":[{"role":"user","content":"'
 _AFTER = b'"}],"max_tokens":8}'
 
 
+MeasurePeak = Callable[[Target, ProcessTree, str, int, float], Awaitable[int | None]]
+
+
 @attrs.frozen
 class Held:
     """Streams that were held open.

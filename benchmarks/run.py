@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import attrs
 from benchmarks.answers import BadAnswer
 from benchmarks.client import Target, chat
 from benchmarks.load import Load, apply_load
-from benchmarks.measure import PROC
-from benchmarks.memory import MEBIBYTE, download_peak, hold_streams, upload_peak
+from benchmarks.measure import PROC, ProcessTree, machine_cpu_seconds
+from benchmarks.memory import MEBIBYTE, MeasurePeak, download_peak, hold_streams, upload_peak
+from benchmarks.notes import Notes
 from benchmarks.options import Options
 from benchmarks.peers import DIRECT, GATEWAY, NGINX, ROUTER, Peer, Start
 from benchmarks.processes import CannotStart
@@ -25,6 +26,7 @@ SPEED_COLUMNS = (
     Column("rate", "requests\nper s"),
     Column("p50", "p50\nms", 2),
     Column("p99", "p99\nms", 2),
+    Column("slowest", "slowest\nms", 1),
     Column("one", "p50, one\nconnection ms", 2),
     Column("cpu_request", "CPU per\nrequest us"),
     Column("chunk_rate", "chunks\nper s"),
@@ -39,6 +41,8 @@ MEMORY_COLUMNS = (
     Column("download", "download\npeak MiB", 1),
 )
 COMPARE = ((GATEWAY, NGINX), (GATEWAY, ROUTER))
+
+_MeasureMemory = Callable[[str, Target, ProcessTree], Awaitable[Row]]
 
 _REQUEST_TOKENS = 8
 _WARM_UP_REQUESTS = 1.0
@@ -59,14 +63,14 @@ class Report:
 
     speed: dict[str, Row] = attrs.Factory(dict)
     memory: dict[str, Row] = attrs.Factory(dict)
-    notes: list[str] = attrs.Factory(list)
+    notes: Notes = attrs.Factory(Notes)
 
     def text(self) -> str:
         """Return the tables and the notes, as they are printed."""
         parts = [render(SPEED_COLUMNS, self.speed, COMPARE)]
         if self.memory:
             parts.append(render(MEMORY_COLUMNS, self.memory, COMPARE))
-        parts += self.notes
+        parts += self.notes.texts()
         return "\n\n".join(parts)
 
 
@@ -84,6 +88,7 @@ class Run:
         self.report = Report()
         self._options = options
         self._model = model
+        self._own_upstream = own_upstream
         self._patience = 10.0 if own_upstream else 120.0
         plan = f"benchmark events={options.events} interval={options.interval}" if own_upstream else None
         self._request = chat(model, max_tokens=_REQUEST_TOKENS)
@@ -99,12 +104,25 @@ class Run:
         self._with_peer(name, start, measure)
 
     def measure_memory(self, name: str, start: Start) -> None:
-        """Measure what open streams and large bodies cost."""
+        """Measure what open streams and large bodies cost, each afresh: a process keeps memory that it used before."""
+        row: dict[str, float | None] = {}
+        for wanted, measure in (
+            (self._options.open_streams, self._open_streams),
+            (self._options.transfer_mib, self._upload),
+            (self._options.transfer_mib, self._download),
+        ):
 
-        async def measure(peer: Peer) -> None:
-            self.report.memory[name] = await self._memory(name, peer)
+            async def add(peer: Peer, measure: _MeasureMemory = measure) -> None:
+                if peer.processes is None:
+                    return
+                await self._load(name, "warming up", peer.target, 1, min(_WARM_UP_REQUESTS, self._options.seconds))
+                row.setdefault("before", _each(peer.processes.resident_bytes(), 1, MEBIBYTE))
+                row.update(await measure(name, peer.target, peer.processes))
 
-        self._with_peer(name, start, measure)
+            if wanted:
+                self._with_peer(name, start, add)
+        if row:
+            self.report.memory[name] = row
 
     def _with_peer(self, name: str, start: Start, measure: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         directory = self._directory / f"{name}-{len(list(self._directory.iterdir()))}"
@@ -116,11 +134,7 @@ class Run:
         except CannotStart as error:
             if name == GATEWAY:
                 raise
-            self._note(f"{name} was not measured: {error}")
-
-    def _note(self, text: str) -> None:
-        if text not in self.report.notes:
-            self.report.notes.append(text)
+            self.report.notes.add(f"{name} was not measured: {error}")
 
     async def _load(self, name: str, what: str, target: Target, connections: int, seconds: float) -> Load:
         stream = what == "streams"
@@ -130,7 +144,7 @@ class Run:
         )
         complaint = load.complaint()
         if complaint is not None:
-            self._note(f"{name}, {what}: {complaint}")
+            self.report.notes.add(f"{name}, {what}: {complaint}")
         return load
 
     async def _speed(self, name: str, peer: Peer) -> Row:
@@ -139,17 +153,20 @@ class Run:
         say(f"{name}: {seconds:g} s of requests, {seconds:g} s of streams")
         await self._load(name, "warming up", peer.target, min(8, options.connections), min(_WARM_UP_REQUESTS, seconds))
         requests, request_cpu = await self._timed(
-            peer, self._load(name, "requests", peer.target, options.connections, seconds)
+            f"{name}, requests", peer, self._load(name, "requests", peer.target, options.connections, seconds)
         )
         one = await self._load(name, "one connection", peer.target, 1, min(seconds, _ONE_CONNECTION_SECONDS))
         streams, stream_cpu = await self._timed(
-            peer, self._load(name, "streams", peer.target, options.streams, seconds)
+            f"{name}, streams", peer, self._load(name, "streams", peer.target, options.streams, seconds)
         )
+        if self._own_upstream and options.interval:
+            self.report.notes.pace(name, streams.event_rate, options.streams / options.interval)
         resident = None if peer.processes is None else peer.processes.resident_bytes()
         return {
             "rate": requests.rate,
             "p50": requests.latency_ms(50),
             "p99": requests.latency_ms(99),
+            "slowest": requests.latency_ms(100),
             "one": one.latency_ms(50),
             "cpu_request": _each(request_cpu, len(requests.latencies), 1e-6),
             "chunk_rate": streams.event_rate,
@@ -157,44 +174,57 @@ class Run:
             "resident": _each(resident, 1, MEBIBYTE),
         }
 
-    async def _timed(self, peer: Peer, load: Awaitable[Load]) -> tuple[Load, float | None]:
+    async def _timed(self, what: str, peer: Peer, load: Awaitable[Load]) -> tuple[Load, float | None]:
         """Return what came of a load, and the CPU seconds that the peer spent on it."""
-        before = None if peer.processes is None else peer.processes.cpu_seconds()
+        before, others_before = _cpu(peer), _others_cpu()
         done = await load
-        after = None if peer.processes is None else peer.processes.cpu_seconds()
+        after, others_after = _cpu(peer), _others_cpu()
+        # a server of the user's on this machine would count among the others
+        if self._own_upstream and others_before is not None and others_after is not None:
+            self.report.notes.others(what, (others_after - others_before) / done.seconds)
         return done, None if before is None or after is None else after - before
 
-    async def _memory(self, name: str, peer: Peer) -> Row:
-        options, target, processes = self._options, peer.target, peer.processes
-        if processes is None:
-            return {}
-        say(f"{name}: {options.open_streams:,} open streams, {options.transfer_mib:,} MiB each way")
-        await self._load(name, "warming up", target, 1, min(_WARM_UP_REQUESTS, options.seconds))
-        row: dict[str, float | None] = {"before": _each(processes.resident_bytes(), 1, MEBIBYTE)}
-        size = options.transfer_mib * MEBIBYTE
-        if options.open_streams:
-            held = await hold_streams(target, processes, self._model, options.open_streams, _OPEN_SECONDS)
-            row |= {"held": held.streams, "per_stream": _each(held.per_stream, 1, 1024)}
-            self._note_failures(name, held.failures)
-        for key, peak in (("upload", upload_peak), ("download", download_peak)):
-            if not size:
-                continue
-            try:
-                row[key] = _each(await peak(target, processes, self._model, size, _TRANSFER_SECONDS), 1, MEBIBYTE)
-            except BadAnswer as error:
-                self._note(f"{name}, {key} of {options.transfer_mib:,} MiB: {error}")
-                continue
-            if row[key] is None and PROC.joinpath("self/status").exists():
-                self._note(f"{name}, {key}: the kernel does not let peaks be reset (/proc/PID/clear_refs).")
-        return row
+    async def _open_streams(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        count = self._options.open_streams
+        say(f"{name}: {count:,} open streams")
+        held = await hold_streams(target, processes, self._model, count, _OPEN_SECONDS)
+        self.report.notes.failures(f"{name}, {count:,} open streams", held.failures)
+        return {"held": held.streams, "per_stream": _each(held.per_stream, 1, 1024)}
 
-    def _note_failures(self, name: str, failures: Counter[str]) -> None:
-        for what, _times in failures.most_common(1):
-            self._note(f"{name}: {failures.total():,} streams could not be held open, most often: {what}")
+    async def _upload(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        return {"upload": await self._peak(name, "upload", upload_peak, target, processes)}
+
+    async def _download(self, name: str, target: Target, processes: ProcessTree) -> Row:
+        return {"download": await self._peak(name, "download", download_peak, target, processes)}
+
+    async def _peak(
+        self, name: str, what: str, measure: MeasurePeak, target: Target, processes: ProcessTree
+    ) -> float | None:
+        mebibytes = self._options.transfer_mib
+        what = f"{name}, {what} of {mebibytes:,} MiB"
+        say(what)
+        try:
+            peak = await measure(target, processes, self._model, mebibytes * MEBIBYTE, _TRANSFER_SECONDS)
+        except BadAnswer as error:
+            self.report.notes.add(f"{what}: {error}")
+            return None
+        if peak is None and PROC.joinpath("self/status").exists():
+            self.report.notes.add(f"{what}: the kernel does not let peaks be reset (/proc/PID/clear_refs).")
+        return _each(peak, 1, MEBIBYTE)
 
 
 def _each(total: float | None, count: int, unit: float) -> float | None:
     return None if total is None or not count else total / count / unit
+
+
+def _cpu(peer: Peer) -> float | None:
+    return None if peer.processes is None else peer.processes.cpu_seconds()
+
+
+def _others_cpu() -> float | None:
+    """CPU seconds of the programs that have nothing to do with us: everything that we start is below us."""
+    machine, ours = machine_cpu_seconds(), ProcessTree(os.getpid()).cpu_seconds()
+    return None if machine is None or ours is None else machine - ours
 
 
 def say(text: str) -> None:

@@ -116,6 +116,14 @@ class RouteNotAllowed(GatewayError):
     type = "permission_error"
 
 
+class TooManyFailures(GatewayError):
+    """Too many keys that are not valid came from one address."""
+
+    status = 429
+    code = "too_many_failures"
+    type = "rate_limit_error"
+
+
 class NotFound(GatewayError):
     """The gateway has no such route or record."""
 

@@ -17,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
@@ -27,6 +28,7 @@ from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
@@ -115,6 +117,7 @@ class GatewayService(Service):
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
+        failures = FailedAuthentications(settings.limits.max_failed_authentications)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
@@ -127,6 +130,7 @@ class GatewayService(Service):
             client=PassThroughClient(self._agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            failures=failures,
         )
         admin = AdminApp(
             authenticator=authenticator,
@@ -135,6 +139,8 @@ class GatewayService(Service):
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
             readiness=self._readiness,
+            client_of=lambda request: address_of(request, settings.trusted_proxies),
+            failures=failures,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.index import Changes, FormerKey, KeyIndex, TeamGrant
 from twisted_vllm.access.keys import Authenticator, generate_key, hash_key, name_key
 from twisted_vllm.access.records import ANONYMOUS, MASTER, KeyRecord
 from twisted_vllm.config.secret import Secret
@@ -153,3 +153,31 @@ def test_no_refusal_tells_the_key_or_its_hash(key: str) -> None:
         shown = refused.value.body().decode() + repr(refused.value) + repr(refused.value.headers())
         assert credential not in shown
         assert hash_key(credential)[:8] not in shown
+
+
+@pytest.mark.parametrize("spelling", [str.lower, str.upper])
+def test_the_master_key_may_be_known_by_its_hash_alone(spelling: Callable[[str], str]) -> None:
+    given = f"sha256:{spelling(hash_key(MASTER_KEY))}"
+    authenticator = Authenticator(Secret(given), KeyIndex())
+    assert authenticator.authenticate(bearer(MASTER_KEY), SECONDS) is MASTER
+    assert authenticator.is_master(MASTER_KEY)
+    for wrong in (given, hash_key(MASTER_KEY)):
+        with pytest.raises(InvalidApiKey):
+            authenticator.authenticate(bearer(wrong), SECONDS)
+
+
+def test_a_key_whose_team_was_blocked_is_refused_and_told_that_it_is_the_team() -> None:
+    index = KeyIndex([made(team_id="x")])
+    index.apply(Changes(teams={"x": TeamGrant(blocked=True)}))
+    with pytest.raises(BlockedApiKey, match="team"):
+        Authenticator(None, index).authenticate(bearer(KEY), SECONDS)
+
+
+def test_a_value_that_was_replaced_works_until_its_grace_is_over_and_then_says_why() -> None:
+    index = KeyIndex([made("sk-new-value-0123456789")])
+    token = hash_key(KEY)
+    index.apply(Changes(former={token: FormerKey(token, hash_key("sk-new-value-0123456789"), SECONDS + 1)}))
+    authenticator = Authenticator(Secret(MASTER_KEY), index)
+    assert authenticator.authenticate(bearer(KEY), SECONDS).kind == "key"
+    with pytest.raises(ExpiredApiKey, match="replaced"):
+        authenticator.authenticate(bearer(KEY), SECONDS + 1)

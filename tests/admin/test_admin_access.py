@@ -7,8 +7,15 @@ from admin_harness import MASTER_KEY, Gateway
 
 from twisted_vllm.access.records import MASTER
 
-ADMIN = [("POST", "/key/generate"), ("POST", "/key/delete"), ("GET", "/key/list")]
-KEY_ROUTES = [*ADMIN, ("GET", "/key/info")]
+CHANGING = [
+    "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
+    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
+    "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
+    "/team/member_delete",
+]  # fmt: skip
+LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/info", "/team/list", "/audit/list"]
+ADMIN = [*(("POST", path) for path in CHANGING), *(("GET", path) for path in LISTING)]
+KEY_ROUTES = [*ADMIN, ("GET", "/key/info"), ("GET", "/user/info")]
 
 
 @pytest.mark.parametrize(("method", "path"), KEY_ROUTES)

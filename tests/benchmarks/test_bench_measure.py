@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.measure import ProcessTree, parse_memory, parse_stat, percentile
+from benchmarks.measure import ProcessTree, machine_cpu_seconds, parse_memory, parse_stat, percentile
 
 
 def stat_line(pid: int, parent: int, user: int, system: int, command: str = "nginx") -> str:
@@ -85,6 +85,18 @@ def test_a_process_that_ended_is_not_guessed_at(proc: FakeProc) -> None:
     assert proc.tree(10).cpu_seconds() is None
 
 
+def test_what_the_machine_does_is_all_but_waiting(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu  100 20 30 9999 9999 4 6 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert machine_cpu_seconds(tmp_path, ticks_per_second=100) == 1.6
+
+
+@pytest.mark.parametrize("text", [None, "", "intr 1 2", "cpu 1 2"])
+def test_what_the_machine_does_is_not_guessed_at(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "stat").write_text(text)
+    assert machine_cpu_seconds(tmp_path, ticks_per_second=100) is None
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_the_kernel_s_own_files_are_understood() -> None:
     tree = ProcessTree(os.getpid())
@@ -106,6 +118,7 @@ def test_nothing_has_no_percentile() -> None:
     assert percentile([], 50) is None
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.floats(0, 1e6), min_size=1), percent=st.integers(1, 100))
 def test_so_many_percent_do_not_exceed_a_percentile(values: list[float], percent: int) -> None:
     found = percentile(values, percent)

@@ -37,6 +37,18 @@ def test_the_variables_of_the_guide_configure_the_gateway():
     assert settings.default_server.api_key == Secret("vllm-key")
 
 
+def test_the_master_key_may_be_given_as_its_hash():
+    given = "sha256:" + "0aB1" * 16
+    assert load(file=None, environ=BASE | {"LITELLM_MASTER_KEY": given}).master_key == Secret(given)
+
+
+def test_the_cap_on_failed_authentications_may_be_lifted(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("passthrough: {limits: {max_failed_authentications: null}}")
+    limits = load(file=str(file), environ=BASE).limits
+    assert (limits.max_failed_authentications, Limits().max_failed_authentications) == (None, 60)
+
+
 @pytest.mark.parametrize(
     ("own", "litellms", "read"),
     [

@@ -96,6 +96,12 @@ KNOWN_SENTENCES = {
     "general_settings: {master_key: ''}": (
         "general_settings.master_key: must not be empty (write a value, or leave the setting out)"
     ),
+    "general_settings: {master_key: 'sha256:123'}": (
+        'general_settings.master_key: must have 64 hex digits after sha256: (printf %s "$KEY" | sha256sum)'
+    ),
+    "passthrough: {limits: {max_failed_authentications: 0}}": (
+        "passthrough.limits.max_failed_authentications: must be 1 or more"
+    ),
     "general_settings: {master_key: os.environ/}": (
         "general_settings.master_key: does not name a variable of the environment (write os.environ/NAME)"
     ),

@@ -10,6 +10,7 @@ from hmac import compare_digest
 from twisted_vllm.access.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.config.master_key import hash_of
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
 
@@ -51,7 +52,7 @@ class Authenticator:
 
     def __init__(self, master_key: Secret | None, index: KeyIndex) -> None:
         self._index = index
-        self._master_token = None if master_key is None else hash_key(master_key.reveal())
+        self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
     def is_open(self) -> bool:

@@ -16,7 +16,9 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
+from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.keys import Authenticator
+from twisted_vllm.admin.audit import AuditEndpoints
 from twisted_vllm.admin.authorize import Gatekeeper
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
@@ -35,6 +37,7 @@ WELCOME = {
         "/vllm/…": "vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
+        "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
@@ -58,6 +61,7 @@ class AdminApp:
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
         client_of: Callable[[IRequest], str] = _peer_of,
+        failures: FailedAuthentications | None = None,
     ) -> None:
         """Bind the routes.
 
@@ -69,8 +73,11 @@ class AdminApp:
             randbytes: returns that many bytes, fit for secrets.
             readiness: tells how fit the process is to serve; it is asked for each request and must not block.
             client_of: returns the address that a request comes from.
+            failures: slows guessing down.
         """
-        gatekeeper = Gatekeeper(authenticator, registry.index, now, client_of)
+        gatekeeper = Gatekeeper(
+            authenticator, registry.index, now, client_of, FailedAuthentications(None) if failures is None else failures
+        )
         office = Office(
             authenticator=authenticator,
             gatekeeper=gatekeeper,
@@ -124,6 +131,7 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/team/unblock": ("POST", teams.unblock),
         "/team/member_add": ("POST", teams.add_members),
         "/team/member_delete": ("POST", teams.remove_member),
+        "/audit/list": ("GET", AuditEndpoints(office).list_entries),
     }
 
 

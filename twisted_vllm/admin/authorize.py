@@ -9,10 +9,11 @@ from datetime import datetime
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import Authenticator, hash_key
 from twisted_vllm.access.records import Principal
-from twisted_vllm.errors import RouteNotAllowed
+from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -31,19 +32,25 @@ class Gatekeeper:
         index: KeyIndex,
         now: Callable[[], datetime],
         client_of: Callable[[IRequest], str],
+        failures: FailedAuthentications,
     ) -> None:
         self._authenticator = authenticator
         self._index = index
         self._now = now
         self.client_of = client_of
+        self._failures = failures
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return whom a request acts as.
 
         Raises:
-            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: as the pass-through does.
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as the pass-through does.
         """
-        principal = self._authenticator.authenticate(_credential_headers(request), self._now().timestamp())
+        now = self._now().timestamp()
+        try:
+            principal = self._authenticator.authenticate(_credential_headers(request), now)
+        except MissingApiKey as error:
+            raise self._failures.judge(error, self.client_of(request), now) from None
         request.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
         return principal
 

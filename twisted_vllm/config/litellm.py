@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from twisted_vllm.config.database import database_url
-from twisted_vllm.config.shape import Section, optional, secret
+from twisted_vllm.config.master_key import master_key
+from twisted_vllm.config.shape import Section, optional
 
 
 def _names(text: str) -> frozenset[str]:
@@ -118,7 +119,7 @@ _GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to genera
 
 general_settings: Section[dict[str, Any]] = Section(
     dict,
-    {"master_key": optional(secret), "database_url": optional(database_url)},
+    {"master_key": optional(master_key), "database_url": optional(database_url)},
     ignored=GENERAL_SETTINGS,
     tolerant=True,
 )

@@ -11,6 +11,7 @@ from twisted_vllm.config.database import database_url
 from twisted_vllm.config.document import read
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.litellm import OTHER_SECTIONS, general_settings, litellm_settings, router_settings
+from twisted_vllm.config.master_key import master_key as master_key_checker
 from twisted_vllm.config.models import Row, rows
 from twisted_vllm.config.passthrough import passthrough
 from twisted_vllm.config.place import EnvironmentText, Place, Report
@@ -78,7 +79,7 @@ def load(
 
     found = root.attempt(document, written) or {}
     general, own = found.get("general_settings", {}), found.get("passthrough", {})
-    master_key = _choose(general, "master_key", secret, root)
+    master_key = _choose(general, "master_key", master_key_checker, root)
     database = _choose(general, "database_url", database_url, root)
     endpoints = _endpoints(listen, own.get("listen", ()), root)
     allow_anonymous = own.get("allow_anonymous", False)

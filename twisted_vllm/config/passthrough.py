@@ -88,6 +88,7 @@ limits = Section(
     {
         **{field.name: whole(1) for field in attrs.fields(Limits)},
         "max_connections": optional(whole(1)),
+        "max_failed_authentications": optional(whole(1)),
         **_SERVER_CAPS,
     },
 )

@@ -124,6 +124,7 @@ class Limits:
         max_connections: of clients, at a time; ``None`` is no cap.
         max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
         max_queued_requests: that may wait for one server.
+        max_failed_authentications: of keys that are not valid from one address in a minute; ``None`` is no cap.
     """
 
     max_head_bytes: int = 65_536
@@ -134,6 +135,7 @@ class Limits:
     max_connections: int | None = 10_000
     max_concurrent_requests: int | None = None
     max_queued_requests: int = 100
+    max_failed_authentications: int | None = 60
 
 
 @attrs.frozen

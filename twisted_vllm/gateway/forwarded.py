@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 Network = IPv4Network | IPv6Network
 HeaderPairs = list[tuple[bytes, bytes]]
@@ -93,6 +94,12 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
         if not trust:
             break
     return address
+
+
+def address_of(request: Any, trusted: Sequence[Network]) -> str:
+    """Return the address of the client that a request came from, as `client_address` does."""
+    peer = request.channel.peer.host
+    return client_address(peer, said_by_proxies(request.raw_headers, trusted), trusted) if trusted else peer or UNKNOWN
 
 
 def _bare_address(entry: str) -> str:

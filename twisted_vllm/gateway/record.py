@@ -8,7 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
 from twisted_vllm.errors import Draining
-from twisted_vllm.gateway.forwarded import UNKNOWN, client_address, said_by_proxies
+from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.resource import Forwarding
 from twisted_vllm.observe.lines import iso_time
 from twisted_vllm.observe.record import RequestRecord
@@ -64,10 +64,7 @@ class Recorder:
         principal = request.principal
         elapsed = seconds - request.started
         request_id = request.request_id.decode("ascii")
-        client = request.channel.peer.host or UNKNOWN
-        if self._trusted_proxies:
-            said = said_by_proxies(request.raw_headers, self._trusted_proxies)
-            client = client_address(client, said, self._trusted_proxies)
+        client = address_of(request, self._trusted_proxies)
         first_byte = request.first_byte
         return RequestRecord(
             time=iso_time(self._now() - elapsed),

@@ -11,10 +11,12 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
+from twisted_vllm.access.failures import FailedAuthentications
+from twisted_vllm.access.records import Principal
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.errors import Draining, GatewayError
+from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
-from twisted_vllm.gateway.forwarded import client_headers, said_by_proxies
+from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
@@ -60,6 +62,7 @@ class PassThroughResource:
         client: PassThroughClient,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        failures: FailedAuthentications | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -69,12 +72,14 @@ class PassThroughResource:
             client: forwards.
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            failures: slows guessing down.
             now: the time in Unix seconds.
         """
         self._admission = admission
         self._forward = client.forward
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
+        self._failures = FailedAuthentications(None) if failures is None else failures
         self._now = now
 
     def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
@@ -96,7 +101,7 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        principal = request.principal = self._admission.identify(request.head, self._now(), request.method)
+        principal = request.principal = self._identify(request)
         entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
         request.note = Forwarding(entry)
         if request.body_complete:
@@ -110,6 +115,14 @@ class PassThroughResource:
             request.collect_body(limit, lambda body: self._collected(request, entry, body))
         else:
             self._admit(request, entry, None)
+
+    def _identify(self, request: GatewayRequest) -> Principal:
+        now = self._now()
+        try:
+            return self._admission.identify(request.head, now, request.method)
+        except MissingApiKey as error:
+            refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
+        raise refusal
 
     def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
         try:

@@ -250,8 +250,7 @@ class UpstreamConnection(Protocol):
             response.received(data)
         if complete:
             response.ended(DONE)
-            # the response refers to it, too: so both are gone at once, and not at the next collection
-            exchange.response = None
+            exchange.response = None  # it refers back: so both are gone at once
         elif begun is None:
             response.hold()
 
