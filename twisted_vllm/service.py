@@ -39,6 +39,7 @@ from twisted_vllm.observe.setup import finish, give_to_twistd, install
 from twisted_vllm.starting import StartError
 from twisted_vllm.stopping import Drain, StopSignals
 from twisted_vllm.store.database import Database
+from twisted_vllm.store.following import Follower
 from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.registry import Registry
 from twisted_vllm.store.store import Store
@@ -54,9 +55,6 @@ from twisted_vllm.wire.sweeper import Sweeper
 
 #: seconds between two looks at whether the database answers
 PING_INTERVAL = 5.0
-
-#: seconds between two looks at what other processes changed in the same database
-FOLLOW_INTERVAL = 0.5
 
 
 class GatewayService(Service):
@@ -112,8 +110,7 @@ class GatewayService(Service):
         self._database_answers = True
         self._pinging = LoopingCall(self._ping)
         self._pinging.clock = reactor
-        self._following = LoopingCall(self._follow)
-        self._following.clock = reactor
+        self._follower = Follower(self._registry, reactor)
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         authenticator = Authenticator(settings.master_key, self._index)
@@ -201,7 +198,7 @@ class GatewayService(Service):
             self._signals.install(self._drain.signalled)
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
-        self._following.start(FOLLOW_INTERVAL, now=False)
+        self._follower.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -258,10 +255,6 @@ class GatewayService(Service):
     def _ping(self) -> Deferred[None]:
         return self._database.ping().addCallback(self._pinged)
 
-    def _follow(self) -> Deferred[None]:
-        # A database that fails is reported by the database itself; it is asked again at the next turn.
-        return self._registry.follow().addErrback(lambda failure: failure.trap(StoreUnavailable) and None)
-
     def _pinged(self, answers: bool) -> None:
         self._database_answers = answers
 
@@ -276,9 +269,9 @@ class GatewayService(Service):
         self._agent.close()
         self._hangups.close()
         self._sweeper.stop()
-        for looping in (self._pinging, self._following):
-            if looping.running:
-                looping.stop()
+        self._follower.stop()
+        if self._pinging.running:
+            self._pinging.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)

@@ -260,3 +260,9 @@ def test_a_pattern_of_many_wildcards_is_decided_quickly():
 def test_patterns_match_as_fnmatch_does(patterns, model):
     expected = any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)
     assert _may_use(tuple(patterns), model) is expected
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/sleep", "/management", "/key/list"])
+def test_a_key_that_administers_reaches_none_of_the_server_s_routes_by_that(path: str) -> None:
+    assert not _may(_key("management"), path)
+    assert _may(_key("management", "inference"), "/v1/completions")

@@ -28,6 +28,12 @@ def test_it_administers_ordinary_keys_in_its_own_name(gateway: Gateway, manager:
     assert gateway.get(f"/key/info?key={manager['token']}", manager["key"]).status == 200
 
 
+def test_litellms_name_for_it_means_the_same(gateway: Gateway) -> None:
+    made = gateway.make_key(allowed_routes=["management_routes", "inference"])
+    assert made["allowed_routes"] == ["management", "inference"]
+    assert gateway.get("/key/list", made["key"]).status == 200
+
+
 def test_it_neither_makes_nor_changes_keys_that_administer_itself_included(
     gateway: Gateway, manager: dict[str, Any]
 ) -> None:

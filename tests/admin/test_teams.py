@@ -118,7 +118,8 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
         ("/team/new", {"members_with_roles": [{"user_email": "no@body"}]}, 404, "user_email"),
         ("/team/new", {"members_with_roles": [{"user_id": "a", "role": "king"}]}, 400, "members_with_roles[0].role"),
         ("/team/new", {"team_alias": "sk-looks-like-a-key"}, 400, "team_alias"),
-        ("/team/update", {"models": []}, 400, None),
+        ("/team/update", {"models": []}, 400, "team_id"),
+        ("/team/member_add", {"team_id": "x"}, 400, "member"),
         ("/team/update", {"team_id": "y"}, 404, "team_id"),
         ("/team/block", {"team_id": "y"}, 404, "team_id"),
         ("/team/delete", {"team_ids": []}, 400, "team_ids"),
@@ -128,13 +129,11 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
-    gateway: Gateway, path: str, body: dict[str, object], status: int, param: str | None
+    gateway: Gateway, path: str, body: dict[str, object], status: int, param: str
 ) -> None:
     new(gateway, team_id="x")
     answer = gateway.post(path, body)
-    assert answer.status == status
-    if param is not None:
-        assert answer.error["param"] == param
+    assert (answer.status, answer.error["param"]) == (status, param)
     assert [team["team_id"] for team in gateway.get("/team/list").json] == ["x"]
     assert gateway.get("/user/list").json["total"] == 0
 

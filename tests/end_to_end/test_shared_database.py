@@ -8,7 +8,7 @@ import pytest_twisted
 from test_forwarding import OK
 from twisted.internet.task import deferLater
 
-from twisted_vllm.service import FOLLOW_INTERVAL
+from twisted_vllm.store.following import FOLLOW_INTERVAL
 
 PATIENCE_SECONDS = 5
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from private_postgresql import PrivatePostgresql
 from sqlalchemy import Connection, text
@@ -14,12 +17,15 @@ from store_contract import StoreContract, all_keys, key_record, put
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
+import twisted_vllm.store as store_package
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.store import Store
 from twisted_vllm.store.tables import VERSION_TABLE, metadata
+
+MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 
 
 def texts(events: Sequence[LogEvent]) -> str:
@@ -117,3 +123,25 @@ async def test_an_outage_refuses_and_the_database_is_used_again_when_it_is_back(
     assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
     assert postgresql.password not in texts(events)
     assert key_record(2).token not in texts(events)
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_of_the_first_version_outlast_the_migrations(reactor: Any, postgresql_url: str) -> None:
+    first = Database(reactor, Secret(postgresql_url))
+    first.open()
+    await put(Store(first), key_record(1, "mine"), key_record(2))
+
+    def back(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+
+    await first.run(back, writes=True)
+    await first.stop()
+    second = Database(reactor, Secret(postgresql_url))
+    second.open()
+    found = await all_keys(Store(second))
+    await second.stop()
+    assert [record.key_alias for record in found] == ["mine", None]
+    assert len({record.key_id for record in found}) == 2

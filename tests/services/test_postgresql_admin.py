@@ -109,3 +109,27 @@ async def test_without_its_database_the_gateway_makes_and_deletes_no_keys(
     # it is still who it was; what else is known of it stands in the database
     assert (await client.ask("GET", "/key/info", key=made["key"]))[0] == 503
     assert (await client.ask("GET", "/key/list", key=made["key"]))[0] == 403
+
+
+@pytest_twisted.ensureDeferred
+async def test_users_teams_regeneration_and_the_audit_work_on_postgresql(client: Client) -> None:
+    await client.ask("POST", "/team/new", {"team_id": "x", "models": ["a"], "members_with_roles": [{"user_id": "ada"}]})
+    _, made = await client.ask("POST", "/user/new", {"user_id": "bob", "teams": ["x"], "key_alias": "first"})
+    _, changed = await client.ask("POST", "/key/update", {"key_alias": "first", "team_id": "x", "aliases": {"g": "a"}})
+    assert changed["aliases"] == {"g": "a"}
+    _, new = await client.ask("POST", "/key/regenerate", {"key_alias": "first", "grace_period": "1h"})
+    for key in (made["key"], new["key"]):
+        assert (await client.ask("GET", "/user/info", key=key))[1]["user_id"] == "bob"
+    await client.ask("POST", "/team/block", {"team_id": "x"})
+    for key in (made["key"], new["key"]):
+        assert (await client.ask("GET", "/key/info", key=key))[1]["error"]["code"] == "blocked_api_key"
+    assert (await client.ask("GET", "/user/list?user_email="))[1]["total"] == 2
+    assert (await client.ask("GET", "/key/aliases?search=FIR"))[1]["aliases"] == ["first"]
+    assert await client.ask("POST", "/user/delete", {"user_ids": ["ada", "bob"]}) == (200, 2)
+    assert (await client.ask("GET", "/key/info", key=new["key"]))[0] == 401
+    assert await client.ask("POST", "/team/delete", {"team_ids": ["x"]}) == (200, {"deleted_teams": ["x"]})
+    _, audit = await client.ask("GET", "/audit/list?page_size=100")
+    assert [entry["id"] for entry in audit["audit_logs"]] == list(range(audit["total"], 0, -1))
+    assert {entry["object_type"] for entry in audit["audit_logs"]} == {"key", "user", "team"}
+    everything = await client.store.load()
+    assert (everything.keys, everything.former, everything.users, everything.teams) == ([], [], {}, {})

@@ -321,6 +321,12 @@ class StoreContract:
         assert revision == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred
+    async def test_a_database_that_was_set_back_is_read_anew(self, store: IStore) -> None:
+        await put(store, key_record(1))
+        revision, news = await store.news(1000)
+        assert (revision, news) == (1, await store.load())
+
+    @pytest_twisted.ensureDeferred
     async def test_the_audit_comes_back_by_page_time_and_object(self, store: IStore) -> None:
         def work(transaction: Any) -> None:
             for number in range(5):

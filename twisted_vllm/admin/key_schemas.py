@@ -11,6 +11,7 @@ import msgspec
 
 from twisted_vllm.access.headers import OPERATORS_HEADERS
 from twisted_vllm.access.policy import parse_rule
+from twisted_vllm.access.records import MANAGEMENT
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, REGENERATE_DEFAULTS, UPDATE_DEFAULTS
 from twisted_vllm.admin.schemas import (
@@ -31,6 +32,9 @@ _CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
 
 #: keys that one request may name
 MOST_KEYS = 500
+
+#: LiteLLM's name of a group of routes, and what it is called here
+_OWN_GROUPS = {"management_routes": MANAGEMENT}
 
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
@@ -57,7 +61,7 @@ class KeyFields(msgspec.Struct, frozen=True, kw_only=True):
         found: dict[str, Any] = {
             "key_alias": self.key_alias,
             "models": plain_models(self.models),
-            "allowed_routes": self.allowed_routes or (),
+            "allowed_routes": tuple(_OWN_GROUPS.get(rule, rule) for rule in self.allowed_routes or ()),
             "blocked": bool(self.blocked),
             "metadata": self.metadata or {},
             "tags": self.tags or (),
@@ -208,7 +212,7 @@ def _checked(found: StructT) -> StructT:
     check_alias(found.key_alias, "key_alias")
     check_models(found.models)
     for route in found.allowed_routes or ():
-        parse_rule(route)
+        parse_rule(_OWN_GROUPS.get(route, route))
     for name in found.granted_headers or ():
         if name.lower() not in _HEADERS:
             raise InvalidRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -27,6 +28,8 @@ _SPECIAL_MODELS = {
     "no-default-models": "block what shall use no model",
 }
 
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
@@ -46,12 +49,23 @@ def parse(body: Mapping[str, Any], struct: type[StructT], defaults: Mapping[str,
     try:
         found = msgspec.convert({name: body[name] for name in supported if name in body}, struct)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `")
-        place = path.rstrip("`").removeprefix("key in ").removeprefix("$.")
-        raise InvalidRequest(f"`{place}`: {what[:1].lower()}{what[1:]}.", param=place) from None
+        raise _refusal(str(error)) from None
     for name in supported:
         _refuse_control_characters(name, getattr(found, name))
     return found
+
+
+def _refusal(message: str) -> InvalidRequest:
+    """Return what a message of msgspec's means; its path becomes ours, and nothing of the caller's is repeated."""
+    what, _, path = message.partition(" - at `")
+    place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    missing = _MISSING.fullmatch(what)
+    if missing is not None:
+        place = f"{place}.{missing[1]}".removeprefix(".")
+        return InvalidRequest(f"`{place}` is required.", param=place)
+    if what.startswith("Invalid enum value"):
+        return InvalidRequest(f"`{place}` is not one of the values that it takes.", param=place)
+    return InvalidRequest(f"`{place}`: {what[:1].lower()}{what[1:]}.", param=place)
 
 
 def _refuse_control_characters(name: str, value: object) -> None:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_vllm.access.index import Changes, Everything
-from twisted_vllm.store.grants import read_changed, read_everything
+from twisted_vllm.store.grants import last_revision, read_changed, read_everything
 from twisted_vllm.store.interfaces import IDatabase, IStore
 from twisted_vllm.store.tables import changes
 from twisted_vllm.store.transaction import Transaction
@@ -60,11 +60,13 @@ class Store:
         """Return what changed after a revision and the revision that it leads to."""
 
         def look(connection: Connection) -> tuple[int, Changes | Everything | None]:
+            last = last_revision(connection)
+            if last == revision:
+                return revision, None
             asked = select(changes).where(changes.c.revision > revision).order_by(changes.c.revision)
             rows = connection.execute(asked).all()
-            if not rows:
-                return revision, None
-            if rows[0].revision != revision + 1:
+            # a last number that is lower than ours: the database was set back
+            if not rows or rows[0].revision != revision + 1:
                 everything = read_everything(connection)
                 return everything.revision, everything
             touched = dict.fromkeys((row.kind, row.name) for row in rows)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any
+
+from store_contract import key_record, put, token
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.store.following import FOLLOW_INTERVAL, Follower
+from twisted_vllm.store.memory import MemoryDatabase
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
+
+
+class FailingStore(Store):
+    """A store whose news fail for as long as it has an error."""
+
+    error: Exception | None = None
+
+    def news(self, revision: int) -> Deferred[Any]:
+        return super().news(revision) if self.error is None else fail(self.error)
+
+
+def following() -> tuple[Clock, FailingStore, Registry, Follower]:
+    store = FailingStore(MemoryDatabase())
+    registry, clock = Registry(store, KeyIndex()), Clock()
+    follower = Follower(registry, clock)
+    follower.start()
+    return clock, store, registry, follower
+
+
+def test_what_changed_is_known_after_the_interval() -> None:
+    clock, store, registry, follower = following()
+    put(store, key_record(1))
+    assert token(1) not in registry.index
+    clock.advance(FOLLOW_INTERVAL)
+    assert token(1) in registry.index
+    follower.stop()
+    follower.stop()
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_failure_does_not_end_it(logged_failures: Any) -> None:
+    clock, store, registry, follower = following()
+    for error in (StoreUnavailable("away"), ZeroDivisionError()):
+        store.error = error
+        clock.advance(FOLLOW_INTERVAL)
+    assert [failure.type for failure in logged_failures.flush()] == [ZeroDivisionError]
+    store.error = None
+    put(store, key_record(1))
+    clock.advance(FOLLOW_INTERVAL)
+    assert token(1) in registry.index
+    follower.stop()
