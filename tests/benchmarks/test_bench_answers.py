@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.answers import AnswerReader, BadAnswer, EventCounter
@@ -35,6 +35,7 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 EVENTS = st.lists(st.text("ab {}:\u00e9", min_size=1, max_size=20), max_size=8)
 
 
+@settings(deadline=None)
 @given(events=EVENTS, cuts=CUTS)
 def test_events_are_counted_wherever_the_stream_is_split(events: list[str], cuts: list[int]) -> None:
     stream = b"".join(b"data: " + event.encode() + b"\n\n" for event in events)
@@ -47,6 +48,7 @@ def test_events_are_counted_wherever_the_stream_is_split(events: list[str], cuts
     assert (whole.count, whole.ended) == (len(events), True)
 
 
+@settings(deadline=None)
 @given(stream=st.text("a\n", max_size=30), cuts=CUTS)
 def test_runs_of_line_ends_count_the_same_wherever_they_are_split(stream: str, cuts: list[int]) -> None:
     whole, split = EventCounter(), EventCounter()
@@ -56,6 +58,7 @@ def test_runs_of_line_ends_count_the_same_wherever_they_are_split(stream: str, c
     assert split.count == whole.count
 
 
+@settings(deadline=None)
 @given(events=EVENTS, cuts=CUTS, length=st.booleans())
 def test_an_answer_reads_the_same_wherever_it_is_split(events: list[str], cuts: list[int], length: bool) -> None:
     parts = [b"data: " + event.encode() + b"\n\n" for event in events] + [DONE]
@@ -71,6 +74,7 @@ def test_an_answer_reads_the_same_wherever_it_is_split(events: list[str], cuts: 
     judge(reader, stream=True)
 
 
+@settings(deadline=None)
 @given(keep=st.integers(0, 10_000))
 def test_an_answer_that_was_cut_short_is_never_complete(keep: int) -> None:
     answer = chunked(b"data: a\n\n", DONE)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.measure import ProcessTree, machine_cpu_seconds, parse_memory, parse_stat, percentile
@@ -118,6 +118,7 @@ def test_nothing_has_no_percentile() -> None:
     assert percentile([], 50) is None
 
 
+@settings(deadline=None)
 @given(values=st.lists(st.floats(0, 1e6), min_size=1), percent=st.integers(1, 100))
 def test_so_many_percent_do_not_exceed_a_percentile(values: list[float], percent: int) -> None:
     found = percentile(values, percent)

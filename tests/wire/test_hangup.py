@@ -116,6 +116,31 @@ async def test_who_hung_up_before_is_noticed_too(hangups: Hangups, pair: Pair) -
 
 
 @pytest_twisted.ensureDeferred
+async def test_where_only_resets_count_all_that_was_sent_before_an_orderly_end_is_read(
+    hangups: Hangups, pair: Pair, reactor: Any
+) -> None:
+    async with pair() as (ours, theirs):
+        hangups.watch(ours.transport, resets_only=True)
+        theirs.transport.write(b"y")
+        theirs.transport.loseConnection()
+        for _ in range(20):
+            await deferLater(reactor, 0, lambda: None)
+        assert not ours.lost.called
+        hangups.forget(ours.transport)
+        ours.transport.resumeProducing()
+        await ours.lost
+        assert ours.received == b"xy"
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_only_resets_count_a_reset_ends_the_connection(hangups: Hangups, pair: Pair) -> None:
+    async with pair() as (ours, theirs):
+        hangups.watch(ours.transport, resets_only=True)
+        theirs.transport.abortConnection()
+        assert isinstance(await ours.lost, ConnectionAborted | ConnectionLost)
+
+
+@pytest_twisted.ensureDeferred
 async def test_who_only_sends_is_left_alone(hangups: Hangups, pair: Pair, reactor: Any) -> None:
     async with pair() as (ours, theirs):
         hangups.watch(ours.transport)

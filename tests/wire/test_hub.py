@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -193,6 +195,32 @@ def test_a_paused_connection_is_not_read(hall: Hall) -> Generator[Deferred[Any],
     yield hall.ends[0].until(1001).addTimeout(PATIENCE, hall.reactor)
     client.transport.loseConnection()
     yield hall.ends[0].lost
+
+
+def test_a_descriptor_that_was_closed_without_a_word_is_the_next_owners(hall: Hall) -> None:
+    class Owner:
+        def __init__(self, descriptor: int) -> None:
+            self.descriptor = descriptor
+
+        def fileno(self) -> int:
+            return self.descriptor
+
+    left, right = socket.socketpair()
+    again, other = socket.socketpair()
+    first = Owner(left.fileno())
+    hall.hub.addReader(first)
+    number = left.fileno()
+    left.close()
+    os.dup2(again.fileno(), number)
+    second = Owner(number)
+    hall.hub.addReader(second)
+    assert hall.hub._owners[number] is second
+    other.send(b"x")
+    assert [event for event in hall.hub._epoll.poll(1) if event[0] == number] != []
+    hall.hub.removeReader(second)
+    os.close(number)
+    for end in (right, again, other):
+        end.close()
 
 
 def pause(hall: Hall) -> Deferred[None]:

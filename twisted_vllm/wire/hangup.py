@@ -51,8 +51,8 @@ class Hangups:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def watch(self, transport: Any) -> None:
-        """End the connection of `transport` when its other side hangs up."""
+    def watch(self, transport: Any, resets_only: bool = False) -> None:
+        """End the connection of `transport` when its other side hangs up, or, if `resets_only`, resets it."""
         descriptor = _descriptor_of(transport)
         if descriptor < 0 or transport in self._descriptors or not hasattr(select, "epoll"):
             return
@@ -60,7 +60,7 @@ class Hangups:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
         # level-triggered, so that one that hung up before is noticed too; EPOLLHUP and EPOLLERR are implied
-        self._epoll.register(descriptor, select.EPOLLRDHUP)
+        self._epoll.register(descriptor, 0 if resets_only else select.EPOLLRDHUP)
         self._watched[descriptor] = transport
         self._descriptors[transport] = descriptor
 

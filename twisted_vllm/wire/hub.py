@@ -99,6 +99,9 @@ class SocketHub:
     def _ask(self, owner: Any, event: int) -> None:
         descriptor = owner.fileno()
         mask = self._masks.get(descriptor, 0)
+        if mask and self._owners[descriptor] is not owner:
+            # its number was another's, who closed it without a word; the kernel has let go of that one
+            mask = 0
         if mask & event:
             return
         if mask:

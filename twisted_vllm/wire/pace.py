@@ -50,7 +50,8 @@ class PacedChannel(http.HTTPChannel):
     def pause_reading(self, why: str) -> None:
         """Read no more from the client until `why` is over."""
         if not self._read_pauses:
-            self.site.hangups.watch(self.transport)
+            # in a tunnel, the end of what the client sends comes after all that it sent
+            self.site.hangups.watch(self.transport, resets_only=why == "tunnel")
         self._read_pauses.add(why)
         self._networkProducer.pauseProducing()
 
