@@ -73,7 +73,7 @@ class GatewayChannel(PacedChannel):
         """Take up the connection."""
         super().connectionMade()
         self.write, self.send_now = self.site.writes.writer(self.transport)
-        self._reader = RequestReader(self._take_up, self.site.limits)
+        self._reader = RequestReader(self._take_up, self.site.limits, self.site.known_heads)
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)
         self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)

@@ -10,6 +10,7 @@ from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, MalformedHttp
 from twisted_vllm.wire.headers import FRAMING
 from twisted_vllm.wire.heads import asked_protocols, closes, origin_form
+from twisted_vllm.wire.known import KnownHeads
 from twisted_vllm.wire.request import GatewayRequest
 
 
@@ -23,12 +24,13 @@ class RequestReader:
         surplus: what followed a request that asks for an upgrade, in the segment that ended its head.
     """
 
-    def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits) -> None:
+    def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, known: KnownHeads) -> None:
         """Make a reader.
 
         Args:
             begin: makes a request and puts it in line.
             limits: caps on heads and bodies.
+            known: the heads that were read before.
         """
         self.current: GatewayRequest | None = None
         self.in_head = False
@@ -36,6 +38,8 @@ class RequestReader:
         self.surplus = b""
         self._begin = begin
         self._limits = limits
+        self._known = known
+        self._last: GatewayRequest | None = None
         self._parser = HttpRequestParser(self)
         self._priming = False
         # sizes in bytes: of the segment that is read, of the one in which the head began, of all that may be the head,
@@ -47,6 +51,16 @@ class RequestReader:
 
     def feed(self, data: bytes) -> GatewayError | None:
         """Read `data`; return why what comes can be read no further, or None."""
+        begins = self.current is None and not self.final
+        if begins and self._known.recall(data, self._begin):
+            return None
+        error = self._parse(data)
+        ended, self._last = self._last, None
+        if begins and ended is not None and self.current is None and error is None:
+            self._known.learn(data, ended)
+        return error
+
+    def _parse(self, data: bytes) -> GatewayError | None:
         self._segment = len(data)
         if self.in_head:
             self._head_bound += len(data)
@@ -210,6 +224,7 @@ class RequestReader:
             request.upgrade = False
             return
         request.body_complete = True
+        self._last = request
         self.current = None
         if not request.persistent:
             self.final = True

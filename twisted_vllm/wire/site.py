@@ -17,6 +17,7 @@ from twisted_vllm.wire.channel import GatewayChannel
 from twisted_vllm.wire.crowd import Crowd
 from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.hangup import Hangups
+from twisted_vllm.wire.known import KnownHeads
 from twisted_vllm.wire.request import GatewayRequest
 from twisted_vllm.wire.sweeper import Sweeper
 
@@ -36,6 +37,7 @@ class GatewaySite(server.Site):
         writes: sends what was written in a turn of the reactor.
         hangups: notices who has gone while nobody reads from him.
         limits: caps on requests.
+        known_heads: the heads that were read before.
         timeouts: waiting times towards clients.
         draining: whether the gateway is shutting down: every answer then closes its connection.
         aborted: whether it ran out of time for that, and cut what was left.
@@ -78,6 +80,7 @@ class GatewaySite(server.Site):
         self.writes = writes
         self.hangups = hangups
         self.limits = limits
+        self.known_heads = KnownHeads(limits)
         self.timeouts = timeouts
         self.draining = False
         self.aborted = False
