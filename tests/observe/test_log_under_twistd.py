@@ -72,7 +72,8 @@ class Probe(MultiService):
         log.msg("from the old log")
         warnings.warn("a warning")
         print("printed")
-        RequestLog(self.observer).emit(RECORD)
+        # once the reactor runs, a signal stops it; before, the process would just be killed
+        reactor.callWhenRunning(RequestLog(self.observer).emit, RECORD)
         if not self.options["stay"]:
             reactor.callWhenRunning(reactor.stop)
 
