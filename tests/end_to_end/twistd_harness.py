@@ -26,8 +26,17 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+#: twistd with SIGINT as a terminal's foreground has it: jobs in the background of a shell, a CI's perhaps, ignore it
+_TWISTD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from twisted.scripts.twistd import run
+run()
+"""
+
+
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", *arguments]
+    return [sys.executable, "-c", _TWISTD, *arguments]
 
 
 def environment(**variables: str) -> dict[str, str]:
