@@ -104,14 +104,10 @@ class PassThroughResource:
         principal = request.principal = self._identify(request)
         entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
         request.note = Forwarding(entry)
-        if request.body_complete:
-            held = request.body_received <= (self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT)
-        else:
-            held = False
-        if held:
+        limit = self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT
+        if request.body_complete and request.body_received <= limit:
             self._admit(request, entry, request.take_body())
         elif entry.needs_model:
-            limit = self._limits.max_held_body_bytes
             request.collect_body(limit, lambda body: self._collected(request, entry, body))
         else:
             self._admit(request, entry, None)

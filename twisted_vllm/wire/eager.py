@@ -129,10 +129,14 @@ def _nothing() -> None:
     """Where nothing waits there is nothing to send."""
 
 
+def socket_below(transport: Any) -> Any:
+    """Return the socket's own transport: `transport`, or what carries it below TLS; None where there is none."""
+    while transport is not None and not isinstance(transport, FileDescriptor):
+        transport = getattr(transport, "transport", None)
+    return transport
+
+
 def unsent_bytes(transport: Any) -> int:
     """Return how many bytes are queued on `transport`, or on what carries it; 0 where that cannot be told."""
-    while not isinstance(transport, FileDescriptor):
-        transport = getattr(transport, "transport", None)
-        if transport is None:
-            return 0
-    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    below = socket_below(transport)
+    return 0 if below is None else len(below.dataBuffer) - below.offset + below._tempDataLen

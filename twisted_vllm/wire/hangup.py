@@ -11,21 +11,13 @@ from __future__ import annotations
 import select
 from typing import Any
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-
-def _descriptor_of(transport: Any) -> int:
-    """Return the socket below `transport`, which may be below TLS; -1 where there is none."""
-    while not isinstance(transport, FileDescriptor):
-        transport = getattr(transport, "transport", None)
-        if transport is None:
-            return -1
-    return int(transport.fileno())
+from twisted_vllm.wire.eager import socket_below
 
 
 @implementer(IReadDescriptor)
@@ -53,7 +45,8 @@ class Hangups:
 
     def watch(self, transport: Any, resets_only: bool = False) -> None:
         """End the connection of `transport` when its other side hangs up, or, if `resets_only`, resets it."""
-        descriptor = _descriptor_of(transport)
+        below = socket_below(transport)
+        descriptor = -1 if below is None else below.fileno()
         if descriptor < 0 or transport in self._descriptors or not hasattr(select, "epoll"):
             return
         if self._epoll is None:
