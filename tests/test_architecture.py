@@ -14,17 +14,22 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 MAX_LINES = 300
 
-#: what each part may import: tap -> service -> {gateway, admin} -> {access, observe, store, wire} -> config -> errors
-PLAIN = {"config", "errors"}
-MIDDLE = {"access", "observe", "store", "wire"} | PLAIN
+#: what each part may import: tap -> service -> {gateway, admin} -> {access, ledger, limits, observe, store, wire} ->
+#: config -> plain values
+PLAIN = {"config", "errors", "money"}
+MIDDLE = {"access", "ledger", "limits", "observe", "store", "wire"} | PLAIN
 MAY_IMPORT = {
     "errors": set[str](),
+    "money": set[str](),
     "config": PLAIN,
-    "access": PLAIN,
+    # who has limits is said by what limits them
+    "access": PLAIN | {"limits"},
+    "ledger": PLAIN,
+    "limits": PLAIN,
     "observe": PLAIN,
     "wire": PLAIN,
-    # the store keeps the records of access
-    "store": PLAIN | {"access"},
+    # the store keeps the records of access and of the ledger, and what limits them
+    "store": PLAIN | {"access", "ledger", "limits"},
     "gateway": MIDDLE,
     "admin": MIDDLE,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree

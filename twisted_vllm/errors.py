@@ -124,6 +124,37 @@ class TooManyFailures(GatewayError):
     type = "rate_limit_error"
 
 
+class RateLimitExceeded(GatewayError):
+    """A limit of requests, tokens or parallel requests is reached; `limit_headers` say which and for how long."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        limit_headers: Headers | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.limit_headers = limit_headers or []
+
+    def headers(self) -> Headers:
+        """Return the headers of the answer, without its framing."""
+        return super().headers() + self.limit_headers
+
+
+class BudgetExceeded(GatewayError):
+    """What may be spent in this period is spent, or reserved by requests in work."""
+
+    status = 429
+    code = "budget_exceeded"
+    type = "budget_exceeded"
+
+
 class NotFound(GatewayError):
     """The gateway has no such route or record."""
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.limits.values import Limited
+
 #: how many hex digits of a key's SHA-256 stand in logs, to tell keys apart without naming them
 HASH_PREFIX_LENGTH = 8
 
@@ -98,6 +100,9 @@ class Principal:
         aliases: the key's own names of models, and the model that each stands for.
         priority: what ``X-Vllm-Priority`` says of its requests.
         granted_headers: which of the operator's headers it may set, in lower case.
+        limited: the key, user and team that have limits, each with its own; empty where none has.
+        tags: its key's labels.
+        cache_salt: what keeps its prompts apart in vLLM's prefix cache; empty shares the cache.
     """
 
     kind: str
@@ -113,6 +118,9 @@ class Principal:
     aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     priority: int | None = None
     granted_headers: frozenset[bytes] = frozenset()
+    limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
+    tags: tuple[str, ...] = ()
+    cache_salt: str = ""
 
     @property
     def is_administrator(self) -> bool:

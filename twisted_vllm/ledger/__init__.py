@@ -1,0 +1,1 @@
+"""What was used: readers of usage, prices, rows, the spool and its writer."""

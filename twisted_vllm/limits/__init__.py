@@ -1,0 +1,1 @@
+"""How much each may use: windows of requests and tokens, parallel requests, budgets."""

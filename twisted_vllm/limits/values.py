@@ -1,0 +1,59 @@
+"""What an administrator allows: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Allowance(msgspec.Struct, frozen=True, gc=False):
+    """The limits of one key, user, team or end user; what is None or empty is without limit.
+
+    Attributes:
+        rpm: requests in any 60 seconds.
+        tpm: tokens, of prompts and completions together, in any 60 seconds.
+        parallel: requests in work at a time.
+        model_rpm: requests in any 60 seconds for one model, by the model's name.
+        model_tpm: tokens likewise.
+        max_budget: the money that may be spent in one period, in picodollars.
+        soft_budget: the money from which on spending is warned of, in picodollars.
+        budget_duration: the length of a budget's period as LiteLLM writes it (``30d``, ``1mo``); None never begins
+            anew.
+    """
+
+    rpm: int | None = None
+    tpm: int | None = None
+    parallel: int | None = None
+    model_rpm: Mapping[str, int] = {}
+    model_tpm: Mapping[str, int] = {}
+    max_budget: int | None = None
+    soft_budget: int | None = None
+    budget_duration: str | None = None
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether it limits nothing, and need not be looked at for a request."""
+        return self == UNLIMITED
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a request's tokens or cost must be estimated before it is admitted."""
+        return self.tpm is not None or bool(self.model_tpm) or self.max_budget is not None
+
+
+UNLIMITED = Allowance()
+
+
+class Limited(msgspec.Struct, frozen=True, gc=False):
+    """Somebody with limits.
+
+    Attributes:
+        kind: ``key``, ``user``, ``team`` or ``end_user``.
+        id: the key's lasting id, or the id of the others.
+        allowance: what is allowed.
+    """
+
+    kind: str
+    id: str
+    allowance: Allowance
