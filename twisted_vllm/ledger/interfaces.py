@@ -20,7 +20,7 @@ class Spent:
         amount: of this process's own rows, in picodollars: what the database knows of now. 0 where the rows were left
             by another process.
         total: what the database says was spent in the period, in picodollars.
-        period_start: when that period began, in microseconds since 1970.
+        period_start: when that period began, in Unix seconds.
     """
 
     kind: str

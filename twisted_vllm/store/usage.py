@@ -37,7 +37,7 @@ _totals = _adding(usage_totals)
 
 
 def write(
-    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: int, own: bool = True
+    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: float, own: bool = True
 ) -> list[Spent]:
     """Write rows in the transaction that a connection is in. A row whose id is there already changes nothing.
 
@@ -45,7 +45,7 @@ def write(
         connection: in a transaction; of SQLite, one that has the write lock.
         rows: of requests.
         period_start: when the period of a scope's budget began.
-        now: microseconds since 1970.
+        now: Unix seconds.
         own: whether this process served the requests.
 
     Returns:
@@ -60,11 +60,13 @@ def write(
     _daily.run(connection, sums.daily)
     _totals.run(connection, sums.totals)
     spent = write_spend(connection, new, period_start, now)
+    if not own:
+        return [attrs.evolve(each, amount=0) for each in spent.values()]
     if len(new) < len(rows):
         for scope, paid in by_scope(rows).items():
             start, total = read_spend(connection, scope)
             spent[scope] = Spent(*scope, sum([row.cost for row in paid]), total, start)
-    return list(spent.values()) if own else [attrs.evolve(each, amount=0) for each in spent.values()]
+    return list(spent.values())
 
 
 def _insert_new(connection: Connection, rows: list[UsageRow]) -> list[UsageRow]:

@@ -54,8 +54,7 @@ class UsageDatabase:
             DatabaseAway: nothing was kept, or it is not known; the same rows may be written again.
             RowsRefused: nothing was kept.
         """
-        now = int(self._now() * 1e6)
-        return self._transact(lambda connection: write(connection, rows, self._period_start, now, own))
+        return self._transact(lambda connection: write(connection, rows, self._period_start, self._now(), own))
 
     def delete_before(self, time: int, limit: int) -> int:
         """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.

@@ -11,12 +11,13 @@ from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.bulk import BulkInsert, Values
 from twisted_vllm.store.tables import spend
 
-#: ``period_start(kind, id, time)``: when the period began that a time belongs to; both in microseconds since 1970
-PeriodStart = Callable[[str, str, int], int]
+#: ``period_start(kind, id, time)``: when the period began that a time belongs to; both in Unix seconds
+PeriodStart = Callable[[str, str, float], int]
 Scope = tuple[str, str]
 
-#: how far the clocks of two processes may be apart, in microseconds
-_LEEWAY_US = 300_000_000
+_MICROSECONDS = 1_000_000
+#: how far the clocks of two processes may be apart, in seconds
+_LEEWAY = 300.0
 
 _T = spend.name
 _insert = BulkInsert(
@@ -45,22 +46,24 @@ def by_scope(rows: Iterable[UsageRow]) -> dict[Scope, list[UsageRow]]:
 
 
 def write_spend(
-    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: int
+    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: float
 ) -> dict[Scope, Spent]:
     """Add what rows cost, and return what each scope that pays has spent; the amounts are those of these rows."""
-    scopes = by_scope(rows)
-    periods: dict[Scope, tuple[int, int, int]] = {}
-    values: list[Values] = []
-    for scope in sorted(scopes):
-        periods[scope] = start, amount, whole = _latest_period(scope, scopes[scope], period_start)
-        values.append((*scope, start, amount, whole))
+    paid = by_scope(rows)
+    # sorted: every process takes the locks in this order
+    latest = {scope: _latest_period(scope, paid[scope], period_start) for scope in sorted(paid)}
+    values: list[Values] = [
+        (*scope, start * _MICROSECONDS, amount, whole) for scope, (start, amount, whole) in latest.items()
+    ]
     found: dict[Scope, Spent] = {}
-    for kind, name, stored, total in _insert.run(connection, values):
-        scope = (kind, name)
-        start, amount, whole = periods[scope]
-        if stored > start and stored > period_start(kind, name, now + _LEEWAY_US):
+    for kind, name, stored_us, total in _insert.run(connection, values):
+        scope, stored = (kind, name), stored_us // _MICROSECONDS
+        start, amount, whole = latest[scope]
+        if stored > start and stored > period_start(kind, name, now + _LEEWAY):
             # No period begins in the future: the stored one is of another length, which the budget had before.
-            stored, total = _adopt(connection, scope, max(start, period_start(kind, name, now)), start, amount, total)
+            stored = max(start, period_start(kind, name, now))
+            total += amount if stored == start else 0
+            _set(connection, scope, stored, total)
         found[scope] = Spent(kind, name, whole, total, stored)
     return found
 
@@ -69,21 +72,19 @@ def _latest_period(scope: Scope, rows: list[UsageRow], period_start: PeriodStart
     """Return the last period that there is, what was spent in it, and what was spent in all."""
     times = [row.time for row in rows]
     whole = sum([row.cost for row in rows])
-    last = period_start(*scope, max(times))
-    if period_start(*scope, min(times)) == last:
+    last = period_start(*scope, max(times) / _MICROSECONDS)
+    if period_start(*scope, min(times) / _MICROSECONDS) == last:
         return last, whole, whole
-    return last, sum([row.cost for row in rows if period_start(*scope, row.time) == last]), whole
+    return last, sum([row.cost for row in rows if row.time >= last * _MICROSECONDS]), whole
 
 
-def _adopt(connection: Connection, scope: Scope, current: int, start: int, amount: int, total: int) -> tuple[int, int]:
-    spent = total + (amount if start == current else 0)
+def _set(connection: Connection, scope: Scope, start: int, amount: int) -> None:
     change = update(spend).where(spend.c.kind == scope[0], spend.c.id == scope[1])
-    connection.execute(change.values(period_start=current, spend=spent))
-    return current, spent
+    connection.execute(change.values(period_start=start * _MICROSECONDS, spend=amount))
 
 
 def read_spend(connection: Connection, scope: Scope) -> tuple[int, int]:
     """Return a scope's period and what was spent in it; zeros where nothing ever was."""
     asked = select(spend.c.period_start, spend.c.spend).where(spend.c.kind == scope[0], spend.c.id == scope[1])
     row = connection.execute(asked).first()
-    return (0, 0) if row is None else (row[0], row[1])
+    return (0, 0) if row is None else (row[0] // _MICROSECONDS, row[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date, timedelta
 from functools import lru_cache
+from typing import TypeVar
 
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.bulk import Values
@@ -15,6 +16,7 @@ _EPOCH = date(1970, 1, 1)
 
 #: the columns after the key, in the tables' order
 Sums = list[int]
+K = TypeVar("K")
 
 
 def is_successful(row: UsageRow) -> bool:
@@ -23,11 +25,17 @@ def is_successful(row: UsageRow) -> bool:
 
 
 def _sums_of(rows: list[UsageRow]) -> Sums:
+    if len(rows) == 1:
+        [row] = rows
+        successful = int(is_successful(row))
+        return [
+            *(1, successful, 1 - successful),
+            *(row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.reasoning_tokens, row.total_tokens),
+            *(row.audio_ms, row.cost, row.total_us),
+        ]
     successful = sum([is_successful(row) for row in rows])
     return [
-        len(rows),
-        successful,
-        len(rows) - successful,
+        *(len(rows), successful, len(rows) - successful),
         sum([row.prompt_tokens for row in rows]),
         sum([row.cached_tokens for row in rows]),
         sum([row.completion_tokens for row in rows]),
@@ -40,10 +48,9 @@ def _sums_of(rows: list[UsageRow]) -> Sums:
 
 
 @lru_cache(maxsize=64)
-def _days(number: int) -> tuple[str, str]:
-    """Return a day and the first of its month, by its number since 1970."""
-    day = _EPOCH + timedelta(days=number)
-    return day.isoformat(), day.replace(day=1).isoformat()
+def _day(number: int) -> str:
+    """Return a day by its number since 1970."""
+    return (_EPOCH + timedelta(days=number)).isoformat()
 
 
 class BatchSums:
@@ -56,29 +63,35 @@ class BatchSums:
 
     def __init__(self, rows: Sequence[UsageRow]) -> None:
         """Add up."""
-        groups: dict[tuple[int, str, str | None, str | None, str | None, str, tuple[str, ...]], list[UsageRow]] = {}
+        whole: dict[tuple[int, str, str | None, str | None, str], list[UsageRow]] = {}
+        parts: dict[tuple[str, int, str, str], list[UsageRow]] = {}
         for row in rows:
-            key = (row.time // DAY_US, row.key_id, row.user_id, row.team_id, row.end_user, row.model, row.tags)
-            if key in groups:
-                groups[key].append(row)
-            else:
-                groups[key] = [row]
+            number, model = row.time // DAY_US, row.model
+            _gather(whole, (number, row.key_id, row.user_id, row.team_id, model), row)
+            _gather(parts, (END_USER, number, row.end_user or "", model), row)
+            for tag in dict.fromkeys(row.tags):
+                _gather(parts, (TAG, number, tag, model), row)
         daily: dict[tuple[str, ...], Sums] = {}
         totals: dict[tuple[str, ...], Sums] = {}
-        for (number, key_id, user_id, team_id, end_user, model, tags), members in groups.items():
-            day, month = _days(number)
-            sums = _sums_of(members)
+        for (number, key_id, user_id, team_id, model), members in whole.items():
+            day, sums = _day(number), _sums_of(members)
             _add(daily, (day, key_id, user_id or "", team_id or "", model), sums)
-            for dimension, value in ((END_USER, end_user or ""), *((TAG, tag) for tag in dict.fromkeys(tags))):
+            for dimension, value in ((ALL, ""), (KEY, key_id), (USER, user_id or ""), (TEAM, team_id or "")):
                 _add(totals, (dimension, DAY, day, value, model), sums)
-                _add(totals, (dimension, MONTH, month, value, model), sums)
-        for (day, key_id, user, team, model), sums in daily.items():
-            month = f"{day[:-2]}01"
-            for dimension, value in ((ALL, ""), (KEY, key_id), (USER, user), (TEAM, team)):
-                _add(totals, (dimension, DAY, day, value, model), sums)
-                _add(totals, (dimension, MONTH, month, value, model), sums)
+        for (dimension, number, value, model), members in parts.items():
+            _add(totals, (dimension, DAY, _day(number), value, model), _sums_of(members))
+        for (dimension, _, day, value, model), sums in list(totals.items()):
+            _add(totals, (dimension, MONTH, f"{day[:-2]}01", value, model), sums)
         self.daily: list[Values] = [(*key, *daily[key]) for key in sorted(daily)]
         self.totals: list[Values] = [(*key, *totals[key]) for key in sorted(totals)]
+
+
+def _gather(groups: dict[K, list[UsageRow]], key: K, row: UsageRow) -> None:
+    members = groups.get(key)
+    if members is None:
+        groups[key] = [row]
+    else:
+        members.append(row)
 
 
 def _add(target: dict[tuple[str, ...], Sums], key: tuple[str, ...], sums: Sums) -> None:
