@@ -56,7 +56,7 @@ def live(directory: Path, url: str | None, first: int, answers: int, parent: int
 
 
 def begin(directory: Path, url: str | None, first: int) -> tuple[int, IO[bytes]]:
-    answers = tempfile.TemporaryFile()
+    answers: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the fork writes to it, `end` closes it
     parent = os.getpid()
     child = os.fork()
     if child == 0:
