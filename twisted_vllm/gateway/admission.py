@@ -74,11 +74,17 @@ class Admission:
             router: picks the server for a model.
             path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
         """
+        self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._policy = policy
         self._router = router
         self._path_aliases = path_aliases
         self._routes_by_model = bool(router.names)
+
+    @property
+    def changes(self) -> int:
+        """How often what decides was changed: what was decided before a change may not hold after it."""
+        return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
         """Tell who asks.
