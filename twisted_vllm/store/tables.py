@@ -155,3 +155,15 @@ audit = Table(
     Column("client", String(64), nullable=False),
     Index("vllm_passthrough_audit_object", "object_id"),
 )
+
+#: what each key, user, team and end user spent, in picodollars: in its budget's period that began at ``period_start``
+#: (microseconds since 1970), and in all
+spend = Table(
+    "vllm_passthrough_spend",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("period_start", BigInteger, nullable=False),
+    Column("spend", BigInteger, nullable=False),
+    Column("total_spend", BigInteger, nullable=False),
+)
