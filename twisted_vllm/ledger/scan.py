@@ -16,7 +16,6 @@ MAX_VALUE = 16_384
 #: bytes of whitespace between a key and its colon
 _MAX_GAP = 64
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # all there is before a string that does not end
 _WHOLE = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:")
@@ -52,42 +51,20 @@ class ValueScanner:
             self._carry = b""
         at = 0
         while at < len(data):
-            if self._capturing is not None:
-                at = self._capture(data, at)
-            elif self._in_string:
-                at = self._leave_string(data, at)
-            else:
-                at = self._look(data, at)
-
-    def _leave_string(self, data: bytes, at: int) -> int:
-        """Return where the string that `data` continues ends, or its end."""
-        if self._escaped:
-            self._escaped = False
-            at += 1
-        start = at
-        while True:
-            quote = data.find(b'"', at)
-            end = len(data) if quote < 0 else quote
-            backslash = end
-            while backslash > start and data[backslash - 1] == 0x5C:
-                backslash -= 1
-            odd = (end - backslash) % 2 == 1
-            if quote < 0:
-                self._escaped = odd
-                return end
-            at = start = quote + 1
-            if not odd:
-                self._in_string = False
-                return at
+            at = self._look(data, at) if self._capturing is None else self._capture(data, at)
 
     def _look(self, data: bytes, at: int) -> int:
-        """Go on to the next key that might be meant, outside of strings; return where to go on."""
+        """Go on to the next key that might be meant; return where to go on."""
         place, name, key = self._candidate(data, at)
         if place < 0:
-            self._skip_all(data, at)
+            self._pass_rest(data[at:])
             return len(data)
-        self._count(data[at:place])
+        self._pass(data[at:place])
         end = place + len(name)
+        if self._in_string:
+            # what is no JSON may be anything
+            self._pass(data[place:end])
+            return end
         if self._depth != self._target:
             return end
         colon = _COLON.match(data, end)
@@ -100,33 +77,47 @@ class ValueScanner:
         return end
 
     def _candidate(self, data: bytes, at: int) -> tuple[int, bytes, bytes]:
+        """Return the place of the next string that spells a key, with that key; -1 where there is none."""
         nearest = (-1, b"", b"")
+        # a quote at the very beginning ends the string that went before, if there is one
+        first = at + 1 if self._in_string else at
         for name, key in self._names:
-            place = data.find(name, at)
+            place = data.find(name, first)
             while place > at and data[place - 1] == 0x5C:
                 place = data.find(name, place + 1)
             if place >= 0 and (nearest[0] < 0 or place < nearest[0]):
                 nearest = (place, name, key)
         return nearest
 
-    def _skip_all(self, data: bytes, at: int) -> None:
-        whole = _WHOLE.match(data, at)
-        end = at if whole is None else whole.end()
-        self._count(data[at:end])
-        if end == len(data):
-            return
-        if len(data) - end < self._longest:
-            # the beginning of a string that may be the key
-            self._carry = data[end:]
-            return
-        self._in_string = True
-        self._leave_string(data, end + 1)
+    def _pass_rest(self, part: bytes) -> None:
+        """Pass all that is there, but for the beginning of a string that may become a key."""
+        last = part.rfind(b'"', max(0, len(part) - self._longest))
+        if last >= 0 and b"\\" not in part[max(0, last - 1) :]:
+            self._pass(part[:last])
+            if not self._in_string:
+                self._carry = part[last:]
+                return
+            part = part[last:]
+        self._pass(part)
 
-    def _count(self, part: bytes) -> None:
-        if b'"' in part:
-            part = _STRING.sub(b"", part)
-        count = part.count
-        self._depth += count(b"{") + count(b"[") - count(b"}") - count(b"]")
+    def _pass(self, part: bytes) -> None:
+        """Pass what holds no key: keep account of strings and depth."""
+        if self._escaped and part:
+            self._escaped = False
+            part = part[1:]
+        ends_escaped = False
+        if b"\\" in part:
+            ends_escaped = (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
+            part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        # what stands between the quotes is by turns outside and inside of strings
+        pieces = part.split(b'"')
+        outside = pieces[1::2] if self._in_string else pieces[::2]
+        if len(pieces) % 2 == 0:
+            self._in_string = not self._in_string
+        self._escaped = ends_escaped and self._in_string
+        if outside:
+            count = b"".join(outside).count
+            self._depth += count(b"{") + count(b"[") - count(b"}") - count(b"]")
 
     def _capture(self, data: bytes, at: int) -> int:
         end = _value_end(data, at)

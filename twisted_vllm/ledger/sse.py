@@ -28,7 +28,7 @@ class EventSink(Protocol):
 
 def is_lone_event(data: bytes) -> bool:
     """Tell whether `data` is one whole event of one line with a JSON object, as vLLM sends them."""
-    return data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and b"\r" not in data
+    return data[:7] == b"data: {" and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and data.find(b"\r") < 0
 
 
 class EventParser:

@@ -74,7 +74,7 @@ class StreamFilter:
         plain = self._reader.take(data)
         if self._open:
             return data
-        if plain and not self._tail and not self._ends and _ENDS not in data:
+        if plain and not self._tail and not self._ends and data.rfind(_ENDS) < 0:
             return data
         if b"\r" in data:
             # not vLLM's framing: nothing is known of such a stream
