@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "quickstart": PLAIN,
     "starting": PLAIN,
     "stopping": PLAIN | {"wire"},
-    "service": MIDDLE | {"gateway", "admin", "starting", "stopping"},
+    "parts": MIDDLE | {"gateway", "admin", "stopping"},
+    "service": MIDDLE | {"gateway", "admin", "starting", "stopping", "parts"},
     "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }
 
