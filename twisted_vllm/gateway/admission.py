@@ -17,10 +17,11 @@ from twisted_vllm.access.records import PREFLIGHT, Principal
 from twisted_vllm.access.routes import Route, classify
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import ModelUndetermined
-from twisted_vllm.gateway.bodies import ModelField, find_model, rename
+from twisted_vllm.gateway.bodies import ModelField, find_model
 from twisted_vllm.gateway.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.gateway.paths import Target, target
 from twisted_vllm.gateway.routing import Destination, Router
+from twisted_vllm.gateway.splices import rename
 from twisted_vllm.wire.headers import is_form, is_json
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
