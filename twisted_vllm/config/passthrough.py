@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config.address import Address, api_base
+from twisted_vllm.config.ledger import ledger
 from twisted_vllm.config.listen import endpoint
 from twisted_vllm.config.place import Place, Rejected
 from twisted_vllm.config.problems import suggestion
@@ -154,6 +155,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "servers": servers,
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
+        "ledger": ledger,
         "log": Section(
             LogSettings,
             {

@@ -112,6 +112,25 @@ class LogSettings:
 
 
 @attrs.frozen
+class LedgerSettings:
+    """Where the ledger of what requests used is kept.
+
+    Attributes:
+        enabled: whether there is one; budgets need it.
+        spool_directory: where rows are until the database has them; None is beside the database's file, or in the run
+            directory where the database is a server.
+        usage_retention: the age in seconds at which a request's row is deleted; None keeps all. Sums stay.
+        on_spool_failure: while the spool cannot be written: ``continue`` keeps rows in memory, ``refuse`` takes no
+            requests.
+    """
+
+    enabled: bool = True
+    spool_directory: str | None = None
+    usage_retention: float | None = None
+    on_spool_failure: str = "continue"
+
+
+@attrs.frozen
 class Limits:
     """Caps that protect the process.
 
@@ -156,6 +175,7 @@ class Settings:
         timeouts: waiting times, before a server's own overrides.
         drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
         drain_timeout: seconds that running requests are given at shutdown.
+        ledger: the ledger.
         log: the log.
         warnings: one line each on what was accepted and is not used.
     """
@@ -173,5 +193,6 @@ class Settings:
     timeouts: Timeouts = Timeouts()
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
+    ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
     warnings: tuple[str, ...] = ()
