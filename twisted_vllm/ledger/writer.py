@@ -170,14 +170,18 @@ class LedgerWriter:
         if self._held is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self._look()
+        # Rows that come meanwhile wait for the next turn: transactions of a few rows would never end.
+        goal = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
-            batch = self._held or self._spool.take(BATCH_ROWS) or self._abandoned.take(BATCH_ROWS)
+            batch = self._held or (self._spool.take(BATCH_ROWS) if goal > 0 else None)
+            batch = batch or self._abandoned.take(BATCH_ROWS)
             if batch is None:
                 return self._delete_old()
             self._held = batch
             if not self._move(batch):
                 return False
             self._held = None
+            goal -= batch.count if batch.own else 0
             if not self._stopping.is_set():
                 self._wake.wait(PAUSE)
         return True
