@@ -16,7 +16,7 @@ from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
 from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of
 from twisted_vllm.ledger.stream_filter import Fingerprint
-from twisted_vllm.ledger.values import Usage, UsageRow
+from twisted_vllm.ledger.values import NOTHING_USED, Usage, UsageRow
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.limits.values import Limited
 from twisted_vllm.observe.record import RequestRecord
@@ -175,22 +175,23 @@ class Accounts:
         """Give back what was reserved for a request that does not go on."""
         self._limiter.settle(reservation, 0, 0, self._now())
 
-    def close(self, request: GatewayRequest, charge: Charge, record: RequestRecord) -> None:
-        """Settle, and write the row.
+    def close(self, request: GatewayRequest, charge: Charge, went_on: bool, record: RequestRecord) -> None:
+        """Settle, and write the row of a request that went on to a server.
 
         Args:
             request: the request that is over.
             charge: what it was charged with.
+            went_on: whether it was sent.
             record: its log record.
         """
-        usage = charge.used(record.outcome)
+        usage = charge.used(record.outcome) if went_on else NOTHING_USED
         prices = charge.prices
         # an error costs nothing
         cost = cost_of(usage, prices) if 200 <= charge.status < 300 or usage.estimated else 0
         now = self._now()
         if charge.reservation is not None:
             self._limiter.settle(charge.reservation, usage.prompt_tokens + usage.completion_tokens, cost, now)
-        if self._rows is None:
+        if self._rows is None or not went_on or record.outcome == "refused":
             return
         principal = charge.principal
         head = request.head
