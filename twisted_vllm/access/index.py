@@ -236,11 +236,11 @@ class KeyIndex:
         end_users: Mapping[str, EndUser | None],
     ) -> None:
         for id, user in users.items():
-            self.durations.note("user", id, user and user.allowance)
+            self.durations.note("user", id, None if user is None else user.allowance)
         for id, team in teams.items():
-            self.durations.note("team", id, team and team.allowance)
+            self.durations.note("team", id, None if team is None else team.allowance)
         for id, end_user in end_users.items():
-            self.durations.note("end_user", id, end_user and end_user.limited.allowance)
+            self.durations.note("end_user", id, None if end_user is None else end_user.limited.allowance)
 
     def _prepare(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config.address import Address, api_base
+from twisted_vllm.config.header_names import header_name
+from twisted_vllm.config.ledger import ledger
 from twisted_vllm.config.listen import endpoint
 from twisted_vllm.config.place import Place, Rejected
 from twisted_vllm.config.prices import price_list
 from twisted_vllm.config.problems import suggestion
-from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, Limits, LogSettings, TenantRoutes, Timeouts
+from twisted_vllm.config.settings import EndUserSettings, Limits, LogSettings, TenantRoutes, Timeouts
 from twisted_vllm.config.shape import (
     Section,
     empty_is_none,
@@ -31,11 +32,6 @@ from twisted_vllm.config.shape import (
 
 #: the classes of routes that a rule may name instead of a path
 ROUTE_CLASSES = ("inference", "read_only", "privileged")
-
-_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
-_SECRET_HEADERS = frozenset(
-    ("authorization", "proxy-authorization", "cookie", "x-litellm-api-key", "api-key", "x-api-key")
-) | {"sec-websocket-protocol"}
 
 
 @attrs.frozen
@@ -83,16 +79,6 @@ def network(value: object, place: Place) -> IPv4Network | IPv6Network:
         return ip_network(found)
     except ValueError:
         raise Rejected(f"has bits set after its prefix (write {loose})") from None
-
-
-def header_name(value: object, place: Place) -> str:
-    """Check for the name of a header that may be kept, and return it in lower case."""
-    found = text(value, place).lower()
-    if not _HEADER_NAME.fullmatch(found):
-        raise Rejected("must be the name of a header: letters, digits and hyphens")
-    if found in _SECRET_HEADERS:
-        raise Rejected("holds a credential, which is never kept")
-    return found
 
 
 listen = list_of(endpoint, lone=True)
@@ -171,10 +157,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "servers": servers,
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
-        "ledger": Section(
-            LedgerSettings,
-            {"count_stream_usage": one_of("inject", "passive"), "usage_headers": list_of(header_name)},
-        ),
+        "ledger": ledger,
         "end_users": Section(EndUserSettings, {"headers": list_of(header_name)}),
         "default_prices": price_list,
         "log": Section(

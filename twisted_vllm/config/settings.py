@@ -140,14 +140,24 @@ class LogSettings:
 
 @attrs.frozen
 class LedgerSettings:
-    """How the ledger counts and what it notes.
+    """How what requests used is counted and kept.
 
     Attributes:
+        enabled: whether there is a ledger; budgets need it.
+        spool_directory: where rows are until the database has them; None is beside the database's file, or in the run
+            directory where the database is a server.
+        usage_retention: the age in seconds at which a request's row is deleted; None keeps all. Sums stay.
+        on_spool_failure: while the spool cannot be written: ``continue`` keeps rows in memory, ``refuse`` takes no
+            requests.
         count_stream_usage: ``inject`` asks vLLM for the usage of a stream where the client did not, and takes it out
             again; ``passive`` changes no body and counts the chunks of such a stream.
         usage_headers: the request headers that are noted, in lower case.
     """
 
+    enabled: bool = True
+    spool_directory: str | None = None
+    usage_retention: float | None = None
+    on_spool_failure: str = "continue"
     count_stream_usage: str = "inject"
     usage_headers: tuple[str, ...] = ()
 
