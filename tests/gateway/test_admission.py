@@ -146,7 +146,7 @@ def test_nobody_climbs_out() -> None:
 def test_the_body_is_awaited_only_where_the_model_decides_something(
     models: Any, principal: Principal, method: bytes, path: bytes, needed: bool
 ) -> None:
-    assert admission(models).enter(principal, method, path).needs_model is needed
+    assert admission(models).enter(principal, method, path).needs_body is needed
 
 
 # where to

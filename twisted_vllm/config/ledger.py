@@ -6,8 +6,9 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from twisted_vllm.config.header_names import header_name
 from twisted_vllm.config.settings import LedgerSettings, Settings
-from twisted_vllm.config.shape import Section, duration, flag, one_of, optional, text
+from twisted_vllm.config.shape import Section, duration, flag, list_of, one_of, optional, text
 
 #: what stands behind the name of the database's file, and the name where the database is no file
 SPOOL_SUFFIX = ".spool"
@@ -21,6 +22,8 @@ ledger = Section(
         # A day: a spool that waited for longer would bring back rows that were deleted.
         "usage_retention": optional(duration("1d")),
         "on_spool_failure": one_of("continue", "refuse"),
+        "count_stream_usage": one_of("inject", "passive"),
+        "usage_headers": list_of(header_name),
     },
 )
 
