@@ -25,8 +25,10 @@ from twisted_vllm.ledger.values import UsageRow
 #: how long rows are gathered, in seconds, and how many go into one transaction
 INTERVAL = 0.5
 BATCH_ROWS = 1_000
-#: between two transactions, in seconds: others who wait for the database's lock get it
+#: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
+#: now and then, and must find it free
 PAUSE = 0.005
+PAUSE_SHARE = 0.33
 #: the waiting times after a database that is away, in seconds: the first, and the longest
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
@@ -178,12 +180,13 @@ class LedgerWriter:
             if batch is None:
                 return self._delete_old()
             self._held = batch
+            began = time.monotonic()
             if not self._move(batch):
                 return False
             self._held = None
             goal -= batch.count if batch.own else 0
             if not self._stopping.is_set():
-                self._wake.wait(PAUSE)
+                self._wake.wait(max(PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:
