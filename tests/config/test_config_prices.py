@@ -100,11 +100,11 @@ def test_default_prices_hold_for_the_rest(load_text):
 
 
 def test_use_is_counted_exactly_unless_the_operator_says_otherwise(load_text):
-    assert load_text("", BASE).ledger == LedgerSettings("inject", ())
+    assert load_text("", BASE).ledger == LedgerSettings(count_stream_usage="inject", usage_headers=())
     settings = load_text(
         "passthrough: {ledger: {count_stream_usage: passive, usage_headers: [X-Project, x-cost-centre]}}", BASE
     )
-    assert settings.ledger == LedgerSettings("passive", ("x-project", "x-cost-centre"))
+    assert settings.ledger == LedgerSettings(count_stream_usage="passive", usage_headers=("x-project", "x-cost-centre"))
 
 
 def test_an_end_user_is_named_by_litellms_header_or_another(load_text):

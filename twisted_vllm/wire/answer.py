@@ -151,7 +151,7 @@ class AnsweredRequest(server.Request):
         self._end(b"0\r\n\r\n" if self.chunked else b"")
 
     def _end(self, out: bytes) -> None:
-        """Write the last bytes; before that, hand on what is known of the request, as a client that has them may ask."""
+        """Write the last bytes, after what is known of the request was handed on: who has them may ask for it."""
         self.finished = 1
         channel = self.channel
         channel.site.finished(self)
