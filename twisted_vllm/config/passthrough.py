@@ -12,6 +12,7 @@ from twisted_vllm.config.address import Address, api_base
 from twisted_vllm.config.listen import endpoint
 from twisted_vllm.config.place import Place, Rejected
 from twisted_vllm.config.problems import suggestion
+from twisted_vllm.config.redis import redis_url
 from twisted_vllm.config.settings import Limits, LogSettings, TenantRoutes, Timeouts
 from twisted_vllm.config.shape import (
     Section,
@@ -104,7 +105,7 @@ _SERVER_TIMEOUTS = {
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 
-timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS})
+timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS, "redis": seconds()})
 
 server_override: Section[dict[str, Any]] = Section(
     dict,
@@ -112,7 +113,8 @@ server_override: Section[dict[str, Any]] = Section(
         "timeouts": Section(
             dict,
             _SERVER_TIMEOUTS,
-            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts"),
+            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts")
+            | {"redis": "it concerns Redis: move it to passthrough.timeouts"},
         ),
         **_SERVER_CAPS,
     },
@@ -152,6 +154,8 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits": limits,
         "timeouts": timeouts,
         "servers": servers,
+        "redis_url": empty_is_none(redis_url),
+        "limits_on_redis_loss": one_of("local", "refuse"),
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
         "log": Section(

@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import attrs
 
+from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 
 
@@ -24,6 +25,7 @@ class Timeouts:
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
         keep_alive: for a client's idle connection.
+        redis: for an answer of Redis, and for a connection to it.
     """
 
     connect: float = 5.0
@@ -35,6 +37,7 @@ class Timeouts:
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0
+    redis: float = 0.25
 
 
 @attrs.frozen(cache_hash=True)
@@ -157,6 +160,9 @@ class Settings:
         drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
         drain_timeout: seconds that running requests are given at shutdown.
         log: the log.
+        redis: where processes count limits together; ``None`` has each count for itself.
+        limits_on_redis_loss: what happens to requests while Redis does not answer: ``local``, each process counts for
+            itself, or ``refuse``.
         warnings: one line each on what was accepted and is not used.
     """
 
@@ -174,4 +180,6 @@ class Settings:
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
     log: LogSettings = LogSettings()
+    redis: RedisServer | None = None
+    limits_on_redis_loss: str = "local"
     warnings: tuple[str, ...] = ()
