@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from twisted_vllm.limits.values import Limited
 CLOCK = "local function clock() return tonumber(redis.call('GET', 'test-clock')) end"
 PATIENCE_SECONDS = 10.0
 
-MakeLimiter = Callable[..., Awaitable[RedisLimiter]]
+MakeLimiter = Callable[..., Coroutine[Any, Any, RedisLimiter]]
 
 
 async def until(reactor: Any, condition: Callable[[], bool]) -> None:

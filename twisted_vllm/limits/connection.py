@@ -133,14 +133,15 @@ class RedisConnection:
             self._protocol.transport.abortConnection()
 
     def _prepare(self, protocol: Any) -> None:
+        # This one is ClientService's stand-in; the Deferreds bring the protocol itself.
         protocol.whenConnected().addCallback(self._let_in)
-        protocol.whenDisconnected().addCallback(self._left, protocol)
+        protocol.whenDisconnected().addCallback(self._left)
 
     def _let_in(self, protocol: Any) -> None:
         self._protocol = protocol
         self._connected()
 
-    def _left(self, _: object, protocol: Any) -> None:
+    def _left(self, protocol: Any) -> None:
         if protocol is self._protocol:
             self._protocol = None
             self._lost("the connection was lost")
