@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import attrs
 
+from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 
 
@@ -26,6 +27,7 @@ class Timeouts:
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
         keep_alive: for a client's idle connection.
+        redis: for an answer of Redis, and for a connection to it.
     """
 
     connect: float = 5.0
@@ -37,6 +39,7 @@ class Timeouts:
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0
+    redis: float = 0.25
 
 
 @attrs.frozen(cache_hash=True)
@@ -226,6 +229,9 @@ class Settings:
         ledger: how use is counted.
         end_users: how a caller says for whom it asks.
         default_prices: what models cost whose entries name no price, or that no entry names.
+        redis: where processes count limits together; ``None`` has each count for itself.
+        limits_on_redis_loss: what happens to requests while Redis does not answer: ``local``, each process counts for
+            itself, or ``refuse``.
         warnings: one line each on what was accepted and is not used.
     """
 
@@ -246,4 +252,6 @@ class Settings:
     ledger: LedgerSettings = LedgerSettings()
     end_users: EndUserSettings = EndUserSettings()
     default_prices: PriceList = PriceList()
+    redis: RedisServer | None = None
+    limits_on_redis_loss: str = "local"
     warnings: tuple[str, ...] = ()
