@@ -11,6 +11,7 @@ from twisted.web.iweb import IBodyProducer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead, listed
 from twisted_vllm.wire.response import UpstreamResponse
+from twisted_vllm.wire.startline import StatusLines
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
 HEAD_LIMIT = 262_144
@@ -114,6 +115,7 @@ class ResponseReader:
         "_head_bytes",
         "_informational",
         "_is_head",
+        "_lines",
         "_pairs",
         "_parser",
         "_reason",
@@ -146,6 +148,7 @@ class ResponseReader:
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
         self.complete = self.keep_alive = self._refused = False
         self._head_bytes = 0
+        self._lines: StatusLines | None = None
         self._reason = b""
         self._pairs: HeaderList = []
         self.head = NO_HEAD
@@ -154,7 +157,12 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bool:
         """Read a segment; return whether it was well-formed as far as the response goes."""
-        self.any_bytes = True
+        if not self.any_bytes:
+            self.any_bytes = True
+            # a final response of HTTP/1's, as they nearly all are, need not be looked at again
+            self._lines = None if data[:7] == b"HTTP/1." and data[9:10] > b"1" else StatusLines()
+        if self._lines is not None and not self._lines.allow(data):
+            return False
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
