@@ -45,7 +45,7 @@ MAY_IMPORT = {
 PURE_PACKAGES = ("access", "config")
 PURE_MODULES = tuple(
     f"twisted_vllm.gateway.{name}"
-    for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
+    for name in ("admission", "bodies", "form_scan", "forwarded", "multipart", "paths", "routing", "slots")
 )
 
 #: paths of one person's machine

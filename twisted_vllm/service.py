@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import attrs
@@ -14,6 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, may
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
@@ -127,6 +129,7 @@ class GatewayService(Service):
             client=PassThroughClient(self._agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             failures=failures,
         )
         admin = AdminApp(

@@ -51,13 +51,15 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         path: what the server is asked for: path and query, below the server's base.
         model: the model that the body names, by its own name where the key has another for it; empty where the body
             names none or was not read.
-        body: the body as the server shall see it; None where it was not in hand and streams as it is.
+        body: the body as the server shall see it; None where it was not in hand and streams.
+        renamed: the server's name for the model, where a form that streams has another.
     """
 
     server: Server
     path: bytes
     model: str
     body: bytes | None
+    renamed: str | None = None
 
 
 class Admission:
@@ -141,6 +143,28 @@ class Admission:
             destination.server, entry.target.forwarded, model, _renamed(body, field, model, destination, form)
         )
 
+    def admit_form(self, entry: Entry, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+        """Admit a request whose form streams.
+
+        Args:
+            entry: what `enter` returned.
+            name: the model that the form names, or None.
+            fault: why that cannot be told, if it cannot.
+
+        Raises:
+            ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
+        """
+        if name is None:
+            if entry.principal.restricts_models:
+                raise fault or _unnamed()
+            return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
+        model = entry.principal.aliases.get(name, name)
+        self._policy.check_model(entry.principal, model)
+        destination = self._router.route(model)
+        upstream = destination.upstream_model or model
+        renamed = None if upstream == name else upstream
+        return Admitted(destination.server, entry.target.forwarded, model, None, renamed)
+
     def _find_model(
         self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
     ) -> ModelField | None:
@@ -165,12 +189,16 @@ class Admission:
             if field is not None:
                 return field
         if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
-            raise ModelUndetermined(
-                "This key may use certain models only, and the gateway cannot read from this request which it asks "
-                'for: send it in the body as "model".',
-                param="model",
-            )
+            raise _unnamed()
         return None
+
+
+def _unnamed() -> ModelUndetermined:
+    return ModelUndetermined(
+        "This key may use certain models only, and the gateway cannot read from this request which it asks "
+        'for: send it in the body as "model".',
+        param="model",
+    )
 
 
 def _renamed(body: bytes | None, field: ModelField, model: str, destination: Destination, form: bool) -> bytes | None:

@@ -111,8 +111,9 @@ class Relay(Protocol):
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        if self.exchange is not None:
-            self.exchange.cancel()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
 
     # the head
 
@@ -146,7 +147,9 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
+        self.exchange = None
+        # a request whose body turned out to be unfit is refused as well
+        self.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:

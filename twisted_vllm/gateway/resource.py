@@ -16,9 +16,11 @@ from twisted_vllm.access.records import Principal
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
+from twisted_vllm.gateway.forms import FormBody, streams
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.gateway.spool import InThread
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
@@ -62,6 +64,7 @@ class PassThroughResource:
         client: PassThroughClient,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        in_thread: InThread,
         failures: FailedAuthentications | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -72,6 +75,7 @@ class PassThroughResource:
             client: forwards.
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            in_thread: runs a function in another thread, for forms that are held in a file.
             failures: slows guessing down.
             now: the time in Unix seconds.
         """
@@ -79,6 +83,7 @@ class PassThroughResource:
         self._forward = client.forward
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
+        self._in_thread = in_thread
         self._failures = FailedAuthentications(None) if failures is None else failures
         self._now = now
 
@@ -107,6 +112,8 @@ class PassThroughResource:
         limit = self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT
         if request.body_complete and request.body_received <= limit:
             self._admit(request, entry, request.take_body())
+        elif entry.needs_model and streams(request):
+            self._hold_form(request, entry)
         elif entry.needs_model:
             request.collect_body(limit, lambda body: self._collected(request, entry, body))
         else:
@@ -120,7 +127,16 @@ class PassThroughResource:
             refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
         raise refusal
 
-    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
+    def _hold_form(self, request: GatewayRequest, entry: Entry) -> None:
+        FormBody(
+            request,
+            dropped_from(entry.principal),
+            in_thread=self._in_thread,
+            limit=self._limits.max_held_body_bytes,
+            on_model=lambda form: self._collected(request, entry, form),
+        ).hold_for_model()
+
+    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes | FormBody) -> None:
         try:
             self._admit(request, entry, body)
         except GatewayError as error:
@@ -129,13 +145,18 @@ class PassThroughResource:
             # the body may come long after `render`, where nobody else would answer for a fault of our own
             request.processingFailed(Failure())
 
-    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
+    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | FormBody | None) -> None:
         head = request.head
-        admitted = self._admission.admit(entry, head, held)
+        form = held if isinstance(held, FormBody) else None
+        if form is None:
+            admitted = self._admission.admit(entry, head, held)  # type: ignore[arg-type]  # it is no form
+        else:
+            admitted = self._admission.admit_form(entry, form.model, form.fault)
+            form.name_model(admitted.renamed)
         body: bytes | RequestBody
         framing = None
         if admitted.body is None:
-            body = RequestBody(request, dropped_from(entry.principal))
+            body = form or RequestBody(request, dropped_from(entry.principal))
             if isinstance(body.length, int):
                 framing = (b"Content-Length", b"%d" % body.length)
             else:
