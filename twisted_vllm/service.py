@@ -123,7 +123,7 @@ class GatewayService(Service):
             router=Router(settings.models, settings.default_server),
             path_aliases=settings.path_aliases,
         )
-        queues = self._queues = ServerQueues(servers_of(settings), self._agent.forward, self._sweeper)
+        queues = self._queues = ServerQueues(servers_of(settings), self._agent.forward, self._sweeper, reactor.seconds)
         pass_through = PassThroughResource(
             admission=admission,
             client=PassThroughClient(self._agent, queues.forward if queues.needed else None),

@@ -92,6 +92,7 @@ class Relay(Protocol):
         exchange: the exchange with the server, until the response has ended.
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
+        queued: seconds for which the request waited for its server, or None.
     """
 
     _log = Logger()
@@ -100,6 +101,7 @@ class Relay(Protocol):
     transport: Any
     outcome = ""
     protocols = NO_PROTOCOLS
+    queued: float | None = None
     _response: UpstreamResponse | None = None
     _ended = False
 
