@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,7 +13,17 @@ from pathlib import Path
 
 import pytest
 from end_to_end_harness import unchunked
-from process_harness import MEBIBYTE, OK, Connection, MeasuredGateway, ThreadedServer, blocks, connected, request_head
+from process_harness import (
+    MEBIBYTE,
+    OK,
+    Connection,
+    MeasuredGateway,
+    ThreadedServer,
+    blocks,
+    connected,
+    request_head,
+    served,
+)
 from twistd_harness import free_port, wait_until
 
 #: bytes of a large upload
@@ -225,6 +236,35 @@ def test_a_client_that_leaves_takes_what_was_held_with_it(gateway: Formed) -> No
             client.send(block)
         wait_until(lambda: gateway.held_files == 1)
     wait_until(lambda: gateway.held_files == 0)
+
+
+def test_a_client_that_leaves_a_server_s_queue_takes_what_was_held_with_it(tmp_path: Path) -> None:
+    busy = threading.Event()
+
+    def never(connection: Connection) -> None:
+        connection.read_head()
+        busy.set()
+        connection.read_to_end()
+
+    form = FILE + bytes(4 * MEBIBYTE) + b"\r\n" + field("model", "plain")[:-2]
+    limits = "passthrough: {limits: {max_concurrent_requests: 1}}\n"
+    with (
+        served(never) as server,
+        Formed(tmp_path, server.port, limits + SETTINGS.format(server.port, 1)) as gateway,
+        connected(gateway.port) as first,
+    ):
+        first.send(request_head("GET", "/vllm/v1/models"))
+        assert busy.wait(30)
+        with connected(gateway.port) as waiting:
+            length = f"Content-Length: {len(form) + 10_000_000}"
+            waiting.send(request_head("POST", "/vllm/v1/audio/transcriptions", TYPE, length))
+            waiting.send(form + END[:-4])
+            wait_until(lambda: gateway.held_files == 1)
+            waiting.socket.settimeout(1)
+            with suppress(TimeoutError):
+                waiting.read_head()
+            assert gateway.held_files == 1
+        wait_until(lambda: gateway.held_files == 0)
 
 
 def test_a_server_that_cannot_be_reached_leaves_nothing_held(gateway: Formed) -> None:
