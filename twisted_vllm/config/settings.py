@@ -185,7 +185,8 @@ class Limits:
         max_head_bytes: of a request's line and headers together, in bytes.
         max_header_count: of a request's headers.
         max_body_bytes: of a request's body, in bytes.
-        max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
+        max_held_body_bytes: of a JSON body that must be held whole to find its model, and of what of a form comes
+            before its field "model", in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
         max_connections: of clients, at a time; ``None`` is no cap.
         max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
