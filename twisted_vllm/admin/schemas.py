@@ -58,7 +58,7 @@ def parse(body: Mapping[str, Any], struct: type[StructT], defaults: Mapping[str,
 def refusal(message: str) -> InvalidRequest:
     """Return what a message of msgspec's means; its path becomes ours, and nothing of the caller's is repeated."""
     what, _, path = message.partition(" - at `")
-    place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    place = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
     missing = _MISSING.fullmatch(what)
     if missing is not None:
         place = f"{place}.{missing[1]}".removeprefix(".")
