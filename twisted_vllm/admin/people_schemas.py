@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from twisted_vllm.admin.allowances import LimitFields, check_limits
 from twisted_vllm.admin.litellm import TEAM_DEFAULTS, USER_DEFAULTS
 from twisted_vllm.admin.schemas import (
     Label,
@@ -18,12 +19,13 @@ from twisted_vllm.admin.schemas import (
     plain_models,
 )
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.limits.values import UNLIMITED, Allowance
 
 _ROLES = ("internal_user", "internal_user_viewer")
 _ADMINISTRATORS = ("proxy_admin", "proxy_admin_viewer")
 
 
-class UserFields(msgspec.Struct, frozen=True, kw_only=True):
+class UserFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of a user."""
 
     user_alias: Label | None = None
@@ -32,8 +34,8 @@ class UserFields(msgspec.Struct, frozen=True, kw_only=True):
     models: Labels | None = None
     metadata: dict[str, Any] | None = None
 
-    def values(self, given: Container[str]) -> dict[str, Any]:
-        """Return the attributes of a record that were given; null is the empty value of each."""
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each, no limit of a limit."""
         found: dict[str, Any] = {
             "user_alias": self.user_alias,
             "user_email": None if self.user_email is None else self.user_email.lower(),
@@ -41,7 +43,8 @@ class UserFields(msgspec.Struct, frozen=True, kw_only=True):
             "models": plain_models(self.models),
             "metadata": self.metadata or {},
         }
-        return {name: value for name, value in found.items() if name in given}
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
 
 
 class NewUserRequest(UserFields, frozen=True, kw_only=True):
@@ -77,7 +80,7 @@ class NewMember(msgspec.Struct, frozen=True, kw_only=True):
 _Members = Annotated[tuple[NewMember, ...], msgspec.Meta(max_length=1000)]
 
 
-class TeamFields(msgspec.Struct, frozen=True, kw_only=True):
+class TeamFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of a team."""
 
     team_alias: Label | None = None
@@ -85,15 +88,16 @@ class TeamFields(msgspec.Struct, frozen=True, kw_only=True):
     blocked: bool | None = None
     metadata: dict[str, Any] | None = None
 
-    def values(self, given: Container[str]) -> dict[str, Any]:
-        """Return the attributes of a record that were given; null is the empty value of each."""
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each, no limit of a limit."""
         found: dict[str, Any] = {
             "team_alias": self.team_alias,
             "models": plain_models(self.models),
             "blocked": bool(self.blocked),
             "metadata": self.metadata or {},
         }
-        return {name: value for name, value in found.items() if name in given}
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
 
 
 class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
@@ -126,6 +130,15 @@ class AddMembersRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     team_id: Label
     member: NewMember | _Members
+
+
+class UpdateMemberRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /team/member_update``: the user's id, else the address; a role that is absent stays."""
+
+    team_id: Label
+    user_id: Label | None = None
+    user_email: Label | None = None
+    role: Literal["user", "admin"] | None = None
 
 
 class RemoveMemberRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +187,7 @@ def _check_user(found: UserFields) -> None:
     if found.user_email is not None and "@" not in found.user_email:
         raise InvalidRequest("`user_email` must be an address with an @.", param="user_email")
     check_models(found.models)
+    check_limits(found)
     check_depth(found.metadata)
 
 
@@ -203,6 +217,7 @@ def parse_update_team(body: Mapping[str, Any]) -> UpdateTeamRequest:
 def _check_team(found: TeamFields) -> None:
     check_alias(found.team_alias, "team_alias")
     check_models(found.models)
+    check_limits(found)
     check_depth(found.metadata)
 
 

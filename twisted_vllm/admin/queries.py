@@ -107,8 +107,10 @@ class AuditQuery(Query, frozen=True, kw_only=True):
         ""
     )
     action: Annotated[str, msgspec.Meta(description="What was done, such as `key/update`.")] = ""
-    object_type: Annotated[str, msgspec.Meta(description="`key`, `user` or `team`.")] = ""
-    object_id: Annotated[str, msgspec.Meta(description="A user's or team's id, or a key as in `actor`.")] = ""
+    object_type: Annotated[str, msgspec.Meta(description="`key`, `user`, `team` or `end_user`.")] = ""
+    object_id: Annotated[
+        str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
+    ] = ""
     request_id: str = ""
     start_date: Annotated[str, msgspec.Meta(description=f"The first moment: {_WHEN}.")] = ""
     end_date: Annotated[
