@@ -58,6 +58,7 @@ class FakeRequest:
         self.site = self.channel.site
         self.method = method
         self.uri = uri
+        self.known: Any = None
         self.path = uri.partition(b"?")[0]
         self.raw_headers = headers or []
         self.header_names = [name.lower() for name, _ in self.raw_headers]
@@ -200,6 +201,7 @@ class FakeAuthenticator:
     """Lets everybody in as one principal, or refuses."""
 
     def __init__(self, principal: Any = ANONYMOUS) -> None:
+        self.changes = 0
         self.principal = principal
         self.asked: list[tuple[Any, float]] = []
 

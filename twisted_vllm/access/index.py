@@ -151,7 +151,6 @@ class IndexedKey:
     Attributes:
         token: the key's token; that of the present key for one that was replaced.
         principal: whom its requests act as.
-        expires: when it stops working, in Unix seconds; infinity is never.
         blocked: whether it was blocked.
         team_blocked: whether its team was blocked.
         replaced: whether the key was regenerated since, and this is the former value.
@@ -159,7 +158,6 @@ class IndexedKey:
 
     token: str
     principal: Principal
-    expires: float
     blocked: bool
     team_blocked: bool = False
     replaced: bool = False
@@ -170,9 +168,13 @@ class KeyIndex:
 
     What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
     keys that nobody counted.
+
+    Attributes:
+        changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
+        self.changes = 0
         self._ready: dict[str, IndexedKey] = {}
         self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
 
@@ -190,6 +192,7 @@ class KeyIndex:
         self._teams = dict(everything.teams)
         self._end_users = dict(everything.end_users)
         self._ready.clear()
+        self.changes += 1
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
@@ -200,6 +203,7 @@ class KeyIndex:
         _apply(self._end_users, changes.end_users)
         if changes.concerns_keys:
             self._ready.clear()
+            self.changes += 1
 
     def add(self, record: KeyRecord) -> None:
         """Take a record; one of the same token is replaced."""
@@ -228,6 +232,7 @@ class KeyIndex:
         if granted and (grant.models or (user and user.models) or (team and team.models)):
             # who may use certain models only must not put another in the place of the body's
             granted -= ADAPTER_HEADERS
+        expires = grant.expires if former is None else min(grant.expires, former.works_until)
         principal = Principal(
             kind="key",
             name=grant.name,
@@ -242,6 +247,7 @@ class KeyIndex:
             aliases=grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
+            expires=expires,
             limited=_limited(grant, user, team),
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
@@ -249,7 +255,6 @@ class KeyIndex:
         made = self._ready[token] = IndexedKey(
             token=grant.token,
             principal=principal,
-            expires=grant.expires if former is None else min(grant.expires, former.works_until),
             blocked=grant.blocked,
             team_blocked=team is not None and team.blocked,
             replaced=former is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import attrs
@@ -124,6 +125,7 @@ class Principal:
         aliases: the key's own names of models, and the model that each stands for.
         priority: what ``X-Vllm-Priority`` says of its requests.
         granted_headers: which of the operator's headers it may set, in lower case.
+        expires: when its key stops working, in Unix seconds; infinity is never.
         limited: the key, user and team that have limits, each with its own; empty where none has.
         tags: its key's labels.
         cache_salt: what keeps its prompts apart in vLLM's prefix cache; empty shares the cache.
@@ -142,6 +144,7 @@ class Principal:
     aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     priority: int | None = None
     granted_headers: frozenset[bytes] = frozenset()
+    expires: float = inf
     limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
     tags: tuple[str, ...] = ()
     cache_salt: str = attrs.field(default="", repr=False)

@@ -17,10 +17,11 @@ from twisted_vllm.access.records import PREFLIGHT, Principal
 from twisted_vllm.access.routes import Route, classify
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import ModelUndetermined
-from twisted_vllm.gateway.bodies import ModelField, find_model, rename
+from twisted_vllm.gateway.bodies import ModelField, find_model
 from twisted_vllm.gateway.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.gateway.paths import Target, target
 from twisted_vllm.gateway.routing import Destination, Router
+from twisted_vllm.gateway.splices import rename
 from twisted_vllm.wire.headers import is_form, is_json
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
@@ -74,11 +75,17 @@ class Admission:
             router: picks the server for a model.
             path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
         """
+        self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._policy = policy
         self._router = router
         self._path_aliases = path_aliases
         self._routes_by_model = bool(router.names)
+
+    @property
+    def changes(self) -> int:
+        """How often what decides was changed: what was decided before a change may not hold after it."""
+        return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
         """Tell who asks.

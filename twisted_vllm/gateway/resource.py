@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from twisted.python.failure import Failure
@@ -13,16 +13,17 @@ from zope.interface import implementer
 
 from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.records import Principal
-from twisted_vllm.config.settings import Limits
+from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
+from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
-from twisted_vllm.wire.headers import write_request_head
+from twisted_vllm.wire.headers import HeaderList, write_request_head
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 
 #: where the pass-through stands
@@ -101,16 +102,24 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        principal = request.principal = self._identify(request)
-        entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
+        known = request.known
+        passage: Passage | None = None if known is None else known.note
+        if passage is not None and passage.holds(self._admission.changes, self._now(), request.channel.peer):
+            entry = passage.entry
+            request.principal = entry.principal
+        else:
+            principal = request.principal = self._identify(request)
+            entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
+            if known is not None:
+                known.note = passage = Passage(entry, self._admission.changes, request.channel.peer)
         request.note = Forwarding(entry)
         limit = self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT
         if request.body_complete and request.body_received <= limit:
-            self._admit(request, entry, request.take_body())
+            self._admit(request, entry, request.take_body(), passage)
         elif entry.needs_model:
             request.collect_body(limit, lambda body: self._collected(request, entry, body))
         else:
-            self._admit(request, entry, None)
+            self._admit(request, entry, None, None)
 
     def _identify(self, request: GatewayRequest) -> Principal:
         now = self._now()
@@ -122,56 +131,81 @@ class PassThroughResource:
 
     def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
         try:
-            self._admit(request, entry, body)
+            self._admit(request, entry, body, None)
         except GatewayError as error:
             request.answer(error)
         except Exception:
             # the body may come long after `render`, where nobody else would answer for a fault of our own
             request.processingFailed(Failure())
 
-    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
-        head = request.head
-        admitted = self._admission.admit(entry, head, held)
-        body: bytes | RequestBody
-        framing = None
-        if admitted.body is None:
-            body = RequestBody(request, dropped_from(entry.principal))
-            if isinstance(body.length, int):
-                framing = (b"Content-Length", b"%d" % body.length)
-            else:
-                framing = (b"Transfer-Encoding", b"chunked")
-        else:
-            body = admitted.body
-            if body or b"content-length" in head or b"transfer-encoding" in head:
-                framing = (b"Content-Length", b"%d" % len(body))
-        peer = request.channel.peer
-        forwarded = client_headers(
-            peer.host,
-            peer.secure,
-            head.get(b"host"),
-            said_by_proxies(request.raw_headers, self._trusted_proxies),
-            self._trusted_proxies,
-        )
-        headers = outgoing_headers(
-            request.raw_headers,
-            request.header_names,
-            server=admitted.server,
-            principal=entry.principal,
-            request_id=request.request_id,
-            forwarded=forwarded,
-            framing=framing,
-            connection=head.get(b"connection"),
-            expects_continue=held is None and request.awaits_continue(),
-        )
+    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None, passage: Passage | None) -> None:
+        admitted = self._admission.admit(entry, request.head, held)
         server = admitted.server
-        if request.protocols:
-            headers += upgrade_headers(request)
-            relay: Relay = UpgradeRelay(request)
+        body: bytes | RequestBody | None = admitted.body
+        if body is None:
+            body = RequestBody(request, dropped_from(entry.principal))
+        if passage is not None and admitted.body is not None:
+            if server not in passage.heads:
+                has_body = b"content-length" in request.head
+                passage.keep(
+                    server,
+                    request.method,
+                    server.base_path + admitted.path,
+                    self._headers(request, entry, server, (b"Content-Length", b"") if has_body else None, b"", False),
+                )
+            head = passage.write(server, len(admitted.body), request.request_id)
         else:
-            relay = Relay(request)
+            headers = self._headers(
+                request,
+                entry,
+                server,
+                _framing(body, request.head),
+                request.request_id,
+                held is None and request.awaits_continue(),
+            )
+            if request.protocols:
+                headers += upgrade_headers(request)
+            head = write_request_head(request.method, server.base_path + admitted.path, headers)
+        relay = UpgradeRelay(request) if request.protocols else Relay(request)
         note = request.note
         note.admitted = admitted
         note.relay = request.work = relay
-        written = write_request_head(request.method, server.base_path + admitted.path, headers)
-        relay.exchange = exchange = Exchange(server, request.method, written, body or None, relay)
+        relay.exchange = exchange = Exchange(server, request.method, head, body or None, relay)
         self._forward(exchange)
+
+    def _headers(
+        self,
+        request: GatewayRequest,
+        entry: Entry,
+        server: Server,
+        framing: tuple[bytes, bytes] | None,
+        request_id: bytes,
+        expects_continue: bool,
+    ) -> HeaderList:
+        peer = request.channel.peer
+        proxies = self._trusted_proxies
+        head = request.head
+        return outgoing_headers(
+            request.raw_headers,
+            request.header_names,
+            server=server,
+            principal=entry.principal,
+            request_id=request_id,
+            forwarded=client_headers(
+                peer.host, peer.secure, head.get(b"host"), said_by_proxies(request.raw_headers, proxies), proxies
+            ),
+            framing=framing,
+            connection=head.get(b"connection"),
+            expects_continue=expects_continue,
+        )
+
+
+def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+    """Return the header that says where the body ends, or None for a request without one."""
+    if isinstance(body, bytes):
+        if body or b"content-length" in head or b"transfer-encoding" in head:
+            return (b"Content-Length", b"%d" % len(body))
+        return None
+    if isinstance(body.length, int):
+        return (b"Content-Length", b"%d" % body.length)
+    return (b"Transfer-Encoding", b"chunked")

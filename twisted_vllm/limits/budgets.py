@@ -65,9 +65,9 @@ class Budget:
         if period_start == self._start:
             self.unsaved = max(self.unsaved - amount, 0)
 
-    def reset(self, spend: int) -> None:
-        """Take an administrator's word for what the database says."""
-        self.saved = spend
+    def reset(self, spend: int, period_start: int) -> None:
+        """Take an administrator's word for what the database says, and warn anew."""
+        self.loaded(spend, period_start)
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:

@@ -150,11 +150,9 @@ class LocalLimiter:
             budget.committed(amount, total, period_start)
             self._warn(budget)
 
-    def budget_reset(self, kind: str, id: str, spend: int = 0) -> None:
-        """Take note that an administrator set what was spent in the present period, in the database."""
-        budget = self._budgets.get((kind, id))
-        if budget is not None:
-            budget.reset(spend)
+    def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
+        """Take note that an administrator set what was spent in a period, in the database; a soft budget warns anew."""
+        self._budget((kind, id)).reset(spend, period_start)
 
     def budget_forgotten(self, kind: str, id: str) -> None:
         """Forget somebody's budget: it was taken away, or whose it was is deleted."""

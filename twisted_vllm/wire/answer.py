@@ -57,7 +57,6 @@ class AnsweredRequest(server.Request):
         What goes on is ``head.relayed``; ``x-request-id`` and the framing are added where they are not there.
         """
         status = head.status
-        headers = head.relayed
         added = b"" if head.has_request_id else b"x-request-id: " + self.request_id + b"\r\n"
         self._chunked_out = False
         keep = self.keeps_connection()
@@ -70,12 +69,13 @@ class AnsweredRequest(server.Request):
                     keep = False
         elif status == 204:
             # RFC 9110 §8.6 forbids a length, and a client that believes it would wait for a body
-            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+            kept = [pair for pair in head.relayed if pair[0].lower() != b"content-length"]
+            head = ResponseHead(status, head.reason, kept)
         if not keep:
             self.persistent = False
             added += b"Connection: close\r\n"
         self.status = self.code = status
-        self._corked = write_response_head(status, head.reason, headers, added)
+        self._corked = head.write(added)
 
     def relay_switch(self, head: ResponseHead) -> None:
         """Begin a 101 and what follows it, which nothing frames and only the connection ends (RFC 9110 §15.2.2)."""

@@ -10,6 +10,7 @@ from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead, listed
+from twisted_vllm.wire.known import KnownResponses
 from twisted_vllm.wire.response import UpstreamResponse
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
@@ -114,6 +115,7 @@ class ResponseReader:
         "_head_bytes",
         "_informational",
         "_is_head",
+        "_known",
         "_pairs",
         "_parser",
         "_reason",
@@ -132,7 +134,9 @@ class ResponseReader:
         "until_eof",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownResponses) -> None:
+        """Make a reader; `known` are the heads that were read before."""
+        self._known = known
         self.spoiled = False
         self.switched = False
         self.surplus = b""
@@ -154,7 +158,17 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bool:
         """Read a segment; return whether it was well-formed as far as the response goes."""
+        begins = not (self.any_bytes or self._is_head)
         self.any_bytes = True
+        if begins:
+            recalled = self._known.recall(data)
+            if recalled is not None:
+                self.head, body = recalled
+                self.head_arrived = self.complete = self.keep_alive = True
+                self._informational = None
+                if body:
+                    self.pieces.append(body)
+                return True
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
@@ -170,7 +184,9 @@ class ResponseReader:
         if not self.head_arrived:
             self._head_bytes += len(data)
             return not self._refused and self._head_bytes <= HEAD_LIMIT
-        if not self.pieces and not self.complete:
+        if begins and self.complete and self.keep_alive and not self.spoiled:
+            self._known.learn(data, self.head)
+        elif not self.pieces and not self.complete:
             # chunk extensions or trailers, which llhttp keeps until they end
             self._head_bytes += len(data)
             return self._head_bytes <= HEAD_LIMIT

@@ -72,9 +72,22 @@ class ResponseHead:
         has_request_id: whether there is an ``x-request-id``.
     """
 
-    __slots__ = ("coding", "connection", "has_request_id", "headers", "length", "reason", "relayed", "status")
+    __slots__ = (
+        "_length_at",
+        "_written",
+        "coding",
+        "connection",
+        "has_request_id",
+        "headers",
+        "length",
+        "reason",
+        "relayed",
+        "status",
+    )
 
     def __init__(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        self._length_at = 0
+        self._written: tuple[bytes, bytes] | None = None
         self.status = status
         self.reason = reason
         self.headers = headers
@@ -99,9 +112,40 @@ class ResponseHead:
         if connection:
             drop = nominated(connection)
             relayed = [pair for pair in relayed if pair[0].lower() not in drop]
-        self.relayed = relayed
+        self.relayed = headers if len(relayed) == len(headers) else relayed
         self.coding = coding.strip().lower() if coding else coding
         self.connection = connection
+
+    def write(self, added: bytes) -> bytes:
+        """Return what goes on of it, written out, with the empty line; `added` are whole lines that end the list."""
+        if self._written is None:
+            return write_response_head(self.status, self.reason, self.relayed, added)
+        before, after = self._written
+        return b"%b%d%b%b\r\n" % (before, self.length or 0, after, added)
+
+    def as_template(self) -> ResponseHead:
+        """Prepare to be the template of heads that differ in their ``Content-Length`` alone; it must have one."""
+        self._length_at = at = next(at for at, pair in enumerate(self.headers) if pair[0].lower() == b"content-length")
+        whole = write_response_head(self.status, self.reason, self.headers[: at + 1])
+        before = whole[: -len(self.headers[at][1] + b"\r\n\r\n")]
+        after = b"".join(b"\r\n%b: %b" % pair for pair in self.headers[at + 1 :]) + b"\r\n"
+        self._written = before, after
+        return self
+
+    def of_length(self, length: int) -> ResponseHead:
+        """Return this head with another length; it must be a template."""
+        made: ResponseHead = ResponseHead.__new__(ResponseHead)
+        made._length_at = at = self._length_at
+        made._written = self._written
+        made.status = self.status
+        made.reason = self.reason
+        made.headers = made.relayed = headers = self.headers.copy()
+        headers[at] = (headers[at][0], b"%d" % length)
+        made.length = length
+        made.has_request_id = self.has_request_id
+        made.coding = self.coding
+        made.connection = self.connection
+        return made
 
 
 #: stands for a head that has not come

@@ -25,6 +25,7 @@ from twisted_vllm.wire.headers import HeaderList
 
 if TYPE_CHECKING:
     from twisted_vllm.wire.channel import GatewayChannel
+    from twisted_vllm.wire.known import KnownHead
 
 #: bytes of a body that are read and thrown away to keep a connection whose request was answered early
 DISCARD_LIMIT = 262_144
@@ -64,6 +65,7 @@ class GatewayRequest(AnsweredRequest):
         dispatched: whether a resource was asked to answer it.
         failed: whether its fault was answered, or cut it.
         protocols: the protocols, in lower case, one of which the connection may switch to if a server agrees.
+        known: its head, where that was read before.
         started: when the request began, in the reactor's seconds.
         principal: who the request acts as, once that is known.
         note: what the resource wants to be known of the request when it is over.
@@ -81,6 +83,7 @@ class GatewayRequest(AnsweredRequest):
     body_received = 0
     body_complete = False
     principal: Any = None
+    known: KnownHead | None = None
     note: Any = None
     work: Work | None = None
 
