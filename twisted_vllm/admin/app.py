@@ -24,6 +24,7 @@ from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
 from twisted_vllm.admin.teams import TeamEndpoints
 from twisted_vllm.admin.users import UserEndpoints
@@ -39,6 +40,7 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
+        "/openapi.json": "what each of these takes and answers",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
@@ -91,7 +93,9 @@ class AdminApp:
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
         app.handle_errors(Exception)(refuse)
-        for path, (method, endpoint) in {**_routes(office), **_open_routes(readiness)}.items():
+        routes = {**_routes(office), **_open_routes(readiness)}
+        routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
+        for path, (method, endpoint) in routes.items():
             app.route(path, methods=[method], endpoint=path)(endpoint)
         self._app = app
 
@@ -172,4 +176,5 @@ class AdminResource(Resource):
 
 
 def _welcome(request: IRequest) -> bytes:
+    """Answer ``GET /``: what this is."""
     return send_json(request, WELCOME)

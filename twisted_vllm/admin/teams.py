@@ -11,11 +11,10 @@ from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import people
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.people_schemas import (
-    AddMembersRequest,
     DeleteTeamsRequest,
-    NewMember,
     RemoveMemberRequest,
     TeamRequest,
+    parse_add_members,
     parse_new_team,
     parse_update_team,
 )
@@ -129,11 +128,10 @@ class TeamEndpoints:
     async def add_members(self, request: IRequest) -> bytes:
         """Answer ``POST /team/member_add``: one member or several; a user that is not known yet is made."""
         act = self._office.act(request, "team/member_add")
-        asked = parse(read_object(request), AddMembersRequest, {"max_budget_in_team": None})
-        wanted = (asked.member,) if isinstance(asked.member, NewMember) else asked.member
+        team_id, wanted = parse_add_members(read_object(request))
 
         def work(transaction: Transaction) -> tuple[_Whole, list[UserRecord], dict[str, list[Member]]]:
-            team = people.find_team(transaction, asked.team_id)
+            team = people.find_team(transaction, team_id)
             users = people.add_members(transaction, act, team, wanted)
             memberships = transaction.members.of_users([user.user_id for user in users])
             return _with_members(transaction, team), users, memberships

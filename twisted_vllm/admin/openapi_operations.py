@@ -1,0 +1,119 @@
+"""What each route of the admin API takes and answers, for its document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import msgspec
+
+from twisted_vllm.admin import answers, key_schemas, people_schemas, queries
+from twisted_vllm.admin.fields import one_of_fields
+
+
+@attrs.frozen
+class Operation:
+    """What the document says of a route beside its docstring.
+
+    Attributes:
+        answer: what it answers; a struct, or another type that msgspec knows.
+        body: what it takes, where it takes a body.
+        narrows: what more holds for the body than its struct says, as JSON Schema.
+        query: what its query may hold.
+        refusals: the statuses that it refuses with, beside those of every route like it.
+        may_be_empty: whether a body that is narrowed may still hold nothing.
+        is_open: whether it is open to everyone.
+        failure: what it answers with a 503, if that is no mere refusal.
+    """
+
+    answer: Any
+    body: type[msgspec.Struct] | None = None
+    narrows: Mapping[str, Any] | None = None
+    query: type[queries.Query] = queries.NoQuery
+    refusals: tuple[int, ...] = ()
+    may_be_empty: bool = False
+    is_open: bool = False
+    failure: type[msgspec.Struct] | None = None
+
+
+_GIVEN = {"type": "string"}
+_NULL = {"type": "null"}
+
+
+_A_KEY = one_of_fields("key", "key_alias")
+_LIST = {"type": "array", "minItems": 1}
+
+#: by path; every route has an entry
+OPERATIONS: dict[str, Operation] = {
+    "/key/generate": Operation(answers.GeneratedKey, key_schemas.GenerateRequest, refusals=(409,)),
+    "/key/service-account/generate": Operation(
+        answers.GeneratedKey,
+        key_schemas.GenerateRequest,
+        {"required": ["team_id"], "properties": {"team_id": _GIVEN, "user_id": _NULL}},
+        refusals=(409,),
+    ),
+    "/key/update": Operation(answers.ChangedKey, key_schemas.UpdateRequest, _A_KEY, refusals=(404, 409)),
+    "/key/bulk_update": Operation(answers.BulkAnswer, key_schemas.BulkRequest),
+    "/key/block": Operation(answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
+    "/key/unblock": Operation(answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
+    "/key/regenerate": Operation(answers.NewKey, key_schemas.RegenerateRequest, _A_KEY, refusals=(404, 409)),
+    "/key/<string:key>/regenerate": Operation(
+        answers.NewKey,
+        key_schemas.RegenerateRequest,
+        {"properties": {"key": {"type": "null", "description": "The path names the key."}}},
+        refusals=(404, 409),
+        may_be_empty=True,
+    ),
+    "/key/delete": Operation(
+        answers.DeletedKeys,
+        key_schemas.DeleteRequest,
+        one_of_fields("keys", "key_aliases", given=_LIST),
+        refusals=(404,),
+    ),
+    "/key/info": Operation(answers.KeyInfo, query=queries.KeyInfoQuery, refusals=(404,)),
+    "/v2/key/info": Operation(answers.KeyInfos, key_schemas.InfoRequest, refusals=(404,)),
+    "/key/list": Operation(answers.KeyList, query=queries.KeyListQuery),
+    "/key/aliases": Operation(answers.AliasList, query=queries.AliasesQuery),
+    "/user/new": Operation(
+        answers.NewUser,
+        people_schemas.NewUserRequest,
+        {
+            "anyOf": [
+                {"properties": {"auto_create_key": {"enum": [True, None]}}},
+                {"properties": {"key_alias": _NULL, "duration": _NULL}},
+            ]
+        },
+        refusals=(404, 409),
+        may_be_empty=True,
+    ),
+    "/user/info": Operation(answers.UserInfo, query=queries.UserInfoQuery, refusals=(404,)),
+    "/user/update": Operation(
+        answers.ChangedUser,
+        people_schemas.UpdateUserRequest,
+        one_of_fields("user_id", "user_email"),
+        refusals=(404, 409),
+    ),
+    "/user/delete": Operation(int, people_schemas.DeleteUsersRequest, refusals=(404,)),
+    "/user/list": Operation(answers.UserList, query=queries.UserListQuery),
+    "/team/new": Operation(answers.TeamReport, people_schemas.NewTeamRequest, refusals=(404, 409)),
+    "/team/info": Operation(answers.TeamInfo, query=queries.TeamInfoQuery, refusals=(404,)),
+    "/team/update": Operation(answers.ChangedTeam, people_schemas.UpdateTeamRequest, refusals=(404,)),
+    "/team/delete": Operation(answers.DeletedTeams, people_schemas.DeleteTeamsRequest, refusals=(404,)),
+    "/team/list": Operation(tuple[answers.TeamReport, ...], query=queries.TeamListQuery),
+    "/team/block": Operation(answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
+    "/team/unblock": Operation(answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
+    "/team/member_add": Operation(answers.AddedMembers, people_schemas.AddMembersRequest, refusals=(404, 409)),
+    "/team/member_delete": Operation(
+        answers.TeamReport,
+        people_schemas.RemoveMemberRequest,
+        one_of_fields("user_id", "user_email"),
+        refusals=(404,),
+    ),
+    "/audit/list": Operation(answers.AuditList, query=queries.AuditQuery),
+    "/": Operation(answers.Welcome, is_open=True),
+    "/openapi.json": Operation(dict[str, Any], is_open=True),
+    "/health/liveliness": Operation(str, is_open=True, refusals=(503,)),
+    "/health/liveness": Operation(str, is_open=True, refusals=(503,)),
+    "/health/readiness": Operation(answers.ReadinessReport, is_open=True, failure=answers.Unready),
+}
