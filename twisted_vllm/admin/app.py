@@ -51,7 +51,11 @@ def _peer_of(request: IRequest) -> str:
 
 
 class AdminApp:
-    """Everything that the gateway answers itself: virtual keys, health, and a welcome."""
+    """Everything that the gateway answers itself: virtual keys, health, and a welcome.
+
+    Attributes:
+        url_map: the routes, as werkzeug keeps them.
+    """
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class AdminApp:
         routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
         for path, (method, endpoint) in routes.items():
             app.route(path, methods=[method], endpoint=path)(endpoint)
+        self.url_map = app.url_map
         self._app = app
 
     def resource(self) -> IResource:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from twisted_vllm.admin import answers, key_schemas, people_schemas, queries
+from twisted_vllm.admin import answers, key_answers, key_schemas, people_answers, people_schemas, queries
 from twisted_vllm.admin.fields import one_of_fields
 
 
@@ -46,37 +46,37 @@ _LIST = {"type": "array", "minItems": 1}
 
 #: by path; every route has an entry
 OPERATIONS: dict[str, Operation] = {
-    "/key/generate": Operation(answers.GeneratedKey, key_schemas.GenerateRequest, refusals=(409,)),
+    "/key/generate": Operation(key_answers.GeneratedKey, key_schemas.GenerateRequest, refusals=(409,)),
     "/key/service-account/generate": Operation(
-        answers.GeneratedKey,
+        key_answers.GeneratedKey,
         key_schemas.GenerateRequest,
         {"required": ["team_id"], "properties": {"team_id": _GIVEN, "user_id": _NULL}},
         refusals=(409,),
     ),
-    "/key/update": Operation(answers.ChangedKey, key_schemas.UpdateRequest, _A_KEY, refusals=(404, 409)),
-    "/key/bulk_update": Operation(answers.BulkAnswer, key_schemas.BulkRequest),
-    "/key/block": Operation(answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
-    "/key/unblock": Operation(answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
-    "/key/regenerate": Operation(answers.NewKey, key_schemas.RegenerateRequest, _A_KEY, refusals=(404, 409)),
+    "/key/update": Operation(key_answers.ChangedKey, key_schemas.UpdateRequest, _A_KEY, refusals=(404, 409)),
+    "/key/bulk_update": Operation(key_answers.BulkAnswer, key_schemas.BulkRequest),
+    "/key/block": Operation(key_answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
+    "/key/unblock": Operation(key_answers.KeyReport, key_schemas.NameRequest, _A_KEY, refusals=(404,)),
+    "/key/regenerate": Operation(key_answers.NewKey, key_schemas.RegenerateRequest, _A_KEY, refusals=(404, 409)),
     "/key/<string:key>/regenerate": Operation(
-        answers.NewKey,
+        key_answers.NewKey,
         key_schemas.RegenerateRequest,
         {"properties": {"key": {"type": "null", "description": "The path names the key."}}},
         refusals=(404, 409),
         may_be_empty=True,
     ),
     "/key/delete": Operation(
-        answers.DeletedKeys,
+        key_answers.DeletedKeys,
         key_schemas.DeleteRequest,
         one_of_fields("keys", "key_aliases", given=_LIST),
         refusals=(404,),
     ),
-    "/key/info": Operation(answers.KeyInfo, query=queries.KeyInfoQuery, refusals=(404,)),
-    "/v2/key/info": Operation(answers.KeyInfos, key_schemas.InfoRequest, refusals=(404,)),
-    "/key/list": Operation(answers.KeyList, query=queries.KeyListQuery),
-    "/key/aliases": Operation(answers.AliasList, query=queries.AliasesQuery),
+    "/key/info": Operation(key_answers.KeyInfo, query=queries.KeyInfoQuery, refusals=(404,)),
+    "/v2/key/info": Operation(key_answers.KeyInfos, key_schemas.InfoRequest, refusals=(404,)),
+    "/key/list": Operation(key_answers.KeyList, query=queries.KeyListQuery),
+    "/key/aliases": Operation(key_answers.AliasList, query=queries.AliasesQuery),
     "/user/new": Operation(
-        answers.NewUser,
+        people_answers.NewUser,
         people_schemas.NewUserRequest,
         {
             "anyOf": [
@@ -87,25 +87,30 @@ OPERATIONS: dict[str, Operation] = {
         refusals=(404, 409),
         may_be_empty=True,
     ),
-    "/user/info": Operation(answers.UserInfo, query=queries.UserInfoQuery, refusals=(404,)),
+    "/user/info": Operation(people_answers.UserInfo, query=queries.UserInfoQuery, refusals=(404,)),
     "/user/update": Operation(
-        answers.ChangedUser,
+        people_answers.ChangedUser,
         people_schemas.UpdateUserRequest,
         one_of_fields("user_id", "user_email"),
         refusals=(404, 409),
     ),
     "/user/delete": Operation(int, people_schemas.DeleteUsersRequest, refusals=(404,)),
-    "/user/list": Operation(answers.UserList, query=queries.UserListQuery),
-    "/team/new": Operation(answers.TeamReport, people_schemas.NewTeamRequest, refusals=(404, 409)),
-    "/team/info": Operation(answers.TeamInfo, query=queries.TeamInfoQuery, refusals=(404,)),
-    "/team/update": Operation(answers.ChangedTeam, people_schemas.UpdateTeamRequest, refusals=(404,)),
-    "/team/delete": Operation(answers.DeletedTeams, people_schemas.DeleteTeamsRequest, refusals=(404,)),
-    "/team/list": Operation(tuple[answers.TeamReport, ...], query=queries.TeamListQuery),
-    "/team/block": Operation(answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
-    "/team/unblock": Operation(answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
-    "/team/member_add": Operation(answers.AddedMembers, people_schemas.AddMembersRequest, refusals=(404, 409)),
+    "/user/list": Operation(people_answers.UserList, query=queries.UserListQuery),
+    "/team/new": Operation(people_answers.TeamReport, people_schemas.NewTeamRequest, refusals=(404, 409)),
+    "/team/info": Operation(people_answers.TeamInfo, query=queries.TeamInfoQuery, refusals=(404,)),
+    "/team/update": Operation(people_answers.ChangedTeam, people_schemas.UpdateTeamRequest, refusals=(404,)),
+    "/team/delete": Operation(people_answers.DeletedTeams, people_schemas.DeleteTeamsRequest, refusals=(404,)),
+    "/team/list": Operation(tuple[people_answers.TeamReport, ...], query=queries.TeamListQuery),
+    "/team/block": Operation(people_answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
+    "/team/unblock": Operation(people_answers.TeamReport, people_schemas.TeamRequest, refusals=(404,)),
+    "/team/member_add": Operation(
+        people_answers.AddedMembers,
+        people_schemas.AddMembersRequest,
+        {"properties": {"member": {"anyOf": [{"type": "array"}, one_of_fields("user_id", "user_email")]}}},
+        refusals=(404, 409),
+    ),
     "/team/member_delete": Operation(
-        answers.TeamReport,
+        people_answers.TeamReport,
         people_schemas.RemoveMemberRequest,
         one_of_fields("user_id", "user_email"),
         refusals=(404,),
