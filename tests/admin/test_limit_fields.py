@@ -120,6 +120,11 @@ def test_limits_are_shown_as_they_were_given_and_requests_are_held_to_them(owner
         assert limited.id in owner.name.values()
 
 
+def test_a_number_without_a_fraction_is_whole(owner: Owner) -> None:
+    made = owner.new(rpm_limit=7.0, model_rpm_limit={"a": 8.0})
+    assert (made["rpm_limit"], made["model_rpm_limit"]) == (7, {"a": 8})
+
+
 def test_who_was_given_none_has_none(owner: Owner) -> None:
     assert limits_in(owner.new()) == NONE
     assert owner.limits() == ()

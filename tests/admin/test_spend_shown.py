@@ -113,7 +113,7 @@ def test_reset_spend_sets_what_the_period_has_and_leaves_the_total(gateway: Gate
         ({"reset_to": None}, 400, "reset_to"),
         ({"reset_to": -1}, 400, "reset_to"),
         ({"reset_to": "0"}, 400, "reset_to"),
-        ({"reset_to": 1.01}, 400, "reset_to"),
+        ({"reset_to": 1.01}, 409, "reset_to"),
         ({"reset_to": 0, "key": KEY}, 400, "key"),
     ],
 )

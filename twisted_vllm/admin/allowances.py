@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from twisted_vllm.access.records import Spend
-from twisted_vllm.admin.schemas import Label
+from twisted_vllm.admin.fields import UNITS
+from twisted_vllm.admin.schemas import Label, is_printable
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.limits.values import UNLIMITED, Allowance
@@ -18,8 +19,6 @@ from twisted_vllm.money import from_dollars, to_dollars
 
 #: the largest whole number that every JSON reader takes
 _LARGEST = 2**53 - 1
-
-_DURATION = "[1-9][0-9]{0,4}(s|m|h|d|w)|[1-9][0-9]{0,3}mo"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 Counts = Annotated[dict[Label, Count], msgspec.Meta(max_length=1000)]
@@ -30,8 +29,8 @@ Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US doll
 BudgetDuration = Annotated[
     str,
     msgspec.Meta(
-        description="A number and a unit, one of s, m, h, d, w and mo.",
-        extra_json_schema={"pattern": f"^({_DURATION})$", "examples": ["30d"]},
+        description="A number and a unit, one of s, m, h, d, w and mo, as in 30d.",
+        extra_json_schema={"pattern": f"^({UNITS})$"},
     ),
 ]
 
@@ -47,6 +46,9 @@ class LimitFields(msgspec.Struct, frozen=True, kw_only=True):
     max_budget: Dollars | None = None
     soft_budget: Dollars | None = None
     budget_duration: BudgetDuration | None = None
+
+    #: the fields whose values are whole numbers by name
+    WHOLE_NUMBERS_WITHIN: ClassVar[tuple[str, ...]] = ("model_rpm_limit", "model_tpm_limit")
 
     #: LiteLLM's names, and the attributes of an allowance
     ATTRIBUTES: ClassVar[Mapping[str, str]] = {
@@ -82,14 +84,14 @@ def check_limits(found: LimitFields) -> None:
     Raises:
         InvalidRequest: a budget's duration is not one, or a model's name cannot be printed.
     """
-    if found.budget_duration is not None and not re.fullmatch(_DURATION, found.budget_duration):
+    if found.budget_duration is not None and not re.fullmatch(UNITS, found.budget_duration):
         raise InvalidRequest(
             "`budget_duration` must be a number above 0, of at most 5 digits, and a unit, one of s, m, h, d, w and mo "
             "(as in 30d), or null for a budget that never begins anew.",
             param="budget_duration",
         )
-    for name in ("model_rpm_limit", "model_tpm_limit"):
-        if not all(model.isprintable() for model in getattr(found, name) or ()):
+    for name in found.WHOLE_NUMBERS_WITHIN:
+        if not all(is_printable(model) for model in getattr(found, name) or ()):
             raise InvalidRequest(f"`{name}`: holds a character that cannot be printed.", param=name)
 
 

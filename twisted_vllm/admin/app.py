@@ -25,6 +25,7 @@ from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
 from twisted_vllm.admin.teams import TeamEndpoints
 from twisted_vllm.admin.users import UserEndpoints
@@ -41,6 +42,7 @@ WELCOME = {
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
+        "/openapi.json": "what each of these takes and answers",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
@@ -51,7 +53,11 @@ def _peer_of(request: IRequest) -> str:
 
 
 class AdminApp:
-    """Everything that the gateway answers itself: virtual keys, health, and a welcome."""
+    """Everything that the gateway answers itself: virtual keys, health, and a welcome.
+
+    Attributes:
+        url_map: the routes, as werkzeug keeps them.
+    """
 
     def __init__(
         self,
@@ -93,8 +99,11 @@ class AdminApp:
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
         app.handle_errors(Exception)(refuse)
-        for path, (method, endpoint) in {**_routes(office), **_open_routes(readiness)}.items():
+        routes = {**_routes(office), **_open_routes(readiness)}
+        routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
+        for path, (method, endpoint) in routes.items():
             app.route(path, methods=[method], endpoint=path)(endpoint)
+        self.url_map = app.url_map
         self._app = app
 
     def resource(self) -> IResource:
@@ -187,4 +196,5 @@ class AdminResource(Resource):
 
 
 def _welcome(request: IRequest) -> bytes:
+    """Answer ``GET /``: what this is."""
     return send_json(request, WELCOME)

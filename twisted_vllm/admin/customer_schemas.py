@@ -8,9 +8,10 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from twisted_vllm.admin.allowances import LimitFields, check_limits
+from twisted_vllm.admin.fields import Alias
 from twisted_vllm.admin.litellm import CUSTOMER_DEFAULTS
 from twisted_vllm.admin.queries import PageNumber, Query
-from twisted_vllm.admin.schemas import Label, Labels, check_alias, parse
+from twisted_vllm.admin.schemas import MOST, check_alias, parse
 from twisted_vllm.limits.values import UNLIMITED, Allowance
 
 #: end users that one answer lists
@@ -22,8 +23,8 @@ CustomerT = TypeVar("CustomerT", bound="CustomerFields")
 class CustomerFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of an end user."""
 
-    user_id: Label
-    alias: Label | None = None
+    user_id: Alias
+    alias: Alias | None = None
     blocked: bool | None = None
 
     def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class UpdateCustomerRequest(CustomerFields, frozen=True, kw_only=True):
 class CustomersRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of ``POST /customer/delete``, ``/customer/block`` and ``/customer/unblock``."""
 
-    user_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+    user_ids: Annotated[tuple[Alias, ...], msgspec.Meta(min_length=1, max_length=MOST)]
 
 
 class CustomerInfoQuery(Query, frozen=True, kw_only=True):

@@ -98,7 +98,7 @@ class CustomerEndpoints:
         return send_json(request, await self._office.read(work))
 
     async def block(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/block``; one that is not known yet is made."""
+        """Answer ``POST /customer/block``: requests for them are refused; one that is not known yet is made."""
         act = self._office.act(request, "customer/block")
         user_ids = parse_customers(read_object(request))
 

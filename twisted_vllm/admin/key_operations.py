@@ -16,7 +16,7 @@ from twisted_vllm.admin.authorize import token_of
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.key_schemas import DeleteRequest, RegenerateRequest, UpdateRequest
 from twisted_vllm.admin.litellm import shown
-from twisted_vllm.errors import InvalidRequest, NotFound
+from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.store.records import FormerKeyRecord
 from twisted_vllm.store.transaction import Transaction
@@ -160,14 +160,14 @@ def reset_spend(transaction: Transaction, act: Act, key: str, reset_to: int) -> 
 
     Raises:
         NotFound: there is no such key.
-        InvalidRequest: it spent less than that.
+        Conflict: it spent less than that.
         RouteNotAllowed: the actor may not change this key.
     """
     record = find(transaction, key, None)
     act.check_may_change(record)
     before = present_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], act.now)
     if reset_to > before:
-        raise InvalidRequest("`reset_to` must not be more than the key has spent.", param="reset_to")
+        raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
     start, _ = period_of(record.allowance.budget_duration, act.now.timestamp())
     transaction.spend.set("key", record.key_id, reset_to, start)
     act.note(transaction, "key", record.hash_prefix, {"spend": dollars(before)}, {"spend": dollars(reset_to)})

@@ -14,15 +14,28 @@ from twisted_vllm.access.records import MANAGEMENT, KeyRecord
 from twisted_vllm.admin.acts import Act
 from twisted_vllm.admin.allowances import Dollars, LimitFields, check_limits
 from twisted_vllm.admin.durations import expiry_of
+from twisted_vllm.admin.fields import (
+    Alias,
+    CustomKey,
+    Duration,
+    GracePeriod,
+    GrantedHeaders,
+    KeyOrHash,
+    ModelAliases,
+    Models,
+    Never,
+    NoGrace,
+    RouteRules,
+)
 from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, REGENERATE_DEFAULTS, UPDATE_DEFAULTS
 from twisted_vllm.admin.schemas import (
     Label,
-    LabelMap,
     Labels,
     StructT,
     check_alias,
     check_depth,
     check_models,
+    is_printable,
     parse,
     plain_models,
 )
@@ -55,18 +68,18 @@ _HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
 class KeyFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of a key; a `key_type` is short for the `allowed_routes` of that type."""
 
-    key_alias: Label | None = None
-    duration: str | int | None = None
-    models: Labels | None = None
-    allowed_routes: Labels | None = None
+    key_alias: Alias | None = None
+    duration: Duration | Never | None = None
+    models: Models | None = None
+    allowed_routes: RouteRules | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] | None = None
     tags: Labels | None = None
     user_id: Label | None = None
     team_id: Label | None = None
-    aliases: LabelMap | None = None
+    aliases: ModelAliases | None = None
     priority: _Priority | None = None
-    granted_headers: Labels | None = None
+    granted_headers: GrantedHeaders | None = None
     cache_isolation: bool | None = None
     key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
 
@@ -106,27 +119,27 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
 class GenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/generate``. Null and absent are the same."""
 
-    key: str | None = None
+    key: CustomKey | None = None
 
 
 class UpdateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/update``: the key or its hash, else its alias; what is absent stays, null clears."""
 
-    key: str | None = None
+    key: KeyOrHash | None = None
 
 
 class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/regenerate``; it may change the key likewise."""
 
-    key: str | None = None
-    new_key: str | None = None
-    grace_period: str | int | None = None
+    key: KeyOrHash | None = None
+    new_key: CustomKey | None = None
+    grace_period: GracePeriod | NoGrace | None = None
 
 
 class NameRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of ``POST /key/block`` and ``/key/unblock``."""
 
-    key: str | None = None
+    key: KeyOrHash | None = None
     key_alias: Label | None = None
 
 
@@ -255,7 +268,7 @@ def _checked(found: StructT) -> StructT:
                 param="granted_headers",
             )
     for each in (*(found.aliases or {}).keys(), *(found.aliases or {}).values()):
-        if not each.isprintable():
+        if not is_printable(each):
             raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
     check_depth(found.metadata)
     return found

@@ -14,7 +14,7 @@ from twisted_vllm.admin.queries import KeyInfoQuery, parse_query
 from twisted_vllm.admin.reports import report_key, report_keys
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
-from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.errors import NotFound, RouteNotAllowed
 from twisted_vllm.store.repository import Page
 from twisted_vllm.store.transaction import Transaction
 
@@ -33,7 +33,7 @@ class KeyViews:
         own = gatekeeper.own_token(request)
         token = own if asked is None else token_of(asked)
         if token is None:
-            raise InvalidRequest("Name the key, or its hash: /key/info?key=…", param="key")
+            raise NotFound("The master key has no record. Name a key, or its hash: /key/info?key=…", param="key")
         if not principal.may_administer and token not in (own, gatekeeper.presented_token(request)):
             raise RouteNotAllowed("A virtual key may see its own information only; the master key sees every key's.")
         wanted = token if principal.may_administer else own

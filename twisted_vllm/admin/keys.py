@@ -41,7 +41,7 @@ class KeyEndpoints:
         self._office = office
 
     async def generate(self, request: IRequest) -> bytes:
-        """Answer ``POST /key/generate``: the one time that the key itself is shown."""
+        """Answer ``POST /key/generate``: a new key; it is shown this once."""
         act = self._office.act(request, "key/generate")
         return await self._make(request, act, parse_generate(read_object(request)), {})
 
@@ -116,7 +116,7 @@ class KeyEndpoints:
         return send_json(request, await self._office.change(work))
 
     async def regenerate(self, request: IRequest, key: str | None = None) -> bytes:
-        """Answer ``POST /key/regenerate`` and ``POST /key/KEY/regenerate``: the one time that the new key is shown."""
+        """Answer ``POST /key/regenerate`` and ``POST /key/KEY/regenerate``: another value, shown this once."""
         act = self._office.act(request, "key/regenerate")
         body = read_object(request)
         if key is not None:

@@ -10,12 +10,11 @@ from twisted_vllm.admin import people
 from twisted_vllm.admin.litellm import MEMBER_DEFAULTS
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.people_schemas import (
-    AddMembersRequest,
     DeleteTeamsRequest,
-    NewMember,
     RemoveMemberRequest,
     TeamRequest,
     UpdateMemberRequest,
+    parse_add_members,
     parse_new_team,
     parse_update_team,
 )
@@ -118,11 +117,10 @@ class TeamEndpoints:
     async def add_members(self, request: IRequest) -> bytes:
         """Answer ``POST /team/member_add``: one member or several; a user that is not known yet is made."""
         act = self._office.act(request, "team/member_add")
-        asked = parse(read_object(request), AddMembersRequest, MEMBER_DEFAULTS)
-        wanted = (asked.member,) if isinstance(asked.member, NewMember) else asked.member
+        team_id, wanted = parse_add_members(read_object(request))
 
         def work(transaction: Transaction) -> dict[str, Any]:
-            team = people.find_team(transaction, asked.team_id)
+            team = people.find_team(transaction, team_id)
             users = people.add_members(transaction, act, team, wanted)
             added = {user.user_id for user in users}
             members = transaction.members.of_teams([team.team_id])[team.team_id]

@@ -63,7 +63,7 @@ class UserEndpoints:
         principal = self._office.gatekeeper.principal_of(request)
         asked = parse_query(read_query(request), UserInfoQuery).user_id or principal.user_id
         if asked is None:
-            raise InvalidRequest("Name the user: /user/info?user_id=…", param="user_id")
+            raise NotFound("The caller is no user's key. Name the user: /user/info?user_id=…", param="user_id")
         if not principal.may_administer and asked != principal.user_id:
             raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
         now = self._office.now()
