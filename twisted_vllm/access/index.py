@@ -187,6 +187,9 @@ class KeyIndex:
     def replace_all(self, everything: Everything) -> None:
         """Forget what was known and take this."""
         self._grants = {grant.token: grant for grant in everything.keys}
+        self._by_key_id = {
+            grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
+        }
         self._former = {former.token: former for former in everything.former}
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
@@ -196,6 +199,13 @@ class KeyIndex:
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
+        for token in changes.keys:
+            old = self._grants.get(token)
+            if old is not None:
+                self._by_key_id.pop(old.key_id, None)
+        for grant in changes.keys.values():
+            if grant is not None and grant.allowance is not UNLIMITED:
+                self._by_key_id[grant.key_id] = grant.allowance
         _apply(self._grants, changes.keys)
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
@@ -213,6 +223,23 @@ class KeyIndex:
         """Return a key in the form that requests meet."""
         found = self._ready.get(token)
         return self._prepare(token) if found is None else found
+
+    def allowance_of(self, kind: str, identity: str) -> Allowance:
+        """Return the limits of somebody as a ledger row names it; of one that is not known there are none.
+
+        It may be asked in any thread.
+
+        Args:
+            kind: ``key``, ``user``, ``team`` or ``end_user``.
+            identity: the key's lasting id, or the id of the others.
+        """
+        if kind == "key":
+            return self._by_key_id.get(identity, UNLIMITED)
+        if kind == "end_user":
+            end_user = self._end_users.get(identity)
+            return UNLIMITED if end_user is None else end_user.limited.allowance
+        grant = (self._users if kind == "user" else self._teams).get(identity)
+        return UNLIMITED if grant is None else grant.allowance
 
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user with its limits; ``None`` where there is nothing to know of it."""
