@@ -32,6 +32,7 @@ from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
+from twisted_vllm.gateway.revoking import Revoker
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
@@ -151,6 +152,7 @@ class GatewayService(Service):
             randbytes=os.urandom,
             on_finished=self._finished_and_left if queues.needed else self._finished,
         )
+        self._revoker = Revoker(admission, self.site.running, reactor)
         self._drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
     # start
@@ -199,6 +201,8 @@ class GatewayService(Service):
         self._sweeper.start()
         self._pinging.start(PING_INTERVAL, now=False)
         self._follower.start()
+        if self._settings.revoke_running:
+            self._revoker.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -270,6 +274,7 @@ class GatewayService(Service):
         self._hangups.close()
         self._sweeper.stop()
         self._follower.stop()
+        self._revoker.stop()
         if self._pinging.running:
             self._pinging.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])

@@ -154,6 +154,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "servers": servers,
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
+        "revoke_running": flag,
         "log": Section(
             LogSettings,
             {

@@ -140,6 +140,10 @@ class GatewaySite(server.Site):
         # these refer back to it: without them it is gone at once, with its credential, and not at the next collection
         request.note = request.work = None
 
+    def running(self) -> list[GatewayRequest]:
+        """Return the requests that are in work."""
+        return [request for channel in self._channels for request in channel.requests if request.dispatched]
+
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
