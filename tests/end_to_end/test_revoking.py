@@ -179,6 +179,21 @@ async def test_a_stream_ends_when_the_time_of_its_key_does(
 
 
 @pytest_twisted.ensureDeferred
+async def test_many_keys_are_looked_through_in_turns_and_none_is_missed(
+    stand_in: Any, gateway_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twisted_vllm.gateway.revoking.AT_ONCE", 2)
+    server = stand_in()
+    gateway = await with_keys(gateway_to(server.port, revoke_running=True))
+    streams = [await streaming(server, gateway, await gateway.make_key(team_id="x")) for _ in range(7)]
+    await block_its_team(gateway)
+    look(gateway)
+    for client, upstream in streams:
+        await client.until_lost()
+        await upstream.until_lost()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_request_whose_answer_has_not_begun_is_refused(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
