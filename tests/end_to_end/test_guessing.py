@@ -59,4 +59,4 @@ async def test_a_flood_of_guesses_asks_the_database_nothing_and_is_forgotten(
     assert len(site.known_heads) <= MOST_HEADS
     assert not site.running()
     assert not site._live_ids
-    assert len(gateway.service._index) == 1
+    assert len(gateway.service._parts.index) == 1

@@ -12,9 +12,9 @@ from private_postgresql import PrivatePostgresql, find_binaries
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-# The contract of the stores and the start race are tests/store's.
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-pytest.register_assert_rewrite("store_contract")
+# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger")]
+pytest.register_assert_rewrite("store_contract", "usage_contract")
 
 
 @pytest.fixture(scope="session")
