@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,10 @@ async def test_a_request_whose_answer_has_not_begun_is_refused(stand_in: Any, ga
     await again.until_received(b"\r\n\r\n")
     again.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.until_received(b"\r\n\r\nok")
+    await gateway.stop()
+    with closing(sqlite3.connect(gateway.database_file)) as database:
+        rows = database.execute("SELECT outcome, estimated FROM vllm_passthrough_usage ORDER BY time").fetchall()
+    assert rows == [("revoked", 1), ("completed", 0)]
 
 
 @pytest_twisted.ensureDeferred
