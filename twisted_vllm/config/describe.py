@@ -32,6 +32,8 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
     delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
     yield _line("drain", f"{settings.drain_timeout:g} s{delay}")
+    if settings.revoke_running:
+        yield _line("revoking", "running requests end when their key is not valid any more")
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
         yield _line("limit", f"{field} {_cap(value)} (default {_cap(usual)})")
     yield _line("ledger", _ledger(settings))

@@ -161,6 +161,7 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits_on_redis_loss": one_of("local", "refuse"),
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
+        "revoke_running": flag,
         "ledger": ledger,
         "end_users": Section(EndUserSettings, {"headers": list_of(header_name)}),
         "default_prices": price_list,

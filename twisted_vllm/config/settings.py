@@ -226,6 +226,7 @@ class Settings:
         timeouts: waiting times, before a server's own overrides.
         drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
         drain_timeout: seconds that running requests are given at shutdown.
+        revoke_running: whether running requests end when their key is not valid any more.
         log: the log.
         ledger: how use is counted.
         end_users: how a caller says for whom it asks.
@@ -249,6 +250,7 @@ class Settings:
     timeouts: Timeouts = Timeouts()
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
+    revoke_running: bool = False
     log: LogSettings = LogSettings()
     ledger: LedgerSettings = LedgerSettings()
     end_users: EndUserSettings = EndUserSettings()

@@ -64,6 +64,7 @@ class GatewayRequest(AnsweredRequest):
         body_complete: whether the whole body came.
         dispatched: whether a resource was asked to answer it.
         failed: whether its fault was answered, or cut it.
+        revoked: whether it was ended because its key is not valid any more.
         protocols: the protocols, in lower case, one of which the connection may switch to if a server agrees.
         known: its head, where that was read before.
         started: when the request began, in the reactor's seconds.
@@ -78,6 +79,7 @@ class GatewayRequest(AnsweredRequest):
     protocols: frozenset[bytes] = frozenset()
     fault: GatewayError | None = None
     failed = False
+    revoked = False
     dispatched = False
     body_length: int | None = 0
     body_received = 0
@@ -252,6 +254,12 @@ class GatewayRequest(AnsweredRequest):
             self.answer(error)
         else:
             self.abort()
+
+    def revoke(self, error: GatewayError) -> None:
+        """The request may not go on: answer `error`, or cut what was begun."""
+        self.revoked = True
+        self.error_code = error.code
+        self.fail(error)
 
     def _stop_work(self) -> None:
         work, self.work = self.work, None

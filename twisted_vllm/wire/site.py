@@ -147,6 +147,10 @@ class GatewaySite(server.Site):
         request.note = request.work = None
         request.forget_body()
 
+    def running(self) -> list[GatewayRequest]:
+        """Return the requests that are in work."""
+        return [request for channel in self._channels for request in channel.requests if request.dispatched]
+
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
