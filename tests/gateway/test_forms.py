@@ -16,8 +16,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
 from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.gateway.form_spool import IN_MEMORY
 from twisted_vllm.gateway.forms import HELD_WHOLE, FormBody, streams
-from twisted_vllm.gateway.spool import IN_MEMORY
 
 FORM = [(b"Content-Type", TYPE)]
 LIMIT = 10 * IN_MEMORY

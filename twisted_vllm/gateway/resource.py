@@ -18,13 +18,13 @@ from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
+from twisted_vllm.gateway.form_spool import InThread
 from twisted_vllm.gateway.forms import FormBody, streams
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.gateway.reserving import Reserving
-from twisted_vllm.gateway.spool import InThread
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
