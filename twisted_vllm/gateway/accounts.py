@@ -171,10 +171,6 @@ class Accounts:
         charge.reservation = reserved
         return charge, None
 
-    def cancel(self, reservation: Reservation) -> None:
-        """Give back what was reserved for a request that does not go on."""
-        self._limiter.settle(reservation, 0, 0, self._now())
-
     def close(self, request: GatewayRequest, charge: Charge, went_on: bool, record: RequestRecord) -> None:
         """Settle, and write the row of a request that went on to a server.
 

@@ -187,7 +187,7 @@ class PassThroughResource:
         if reserved is None:
             self._send(request, admitted, body, passage)
         else:
-            Reserving(request, body, charge, reserved, self._accounts).then(
+            Reserving(request, body, charge, reserved).then(
                 lambda: self._send(request, admitted, body, passage)
             )
 
