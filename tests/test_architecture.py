@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "quickstart": PLAIN,
     "starting": PLAIN,
     "stopping": PLAIN | {"wire"},
-    "parts": MIDDLE | {"gateway", "admin", "stopping"},
+    "books": MIDDLE | {"gateway", "starting"},
+    "parts": MIDDLE | {"gateway", "admin", "books", "stopping"},
     "service": MIDDLE | {"gateway", "admin", "starting", "stopping", "parts"},
     "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }

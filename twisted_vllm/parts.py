@@ -18,6 +18,7 @@ from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.access.policy import RoutePolicy
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
+from twisted_vllm.books import Books
 from twisted_vllm.config.collect import secrets_of, servers_of
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
@@ -25,7 +26,7 @@ from twisted_vllm.gateway.admission import Admission
 from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
-from twisted_vllm.gateway.resource import MOUNT, PassThroughResource
+from twisted_vllm.gateway.resource import MOUNT, Forwarding, PassThroughResource
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
@@ -83,6 +84,7 @@ class Parts:
         endpoints: what it listens on.
         database: the database, and `store`, its transactions.
         health: whether it answers.
+        books: what is reserved, used and written down.
         index: the keys in memory, and `registry`, which keeps them alike.
         sweeper: the deadlines of all connections.
         hangups: who has gone while nobody reads from him.
@@ -99,19 +101,22 @@ class Parts:
             ValueError: a listen string describes no endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
         """
-        writes = EagerWrites()
+        writes = self._writes = EagerWrites()
         sockets = sockets_of(reactor, writes)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
         self.store = Store(self.database)
         self.index = KeyIndex()
-        self.registry = Registry(self.store, self.index)
+        self.books = Books(reactor, settings, self.index, lambda: self.site.make_id())
+        self.registry = Registry(self.store, self.index, self.books.spend_set)
         self.sweeper = Sweeper(reactor)
         self.hangups = Hangups(reactor)
         self.agent = UpstreamAgent(sockets, self.sweeper, writes)
         self._request_log = RequestLog(observer)
         self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
+        # a client that has its whole answer finds it in the ledger
+        writes.before = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = FailedAuthentications(settings.limits.max_failed_authentications)
         queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper)
@@ -121,11 +126,14 @@ class Parts:
                 policy=RoutePolicy(settings.tenant_routes),
                 router=Router(settings.models, settings.default_server),
                 path_aliases=settings.path_aliases,
+                reads_bodies=settings.ledger.enabled,
+                asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
             ),
             client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
             failures=failures,
+            accounts=self.books.accounts,
         )
         admin = AdminApp(
             authenticator=authenticator,
@@ -153,7 +161,13 @@ class Parts:
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
     def _finished(self, request: GatewayRequest) -> None:
-        self._request_log.emit(self._recorder.record(request, self.site.seconds()))
+        record = self._recorder.record(request, self.site.seconds())
+        note = request.note
+        if isinstance(note, Forwarding) and note.charge is not None:
+            self.books.accounts.close(request, note.charge, note.relay is not None, record)
+            if not self._writes.holds:
+                self.books.flush()
+        self._request_log.emit(record)
 
     def _finished_and_left(self, request: GatewayRequest) -> None:
         self._finished(request)

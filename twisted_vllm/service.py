@@ -105,7 +105,8 @@ class GatewayService(Service):
         try:
             self._parts.database.open()
             self._parts.registry.take(self._parts.store.load_now())
-        except (StoreError, StoreUnavailable) as error:
+            self._parts.books.open(self._parts.store.spend_now())
+        except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again
         gc.collect()
@@ -114,6 +115,7 @@ class GatewayService(Service):
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         self._parts.sweeper.start()
+        self._parts.books.start()
         self._parts.health.start()
         self._follower.start()
         for warning in self._settings.warnings:
@@ -171,6 +173,7 @@ class GatewayService(Service):
         self._follower.stop()
         self._parts.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
+        yield self._parts.books.stop()
         yield self._parts.database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
         if self._signals is not None:

@@ -4,16 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from twisted_vllm.access.index import (
-    Changes,
-    EndUser,
-    Everything,
-    FormerKey,
-    KeyGrant,
-    KeyIndex,
-    TeamGrant,
-    UserGrant,
-)
+from twisted_vllm.access.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import hash_key, name_key
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited

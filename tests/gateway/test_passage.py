@@ -20,7 +20,7 @@ PEER = FakePeer("192.0.2.1")
 
 def entry(principal: Principal = TENANT) -> Entry:
     where = target(b"/v1/completions", True)
-    return Entry(principal, classify(b"POST", where.path), where, False)
+    return Entry(principal, classify(b"POST", where.path), where, False, False)
 
 
 def passage(principal: Principal = TENANT) -> Passage:

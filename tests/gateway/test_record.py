@@ -34,7 +34,7 @@ def request(**changes: Any) -> Any:
 def forwarded(made: Any, model: str = "m", outcome: str = "completed") -> Any:
     """Say of a request that it was forwarded."""
     where = target(made.uri.removeprefix(b"/vllm"))
-    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False))
+    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False))
     note.admitted = Admitted(server(), where.forwarded, model, None)
     note.relay = Relay(made)
     note.relay.outcome = outcome

@@ -6,142 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import attrs
-import msgspec
 
+from twisted_vllm.access.durations import BudgetDurations
+from twisted_vllm.access.grants import Changes, EndUser, Everything, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.access.headers import ADAPTER_HEADERS
-from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal, Spend
-from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
+from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.limits.values import UNLIMITED, Limited
 
 T = TypeVar("T")
-
-_NEVER = float("inf")
-
-
-class KeyGrant(msgspec.Struct, frozen=True, gc=False):
-    """What the database says of a key, as far as requests are concerned; of a hundred thousand, little must be kept.
-
-    Attributes:
-        token: the SHA-256 of the key.
-        key_id: what the key is known by for good.
-        name: its alias, or ``sk-...abcd``.
-        expires: when it stops working, in Unix seconds; infinity is never.
-        blocked: whether it was blocked.
-
-    The others are as in `KeyRecord`.
-    """
-
-    token: str
-    key_id: str
-    name: str
-    expires: float = _NEVER
-    blocked: bool = False
-    models: tuple[str, ...] = ()
-    allowed_routes: tuple[str, ...] = ()
-    aliases: dict[str, str] = {}
-    priority: int | None = None
-    granted_headers: tuple[str, ...] = ()
-    user_id: str | None = None
-    team_id: str | None = None
-    tags: tuple[str, ...] = ()
-    allowance: Allowance = UNLIMITED
-    cache_salt: str | None = None
-
-    @classmethod
-    def of(cls, record: KeyRecord) -> KeyGrant:
-        """Return what of a record is kept."""
-        return cls(
-            token=record.token,
-            key_id=record.key_id,
-            name=record.key_alias or record.key_name,
-            expires=_NEVER if record.expires is None else record.expires.timestamp(),
-            blocked=record.blocked,
-            models=record.models,
-            allowed_routes=record.allowed_routes,
-            aliases=record.aliases,
-            priority=record.priority,
-            granted_headers=record.granted_headers,
-            user_id=record.user_id,
-            team_id=record.team_id,
-            tags=record.tags,
-            allowance=record.allowance,
-            cache_salt=record.cache_salt,
-        )
-
-
-class FormerKey(msgspec.Struct, frozen=True, gc=False):
-    """The value that a key had before it was regenerated, which works for a while.
-
-    Attributes:
-        token: its SHA-256.
-        successor: the token of the key as it is now.
-        works_until: when it stops working, in Unix seconds.
-    """
-
-    token: str
-    successor: str
-    works_until: float
-
-
-class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a user: which models it may use, and how much."""
-
-    models: tuple[str, ...] = ()
-    allowance: Allowance = UNLIMITED
-
-
-class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a team: which models it may use, and how much, and whether it was blocked."""
-
-    models: tuple[str, ...] = ()
-    blocked: bool = False
-    allowance: Allowance = UNLIMITED
-
-
-class EndUser(msgspec.Struct, frozen=True, gc=False):
-    """Somebody for whom a key's caller says that it asks, as requests meet it.
-
-    Attributes:
-        limited: its limits, which may be none.
-        blocked: whether it was blocked.
-    """
-
-    limited: Limited
-    blocked: bool = False
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """What became of keys, users, teams and end users, by token or id; ``None`` for one that is not there any more.
-
-    Attributes:
-        spend: what was set anew of what somebody spent.
-    """
-
-    keys: Mapping[str, KeyGrant | None] = {}
-    former: Mapping[str, FormerKey | None] = {}
-    users: Mapping[str, UserGrant | None] = {}
-    teams: Mapping[str, TeamGrant | None] = {}
-    end_users: Mapping[str, EndUser | None] = {}
-    spend: tuple[Spend, ...] = ()
-
-    @property
-    def concerns_keys(self) -> bool:
-        """Whether it changes what a request meets of its key."""
-        return bool(self.keys or self.former or self.users or self.teams)
-
-
-class Everything(msgspec.Struct, frozen=True):
-    """All that the database says of who may do what.
-
-    Attributes:
-        revision: the number of the last change that is in it.
-    """
-
-    revision: int = 0
-    keys: Iterable[KeyGrant] = ()
-    former: Iterable[FormerKey] = ()
-    users: Mapping[str, UserGrant] = {}
-    teams: Mapping[str, TeamGrant] = {}
-    end_users: Mapping[str, EndUser] = {}
 
 
 @attrs.frozen
@@ -170,6 +42,7 @@ class KeyIndex:
     keys that nobody counted.
 
     Attributes:
+        durations: how long the periods of budgets are.
         changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
     """
 
@@ -191,11 +64,20 @@ class KeyIndex:
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
         self._end_users = dict(everything.end_users)
+        self.durations = BudgetDurations()
+        for grant in self._grants.values():
+            self.durations.note("key", grant.key_id, grant.allowance)
+        self._note_others(self._users, self._teams, self._end_users)
         self._ready.clear()
         self.changes += 1
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
+        for token, grant in changes.keys.items():
+            known = grant or self._grants.get(token)
+            if known is not None:
+                self.durations.note("key", known.key_id, None if grant is None else grant.allowance)
+        self._note_others(changes.users, changes.teams, changes.end_users)
         _apply(self._grants, changes.keys)
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
@@ -217,6 +99,28 @@ class KeyIndex:
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user with its limits; ``None`` where there is nothing to know of it."""
         return self._end_users.get(user_id)
+
+    def known_of(self, changes: Changes) -> Changes:
+        """Return what is known at present of those that changes concern."""
+        return Changes(
+            keys={token: self._grants.get(token) for token in changes.keys},
+            users={id: self._users.get(id) for id in changes.users},
+            teams={id: self._teams.get(id) for id in changes.teams},
+            end_users={id: self._end_users.get(id) for id in changes.end_users},
+        )
+
+    def _note_others(
+        self,
+        users: Mapping[str, UserGrant | None],
+        teams: Mapping[str, TeamGrant | None],
+        end_users: Mapping[str, EndUser | None],
+    ) -> None:
+        for id, user in users.items():
+            self.durations.note("user", id, None if user is None else user.allowance)
+        for id, team in teams.items():
+            self.durations.note("team", id, None if team is None else team.allowance)
+        for id, end_user in end_users.items():
+            self.durations.note("end_user", id, None if end_user is None else end_user.limited.allowance)
 
     def _prepare(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)

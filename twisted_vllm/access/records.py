@@ -160,6 +160,11 @@ class Principal:
         return self.is_administrator or MANAGEMENT in self.allowed_routes
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens or the money of its requests are limited."""
+        return any(each.allowance.counts_tokens for each in self.limited)
+
+    @property
     def restricts_models(self) -> bool:
         """Whether its key, user or team may use certain models only."""
         return bool(self.models or self.user_models or self.team_models)

@@ -93,7 +93,7 @@ def load(
         raise ConfigError(report.problems)
     optional = (
         *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
-        *("drain_delay", "drain_timeout", "log"),
+        *("drain_delay", "drain_timeout", "log", "ledger", "end_users", "default_prices"),
     )
     return Settings(
         listen=endpoints,

@@ -15,15 +15,18 @@ from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.records import Principal
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
+from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
+from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.gateway.reserving import Reserving
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
-from twisted_vllm.wire.headers import HeaderList, write_request_head
+from twisted_vllm.wire.headers import HeaderList, is_json, write_request_head
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 
 #: where the pass-through stands
@@ -39,14 +42,16 @@ class Forwarding:
     Attributes:
         entry: the admitted head.
         admitted: the admitted request.
+        charge: what it is charged with.
         relay: the response's way back.
     """
 
-    __slots__ = ("admitted", "entry", "relay")
+    __slots__ = ("admitted", "charge", "entry", "relay")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.admitted: Admitted | None = None
+        self.charge: Charge | None = None
         self.relay: Relay | None = None
 
 
@@ -64,6 +69,7 @@ class PassThroughResource:
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         failures: FailedAuthentications | None = None,
+        accounts: Accounts | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -74,6 +80,7 @@ class PassThroughResource:
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
             failures: slows guessing down.
+            accounts: reserve what requests use, and write it down; None lets all through.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -81,6 +88,7 @@ class PassThroughResource:
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._failures = FailedAuthentications(None) if failures is None else failures
+        self._accounts = accounts
         self._now = now
 
     def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
@@ -113,11 +121,17 @@ class PassThroughResource:
             if known is not None:
                 known.note = passage = Passage(entry, self._admission.changes, request.channel.peer)
         request.note = Forwarding(entry)
-        limit = self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT
-        if request.body_complete and request.body_received <= limit:
+        most = self._limits.max_held_body_bytes
+        if request.body_complete and request.body_received <= (most if entry.needs_body else PEEK_LIMIT):
             self._admit(request, entry, request.take_body(), passage)
-        elif entry.needs_model:
-            request.collect_body(limit, lambda body: self._collected(request, entry, body))
+        elif entry.needs_body or (
+            # what need not be read, and is too large for it, streams
+            entry.wants_body
+            and request.body_length is not None
+            and request.body_length <= most
+            and is_json(request.head)
+        ):
+            request.collect_body(most, lambda body: self._collected(request, entry, body))
         else:
             self._admit(request, entry, None, None)
 
@@ -140,10 +154,27 @@ class PassThroughResource:
 
     def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None, passage: Passage | None) -> None:
         admitted = self._admission.admit(entry, request.head, held)
-        server = admitted.server
         body: bytes | RequestBody | None = admitted.body
         if body is None:
             body = RequestBody(request, dropped_from(entry.principal))
+        if self._accounts is None:
+            self._send(request, admitted, body, passage)
+            return
+        charge, reserved = self._accounts.open(request, entry, admitted)
+        request.note.charge = charge
+        if reserved is None:
+            self._send(request, admitted, body, passage)
+        else:
+            Reserving(request, body, charge, reserved, self._accounts).then(
+                lambda: self._send(request, admitted, body, passage)
+            )
+
+    def _send(
+        self, request: GatewayRequest, admitted: Admitted, body: bytes | RequestBody, passage: Passage | None
+    ) -> None:
+        note = request.note
+        entry = note.entry
+        server = admitted.server
         if passage is not None and admitted.body is not None:
             if server not in passage.heads:
                 has_body = b"content-length" in request.head
@@ -161,13 +192,13 @@ class PassThroughResource:
                 server,
                 _framing(body, request.head),
                 request.request_id,
-                held is None and request.awaits_continue(),
+                not isinstance(body, bytes) and request.awaits_continue(),
             )
             if request.protocols:
                 headers += upgrade_headers(request)
             head = write_request_head(request.method, server.base_path + admitted.path, headers)
         relay = UpgradeRelay(request) if request.protocols else Relay(request)
-        note = request.note
+        relay.charge = note.charge
         note.admitted = admitted
         note.relay = request.work = relay
         relay.exchange = exchange = Exchange(server, request.method, head, body or None, relay)

@@ -15,7 +15,7 @@ HOP_BY_HOP = frozenset(
     b"proxy-authenticate proxy-authorization http2-settings".split()
 )
 
-_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type", b"content-encoding"}
 
 #: what a trailer must not carry on
 _NO_TRAILERS = HOP_BY_HOP | frozenset(
@@ -69,6 +69,8 @@ class ResponseHead:
         length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
         coding: the value of ``Transfer-Encoding`` in lower case, or empty.
         connection: the value of ``Connection``, or empty.
+        content_type: the value of ``Content-Type``, or empty.
+        content_encoding: the value of ``Content-Encoding``, or empty.
         has_request_id: whether there is an ``x-request-id``.
     """
 
@@ -77,6 +79,8 @@ class ResponseHead:
         "_written",
         "coding",
         "connection",
+        "content_encoding",
+        "content_type",
         "has_request_id",
         "headers",
         "length",
@@ -93,13 +97,17 @@ class ResponseHead:
         self.headers = headers
         self.length: int | None = None
         self.has_request_id = False
-        coding = connection = b""
+        self.content_type = self.content_encoding = coding = connection = b""
         relayed: HeaderList = []
         for pair in headers:
             key = pair[0].lower()
             if key in _OF_NOTE:
                 if key == b"content-length":
                     self.length = int(pair[1])
+                elif key == b"content-type":
+                    self.content_type = pair[1]
+                elif key == b"content-encoding":
+                    self.content_encoding = pair[1]
                 elif key == b"x-request-id":
                     self.has_request_id = True
                 else:
@@ -143,6 +151,8 @@ class ResponseHead:
         headers[at] = (headers[at][0], b"%d" % length)
         made.length = length
         made.has_request_id = self.has_request_id
+        made.content_type = self.content_type
+        made.content_encoding = self.content_encoding
         made.coding = self.coding
         made.connection = self.connection
         return made

@@ -94,7 +94,7 @@ class GatewaySite(server.Site):
         self._ids: list[bytes] = []
         self._drained: Deferred[None] | None = None
         cap = limits.max_connections
-        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self._make_id)
+        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self.make_id)
 
     def startFactory(self) -> None:
         """Begin: there is no access log of twisted.web's to open."""
@@ -122,11 +122,12 @@ class GatewaySite(server.Site):
         A second live request with one id has broken vLLM's engine (vLLM builds its own request ids from this header).
         """
         if given is None or given in self._live_ids or not REQUEST_ID.fullmatch(given):
-            given = self._make_id()
+            given = self.make_id()
         self._live_ids.add(given)
         return given
 
-    def _make_id(self) -> bytes:
+    def make_id(self) -> bytes:
+        """Return a random id of 32 hex digits."""
         if not self._ids:
             # one question to the kernel for many ids
             digits = self._randbytes(ID_COUNT * ID_BYTES).hex().encode("ascii")
