@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
 from twisted_vllm.access.failures import FailedAuthentications
@@ -27,6 +29,7 @@ from twisted_vllm.gateway.forwarded import address_of
 from twisted_vllm.gateway.queueing import ServerQueues
 from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, Forwarding, PassThroughResource
+from twisted_vllm.gateway.revoking import Revoker
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
@@ -91,6 +94,7 @@ class Parts:
         agent: the connections to servers.
         queues: what waits for a server that is busy.
         site: the factory of client connections.
+        revoker: ends requests whose key is not valid any more.
         drain: how they end.
     """
 
@@ -119,19 +123,21 @@ class Parts:
         writes.before = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = FailedAuthentications(settings.limits.max_failed_authentications)
-        queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper)
+        queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        admission = Admission(
+            authenticator=authenticator,
+            policy=RoutePolicy(settings.tenant_routes),
+            router=Router(settings.models, settings.default_server),
+            path_aliases=settings.path_aliases,
+            reads_bodies=settings.ledger.enabled,
+            asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+        )
         pass_through = PassThroughResource(
-            admission=Admission(
-                authenticator=authenticator,
-                policy=RoutePolicy(settings.tenant_routes),
-                router=Router(settings.models, settings.default_server),
-                path_aliases=settings.path_aliases,
-                reads_bodies=settings.ledger.enabled,
-                asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
-            ),
+            admission=admission,
             client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             failures=failures,
             accounts=self.books.accounts,
         )
@@ -158,6 +164,7 @@ class Parts:
             randbytes=os.urandom,
             on_finished=self._finished_and_left if queues.needed else self._finished,
         )
+        self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
 
     def _finished(self, request: GatewayRequest) -> None:

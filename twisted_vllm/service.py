@@ -118,6 +118,8 @@ class GatewayService(Service):
         self._parts.books.start()
         self._parts.health.start()
         self._follower.start()
+        if self._settings.revoke_running:
+            self._parts.revoker.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -171,6 +173,7 @@ class GatewayService(Service):
         self._parts.hangups.close()
         self._parts.sweeper.stop()
         self._follower.stop()
+        self._parts.revoker.stop()
         self._parts.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self._parts.books.stop()

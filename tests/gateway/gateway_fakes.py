@@ -72,6 +72,7 @@ class FakeRequest:
         self.body_length = len(body) if body_length is None and body_complete else body_length
         self.request_id = b"5f0e"
         self.principal: Any = None
+        self.revoked = False
         self.note: Any = None
         self.work: Any = None
         self.started = 10.0
@@ -99,6 +100,9 @@ class FakeRequest:
         self.sink = sink
         if self.body or self.body_complete:
             sink(self.body, self.body_complete)
+
+    def ask_for_body(self) -> None:
+        self.events.append("ask for body")
 
     def take_body(self) -> bytes:
         return self.body

@@ -98,6 +98,13 @@ def test_the_outcome_of_a_forwarded_request_is_the_relay_s(outcome: str) -> None
     assert record(forwarded(request(), outcome=outcome)).outcome == outcome
 
 
+@pytest.mark.parametrize("outcome", ["", "client_disconnected"])
+def test_a_request_that_was_ended_with_its_key_is_not_the_client_s_leaving(outcome: str) -> None:
+    made = forwarded(request(status=200, error_code="blocked_api_key"), outcome=outcome)
+    made.revoked = True
+    assert record(made).outcome == "revoked"
+
+
 def test_a_request_that_was_refused_after_it_was_forwarded_is_not_the_client_s_leaving() -> None:
     made = forwarded(request(status=400, error_code="malformed_http"), outcome="client_disconnected")
     assert record(made).outcome == "refused"

@@ -35,7 +35,7 @@ class Bench:
         self.spent: list[Spent] = []
         self.now = float(NOON)
         self.writer = LedgerWriter(
-            reactor, self.spool, self.store, self._committed, now=lambda: self.now, interval=0.01, **options
+            reactor, self.spool, self.store, self._committed, now=lambda: self.now, **({"interval": 0.01} | options)
         )
 
     def _committed(self, spent: Sequence[Spent]) -> None:
@@ -93,11 +93,28 @@ async def test_rows_reach_the_database_and_what_they_cost_is_reported(bench: Ben
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_go_in_batches(bench: Bench) -> None:
-    bench.put(*make_rows(2500))
+async def test_rows_that_come_one_by_one_share_transactions(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(interval=0.2)
+    bench.start()
+    for number in range(300):
+        bench.put(make_row(number))
+        await deferLater(bench.reactor, 0.001)
+    await bench.until(lambda: len(bench.store.kept) == 300)
+    assert len(bench.store.batches) < 30
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_backlog_goes_in_batches_of_a_bounded_size(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "BATCH_ROWS", 100)
+    bench = make_bench()
+    bench.spool.open()
+    for start in range(0, 2500, 10):
+        bench.put(*make_rows(10, start))
+    bench.writer.start()
     await bench.until(lambda: len(bench.store.kept) == 2500)
-    assert max(size for size, _ in bench.store.batches) <= 2500
-    bench.spool._cache.clear()
+    assert {size for size, _ in bench.store.batches} == {100}
 
 
 @pytest_twisted.ensureDeferred

@@ -112,7 +112,7 @@ class Charge:
         reader: StreamFilter | UsageReader | None = self._filter or self._reader
         if reader is not None:
             return reader.usage() or reader.estimate(self.prompt_tokens, self.admitted.facts.answers)
-        if not self.status and outcome == "client_disconnected" and self.prompt_tokens:
-            # it left while the server was at it
+        if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:
+            # it ended while the server was at it
             return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
         return NOTHING_USED
