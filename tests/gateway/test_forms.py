@@ -10,8 +10,8 @@ from gateway_fakes import FakeRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_form_scan import cut, field
+from test_form_spool import Threads
 from test_multipart import END, FILE, MODEL, TYPE
-from test_spool import Threads
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
