@@ -8,7 +8,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.access.index import EndUser
+from twisted_vllm.access.grants import EndUser
 from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable
 from twisted_vllm.gateway.admission import Admitted, Entry
