@@ -62,18 +62,14 @@ class Books:
                 on_soft_budget=self._crossed,
             )
         ledger = settings.ledger
-        self._spool = self._writer = None
+        self._reactor = reactor
+        self._settings = settings
+        self._spool: Spool | None = None
+        self._writer: LedgerWriter | None = None
         self.flush: Callable[[], None] = _nothing
         if ledger.enabled:
             self._spool = spool = Spool(spool_directory(settings))
             self.flush = spool.flush
-            self._writer = LedgerWriter(
-                reactor,
-                spool,
-                UsageDatabase(settings.database_url, self._period_start),
-                self._committed,
-                retention=ledger.usage_retention,
-            )
         self.accounts = Accounts(
             limiter=self.limiter,
             find_end_user=index.end_user,
@@ -87,17 +83,26 @@ class Books:
         )
 
     def open(self, spends: Iterable[Spend]) -> None:
-        """Open the spool, and take what the database says was spent.
+        """Open the spool, and take what the database, which is open, says was spent.
 
         Raises:
             StartError: the spool cannot be written to.
+            StoreError: the database's URL cannot be used.
         """
-        if self._spool is not None:
+        spool = self._spool
+        if spool is not None:
+            self._writer = LedgerWriter(
+                self._reactor,
+                spool,
+                UsageDatabase(self._settings.database_url, self._period_start),
+                self._committed,
+                retention=self._settings.ledger.usage_retention,
+            )
             try:
-                self._spool.open()
+                spool.open()
             except OSError as error:
                 raise StartError(
-                    f"The ledger's spool {self._spool.directory} cannot be used: {error.strerror}. "
+                    f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
         for spend in spends:
