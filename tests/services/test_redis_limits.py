@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 from limiter_contract import NOON, LimiterContract, key
 from private_redis import PrivateRedis, free_port
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import DeferredList, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
@@ -227,10 +227,20 @@ async def test_a_redis_that_hangs_is_waited_for_no_longer_than_allowed_and_leaks
     finally:
         redis.resume()
     await until(reactor, lambda: limiter.is_ready)
-    assert "Not received Redis response in 0.25 seconds" in texts(events)[0]
+    assert "it gave no answer for 0.25 seconds" in texts(events)[0]
     # Neither the admission that was asked for in vain nor the one that ended meanwhile holds anything.
-    await until(reactor, lambda: not limiter._settlements)
+    await until(reactor, lambda: limiter._unsettled.is_empty)
     await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_line_of_requests_is_no_sign_that_redis_is_away(make_limiter: MakeLimiter) -> None:
+    limiter = await make_limiter(timeout=0.05)
+    with captured_logs() as events:
+        asked = [limiter.admit([key(rpm=700)], "", 0, 0, NOON) for _ in range(2000)]
+        results = await DeferredList(asked, consumeErrors=True)
+    assert sum(succeeded for succeeded, _ in results) == 700
+    assert texts(events) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -240,7 +250,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(make_limiter: MakeLimite
     held = await admitted(limiter, key(rpm=2, parallel=1))
     redis.command("SCRIPT", "FLUSH")
     limiter.settle(held, 0, 0, NOON)
-    await until(limiter._renewal.clock, lambda: not limiter._settlements)
+    await until(limiter._renewal.clock, lambda: limiter._unsettled.is_empty)
     await admitted(limiter, key(rpm=2, parallel=1))
 
 
