@@ -116,6 +116,14 @@ class RouteNotAllowed(GatewayError):
     type = "permission_error"
 
 
+class EndUserBlocked(GatewayError):
+    """The end user that the caller asks for was blocked by an administrator."""
+
+    status = 403
+    code = "end_user_blocked"
+    type = "permission_error"
+
+
 class TooManyFailures(GatewayError):
     """Too many keys that are not valid came from one address."""
 
@@ -256,6 +264,13 @@ class ServerBusy(GatewayError):
 
     status = 503
     code = "server_busy"
+
+
+class LedgerUnavailable(GatewayError):
+    """What requests use cannot be written down, and the operator wants none served that is not."""
+
+    status = 503
+    code = "ledger_unavailable"
 
 
 class StoreUnavailable(GatewayError):

@@ -13,11 +13,12 @@ from private_redis import PrivateRedis, find_redis
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-# The contract of the stores and the start race are tests/store's.
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-# The contract of the limiters is tests/limits'.
-sys.path.insert(0, str(Path(__file__).parents[1] / "limits"))
-pytest.register_assert_rewrite("store_contract", "limiter_contract")
+# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
+# the limiters tests/limits'.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger", "limits")]
+_CONTRACTS = ("store_contract", "usage_contract", "limiter_contract")
+# those that were imported for other tests have been seen to
+pytest.register_assert_rewrite(*(name for name in _CONTRACTS if name not in sys.modules))
 
 
 @pytest.fixture(scope="session")

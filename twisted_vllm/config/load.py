@@ -95,7 +95,8 @@ def load(
         raise ConfigError(report.problems)
     optional = (
         *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
-        *("drain_delay", "drain_timeout", "log", "limits_on_redis_loss"),
+        *("drain_delay", "drain_timeout", "revoke_running", "log", "ledger", "end_users", "default_prices"),
+        "limits_on_redis_loss",
     )
     return Settings(
         listen=endpoints,
