@@ -9,7 +9,10 @@ import pytest
 import pytest_twisted
 from limiter_contract import NOON, LimiterContract, key
 from private_redis import PrivateRedis, free_port
+from self_signed import self_signed_pem
 from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
@@ -56,6 +59,23 @@ class RedisDriver:
     async def settle(self, reservation: Reservation, tokens: int, cost: int) -> None:
         self._tell_the_time()
         self.limiter.settle(reservation, tokens, cost, self.now)
+
+
+class Stranger(Factory):
+    """Keeps what it is sent."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        protocol = Protocol()
+        protocol.dataReceived = self._received
+        return protocol
+
+    def _received(self, data: bytes) -> None:
+        self.received += data
 
 
 @pytest.fixture
@@ -332,3 +352,26 @@ async def test_a_wrong_password_is_told_and_not_shown(
         await until(reactor, lambda: bool(texts(events)))
     assert "WRONGPASS" in texts(events)[0]
     assert "wr:ng" not in repr(events) + repr(limiter.__dict__)
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side does
+@pytest_twisted.ensureDeferred
+async def test_a_stranger_behind_tls_is_not_told_the_password(
+    reactor: Any, make_limiter: MakeLimiter, logged_failures: Any
+) -> None:
+    stranger = Stranger()
+    port = reactor.listenSSL(
+        0, stranger, PrivateCertificate.loadPEM(self_signed_pem()).options(), interface="127.0.0.1"
+    )
+    try:
+        server = RedisServer("127.0.0.1", port.getHost().port, tls=True, password=Secret("hush"))
+        with captured_logs() as events:
+            limiter = await make_limiter(server, wait=False, on_loss="local")
+            await until(reactor, lambda: bool(texts(events)))
+        assert "certificate verify failed" in texts(events)[0]
+        assert not limiter.is_ready
+        await limiter.stop()
+    finally:
+        await port.stopListening()
+    assert stranger.received == b""
+    assert logged_failures.flush(), "Twisted tells the operator more"

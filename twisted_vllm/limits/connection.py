@@ -41,13 +41,15 @@ class _Factory(Factory):
     def __init__(self, server: RedisServer, told: Callable[[str], None]) -> None:
         self._server = server
         self._told = told
+        #: why the last connection ended
+        self.ended = ""
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         # Imported here: txredisapi imports the reactor, which tap.py must be able to choose.
         from txredisapi import RedisProtocol
 
         password = self._server.password
-        protocol: Protocol = RedisProtocol(
+        protocol: Any = RedisProtocol(
             charset=None,
             password=None if password is None else password.reveal(),
             dbid=self._server.database or None,
@@ -55,14 +57,23 @@ class _Factory(Factory):
             username=self._server.username,
         )
         protocol.factory = self
-        return protocol
+        connection_lost = protocol.connectionLost
+
+        def lost(reason: Failure) -> None:
+            # The protocol tells no reason, such as a certificate that nobody vouches for.
+            self.ended = reason.getErrorMessage()
+            connection_lost(reason)
+
+        protocol.connectionLost = lost
+        made: Protocol = protocol
+        return made
 
     def stopTrying(self) -> None:
         """Go on trying: what the protocol takes for final may not be."""
 
     def connectionError(self, why: str) -> None:
         """Take the protocol's word for why it was not let in."""
-        self._told(why)
+        self._told(f"{why} ({self.ended})" if "Lost connection" in why else why)
 
 
 class RedisConnection:
@@ -96,9 +107,10 @@ class RedisConnection:
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
         if server.tls:
             endpoint = wrapClientTLS(optionsForClientTLS(server.host), endpoint)
+        self._factory = _Factory(server, lost)
         self._service = ClientService(
             endpoint,
-            _Factory(server, lost),
+            self._factory,
             retryPolicy=lambda attempts: RETRY_SECONDS,
             clock=reactor,
             prepareConnection=self._prepare,
@@ -161,7 +173,7 @@ class RedisConnection:
     def _left(self, protocol: Any) -> None:
         if protocol is self._protocol:
             self._protocol = None
-            self._lost("the connection was lost")
+            self._lost(f"the connection was lost ({self._factory.ended})")
 
     def _heard(self, result: Any) -> Any:
         self._due -= 1
