@@ -46,6 +46,11 @@ PURE_PACKAGES = ("access", "config")
 PURE_MODULES = tuple(
     f"twisted_vllm.gateway.{name}"
     for name in ("admission", "bodies", "forwarded", "members", "multipart", "paths", "routing", "slots", "splices")
+) + tuple(
+    f"twisted_vllm.ledger.{name}"
+    for name in (
+        *("counts", "document", "estimate", "prices", "readers", "scan", "sse", "stream_filter", "streams", "values"),
+    )
 )
 
 #: paths of one person's machine
