@@ -6,7 +6,6 @@ import gc
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, NoReturn
 
 import attrs
@@ -129,7 +128,7 @@ class GatewayService(Service):
             client=PassThroughClient(self._agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
-            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            in_thread=lambda *call: deferToThreadPool(reactor, reactor.getThreadPool(), *call),
             failures=failures,
         )
         admin = AdminApp(
