@@ -37,15 +37,23 @@ MAY_IMPORT = {
     "quickstart": PLAIN,
     "starting": PLAIN,
     "stopping": PLAIN | {"wire"},
-    "service": MIDDLE | {"gateway", "admin", "starting", "stopping"},
+    "books": MIDDLE | {"gateway", "starting"},
+    "parts": MIDDLE | {"gateway", "admin", "books", "stopping"},
+    "service": MIDDLE | {"gateway", "admin", "starting", "stopping", "parts"},
     "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }
 
 #: what decides, without a reactor, a clock or I/O
 PURE_PACKAGES = ("access", "config")
-PURE_MODULES = tuple(
-    f"twisted_vllm.gateway.{name}"
-    for name in ("admission", "bodies", "form_scan", "forwarded", "multipart", "paths", "routing", "slots")
+PURE_MODULES = (
+    *(
+        f"twisted_vllm.gateway.{name}"
+        for name in (
+            *("admission", "bodies", "form_scan", "forwarded", "members", "multipart"),
+            *("paths", "routing", "slots", "splices"),
+        )
+    ),
+    *(f"twisted_vllm.limits.{name}" for name in ("local", "periods", "values")),
 )
 
 #: paths of one person's machine

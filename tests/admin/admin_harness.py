@@ -80,6 +80,9 @@ class HeldStore:
     def load(self) -> Deferred[Any]:
         return self.inner.load()
 
+    def spend(self) -> Deferred[Any]:
+        return self.inner.spend()
+
     def news(self, revision: int) -> Deferred[Any]:
         return self.inner.news(revision)
 
@@ -130,6 +133,7 @@ class Gateway:
             randbytes=self._randbytes,
             readiness=lambda: self.state,
         )
+        self.app = app
         self.recorded = Recorded(app.resource())
         self.agent = RequestTraversalAgent(self.recorded)
         self._treq = StubTreq(self.recorded)

@@ -130,7 +130,10 @@ def objects() -> Counter[str]:
     gc.collect()
     kinds = (type(each) for each in gc.get_objects())
     return Counter(
-        f"{kind.__module__}.{kind.__qualname__}" for kind in kinds if kind.__module__.startswith("twisted_vllm.")
+        f"{kind.__module__}.{kind.__qualname__}"
+        for kind in kinds
+        # rows wait in the spool until the database has them
+        if kind.__module__.startswith("twisted_vllm.") and kind.__module__ != "twisted_vllm.ledger.spool"
     )
 
 
@@ -143,7 +146,9 @@ async def test_a_request_of_any_kind_leaves_nothing_behind(reactor: Any, gateway
     server = ActingServer(reactor, None)
     try:
         gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))
-        await settle(reactor, gateway, kind)
+        for _ in range(2):
+            # the first time its head is learnt, the second time what was decided of it
+            await settle(reactor, gateway, kind)
         before = objects()
         for _ in range(4):
             await settle(reactor, gateway, kind)

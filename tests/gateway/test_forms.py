@@ -10,14 +10,14 @@ from gateway_fakes import FakeRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_form_scan import cut, field
+from test_form_spool import Threads
 from test_multipart import END, FILE, MODEL, TYPE
-from test_spool import Threads
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
 from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.gateway.form_spool import IN_MEMORY
 from twisted_vllm.gateway.forms import HELD_WHOLE, FormBody, streams
-from twisted_vllm.gateway.spool import IN_MEMORY
 
 FORM = [(b"Content-Type", TYPE)]
 LIMIT = 10 * IN_MEMORY

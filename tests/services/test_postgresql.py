@@ -23,7 +23,8 @@ from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.interfaces import StoreError
 from twisted_vllm.store.store import Store
-from twisted_vllm.store.tables import VERSION_TABLE, metadata
+from twisted_vllm.store.tables import VERSION_TABLE
+from twisted_vllm.store.usage_tables import metadata
 
 MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 

@@ -9,7 +9,8 @@ import attrs
 import msgspec
 
 from twisted_vllm.access.headers import ADAPTER_HEADERS
-from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal, Spend
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 T = TypeVar("T")
 
@@ -41,6 +42,9 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
     granted_headers: tuple[str, ...] = ()
     user_id: str | None = None
     team_id: str | None = None
+    tags: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
+    cache_salt: str | None = None
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
@@ -58,6 +62,9 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
             granted_headers=record.granted_headers,
             user_id=record.user_id,
             team_id=record.team_id,
+            tags=record.tags,
+            allowance=record.allowance,
+            cache_salt=record.cache_salt,
         )
 
 
@@ -76,25 +83,50 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a user: which models it may use."""
+    """What requests need to know of a user: which models it may use, and how much."""
 
     models: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a team: which models it may use, and whether it was blocked."""
+    """What requests need to know of a team: which models it may use, and how much, and whether it was blocked."""
 
     models: tuple[str, ...] = ()
+    blocked: bool = False
+    allowance: Allowance = UNLIMITED
+
+
+class EndUser(msgspec.Struct, frozen=True, gc=False):
+    """Somebody for whom a key's caller says that it asks, as requests meet it.
+
+    Attributes:
+        limited: its limits, which may be none.
+        blocked: whether it was blocked.
+    """
+
+    limited: Limited
     blocked: bool = False
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What became of keys, users and teams, by token or id; ``None`` for one that is not there any more."""
+    """What became of keys, users, teams and end users, by token or id; ``None`` for one that is not there any more.
+
+    Attributes:
+        spend: what was set anew of what somebody spent.
+    """
 
     keys: Mapping[str, KeyGrant | None] = {}
     former: Mapping[str, FormerKey | None] = {}
     users: Mapping[str, UserGrant | None] = {}
     teams: Mapping[str, TeamGrant | None] = {}
+    end_users: Mapping[str, EndUser | None] = {}
+    spend: tuple[Spend, ...] = ()
+
+    @property
+    def concerns_keys(self) -> bool:
+        """Whether it changes what a request meets of its key."""
+        return bool(self.keys or self.former or self.users or self.teams)
 
 
 class Everything(msgspec.Struct, frozen=True):
@@ -109,6 +141,7 @@ class Everything(msgspec.Struct, frozen=True):
     former: Iterable[FormerKey] = ()
     users: Mapping[str, UserGrant] = {}
     teams: Mapping[str, TeamGrant] = {}
+    end_users: Mapping[str, EndUser] = {}
 
 
 @attrs.frozen
@@ -118,7 +151,6 @@ class IndexedKey:
     Attributes:
         token: the key's token; that of the present key for one that was replaced.
         principal: whom its requests act as.
-        expires: when it stops working, in Unix seconds; infinity is never.
         blocked: whether it was blocked.
         team_blocked: whether its team was blocked.
         replaced: whether the key was regenerated since, and this is the former value.
@@ -126,20 +158,23 @@ class IndexedKey:
 
     token: str
     principal: Principal
-    expires: float
     blocked: bool
     team_blocked: bool = False
     replaced: bool = False
 
 
 class KeyIndex:
-    """Every virtual key, by its token, with the users and teams. It belongs to the reactor's thread.
+    """Every virtual key, by its token, with the users, teams and end users. It belongs to the reactor's thread.
 
     What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
     keys that nobody counted.
+
+    Attributes:
+        changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
+        self.changes = 0
         self._ready: dict[str, IndexedKey] = {}
         self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
 
@@ -152,18 +187,33 @@ class KeyIndex:
     def replace_all(self, everything: Everything) -> None:
         """Forget what was known and take this."""
         self._grants = {grant.token: grant for grant in everything.keys}
+        self._by_key_id = {
+            grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
+        }
         self._former = {former.token: former for former in everything.former}
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
+        self._end_users = dict(everything.end_users)
         self._ready.clear()
+        self.changes += 1
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
+        for token in changes.keys:
+            old = self._grants.get(token)
+            if old is not None:
+                self._by_key_id.pop(old.key_id, None)
+        for grant in changes.keys.values():
+            if grant is not None and grant.allowance is not UNLIMITED:
+                self._by_key_id[grant.key_id] = grant.allowance
         _apply(self._grants, changes.keys)
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
         _apply(self._teams, changes.teams)
-        self._ready.clear()
+        _apply(self._end_users, changes.end_users)
+        if changes.concerns_keys:
+            self._ready.clear()
+            self.changes += 1
 
     def add(self, record: KeyRecord) -> None:
         """Take a record; one of the same token is replaced."""
@@ -173,6 +223,27 @@ class KeyIndex:
         """Return a key in the form that requests meet."""
         found = self._ready.get(token)
         return self._prepare(token) if found is None else found
+
+    def allowance_of(self, kind: str, identity: str) -> Allowance:
+        """Return the limits of somebody as a ledger row names it; of one that is not known there are none.
+
+        It may be asked in any thread.
+
+        Args:
+            kind: ``key``, ``user``, ``team`` or ``end_user``.
+            identity: the key's lasting id, or the id of the others.
+        """
+        if kind == "key":
+            return self._by_key_id.get(identity, UNLIMITED)
+        if kind == "end_user":
+            end_user = self._end_users.get(identity)
+            return UNLIMITED if end_user is None else end_user.limited.allowance
+        grant = (self._users if kind == "user" else self._teams).get(identity)
+        return UNLIMITED if grant is None else grant.allowance
+
+    def end_user(self, user_id: str) -> EndUser | None:
+        """Return an end user with its limits; ``None`` where there is nothing to know of it."""
+        return self._end_users.get(user_id)
 
     def _prepare(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)
@@ -188,6 +259,7 @@ class KeyIndex:
         if granted and (grant.models or (user and user.models) or (team and team.models)):
             # who may use certain models only must not put another in the place of the body's
             granted -= ADAPTER_HEADERS
+        expires = grant.expires if former is None else min(grant.expires, former.works_until)
         principal = Principal(
             kind="key",
             name=grant.name,
@@ -202,16 +274,30 @@ class KeyIndex:
             aliases=grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
+            expires=expires,
+            limited=_limited(grant, user, team),
+            tags=grant.tags,
+            cache_salt=grant.cache_salt or "",
         )
         made = self._ready[token] = IndexedKey(
             token=grant.token,
             principal=principal,
-            expires=grant.expires if former is None else min(grant.expires, former.works_until),
             blocked=grant.blocked,
             team_blocked=team is not None and team.blocked,
             replaced=former is not None,
         )
         return made
+
+
+def _limited(grant: KeyGrant, user: UserGrant | None, team: TeamGrant | None) -> tuple[Limited, ...]:
+    found = []
+    if grant.allowance is not UNLIMITED:
+        found.append(Limited("key", grant.key_id, grant.allowance))
+    if user is not None and grant.user_id is not None and user.allowance is not UNLIMITED:
+        found.append(Limited("user", grant.user_id, user.allowance))
+    if team is not None and grant.team_id is not None and team.allowance is not UNLIMITED:
+        found.append(Limited("team", grant.team_id, team.allowance))
+    return tuple(each for each in found if not each.allowance.is_unlimited)
 
 
 def _apply(known: dict[str, T], changed: Mapping[str, T | None]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import attrs
 
-from twisted_vllm.limits.values import Limited
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 #: how many hex digits of a key's SHA-256 stand in logs, to tell keys apart without naming them
 HASH_PREFIX_LENGTH = 8
@@ -47,6 +48,9 @@ class KeyRecord:
         rotation_count: how often it was regenerated.
         last_rotation_at: when it was last regenerated.
         key_id: what it is known by for good, through every regeneration: 32 hex digits.
+        allowance: its limits.
+        cache_salt: what keeps its prompts apart in vLLM's prefix cache, made here and never shown; ``None`` shares the
+            cache.
     """
 
     token: str
@@ -70,6 +74,8 @@ class KeyRecord:
     rotation_count: int = 0
     last_rotation_at: datetime | None = None
     key_id: str = attrs.field(default=attrs.Factory(_derived_id, takes_self=True))
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    cache_salt: str | None = attrs.field(default=None, repr=False)
 
     @property
     def hash_prefix(self) -> str:
@@ -80,6 +86,25 @@ class KeyRecord:
     def manages(self) -> bool:
         """Whether it administers."""
         return MANAGEMENT in self.allowed_routes
+
+
+@attrs.frozen
+class Spend:
+    """What a key, user, team or end user spent, as the database says.
+
+    Attributes:
+        kind: ``key``, ``user``, ``team`` or ``end_user``.
+        id: the key's lasting id, or the id of the others.
+        spend: in the period that began at `period_start`, in picodollars.
+        period_start: when that was, in Unix seconds; 0 where there are no periods.
+        total_spend: in all, in picodollars.
+    """
+
+    kind: str
+    id: str
+    spend: int = 0
+    period_start: int = 0
+    total_spend: int = 0
 
 
 @attrs.frozen
@@ -100,6 +125,7 @@ class Principal:
         aliases: the key's own names of models, and the model that each stands for.
         priority: what ``X-Vllm-Priority`` says of its requests.
         granted_headers: which of the operator's headers it may set, in lower case.
+        expires: when its key stops working, in Unix seconds; infinity is never.
         limited: the key, user and team that have limits, each with its own; empty where none has.
         tags: its key's labels.
         cache_salt: what keeps its prompts apart in vLLM's prefix cache; empty shares the cache.
@@ -118,9 +144,10 @@ class Principal:
     aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     priority: int | None = None
     granted_headers: frozenset[bytes] = frozenset()
+    expires: float = inf
     limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
     tags: tuple[str, ...] = ()
-    cache_salt: str = ""
+    cache_salt: str = attrs.field(default="", repr=False)
 
     @property
     def is_administrator(self) -> bool:
@@ -131,6 +158,11 @@ class Principal:
     def may_administer(self) -> bool:
         """Whether it may call the admin API: an administrator, or a key that was made for it."""
         return self.is_administrator or MANAGEMENT in self.allowed_routes
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens or the money of its requests are limited."""
+        return any(each.allowance.counts_tokens for each in self.limited)
 
     @property
     def restricts_models(self) -> bool:

@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.errors import GatewayError, ModelUndetermined
 from twisted_vllm.gateway.form_scan import FormScan
+from twisted_vllm.gateway.form_spool import InThread, Spool
 from twisted_vllm.gateway.multipart import written
 from twisted_vllm.gateway.relay import RequestBody
-from twisted_vllm.gateway.spool import InThread, Spool
 from twisted_vllm.wire.headers import is_form
 from twisted_vllm.wire.request import GatewayRequest
 

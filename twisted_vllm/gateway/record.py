@@ -63,6 +63,8 @@ class Recorder:
         if outcome == "client_disconnected" and request.channel.site.aborted:
             # it is the gateway that left
             outcome, error = "failed", Draining.code
+        if request.revoked:
+            outcome = "revoked"
         principal = request.principal
         elapsed = seconds - request.started
         request_id = request.request_id.decode("ascii")

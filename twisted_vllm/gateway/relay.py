@@ -14,6 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
+from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
 from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
@@ -90,6 +91,7 @@ class Relay(Protocol):
 
     Attributes:
         exchange: the exchange with the server, until the response has ended.
+        charge: what the request is charged with, if anything: it looks on at the response.
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
         queued: seconds for which the request waited for its server, or None.
@@ -97,6 +99,7 @@ class Relay(Protocol):
 
     _log = Logger()
     exchange: Exchange | None = None
+    charge: Charge | None = None
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
@@ -131,6 +134,11 @@ class Relay(Protocol):
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
+        charge = self.charge
+        if charge is not None:
+            charge.answered(response.head)
+            if charge.reservation is not None:
+                request.added = b"".join(b"%b: %b\r\n" % pair for pair in charge.reservation.headers)
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
@@ -169,13 +177,22 @@ class Relay(Protocol):
         response = self._response
         if response is not None and response.complete:
             self._finish(data)
-        else:
-            self._request.relay_body(data, False)
+            return
+        charge = self.charge
+        if charge is not None:
+            data = charge.passing(data)
+            if not data:
+                # held back until its rest comes
+                return
+        self._request.relay_body(data, False)
 
     def _finish(self, data: bytes) -> None:
         self._ended = True
         self.outcome = "completed"
         response = self._response
+        charge = self.charge
+        if charge is not None:
+            data = charge.last(data)
         trailers = response.trailers if response is not None else None
         # they refer back to it: so all are gone at once, and not at the next collection
         self._response = self.exchange = self.transport = None
@@ -192,6 +209,10 @@ class Relay(Protocol):
         self.outcome = "upstream_failed"
         error = _cause(reason)
         request = self._request
+        charge = self.charge
+        if charge is not None and (held := charge.last(b"")):
+            # what came before the cut is the client's
+            request.relay_body(held, False)
         request.error_code = error.code
         self._log.warn(
             "The response to {request_id} was cut short: {reason}",

@@ -19,7 +19,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         model: the model that the body named, or empty where it named none or was not read.
         server: the name of the vLLM server, or empty where none was asked.
         status: the status sent to the client; 0 where none was.
-        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed`` or ``failed``.
+        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
+            ``failed``.
         error: the gateway's own error code, or empty.
         bytes_in: the request body's size in bytes, as far as it was read; of a tunnel, what the client sent through it.
         bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.

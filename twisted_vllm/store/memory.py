@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
 from twisted_vllm.store.interfaces import IDatabase
-from twisted_vllm.store.tables import metadata
+from twisted_vllm.store.usage_tables import metadata
 
 T = TypeVar("T")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from twisted_vllm.store.tables import VERSION_TABLE, metadata
+from twisted_vllm.store.tables import VERSION_TABLE
+from twisted_vllm.store.usage_tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

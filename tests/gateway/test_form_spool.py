@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from twisted_vllm.errors import BodyTooLarge
-from twisted_vllm.gateway.spool import IN_MEMORY, Spool
+from twisted_vllm.gateway.form_spool import IN_MEMORY, Spool
 
 LIMIT = 100 * IN_MEMORY
 

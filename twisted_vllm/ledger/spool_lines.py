@@ -1,0 +1,150 @@
+r"""A spool's lines: ``CHECKSUM JSON\n``, below a first line that says in which format.
+
+The checksum (CRC-32 of the JSON, 8 hex digits) tells a line that was cut or changed from one that was written so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import attrs
+import msgspec
+
+from twisted_vllm.ledger.values import UsageRow
+
+#: of the format. Fields with defaults may be added to `UsageRow` without a new one.
+VERSION = 1
+#: how much of a file is read at a time, in bytes
+READ_BYTES = 1 << 20
+#: the longest text that a database indexes without complaint, in characters
+MAX_TEXT = 255
+#: a line shorter than this, in bytes, holds no text that is too long for an index
+MAX_PLAIN_LINE = 2_000
+#: the longest of any other text, such as a path
+MAX_LONG_TEXT = 4_096
+#: the largest number that every column and a year's sum of it can hold
+MAX_NUMBER = 2**52
+
+_HEAD = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
+_INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "end_user", "model")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(UsageRow).decode
+
+
+class NewerFormat(Exception):
+    """A later version wrote the file, in a format that this one does not know."""
+
+
+@attrs.frozen
+class Lines:
+    """A stretch of a file.
+
+    Attributes:
+        rows: what it says.
+        damaged: the lines that cannot be read.
+        end: where it ends in the file, in bytes.
+    """
+
+    rows: Sequence[UsageRow]
+    damaged: Sequence[bytes]
+    end: int
+
+
+def head_line() -> bytes:
+    """Return the first line of a file."""
+    return b"vllm-passthrough-spool %d\n" % VERSION
+
+
+def encode_line(row: UsageRow) -> bytes:
+    """Return a row's line."""
+    try:
+        text = _encode(row)
+    except UnicodeEncodeError:
+        # half of a surrogate pair, out of somebody's JSON
+        text = _encode(clean(row))
+    if len(text) > MAX_PLAIN_LINE or b"\\u0000" in text:
+        text = _encode(clean(row))
+    return b"%08x %b\n" % (crc32(text), text)
+
+
+def decode_line(line: bytes) -> UsageRow | None:
+    """Return what a line without its newline says, or None where it is damaged."""
+    try:
+        if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
+            return None
+        return _decode(line[9:])
+    except ValueError:
+        return None
+
+
+def clean(row: UsageRow) -> UsageRow:
+    """Return a row that every database takes: no NUL, no lone surrogate, no text or number that is too large."""
+    values: dict[str, Any] = {}
+    for name in row.__struct_fields__:
+        value = getattr(row, name)
+        if isinstance(value, str):
+            value = _clean_text(value)[: MAX_TEXT if name in _INDEXED else MAX_LONG_TEXT]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = max(-MAX_NUMBER, min(value, MAX_NUMBER))
+        elif isinstance(value, tuple):
+            value = tuple(_clean_text(each)[:MAX_TEXT] for each in value)
+        elif isinstance(value, dict):
+            value = {_clean_text(key): _clean_text(each)[:MAX_LONG_TEXT] for key, each in value.items()}
+        values[name] = value
+    return UsageRow(**values)
+
+
+def _clean_text(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
+    """Read on in a file.
+
+    Args:
+        path: the file.
+        start: where to begin, in bytes: 0, or the end of what was read before.
+        end: where what may be read ends; what follows the last newline before it counts as a line.
+        max_rows: how many lines to read at most.
+
+    Raises:
+        OSError: the file cannot be read.
+        NewerFormat: it is in a format that is not known here.
+    """
+    data, size, is_over = b"", READ_BYTES, False
+    with path.open("rb") as file:
+        file.seek(start)
+        while b"\n" not in data and not is_over:
+            more = file.read(min(size, end - start - len(data)))
+            data += more
+            size *= 2
+            # a file that is shorter than it should be is over as well
+            is_over = not more or start + len(data) >= end
+    *lines, rest = data.split(b"\n")
+    rows: list[UsageRow] = []
+    damaged: list[bytes] = []
+    position = start
+    for line in lines[:max_rows]:
+        is_head = position == 0 and _is_head(line)
+        position += len(line) + 1
+        if not is_head:
+            row = decode_line(line)
+            damaged.append(line) if row is None else rows.append(row)
+    if is_over and len(lines) < max_rows:
+        damaged += [rest] if rest else []
+        position = end
+    return Lines(rows, damaged, position)
+
+
+def _is_head(line: bytes) -> bool:
+    head = _HEAD.fullmatch(line)
+    if head is None:
+        return False
+    if int(head[1]) > VERSION:
+        raise NewerFormat(int(head[1]))
+    return True

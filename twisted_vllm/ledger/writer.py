@@ -1,0 +1,263 @@
+"""The thread that moves the ledger's rows from the spool to the database.
+
+It has a connection of its own and shares nothing with administrative acts but the database's locks, which it holds for
+some milliseconds at a time. While the database is away the rows wait in the spool, and nobody else notices.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.ledger.spool import Batch, Spool
+from twisted_vllm.ledger.spool_abandoned import Abandoned
+from twisted_vllm.ledger.spool_aside import set_aside
+from twisted_vllm.ledger.spool_lines import clean, encode_line
+from twisted_vllm.ledger.values import UsageRow
+
+#: how long rows are gathered, in seconds, and how many go into one transaction
+INTERVAL = 0.5
+BATCH_ROWS = 1_000
+#: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
+#: now and then, and must find it free
+PAUSE = 0.005
+PAUSE_SHARE = 0.33
+#: the waiting times after a database that is away, in seconds: the first, and the longest
+FIRST_BACKOFF = 0.1
+MAX_BACKOFF = 2.0
+#: between two looks for what other processes left, and between two for rows that are too old, in seconds
+LOOK_SECONDS = 5.0
+RETENTION_SECONDS = 600.0
+#: how many rows that are too old go in one transaction
+DELETED_ROWS = 500
+#: how long the end of the process waits for the last rows to reach the database, in seconds
+STOP_SECONDS = 2.0
+
+
+@attrs.frozen
+class Pending:
+    """What the database does not have yet.
+
+    Attributes:
+        rows: this process's own rows.
+        bytes: of files, those of other processes that this one took over included.
+        seconds: how old the oldest of the own rows is; 0 without any.
+        reachable: whether the database took the last batch.
+    """
+
+    rows: int
+    bytes: int
+    seconds: float
+    reachable: bool
+
+
+class LedgerWriter:
+    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        spool: Spool,
+        store: IUsageStore,
+        on_committed: Callable[[Sequence[Spent]], None],
+        *,
+        retention: float | None = None,
+        now: Callable[[], float] = time.time,
+        interval: float = INTERVAL,
+    ) -> None:
+        """Prepare; nothing runs before `start`.
+
+        Args:
+            reactor: in whose thread `on_committed` is called.
+            spool: where the rows come from; it must be open by the start.
+            store: where they go.
+            on_committed: is told after each transaction what it changed of the scopes' spending.
+            retention: the age in seconds from which on rows are deleted; None keeps all.
+            now: Unix seconds.
+            interval: how long rows are gathered, in seconds.
+        """
+        self._reactor = reactor
+        self._spool = spool
+        self._store = store
+        self._on_committed = on_committed
+        self._retention = retention
+        self._now = now
+        self._interval = interval
+        self._abandoned = Abandoned(spool.directory)
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._syncer: threading.Thread | None = None
+        self._reachable = True
+        self._sync_failed = False
+        self._deadline = float("inf")
+        #: a batch that was taken and is not committed
+        self._held: Batch | None = None
+        self._next_look = self._next_deletion = 0.0
+
+    def start(self) -> None:
+        """Begin to move rows, those that are left from before first."""
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._syncer = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
+        self._thread.start()
+        self._syncer.start()
+
+    def pending(self) -> Pending:
+        """Return what the database does not have yet."""
+        own = self._spool.backlog()
+        age = max(self._now() - own.oldest / 1e6, 0.0) if own.oldest is not None else 0.0
+        return Pending(own.rows, own.bytes + self._abandoned.bytes_held, age, self._reachable)
+
+    def stop(self) -> Deferred[None]:
+        """Try once to move what is left, within `STOP_SECONDS`, and close the spool; the rest stays in it.
+
+        The Deferred fires with None.
+        """
+        self._spool.flush()
+        self._deadline = time.monotonic() + STOP_SECONDS
+        self._stopping.set()
+        self._wake.set()
+        done: Deferred[None] = Deferred()
+        # a thread of its own: joining others would hold the reactor
+        threading.Thread(target=self._finish, args=(done,), name="ledger-stop", daemon=True).start()
+        return done
+
+    def _finish(self, done: Deferred[None]) -> None:
+        for thread in (self._syncer, self._thread):
+            if thread is not None:
+                # a little longer than the thread's own deadline, at which it ends by itself if it can
+                thread.join(max(self._deadline - time.monotonic(), 0.0) + 0.2)
+        self._reactor.callFromThread(self._finished, done)
+
+    def _finished(self, done: Deferred[None]) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._spool.put_back(held)
+        rows = self._spool.backlog().rows
+        self._spool.close()
+        if rows:
+            self._log.warn("{rows} rows of the ledger stay in the spool for the next start", rows=rows)
+        done.callback(None)
+
+    # the writer's thread
+
+    def _run(self) -> None:
+        backoff = 0.0
+        while True:
+            is_last = self._stopping.is_set()
+            try:
+                is_away = not self._move_all()
+            except Exception:
+                # whatever it is: the rows are in the spool, and the next turn tries again
+                self._log.failure("The ledger's writer failed")
+                is_away = True
+            if is_last:
+                break
+            backoff = min(max(2 * backoff, FIRST_BACKOFF), MAX_BACKOFF) if is_away else 0.0
+            self._wake.wait(backoff or self._interval)
+        self._abandoned.close()
+        self._store.close()
+
+    def _move_all(self) -> bool:
+        """Move what there is; return whether the database took it."""
+        if self._held is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._look()
+        # Rows that come meanwhile wait for the next turn: transactions of a few rows would never end.
+        goal = self._spool.backlog().rows
+        while time.monotonic() < self._deadline:
+            batch = self._held or (self._spool.take(BATCH_ROWS) if goal > 0 else None)
+            batch = batch or self._abandoned.take(BATCH_ROWS)
+            if batch is None:
+                return self._delete_old()
+            self._held = batch
+            began = time.monotonic()
+            if not self._move(batch):
+                return False
+            self._held = None
+            goal -= batch.count if batch.own else 0
+            if not self._stopping.is_set():
+                self._wake.wait(max(PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
+        return True
+
+    def _look(self) -> None:
+        try:
+            self._abandoned.look()
+        except OSError as error:
+            self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror)
+
+    def _move(self, batch: Batch) -> bool:
+        if batch.damaged:
+            self._set_aside(batch.damaged, "lines of the ledger's spool are damaged")
+            batch = self._held = attrs.evolve(batch, damaged=(), dropped=len(batch.damaged))
+        try:
+            spent = self._write(batch.rows, batch.own)
+        except DatabaseAway as away:
+            level = self._log.error if self._reachable else self._log.debug
+            level("The database does not take the ledger's rows, they wait in the spool: {reason}", reason=str(away))
+            self._reachable = False
+            return False
+        if not self._reachable:
+            self._reachable = True
+            self._log.info("The database takes the ledger's rows again")
+        (self._spool if batch.own else self._abandoned).commit(batch)
+        if spent:
+            self._reactor.callFromThread(self._on_committed, spent)
+        return True
+
+    def _write(self, rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+        """Write rows; what the database refuses for good is found by halves, so that it does not hold up the rest."""
+        if not rows:
+            return []
+        try:
+            return self._store.write(rows, own)
+        except RowsRefused as refused:
+            if len(rows) == 1:
+                return self._write_cleaned(rows[0], own, str(refused))
+        half = len(rows) // 2
+        return self._write(rows[:half], own) + self._write(rows[half:], own)
+
+    def _write_cleaned(self, row: UsageRow, own: bool, reason: str) -> list[Spent]:
+        try:
+            return self._store.write([clean(row)], own)
+        except RowsRefused:
+            self._set_aside([encode_line(row)[:-1]], f"row of the ledger is refused by the database ({reason})")
+            return []
+
+    def _set_aside(self, lines: Sequence[bytes], what: str) -> None:
+        # An OSError ends the turn: the lines are still where they were.
+        path = set_aside(self._spool.directory, self._spool.name, lines)
+        self._log.critical("{count} {what}; kept in {path}", count=len(lines), what=what, path=str(path))
+
+    def _delete_old(self) -> bool:
+        if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
+            return True
+        try:
+            deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
+        except DatabaseAway:
+            return False
+        # More of them are likely where it was full; they go on while nothing else is to do.
+        self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
+        return True
+
+    # the thread that syncs
+
+    def _keep_syncing(self) -> None:
+        while not self._stopping.wait(1.0):
+            try:
+                self._spool.sync()
+            except OSError as error:
+                if not self._sync_failed:
+                    self._log.critical("The ledger's spool cannot be synced: {reason}", reason=error.strerror)
+                self._sync_failed = True
+            else:
+                self._sync_failed = False

@@ -1,0 +1,87 @@
+"""The ledger's own connection to the database, for the thread that writes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from zope.interface import implementer
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.ledger.values import UsageRow
+from twisted_vllm.store.engine import WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.store.usage import delete_before, write
+from twisted_vllm.store.usage_spend import PeriodStart
+
+T = TypeVar("T")
+
+#: PostgreSQL's class of errors for what is larger than an index or a row can be
+_PROGRAM_LIMIT = "54"
+
+
+@implementer(IUsageStore)
+class UsageDatabase:
+    """An :class:`IUsageStore` on a SQLite or PostgreSQL database whose schema is up to date."""
+
+    def __init__(self, url: Secret, period_start: PeriodStart, now: Callable[[], float] = time.time) -> None:
+        """Prepare; it connects when it is first used.
+
+        Args:
+            url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
+            period_start: when the period of a scope's budget began; the writer's thread calls it.
+            now: Unix seconds.
+
+        Raises:
+            StoreError: the URL cannot be used.
+        """
+        self._url = url
+        self._period_start = period_start
+        self._now = now
+        self._engine: Engine = make_engine(parse_url(url))
+
+    def __repr__(self) -> str:
+        return "<UsageDatabase>"
+
+    def write(self, rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+        """Keep rows, add them up and commit; a row whose id is there already changes nothing.
+
+        Raises:
+            DatabaseAway: nothing was kept, or it is not known; the same rows may be written again.
+            RowsRefused: nothing was kept.
+        """
+        return self._transact(lambda connection: write(connection, rows, self._period_start, self._now(), own))
+
+    def delete_before(self, time: int, limit: int) -> int:
+        """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
+
+        Raises:
+            DatabaseAway: nothing was deleted.
+        """
+        return self._transact(lambda connection: delete_before(connection, time, limit))
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._engine.dispose()
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._engine.execution_options(**{WRITES: True}).begin() as connection:
+                return work(connection)
+        except SQLAlchemyError as error:
+            reason = reason_of(error, self._url)
+            problem = RowsRefused(reason) if _is_refusal(error) else DatabaseAway(reason)
+        except (OverflowError, UnicodeError) as error:
+            # the driver's own, before the database saw a value
+            problem = RowsRefused(type(error).__name__)
+        # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
+        raise problem
+
+
+def _is_refusal(error: SQLAlchemyError) -> bool:
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return isinstance(error, (DataError, IntegrityError)) or str(state).startswith(_PROGRAM_LIMIT)
