@@ -48,7 +48,10 @@ PURE_PACKAGES = ("access", "config")
 PURE_MODULES = (
     *(
         f"twisted_vllm.gateway.{name}"
-        for name in ("admission", "bodies", "forwarded", "members", "multipart", "paths", "routing", "slots", "splices")
+        for name in (
+            *("admission", "bodies", "form_scan", "forwarded", "members", "multipart"),
+            *("paths", "routing", "slots", "splices"),
+        )
     ),
     *(f"twisted_vllm.limits.{name}" for name in ("local", "periods", "values")),
 )

@@ -106,7 +106,7 @@ class Books:
             self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
 
     def _period_start(self, kind: str, id: str, time: float) -> int:
-        return period_of(self._index.durations.get(kind, id), time)[0]
+        return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(

@@ -163,6 +163,13 @@ class BudgetExceeded(GatewayError):
     type = "budget_exceeded"
 
 
+class LimitsUnavailable(GatewayError):
+    """What counts limits for all processes does not answer, and nobody with limits may go on without it."""
+
+    status = 503
+    code = "limits_unavailable"
+
+
 class NotFound(GatewayError):
     """The gateway has no such route or record."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
 from twisted_vllm.access.failures import FailedAuthentications
@@ -119,7 +121,7 @@ class Parts:
         writes.before = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = FailedAuthentications(settings.limits.max_failed_authentications)
-        queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper)
+        queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
         pass_through = PassThroughResource(
             admission=Admission(
                 authenticator=authenticator,
@@ -132,6 +134,7 @@ class Parts:
             client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
+            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             failures=failures,
             accounts=self.books.accounts,
         )

@@ -101,6 +101,8 @@ async def test_who_has_waited_too_long_is_told_so(stand_in: Any, gateway_to: Any
     answer = parse_answer(client.received)
     assert (answer.status, answer.error["code"]) == (503, "server_busy")
     assert len(server.connections) == 1
+    [line] = gateway.request_lines()
+    assert 3_000 <= line["queued_ms"] <= line["total_ms"]
 
 
 @pytest_twisted.ensureDeferred

@@ -100,6 +100,9 @@ class FakeRequest:
         if self.body or self.body_complete:
             sink(self.body, self.body_complete)
 
+    def ask_for_body(self) -> None:
+        self.events.append("ask for body")
+
     def take_body(self) -> bytes:
         return self.body
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import pytest_twisted
 from private_postgresql import PrivatePostgresql, find_binaries
+from private_redis import PrivateRedis, find_redis
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's.
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger")]
-pytest.register_assert_rewrite("store_contract", "usage_contract")
+# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
+# the limiters tests/limits'.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger", "limits")]
+pytest.register_assert_rewrite("store_contract", "usage_contract", "limiter_contract")
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +50,24 @@ def postgresql_database(reactor: Any, postgresql_url: str) -> Iterator[Database]
     database.open()
     yield database
     pytest_twisted.blockon(database.stop())
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[PrivateRedis]:
+    """A private Redis; tests that need one are skipped, with the reason, where there is none."""
+    binary = find_redis()
+    if binary is None:
+        pytest.skip("Redis' server program (redis-server) is not installed")
+    server = PrivateRedis(binary)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def redis(redis_server: PrivateRedis) -> PrivateRedis:
+    """The private Redis, empty."""
+    redis_server.command("FLUSHALL")
+    return redis_server

@@ -8,7 +8,6 @@ from typing import TypeVar
 import attrs
 import msgspec
 
-from twisted_vllm.access.durations import BudgetDurations
 from twisted_vllm.access.headers import ADAPTER_HEADERS
 from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal, Spend
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
@@ -171,7 +170,6 @@ class KeyIndex:
     keys that nobody counted.
 
     Attributes:
-        durations: how long the periods of budgets are.
         changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
     """
 
@@ -189,24 +187,25 @@ class KeyIndex:
     def replace_all(self, everything: Everything) -> None:
         """Forget what was known and take this."""
         self._grants = {grant.token: grant for grant in everything.keys}
+        self._by_key_id = {
+            grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
+        }
         self._former = {former.token: former for former in everything.former}
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
         self._end_users = dict(everything.end_users)
-        self.durations = BudgetDurations()
-        for grant in self._grants.values():
-            self.durations.note("key", grant.key_id, grant.allowance)
-        self._note_others(self._users, self._teams, self._end_users)
         self._ready.clear()
         self.changes += 1
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
-        for token, grant in changes.keys.items():
-            known = grant or self._grants.get(token)
-            if known is not None:
-                self.durations.note("key", known.key_id, None if grant is None else grant.allowance)
-        self._note_others(changes.users, changes.teams, changes.end_users)
+        for token in changes.keys:
+            old = self._grants.get(token)
+            if old is not None:
+                self._by_key_id.pop(old.key_id, None)
+        for grant in changes.keys.values():
+            if grant is not None and grant.allowance is not UNLIMITED:
+                self._by_key_id[grant.key_id] = grant.allowance
         _apply(self._grants, changes.keys)
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
@@ -225,22 +224,26 @@ class KeyIndex:
         found = self._ready.get(token)
         return self._prepare(token) if found is None else found
 
+    def allowance_of(self, kind: str, identity: str) -> Allowance:
+        """Return the limits of somebody as a ledger row names it; of one that is not known there are none.
+
+        It may be asked in any thread.
+
+        Args:
+            kind: ``key``, ``user``, ``team`` or ``end_user``.
+            identity: the key's lasting id, or the id of the others.
+        """
+        if kind == "key":
+            return self._by_key_id.get(identity, UNLIMITED)
+        if kind == "end_user":
+            end_user = self._end_users.get(identity)
+            return UNLIMITED if end_user is None else end_user.limited.allowance
+        grant = (self._users if kind == "user" else self._teams).get(identity)
+        return UNLIMITED if grant is None else grant.allowance
+
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user with its limits; ``None`` where there is nothing to know of it."""
         return self._end_users.get(user_id)
-
-    def _note_others(
-        self,
-        users: Mapping[str, UserGrant | None],
-        teams: Mapping[str, TeamGrant | None],
-        end_users: Mapping[str, EndUser | None],
-    ) -> None:
-        for id, user in users.items():
-            self.durations.note("user", id, None if user is None else user.allowance)
-        for id, team in teams.items():
-            self.durations.note("team", id, None if team is None else team.allowance)
-        for id, end_user in end_users.items():
-            self.durations.note("end_user", id, None if end_user is None else end_user.limited.allowance)
 
     def _prepare(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)

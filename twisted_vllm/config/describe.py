@@ -9,6 +9,7 @@ import attrs
 
 from twisted_vllm.config.database import describe_database
 from twisted_vllm.config.ledger import spool_directory
+from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.settings import LogSettings, ModelEntry, Server, Settings, Timeouts
 
 
@@ -21,6 +22,8 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("listen", endpoint) for endpoint in settings.listen)
     yield _line("mode", _mode(settings))
     yield _line("database", describe_database(settings.database_url))
+    if settings.redis is not None:
+        yield _line("limits", _limits(settings.redis, settings.limits_on_redis_loss))
     default = settings.default_server
     yield _line("default server", _server(default) if default else "none: a request must name a model of the list")
     yield _line("path aliases", "on" if settings.path_aliases else "off: only vLLM's own paths work")
@@ -51,6 +54,11 @@ def _mode(settings: Settings) -> str:
         return "master key and virtual keys"
     anywhere = ", from any address" if settings.allow_anonymous else ", from this machine"
     return f"open: no master key is set, and anybody may do everything{anywhere}"
+
+
+def _limits(server: RedisServer, on_loss: str) -> str:
+    without = "each process counts for itself" if on_loss == "local" else "requests with limits are refused"
+    return f"counted in {server.name}; while it is away, {without}"
 
 
 def _models(settings: Settings) -> Iterator[str]:

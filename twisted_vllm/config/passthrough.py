@@ -15,6 +15,7 @@ from twisted_vllm.config.listen import endpoint
 from twisted_vllm.config.place import Place, Rejected
 from twisted_vllm.config.prices import price_list
 from twisted_vllm.config.problems import suggestion
+from twisted_vllm.config.redis import redis_url
 from twisted_vllm.config.settings import EndUserSettings, Limits, LogSettings, TenantRoutes, Timeouts
 from twisted_vllm.config.shape import (
     Section,
@@ -107,7 +108,7 @@ _SERVER_TIMEOUTS = {
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 
-timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS})
+timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS, "redis": seconds()})
 
 server_override: Section[dict[str, Any]] = Section(
     dict,
@@ -115,7 +116,8 @@ server_override: Section[dict[str, Any]] = Section(
         "timeouts": Section(
             dict,
             _SERVER_TIMEOUTS,
-            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts"),
+            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts")
+            | {"redis": "it concerns Redis: move it to passthrough.timeouts"},
         ),
         **_SERVER_CAPS,
     },
@@ -155,6 +157,8 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits": limits,
         "timeouts": timeouts,
         "servers": servers,
+        "redis_url": empty_is_none(redis_url),
+        "limits_on_redis_loss": one_of("local", "refuse"),
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
         "ledger": ledger,

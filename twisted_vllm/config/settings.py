@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import attrs
 
+from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 
 
@@ -26,6 +27,7 @@ class Timeouts:
         client_head: for the whole head of a client's request.
         client_body: between two pieces of a client's body.
         keep_alive: for a client's idle connection.
+        redis: for an answer of Redis, and for a connection to it.
     """
 
     connect: float = 5.0
@@ -37,6 +39,7 @@ class Timeouts:
     client_head: float = 15.0
     client_body: float = 60.0
     keep_alive: float = 75.0
+    redis: float = 0.25
 
 
 @attrs.frozen(cache_hash=True)
@@ -182,7 +185,8 @@ class Limits:
         max_head_bytes: of a request's line and headers together, in bytes.
         max_header_count: of a request's headers.
         max_body_bytes: of a request's body, in bytes.
-        max_held_body_bytes: of a body that must be held whole to find its model, in bytes.
+        max_held_body_bytes: of a JSON body that must be held whole to find its model, and of what of a form comes
+            before its field "model", in bytes.
         max_admin_body_bytes: of a body sent to the admin API, in bytes.
         max_connections: of clients, at a time; ``None`` is no cap.
         max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
@@ -226,6 +230,9 @@ class Settings:
         ledger: how use is counted.
         end_users: how a caller says for whom it asks.
         default_prices: what models cost whose entries name no price, or that no entry names.
+        redis: where processes count limits together; ``None`` has each count for itself.
+        limits_on_redis_loss: what happens to requests while Redis does not answer: ``local``, each process counts for
+            itself, or ``refuse``.
         warnings: one line each on what was accepted and is not used.
     """
 
@@ -246,4 +253,6 @@ class Settings:
     ledger: LedgerSettings = LedgerSettings()
     end_users: EndUserSettings = EndUserSettings()
     default_prices: PriceList = PriceList()
+    redis: RedisServer | None = None
+    limits_on_redis_loss: str = "local"
     warnings: tuple[str, ...] = ()

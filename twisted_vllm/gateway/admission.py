@@ -55,9 +55,10 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         path: what the server is asked for: path and query, below the server's base.
         model: the model that the body names, by its own name where the key has another for it; empty where the body
             names none or was not read.
-        body: the body as the server shall see it; None where it was not in hand and streams as it is.
+        body: the body as the server shall see it; None where it was not in hand and streams.
         facts: what else the body asks for.
         asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
+        renamed: the server's name for the model, where a form that streams has another.
     """
 
     server: Server
@@ -66,6 +67,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     body: bytes | None
     facts: BodyFacts = UNREAD
     asked_usage: bool = False
+    renamed: str | None = None
 
 
 class Admission:
@@ -188,6 +190,28 @@ class Admission:
             body = splice(body, edits)
         return Admitted(destination.server, forwarded, model, body, facts, bool(asked))
 
+    def admit_form(self, entry: Entry, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+        """Admit a request whose form streams.
+
+        Args:
+            entry: what `enter` returned.
+            name: the model that the form names, or None.
+            fault: why that cannot be told, if it cannot.
+
+        Raises:
+            ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
+        """
+        if name is None:
+            if entry.principal.restricts_models:
+                raise fault or _unnamed()
+            return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
+        model = entry.principal.aliases.get(name, name)
+        self._policy.check_model(entry.principal, model)
+        destination = self._router.route(model)
+        upstream = destination.upstream_model or model
+        renamed = None if upstream == name else upstream
+        return Admitted(destination.server, entry.target.forwarded, model, None, renamed=renamed)
+
     def _facts(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool) -> BodyFacts:
         """Return what the body asks for; `UNREAD` where it is passed on unread."""
         principal = entry.principal
@@ -212,9 +236,13 @@ class Admission:
             if facts.model is not None or not restricted:
                 return facts
         if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
-            raise ModelUndetermined(
-                "This key may use certain models only, and the gateway cannot read from this request which it asks "
-                'for: send it in the body as "model".',
-                param="model",
-            )
+            raise _unnamed()
         return UNREAD
+
+
+def _unnamed() -> ModelUndetermined:
+    return ModelUndetermined(
+        "This key may use certain models only, and the gateway cannot read from this request which it asks "
+        'for: send it in the body as "model".',
+        param="model",
+    )

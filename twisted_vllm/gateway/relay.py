@@ -94,6 +94,7 @@ class Relay(Protocol):
         charge: what the request is charged with, if anything: it looks on at the response.
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
+        queued: seconds for which the request waited for its server, or None.
     """
 
     _log = Logger()
@@ -103,6 +104,7 @@ class Relay(Protocol):
     transport: Any
     outcome = ""
     protocols = NO_PROTOCOLS
+    queued: float | None = None
     _response: UpstreamResponse | None = None
     _ended = False
 
@@ -114,8 +116,9 @@ class Relay(Protocol):
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        if self.exchange is not None:
-            self.exchange.cancel()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
 
     # the head
 
@@ -154,7 +157,9 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
+        self.exchange = None
+        # a request whose body turned out to be unfit is refused as well
+        self.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:

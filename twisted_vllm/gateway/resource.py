@@ -18,11 +18,13 @@ from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
+from twisted_vllm.gateway.forms import FormBody, streams
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
 from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.gateway.reserving import Reserving
+from twisted_vllm.gateway.spool import InThread
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
@@ -68,6 +70,7 @@ class PassThroughResource:
         client: PassThroughClient,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        in_thread: InThread,
         failures: FailedAuthentications | None = None,
         accounts: Accounts | None = None,
         now: Callable[[], float] = time.time,
@@ -79,6 +82,7 @@ class PassThroughResource:
             client: forwards.
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            in_thread: runs a function in another thread, for forms that are held in a file.
             failures: slows guessing down.
             accounts: reserve what requests use, and write it down; None lets all through.
             now: the time in Unix seconds.
@@ -87,6 +91,7 @@ class PassThroughResource:
         self._forward = client.forward
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
+        self._in_thread = in_thread
         self._failures = FailedAuthentications(None) if failures is None else failures
         self._accounts = accounts
         self._now = now
@@ -124,6 +129,8 @@ class PassThroughResource:
         most = self._limits.max_held_body_bytes
         if request.body_complete and request.body_received <= (most if entry.needs_body else PEEK_LIMIT):
             self._admit(request, entry, request.take_body(), passage)
+        elif entry.needs_body and streams(request):
+            self._hold_form(request, entry)
         elif entry.needs_body or (
             # what need not be read, and is too large for it, streams
             entry.wants_body
@@ -143,7 +150,16 @@ class PassThroughResource:
             refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
         raise refusal
 
-    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
+    def _hold_form(self, request: GatewayRequest, entry: Entry) -> None:
+        FormBody(
+            request,
+            dropped_from(entry.principal),
+            in_thread=self._in_thread,
+            limit=self._limits.max_held_body_bytes,
+            on_model=lambda form: self._collected(request, entry, form),
+        ).hold_for_model()
+
+    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes | FormBody) -> None:
         try:
             self._admit(request, entry, body, None)
         except GatewayError as error:
@@ -152,11 +168,17 @@ class PassThroughResource:
             # the body may come long after `render`, where nobody else would answer for a fault of our own
             request.processingFailed(Failure())
 
-    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None, passage: Passage | None) -> None:
-        admitted = self._admission.admit(entry, request.head, held)
-        body: bytes | RequestBody | None = admitted.body
-        if body is None:
-            body = RequestBody(request, dropped_from(entry.principal))
+    def _admit(
+        self, request: GatewayRequest, entry: Entry, held: bytes | FormBody | None, passage: Passage | None
+    ) -> None:
+        body: bytes | RequestBody
+        if isinstance(held, FormBody):
+            admitted = self._admission.admit_form(entry, held.model, held.fault)
+            held.name_model(admitted.renamed)
+            body = held
+        else:
+            admitted = self._admission.admit(entry, request.head, held)
+            body = RequestBody(request, dropped_from(entry.principal)) if admitted.body is None else admitted.body
         if self._accounts is None:
             self._send(request, admitted, body, passage)
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -100,7 +101,8 @@ class GzipReader:
         """Take what comes next."""
         inflate = self._inflate
         left = MAX_INFLATED
-        while inflate is not None and data:
+        more = bool(data)
+        while inflate is not None and more:
             try:
                 piece = inflate.decompress(data, _STEP)
             except zlib.error:
@@ -112,6 +114,8 @@ class GzipReader:
                 return
             self._reader.feed(piece)
             data = inflate.unconsumed_tail
+            # a full step may have left something inside
+            more = bool(data) or len(piece) == _STEP
 
     def usage(self) -> Usage | None:
         """Return what the server said that it used, or None where it did not."""
@@ -133,13 +137,13 @@ _TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count")
 _COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens")
 _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
-_Stream = Callable[[], UsageReader]
+_Maker = Callable[[], UsageReader]
 
 #: routes whose stream the gateway may ask for its usage; whether it is chat
 INJECTABLE = {"/v1/chat/completions": True, "/v1/completions": False}
 
 #: how each route's JSON and its stream are read; a response that is fetched again was counted when it was made
-ROUTES: dict[str, tuple[_JsonKind, _Stream]] = {
+ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
     "/v1/chat/completions": (_USAGE, streams.ChatStream),
     "/v1/chat/completions/batch": (_USAGE, streams.ChatStream),
     "/v1/completions": (_USAGE, streams.CompletionStream),
@@ -178,25 +182,32 @@ def reader_for(
     """
     if not 200 <= status < 300:
         return None
+    make = _maker(route, content_type, content_encoding)
+    if make is not None:
+        return make()
+    if metadata and route in ROUTES:
+        return _Told(metadata)
+    return None
+
+
+@lru_cache(maxsize=256)
+def _maker(route: str, content_type: bytes, content_encoding: bytes) -> _Maker | None:
+    """Return what makes the reader; a server says the same few things over and over."""
     kinds = ROUTES.get(route)
     if kinds is None:
         return None
-    reader: UsageReader
     media_type = content_type.partition(b";")[0].strip().lower()
+    make: _Maker
     if media_type == b"text/event-stream":
-        reader = kinds[1]()
+        make = kinds[1]
     elif media_type == b"application/json" or media_type.endswith(b"+json"):
-        reader = JsonReader(kinds[0])
-    elif metadata:
-        reader = JsonReader(_USAGE)
-        reader.feed(metadata)
-        return _Told(reader)
+        make = partial(JsonReader, kinds[0])
     else:
         return None
     coding = content_encoding.strip().lower()
     if coding in _IDENTITY:
-        return reader
-    return GzipReader(reader) if coding in _GZIP else None
+        return make
+    return (lambda: GzipReader(make())) if coding in _GZIP else None
 
 
 class _Told:
@@ -205,8 +216,9 @@ class _Told:
     __slots__ = ("_reader",)
     stream = False
 
-    def __init__(self, reader: UsageReader) -> None:
-        self._reader = reader
+    def __init__(self, metadata: bytes) -> None:
+        self._reader = JsonReader(_USAGE)
+        self._reader.feed(metadata)
 
     def feed(self, data: bytes) -> None:
         """Take bytes that say nothing."""

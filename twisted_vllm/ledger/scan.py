@@ -102,7 +102,9 @@ class ValueScanner:
 
     def _pass(self, part: bytes) -> None:
         """Pass what holds no key: keep account of strings and depth."""
-        if self._escaped and part:
+        if not part:
+            return
+        if self._escaped:
             self._escaped = False
             part = part[1:]
         ends_escaped = False

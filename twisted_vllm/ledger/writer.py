@@ -187,7 +187,8 @@ class LedgerWriter:
             self._held = None
             goal -= batch.count if batch.own else 0
             if not self._stopping.is_set():
-                self._wake.wait(max(PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
+                share = PAUSE_SHARE if self._store.has_one_lock else 0.0
+                self._wake.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:

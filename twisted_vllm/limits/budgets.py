@@ -39,6 +39,11 @@ class Budget:
         """What was spent in the period, without what is reserved."""
         return self.saved + self.unsaved
 
+    @property
+    def start(self) -> int:
+        """The first second of the period, in Unix seconds."""
+        return self._start
+
     def turn(self, duration: str | None, now: float) -> None:
         """Begin the period that it is now, where another was at work.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished request.
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished request. In JSON, what has a default is there where it differs from that.
 
     Attributes:
         time: when it began, ISO 8601 in UTC with milliseconds.
@@ -25,6 +25,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
         bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.
         first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
+        queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in work, in milliseconds;
+            ``None`` where it did not.
     """
 
     time: str
@@ -43,3 +45,4 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int
     first_byte_ms: float | None
     total_ms: float
+    queued_ms: float | None = None

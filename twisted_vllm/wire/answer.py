@@ -121,10 +121,14 @@ class AnsweredRequest(server.Request):
             self.relay_body(b"", False)
 
     def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
-        """Pass on an interim response (RFC 9110 §15.2); HTTP/1.0 knows none."""
+        """Pass on an interim response (RFC 9110 §15.2), less what speaks of the server's connection or of a body.
+
+        HTTP/1.0 knows no interim responses.
+        """
         self.continued = self.continued or status == 100
         if self.clientproto == b"HTTP/1.1" and not self._disconnected:
-            self.channel.write(write_response_head(status, reason, headers))
+            relayed = [pair for pair in ResponseHead(status, reason, headers).relayed if pair[0].lower() not in FRAMING]
+            self.channel.write(write_response_head(status, reason, relayed))
 
     def abort(self) -> None:
         """Cut the connection, so that what was sent does not look complete."""

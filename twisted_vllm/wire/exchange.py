@@ -12,6 +12,7 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead, listed
 from twisted_vllm.wire.known import KnownResponses
 from twisted_vllm.wire.response import UpstreamResponse
+from twisted_vllm.wire.startline import StatusLines
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
 HEAD_LIMIT = 262_144
@@ -116,6 +117,7 @@ class ResponseReader:
         "_informational",
         "_is_head",
         "_known",
+        "_lines",
         "_pairs",
         "_parser",
         "_reason",
@@ -150,6 +152,7 @@ class ResponseReader:
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
         self.complete = self.keep_alive = self._refused = False
         self._head_bytes = 0
+        self._lines: StatusLines | None = None
         self._reason = b""
         self._pairs: HeaderList = []
         self.head = NO_HEAD
@@ -158,17 +161,21 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bool:
         """Read a segment; return whether it was well-formed as far as the response goes."""
-        begins = not (self.any_bytes or self._is_head)
-        self.any_bytes = True
-        if begins:
-            recalled = self._known.recall(data)
-            if recalled is not None:
+        begins = False
+        if not self.any_bytes:
+            self.any_bytes = True
+            begins = not self._is_head
+            if begins and (recalled := self._known.recall(data)) is not None:
                 self.head, body = recalled
                 self.head_arrived = self.complete = self.keep_alive = True
                 self._informational = None
                 if body:
                     self.pieces.append(body)
                 return True
+            # a final response of HTTP/1's, as they nearly all are, need not be looked at again
+            self._lines = None if data[:7] == b"HTTP/1." and data[9:10] > b"1" else StatusLines()
+        if self._lines is not None and not self._lines.allow(data):
+            return False
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:

@@ -158,10 +158,14 @@ class GatewayRequest(AnsweredRequest):
             self.answer(self._too_large(limit))
             return
         self._collect = (limit, done)
+        self.ask_for_body()
+        self.body_arrived()
+
+    def ask_for_body(self) -> None:
+        """Tell a client that waits for it to send its body."""
         if self.awaits_continue():
             self.continued = True
             self.channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.body_arrived()
 
     def take_body(self) -> bytes:
         """Return the whole body, which must be complete; it is taken once."""
@@ -184,6 +188,10 @@ class GatewayRequest(AnsweredRequest):
         """Call `sink` with each piece of the body as it comes, and whether it is the last; the last may be empty."""
         self._body_sink = sink
         self.body_arrived()
+
+    def forget_body(self) -> None:
+        """Pass nothing on any more: the request is over."""
+        self._body_sink = self._collect = None
 
     def pause_body(self) -> None:
         """Read no more of the body from the client for now."""

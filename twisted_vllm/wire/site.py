@@ -145,6 +145,7 @@ class GatewaySite(server.Site):
         self._on_finished(request)
         # these refer back to it: without them it is gone at once, with its credential, and not at the next collection
         request.note = request.work = None
+        request.forget_body()
 
     # connections
 
