@@ -43,9 +43,12 @@ MAY_IMPORT = {
 
 #: what decides, without a reactor, a clock or I/O
 PURE_PACKAGES = ("access", "config")
-PURE_MODULES = tuple(
-    f"twisted_vllm.gateway.{name}"
-    for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
+PURE_MODULES = (
+    *(
+        f"twisted_vllm.gateway.{name}"
+        for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
+    ),
+    *(f"twisted_vllm.limits.{name}" for name in ("local", "periods", "values")),
 )
 
 #: paths of one person's machine

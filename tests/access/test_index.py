@@ -4,9 +4,19 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant, KeyIndex, TeamGrant, UserGrant
+from twisted_vllm.access.index import (
+    Changes,
+    EndUser,
+    Everything,
+    FormerKey,
+    KeyGrant,
+    KeyIndex,
+    TeamGrant,
+    UserGrant,
+)
 from twisted_vllm.access.keys import hash_key, name_key
 from twisted_vllm.access.records import KeyRecord
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SECONDS = NOW.timestamp()
@@ -58,6 +68,9 @@ def test_the_principal_carries_what_requests_need() -> None:
         user_id="ada",
         team_id="x",
         key_id="7" * 32,
+        tags=("blue",),
+        allowance=Allowance(rpm=1),
+        cache_salt="salt",
     )
     principal = KeyIndex([record]).find(TOKEN).principal
     assert principal == attrs.evolve(
@@ -73,7 +86,46 @@ def test_the_principal_carries_what_requests_need() -> None:
         user_id="ada",
         team_id="x",
         key_id="7" * 32,
+        tags=("blue",),
+        limited=(Limited("key", "7" * 32, Allowance(rpm=1)),),
+        cache_salt="salt",
     )
+    assert "'salt'" not in repr(principal) + repr(record)
+
+
+def test_a_key_is_held_to_the_limits_of_itself_its_user_and_its_team_in_this_order() -> None:
+    of_key, of_user, of_team = Allowance(rpm=0), Allowance(model_tpm={"a": 9}), Allowance(max_budget=10**12)
+    index = KeyIndex([made(user_id="ada", team_id="x", allowance=of_key)])
+    assert index.find(TOKEN).principal.limited == (Limited("key", TOKEN[:32], of_key),)
+    index.apply(Changes(users={"ada": UserGrant(allowance=of_user)}, teams={"x": TeamGrant(allowance=of_team)}))
+    assert index.find(TOKEN).principal.limited == (
+        Limited("key", TOKEN[:32], of_key),
+        Limited("user", "ada", of_user),
+        Limited("team", "x", of_team),
+    )
+    index.add(made(user_id="ada", team_id="x"))
+    index.apply(Changes(users={"ada": None}))
+    assert index.find(TOKEN).principal.limited == (Limited("team", "x", of_team),)
+
+
+def test_who_has_no_limits_is_not_looked_at() -> None:
+    index = KeyIndex([made(user_id="ada", allowance=Allowance())])
+    index.apply(Changes(users={"ada": UserGrant(models=("a",))}))
+    principal = index.find(TOKEN).principal
+    assert (principal.limited, principal.tags, principal.cache_salt) == ((), (), "")
+
+
+def test_an_end_user_is_known_while_there_is_something_to_know() -> None:
+    index = KeyIndex([made()])
+    kept = index.find(TOKEN)
+    eve = EndUser(Limited("end_user", "eve", UNLIMITED), blocked=True)
+    index.apply(Changes(end_users={"eve": eve}))
+    assert (index.end_user("eve"), index.end_user("ada")) == (eve, None)
+    assert index.find(TOKEN) is kept
+    index.apply(Changes(end_users={"eve": None}))
+    assert index.end_user("eve") is None
+    index.replace_all(Everything(end_users={"eve": eve}))
+    assert index.end_user("eve") is eve
 
 
 def test_a_key_has_the_models_and_the_block_of_its_user_and_team_where_these_exist() -> None:

@@ -80,6 +80,9 @@ class HeldStore:
     def load(self) -> Deferred[Any]:
         return self.inner.load()
 
+    def spend(self) -> Deferred[Any]:
+        return self.inner.spend()
+
     def news(self, revision: int) -> Deferred[Any]:
         return self.inner.news(revision)
 

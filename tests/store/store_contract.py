@@ -13,10 +13,18 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
-from twisted_vllm.access.records import KeyRecord
+from twisted_vllm.access.index import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.records import KeyRecord, Spend
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 from twisted_vllm.store.interfaces import AliasExists, IStore, KeyExists
-from twisted_vllm.store.records import AuditRecord, FormerKeyRecord, Member, TeamRecord, UserRecord
+from twisted_vllm.store.records import (
+    AuditRecord,
+    EndUserRecord,
+    FormerKeyRecord,
+    Member,
+    TeamRecord,
+    UserRecord,
+)
 from twisted_vllm.store.repository import PageQuery
 from twisted_vllm.store.transaction import KEPT_CHANGES
 
@@ -40,6 +48,18 @@ def key_record(number: int, alias: str | None = None, made: datetime = MADE, **c
     )
 
 
+#: every limit there is, with the largest amount of money that a database keeps
+FULL_ALLOWANCE = Allowance(
+    rpm=0,
+    tpm=2**53,
+    parallel=1,
+    model_rpm={"qwen ü": 0, "b": 2},
+    model_tpm={"*": 5},
+    max_budget=2**63 - 1,
+    soft_budget=0,
+    budget_duration="1mo",
+)
+
 FULL = KeyRecord(
     token=token(7),
     key_id=f"{7:032x}",
@@ -62,6 +82,8 @@ FULL = KeyRecord(
     updated_by="master",
     rotation_count=2,
     last_rotation_at=MADE,
+    allowance=FULL_ALLOWANCE,
+    cache_salt="5a17",
 )
 
 
@@ -249,7 +271,7 @@ class StoreContract:
     async def test_users_and_teams_come_back_and_the_index_is_told_of_them(self, store: IStore) -> None:
         made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
         user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **made)
-        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, **made)
+        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **made)
         plain = TeamRecord(team_id="y", **made)
 
         def work(transaction: Any) -> None:
@@ -259,13 +281,74 @@ class StoreContract:
 
         _, changes = await store.change(work)
         assert changes.users == {"ada ü": UserGrant(("a", "b*"))}
-        assert changes.teams == {"x": TeamGrant((), True), "y": TeamGrant()}
+        assert changes.teams == {"x": TeamGrant((), True, FULL_ALLOWANCE), "y": TeamGrant()}
         assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
         everything = await store.load()
-        assert (everything.users, everything.teams) == (changes.users, {"x": TeamGrant((), True)})
+        assert (everything.users, everything.teams) == (changes.users, {"x": changes.teams["x"]})
         assert (await store.news(0))[1] == changes
         _, changes = await store.change(lambda each: each.teams.delete(["x", "z"]))
         assert changes.teams == {"x": None, "z": None}
+
+    @pytest_twisted.ensureDeferred
+    async def test_who_is_only_limited_is_kept_by_the_index_too(self, store: IStore) -> None:
+        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
+        allowance = Allowance(model_rpm={"a": 0})
+
+        def work(transaction: Any) -> None:
+            transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
+            transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
+
+        await store.change(work)
+        everything = await store.load()
+        assert everything.users == {"ada": UserGrant(allowance=allowance)}
+        assert everything.teams == {"x": TeamGrant(allowance=allowance)}
+
+    @pytest_twisted.ensureDeferred
+    async def test_keys_without_limits_share_the_one_value_that_says_so(self, store: IStore) -> None:
+        await put(store, key_record(1), key_record(2, allowance=Allowance()), FULL)
+        grants = {grant.token: grant for grant in (await store.load()).keys}
+        assert grants[token(1)].allowance is grants[token(2)].allowance is UNLIMITED
+
+    @pytest_twisted.ensureDeferred
+    async def test_end_users_come_back_and_the_index_is_told_of_those_that_matter(self, store: IStore) -> None:
+        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
+        eve = EndUserRecord(user_id="é" * 255, alias="Eve", blocked=True, allowance=FULL_ALLOWANCE, **made)
+        plain = EndUserRecord(user_id="bob", **made)
+
+        def work(transaction: Any) -> None:
+            for record in (eve, plain):
+                transaction.end_users.insert(record)
+
+        _, changes = await store.change(work)
+        known = EndUser(Limited("end_user", eve.user_id, FULL_ALLOWANCE), True)
+        assert changes.end_users == {eve.user_id: known, "bob": EndUser(Limited("end_user", "bob", UNLIMITED))}
+        assert await store.read(lambda each: each.end_users.find()) == [plain, eve]
+        assert (await store.load()).end_users == {eve.user_id: known}
+        assert (await store.news(0))[1] == changes
+        _, changes = await store.change(lambda each: each.end_users.delete(["bob"]))
+        assert changes == Changes(end_users={"bob": None})
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_was_spent_is_nothing_until_it_is_set_and_every_process_is_told(self, store: IStore) -> None:
+        assert await store.read(lambda each: each.spend.of("key", ["a"])) == {"a": Spend("key", "a")}
+        _, changes = await store.change(lambda each: each.spend.set("key", "a", 2**62, 1_772_323_200))
+        assert changes == Changes(spend=(Spend("key", "a", 2**62, 1_772_323_200),))
+        assert (await store.news(0))[1] == changes
+        await store.change(lambda each: each.spend.set("key", "a", 5, 0))
+        await store.change(lambda each: each.spend.set("team", "a", 6, 0))
+        assert await store.read(lambda each: each.spend.of("key", ["a", "b"])) == {
+            "a": Spend("key", "a", 5),
+            "b": Spend("key", "b"),
+        }
+        found = await store.spend()
+        assert sorted(found, key=repr) == [Spend("key", "a", 5), Spend("team", "a", 6)]
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_a_key_spent_goes_with_it(self, store: IStore) -> None:
+        await put(store, key_record(1))
+        await store.change(lambda each: each.spend.set("key", key_record(1).key_id, 5, 0))
+        await remove(store, key_record(1))
+        assert await store.spend() == []
 
     @pytest_twisted.ensureDeferred
     async def test_members_come_and_go(self, store: IStore) -> None:

@@ -9,6 +9,7 @@ import pytest_twisted
 from store_contract import key_record, put, token
 
 from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.records import Spend
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.registry import Registry
 from twisted_vllm.store.store import Store
@@ -73,3 +74,30 @@ async def test_a_process_that_missed_too_much_reads_everything(registry: Registr
     await put(Store(database), key_record(2))
     await registry.follow()
     assert token(2) in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(database: Database) -> None:
+    told: list[Spend] = []
+    others: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+    other = Registry(Store(database), KeyIndex(), others.append)
+    await registry.change(lambda transaction: transaction.spend.set("key", "a", 5, 0))
+    await other.follow()
+    assert told == others == [Spend("key", "a", 5)]
+    await other.follow()
+    assert len(others) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(database: Database) -> None:
+    told: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+
+    def many(transaction: Any) -> None:
+        transaction.spend.set("team", "x", 5, 0)
+        transaction.keys.delete([token(number) for number in range(KEPT_CHANGES)])
+
+    await Store(database).change(many)
+    await registry.follow()
+    assert told == [Spend("team", "x", 5)]

@@ -9,7 +9,8 @@ import attrs
 import msgspec
 
 from twisted_vllm.access.headers import ADAPTER_HEADERS
-from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord, Principal, Spend
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 T = TypeVar("T")
 
@@ -41,6 +42,9 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
     granted_headers: tuple[str, ...] = ()
     user_id: str | None = None
     team_id: str | None = None
+    tags: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
+    cache_salt: str | None = None
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
@@ -58,6 +62,9 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
             granted_headers=record.granted_headers,
             user_id=record.user_id,
             team_id=record.team_id,
+            tags=record.tags,
+            allowance=record.allowance,
+            cache_salt=record.cache_salt,
         )
 
 
@@ -76,25 +83,50 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a user: which models it may use."""
+    """What requests need to know of a user: which models it may use, and how much."""
 
     models: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a team: which models it may use, and whether it was blocked."""
+    """What requests need to know of a team: which models it may use, and how much, and whether it was blocked."""
 
     models: tuple[str, ...] = ()
+    blocked: bool = False
+    allowance: Allowance = UNLIMITED
+
+
+class EndUser(msgspec.Struct, frozen=True, gc=False):
+    """Somebody for whom a key's caller says that it asks, as requests meet it.
+
+    Attributes:
+        limited: its limits, which may be none.
+        blocked: whether it was blocked.
+    """
+
+    limited: Limited
     blocked: bool = False
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What became of keys, users and teams, by token or id; ``None`` for one that is not there any more."""
+    """What became of keys, users, teams and end users, by token or id; ``None`` for one that is not there any more.
+
+    Attributes:
+        spend: what was set anew of what somebody spent.
+    """
 
     keys: Mapping[str, KeyGrant | None] = {}
     former: Mapping[str, FormerKey | None] = {}
     users: Mapping[str, UserGrant | None] = {}
     teams: Mapping[str, TeamGrant | None] = {}
+    end_users: Mapping[str, EndUser | None] = {}
+    spend: tuple[Spend, ...] = ()
+
+    @property
+    def concerns_keys(self) -> bool:
+        """Whether it changes what a request meets of its key."""
+        return bool(self.keys or self.former or self.users or self.teams)
 
 
 class Everything(msgspec.Struct, frozen=True):
@@ -109,6 +141,7 @@ class Everything(msgspec.Struct, frozen=True):
     former: Iterable[FormerKey] = ()
     users: Mapping[str, UserGrant] = {}
     teams: Mapping[str, TeamGrant] = {}
+    end_users: Mapping[str, EndUser] = {}
 
 
 @attrs.frozen
@@ -133,7 +166,7 @@ class IndexedKey:
 
 
 class KeyIndex:
-    """Every virtual key, by its token, with the users and teams. It belongs to the reactor's thread.
+    """Every virtual key, by its token, with the users, teams and end users. It belongs to the reactor's thread.
 
     What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
     keys that nobody counted.
@@ -155,6 +188,7 @@ class KeyIndex:
         self._former = {former.token: former for former in everything.former}
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
+        self._end_users = dict(everything.end_users)
         self._ready.clear()
 
     def apply(self, changes: Changes) -> None:
@@ -163,7 +197,9 @@ class KeyIndex:
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
         _apply(self._teams, changes.teams)
-        self._ready.clear()
+        _apply(self._end_users, changes.end_users)
+        if changes.concerns_keys:
+            self._ready.clear()
 
     def add(self, record: KeyRecord) -> None:
         """Take a record; one of the same token is replaced."""
@@ -173,6 +209,10 @@ class KeyIndex:
         """Return a key in the form that requests meet."""
         found = self._ready.get(token)
         return self._prepare(token) if found is None else found
+
+    def end_user(self, user_id: str) -> EndUser | None:
+        """Return an end user with its limits; ``None`` where there is nothing to know of it."""
+        return self._end_users.get(user_id)
 
     def _prepare(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)
@@ -202,6 +242,9 @@ class KeyIndex:
             aliases=grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
+            limited=_limited(grant, user, team),
+            tags=grant.tags,
+            cache_salt=grant.cache_salt or "",
         )
         made = self._ready[token] = IndexedKey(
             token=grant.token,
@@ -212,6 +255,17 @@ class KeyIndex:
             replaced=former is not None,
         )
         return made
+
+
+def _limited(grant: KeyGrant, user: UserGrant | None, team: TeamGrant | None) -> tuple[Limited, ...]:
+    found = []
+    if grant.allowance is not UNLIMITED:
+        found.append(Limited("key", grant.key_id, grant.allowance))
+    if user is not None and grant.user_id is not None and user.allowance is not UNLIMITED:
+        found.append(Limited("user", grant.user_id, user.allowance))
+    if team is not None and grant.team_id is not None and team.allowance is not UNLIMITED:
+        found.append(Limited("team", grant.team_id, team.allowance))
+    return tuple(each for each in found if not each.allowance.is_unlimited)
 
 
 def _apply(known: dict[str, T], changed: Mapping[str, T | None]) -> None:

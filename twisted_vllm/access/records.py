@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.limits.values import Limited
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 #: how many hex digits of a key's SHA-256 stand in logs, to tell keys apart without naming them
 HASH_PREFIX_LENGTH = 8
@@ -47,6 +47,9 @@ class KeyRecord:
         rotation_count: how often it was regenerated.
         last_rotation_at: when it was last regenerated.
         key_id: what it is known by for good, through every regeneration: 32 hex digits.
+        allowance: its limits.
+        cache_salt: what keeps its prompts apart in vLLM's prefix cache, made here and never shown; ``None`` shares the
+            cache.
     """
 
     token: str
@@ -70,6 +73,8 @@ class KeyRecord:
     rotation_count: int = 0
     last_rotation_at: datetime | None = None
     key_id: str = attrs.field(default=attrs.Factory(_derived_id, takes_self=True))
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    cache_salt: str | None = attrs.field(default=None, repr=False)
 
     @property
     def hash_prefix(self) -> str:
@@ -80,6 +85,25 @@ class KeyRecord:
     def manages(self) -> bool:
         """Whether it administers."""
         return MANAGEMENT in self.allowed_routes
+
+
+@attrs.frozen
+class Spend:
+    """What a key, user, team or end user spent, as the database says.
+
+    Attributes:
+        kind: ``key``, ``user``, ``team`` or ``end_user``.
+        id: the key's lasting id, or the id of the others.
+        spend: in the period that began at `period_start`, in picodollars.
+        period_start: when that was, in Unix seconds; 0 where there are no periods.
+        total_spend: in all, in picodollars.
+    """
+
+    kind: str
+    id: str
+    spend: int = 0
+    period_start: int = 0
+    total_spend: int = 0
 
 
 @attrs.frozen
@@ -120,7 +144,7 @@ class Principal:
     granted_headers: frozenset[bytes] = frozenset()
     limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
     tags: tuple[str, ...] = ()
-    cache_salt: str = ""
+    cache_salt: str = attrs.field(default="", repr=False)
 
     @property
     def is_administrator(self) -> bool:

@@ -10,21 +10,20 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.records import HASH_PREFIX_LENGTH
 from twisted_vllm.admin.authorize import token_of
-from twisted_vllm.admin.listing import LARGEST_PAGE, given_of, one_of, whole
 from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.queries import AuditQuery, parse_query
 from twisted_vllm.admin.respond import read_query, send_json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.store.repository import PageQuery
 
 _FILTERS = ("actor", "action", "object_type", "object_id", "request_id")
-_NAMES = ("page", "page_size", *_FILTERS, "start_date", "end_date", "sort_order")
 
 #: the length of a date without a time, as in 2026-03-01
 _DATE_LENGTH = 10
 
 
 @attrs.frozen
-class AuditQuery:
+class AuditSearch:
     """What ``/audit/list`` was asked.
 
     Attributes:
@@ -45,7 +44,7 @@ class AuditEndpoints:
         self._office = office
 
     async def list_entries(self, request: IRequest) -> bytes:
-        """Answer ``GET /audit/list``."""
+        """Answer ``GET /audit/list``: a page of what administrators did, the newest first."""
         self._office.gatekeeper.administrator_of(request)
         asked = parse_audit(read_query(request))
         page = await self._office.read(
@@ -63,7 +62,7 @@ class AuditEndpoints:
         )
 
 
-def parse_audit(query: Mapping[str, str]) -> AuditQuery:
+def parse_audit(query: Mapping[str, str]) -> AuditSearch:
     """Return what is asked of ``/audit/list``.
 
     Args:
@@ -73,21 +72,21 @@ def parse_audit(query: Mapping[str, str]) -> AuditQuery:
     Raises:
         InvalidRequest: a parameter is not known, or its value is not one that it takes.
     """
-    given = given_of(query, _NAMES, {})
-    equals = {name: given[name] for name in _FILTERS if name in given}
+    asked = parse_query(query, AuditQuery)
+    equals = {name: getattr(asked, name) for name in _FILTERS if getattr(asked, name)}
     for name in ("object_id", "actor"):
         if name in equals:
             equals[name] = _prefix_of(equals[name])
-    return AuditQuery(
+    return AuditSearch(
         query=PageQuery(
-            page=whole(given, "page", 1, None),
-            size=whole(given, "page_size", 25, LARGEST_PAGE),
+            page=asked.page,
+            size=asked.page_size,
             equals=equals,
             sort_by="id",
-            descending=one_of(given, "sort_order", ("asc", "desc"), "desc") == "desc",
+            descending=asked.sort_order == "desc",
         ),
-        since=_moment(given, "start_date"),
-        until=_moment(given, "end_date", end=True),
+        since=_moment(asked.start_date, "start_date"),
+        until=_moment(asked.end_date, "end_date", end=True),
     )
 
 
@@ -98,9 +97,8 @@ def _prefix_of(identity: str) -> str:
     return token[:HASH_PREFIX_LENGTH] if is_key else identity
 
 
-def _moment(given: Mapping[str, str], name: str, *, end: bool = False) -> datetime | None:
-    text = given.get(name)
-    if text is None:
+def _moment(text: str, name: str, *, end: bool = False) -> datetime | None:
+    if not text:
         return None
     try:
         found = datetime.fromisoformat(text)

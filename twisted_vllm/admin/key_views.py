@@ -9,8 +9,8 @@ from twisted.web.iweb import IRequest
 from twisted_vllm.admin.authorize import token_of
 from twisted_vllm.admin.key_schemas import InfoRequest
 from twisted_vllm.admin.listing import parse_aliases, parse_list
-from twisted_vllm.admin.litellm import refuse_what_is_not_done
 from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.queries import KeyInfoQuery, parse_query
 from twisted_vllm.admin.reports import report_key
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
@@ -28,9 +28,7 @@ class KeyViews:
         """Answer ``GET /key/info``: any key for an administrator, itself for a virtual key."""
         gatekeeper = self._office.gatekeeper
         principal = gatekeeper.principal_of(request)
-        query = read_query(request)
-        refuse_what_is_not_done(query, ("key",), {})
-        asked = query.get("key") or None
+        asked = parse_query(read_query(request), KeyInfoQuery).key or None
         own = gatekeeper.own_token(request)
         token = own if asked is None else token_of(asked)
         if token is None:
@@ -65,7 +63,7 @@ class KeyViews:
         )
 
     async def list_keys(self, request: IRequest) -> bytes:
-        """Answer ``GET /key/list``."""
+        """Answer ``GET /key/list``: a page of keys, as hashes or as whole records."""
         self._office.gatekeeper.administrator_of(request)
         asked = parse_list(read_query(request), token_of)
         now = self._office.now()
@@ -76,7 +74,7 @@ class KeyViews:
         return send_json(request, {"keys": keys, **around(page)})
 
     async def list_aliases(self, request: IRequest) -> bytes:
-        """Answer ``GET /key/aliases``."""
+        """Answer ``GET /key/aliases``: a page of aliases in their order, those alone that hold `search`."""
         self._office.gatekeeper.administrator_of(request)
         query = parse_aliases(read_query(request))
         page = await self._office.read(lambda transaction: transaction.keys.page_of_aliases(query))

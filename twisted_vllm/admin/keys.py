@@ -90,11 +90,11 @@ class KeyEndpoints:
         )
 
     async def block(self, request: IRequest) -> bytes:
-        """Answer ``POST /key/block``."""
+        """Answer ``POST /key/block``: the key is refused from the next request on."""
         return await self._set_blocked(request, True)
 
     async def unblock(self, request: IRequest) -> bytes:
-        """Answer ``POST /key/unblock``."""
+        """Answer ``POST /key/unblock``: the key works again."""
         return await self._set_blocked(request, False)
 
     async def _set_blocked(self, request: IRequest, blocked: bool) -> bytes:

@@ -98,6 +98,9 @@ LIST_DEFAULTS: dict[str, Any] = {
     "include_created_by_keys": "false",
 }
 
+#: parameters of ``/user/list`` likewise
+USER_LIST_DEFAULTS: dict[str, Any] = dict.fromkeys(("user_ids", "sso_user_ids", "team", "organization_ids"))
+
 _SHOWN = 40
 
 

@@ -49,13 +49,13 @@ def parse(body: Mapping[str, Any], struct: type[StructT], defaults: Mapping[str,
     try:
         found = msgspec.convert({name: body[name] for name in supported if name in body}, struct)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise refusal(str(error)) from None
     for name in supported:
         _refuse_control_characters(name, getattr(found, name))
     return found
 
 
-def _refusal(message: str) -> InvalidRequest:
+def refusal(message: str) -> InvalidRequest:
     """Return what a message of msgspec's means; its path becomes ours, and nothing of the caller's is repeated."""
     what, _, path = message.partition(" - at `")
     place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")

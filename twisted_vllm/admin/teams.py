@@ -9,7 +9,6 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import people
-from twisted_vllm.admin.litellm import refuse_what_is_not_done
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.people_schemas import (
     AddMembersRequest,
@@ -20,6 +19,7 @@ from twisted_vllm.admin.people_schemas import (
     parse_new_team,
     parse_update_team,
 )
+from twisted_vllm.admin.queries import TeamInfoQuery, TeamListQuery, parse_query
 from twisted_vllm.admin.reports import report_key, report_team, report_user
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
@@ -45,7 +45,7 @@ class TeamEndpoints:
         self._office = office
 
     async def new(self, request: IRequest) -> bytes:
-        """Answer ``POST /team/new``."""
+        """Answer ``POST /team/new``: a team, with its first members."""
         act = self._office.act(request, "team/new")
         asked = parse_new_team(read_object(request))
         team_id = new_id(self._office) if asked.team_id is None else asked.team_id
@@ -55,13 +55,9 @@ class TeamEndpoints:
         return send_json(request, report_team(whole.team, whole.members))
 
     async def info(self, request: IRequest) -> bytes:
-        """Answer ``GET /team/info``."""
+        """Answer ``GET /team/info``: a team, its members and its keys."""
         self._office.gatekeeper.administrator_of(request)
-        query = read_query(request)
-        refuse_what_is_not_done(query, ("team_id",), {})
-        team_id = query.get("team_id")
-        if not team_id:
-            raise InvalidRequest("Name the team: /team/info?team_id=…", param="team_id")
+        team_id = parse_query(read_query(request), TeamInfoQuery).team_id
 
         def work(transaction: Transaction) -> _Whole:
             team = people.find_team(transaction, team_id)
@@ -80,7 +76,7 @@ class TeamEndpoints:
         )
 
     async def update(self, request: IRequest) -> bytes:
-        """Answer ``POST /team/update``."""
+        """Answer ``POST /team/update``: what is absent stays, null clears."""
         act = self._office.act(request, "team/update")
         body = read_object(request)
         asked = parse_update_team(body)
@@ -99,9 +95,7 @@ class TeamEndpoints:
     async def list_teams(self, request: IRequest) -> bytes:
         """Answer ``GET /team/list``: every team, or those of a user."""
         self._office.gatekeeper.administrator_of(request)
-        query = read_query(request)
-        refuse_what_is_not_done(query, ("user_id",), {"organization_id": None})
-        user_id = query.get("user_id")
+        user_id = parse_query(read_query(request), TeamListQuery, {"organization_id": None}).user_id
 
         def work(transaction: Transaction) -> tuple[list[TeamRecord], dict[str, list[Member]]]:
             if user_id:
@@ -119,7 +113,7 @@ class TeamEndpoints:
         return await self._set_blocked(request, True)
 
     async def unblock(self, request: IRequest) -> bytes:
-        """Answer ``POST /team/unblock``."""
+        """Answer ``POST /team/unblock``: its keys work again."""
         return await self._set_blocked(request, False)
 
     async def _set_blocked(self, request: IRequest, blocked: bool) -> bytes:
@@ -133,7 +127,7 @@ class TeamEndpoints:
         return send_json(request, report_team(whole.team, whole.members))
 
     async def add_members(self, request: IRequest) -> bytes:
-        """Answer ``POST /team/member_add``; a user that is not known yet is made."""
+        """Answer ``POST /team/member_add``: one member or several; a user that is not known yet is made."""
         act = self._office.act(request, "team/member_add")
         asked = parse(read_object(request), AddMembersRequest, {"max_budget_in_team": None})
         wanted = (asked.member,) if isinstance(asked.member, NewMember) else asked.member
@@ -160,7 +154,7 @@ class TeamEndpoints:
         )
 
     async def remove_member(self, request: IRequest) -> bytes:
-        """Answer ``POST /team/member_delete``."""
+        """Answer ``POST /team/member_delete``: a user leaves a team, and loses the keys that it has there."""
         act = self._office.act(request, "team/member_delete")
         asked = parse(read_object(request), RemoveMemberRequest, {})
         if asked.user_id is None and asked.user_email is None:

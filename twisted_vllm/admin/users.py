@@ -13,9 +13,9 @@ from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import key_operations, people
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.listing import parse_users
-from twisted_vllm.admin.litellm import refuse_what_is_not_done
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.people_schemas import DeleteUsersRequest, parse_new_user, parse_update_user
+from twisted_vllm.admin.queries import UserInfoQuery, parse_query
 from twisted_vllm.admin.reports import report_key, report_team, report_user
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
@@ -71,9 +71,7 @@ class UserEndpoints:
     async def info(self, request: IRequest) -> bytes:
         """Answer ``GET /user/info``: any user for an administrator, its own for a virtual key."""
         principal = self._office.gatekeeper.principal_of(request)
-        query = read_query(request)
-        refuse_what_is_not_done(query, ("user_id",), {})
-        asked = query.get("user_id") or principal.user_id
+        asked = parse_query(read_query(request), UserInfoQuery).user_id or principal.user_id
         if asked is None:
             raise InvalidRequest("Name the user: /user/info?user_id=…", param="user_id")
         if not principal.may_administer and asked != principal.user_id:
@@ -98,7 +96,7 @@ class UserEndpoints:
         )
 
     async def update(self, request: IRequest) -> bytes:
-        """Answer ``POST /user/update``."""
+        """Answer ``POST /user/update``: what is absent stays, null clears."""
         act = self._office.act(request, "user/update")
         body = read_object(request)
         asked = parse_update_user(body)
@@ -118,7 +116,7 @@ class UserEndpoints:
         return send_json(request, count)
 
     async def list_users(self, request: IRequest) -> bytes:
-        """Answer ``GET /user/list``."""
+        """Answer ``GET /user/list``: a page of users, each with how many keys it has."""
         self._office.gatekeeper.administrator_of(request)
         query = parse_users(read_query(request))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -10,13 +10,16 @@ import msgspec
 from sqlalchemy import Column, Connection, Select, Text, cast, func, select
 from sqlalchemy.sql.elements import Cast
 
-from twisted_vllm.access.index import Changes, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.index import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.records import Spend
+from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 from twisted_vllm.store.repository import in_chunks
-from twisted_vllm.store.tables import changes, former_keys, keys, teams, users
+from twisted_vllm.store.spend import spend_of
+from twisted_vllm.store.tables import changes, end_users, former_keys, keys, teams, users
 
 T = TypeVar("T")
 
-KEY, FORMER, USER, TEAM = "key", "former", "user", "team"
+KEY, FORMER, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
 
 
 def _text(column: Column[Any]) -> Cast[str]:
@@ -37,6 +40,9 @@ _KEY_COLUMNS = (
     _text(keys.c.granted_headers),
     keys.c.user_id,
     keys.c.team_id,
+    _text(keys.c.tags),
+    _text(keys.c.allowance),
+    keys.c.cache_salt,
 )
 
 
@@ -50,8 +56,14 @@ def _names(text: str) -> dict[str, str]:
     return msgspec.json.decode(text, type=dict[str, str])
 
 
+@lru_cache(maxsize=4096)
+def _limits(text: str) -> Allowance:
+    return msgspec.json.decode(text, type=Allowance)
+
+
 def _key_grant(row: Any) -> KeyGrant:
-    token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, user_id, team_id = row
+    token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
+    user_id, team_id, tags, allowance, cache_salt = others
     return KeyGrant(
         token,
         key_id,
@@ -65,6 +77,9 @@ def _key_grant(row: Any) -> KeyGrant:
         _labels(headers),
         user_id,
         team_id,
+        _labels(tags),
+        UNLIMITED if allowance is None else _limits(allowance),
+        cache_salt,
     )
 
 
@@ -79,16 +94,24 @@ def _former_key(row: Any) -> FormerKey:
 
 
 _NONE = "[]"
-_USER = select(users.c.user_id, _text(users.c.models))
-_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked)
+_USER = select(users.c.user_id, _text(users.c.models), _text(users.c.allowance))
+_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked, _text(teams.c.allowance))
+_END_USER = select(end_users.c.user_id, end_users.c.blocked, _text(end_users.c.allowance))
 
 
 def _user_grant(row: Any) -> UserGrant:
-    return UserGrant(_labels(row[1]))
+    _, models, allowance = row
+    return UserGrant(_labels(models), UNLIMITED if allowance is None else _limits(allowance))
 
 
 def _team_grant(row: Any) -> TeamGrant:
-    return TeamGrant(_labels(row[1]), row[2])
+    _, models, blocked, allowance = row
+    return TeamGrant(_labels(models), blocked, UNLIMITED if allowance is None else _limits(allowance))
+
+
+def _end_user(row: Any) -> EndUser:
+    user_id, blocked, allowance = row
+    return EndUser(Limited(END_USER, user_id, UNLIMITED if allowance is None else _limits(allowance)), blocked)
 
 
 def last_revision(connection: Connection) -> int:
@@ -106,14 +129,15 @@ def read_everything(connection: Connection) -> Everything:
         keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
         former=[_former_key(row) for row in connection.execute(_FORMER)],
         # of the others there is nothing to know
-        users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE},
-        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2]},
+        users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
+        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2] or row[3]},
+        end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
     )
 
 
 def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> Changes:
-    """Return what the named keys, users and teams are now."""
-    names: dict[str, list[str]] = {KEY: [], FORMER: [], USER: [], TEAM: []}
+    """Return what the named keys, users, teams and end users are now."""
+    names: dict[str, list[str]] = {KEY: [], FORMER: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
     for kind, name in touched:
         # a newer version may know more
         names.setdefault(kind, []).append(name)
@@ -130,4 +154,17 @@ def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> 
         former=now(FORMER, _FORMER, former_keys.c.token, _former_key),
         users=now(USER, _USER, users.c.user_id, _user_grant),
         teams=now(TEAM, _TEAM, teams.c.team_id, _team_grant),
+        end_users=now(END_USER, _END_USER, end_users.c.user_id, _end_user),
+        spend=tuple(_spend(connection, names[SPEND])),
     )
+
+
+def spend_name(kind: str, identity: str) -> str:
+    """Return what a change of somebody's spend is noted as."""
+    return f"{kind}:{identity}"
+
+
+def _spend(connection: Connection, names: Iterable[str]) -> Iterator[Spend]:
+    for name in names:
+        kind, _, identity = name.partition(":")
+        yield spend_of(connection, kind, [identity])[identity]

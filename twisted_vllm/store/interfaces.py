@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
 from twisted_vllm.access.index import Changes, Everything
+from twisted_vllm.access.records import Spend
 from twisted_vllm.errors import Conflict
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class IStore(Interface):
 
     def load() -> Deferred[Everything]:
         """Return all that the index keeps."""
+
+    def spend() -> Deferred[list[Spend]]:
+        """Return what every key, user, team and end user spent, where anything is known of it."""
 
     def news(revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
         """Return what changed after a revision and the revision that it leads to.

@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.limits.values import UNLIMITED, Allowance
+
 
 @attrs.frozen
 class FormerKeyRecord:
@@ -34,6 +36,7 @@ class UserRecord:
         user_role: LiteLLM's word for it; it grants nothing here.
         models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
         metadata: a JSON object of the administrator's.
+        allowance: the limits of its keys together.
 
     The others are as in `KeyRecord`.
     """
@@ -48,6 +51,7 @@ class UserRecord:
     user_role: str = "internal_user"
     models: tuple[str, ...] = ()
     metadata: dict[str, Any] = attrs.field(factory=dict)
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
 
 
 @attrs.frozen
@@ -60,6 +64,7 @@ class TeamRecord:
         models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
         blocked: whether its keys are refused.
         metadata: a JSON object of the administrator's.
+        allowance: the limits of its keys together.
 
     The others are as in `KeyRecord`.
     """
@@ -73,6 +78,30 @@ class TeamRecord:
     models: tuple[str, ...] = ()
     blocked: bool = False
     metadata: dict[str, Any] = attrs.field(factory=dict)
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+
+
+@attrs.frozen
+class EndUserRecord:
+    """Somebody for whom the callers of keys say that they ask; LiteLLM's customer.
+
+    Attributes:
+        user_id: what the callers call it.
+        alias: its name.
+        blocked: whether requests for it are refused.
+        allowance: its limits, whichever key asks for it.
+
+    The others are as in `KeyRecord`.
+    """
+
+    user_id: str
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    alias: str | None = None
+    blocked: bool = False
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
 
 
 @attrs.frozen
@@ -93,8 +122,8 @@ class AuditRecord:
         actor: who: ``master``, ``anonymous`` or a key's hash prefix.
         actor_name: the alias or name of that key.
         action: what was done, such as ``key/update``.
-        object_type: to what: ``key``, ``user`` or ``team``.
-        object_id: to which: a key's hash prefix, a user's or a team's id.
+        object_type: to what: ``key``, ``user``, ``team`` or ``end_user``.
+        object_id: to which: a key's hash prefix, the id of the others.
         before: what it was; ``None`` where it was made.
         after: what it is; ``None`` where it was deleted.
         request_id: the request that did it.

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
 
 from twisted_vllm.access.index import Changes, Everything, KeyIndex
+from twisted_vllm.access.records import Spend
 from twisted_vllm.store.interfaces import IStore
 from twisted_vllm.store.transaction import Transaction
 
@@ -23,11 +24,13 @@ class Registry:
     Args:
         store: where keys are kept.
         index: what is told of every change.
+        spend_set: is told of each whose spend was set anew, here or in another process.
     """
 
-    def __init__(self, store: IStore, index: KeyIndex) -> None:
+    def __init__(self, store: IStore, index: KeyIndex, spend_set: Callable[[Spend], None] = lambda spend: None) -> None:
         self._store = store
         self._index = index
+        self._spend_set = spend_set
         self._lock = DeferredLock()
         self._revision = 0
 
@@ -52,7 +55,7 @@ class Registry:
     @inlineCallbacks
     def _change(self, work: Callable[[Transaction], T]) -> Generator[Deferred[Any], Any, T]:
         result, changes = yield self._store.change(work)
-        self._index.apply(changes)
+        self._apply(changes)
         return result  # type: ignore[no-any-return]  # what a generator is sent has no type
 
     def follow(self) -> Deferred[None]:
@@ -67,7 +70,14 @@ class Registry:
     def _follow(self) -> Generator[Deferred[Any], Any, None]:
         revision, news = yield self._store.news(self._revision)
         if isinstance(news, Changes):
-            self._index.apply(news)
+            self._apply(news)
         elif news is not None:
             self._index.replace_all(news)
+            for spend in (yield self._store.spend()):
+                self._spend_set(spend)
         self._revision = revision
+
+    def _apply(self, changes: Changes) -> None:
+        self._index.apply(changes)
+        for spend in changes.spend:
+            self._spend_set(spend)

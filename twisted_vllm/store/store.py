@@ -10,8 +10,10 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from twisted_vllm.access.index import Changes, Everything
+from twisted_vllm.access.records import Spend
 from twisted_vllm.store.grants import last_revision, read_changed, read_everything
 from twisted_vllm.store.interfaces import IDatabase, IStore
+from twisted_vllm.store.spend import all_spend
 from twisted_vllm.store.tables import changes
 from twisted_vllm.store.transaction import Transaction
 
@@ -55,6 +57,18 @@ class Store:
             StoreUnavailable: the database failed.
         """
         return self._database.run_now(read_everything)
+
+    def spend(self) -> Deferred[list[Spend]]:
+        """Return what everybody spent."""
+        return self._database.run(all_spend, writes=False)
+
+    def spend_now(self) -> list[Spend]:
+        """Return it likewise, blocking: for the start, before the reactor runs.
+
+        Raises:
+            StoreUnavailable: the database failed.
+        """
+        return self._database.run_now(all_spend)
 
     def news(self, revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
         """Return what changed after a revision and the revision that it leads to."""

@@ -6,7 +6,9 @@ Their names carry the product's: an operator may point ``DATABASE_URL`` at a dat
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -22,6 +24,8 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
+
+from twisted_vllm.limits.values import UNLIMITED, Allowance
 
 #: the table in which Alembic keeps the schema's revision
 VERSION_TABLE = "vllm_passthrough_schema"
@@ -50,6 +54,22 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Limits(TypeDecorator[Allowance]):
+    """What may be used, as a JSON object of what is limited; NULL for nothing. Money is in picodollars."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Allowance | None, dialect: Dialect) -> dict[str, Any] | None:
+        """Return what is limited."""
+        found = {} if value is None else msgspec.to_builtins(value)
+        return {name: each for name, each in found.items() if each is not None and each != {}} or None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Allowance:
+        """Return the limits; what a newer version added is left out."""
+        return UNLIMITED if value is None else msgspec.convert(value, Allowance)
+
+
 keys = Table(
     "vllm_passthrough_keys",
     metadata,
@@ -74,6 +94,8 @@ keys = Table(
     Column("rotation_count", Integer, nullable=False),
     Column("last_rotation_at", UtcDateTime),
     Column("key_id", String(32), nullable=False),
+    Column("allowance", Limits),
+    Column("cache_salt", String(64)),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
     Index("vllm_passthrough_keys_user", "user_id"),
@@ -103,6 +125,7 @@ users = Table(
     Column("created_by", String(64), nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
     UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
 )
 
@@ -118,6 +141,21 @@ teams = Table(
     Column("created_by", String(64), nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
+)
+
+#: for whom the callers of keys say that they ask; most are never made here, and have no row
+end_users = Table(
+    "vllm_passthrough_end_users",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("alias", String(255)),
+    Column("blocked", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
 )
 
 members = Table(

@@ -12,11 +12,22 @@ from sqlalchemy.sql.elements import ColumnElement
 from twisted_vllm.access.index import Changes
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.store import tables
-from twisted_vllm.store.grants import FORMER, KEY, TEAM, USER, last_revision, read_changed
+from twisted_vllm.store.grants import (
+    END_USER,
+    FORMER,
+    KEY,
+    SPEND,
+    TEAM,
+    USER,
+    last_revision,
+    read_changed,
+    spend_name,
+)
 from twisted_vllm.store.interfaces import AliasExists, KeyExists
 from twisted_vllm.store.members import Memberships
-from twisted_vllm.store.records import AuditRecord, FormerKeyRecord, TeamRecord, UserRecord
+from twisted_vllm.store.records import AuditRecord, EndUserRecord, FormerKeyRecord, TeamRecord, UserRecord
 from twisted_vllm.store.repository import Page, PageQuery, Repository
+from twisted_vllm.store.spend import Spending
 
 #: how many changes are kept for other processes to read; one that missed more reads everything again
 KEPT_CHANGES = 10_000
@@ -93,6 +104,8 @@ class Transaction:
         users: the users.
         teams: the teams.
         members: who is in which team.
+        end_users: for whom keys are used.
+        spend: what each spent.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -103,6 +116,8 @@ class Transaction:
         self.users = Repository(connection, tables.users, UserRecord, partial(self._touch, USER))
         self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._touch, TEAM))
         self.members = Memberships(connection)
+        self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._touch, END_USER))
+        self.spend = Spending(connection, lambda kind, identity: self._touch(SPEND, spend_name(kind, identity)))
 
     def _touch(self, kind: str, name: str) -> None:
         self._touched[kind, name] = None
@@ -124,6 +139,7 @@ class Transaction:
         former = self.former.among("key_id", (record.key_id for record in records))
         self.former.delete([each.token for each in former])
         self.keys.delete([record.token for record in records])
+        self.spend.forget(KEY, [record.key_id for record in records])
 
     def write_audit(self, record: AuditRecord) -> None:
         """Note what was done."""

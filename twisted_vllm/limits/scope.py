@@ -1,0 +1,162 @@
+"""What is counted for one key, user, team or end user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+
+from twisted_vllm.limits.budgets import Budget
+from twisted_vllm.limits.refusals import Refusal
+from twisted_vllm.limits.values import Allowance
+from twisted_vllm.limits.windows import WINDOW, Bucket, Window, whole_seconds
+
+
+class ModelWindows:
+    """The windows of one model."""
+
+    __slots__ = ("requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = Window()
+        self.tokens = Window()
+
+    def are_used(self, now: float) -> bool:
+        """Return whether anything was counted in the last 60 seconds."""
+        return not (self.requests.tidied(now).is_empty and self.tokens.tidied(now).is_empty)
+
+
+class Scope:
+    """Counters in memory. What is not limited is not counted, but for the requests in work.
+
+    Attributes:
+        key: the kind and the id.
+        budget: its spending, where it has a budget.
+        in_work: how many requests are.
+        used_at: when it was last needed.
+        requests: those of the last 60 seconds.
+        tokens: likewise.
+        models: the windows of each model with limits of its own.
+    """
+
+    __slots__ = ("budget", "in_work", "key", "models", "requests", "tokens", "used_at")
+
+    def __init__(self, key: tuple[str, str], budget: Budget | None) -> None:
+        self.key = key
+        self.budget = budget
+        self.in_work = 0
+        self.used_at = 0.0
+        self.requests: Window | None = None
+        self.tokens: Window | None = None
+        self.models: dict[str, ModelWindows] | None = None
+
+    def has_room(self, allowance: Allowance, model: str, tokens: int, cost: int, now: float) -> bool:
+        """Return whether a request of so many tokens, and of such a cost, may begin; at least 1 of each is needed."""
+        limit = allowance.parallel
+        if limit is not None and self.in_work >= limit:
+            return False
+        limit = allowance.rpm
+        if limit is not None:
+            window = self.requests
+            if window is None:
+                window = self.requests = Window()
+            elif now >= window.stale:
+                window.tidy(now)
+            if window.used >= limit:
+                return False
+        limit = allowance.tpm
+        if limit is not None:
+            window = self.tokens
+            if window is None:
+                window = self.tokens = Window()
+            elif now >= window.stale:
+                window.tidy(now)
+            if window.used + tokens > limit:
+                return False
+        limits = allowance.model_rpm
+        if limits and model in limits:
+            window = self.of_model(model).requests
+            if now >= window.stale:
+                window.tidy(now)
+            if window.used >= limits[model]:
+                return False
+        limits = allowance.model_tpm
+        if limits and model in limits:
+            window = self.of_model(model).tokens
+            if now >= window.stale:
+                window.tidy(now)
+            if window.used + tokens > limits[model]:
+                return False
+        limit = allowance.max_budget
+        budget = self.budget
+        return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
+
+    def take(
+        self, allowance: Allowance, model: str, tokens: int, now: float, charges: list[tuple[Window, Bucket]]
+    ) -> None:
+        """Count a request that `has_room`; where its tokens are counted is added to the charges."""
+        self.in_work += 1
+        self.used_at = now
+        window = self.requests
+        if window is not None and allowance.rpm is not None:
+            window.add(now, 1)
+        window = self.tokens
+        if window is not None and allowance.tpm is not None:
+            charges.append((window, window.add(now, tokens)))
+        limits = allowance.model_rpm
+        if limits and model in limits:
+            self.of_model(model).requests.add(now, 1)
+        limits = allowance.model_tpm
+        if limits and model in limits:
+            window = self.of_model(model).tokens
+            charges.append((window, window.add(now, tokens)))
+
+    def of_model(self, model: str) -> ModelWindows:
+        """Return the windows of a model."""
+        models = self.models
+        if models is None:
+            models = self.models = {}
+        found = models.get(model)
+        if found is None:
+            found = models[model] = ModelWindows()
+        return found
+
+    def windows(self, allowance: Allowance, model: str, now: float) -> Iterator[tuple[str, int, Window]]:
+        """Yield each limit that holds for a model, by its name, with its window."""
+        if allowance.rpm is not None:
+            self.requests = self.requests or Window()
+            yield "rpm", allowance.rpm, self.requests.tidied(now)
+        if allowance.tpm is not None:
+            self.tokens = self.tokens or Window()
+            yield "tpm", allowance.tpm, self.tokens.tidied(now)
+        if model in allowance.model_rpm:
+            yield "model_rpm", allowance.model_rpm[model], self.of_model(model).requests.tidied(now)
+        if model in allowance.model_tpm:
+            yield "model_tpm", allowance.model_tpm[model], self.of_model(model).tokens.tidied(now)
+
+    def refusals(
+        self, allowance: Allowance, model: str, tokens: int, cost: int, now: float, wall: float
+    ) -> Iterator[Refusal]:
+        """Yield each limit that does not let a request begin; the wall's time is that of budgets."""
+        kind = self.key[0]
+        limit = allowance.parallel
+        if limit is not None and self.in_work >= limit:
+            yield Refusal(kind, "parallel", limit, 1, 1 if limit else None)
+        for name, limit, window in self.windows(allowance, model, now):
+            needed = 1 if name.endswith("rpm") else tokens
+            if window.used + needed > limit:
+                which = model if name.startswith("model") else ""
+                yield Refusal(kind, name, limit, needed, window.wait(limit, needed, now), which)
+        limit, budget = allowance.max_budget, self.budget
+        if limit is not None and budget is not None and budget.spent + budget.reserved + cost > limit:
+            never = cost > limit or budget.ends == inf
+            wait = None if never else whole_seconds(budget.ends, wall)
+            yield Refusal(kind, "budget", limit, cost, wait, spent=budget.spent)
+
+    def forget_models(self, now: float) -> None:
+        """Forget the models that were not used of late."""
+        if self.models and not self.in_work:
+            self.models = {model: windows for model, windows in self.models.items() if windows.are_used(now)} or None
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether nothing is left to remember but the budget."""
+        return self.in_work == 0 and self.used_at + WINDOW <= now
