@@ -14,7 +14,7 @@ from twisted_vllm.store.database import Database
 
 # The contract of the stores and the start race are tests/store's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-pytest.register_assert_rewrite("store_contract")
+pytest.register_assert_rewrite("store_contract", "usage_queries_contract")
 
 
 @pytest.fixture(scope="session")

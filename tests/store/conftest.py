@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-pytest.register_assert_rewrite("store_contract")
+pytest.register_assert_rewrite("store_contract", "usage_queries_contract")
 
 
 @pytest.fixture
