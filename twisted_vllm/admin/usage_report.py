@@ -23,7 +23,7 @@ from twisted_vllm.admin.spend_access import Caller, caller_of
 from twisted_vllm.admin.spend_logs import filters_of
 from twisted_vllm.admin.spend_queries import ReportQuery, days_of, span_of
 from twisted_vllm.admin.usage_report_format import CsvReport, JsonReport, ReportFormat
-from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
 from twisted_vllm.store.usage_queries import key_labels
 from twisted_vllm.store.usage_queries_plan import (
     DIMENSIONS,
@@ -120,9 +120,12 @@ class UsageReports:
         except CancelledError:
             # the client is gone, and with it what the producer was registered with
             raise
-        except Exception:
+        except Exception as error:
             # The status is out. What was sent must not look whole.
-            self._log.failure("a usage report could not be finished")
+            if isinstance(error, GatewayError):
+                self._log.error("a usage report broke off: {reason}", reason=error.message)
+            else:
+                self._log.failure("a usage report broke off")
             _cut(request)
             gone: Deferred[bytes] = Deferred()
             return await gone
