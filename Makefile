@@ -35,7 +35,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format $(SOURCES)
 
 live: live-url $(VENV)/installed-live
-	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider --strict-markers --strict-config' tests/live
+	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider -p no:schemathesis --strict-markers --strict-config' tests/live
 
 live-url:
 	@test -n "$$VLLM_BASE_URL" || { echo 'make live: set VLLM_BASE_URL to a vLLM server, as in http://127.0.0.1:8000' >&2; exit 2; }

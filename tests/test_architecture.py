@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "quickstart": PLAIN,
     "starting": PLAIN,
     "stopping": PLAIN | {"wire"},
-    "service": MIDDLE | {"gateway", "admin", "starting", "stopping"},
+    "books": MIDDLE | {"gateway", "starting"},
+    "parts": MIDDLE | {"gateway", "admin", "books", "stopping"},
+    "service": MIDDLE | {"gateway", "admin", "starting", "stopping", "parts"},
     "tap": MIDDLE | {"service", "quickstart", "simulator", "starting", "stopping"},
 }
 
@@ -46,7 +48,10 @@ PURE_PACKAGES = ("access", "config")
 PURE_MODULES = (
     *(
         f"twisted_vllm.gateway.{name}"
-        for name in ("admission", "bodies", "forwarded", "multipart", "paths", "routing", "slots")
+        for name in (
+            *("admission", "bodies", "form_scan", "forwarded", "members", "multipart"),
+            *("paths", "routing", "slots", "splices"),
+        )
     ),
     *(f"twisted_vllm.limits.{name}" for name in ("local", "periods", "values")),
 )

@@ -116,6 +116,14 @@ class RouteNotAllowed(GatewayError):
     type = "permission_error"
 
 
+class EndUserBlocked(GatewayError):
+    """The end user that the caller asks for was blocked by an administrator."""
+
+    status = 403
+    code = "end_user_blocked"
+    type = "permission_error"
+
+
 class TooManyFailures(GatewayError):
     """Too many keys that are not valid came from one address."""
 
@@ -153,6 +161,13 @@ class BudgetExceeded(GatewayError):
     status = 429
     code = "budget_exceeded"
     type = "budget_exceeded"
+
+
+class LimitsUnavailable(GatewayError):
+    """What counts limits for all processes does not answer, and nobody with limits may go on without it."""
+
+    status = 503
+    code = "limits_unavailable"
 
 
 class NotFound(GatewayError):
@@ -249,6 +264,13 @@ class ServerBusy(GatewayError):
 
     status = 503
     code = "server_busy"
+
+
+class LedgerUnavailable(GatewayError):
+    """What requests use cannot be written down, and the operator wants none served that is not."""
+
+    status = 503
+    code = "ledger_unavailable"
 
 
 class StoreUnavailable(GatewayError):

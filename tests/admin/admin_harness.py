@@ -133,6 +133,7 @@ class Gateway:
             randbytes=self._randbytes,
             readiness=lambda: self.state,
         )
+        self.app = app
         self.recorded = Recorded(app.resource())
         self.agent = RequestTraversalAgent(self.recorded)
         self._treq = StubTreq(self.recorded)

@@ -171,14 +171,12 @@ def test_litellms_fields_that_ask_for_nothing_are_taken(gateway: Gateway, fields
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_budget", 10),
-        ("max_budget", 0),
-        ("rpm_limit", 0),
-        ("tpm_limit", 100),
-        ("budget_duration", "30d"),
+        ("budget_id", "b"),
+        ("budget_limits", [{"max_budget": 1}]),
+        ("model_max_budget", {"a": 1}),
+        ("tpd_limit", 0),
         ("spend", 1.5),
         ("spend", True),
-        ("key_type", "llm_api"),
         ("guardrails", ["x"]),
         ("auto_rotate", True),
     ],

@@ -45,7 +45,7 @@ def test_a_key_that_is_not_known_is_not_found_and_not_repeated(gateway: Gateway,
 
 def test_the_master_key_must_name_a_key(gateway: Gateway) -> None:
     answer = gateway.get("/key/info")
-    assert (answer.status, answer.error["param"]) == (400, "key")
+    assert (answer.status, answer.error["param"]) == (404, "key")
 
 
 @pytest.mark.parametrize("query", ["?kye=x", "?key=a&key=b", "?key=%ff", "?" + "&".join(f"k{n}" for n in range(200))])

@@ -118,7 +118,7 @@ def test_a_change_must_name_its_key(gateway: Gateway, path: str, body: object) -
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"max_budget": 5}, "max_budget"),
+        ({"spend": 5}, "spend"),
         ({"temp_budget_increase": 5}, "temp_budget_increase"),
         ({"models": ["all-team-models"]}, "models"),
         ({"priority": "high"}, "priority"),
@@ -128,6 +128,7 @@ def test_a_change_must_name_its_key(gateway: Gateway, path: str, body: object) -
         ({"aliases": {"a": 5}}, "aliases[...]"),
         ({"aliases": {"a": "b\n"}}, "aliases"),
         ({"aliases": ["a"]}, "aliases"),
+        ({"aliases": {"": "a"}}, "aliases"),
         ({"duration": "0s"}, "duration"),
         ({"allowed_routes": ["managment"]}, "allowed_routes"),
         ({"new_key": KEY}, "new_key"),
@@ -165,7 +166,7 @@ def test_a_bulk_update_changes_each_key_for_itself(gateway: Gateway) -> None:
                 {"key": "sk-unknown-0123456789", "tags": ["a"]},
                 {"key_alias": "two", "tags": ["b"]},
                 {"key": KEY, "key_alias": "two"},
-                {"key": KEY, "max_budget": 3},
+                {"key": KEY, "max_budget": -3},
             ]
         },
     )

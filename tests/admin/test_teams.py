@@ -81,6 +81,28 @@ def test_members_come_and_go_and_those_that_nobody_knew_are_made(gateway: Gatewa
     assert gateway.post("/team/member_delete", {"team_id": "x", "user_id": "ada"}).status == 404
 
 
+def test_a_member_gets_another_role_and_keeps_it_where_none_is_given(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada", "user_email": "a@b"}, {"user_id": "bob"}])
+    gateway.post("/user/new", {"user_id": "cyd", "auto_create_key": False})
+    answer = gateway.post(
+        "/team/member_update", {"team_id": "x", "user_email": "A@B", "role": "admin", "max_budget_in_team": None}
+    )
+    assert answer.status == 200
+    assert {name: answer.json[name] for name in ("team_id", "user_id", "user_email", "role")} == {
+        "team_id": "x",
+        "user_id": "ada",
+        "user_email": "a@b",
+        "role": "admin",
+    }
+    assert gateway.post("/team/member_update", {"team_id": "x", "user_id": "ada"}).json["role"] == "admin"
+    assert members(gateway.get("/team/info?team_id=x").json["team_info"]) == {"ada": "admin", "bob": "user"}
+    [entry] = gateway.get("/audit/list?action=team/member_update").json["audit_logs"]
+    assert entry["before"] == {"members": {"ada": "user", "bob": "user"}}
+    assert entry["after"] == {"members": {"ada": "admin", "bob": "user"}}
+    refused = gateway.post("/team/member_update", {"team_id": "x", "user_id": "cyd", "role": "admin"})
+    assert (refused.status, refused.error["param"]) == (404, "user_id")
+
+
 def test_a_member_that_leaves_loses_its_keys_of_that_team_alone(gateway: Gateway) -> None:
     new(gateway, team_id="x", members_with_roles=[{"user_id": "ada"}])
     lost = gateway.make_key(team_id="x", user_id="ada")["key"]
@@ -112,7 +134,8 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
     ("path", "body", "status", "param"),
     [
         ("/team/new", {"team_id": "x"}, 409, "team_id"),
-        ("/team/new", {"max_budget": 3}, 400, "max_budget"),
+        ("/team/new", {"max_budget": -3}, 400, "max_budget"),
+        ("/team/new", {"team_member_budget": 3}, 400, "team_member_budget"),
         ("/team/new", {"members": [{"user_id": "a"}]}, 400, "members"),
         ("/team/new", {"members_with_roles": [{}]}, 400, "member"),
         ("/team/new", {"members_with_roles": [{"user_email": "no@body"}]}, 404, "user_email"),
@@ -126,6 +149,11 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
         ("/team/member_add", {"team_id": "y", "member": {"user_id": "a"}}, 404, "team_id"),
         ("/team/member_add", {"team_id": "x", "member": {}}, 400, "member"),
         ("/team/member_delete", {"team_id": "x"}, 400, "user_id"),
+        ("/team/member_update", {"team_id": "x"}, 400, "user_id"),
+        ("/team/member_update", {"team_id": "x", "user_id": "ada"}, 404, "user_id"),
+        ("/team/member_update", {"team_id": "y", "user_id": "ada"}, 404, "team_id"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "role": "king"}, 400, "role"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": 1}, 400, "max_budget_in_team"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(

@@ -98,3 +98,11 @@ def test_what_differs_is_described(load_text):
     assert "limit:          max_connections none (default 10000)" in lines
     assert "limit:          max_concurrent_requests 5 (default none)" in lines
     assert "limit:          max_concurrent_requests 9 for gpu:8000 (elsewhere 5)" in lines
+
+
+def test_running_requests_are_left_alone_unless_it_is_said(load_text, problems_of):
+    assert load_text("", BASE).revoke_running is False
+    revoking = load_text("passthrough: {revoke_running: true}", BASE)
+    assert revoking.revoke_running is True
+    assert "revoking:       running requests end when their key is not valid any more" in describe(revoking)
+    assert "passthrough.revoke_running" in "\n".join(problems_of("passthrough: {revoke_running: soon}"))

@@ -15,6 +15,7 @@ def test_the_defaults_are_described_in_a_few_lines(load_text):
         "default server: http://gpu:8000",
         "path aliases:   on",
         "drain:          30 s",
+        "ledger:         spool in twisted_vllm.sqlite3.spool, rows kept for ever",
         "log:            auto, level info, to standard output",
     ]
 
@@ -53,6 +54,7 @@ def test_what_differs_from_the_defaults_is_described(load_text):
         "trusted proxy:  ::1/128",
         "drain:          0 s",
         "limit:          max_body_bytes 10 (default 1073741824)",
+        "ledger:         spool in vllm_passthrough.spool, rows kept for ever",
         "log:            json, level debug, to log.json, rotated at 100000000 bytes, 10 old files kept",
         "model:          a -> x at https://one:443, with its own key, 3 of 4 requests",
         "model:          a -> y at http://two:80, 1 of 4 requests",

@@ -16,7 +16,16 @@ from twisted_vllm.config.environment import VARIABLES
 from twisted_vllm.config.load import document, load
 from twisted_vllm.config.models import entry
 from twisted_vllm.config.passthrough import ROUTE_CLASSES, server_override
-from twisted_vllm.config.settings import Limits, LogSettings, Settings, TenantRoutes, Timeouts
+from twisted_vllm.config.settings import (
+    EndUserSettings,
+    LedgerSettings,
+    Limits,
+    LogSettings,
+    PriceList,
+    Settings,
+    TenantRoutes,
+    Timeouts,
+)
 from twisted_vllm.config.shape import Section
 
 DIRECTORY = Path(__file__).parents[2] / "config"
@@ -66,7 +75,9 @@ def test_every_variable_and_every_class_of_routes_stands_in_the_example():
     assert [name for name in sorted(names | set(ROUTE_CLASSES)) if name not in text] == []
 
 
-@pytest.mark.parametrize("values", [Limits, Timeouts, LogSettings, TenantRoutes])
+@pytest.mark.parametrize(
+    "values", [Limits, Timeouts, LogSettings, TenantRoutes, LedgerSettings, EndUserSettings, PriceList]
+)
 def test_every_field_of_the_settings_can_be_written(values):
     own = document.fields["passthrough"]
     sections = [checker for checker in own.fields.values() if isinstance(checker, Section)]

@@ -128,15 +128,15 @@ def test_a_list_of_skipped_entries_alone_is_no_server(problems_of):
 
 
 def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text):
-    text = listed(*(entry(info="{input_cost_per_token: 1, mode: chat, own: x}", rpm=3, tpm=4) for _ in range(3)))
+    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", rpm=3, tpm=4) for _ in range(3)))
     assert load_text(text, BASE).warnings == (
         "model_list[0].litellm_params.rpm: not implemented yet: ignored (and in 2 more)",
         "model_list[0].litellm_params.tpm: not implemented yet: ignored (and in 2 more)",
-        "model_list[0].model_info.input_cost_per_token: not implemented yet: ignored (and in 2 more)",
+        "model_list[0].model_info.output_cost_per_second: not implemented yet: ignored (and in 2 more)",
     )
 
 
-@pytest.mark.parametrize("name", ["order", "stream_timeout", "max_retries", "output_cost_per_token", "tags"])
+@pytest.mark.parametrize("name", ["order", "stream_timeout", "max_retries", "output_cost_per_second", "tags"])
 def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text, name):
     assert load_text(listed(entry(**{name: 1})), BASE).warnings == (
         f"model_list[0].litellm_params.{name}: not implemented yet: ignored",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import request_bytes
+from end_to_end_harness import HOST, MASTER_KEY, PATIENCE, request_bytes
+from twisted.internet.threads import deferToThreadPool
+from websockets.sync.client import connect
 
 MODEL = "simulated-model"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -91,3 +94,27 @@ async def test_requests_on_one_connection_are_answered_in_their_order(simulator:
     await client.until_received(b"I'm alive!")
     assert client.received.index(b"[DONE]") < client.received.index(b'"version"')
     assert client.received.count(b'"version"') == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_realtime_session_passes(simulator: Any, gateway_to: Any, reactor: Any) -> None:
+    gateway = gateway_to(simulator.port)
+
+    def converse() -> list[Any]:
+        url = f"ws://{HOST}:{gateway.port}/vllm/v1/realtime"
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        with connect(url, additional_headers=bearer, open_timeout=PATIENCE) as socket:
+            for event in (
+                {"type": "session.update", "model": MODEL},
+                {"type": "input_audio_buffer.append", "audio": "AAAA" * 8_000},
+                {"type": "input_audio_buffer.commit", "final": True},
+            ):
+                socket.send(json.dumps(event))
+            heard = [json.loads(socket.recv(PATIENCE))]
+            while heard[-1]["type"] != "transcription.done":
+                heard.append(json.loads(socket.recv(PATIENCE)))
+            return heard
+
+    heard = await deferToThreadPool(reactor, reactor.getThreadPool(), converse)
+    assert [event["type"] for event in heard] == ["session.created", *["transcription.delta"] * 2, "transcription.done"]
+    assert heard[-1]["text"] == "This text"

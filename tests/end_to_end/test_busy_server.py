@@ -37,9 +37,9 @@ async def at_work(server: Any, gateway: Any, number: int = 0) -> tuple[Any, Any]
 
 async def waiting(gateway: Any, number: int, reactor: Any) -> Any:
     """Have a request wait; return its client."""
-    before = len(gateway.service._queues._waiting)
+    before = len(gateway.service._parts.queues._waiting)
     client = await gateway.send(completion(number))
-    await soon(reactor, lambda: len(gateway.service._queues._waiting) > before)
+    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) > before)
     return client
 
 
@@ -73,7 +73,7 @@ async def test_the_next_is_sent_however_the_one_before_it_ended(
         await following.until_received(b"completions?1")
         following.send(OK)
     await second.until_received(b"\r\n\r\nok")
-    assert repr(list(gateway.service._queues._slots.values())) == "[<Slots 0 of 1 taken, 0 of 100 wait>]"
+    assert repr(list(gateway.service._parts.queues._slots.values())) == "[<Slots 0 of 1 taken, 0 of 100 wait>]"
 
 
 @pytest_twisted.ensureDeferred
@@ -101,6 +101,8 @@ async def test_who_has_waited_too_long_is_told_so(stand_in: Any, gateway_to: Any
     answer = parse_answer(client.received)
     assert (answer.status, answer.error["code"]) == (503, "server_busy")
     assert len(server.connections) == 1
+    [line] = gateway.request_lines()
+    assert 3_000 <= line["queued_ms"] <= line["total_ms"]
 
 
 @pytest_twisted.ensureDeferred
@@ -116,7 +118,7 @@ async def test_who_leaves_the_queue_never_reaches_the_server(stand_in: Any, gate
     last = await waiting(gateway, 3, reactor)
     leaver.close()
     held.cut()
-    await soon(reactor, lambda: len(gateway.service._queues._waiting) == 1)
+    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) == 1)
     upstream.send(OK)
     await first.until_received(b"\r\n\r\nok")
     await upstream.until_received(b"completions?3")
@@ -136,7 +138,7 @@ async def test_an_upload_waits_with_its_client(stand_in: Any, gateway_to: Any, r
     client = await gateway.send(
         request_bytes("POST", "/vllm/v1/audio/transcriptions", headers={"Content-Length": str(size)}) + b"x" * 1000
     )
-    await soon(reactor, lambda: len(gateway.service._queues._waiting))
+    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting))
     [channel] = [channel for channel in gateway.service.site._channels if channel._read_pauses]
     client.send(b"x" * (size - 1000))
     await client.next_turn()
@@ -183,7 +185,7 @@ async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
     simulator: Any, gateway_to: Any, reactor: Any
 ) -> None:
     gateway = gateway_to(capped(simulator.port, limit=5, places=100))
-    queues = gateway.service._queues
+    queues = gateway.service._parts.queues
     [slots] = queues._slots.values()
     clients = []
     for number in range(60):

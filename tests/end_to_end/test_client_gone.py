@@ -5,8 +5,9 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,12 +16,17 @@ from end_to_end_harness import HOST, request_bytes
 from test_failures import STREAM, begin
 from twisted.internet.task import deferLater
 
-#: the promise is 0.1 s; a busy machine is given more
-AT_ONCE = 1.0
+#: seconds: the promise, which the median of some tries keeps also on a busy machine
+AT_ONCE = 0.1
+TRIES = 5
+#: real seconds in which something is certain to have happened
+CERTAINLY = 5.0
 #: more than the kernel holds of an upload on its way through the gateway
 HUGE = 64 * 1024 * 1024
 #: more than is held of requests that wait for their turn
 MANY = request_bytes("GET", "/vllm/v1/models") * 300
+
+Situation = Callable[[Any, Any, Any], Coroutine[Any, Any, tuple[Any, Any]]]
 
 
 async def soon(reactor: Any, is_so: Callable[[], object], seconds: float = 30.0) -> None:
@@ -54,58 +60,100 @@ async def upload_to_a_server_that_does_not_read(server: Any, gateway: Any, size:
     return client, upstream
 
 
-@pytest.mark.parametrize("leave", ["close", "cut"])
-@pytest.mark.parametrize("stage", ["before the head", "in the middle of a stream"])
-@pytest_twisted.ensureDeferred
-async def test_while_it_is_read_from(stand_in: Any, gateway_to: Any, stage: str, leave: str) -> None:
-    server = stand_in()
-    client, upstream = await begin(server, gateway_to(server.port))
-    if stage != "before the head":
-        upstream.send(STREAM)
-        await client.until_received(b"abc")
-    began = time.monotonic()
-    getattr(client, leave)()
-    await upstream.until_lost()
-    assert time.monotonic() - began < AT_ONCE
+async def before_the_head(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    return await begin(server, gateway)
 
 
-@pytest.mark.parametrize("leave", ["close", "cut"])
-@pytest.mark.parametrize("stage", ["before the head", "in the middle of a stream"])
-@pytest_twisted.ensureDeferred
-async def test_with_more_requests_in_line_than_are_held(
-    stand_in: Any, gateway_to: Any, reactor: Any, stage: str, leave: str
-) -> None:
-    server = stand_in()
-    gateway = gateway_to(server.port)
+async def in_the_middle_of_a_stream(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await begin(server, gateway)
-    if stage != "before the head":
-        upstream.send(STREAM)
-        await client.until_received(b"abc")
+    upstream.send(STREAM)
+    await client.until_received(b"abc")
+    return client, upstream
+
+
+async def before_the_head_with_requests_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    client, upstream = await begin(server, gateway)
     client.send(MANY)
     await soon(reactor, lambda: len(gateway.service.site.hangups))
-    began = time.monotonic()
-    getattr(client, leave)()
-    await upstream.until_lost()
-    assert time.monotonic() - began < AT_ONCE
-    assert len(server.connections) == 1
-    assert gateway.request_lines()[0]["outcome"] == "client_disconnected"
-    assert len(gateway.service.site.hangups) == 0
+    return client, upstream
 
 
-@pytest_twisted.ensureDeferred
-async def test_in_the_middle_of_an_upload_that_the_server_does_not_read(
-    stand_in: Any, gateway_to: Any, reactor: Any
-) -> None:
-    server = stand_in()
-    gateway = gateway_to(server.port)
+async def in_a_stream_with_requests_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    client, upstream = await in_the_middle_of_a_stream(server, gateway, reactor)
+    client.send(MANY)
+    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    return client, upstream
+
+
+async def in_a_stream_with_one_request_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    client, upstream = await in_the_middle_of_a_stream(server, gateway, reactor)
+    client.send(request_bytes("GET", "/vllm/v1/models"))
+    [channel] = gateway.service.site._channels
+    await soon(reactor, lambda: channel._held)
+    return client, upstream
+
+
+async def in_an_upload(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    client = await gateway.send(
+        request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)}) + b"some"
+    )
+    upstream = await server.connection()
+    await upstream.until_received(b"some")
+    return client, upstream
+
+
+async def in_an_upload_that_the_server_does_not_read(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await upload_to_a_server_that_does_not_read(server, gateway, HUGE - 1, reactor)
     assert not hung_up(upstream)
-    client.cut()
-    await soon(reactor, lambda: hung_up(upstream), AT_ONCE)
-    upstream.cut()
-    [line] = gateway.request_lines()
-    assert line["outcome"] == "client_disconnected"
-    assert len(gateway.service.site.hangups) == 0
+    return client, upstream
+
+
+async def while_it_does_not_read_the_answer(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
+    client, upstream = await begin(server, gateway)
+    client.transport.pauseProducing()
+    upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % HUGE + b"x" * (HUGE - 1))
+    await soon(reactor, lambda: readable(client))
+    return client, upstream
+
+
+SITUATIONS = [
+    before_the_head,
+    in_the_middle_of_a_stream,
+    before_the_head_with_requests_in_line,
+    in_a_stream_with_requests_in_line,
+    in_a_stream_with_one_request_in_line,
+    in_an_upload,
+    while_it_does_not_read_the_answer,
+]
+
+
+@pytest.mark.parametrize(
+    ("situation", "leave"),
+    [
+        *((situation, leave) for situation in SITUATIONS for leave in ("close", "cut")),
+        # an end of the stream does not arrive behind more data than the gateway's kernel takes; a reset does
+        (in_an_upload_that_the_server_does_not_read, "cut"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_the_server_s_connection_is_closed_within_a_tenth_of_a_second(
+    stand_in: Any, gateway_to: Any, reactor: Any, situation: Situation, leave: str
+) -> None:
+    took = []
+    for _ in range(TRIES):
+        server = stand_in()
+        gateway = gateway_to(server.port)
+        client, upstream = await situation(server, gateway, reactor)
+        began = time.monotonic()
+        getattr(client, leave)()
+        await soon(reactor, lambda upstream=upstream: upstream.lost is not None or hung_up(upstream))
+        took.append(time.monotonic() - began)
+        upstream.cut()
+        assert len(server.connections) == 1
+        await soon(reactor, gateway.request_lines)
+        assert gateway.request_lines()[0]["outcome"] == "client_disconnected"
+        assert len(gateway.service.site.hangups) == 0
+    assert median(took) < AT_ONCE, took
 
 
 @pytest_twisted.ensureDeferred
@@ -122,19 +170,6 @@ async def test_a_server_that_reads_again_gets_the_whole_upload(stand_in: Any, ga
     assert len(gateway.service.site.hangups) == 0
     client.send(request_bytes("GET", "/health/liveliness"))
     await client.until_received(b"I'm alive!")
-
-
-@pytest_twisted.ensureDeferred
-async def test_while_it_does_not_read_the_answer(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
-    server = stand_in()
-    client, upstream = await begin(server, gateway_to(server.port))
-    client.transport.pauseProducing()
-    upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % HUGE + b"x" * (HUGE - 1))
-    await soon(reactor, lambda: readable(client))
-    began = time.monotonic()
-    client.cut()
-    await upstream.until_lost()
-    assert time.monotonic() - began < AT_ONCE
 
 
 @pytest_twisted.ensureDeferred
@@ -171,4 +206,4 @@ async def test_an_upload_waits_with_its_client_until_there_is_a_connection(gatew
             await client.next_turn()
         assert channel.requests[0].body_received <= 2 * 65_536
         client.cut()
-        await soon(reactor, lambda: not gateway.service.site._channels, AT_ONCE)
+        await soon(reactor, lambda: not gateway.service.site._channels, CERTAINLY)

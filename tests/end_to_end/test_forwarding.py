@@ -83,10 +83,10 @@ async def test_the_client_s_headers_arrive_in_order_with_their_case_and_repetiti
         (b"Cookie", b"a=b; c=d"),
         (b"X-Latin", b"caf\xe9"),
         (b"X-Empty", b""),
-        (b"X-Request-Id", b"mine-1"),
         (b"X-Forwarded-For", b"127.0.0.1"),
         (b"X-Forwarded-Proto", b"http"),
         (b"X-Forwarded-Host", b"gateway.example"),
+        (b"X-Request-Id", b"mine-1"),
     ]
 
 

@@ -122,6 +122,18 @@ async def test_both_connections_are_kept_from_one_request_to_the_next(stand_in: 
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_interim_answer_brings_nothing_that_speaks_of_the_server_s_connection(
+    stand_in: Any, gateway_to: Any
+) -> None:
+    # a client that believed the length would take the answer that follows for a body (RFC 9110 §7.6.1 and §8.6)
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nConnection: x-one\r\nX-One: 1\r\nContent-Length: 5\r\n\r\n"
+    server = stand_in(interim + OK)
+    client = await gateway_to(server.port).send(request_bytes("GET", "/vllm/v1/models"))
+    await client.until_received(b"ok")
+    assert client.received.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+@pytest_twisted.ensureDeferred
 async def test_100_continue_103_and_the_answer_come_in_their_order(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Expect": "100-continue"}, body=b"abcd")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import pytest_twisted
+from end_to_end_harness import request_bytes
+from sqlalchemy import Engine, event
 from test_forwarding import OK
 
 from twisted_vllm.config.settings import Limits
+from twisted_vllm.wire.known import MOST_HEADS
+
+GUESSES = 1_000
 
 
 @pytest_twisted.ensureDeferred
@@ -22,3 +28,35 @@ async def test_guesses_are_slowed_on_every_route_and_valid_keys_served_on(stand_
         assert 1 <= int(refused.header("retry-after")) <= 60
         assert (await gateway.ask("GET", path, key)).status == 200
     assert (await gateway.ask("GET", "/vllm/v1/models", None)).status == 401
+
+
+@pytest.mark.parametrize("limit", [None, 60], ids=["as unknown", "as too many"])
+@pytest.mark.parametrize("path", ["/vllm/v1/models", "/key/info", "/key/list"])
+@pytest_twisted.ensureDeferred
+async def test_a_flood_of_guesses_asks_the_database_nothing_and_is_forgotten(
+    stand_in: Any, gateway_to: Any, path: str, limit: int | None
+) -> None:
+    gateway = gateway_to(stand_in(OK).port, limits=Limits(max_failed_authentications=limit))
+    await gateway.make_key()
+    queries: list[str] = []
+
+    def asked(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        queries.append(statement)
+
+    client = await gateway.connect()
+    event.listen(Engine, "before_cursor_execute", asked)
+    try:
+        for number in range(GUESSES):
+            client.send(request_bytes("GET", path, f"sk-guess-{number:032d}"))
+        await client.until(lambda: client.received.count(b"HTTP/1.1 4") == GUESSES)
+        assert not queries
+        # this one does ask, and is heard
+        assert (await gateway.ask("GET", "/key/list")).status == 200
+        assert queries
+    finally:
+        event.remove(Engine, "before_cursor_execute", asked)
+    site = gateway.service.site
+    assert len(site.known_heads) <= MOST_HEADS
+    assert not site.running()
+    assert not site._live_ids
+    assert len(gateway.service._parts.index) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import threading
@@ -15,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twistd_harness import MASTER_KEY, Foreground, ask, free_port
+from websockets.asyncio.server import ServerConnection as ServerConnectionInLoop
+from websockets.asyncio.server import serve as serve_in_loop
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
@@ -63,10 +66,11 @@ def echo() -> Iterator[Echo]:
 
 
 @contextmanager
-def gateway_before(echo: Echo, directory: Path, *arguments: str) -> Iterator[Foreground]:
-    base = f"http://127.0.0.1:{echo.port}"
-    port = free_port()
-    with Foreground(directory, port, *arguments, LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE=base) as gateway:
+def gateway_before(
+    echo: Echo | SecureEcho, directory: Path, *arguments: str, base: str = "http://127.0.0.1", **variables: str
+) -> Iterator[Foreground]:
+    variables |= {"LITELLM_MASTER_KEY": MASTER_KEY, "HOSTED_VLLM_API_BASE": f"{base}:{echo.port}"}
+    with Foreground(directory, free_port(), *arguments, **variables) as gateway:
         yield gateway
 
 
@@ -114,25 +118,112 @@ def test_a_browser_s_key_opens_it_and_is_seen_by_nobody_else(echo: Echo, tmp_pat
     assert key not in gateway.stdout + gateway.stderr
 
 
-def test_it_passes_over_tls(echo: Echo, tmp_path: Path) -> None:
+def echoes(address: str, trust: ssl.SSLContext | None) -> None:
+    """Send what an echo must send back, and have it say goodbye."""
+    bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+    with connect(address, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE) as socket:
+        for message in MESSAGES:
+            socket.send(message)
+        assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
+        socket.send("goodbye")
+        with pytest.raises(ConnectionClosedError):
+            socket.recv(PATIENCE)
+        assert socket.close_code == 4321
+
+
+def lines_of_tunnels(gateway: Foreground) -> list[dict[str, object]]:
+    return [line for line in map(json.loads, gateway.stdout.splitlines()) if line.get("route") == "/v1/realtime"]
+
+
+def test_it_passes_with_tls_towards_the_client(echo: Echo, tmp_path: Path) -> None:
     certificate = tmp_path / "certificate.pem"
     certificate.write_bytes(self_signed())
     port = free_port()
     listen = f"--listen=ssl:{port}:interface=127.0.0.1:privateKey={certificate}:certKey={certificate}"
-    trust = ssl.create_default_context(cafile=certificate)
     with gateway_before(echo, tmp_path, listen) as gateway:
-        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
-        secure = f"wss://localhost:{port}/vllm/v1/realtime"
-        with connect(secure, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE) as socket:
-            for message in MESSAGES:
-                socket.send(message)
-            assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
-            socket.send("goodbye")
-            with pytest.raises(ConnectionClosedError):
-                socket.recv(PATIENCE)
-            assert socket.close_code == 4321
-    [line] = [line for line in map(json.loads, gateway.stdout.splitlines()) if line.get("route") == "/v1/realtime"]
+        echoes(f"wss://localhost:{port}/vllm/v1/realtime", ssl.create_default_context(cafile=certificate))
+    [line] = lines_of_tunnels(gateway)
     assert (line["status"], line["outcome"]) == (101, "completed")
+
+
+class SecureEcho:
+    """The same behind TLS, which it ends as TLS is to be ended; the one with a thread for each connection does not.
+
+    Attributes:
+        handshakes: how many came.
+        port: where it listens.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.handshakes = 0
+        self.port = 0
+        self._context = context
+        self._listens = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        assert self._listens.wait(PATIENCE)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        async with serve_in_loop(self._answer, "127.0.0.1", 0, ssl=self._context) as server:
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            self._listens.set()
+            await self._stopped.wait()
+
+    async def _answer(self, connection: ServerConnectionInLoop) -> None:
+        self.handshakes += 1
+        async for message in connection:
+            if message == "goodbye":
+                await connection.close(4321, "as you like")
+                return
+            await connection.send(message)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(PATIENCE)
+
+
+@pytest.fixture
+def secure_echo(tmp_path: Path) -> Iterator[SecureEcho]:
+    certificate = tmp_path / "server.pem"
+    certificate.write_bytes(self_signed())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = SecureEcho(context)
+    yield server
+    server.stop()
+
+
+def test_it_passes_with_tls_towards_the_server(secure_echo: SecureEcho, tmp_path: Path) -> None:
+    trusted = str(tmp_path / "server.pem")
+    with gateway_before(secure_echo, tmp_path, base="https://localhost", SSL_CERT_FILE=trusted) as gateway:
+        echoes(url(gateway), None)
+    [line] = lines_of_tunnels(gateway)
+    assert (line["status"], line["outcome"]) == (101, "completed")
+
+
+def test_it_passes_with_tls_towards_both(secure_echo: SecureEcho, tmp_path: Path) -> None:
+    certificate = tmp_path / "server.pem"
+    port = free_port()
+    listen = f"--listen=ssl:{port}:interface=127.0.0.1:privateKey={certificate}:certKey={certificate}"
+    trusted = str(certificate)
+    with gateway_before(secure_echo, tmp_path, listen, base="https://localhost", SSL_CERT_FILE=trusted) as gateway:
+        echoes(f"wss://localhost:{port}/vllm/v1/realtime", ssl.create_default_context(cafile=certificate))
+    [line] = lines_of_tunnels(gateway)
+    assert (line["status"], line["outcome"]) == (101, "completed")
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_gets_no_tunnel(secure_echo: SecureEcho, tmp_path: Path) -> None:
+    with gateway_before(secure_echo, tmp_path, base="https://localhost") as gateway:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(url(gateway), additional_headers=bearer, open_timeout=PATIENCE),
+        ):
+            pass
+        assert refused.value.response.status_code == 502
+    assert secure_echo.handshakes == 0
 
 
 def self_signed() -> bytes:

@@ -58,6 +58,7 @@ class FakeRequest:
         self.site = self.channel.site
         self.method = method
         self.uri = uri
+        self.known: Any = None
         self.path = uri.partition(b"?")[0]
         self.raw_headers = headers or []
         self.header_names = [name.lower() for name, _ in self.raw_headers]
@@ -71,6 +72,7 @@ class FakeRequest:
         self.body_length = len(body) if body_length is None and body_complete else body_length
         self.request_id = b"5f0e"
         self.principal: Any = None
+        self.revoked = False
         self.note: Any = None
         self.work: Any = None
         self.started = 10.0
@@ -98,6 +100,9 @@ class FakeRequest:
         self.sink = sink
         if self.body or self.body_complete:
             sink(self.body, self.body_complete)
+
+    def ask_for_body(self) -> None:
+        self.events.append("ask for body")
 
     def take_body(self) -> bytes:
         return self.body
@@ -200,6 +205,7 @@ class FakeAuthenticator:
     """Lets everybody in as one principal, or refuses."""
 
     def __init__(self, principal: Any = ANONYMOUS) -> None:
+        self.changes = 0
         self.principal = principal
         self.asked: list[tuple[Any, float]] = []
 

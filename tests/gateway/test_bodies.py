@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.errors import ModelUndetermined
-from twisted_vllm.gateway.bodies import ModelField, find_model, rename
+from twisted_vllm.gateway.bodies import ModelField, find_model
+from twisted_vllm.gateway.splices import rename
 
 UNDETERMINED = {
     "empty": b"",

@@ -14,7 +14,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, ServerBusy
 from twisted_vllm.gateway.queueing import ServerQueues
-from twisted_vllm.gateway.relay import RequestBody
+from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.sweeper import Sweeper
 
@@ -56,7 +56,7 @@ class Lab:
         self.sent: list[Asker] = []
         self.fault: Exception | None = None
         self.failing: GatewayError | None = None
-        self.queues = ServerQueues(servers, self._send, self.sweeper)
+        self.queues = ServerQueues(servers, self._send, self.sweeper, self.clock.seconds)
 
     def _send(self, exchange: Exchange) -> None:
         exchange.at = self
@@ -131,6 +131,25 @@ def test_what_has_waited_too_long_is_refused_and_frees_nothing() -> None:
     assert lab.sent == [first, third]
     lab.pass_time(1000)
     assert third.error is None
+
+
+@pytest.mark.parametrize("ending", ["its turn", "too late", "its client left"])
+def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
+    where = capped(1, seconds=3)
+    lab = Lab(where)
+    first = lab.ask(where)
+    relay = Relay(FakeRequest())  # type: ignore[arg-type]  # all that it uses of a request
+    relay.exchange = Exchange(where, b"POST", b"", None, relay)
+    lab.queues.forward(relay.exchange)
+    assert relay.queued is None
+    lab.pass_time(2.5)
+    if ending == "its turn":
+        first.end()
+    elif ending == "its client left":
+        relay.cancel()
+    else:
+        lab.pass_time(2)
+    assert relay.queued == (4.5 if ending == "too late" else 2.5)
 
 
 def test_without_a_limit_it_waits_for_ever() -> None:

@@ -34,7 +34,7 @@ def request(**changes: Any) -> Any:
 def forwarded(made: Any, model: str = "m", outcome: str = "completed") -> Any:
     """Say of a request that it was forwarded."""
     where = target(made.uri.removeprefix(b"/vllm"))
-    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False))
+    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False))
     note.admitted = Admitted(server(), where.forwarded, model, None)
     note.relay = Relay(made)
     note.relay.outcome = outcome
@@ -96,6 +96,13 @@ def test_the_outcome_of_a_request_that_no_server_was_asked_about(changes: Any, o
 @pytest.mark.parametrize("outcome", ["completed", "upstream_failed", "failed"])
 def test_the_outcome_of_a_forwarded_request_is_the_relay_s(outcome: str) -> None:
     assert record(forwarded(request(), outcome=outcome)).outcome == outcome
+
+
+@pytest.mark.parametrize("outcome", ["", "client_disconnected"])
+def test_a_request_that_was_ended_with_its_key_is_not_the_client_s_leaving(outcome: str) -> None:
+    made = forwarded(request(status=200, error_code="blocked_api_key"), outcome=outcome)
+    made.revoked = True
+    assert record(made).outcome == "revoked"
 
 
 def test_a_request_that_was_refused_after_it_was_forwarded_is_not_the_client_s_leaving() -> None:

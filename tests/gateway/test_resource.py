@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from gateway_fakes import FakeAuthenticator, FakeClient, FakePeer, FakeRequest, server
+from twisted.internet.defer import maybeDeferred
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
@@ -49,6 +50,7 @@ class Mounted:
             client=self.client,  # type: ignore[arg-type]  # likewise
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
+            in_thread=maybeDeferred,
             now=lambda: 1234.5,
         )
 

@@ -39,6 +39,11 @@ def make_rows(count: int, start: int = 0, **fields: Any) -> list[UsageRow]:
     return [make_row(number, **fields) for number in range(start, start + count)]
 
 
+def make_numbered(number: int) -> UsageRow:
+    """Return a row of one of a few keys, end users and tags, which its number tells."""
+    return make_row(number, key_id=f"k{number % 3}", end_user=f"e{number % 5}", tags=("t",) * (number % 2))
+
+
 @implementer(IUsageStore)
 class MemoryUsageStore:
     """Keeps rows in a dictionary; it can be away, and refuse rows."""

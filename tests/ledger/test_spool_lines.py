@@ -100,6 +100,16 @@ def test_a_line_longer_than_one_read_is_read_whole(tmp_path: Path, monkeypatch: 
     assert found == rows
 
 
+def test_a_file_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = spool_file(tmp_path, spool_lines.head_line(), encode_line(ROW), b"rest")
+    size = path.stat().st_size
+    first = read_lines(path, 0, size + 100, 100)
+    assert (list(first.rows), first.end) == ([ROW], size - len(b"rest"))
+    for start, damaged in ((first.end, [b"rest"]), (size + 50, [])):
+        lines = read_lines(path, start, size + 100, 100)
+        assert (list(lines.rows), list(lines.damaged), lines.end) == ([], damaged, size + 100)
+
+
 def test_damaged_lines_are_given_back_and_the_rest_is_read(tmp_path: Path) -> None:
     good = [encode_line(row) for row in make_rows(3)]
     torn = good[2][:-20]

@@ -145,6 +145,15 @@ class LimiterContract:
         await self.admit(driver, who, tokens=100)
 
     @pytest_twisted.ensureDeferred
+    async def test_what_is_given_back_after_its_minute_makes_no_room_for_others(self, driver: Driver) -> None:
+        who = key(tpm=100)
+        first = await self.admit(driver, who, tokens=100)
+        driver.now += 61
+        await self.admit(driver, who, tokens=100)
+        await driver.settle(first, 0, 0)
+        await self.refused(driver, who, tokens=1)
+
+    @pytest_twisted.ensureDeferred
     async def test_used_up_tokens_refuse_a_request_without_an_estimate(self, driver: Driver) -> None:
         who = key(tpm=100)
         await self.admit(driver, who, tokens=100)

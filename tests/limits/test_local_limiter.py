@@ -140,9 +140,9 @@ def test_a_reset_sets_what_was_spent_and_keeps_what_is_reserved() -> None:
     limiter = LocalLimiter()
     who = key(max_budget=100)
     limiter.budget_loaded("key", "k1", 100, 0)
-    limiter.budget_reset("key", "k1", 10)
+    limiter.budget_reset("key", "k1", 10, 0)
     limiter.admit((who,), "", 0, 60, NOON)
-    limiter.budget_reset("key", "k1")
+    limiter.budget_reset("key", "k1", 0, 0)
     with pytest.raises(BudgetExceeded):
         limiter.admit((who,), "", 0, 41, NOON)
     limiter.budget_forgotten("key", "k1")
@@ -152,7 +152,6 @@ def test_a_reset_sets_what_was_spent_and_keeps_what_is_reserved() -> None:
 def test_nothing_is_kept_of_spending_without_a_budget() -> None:
     limiter = LocalLimiter()
     limiter.budget_committed("end_user", "anybody", 5, 5, MIDNIGHT)
-    limiter.budget_reset("end_user", "anybody", 5)
     limiter.admit((Limited("end_user", "anybody", Allowance(max_budget=5)),), "", 0, 5, NOON)
 
 

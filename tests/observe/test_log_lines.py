@@ -68,8 +68,9 @@ def test_every_format_keeps_the_contract(lines: Any) -> None:
 
 
 def test_a_json_line_holds_the_whole_record() -> None:
-    found = json.loads(JsonLines().request(RECORD, "warn"))
-    assert found == {**msgspec.structs.asdict(RECORD), "level": "warn", "namespace": "twisted_vllm.requests"}
+    record = msgspec.structs.replace(RECORD, queued_ms=1.5)
+    found = json.loads(JsonLines().request(record, "warn"))
+    assert found == {**msgspec.structs.asdict(record), "level": "warn", "namespace": "twisted_vllm.requests"}
 
 
 def test_a_json_event_has_time_level_namespace_and_message() -> None:
@@ -115,6 +116,13 @@ def test_the_text_of_a_request_reads_in_one_line() -> None:
         "2026-11-24T12:00:01.123Z 200 POST /v1/chat/completions qwen key=team-a 12.3ms ttfb=4.0ms 1.2kB"
         " → host:8000 rid=5f0e\n"
     )
+
+
+def test_the_time_in_a_queue_is_told_where_there_was_one() -> None:
+    record = msgspec.structs.replace(RECORD, queued_ms=12_500.0)
+    assert " ttfb=4.0ms queued=12.5s " in TextLines().request(record, "info").decode()
+    assert json.loads(JsonLines().request(record, "info"))["queued_ms"] == 12_500.0
+    assert "queued_ms" not in json.loads(JsonLines().request(RECORD, "info"))
 
 
 def test_a_terminal_gets_colours_and_short_times() -> None:

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import pytest_twisted
 from private_postgresql import PrivatePostgresql, find_binaries
+from private_redis import PrivateRedis, find_redis
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-# The contract of the stores and the start race are tests/store's.
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-pytest.register_assert_rewrite("store_contract", "usage_queries_contract")
+# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
+# the limiters tests/limits'.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger", "limits")]
+_CONTRACTS = ("store_contract", "usage_contract", "usage_queries_contract", "limiter_contract")
+# those that were imported for other tests have been seen to
+pytest.register_assert_rewrite(*(name for name in _CONTRACTS if name not in sys.modules))
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +52,24 @@ def postgresql_database(reactor: Any, postgresql_url: str) -> Iterator[Database]
     database.open()
     yield database
     pytest_twisted.blockon(database.stop())
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[PrivateRedis]:
+    """A private Redis; tests that need one are skipped, with the reason, where there is none."""
+    binary = find_redis()
+    if binary is None:
+        pytest.skip("Redis' server program (redis-server) is not installed")
+    server = PrivateRedis(binary)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def redis(redis_server: PrivateRedis) -> PrivateRedis:
+    """The private Redis, empty."""
+    redis_server.command("FLUSHALL")
+    return redis_server

@@ -1,39 +1,61 @@
-"""Reports of usage on PostgreSQL."""
+"""The ledger in PostgreSQL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import usage_queries_contract as contract
-from sqlalchemy import Connection
+from private_postgresql import PrivatePostgresql
+from spool_rows import make_row, make_rows
+from usage_contract import Ledger, UsageContract, check_sums
 
-from twisted_vllm.config.secret import Secret
-from twisted_vllm.store.engine import make_engine, parse_url
-from twisted_vllm.store.schema import migrate
+from twisted_vllm.ledger.interfaces import DatabaseAway, RowsRefused
+from twisted_vllm.ledger.spool_lines import decode_line, encode_line
 
 
 @pytest.fixture
-def connection(postgresql_url: str) -> Iterator[Connection]:
-    """A transaction on an empty database."""
-    engine = make_engine(parse_url(Secret(postgresql_url)))
-    migrate(engine)
-    with engine.begin() as connection:
-        yield connection
-    engine.dispose()
+def ledger(postgresql_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(postgresql_url)
+    yield ledger
+    ledger.close()
 
 
-def test_pages_make_up_the_whole_report(connection: Connection) -> None:
-    contract.check_that_pages_make_up_the_whole(connection)
+class TestUsageInPostgresql(UsageContract):
+    @pytest.fixture
+    def ledger(self, postgresql_url: str) -> Iterator[Ledger]:
+        ledger = Ledger(postgresql_url)
+        yield ledger
+        ledger.close()
 
 
-def test_rows_come_in_pages(connection: Connection) -> None:
-    contract.check_that_rows_come_in_pages(connection)
+@pytest.mark.parametrize("fields", [{"end_user": "a\0b"}, {"status": 2**40}])
+def test_what_postgresql_does_not_take_is_a_refusal_and_no_outage(ledger: Ledger, fields: dict[str, object]) -> None:
+    with pytest.raises(RowsRefused):
+        ledger.write(*make_rows(3), make_row(3, **fields))
+    ledger.write(*make_rows(3))
+    check_sums(ledger, make_rows(3))
 
 
-def test_days_come_in_pages(connection: Connection) -> None:
-    contract.check_that_days_come_in_pages(connection)
+@pytest.mark.parametrize("text", ["\U0001f600" * 5000, "\0" * 300, "x\ud800"])
+def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool(ledger: Ledger, text: str) -> None:
+    names = ("request_id", "end_user", "model", "route")
+    row = decode_line(encode_line(make_row(1, **dict.fromkeys(names, text), tags=(text,)))[:-1])
+    assert row is not None
+    ledger.write(row)
+    check_sums(ledger, [row])
 
 
-def test_no_table_is_read_whole(connection: Connection) -> None:
-    contract.check_that_indexes_are_used(connection)
+def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
+    postgresql: PrivatePostgresql, ledger: Ledger
+) -> None:
+    ledger.write(make_row(0))
+    postgresql.stop()
+    try:
+        for _ in range(2):
+            with pytest.raises(DatabaseAway) as away:
+                ledger.write(*make_rows(3))
+            assert postgresql.password not in str(away.value)
+    finally:
+        postgresql.start()
+    ledger.write(*make_rows(3))
+    check_sums(ledger, make_rows(3))

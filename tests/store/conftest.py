@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest_twisted
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.store.database import Database
 
-pytest.register_assert_rewrite("store_contract", "usage_queries_contract")
+# The ledger's rows are tests/ledger's.
+sys.path.insert(0, str(Path(__file__).parents[1] / "ledger"))
+pytest.register_assert_rewrite("store_contract", "usage_contract", "usage_queries_contract")
 
 
 @pytest.fixture

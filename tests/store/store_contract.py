@@ -344,6 +344,21 @@ class StoreContract:
         assert sorted(found, key=repr) == [Spend("key", "a", 5), Spend("team", "a", 6)]
 
     @pytest_twisted.ensureDeferred
+    async def test_keys_are_sorted_by_what_they_spent(self, store: IStore) -> None:
+        await put(store, *(key_record(number) for number in range(1, 5)))
+
+        def work(transaction: Any) -> None:
+            for number, spend in ((1, 5), (2, 9)):
+                transaction.spend.set("key", key_record(number).key_id, spend, 0)
+            transaction.spend.set("user", key_record(3).key_id, 99, 0)
+
+        await store.change(work)
+        for descending, order in ((True, [2, 1, 4, 3]), (False, [3, 4, 1, 2])):
+            query = PageQuery(size=3, sort_by="spend", descending=descending)
+            found = await pages(store, query)
+            assert [record.token for page in found for record in page.records] == [token(each) for each in order]
+
+    @pytest_twisted.ensureDeferred
     async def test_what_a_key_spent_goes_with_it(self, store: IStore) -> None:
         await put(store, key_record(1))
         await store.change(lambda each: each.spend.set("key", key_record(1).key_id, 5, 0))

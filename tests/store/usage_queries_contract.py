@@ -119,8 +119,8 @@ def check_that_days_come_in_pages(connection: Connection) -> None:
     assert total == len(got)
     assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if row.user_id == "Ada")
     assert [row[0] for row in got] == sorted((row[0] for row in got), reverse=True)
-    assert keys_by_spend(connection, 0, 10) == {}
-    assert users_by_spend(connection, 0, 10) == {}
+    assert keys_by_spend(connection, 0, 10) == []
+    assert users_by_spend(connection, 0, 10) == []
 
 
 def plans_of(connection: Connection, work: Any) -> list[str]:

@@ -203,6 +203,13 @@ def test_an_id_that_could_not_stand_in_a_header_or_a_log_is_replaced(given: byte
     assert re.fullmatch(rb"[0-9a-f]{32}", request_id(client))
 
 
+def test_an_id_that_is_made_begins_with_the_second_so_that_the_ledger_s_index_grows_at_its_end() -> None:
+    house = House()
+    client = house.connect()
+    client.send(get(b"/vllm/a"))
+    assert re.fullmatch(b"%08x[0-9a-f]{24}" % int(house.clock.seconds()), request_id(client))
+
+
 def test_an_id_that_another_live_request_has_is_replaced() -> None:
     house, client = waiting_house()
     other = house.connect()

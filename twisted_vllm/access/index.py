@@ -151,7 +151,6 @@ class IndexedKey:
     Attributes:
         token: the key's token; that of the present key for one that was replaced.
         principal: whom its requests act as.
-        expires: when it stops working, in Unix seconds; infinity is never.
         blocked: whether it was blocked.
         team_blocked: whether its team was blocked.
         replaced: whether the key was regenerated since, and this is the former value.
@@ -159,7 +158,6 @@ class IndexedKey:
 
     token: str
     principal: Principal
-    expires: float
     blocked: bool
     team_blocked: bool = False
     replaced: bool = False
@@ -170,9 +168,13 @@ class KeyIndex:
 
     What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
     keys that nobody counted.
+
+    Attributes:
+        changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
+        self.changes = 0
         self._ready: dict[str, IndexedKey] = {}
         self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
 
@@ -185,14 +187,25 @@ class KeyIndex:
     def replace_all(self, everything: Everything) -> None:
         """Forget what was known and take this."""
         self._grants = {grant.token: grant for grant in everything.keys}
+        self._by_key_id = {
+            grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
+        }
         self._former = {former.token: former for former in everything.former}
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
         self._end_users = dict(everything.end_users)
         self._ready.clear()
+        self.changes += 1
 
     def apply(self, changes: Changes) -> None:
         """Take what changed."""
+        for token in changes.keys:
+            old = self._grants.get(token)
+            if old is not None:
+                self._by_key_id.pop(old.key_id, None)
+        for grant in changes.keys.values():
+            if grant is not None and grant.allowance is not UNLIMITED:
+                self._by_key_id[grant.key_id] = grant.allowance
         _apply(self._grants, changes.keys)
         _apply(self._former, changes.former)
         _apply(self._users, changes.users)
@@ -200,6 +213,7 @@ class KeyIndex:
         _apply(self._end_users, changes.end_users)
         if changes.concerns_keys:
             self._ready.clear()
+            self.changes += 1
 
     def add(self, record: KeyRecord) -> None:
         """Take a record; one of the same token is replaced."""
@@ -209,6 +223,23 @@ class KeyIndex:
         """Return a key in the form that requests meet."""
         found = self._ready.get(token)
         return self._prepare(token) if found is None else found
+
+    def allowance_of(self, kind: str, identity: str) -> Allowance:
+        """Return the limits of somebody as a ledger row names it; of one that is not known there are none.
+
+        It may be asked in any thread.
+
+        Args:
+            kind: ``key``, ``user``, ``team`` or ``end_user``.
+            identity: the key's lasting id, or the id of the others.
+        """
+        if kind == "key":
+            return self._by_key_id.get(identity, UNLIMITED)
+        if kind == "end_user":
+            end_user = self._end_users.get(identity)
+            return UNLIMITED if end_user is None else end_user.limited.allowance
+        grant = (self._users if kind == "user" else self._teams).get(identity)
+        return UNLIMITED if grant is None else grant.allowance
 
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user with its limits; ``None`` where there is nothing to know of it."""
@@ -228,6 +259,7 @@ class KeyIndex:
         if granted and (grant.models or (user and user.models) or (team and team.models)):
             # who may use certain models only must not put another in the place of the body's
             granted -= ADAPTER_HEADERS
+        expires = grant.expires if former is None else min(grant.expires, former.works_until)
         principal = Principal(
             kind="key",
             name=grant.name,
@@ -242,6 +274,7 @@ class KeyIndex:
             aliases=grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
+            expires=expires,
             limited=_limited(grant, user, team),
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
@@ -249,7 +282,6 @@ class KeyIndex:
         made = self._ready[token] = IndexedKey(
             token=grant.token,
             principal=principal,
-            expires=grant.expires if former is None else min(grant.expires, former.works_until),
             blocked=grant.blocked,
             team_blocked=team is not None and team.blocked,
             replaced=former is not None,

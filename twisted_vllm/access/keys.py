@@ -55,6 +55,11 @@ class Authenticator:
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
+    def changes(self) -> int:
+        """How often keys, users and teams were changed."""
+        return self._index.changes
+
+    @property
     def is_open(self) -> bool:
         """Whether there is no master key."""
         return self._master_token is None
@@ -96,7 +101,7 @@ class Authenticator:
             raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
         if known.team_blocked:
             raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
-        if now >= known.expires:
+        if now >= known.principal.expires:
             raise ExpiredApiKey(_REPLACED if known.replaced else _EXPIRED)
         return known.principal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import attrs
@@ -124,6 +125,7 @@ class Principal:
         aliases: the key's own names of models, and the model that each stands for.
         priority: what ``X-Vllm-Priority`` says of its requests.
         granted_headers: which of the operator's headers it may set, in lower case.
+        expires: when its key stops working, in Unix seconds; infinity is never.
         limited: the key, user and team that have limits, each with its own; empty where none has.
         tags: its key's labels.
         cache_salt: what keeps its prompts apart in vLLM's prefix cache; empty shares the cache.
@@ -142,6 +144,7 @@ class Principal:
     aliases: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     priority: int | None = None
     granted_headers: frozenset[bytes] = frozenset()
+    expires: float = inf
     limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
     tags: tuple[str, ...] = ()
     cache_salt: str = attrs.field(default="", repr=False)
@@ -155,6 +158,11 @@ class Principal:
     def may_administer(self) -> bool:
         """Whether it may call the admin API: an administrator, or a key that was made for it."""
         return self.is_administrator or MANAGEMENT in self.allowed_routes
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens or the money of its requests are limited."""
+        return any(each.allowance.counts_tokens for each in self.limited)
 
     @property
     def restricts_models(self) -> bool:

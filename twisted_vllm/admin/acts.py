@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import attrs
 import msgspec
 
 from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord
+from twisted_vllm.admin.allowances import show_limits
 from twisted_vllm.errors import RouteNotAllowed
 from twisted_vllm.store.records import AuditRecord
 from twisted_vllm.store.transaction import Transaction
@@ -28,6 +30,7 @@ class Act:
         actor_name: the alias or name of that key.
         unlimited: whether that is the master key, or anybody where there is none.
         now: when (UTC).
+        randbytes: returns that many bytes, fit for secrets.
         request_id: the request that does it.
         client: the address that it comes from.
     """
@@ -37,6 +40,7 @@ class Act:
     actor_name: str
     unlimited: bool
     now: datetime
+    randbytes: Callable[[int], bytes]
     request_id: str = ""
     client: str = ""
 
@@ -82,6 +86,10 @@ def _shown(record: object | None) -> dict[str, Any] | None:
     token = values.pop("token", None)
     # the id of a key that is older than ids is a part of its hash
     values.pop("key_id", None)
+    if values.pop("allowance", None) is not None:
+        values.update(show_limits(record.allowance))  # type: ignore[attr-defined]  # whoever has one has this
+    if "cache_salt" in values:
+        values["cache_isolation"] = values.pop("cache_salt") is not None
     found: dict[str, Any] = _without_secrets(values)
     if token is not None:
         found["token_prefix"] = token[:HASH_PREFIX_LENGTH]

@@ -20,10 +20,12 @@ from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.admin.audit import AuditEndpoints
 from twisted_vllm.admin.authorize import Gatekeeper
+from twisted_vllm.admin.customers import CustomerEndpoints
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
 from twisted_vllm.admin.spend_routes import spend_routes
 from twisted_vllm.admin.teams import TeamEndpoints
@@ -39,8 +41,10 @@ WELCOME = {
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
+        "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
+        "/openapi.json": "what each of these takes and answers",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
 }
@@ -51,7 +55,11 @@ def _peer_of(request: IRequest) -> str:
 
 
 class AdminApp:
-    """Everything that the gateway answers itself: virtual keys, health, and a welcome."""
+    """Everything that the gateway answers itself: virtual keys, health, and a welcome.
+
+    Attributes:
+        url_map: the routes, as werkzeug keeps them.
+    """
 
     def __init__(
         self,
@@ -93,8 +101,11 @@ class AdminApp:
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
         app.handle_errors(Exception)(refuse)
-        for path, (method, endpoint) in {**_routes(office), **_open_routes(readiness)}.items():
+        routes = {**_routes(office), **_open_routes(readiness)}
+        routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
+        for path, (method, endpoint) in routes.items():
             app.route(path, methods=[method], endpoint=path)(endpoint)
+        self.url_map = app.url_map
         self._app = app
 
     def resource(self) -> IResource:
@@ -105,6 +116,16 @@ class AdminApp:
 def _routes(office: Office) -> dict[str, tuple[str, Any]]:
     """Return the method and the endpoint of each route that asks who calls."""
     keys, key_views, users, teams = KeyEndpoints(office), KeyViews(office), UserEndpoints(office), TeamEndpoints(office)
+    end_users = CustomerEndpoints(office)
+    customers = {
+        "new": ("POST", end_users.new),
+        "info": ("GET", end_users.info),
+        "update": ("POST", end_users.update),
+        "delete": ("POST", end_users.delete),
+        "list": ("GET", end_users.list_customers),
+        "block": ("POST", end_users.block),
+        "unblock": ("POST", end_users.unblock),
+    }
     return {
         "/key/generate": ("POST", keys.generate),
         "/key/service-account/generate": ("POST", keys.generate_service_account),
@@ -114,6 +135,7 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/key/unblock": ("POST", keys.unblock),
         "/key/regenerate": ("POST", keys.regenerate),
         "/key/<string:key>/regenerate": ("POST", keys.regenerate),
+        "/key/<string:key>/reset_spend": ("POST", keys.reset_spend),
         "/key/delete": ("POST", keys.delete),
         "/key/info": ("GET", key_views.info),
         "/v2/key/info": ("POST", key_views.info_of_several),
@@ -132,7 +154,9 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/team/block": ("POST", teams.block),
         "/team/unblock": ("POST", teams.unblock),
         "/team/member_add": ("POST", teams.add_members),
+        "/team/member_update": ("POST", teams.update_member),
         "/team/member_delete": ("POST", teams.remove_member),
+        **{f"/{name}/{path}": route for name in ("customer", "end_user") for path, route in customers.items()},
         "/audit/list": ("GET", AuditEndpoints(office).list_entries),
         **spend_routes(office),
     }
@@ -175,4 +199,5 @@ class AdminResource(Resource):
 
 
 def _welcome(request: IRequest) -> bytes:
+    """Answer ``GET /``: what this is."""
     return send_json(request, WELCOME)

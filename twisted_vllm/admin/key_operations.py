@@ -11,11 +11,13 @@ import attrs
 from twisted_vllm.access.keys import hash_key, name_key
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.allowances import dollars, present_spend
 from twisted_vllm.admin.authorize import token_of
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.key_schemas import DeleteRequest, RegenerateRequest, UpdateRequest
 from twisted_vllm.admin.litellm import shown
-from twisted_vllm.errors import InvalidRequest, NotFound
+from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
+from twisted_vllm.limits.periods import period_of
 from twisted_vllm.store.records import FormerKeyRecord
 from twisted_vllm.store.transaction import Transaction
 
@@ -94,7 +96,7 @@ def update(transaction: Transaction, act: Act, asked: UpdateRequest, given: Mapp
         NotFound, AliasExists, RouteNotAllowed: as `find` and `change` do.
     """
     record = find(transaction, asked.key, asked.key_alias)
-    return change(transaction, act, record, asked.values(given, act.now))
+    return change(transaction, act, record, asked.values(given, act, record))
 
 
 def regenerate(
@@ -114,7 +116,7 @@ def regenerate(
     """
     record = find(transaction, asked.key, asked.key_alias)
     values = {
-        **asked.values(given, act.now),
+        **asked.values(given, act, record),
         "token": hash_key(key),
         "key_name": name_key(key),
         "rotation_count": record.rotation_count + 1,
@@ -145,6 +147,31 @@ def _forget_former(transaction: Transaction, record: KeyRecord, now: datetime) -
     ]
     if ended:
         transaction.former.delete(ended)
+
+
+def reset_spend(transaction: Transaction, act: Act, key: str, reset_to: int) -> tuple[KeyRecord, int]:
+    """Set what a key has spent in its budget's present period, and return the key and what that was before.
+
+    Args:
+        transaction: where.
+        act: who does it.
+        key: the key, or its hash.
+        reset_to: the new amount, in picodollars.
+
+    Raises:
+        NotFound: there is no such key.
+        Conflict: it spent less than that.
+        RouteNotAllowed: the actor may not change this key.
+    """
+    record = find(transaction, key, None)
+    act.check_may_change(record)
+    before = present_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], act.now)
+    if reset_to > before:
+        raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
+    start, _ = period_of(record.allowance.budget_duration, act.now.timestamp())
+    transaction.spend.set("key", record.key_id, reset_to, start)
+    act.note(transaction, "key", record.hash_prefix, {"spend": dollars(before)}, {"spend": dollars(reset_to)})
+    return record, before
 
 
 def delete(transaction: Transaction, act: Act, asked: DeleteRequest) -> list[str]:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from twisted_vllm.access.headers import OPERATORS_HEADERS
 from twisted_vllm.access.policy import parse_rule
-from twisted_vllm.access.records import MANAGEMENT
+from twisted_vllm.access.records import MANAGEMENT, KeyRecord
+from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.allowances import Dollars, LimitFields, check_limits
 from twisted_vllm.admin.durations import expiry_of
+from twisted_vllm.admin.fields import (
+    Alias,
+    CustomKey,
+    Duration,
+    GracePeriod,
+    GrantedHeaders,
+    KeyOrHash,
+    ModelAliases,
+    Models,
+    Never,
+    NoGrace,
+    RouteRules,
+)
 from twisted_vllm.admin.litellm import GENERATE_DEFAULTS, REGENERATE_DEFAULTS, UPDATE_DEFAULTS
 from twisted_vllm.admin.schemas import (
     Label,
-    LabelMap,
     Labels,
     StructT,
     check_alias,
     check_depth,
     check_models,
+    is_printable,
     parse,
     plain_models,
 )
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.limits.values import UNLIMITED
 
 #: a custom key: LiteLLM's prefix and length, and nothing that a header could not carry
 _CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
@@ -33,31 +48,49 @@ _CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
 #: keys that one request may name
 MOST_KEYS = 500
 
-#: LiteLLM's name of a group of routes, and what it is called here
-_OWN_GROUPS = {"management_routes": MANAGEMENT}
+#: LiteLLM's names of groups of routes, and what they are called here
+_OWN_GROUPS = {"management_routes": MANAGEMENT, "info_routes": "read_only"}
+
+#: what each of LiteLLM's types of keys may call; `default` says nothing of it
+_ROUTES_OF_TYPE = {
+    "llm_api": ("llm_api_routes",),
+    "management": (MANAGEMENT,),
+    "read_only": ("read_only",),
+}
+
+#: the randomness in a key's cache salt, in bytes
+_SALT_BYTES = 16
 
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
 
 
-class KeyFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What an administrator may say of a key."""
+class KeyFields(LimitFields, frozen=True, kw_only=True):
+    """What an administrator may say of a key; a `key_type` is short for the `allowed_routes` of that type."""
 
-    key_alias: Label | None = None
-    duration: str | int | None = None
-    models: Labels | None = None
-    allowed_routes: Labels | None = None
+    key_alias: Alias | None = None
+    duration: Duration | Never | None = None
+    models: Models | None = None
+    allowed_routes: RouteRules | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] | None = None
     tags: Labels | None = None
     user_id: Label | None = None
     team_id: Label | None = None
-    aliases: LabelMap | None = None
+    aliases: ModelAliases | None = None
     priority: _Priority | None = None
-    granted_headers: Labels | None = None
+    granted_headers: GrantedHeaders | None = None
+    cache_isolation: bool | None = None
+    key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
 
-    def values(self, given: Container[str], now: datetime) -> dict[str, Any]:
-        """Return the attributes of a record that were given; null is the empty value of each."""
+    def values(self, given: Container[str], act: Act, before: KeyRecord | None = None) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each.
+
+        Args:
+            given: the names of the fields that were.
+            act: who gives them, and when.
+            before: the record that they change, if there is one.
+        """
         found: dict[str, Any] = {
             "key_alias": self.key_alias,
             "models": plain_models(self.models),
@@ -72,36 +105,48 @@ class KeyFields(msgspec.Struct, frozen=True, kw_only=True):
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
         }
         found = {name: value for name, value in found.items() if name in given}
+        found["allowance"] = self.limits(given, UNLIMITED if before is None else before.allowance)
         if "duration" in given:
-            found["expires"] = expiry_of(self.duration, now)
+            found["expires"] = expiry_of(self.duration, act.now)
+        if self.key_type in _ROUTES_OF_TYPE:
+            found["allowed_routes"] = _ROUTES_OF_TYPE[self.key_type]
+        if "cache_isolation" in given:
+            kept = None if before is None else before.cache_salt
+            found["cache_salt"] = (kept or act.randbytes(_SALT_BYTES).hex()) if self.cache_isolation else None
         return found
 
 
 class GenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/generate``. Null and absent are the same."""
 
-    key: str | None = None
+    key: CustomKey | None = None
 
 
 class UpdateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/update``: the key or its hash, else its alias; what is absent stays, null clears."""
 
-    key: str | None = None
+    key: KeyOrHash | None = None
 
 
 class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
     """The body of ``POST /key/regenerate``; it may change the key likewise."""
 
-    key: str | None = None
-    new_key: str | None = None
-    grace_period: str | int | None = None
+    key: KeyOrHash | None = None
+    new_key: CustomKey | None = None
+    grace_period: GracePeriod | NoGrace | None = None
 
 
 class NameRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of ``POST /key/block`` and ``/key/unblock``."""
 
-    key: str | None = None
+    key: KeyOrHash | None = None
     key_alias: Label | None = None
+
+
+class ResetSpendRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /key/KEY/reset_spend``: what the key shall have spent in its budget's present period."""
+
+    reset_to: Dollars
 
 
 class DeleteRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +256,9 @@ def _checked(found: StructT) -> StructT:
     assert isinstance(found, KeyFields)
     check_alias(found.key_alias, "key_alias")
     check_models(found.models)
+    check_limits(found)
+    if found.key_type in _ROUTES_OF_TYPE and found.allowed_routes:
+        raise InvalidRequest("`key_type` sets `allowed_routes`: send one of them.", param="key_type")
     for route in found.allowed_routes or ():
         parse_rule(_OWN_GROUPS.get(route, route))
     for name in found.granted_headers or ():
@@ -220,7 +268,7 @@ def _checked(found: StructT) -> StructT:
                 param="granted_headers",
             )
     for each in (*(found.aliases or {}).keys(), *(found.aliases or {}).values()):
-        if not each.isprintable():
+        if not is_printable(each):
             raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
     check_depth(found.metadata)
     return found

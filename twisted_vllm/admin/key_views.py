@@ -11,11 +11,12 @@ from twisted_vllm.admin.key_schemas import InfoRequest
 from twisted_vllm.admin.listing import parse_aliases, parse_list
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.queries import KeyInfoQuery, parse_query
-from twisted_vllm.admin.reports import report_key
+from twisted_vllm.admin.reports import report_key, report_keys
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
-from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.errors import NotFound, RouteNotAllowed
 from twisted_vllm.store.repository import Page
+from twisted_vllm.store.transaction import Transaction
 
 
 class KeyViews:
@@ -32,28 +33,32 @@ class KeyViews:
         own = gatekeeper.own_token(request)
         token = own if asked is None else token_of(asked)
         if token is None:
-            raise InvalidRequest("Name the key, or its hash: /key/info?key=…", param="key")
+            raise NotFound("The master key has no record. Name a key, or its hash: /key/info?key=…", param="key")
         if not principal.may_administer and token not in (own, gatekeeper.presented_token(request)):
             raise RouteNotAllowed("A virtual key may see its own information only; the master key sees every key's.")
         wanted = token if principal.may_administer else own
-        record = await self._office.read(lambda transaction: transaction.keys.get(wanted or ""))
-        if record is None:
-            raise NotFound("No such key is known.", param="key")
-        return send_json(
-            request,
-            {"key": token if asked is None else asked, "info": report_key(record, self._office.now())},
-        )
+        now = self._office.now()
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            record = transaction.keys.get(wanted or "")
+            if record is None:
+                raise NotFound("No such key is known.", param="key")
+            return report_key(transaction, record, now)
+
+        return send_json(request, {"key": token if asked is None else asked, "info": await self._office.read(work)})
 
     async def info_of_several(self, request: IRequest) -> bytes:
         """Answer ``POST /v2/key/info``: those of the named keys that are known."""
         self._office.gatekeeper.administrator_of(request)
         asked = parse(read_object(request), InfoRequest, {})
         tokens = {token_of(key): key for key in asked.keys}
-        records = await self._office.read(lambda transaction: transaction.keys.among("token", tokens))
-        if not records:
-            raise NotFound("None of these keys is known.", param="keys")
         now = self._office.now()
-        by_token = {record.token: report_key(record, now) for record in records}
+        reports = await self._office.read(
+            lambda transaction: report_keys(transaction, transaction.keys.among("token", tokens), now)
+        )
+        if not reports:
+            raise NotFound("None of these keys is known.", param="keys")
+        by_token = {report["token"]: report for report in reports}
         return send_json(
             request,
             {
@@ -67,11 +72,14 @@ class KeyViews:
         self._office.gatekeeper.administrator_of(request)
         asked = parse_list(read_query(request), token_of)
         now = self._office.now()
-        page = await self._office.read(
-            lambda transaction: transaction.keys.page_of_status(asked.query, asked.status, now)
-        )
-        keys = [report_key(record, now) if asked.full else record.token for record in page.records]
-        return send_json(request, {"keys": keys, **around(page)})
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            page = transaction.keys.page_of_status(asked.query, asked.status, now)
+            if asked.full:
+                return {"keys": report_keys(transaction, page.records, now), **around(page)}
+            return {"keys": [record.token for record in page.records], **around(page)}
+
+        return send_json(request, await self._office.read(work))
 
     async def list_aliases(self, request: IRequest) -> bytes:
         """Answer ``GET /key/aliases``: a page of aliases in their order, those alone that hold `search`."""

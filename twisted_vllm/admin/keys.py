@@ -12,9 +12,11 @@ from twisted_vllm.access.keys import generate_key
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import key_operations as operations
 from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.allowances import dollars
 from twisted_vllm.admin.key_schemas import (
     BulkRequest,
     GenerateRequest,
+    ResetSpendRequest,
     parse_delete,
     parse_generate,
     parse_name,
@@ -23,10 +25,11 @@ from twisted_vllm.admin.key_schemas import (
     parse_update,
 )
 from twisted_vllm.admin.office import Office
-from twisted_vllm.admin.reports import report_key
+from twisted_vllm.admin.reports import report_key, report_keys
 from twisted_vllm.admin.respond import read_object, send_json
 from twisted_vllm.admin.schemas import parse
 from twisted_vllm.errors import GatewayError, InvalidRequest
+from twisted_vllm.money import from_dollars
 from twisted_vllm.store.interfaces import KeyExists
 from twisted_vllm.store.transaction import Transaction
 
@@ -38,7 +41,7 @@ class KeyEndpoints:
         self._office = office
 
     async def generate(self, request: IRequest) -> bytes:
-        """Answer ``POST /key/generate``: the one time that the key itself is shown."""
+        """Answer ``POST /key/generate``: a new key; it is shown this once."""
         act = self._office.act(request, "key/generate")
         return await self._make(request, act, parse_generate(read_object(request)), {})
 
@@ -51,10 +54,15 @@ class KeyEndpoints:
 
     async def _make(self, request: IRequest, act: Act, asked: GenerateRequest, extra: Mapping[str, Any]) -> bytes:
         key = self._new_key(asked.key, "key")
-        values = asked.values(asked.__struct_fields__, act.now)
+        values = asked.values(asked.__struct_fields__, act)
         record = operations.new_record(key, self._office.randbytes(16).hex(), {**values, **extra}, act)
-        await self._office.change(lambda transaction: operations.insert(transaction, act, record))
-        return send_json(request, {**self._shown(record, key), "duration": asked.duration})
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            operations.insert(transaction, act, record)
+            return report_key(transaction, record, act.now)
+
+        report = await self._office.change(work)
+        return send_json(request, {**report, **_shown_once(record, key), "duration": asked.duration})
 
     def _new_key(self, custom: str | None, param: str) -> str:
         key = generate_key(self._office.randbytes) if custom is None else custom
@@ -62,16 +70,17 @@ class KeyEndpoints:
             raise KeyExists(param)
         return key
 
-    def _shown(self, record: KeyRecord, key: str) -> dict[str, Any]:
-        return {**report_key(record, self._office.now()), "key": key, "token_id": record.token}
-
     async def update(self, request: IRequest) -> bytes:
         """Answer ``POST /key/update``: what is absent stays, null clears."""
         act = self._office.act(request, "key/update")
         body = read_object(request)
         asked = parse_update(body)
-        record = await self._office.change(lambda transaction: operations.update(transaction, act, asked, body))
-        return send_json(request, {**report_key(record, act.now), "key": asked.key or record.token})
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            return report_key(transaction, operations.update(transaction, act, asked, body), act.now)
+
+        report = await self._office.change(work)
+        return send_json(request, {**report, "key": asked.key or report["token"]})
 
     async def bulk_update(self, request: IRequest) -> bytes:
         """Answer ``POST /key/bulk_update``: each key for itself, and what became of each."""
@@ -82,9 +91,7 @@ class KeyEndpoints:
             request,
             {
                 "total_requested": len(asked.keys),
-                "successful_updates": [
-                    {"key": record.token, "key_info": report_key(record, act.now)} for record in done
-                ],
+                "successful_updates": [{"key": report["token"], "key_info": report} for report in done],
                 "failed_updates": failed,
             },
         )
@@ -101,15 +108,15 @@ class KeyEndpoints:
         act = self._office.act(request, "key/block" if blocked else "key/unblock")
         asked = parse_name(read_object(request))
 
-        def work(transaction: Transaction) -> KeyRecord:
+        def work(transaction: Transaction) -> dict[str, Any]:
             record = operations.find(transaction, asked.key, asked.key_alias)
-            return operations.change(transaction, act, record, {"blocked": blocked})
+            changed = operations.change(transaction, act, record, {"blocked": blocked})
+            return report_key(transaction, changed, act.now)
 
-        record = await self._office.change(work)
-        return send_json(request, report_key(record, act.now))
+        return send_json(request, await self._office.change(work))
 
     async def regenerate(self, request: IRequest, key: str | None = None) -> bytes:
-        """Answer ``POST /key/regenerate`` and ``POST /key/KEY/regenerate``: the one time that the new key is shown."""
+        """Answer ``POST /key/regenerate`` and ``POST /key/KEY/regenerate``: another value, shown this once."""
         act = self._office.act(request, "key/regenerate")
         body = read_object(request)
         if key is not None:
@@ -118,10 +125,28 @@ class KeyEndpoints:
             body["key"] = key
         asked = parse_regenerate(body)
         new = self._new_key(asked.new_key, "new_key")
-        record = await self._office.change(
-            lambda transaction: operations.regenerate(transaction, act, asked, body, new)
-        )
-        return send_json(request, self._shown(record, new))
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            record = operations.regenerate(transaction, act, asked, body, new)
+            return {**report_key(transaction, record, act.now), **_shown_once(record, new)}
+
+        return send_json(request, await self._office.change(work))
+
+    async def reset_spend(self, request: IRequest, key: str) -> bytes:
+        """Answer ``POST /key/KEY/reset_spend``: what the budget's present period has of it; the total stays."""
+        act = self._office.act(request, "key/reset_spend")
+        reset_to = from_dollars(parse(read_object(request), ResetSpendRequest, {}).reset_to)
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            record, before = operations.reset_spend(transaction, act, key, reset_to)
+            report = report_key(transaction, record, act.now)
+            return {
+                "key_hash": record.token,
+                "previous_spend": dollars(before),
+                **{name: report[name] for name in ("spend", "total_spend", "max_budget", "budget_reset_at")},
+            }
+
+        return send_json(request, await self._office.change(work))
 
     async def delete(self, request: IRequest) -> bytes:
         """Answer ``POST /key/delete``: all that were named, or none where one of them is not known."""
@@ -131,9 +156,13 @@ class KeyEndpoints:
         return send_json(request, {"deleted_keys": deleted})
 
 
+def _shown_once(record: KeyRecord, key: str) -> dict[str, str]:
+    return {"key": key, "token_id": record.token}
+
+
 def _update_each(
     act: Act, bodies: tuple[dict[str, Any], ...], transaction: Transaction
-) -> tuple[list[KeyRecord], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     done: list[KeyRecord] = []
     failed: list[dict[str, Any]] = []
     for number, body in enumerate(bodies):
@@ -142,4 +171,4 @@ def _update_each(
         except GatewayError as error:
             # every operation looks before it writes: one that was refused has changed nothing
             failed.append({"index": number, "key_info": None, "failed_reason": error.message})
-    return done, failed
+    return report_keys(transaction, done, act.now), failed

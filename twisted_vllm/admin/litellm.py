@@ -19,23 +19,14 @@ GENERATE_DEFAULTS: dict[str, Any] = {
     "organization_id": None,
     "project_id": None,
     "spend": 0.0,
-    "max_budget": None,
-    "soft_budget": None,
     "budget_id": None,
-    "budget_duration": None,
     "budget_limits": None,
     "model_max_budget": {},
     "budget_fallbacks": None,
-    "tpm_limit": None,
-    "rpm_limit": None,
     "tpd_limit": None,
-    "max_parallel_requests": None,
-    "model_rpm_limit": None,
-    "model_tpm_limit": None,
     "tag_rpm_limit": None,
     "rpm_limit_type": None,
     "tpm_limit_type": None,
-    "key_type": "default",
     "allowed_passthrough_routes": None,
     "denied_passthrough_routes": None,
     "allowed_cache_controls": [],
@@ -59,11 +50,9 @@ UPDATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "temp_budget_increase": 
 #: fields of ``/key/regenerate`` likewise
 REGENERATE_DEFAULTS: dict[str, Any] = {**GENERATE_DEFAULTS, "new_master_key": None}
 
-_COMMON = ("max_budget", "soft_budget", "budget_duration", "budget_limits", "tpm_limit", "rpm_limit", "tpd_limit")
-
 #: fields of ``/user/new`` and ``/user/update`` likewise
 USER_DEFAULTS: dict[str, Any] = {
-    **{name: GENERATE_DEFAULTS[name] for name in GENERATE_DEFAULTS if name not in ("config", "key_type")},
+    **{name: GENERATE_DEFAULTS[name] for name in GENERATE_DEFAULTS if name != "config"},
     "organizations": None,
     "password": None,
     "sso_user_id": None,
@@ -71,9 +60,9 @@ USER_DEFAULTS: dict[str, Any] = {
 
 #: fields of ``/team/new`` and ``/team/update`` likewise
 TEAM_DEFAULTS: dict[str, Any] = {
-    **{name: GENERATE_DEFAULTS[name] for name in (*_COMMON, "budget_id", "max_parallel_requests", "router_settings")},
-    **{name: GENERATE_DEFAULTS[name] for name in ("model_rpm_limit", "model_tpm_limit", "rpm_limit_type")},
-    **{name: GENERATE_DEFAULTS[name] for name in ("tpm_limit_type", "guardrails", "policies", "object_permission")},
+    **{name: GENERATE_DEFAULTS[name] for name in ("budget_limits", "budget_id", "tpd_limit", "router_settings")},
+    **{name: GENERATE_DEFAULTS[name] for name in ("rpm_limit_type", "tpm_limit_type", "guardrails", "policies")},
+    "object_permission": None,
     "organization_id": None,
     "admins": [],
     "members": [],
@@ -85,6 +74,18 @@ TEAM_DEFAULTS: dict[str, Any] = {
     "team_member_key_duration": None,
     "team_member_permissions": None,
     "access_group_ids": None,
+}
+
+#: fields of ``/team/member_add`` and ``/team/member_update`` likewise
+MEMBER_DEFAULTS: dict[str, Any] = dict.fromkeys(
+    ("max_budget_in_team", "budget_duration", "tpm_limit", "rpm_limit", "allowed_models")
+)
+
+#: fields of ``/customer/new`` and ``/customer/update`` likewise
+CUSTOMER_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("budget_id", "default_model", "allowed_model_region", "object_permission", "tpd_limit")),
+    "model_max_budget": {},
+    "spend": 0.0,
 }
 
 #: parameters of ``/key/list`` that are not done here

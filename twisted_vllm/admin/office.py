@@ -63,6 +63,7 @@ class Office:
             actor_name=principal.name,
             unlimited=principal.is_administrator,
             now=self.now(),
+            randbytes=self.randbytes,
             request_id=request_id.decode("latin-1")[:128],
             client=self.gatekeeper.client_of(request)[:64],
         )

@@ -16,6 +16,7 @@ from twisted_vllm.admin.people_schemas import (
     NewTeamRequest,
     NewUserRequest,
     RemoveMemberRequest,
+    UpdateMemberRequest,
     UpdateTeamRequest,
     UpdateUserRequest,
 )
@@ -94,7 +95,7 @@ def update_user(transaction: Transaction, act: Act, asked: UpdateUserRequest, gi
         RouteNotAllowed: the actor may not change the user of keys that administer.
     """
     user = find_user(transaction, asked.user_id, asked.user_email)
-    changed = attrs.evolve(user, **asked.values(given), updated_at=act.now, updated_by=act.actor)
+    changed = attrs.evolve(user, **asked.values(given, user.allowance), updated_at=act.now, updated_by=act.actor)
     _check_email_free(transaction, changed)
     act.check_may_change(*transaction.keys.find(user_id=user.user_id))
     transaction.users.replace(user.user_id, changed)
@@ -121,6 +122,7 @@ def delete_users(transaction: Transaction, act: Act, user_ids: Sequence[str]) ->
     key_operations.delete_records(transaction, act, transaction.keys.among("user_id", found))
     transaction.members.remove_all(user_ids=found)
     transaction.users.delete(found)
+    transaction.spend.forget("user", found)
     for user in users:
         act.note(transaction, "user", user.user_id, user, None)
     return len(users)
@@ -158,16 +160,24 @@ def update_team(transaction: Transaction, act: Act, asked: UpdateTeamRequest, gi
         NotFound: there is none.
         RouteNotAllowed: the actor may not change the team of keys that administer.
     """
-    return change_team(transaction, act, asked.team_id, asked.values(given))
+    team = find_team(transaction, asked.team_id)
+    return _change_team(transaction, act, team, asked.values(given, team.allowance))
 
 
-def change_team(transaction: Transaction, act: Act, team_id: str, values: Mapping[str, Any]) -> TeamRecord:
-    """Change a team likewise."""
-    team = find_team(transaction, team_id)
-    act.check_may_change(*transaction.keys.find(team_id=team_id))
+def block_team(transaction: Transaction, act: Act, team_id: str, blocked: bool) -> TeamRecord:
+    """Block a team or unblock it.
+
+    Raises:
+        NotFound, RouteNotAllowed: as `update_team` does.
+    """
+    return _change_team(transaction, act, find_team(transaction, team_id), {"blocked": blocked})
+
+
+def _change_team(transaction: Transaction, act: Act, team: TeamRecord, values: Mapping[str, Any]) -> TeamRecord:
+    act.check_may_change(*transaction.keys.find(team_id=team.team_id))
     changed = attrs.evolve(team, **values, updated_at=act.now, updated_by=act.actor)
-    transaction.teams.replace(team_id, changed)
-    act.note(transaction, "team", team_id, team, changed)
+    transaction.teams.replace(team.team_id, changed)
+    act.note(transaction, "team", team.team_id, team, changed)
     return changed
 
 
@@ -183,6 +193,7 @@ def delete_teams(transaction: Transaction, act: Act, team_ids: Sequence[str]) ->
     key_operations.delete_records(transaction, act, transaction.keys.among("team_id", found))
     transaction.members.remove_all(team_ids=found)
     transaction.teams.delete(found)
+    transaction.spend.forget("team", found)
     for team in teams:
         act.note(transaction, "team", team.team_id, team, None)
     return found
@@ -218,6 +229,30 @@ def _put_members(transaction: Transaction, act: Act, team: TeamRecord, members: 
     act.note(transaction, "team", team.team_id, before, _roles(transaction, team))
 
 
+def update_member(
+    transaction: Transaction, act: Act, asked: UpdateMemberRequest
+) -> tuple[TeamRecord, UserRecord, Member]:
+    """Give a member of a team another role; return the team, the user and its membership.
+
+    Raises:
+        NotFound: there is no such team or user, or the user is not in the team.
+    """
+    team = find_team(transaction, asked.team_id)
+    user = find_user(transaction, asked.user_id, asked.user_email)
+    members = transaction.members.of_teams([team.team_id])[team.team_id]
+    for member in members:
+        if member.user_id == user.user_id:
+            if asked.role is not None and asked.role != member.role:
+                member = Member(team.team_id, user.user_id, asked.role)
+                _put_members(transaction, act, team, [member])
+            return team, user, member
+    raise _no_member(user.user_id)
+
+
+def _no_member(user_id: str) -> NotFound:
+    return NotFound(f"`{shown(user_id)}` is not a member of this team.", param="user_id")
+
+
 def remove_member(transaction: Transaction, act: Act, asked: RemoveMemberRequest) -> TeamRecord:
     """Take a user out of a team, and delete the keys that it has there.
 
@@ -231,7 +266,7 @@ def remove_member(transaction: Transaction, act: Act, asked: RemoveMemberRequest
         user_id = find_user(transaction, None, asked.user_email).user_id
     before = _roles(transaction, team)
     if not transaction.members.remove(team.team_id, user_id):
-        raise NotFound(f"`{shown(user_id)}` is not a member of this team.", param="user_id")
+        raise _no_member(user_id)
     keys = transaction.keys.find(user_id=user_id, team_id=team.team_id)
     key_operations.delete_records(transaction, act, keys)
     act.note(transaction, "team", team.team_id, before, _roles(transaction, team))

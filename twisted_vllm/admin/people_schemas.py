@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from twisted_vllm.admin.litellm import TEAM_DEFAULTS, USER_DEFAULTS
+from twisted_vllm.admin.allowances import LimitFields, check_limits
+from twisted_vllm.admin.fields import ROLES, Alias, Duration, Email, Models, Never, Role, one_of_fields
+from twisted_vllm.admin.litellm import MEMBER_DEFAULTS, TEAM_DEFAULTS, USER_DEFAULTS
 from twisted_vllm.admin.schemas import (
     Label,
     Labels,
@@ -18,40 +20,41 @@ from twisted_vllm.admin.schemas import (
     plain_models,
 )
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.limits.values import UNLIMITED, Allowance
 
-_ROLES = ("internal_user", "internal_user_viewer")
 _ADMINISTRATORS = ("proxy_admin", "proxy_admin_viewer")
 
 
-class UserFields(msgspec.Struct, frozen=True, kw_only=True):
+class UserFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of a user."""
 
-    user_alias: Label | None = None
-    user_email: Label | None = None
-    user_role: str | None = None
-    models: Labels | None = None
+    user_alias: Alias | None = None
+    user_email: Email | None = None
+    user_role: Role | None = None
+    models: Models | None = None
     metadata: dict[str, Any] | None = None
 
-    def values(self, given: Container[str]) -> dict[str, Any]:
-        """Return the attributes of a record that were given; null is the empty value of each."""
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each, no limit of a limit."""
         found: dict[str, Any] = {
             "user_alias": self.user_alias,
             "user_email": None if self.user_email is None else self.user_email.lower(),
-            "user_role": self.user_role or _ROLES[0],
+            "user_role": self.user_role or ROLES[0],
             "models": plain_models(self.models),
             "metadata": self.metadata or {},
         }
-        return {name: value for name, value in found.items() if name in given}
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
 
 
 class NewUserRequest(UserFields, frozen=True, kw_only=True):
     """The body of ``POST /user/new``; it makes a key as well, unless it is told not to."""
 
-    user_id: Label | None = None
+    user_id: Alias | None = None
     teams: Labels | None = None
     auto_create_key: bool | None = None
-    key_alias: Label | None = None
-    duration: str | int | None = None
+    key_alias: Alias | None = None
+    duration: Duration | Never | None = None
 
 
 class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
@@ -66,40 +69,42 @@ class DeleteUsersRequest(msgspec.Struct, frozen=True, kw_only=True):
     user_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
 
 
-class NewMember(msgspec.Struct, frozen=True, kw_only=True):
+class NewMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who becomes a member of a team: the user's id, else the address."""
 
-    user_id: Label | None = None
-    user_email: Label | None = None
+    user_id: Alias | None = None
+    user_email: Email | None = None
     role: Literal["user", "admin"] = "user"
 
 
-_Members = Annotated[tuple[NewMember, ...], msgspec.Meta(max_length=1000)]
+_Member = Annotated[NewMember, msgspec.Meta(extra_json_schema=one_of_fields("user_id", "user_email"))]
+_Members = Annotated[tuple[_Member, ...], msgspec.Meta(max_length=1000)]
 
 
-class TeamFields(msgspec.Struct, frozen=True, kw_only=True):
+class TeamFields(LimitFields, frozen=True, kw_only=True):
     """What an administrator may say of a team."""
 
-    team_alias: Label | None = None
-    models: Labels | None = None
+    team_alias: Alias | None = None
+    models: Models | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] | None = None
 
-    def values(self, given: Container[str]) -> dict[str, Any]:
-        """Return the attributes of a record that were given; null is the empty value of each."""
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of a record that were given; null is the empty value of each, no limit of a limit."""
         found: dict[str, Any] = {
             "team_alias": self.team_alias,
             "models": plain_models(self.models),
             "blocked": bool(self.blocked),
             "metadata": self.metadata or {},
         }
-        return {name: value for name, value in found.items() if name in given}
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
 
 
 class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
     """The body of ``POST /team/new``."""
 
-    team_id: Label | None = None
+    team_id: Alias | None = None
     members_with_roles: _Members | None = None
 
 
@@ -125,7 +130,16 @@ class AddMembersRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of ``POST /team/member_add``: one member or several."""
 
     team_id: Label
-    member: NewMember | _Members
+    member: _Member | _Members
+
+
+class UpdateMemberRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of ``POST /team/member_update``: the user's id, else the address; a role that is absent stays."""
+
+    team_id: Label
+    user_id: Label | None = None
+    user_email: Label | None = None
+    role: Literal["user", "admin"] | None = None
 
 
 class RemoveMemberRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,12 +183,17 @@ def _check_user(found: UserFields) -> None:
             '`user_role` makes nobody an administrator here: give a key `allowed_routes: ["management"]` instead.',
             param="user_role",
         )
-    if found.user_role is not None and found.user_role not in _ROLES:
-        raise InvalidRequest(f"`user_role` must be one of {', '.join(_ROLES)}.", param="user_role")
-    if found.user_email is not None and "@" not in found.user_email:
-        raise InvalidRequest("`user_email` must be an address with an @.", param="user_email")
+    if found.user_role is not None and found.user_role not in ROLES:
+        raise InvalidRequest(f"`user_role` must be one of {', '.join(ROLES)}.", param="user_role")
+    _check_email(found.user_email, "user_email")
     check_models(found.models)
+    check_limits(found)
     check_depth(found.metadata)
+
+
+def _check_email(address: str | None, param: str) -> None:
+    if address is not None and "@" not in address:
+        raise InvalidRequest(f"`{param}` must be an address with an @.", param=param)
 
 
 def parse_new_team(body: Mapping[str, Any]) -> NewTeamRequest:
@@ -186,7 +205,27 @@ def parse_new_team(body: Mapping[str, Any]) -> NewTeamRequest:
     found = parse(body, NewTeamRequest, TEAM_DEFAULTS)
     _check_team(found)
     _check_id(found.team_id, "team_id")
+    _check_members(found.members_with_roles or ())
     return found
+
+
+def parse_add_members(body: Mapping[str, Any]) -> tuple[str, tuple[NewMember, ...]]:
+    """Return what is asked of ``/team/member_add``: the team and who joins it.
+
+    Raises:
+        InvalidRequest: something in it cannot be done.
+    """
+    found = parse(body, AddMembersRequest, MEMBER_DEFAULTS)
+    members = (found.member,) if isinstance(found.member, NewMember) else found.member
+    _check_members(members)
+    return found.team_id, members
+
+
+def _check_members(members: Iterable[NewMember]) -> None:
+    """A member that is not known yet becomes a user, and is held to what users are."""
+    for member in members:
+        _check_id(member.user_id, "member.user_id")
+        _check_email(member.user_email, "member.user_email")
 
 
 def parse_update_team(body: Mapping[str, Any]) -> UpdateTeamRequest:
@@ -203,6 +242,7 @@ def parse_update_team(body: Mapping[str, Any]) -> UpdateTeamRequest:
 def _check_team(found: TeamFields) -> None:
     check_alias(found.team_alias, "team_alias")
     check_models(found.models)
+    check_limits(found)
     check_depth(found.metadata)
 
 

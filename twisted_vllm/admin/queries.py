@@ -18,6 +18,11 @@ PageNumber = Annotated[int, msgspec.Meta(ge=1, le=999_999_999, description="Whic
 PageSize = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PAGE, description="How many entries a page holds.")]
 SortOrder = Literal["asc", "desc"]
 
+#: a date or a moment, as `datetime.fromisoformat` reads it, or nothing
+MOMENT = {
+    "pattern": "^(2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    "(T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(Z|[+-](0[0-9]|1[0-2]):00)?)?)?$"
+}
 _WHEN = "a date, as in 2026-03-01, or a moment, as in 2026-03-01T12:00:00Z; in UTC unless it says otherwise"
 
 QueryT = TypeVar("QueryT", bound="Query")
@@ -107,12 +112,18 @@ class AuditQuery(Query, frozen=True, kw_only=True):
         ""
     )
     action: Annotated[str, msgspec.Meta(description="What was done, such as `key/update`.")] = ""
-    object_type: Annotated[str, msgspec.Meta(description="`key`, `user` or `team`.")] = ""
-    object_id: Annotated[str, msgspec.Meta(description="A user's or team's id, or a key as in `actor`.")] = ""
+    object_type: Annotated[str, msgspec.Meta(description="`key`, `user`, `team` or `end_user`.")] = ""
+    object_id: Annotated[
+        str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
+    ] = ""
     request_id: str = ""
-    start_date: Annotated[str, msgspec.Meta(description=f"The first moment: {_WHEN}.")] = ""
+    start_date: Annotated[str, msgspec.Meta(description=f"The first moment: {_WHEN}.", extra_json_schema=MOMENT)] = ""
     end_date: Annotated[
-        str, msgspec.Meta(description="The first moment that does not count any more, or the last day; likewise.")
+        str,
+        msgspec.Meta(
+            description="The first moment that does not count any more, or the last day; likewise.",
+            extra_json_schema=MOMENT,
+        ),
     ] = ""
     sort_order: SortOrder = "desc"
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.records import Spend
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.queries import parse_query
-from twisted_vllm.admin.reports import report_key, report_user
+from twisted_vllm.admin.reports import report_keys, report_users
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import DatesQuery, KeyReportQuery, SpendListQuery, SpendUsersQuery, days_of
 from twisted_vllm.admin.spend_shapes import money, name_of_key
-from twisted_vllm.limits.periods import period_of
-from twisted_vllm.limits.values import Allowance
-from twisted_vllm.store.spend import spend_of
 from twisted_vllm.store.transaction import Transaction
 from twisted_vllm.store.usage_queries import key_labels
 from twisted_vllm.store.usage_queries_plan import MODEL, Asked
@@ -44,11 +39,9 @@ class SpendEndpoints:
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             spent = keys_by_spend(connection, (asked.page - 1) * asked.page_size, asked.page_size)
-            records = {record.token: record for record in Transaction(connection).keys.among("token", spent)}
-            return [
-                {**report_key(records[token], now), **_use(records[token].allowance, spend, now)}
-                for token, spend in spent.items()
-            ]
+            transaction = Transaction(connection)
+            records = {record.token: record for record in transaction.keys.among("token", spent)}
+            return report_keys(transaction, [records[token] for token in spent], now)
 
         return await answer(self._office, request, work)
 
@@ -56,24 +49,14 @@ class SpendEndpoints:
         """Answer ``GET /spend/users``: a page of users likewise, or the one that is named."""
         self._office.gatekeeper.administrator_of(request)
         asked = parse_query(read_query(request), SpendUsersQuery)
+        skip = (asked.page - 1) * asked.page_size
         now = self._office.now()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
-            if asked.user_id:
-                spent = spend_of(connection, "user", [asked.user_id])
-            else:
-                spent = users_by_spend(connection, (asked.page - 1) * asked.page_size, asked.page_size)
+            ids = [asked.user_id] if asked.user_id else users_by_spend(connection, skip, asked.page_size)
             transaction = Transaction(connection)
-            records = {record.user_id: record for record in transaction.users.among("user_id", spent)}
-            teams = transaction.members.of_users(list(records))
-            return [
-                {
-                    **report_user(records[user_id], [member.team_id for member in teams.get(user_id, ())]),
-                    **_use(records[user_id].allowance, spend, now),
-                }
-                for user_id, spend in spent.items()
-                if user_id in records
-            ]
+            records = {record.user_id: record for record in transaction.users.among("user_id", ids)}
+            return report_users(transaction, [records[each] for each in ids if each in records], now)
 
         return await answer(self._office, request, work)
 
@@ -134,10 +117,3 @@ class SpendEndpoints:
 
 def _costs(sums: list[int]) -> dict[str, Any]:
     return {"total_cost": money(sums[0]), "total_input_tokens": sums[1], "total_output_tokens": sums[2]}
-
-
-def _use(allowance: Allowance, spend: Spend, now: datetime) -> dict[str, Any]:
-    """Return what was spent in the budget's present period, and in all."""
-    start, _ = period_of(allowance.budget_duration, now.timestamp())
-    present = spend.spend if spend.period_start >= start else 0
-    return {"spend": money(present), "total_spend": money(spend.total_spend)}

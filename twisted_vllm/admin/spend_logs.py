@@ -22,8 +22,8 @@ from twisted_vllm.store.usage_tables import DAY, END_USER, KEY, TAG, TEAM, USER
 
 _COST = SUMS.index("cost")
 _FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "model", TAG: "tag"}
-#: the most days that are added up in one answer
-_MOST_DAYS = 366
+#: the most groups that are added up in one answer, which is made in memory, and the most days without any
+_MOST_GROUPS, _MOST_DAYS = 200_000, 366
 
 
 class SpendLogs:
@@ -39,13 +39,9 @@ class SpendLogs:
         span = span_of(asked.start_date, asked.end_date)
         summarized = asked.summarize not in ("false", "0") and not asked.request_id
         if summarized and span.start is not None and span.end is not None:
-            if span.end - span.start > _MOST_DAYS * DAY_US:
-                raise InvalidRequest(
-                    f"At most {_MOST_DAYS} days are added up here; /usage/report takes any number.", param="start_date"
-                )
             start, end = span.start, span.end
             return await answer(self._office, request, lambda connection: _days(connection, caller, asked, start, end))
-        skip = _skipped(asked.page, asked.page_size)
+        skip = (asked.page - 1) * asked.page_size
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             wanted = _rows_asked(connection, caller, asked, asked.request_id, span)
@@ -58,7 +54,7 @@ class SpendLogs:
         caller = caller_of(self._office, request)
         asked = parse_query(read_query(request), PagedLogsQuery, LOGS_DEFAULTS)
         span = span_of(asked.start_date, asked.end_date)
-        skip = _skipped(asked.page, asked.page_size)
+        skip = (asked.page - 1) * asked.page_size
         successful = asked.status_filter == "success" if asked.status_filter else None
 
         def work(connection: Connection) -> dict[str, Any]:
@@ -84,6 +80,9 @@ def filters_of(connection: Connection, caller: Caller, asked: Filters) -> dict[s
         RouteNotAllowed: the caller may not see it.
     """
     equals = {name: value for name, field in _FILTERS.items() if (value := getattr(asked, field))}
+    if any("\0" in value for value in equals.values()):
+        # PostgreSQL keeps none
+        return None
     if asked.api_key:
         key_id = caller.find_key(connection, asked.api_key)
         if key_id is None:
@@ -104,20 +103,11 @@ def _rows_asked(
 def _shown(
     connection: Connection, caller: Caller, wanted: RowsAsked | None, skip: int, limit: int
 ) -> list[dict[str, Any]]:
-    if wanted is None:
+    if wanted is None or skip >= MOST_COUNTED:
         return []
     rows = page_of_rows(connection, wanted, skip, limit)
     labels = key_labels(connection, sorted({row.key_id for row in rows if row.key_id}))
     return [show_row(row, labels, server=caller.principal.may_administer) for row in rows]
-
-
-def _skipped(page: int, size: int) -> int:
-    skip = (page - 1) * size
-    if skip >= MOST_COUNTED:
-        raise InvalidRequest(
-            f"Pages go as far as the {MOST_COUNTED}th row: ask for earlier dates instead.", param="page"
-        )
-    return skip
 
 
 def _days(connection: Connection, caller: Caller, asked: LogsQuery, start: int, end: int) -> list[dict[str, Any]]:
@@ -126,8 +116,15 @@ def _days(connection: Connection, caller: Caller, asked: LogsQuery, start: int, 
     days: dict[str, dict[str, Any]] = {}
     if equals is None:
         return []
+    left = _MOST_GROUPS
     for name in (KEY, USER, MODEL):
         for group in read_all(connection, Asked((name,), DAY, start, end, equals)):
+            left -= 1
+            if left < 0:
+                raise InvalidRequest(
+                    "This is too much to add up in one answer: ask for fewer days, or /usage/report.",
+                    param="start_date",
+                )
             day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
             day[name][group.values[0]] = group.sums[_COST]
     labels = key_labels(connection, sorted({key_id for day in days.values() for key_id in day[KEY]}))
@@ -141,7 +138,7 @@ def _days(connection: Connection, caller: Caller, asked: LogsQuery, start: int, 
         }
         for start_of_day, day in days.items()
     ]
-    names = [moment_of(moment).date().isoformat() for moment in range(start // DAY_US * DAY_US, end, DAY_US)]
     last = max(days, default="9999")
+    names = (moment_of(moment).date().isoformat() for moment in range(start // DAY_US * DAY_US, end, DAY_US))
     empty = {"spend": money(0), "users": {}, "models": {}}
-    return found + [{"startTime": name, **empty} for name in names if name > last]
+    return found + [{"startTime": name, **empty} for name in names if name > last][:_MOST_DAYS]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import attrs
 import msgspec
 
-from twisted_vllm.admin.queries import PageNumber, Query
+from twisted_vllm.admin.queries import MOMENT, PageNumber, Query
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.store.usage_queries_plan import DIMENSIONS, microseconds, moment_of
 from twisted_vllm.store.usage_sums import DAY_US
@@ -21,8 +21,18 @@ _LARGEST_PAGE = 1000
 _WHEN = "a date, as in 2026-03-01, or a moment, as in 2026-03-01T12:00:00Z; in UTC unless it says otherwise"
 
 Flag = Literal["", "false", "true", "0", "1"]
-Start = Annotated[str, msgspec.Meta(description=f"The first day or moment: {_WHEN}.")]
-End = Annotated[str, msgspec.Meta(description="The last day or moment, which still counts; likewise.")]
+Start = Annotated[str, msgspec.Meta(description=f"The first day or moment: {_WHEN}.", extra_json_schema=MOMENT)]
+End = Annotated[
+    str, msgspec.Meta(description="The last day or moment, which still counts; likewise.", extra_json_schema=MOMENT)
+]
+_DAY = {"pattern": "^2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"}
+_NAMES = "|".join(DIMENSIONS)
+StartDay = Annotated[
+    str, msgspec.Meta(description="The first day.", extra_json_schema={"pattern": f"({_DAY['pattern']})|^$"})
+]
+EndDay = Annotated[
+    str, msgspec.Meta(description="The last day.", extra_json_schema={"pattern": f"({_DAY['pattern']})|^$"})
+]
 KeyName = Annotated[str, msgspec.Meta(description="A key, its hash, or its lasting id.")]
 BigPage = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_PAGE, description="How many entries a page holds.")]
 TopCount = Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_PAGE, description="How many at the most.")]
@@ -77,15 +87,15 @@ class SpendUsersQuery(SpendListQuery, frozen=True, kw_only=True):
 class DatesQuery(Query, frozen=True, kw_only=True):
     """The query of what is told of some days."""
 
-    start_date: Start = ""
-    end_date: End = ""
+    start_date: StartDay = ""
+    end_date: EndDay = ""
 
 
 class ActivityQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /global/activity``."""
 
-    start_date: Annotated[str, msgspec.Meta(min_length=1, description="The first day.")]
-    end_date: Annotated[str, msgspec.Meta(min_length=1, description="The last day.")]
+    start_date: Annotated[str, msgspec.Meta(min_length=1, description="The first day.", extra_json_schema=_DAY)]
+    end_date: Annotated[str, msgspec.Meta(min_length=1, description="The last day.", extra_json_schema=_DAY)]
 
 
 class KeyReportQuery(DatesQuery, frozen=True, kw_only=True):
@@ -119,7 +129,13 @@ class DailyActivityQuery(DatesQuery, frozen=True, kw_only=True):
 class ReportQuery(Filters, frozen=True, kw_only=True):
     """The query of ``GET /usage/report``."""
 
-    group_by: Annotated[str, msgspec.Meta(description=f"Some of {', '.join(DIMENSIONS)}, with commas between.")] = ""
+    group_by: Annotated[
+        str,
+        msgspec.Meta(
+            description=f"Some of {', '.join(DIMENSIONS)}, with commas between.",
+            extra_json_schema={"pattern": f"^(({_NAMES})(,({_NAMES}))*)?$"},
+        ),
+    ] = ""
     interval: Literal["hour", "day", "month"] = "day"
     start: Start = ""
     end: End = ""
@@ -144,16 +160,16 @@ class Span:
 
 
 def span_of(start: str, end: str, names: tuple[str, str] = ("start_date", "end_date")) -> Span:
-    """Return the stretch between two dates or moments, both of which count.
+    """Return the stretch between two dates or moments, both of which count; an end before the start leaves nothing.
 
     Raises:
-        InvalidRequest: one of them is none, or they are in the wrong order.
+        InvalidRequest: one of them is none.
     """
     first, last = _moment(start, names[0]), _moment(end, names[1])
     if last is not None:
         last += DAY_US if len(end) == _DATE_LENGTH else 1
-    if first is not None and last is not None and last <= first:
-        raise InvalidRequest(f"`{names[1]}` must not be before `{names[0]}`.", param=names[1])
+    if first is not None and last is not None:
+        last = max(first, last)
     return Span(first, last)
 
 
@@ -161,7 +177,7 @@ def days_of(start: str, end: str, now: datetime, recent: int = RECENT_DAYS) -> t
     """Return the whole days between two dates, both of which count; those that are left out are the most recent.
 
     Raises:
-        InvalidRequest: one of them is none, or they are in the wrong order.
+        InvalidRequest: one of them is none.
     """
     for name, text in (("start_date", start), ("end_date", end)):
         if text and len(text) != _DATE_LENGTH:

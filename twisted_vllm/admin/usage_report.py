@@ -198,13 +198,13 @@ def _group_by(text: str) -> tuple[str, ...]:
     """Return the dimensions that are named, in their order.
 
     Raises:
-        InvalidRequest: one is none, or stands twice.
+        InvalidRequest: one is none.
     """
     names = [name.strip() for name in text.split(",")] if text.strip() else []
     for number, name in enumerate(names):
-        if name not in DIMENSIONS or name in names[:number]:
+        if name not in DIMENSIONS:
             raise InvalidRequest(
-                f"`group_by[{number}]` must be one of {', '.join(DIMENSIONS)}, each once.", param=f"group_by[{number}]"
+                f"`group_by[{number}]` must be one of {', '.join(DIMENSIONS)}.", param=f"group_by[{number}]"
             )
     return tuple(name for name in DIMENSIONS if name in names)
 

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import attrs
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.keys import generate_key
-from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import key_operations, people
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.listing import parse_users
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.people_schemas import DeleteUsersRequest, parse_new_user, parse_update_user
 from twisted_vllm.admin.queries import UserInfoQuery, parse_query
-from twisted_vllm.admin.reports import report_key, report_team, report_user
+from twisted_vllm.admin.reports import report_key, report_keys, report_teams, report_user, report_users
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
 from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
-from twisted_vllm.store.records import Member, TeamRecord, UserRecord
 from twisted_vllm.store.transaction import Transaction
-
-
-@attrs.frozen
-class _Whole:
-    """A user with all that belongs to it."""
-
-    user: UserRecord
-    keys: list[KeyRecord]
-    teams: list[TeamRecord]
-    members: dict[str, list[Member]]
 
 
 class UserEndpoints:
@@ -56,43 +44,32 @@ class UserEndpoints:
             record = key_operations.new_record(key, self._office.randbytes(16).hex(), values, act)
         elif asked.key_alias is not None or asked.duration is not None:
             raise InvalidRequest("`key_alias` and `duration` are a key's, and none is made.", param="auto_create_key")
-        user = await self._office.change(lambda transaction: people.add_user(transaction, act, asked, user_id, record))
-        shown_key = {} if record is None else report_key(record, act.now)
-        return send_json(
-            request,
-            {
+
+        def work(transaction: Transaction) -> dict[str, Any]:
+            user = people.add_user(transaction, act, asked, user_id, record)
+            shown_key = {} if record is None else report_key(transaction, record, act.now)
+            return {
                 **shown_key,
-                **report_user(user, asked.teams or ()),
+                **report_user(transaction, user, act.now),
+                "teams": asked.teams or (),
                 "key": key,
                 "token_id": None if record is None else record.token,
-            },
-        )
+            }
+
+        return send_json(request, await self._office.change(work))
 
     async def info(self, request: IRequest) -> bytes:
         """Answer ``GET /user/info``: any user for an administrator, its own for a virtual key."""
         principal = self._office.gatekeeper.principal_of(request)
         asked = parse_query(read_query(request), UserInfoQuery).user_id or principal.user_id
         if asked is None:
-            raise InvalidRequest("Name the user: /user/info?user_id=…", param="user_id")
+            raise NotFound("The caller is no user's key. Name the user: /user/info?user_id=…", param="user_id")
         if not principal.may_administer and asked != principal.user_id:
             raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
-        whole = await self._office.read(lambda transaction: _whole(transaction, asked))
         now = self._office.now()
-        # who else is in a team, and what is written about it, is for administrators
-        teams = [
-            report_team(team, whole.members[team.team_id])
-            if principal.may_administer
-            else {"team_id": team.team_id, "team_alias": team.team_alias, "models": team.models}
-            for team in whole.teams
-        ]
+        sees_all = principal.may_administer
         return send_json(
-            request,
-            {
-                "user_id": asked,
-                "user_info": report_user(whole.user, [team.team_id for team in whole.teams]),
-                "keys": [report_key(record, now) for record in whole.keys],
-                "teams": teams,
-            },
+            request, await self._office.read(lambda transaction: _whole(transaction, asked, now, sees_all))
         )
 
     async def update(self, request: IRequest) -> bytes:
@@ -101,12 +78,11 @@ class UserEndpoints:
         body = read_object(request)
         asked = parse_update_user(body)
 
-        def work(transaction: Transaction) -> tuple[UserRecord, list[str]]:
+        def work(transaction: Transaction) -> dict[str, Any]:
             user = people.update_user(transaction, act, asked, body)
-            return user, _teams_of(transaction, [user.user_id])[user.user_id]
+            return {"user_id": user.user_id, "data": report_user(transaction, user, act.now)}
 
-        user, teams = await self._office.change(work)
-        return send_json(request, {"user_id": user.user_id, "data": report_user(user, teams)})
+        return send_json(request, await self._office.change(work))
 
     async def delete(self, request: IRequest) -> bytes:
         """Answer ``POST /user/delete``: all that were named, with their keys, or none; the answer is how many."""
@@ -120,25 +96,23 @@ class UserEndpoints:
         self._office.gatekeeper.administrator_of(request)
         query = parse_users(read_query(request))
 
-        def work(transaction: Transaction) -> tuple[Any, dict[str, list[str]], dict[str, int]]:
-            page = transaction.users.page(query)
-            ids = [user.user_id for user in page.records]
-            return page, _teams_of(transaction, ids), transaction.keys.count_by("user_id", ids)
+        now = self._office.now()
 
-        page, teams, counts = await self._office.read(work)
-        return send_json(
-            request,
-            {
+        def work(transaction: Transaction) -> dict[str, Any]:
+            page = transaction.users.page(query)
+            counts = transaction.keys.count_by("user_id", [user.user_id for user in page.records])
+            return {
                 "users": [
-                    {**report_user(user, teams[user.user_id]), "key_count": counts.get(user.user_id, 0)}
-                    for user in page.records
+                    {**report, "key_count": counts.get(report["user_id"], 0)}
+                    for report in report_users(transaction, page.records, now)
                 ],
                 "total": page.total_count,
                 "page": page.current_page,
                 "page_size": query.size,
                 "total_pages": page.total_pages,
-            },
-        )
+            }
+
+        return send_json(request, await self._office.read(work))
 
 
 def new_id(office: Office) -> str:
@@ -146,19 +120,18 @@ def new_id(office: Office) -> str:
     return str(UUID(bytes=office.randbytes(16), version=4))
 
 
-def _teams_of(transaction: Transaction, user_ids: list[str]) -> dict[str, list[str]]:
-    found = transaction.members.of_users(user_ids)
-    return {user_id: [member.team_id for member in members] for user_id, members in found.items()}
-
-
-def _whole(transaction: Transaction, user_id: str) -> _Whole:
+def _whole(transaction: Transaction, user_id: str, now: datetime, sees_all: bool) -> dict[str, Any]:
     user = transaction.users.get(user_id)
     if user is None:
         raise NotFound("No such user is known.", param="user_id")
-    teams = _teams_of(transaction, [user_id])[user_id]
-    return _Whole(
-        user=user,
-        keys=transaction.keys.find(user_id=user_id),
-        teams=transaction.teams.among("team_id", teams),
-        members=transaction.members.of_teams(teams),
-    )
+    report = report_user(transaction, user, now)
+    teams = transaction.teams.among("team_id", report["teams"])
+    return {
+        "user_id": user_id,
+        "user_info": {**report, "teams": [team.team_id for team in teams]},
+        "keys": report_keys(transaction, transaction.keys.find(user_id=user_id), now),
+        # who else is in a team, and what is written about it, is for administrators
+        "teams": report_teams(transaction, teams, now)
+        if sees_all
+        else [{"team_id": team.team_id, "team_alias": team.team_alias, "models": team.models} for team in teams],
+    }

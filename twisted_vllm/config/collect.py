@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from sqlalchemy.engine import make_url
 
 from twisted_vllm.config.settings import Server, Settings
@@ -19,6 +21,10 @@ def secrets_of(settings: Settings) -> list[str]:
     password = make_url(settings.database_url.reveal()).password
     if password is not None:
         found.append(password)
+    if settings.redis is not None and settings.redis.password is not None:
+        # as it is, and as a URL spells it
+        revealed = settings.redis.password.reveal()
+        found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
     if settings.master_key is not None:
         found.append(settings.master_key.reveal())
     found += [server.api_key.reveal() for server in servers_of(settings) if server.api_key is not None]

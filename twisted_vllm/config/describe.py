@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import attrs
 
 from twisted_vllm.config.database import describe_database
+from twisted_vllm.config.ledger import spool_directory
+from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.settings import LogSettings, ModelEntry, Server, Settings, Timeouts
 
 
@@ -20,6 +22,8 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("listen", endpoint) for endpoint in settings.listen)
     yield _line("mode", _mode(settings))
     yield _line("database", describe_database(settings.database_url))
+    if settings.redis is not None:
+        yield _line("limits", _limits(settings.redis, settings.limits_on_redis_loss))
     default = settings.default_server
     yield _line("default server", _server(default) if default else "none: a request must name a model of the list")
     yield _line("path aliases", "on" if settings.path_aliases else "off: only vLLM's own paths work")
@@ -28,9 +32,23 @@ def _facts(settings: Settings) -> Iterator[str]:
     yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
     delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
     yield _line("drain", f"{settings.drain_timeout:g} s{delay}")
+    if settings.revoke_running:
+        yield _line("revoking", "running requests end when their key is not valid any more")
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
         yield _line("limit", f"{field} {_cap(value)} (default {_cap(usual)})")
+    yield _line("ledger", _ledger(settings))
     yield _line("log", _log(settings.log))
+
+
+def _ledger(settings: Settings) -> str:
+    found = settings.ledger
+    if not found.enabled:
+        return "off: nothing is noted of what requests use"
+    kept = "rows kept for ever"
+    if found.usage_retention is not None:
+        kept = f"rows kept for {found.usage_retention / 86_400:g} days"
+    failing = ", requests refused while the spool cannot be written" if found.on_spool_failure == "refuse" else ""
+    return f"spool in {spool_directory(settings)}, {kept}{failing}"
 
 
 def _mode(settings: Settings) -> str:
@@ -38,6 +56,11 @@ def _mode(settings: Settings) -> str:
         return "master key and virtual keys"
     anywhere = ", from any address" if settings.allow_anonymous else ", from this machine"
     return f"open: no master key is set, and anybody may do everything{anywhere}"
+
+
+def _limits(server: RedisServer, on_loss: str) -> str:
+    without = "each process counts for itself" if on_loss == "local" else "requests with limits are refused"
+    return f"counted in {server.name}; while it is away, {without}"
 
 
 def _models(settings: Settings) -> Iterator[str]:

@@ -16,13 +16,17 @@ BLOCK = "environment_variables"
 
 #: the variables of each setting; the first that is set and not empty wins
 VARIABLES: Mapping[str, tuple[str, ...]] = {
-    setting: (PREFIX + short, PREFIX + name, name) if short != name else (PREFIX + short, name)
-    for setting, short, name in (
-        ("master_key", "MASTER_KEY", "LITELLM_MASTER_KEY"),
-        ("database_url", "DATABASE_URL", "DATABASE_URL"),
-        ("api_base", "API_BASE", "HOSTED_VLLM_API_BASE"),
-        ("api_key", "API_KEY", "HOSTED_VLLM_API_KEY"),
-    )
+    **{
+        setting: (PREFIX + short, PREFIX + name, name) if short != name else (PREFIX + short, name)
+        for setting, short, name in (
+            ("master_key", "MASTER_KEY", "LITELLM_MASTER_KEY"),
+            ("database_url", "DATABASE_URL", "DATABASE_URL"),
+            ("api_base", "API_BASE", "HOSTED_VLLM_API_BASE"),
+            ("api_key", "API_KEY", "HOSTED_VLLM_API_KEY"),
+        )
+    },
+    # a REDIS_URL that stands in the environment may be meant for another program
+    "redis_url": (PREFIX + "REDIS_URL",),
 }
 
 

@@ -94,12 +94,12 @@ GENERAL_SETTINGS = _names(
 ENTRY_PARAMS = _names(
     """
     additional_drop_params allowed_openai_params api_version auto_router_config aws_access_key_id aws_region_name
-    aws_secret_access_key budget_duration cache_creation_input_token_cost cache_read_input_token_cost
+    aws_secret_access_key budget_duration cache_creation_input_token_cost
     configurable_clientside_auth_params custom_llm_provider default_api_key_rpm_limit default_api_key_tpm_limit
-    drop_params extra_body extra_headers frequency_penalty guardrails headers input_cost_per_second
-    input_cost_per_token litellm_credential_name logprobs max_budget max_completion_tokens max_file_size_mb
+    drop_params extra_body extra_headers frequency_penalty guardrails headers
+    litellm_credential_name logprobs max_budget max_completion_tokens max_file_size_mb
     max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
-    num_retries order organization output_cost_per_second output_cost_per_token presence_penalty
+    num_retries order organization output_cost_per_second presence_penalty
     region_name response_format rpm seed stop stream stream_timeout tag_regex tags temperature
     tool_choice tools top_k top_p tpm use_chat_completions_api use_in_pass_through use_litellm_proxy user
     """
@@ -108,9 +108,9 @@ ENTRY_PARAMS = _names(
 #: what of ``model_info`` would change a bill or a permission; the rest is a description, and free
 MODEL_INFO = _names(
     """
-    access_via_team_ids blocked cache_creation_input_token_cost cache_read_input_token_cost
+    access_via_team_ids blocked cache_creation_input_token_cost
     disable_background_health_check health_check_max_tokens health_check_model health_check_timeout health_check_voice
-    input_cost_per_second input_cost_per_token output_cost_per_second output_cost_per_token
+    output_cost_per_second
     """
 )
 

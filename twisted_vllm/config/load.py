@@ -16,6 +16,7 @@ from twisted_vllm.config.models import Row, rows
 from twisted_vllm.config.passthrough import passthrough
 from twisted_vllm.config.place import EnvironmentText, Place, Report
 from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.redis import redis_url
 from twisted_vllm.config.servers import Fleet, assemble
 from twisted_vllm.config.settings import Limits, Settings, Timeouts
 from twisted_vllm.config.shape import Checker, Section, secret
@@ -85,6 +86,7 @@ def load(
     allow_anonymous = own.get("allow_anonymous", False)
     if master_key is None and not allow_anonymous:
         _refuse_open_mode(endpoints, root.at(_LISTEN_OPTION if listen else "passthrough.listen"))
+    redis = _choose(own, "redis_url", redis_url, root)
     fleet = _fleet(found, own, default_api_base, root)
     if database is None:
         database = root.at("default_database_url").attempt(database_url, default_database_url)
@@ -93,7 +95,8 @@ def load(
         raise ConfigError(report.problems)
     optional = (
         *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
-        *("drain_delay", "drain_timeout", "log"),
+        *("drain_delay", "drain_timeout", "revoke_running", "log", "ledger", "end_users", "default_prices"),
+        "limits_on_redis_loss",
     )
     return Settings(
         listen=endpoints,
@@ -102,6 +105,7 @@ def load(
         database_url=database,
         default_server=fleet.default,
         models=fleet.models,
+        redis=redis,
         warnings=report.warnings(),
         **{name: own[name] for name in optional if name in own},
     )

@@ -10,8 +10,10 @@ import attrs
 from twisted_vllm.config.address import Address, api_base
 from twisted_vllm.config.litellm import ENTRY_PARAMS, MODEL_INFO
 from twisted_vllm.config.place import Place, Rejected
+from twisted_vllm.config.prices import PRICES
 from twisted_vllm.config.problems import nearest
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import PriceList
 from twisted_vllm.config.shape import Section, empty_is_none, kind, list_of, optional, seconds, secret, text, whole
 
 #: LiteLLM's name for vLLM servers, the one provider that the gateway speaks to
@@ -29,6 +31,7 @@ class Row:
         place: where it stands.
         model_name: the name that callers use.
         model: the name that the server uses.
+        prices: what it costs.
         api_base: the server; ``None`` is the default server.
         api_key: the server's key; ``None`` is the default server's, if it runs there.
         timeout: of a whole exchange, in seconds.
@@ -39,6 +42,7 @@ class Row:
     place: Place
     model_name: str
     model: str
+    prices: PriceList
     api_base: Address | None = None
     api_key: Secret | None = None
     timeout: float | None = None
@@ -64,13 +68,17 @@ def hosted_model(value: object, place: Place) -> str:
     return model_name(name, place)
 
 
-def model_info(value: object, place: Place) -> None:
-    """Check for a mapping; LiteLLM lets anybody add names of their own, so an unknown one is no mistake."""
+def model_info(value: object, place: Place) -> dict[str, Any]:
+    """Check for a mapping and return its prices; an unknown name is no mistake, as LiteLLM lets anybody add some."""
     if value is not None and not isinstance(value, dict):
         raise Rejected(f"must be a mapping, not {kind(value)}")
-    for name in value or {}:
-        if name in MODEL_INFO:
+    found = {}
+    for name, content in (value or {}).items():
+        if name in PRICES:
+            found[name] = place.key(name).attempt(PRICES[name], content)
+        elif name in MODEL_INFO:
             place.key(name).warn("not implemented yet: ignored")
+    return found
 
 
 litellm_params: Section[dict[str, Any]] = Section(
@@ -82,6 +90,7 @@ litellm_params: Section[dict[str, Any]] = Section(
         "timeout": optional(seconds()),
         "weight": whole(1),
         "max_parallel_requests": optional(whole(1)),
+        **PRICES,
     },
     required={"model": f"write {PROVIDER}/NAME"},
     ignored=ENTRY_PARAMS,
@@ -117,7 +126,10 @@ def row(value: object, place: Place) -> Row | None:
     if place.report.refused_below(place.path):
         raise Rejected(None)
     params = found["litellm_params"]
-    return Row(place, found["model_name"], **params)
+    # as LiteLLM has it, the parameters win over the description
+    prices = found.get("model_info", {}) | {name: params[name] for name in PRICES if params.get(name) is not None}
+    others = {name: value for name, value in params.items() if name not in PRICES}
+    return Row(place, found["model_name"], prices=PriceList(**prices), **others)
 
 
 def rows(value: object, place: Place) -> tuple[Row, ...]:

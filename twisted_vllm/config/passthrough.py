@@ -9,10 +9,14 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config.address import Address, api_base
+from twisted_vllm.config.header_names import header_name
+from twisted_vllm.config.ledger import ledger
 from twisted_vllm.config.listen import endpoint
 from twisted_vllm.config.place import Place, Rejected
+from twisted_vllm.config.prices import price_list
 from twisted_vllm.config.problems import suggestion
-from twisted_vllm.config.settings import Limits, LogSettings, TenantRoutes, Timeouts
+from twisted_vllm.config.redis import redis_url
+from twisted_vllm.config.settings import EndUserSettings, Limits, LogSettings, TenantRoutes, Timeouts
 from twisted_vllm.config.shape import (
     Section,
     empty_is_none,
@@ -104,7 +108,7 @@ _SERVER_TIMEOUTS = {
 }
 _CLIENT_TIMEOUTS = {"client_head": seconds(), "client_body": seconds(), "keep_alive": seconds()}
 
-timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS})
+timeouts = Section(Timeouts, {**_SERVER_TIMEOUTS, **_CLIENT_TIMEOUTS, "redis": seconds()})
 
 server_override: Section[dict[str, Any]] = Section(
     dict,
@@ -112,7 +116,8 @@ server_override: Section[dict[str, Any]] = Section(
         "timeouts": Section(
             dict,
             _SERVER_TIMEOUTS,
-            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts"),
+            hints=dict.fromkeys(_CLIENT_TIMEOUTS, "it concerns clients: move it to passthrough.timeouts")
+            | {"redis": "it concerns Redis: move it to passthrough.timeouts"},
         ),
         **_SERVER_CAPS,
     },
@@ -152,8 +157,14 @@ passthrough: Section[dict[str, Any]] = Section(
         "limits": limits,
         "timeouts": timeouts,
         "servers": servers,
+        "redis_url": empty_is_none(redis_url),
+        "limits_on_redis_loss": one_of("local", "refuse"),
         "drain_delay": seconds(zero=True),
         "drain_timeout": seconds(zero=True),
+        "revoke_running": flag,
+        "ledger": ledger,
+        "end_users": Section(EndUserSettings, {"headers": list_of(header_name)}),
+        "default_prices": price_list,
         "log": Section(
             LogSettings,
             {

@@ -79,7 +79,8 @@ def assemble(
     return Fleet(
         default=server(default, default_key) if default else None,
         models=tuple(
-            ModelEntry(row.model_name, row.model, server(address, key), row.weight) for row, address, key in placed
+            ModelEntry(row.model_name, row.model, server(address, key), row.weight, row.prices)
+            for row, address, key in placed
         ),
     )
 

@@ -25,6 +25,8 @@ MAX_SECONDS = 31_536_000
 MAX_WHOLE = 2**63 - 1
 
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -104,6 +106,24 @@ def seconds(*, zero: bool = False) -> Checker[float]:
             raise Rejected(f"must not be more than {MAX_SECONDS} seconds, a year")
         return float(value)
 
+    return check
+
+
+def duration(minimum: str) -> Checker[float]:
+    """Return a checker for a number and its unit, such as ``90d``, that is not below ``minimum``; it means seconds."""
+
+    def check(value: object, place: Place) -> float:
+        parts = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if parts is None:
+            raise Rejected("must be a whole number and a unit, one of s, m, h, d and w (as in 90d)")
+        found = float(int(parts[1]) * _UNITS[parts[2]])
+        if found < check_minimum:
+            raise Rejected(f"must be {minimum} or more")
+        return found
+
+    least = _DURATION.fullmatch(minimum)
+    assert least is not None, minimum
+    check_minimum = int(least[1]) * _UNITS[least[2]]
     return check
 
 

@@ -17,10 +17,12 @@ from twisted_vllm.access.records import PREFLIGHT, Principal
 from twisted_vllm.access.routes import Route, classify
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import ModelUndetermined
-from twisted_vllm.gateway.bodies import ModelField, find_model, rename
+from twisted_vllm.gateway.bodies import UNREAD, BodyFacts, read_body
 from twisted_vllm.gateway.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.gateway.paths import Target, target
-from twisted_vllm.gateway.routing import Destination, Router
+from twisted_vllm.gateway.routing import Router
+from twisted_vllm.gateway.splices import Edit, rename_edit, salt_edit, splice, usage_edits
+from twisted_vllm.ledger.readers import INJECTABLE
 from twisted_vllm.wire.headers import is_form, is_json
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
@@ -34,13 +36,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         principal: who asks.
         route: what for.
         target: the path and query below ``/vllm``.
-        needs_model: whether the body must be in hand before `Admission.admit`.
+        needs_body: whether the body must be in hand before `Admission.admit`.
+        wants_body: whether it should be, if it can: what is read of it is for the ledger.
     """
 
     principal: Principal
     route: Route
     target: Target
-    needs_model: bool
+    needs_body: bool
+    wants_body: bool
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -51,20 +55,33 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         path: what the server is asked for: path and query, below the server's base.
         model: the model that the body names, by its own name where the key has another for it; empty where the body
             names none or was not read.
-        body: the body as the server shall see it; None where it was not in hand and streams as it is.
+        body: the body as the server shall see it; None where it was not in hand and streams.
+        facts: what else the body asks for.
+        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
+        renamed: the server's name for the model, where a form that streams has another.
     """
 
     server: Server
     path: bytes
     model: str
     body: bytes | None
+    facts: BodyFacts = UNREAD
+    asked_usage: bool = False
+    renamed: str | None = None
 
 
 class Admission:
     """Decides with the operator's settings and the keys in memory."""
 
     def __init__(
-        self, *, authenticator: Authenticator, policy: RoutePolicy, router: Router, path_aliases: bool
+        self,
+        *,
+        authenticator: Authenticator,
+        policy: RoutePolicy,
+        router: Router,
+        path_aliases: bool,
+        reads_bodies: bool = False,
+        asks_usage: bool = False,
     ) -> None:
         """Bind what decides.
 
@@ -73,12 +90,22 @@ class Admission:
             policy: tells which routes and models a principal may use.
             router: picks the server for a model.
             path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
+            reads_bodies: whether the ledger wants to know what bodies ask for.
+            asks_usage: whether a server is asked for the usage of a stream where the client did not.
         """
+        self._reads_bodies = reads_bodies
+        self._asks_usage = asks_usage
+        self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._policy = policy
         self._router = router
         self._path_aliases = path_aliases
         self._routes_by_model = bool(router.names)
+
+    @property
+    def changes(self) -> int:
+        """How often what decides was changed: what was decided before a change may not hold after it."""
+        return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
         """Tell who asks.
@@ -110,10 +137,14 @@ class Admission:
         where = target(raw, self._path_aliases)
         route = classify(method, where.path)
         self._policy.check_route(principal, route)
-        needs_model = route.takes_model and (
-            self._routes_by_model or principal.restricts_models or bool(principal.aliases)
+        takes = route.takes_model
+        needs = takes and (
+            self._routes_by_model
+            or principal.restricts_models
+            or bool(principal.aliases or principal.cache_salt)
+            or principal.counts_tokens
         )
-        return Entry(principal, route, where, needs_model)
+        return Entry(principal, route, where, needs, takes and self._reads_bodies)
 
     def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
         """Admit the whole request.
@@ -121,37 +152,76 @@ class Admission:
         Args:
             entry: what `enter` returned.
             headers: the first value of each header, by lower-case name.
-            body: the body, or None where it is not in hand; it must be where `Entry.needs_model`.
+            body: the body, or None where it is not in hand; it must be where `Entry.needs_body`.
 
         Raises:
             ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
+            InvalidRequest: the key's prompts stay apart in the prefix cache, and the body does not say clearly how.
         """
         form = is_form(headers)
-        field = self._find_model(entry, headers, body, form)
+        facts = self._facts(entry, headers, body, form)
+        field = facts.model
         if field is None:
             destination = self._router.destination_for_undetermined()
-            return Admitted(destination.server, entry.target.forwarded, "", body)
-        aliases = entry.principal.aliases
-        model = aliases.get(field.name, field.name) if aliases else field.name
+            model = name = ""
+        else:
+            aliases = entry.principal.aliases
+            model = aliases.get(field.name, field.name) if aliases else field.name
+            self._policy.check_model(entry.principal, model)
+            destination = self._router.route(model)
+            name = destination.upstream_model or model
+        forwarded = entry.target.forwarded
+        if body is None or (form and field is None) or facts is UNREAD:
+            return Admitted(destination.server, forwarded, model, body)
+        if form:
+            if field is not None and name != field.name:
+                body = rename_in_form(body, field, name)
+            return Admitted(destination.server, forwarded, model, body, facts)
+        edits = [] if field is None or name == field.name else [rename_edit(field, name)]
+        asked: tuple[Edit, ...] = ()
+        if self._asks_usage and facts.stream and entry.route.path in INJECTABLE:
+            asked = usage_edits(body, facts)
+            edits += asked
+        if entry.principal.cache_salt:
+            edits.append(salt_edit(body, facts, entry.principal.cache_salt))
+        if edits:
+            body = splice(body, edits)
+        return Admitted(destination.server, forwarded, model, body, facts, bool(asked))
+
+    def admit_form(self, entry: Entry, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+        """Admit a request whose form streams.
+
+        Args:
+            entry: what `enter` returned.
+            name: the model that the form names, or None.
+            fault: why that cannot be told, if it cannot.
+
+        Raises:
+            ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
+        """
+        if name is None:
+            if entry.principal.restricts_models:
+                raise fault or _unnamed()
+            return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
+        model = entry.principal.aliases.get(name, name)
         self._policy.check_model(entry.principal, model)
         destination = self._router.route(model)
-        return Admitted(
-            destination.server, entry.target.forwarded, model, _renamed(body, field, model, destination, form)
-        )
+        upstream = destination.upstream_model or model
+        renamed = None if upstream == name else upstream
+        return Admitted(destination.server, entry.target.forwarded, model, None, renamed=renamed)
 
-    def _find_model(
-        self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
-    ) -> ModelField | None:
-        """Return where the body names its model, or None where it names none or may be passed on unread."""
-        restricted = entry.principal.restricts_models
+    def _facts(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool) -> BodyFacts:
+        """Return what the body asks for; `UNREAD` where it is passed on unread."""
+        principal = entry.principal
+        restricted = principal.restricts_models
         if entry.route.takes_model and body:
             try:
                 if form:
-                    field = find_model_in_form(body, headers[b"content-type"])
+                    facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
                 elif is_json(headers):
-                    field = find_model(body)
+                    facts = read_body(body)
                 else:
                     raise ModelUndetermined(
                         "The model cannot be told from a body of this Content-Type: send application/json, "
@@ -159,23 +229,20 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined:
-                if restricted:
+                # vLLM may read it all the same, with a model of its choice, or a prefix cache that others share
+                if restricted or principal.cache_salt:
                     raise
-                return None
-            if field is not None:
-                return field
+                return UNREAD
+            if facts.model is not None or not restricted:
+                return facts
         if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
-            raise ModelUndetermined(
-                "This key may use certain models only, and the gateway cannot read from this request which it asks "
-                'for: send it in the body as "model".',
-                param="model",
-            )
-        return None
+            raise _unnamed()
+        return UNREAD
 
 
-def _renamed(body: bytes | None, field: ModelField, model: str, destination: Destination, form: bool) -> bytes | None:
-    """Return the body with the model's name as the server knows it: the only change ever made to a body."""
-    name = destination.upstream_model or model
-    if name == field.name or body is None:
-        return body
-    return (rename_in_form if form else rename)(body, field, name)
+def _unnamed() -> ModelUndetermined:
+    return ModelUndetermined(
+        "This key may use certain models only, and the gateway cannot read from this request which it asks "
+        'for: send it in the body as "model".',
+        param="model",
+    )

@@ -1,19 +1,21 @@
-"""Which model a JSON body names, and the same body with another name.
+"""What a JSON body asks for: the model, and the few facts that limits and the ledger need.
 
 vLLM 0.32 reads a body with Starlette's ``Request.json``, which is Python's ``json.loads``: the last of two equal keys
 wins, keys may be spelt with escapes, and UTF-16 is understood. A permission must not depend on which of two readings
 the server takes, so a body that is not one JSON object in UTF-8 with at most one ``model``, a string, is refused.
+The other facts only estimate, and follow ``json.loads``.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
 from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.gateway.members import byte_offset, members_of, only
 
 
 class ModelField(msgspec.Struct, frozen=True):
@@ -30,22 +32,77 @@ class ModelField(msgspec.Struct, frozen=True):
     end: int
 
 
-class _Body(msgspec.Struct):
+class BodyFacts(msgspec.Struct, frozen=True):
+    """What a body asks for.
+
+    Attributes:
+        model: where it names its model; None where it names none.
+        stream: whether ``stream`` is ``true``; another spelling of it that vLLM would take does not count.
+        asks_usage: whether the client asked for the usage of its stream; None where that is not clear.
+        options: whether ``stream_options`` is there at all.
+        max_tokens: the most tokens that each answer may have; None where the client named no number.
+        answers: how many answers it asks for: ``n`` for each of its prompts.
+        end_user: for whom the client says that it asks: ``user``, ``safety_identifier``, or the ``user_id`` of
+            ``metadata`` (Anthropic).
+        salted: whether ``cache_salt`` is there at all.
+    """
+
+    model: ModelField | None = None
+    stream: bool = False
+    asks_usage: bool | None = False
+    options: bool = False
+    max_tokens: int | None = None
+    answers: int = 1
+    end_user: str | None = None
+    salted: bool = False
+
+
+#: what is assumed of a body that was not read
+UNREAD = BodyFacts(asks_usage=None)
+
+_Number: TypeAlias = int | float | None
+
+
+_NO_VALUE = msgspec.Raw()
+
+
+class _Options(msgspec.Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class _Metadata(msgspec.Struct, gc=False):
+    user_id: str | None = None
+
+
+class _Body(msgspec.Struct, gc=False):
     model: str | msgspec.UnsetType = msgspec.UNSET
+    stream: bool | None = None
+    stream_options: _Options | msgspec.UnsetType | None = msgspec.UNSET
+    max_tokens: _Number = None
+    max_completion_tokens: _Number = None
+    max_output_tokens: _Number = None
+    n: _Number = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: _Metadata | None = None
+    cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
+    # a union with None would not be taken as it is
+    prompt: msgspec.Raw = _NO_VALUE
+    messages: msgspec.Raw = _NO_VALUE
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _KEY = b'"model"'
-# every way to spell the key with escapes has this in it: \u006d \u006f \u0064 \u0065 \u006c
-_ESCAPED_LETTER = b"\\u006"
+# a letter of a key, or its underscore, spelt with an escape
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
 _PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*")')
+# several prompts, or several conversations
+_SEVERAL = re.compile(rb'\[[ \t\n\r]*["\[]')
 
-_scan_value = json.JSONDecoder().raw_decode
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
 
-
-def find_model(body: bytes) -> ModelField | None:
-    """Return where `body` names its model, or None where it is a JSON object without ``model``.
+def read_body(body: bytes) -> BodyFacts:
+    """Return what a body asks for.
 
     Raises:
         ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is there twice
@@ -53,33 +110,45 @@ def find_model(body: bytes) -> ModelField | None:
     """
     first = body.find(_KEY)
     if first >= 0 and body.find(_KEY, first + 1) >= 0:
-        return _find_by_scanning(body)
+        return _read_by_scanning(body)
     # most bodies have no backslash at all, which is a quicker search than the whole escape
-    if b"\\" in body and _ESCAPED_LETTER in body:
-        return _find_by_scanning(body)
+    if b"\\" in body and b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None:
+        return _read_by_scanning(body)
     try:
-        model = _decode(body).model
+        found = _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Python's parser has the last word: it takes NaN and lone surrogates, and says what is wrong
-        return _find_by_scanning(body)
-    _check_utf8(body)
-    if model is msgspec.UNSET:
-        return None
-    # the key is there and spelt plainly, and what spells it is there once: so this is where
-    found = _PLAIN_FIELD.match(body, first)
-    if found is None:
-        return _find_by_scanning(body)
-    return ModelField(model, found.start(1), found.end(1))
-
-
-def rename(body: bytes, field: ModelField, new: str) -> bytes:
-    """Return `body` with `new` as its model; every other byte stays."""
-    return body[: field.start] + msgspec.json.encode(new) + body[field.end :]
-
-
-def _check_utf8(body: bytes) -> None:
+        return _read_by_scanning(body)
     if not body.isascii():
         _decode_utf8(body)
+    field = None
+    if found.model is not msgspec.UNSET:
+        # the key is there and spelt plainly, and what spells it is there once: so this is where
+        place = _PLAIN_FIELD.match(body, first)
+        if place is None:
+            return _read_by_scanning(body)
+        field = ModelField(found.model, place.start(1), place.end(1))
+    options = found.stream_options
+    several = found.prompt if found.messages is _NO_VALUE else found.messages
+    return BodyFacts(
+        field,
+        found.stream is True,
+        bool(options.include_usage) if isinstance(options, _Options) else False,
+        options is not msgspec.UNSET,
+        _first_number(found.max_completion_tokens, found.max_tokens, found.max_output_tokens),
+        (1 if found.n is None else _number(found.n) or 1) * (1 if several is _NO_VALUE else _count(several)),
+        found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
+        found.cache_salt is not msgspec.UNSET,
+    )
+
+
+def find_model(body: bytes) -> ModelField | None:
+    """Return where `body` names its model, or None where it is a JSON object without ``model``.
+
+    Raises:
+        ModelUndetermined: as `read_body`.
+    """
+    return read_body(body).model
 
 
 def _decode_utf8(body: bytes) -> str:
@@ -97,55 +166,64 @@ def _refuse(reason: str) -> NoReturn:
     )
 
 
-def _find_by_scanning(body: bytes) -> ModelField | None:
+def _number(value: object) -> int | None:
+    """Return a count that vLLM would take as one: a whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**53:
+        return None
+    return int(value) if int(value) == value else None
+
+
+def _first_number(*values: object) -> int | None:
+    for value in values:
+        if value is not None and (number := _number(value)) is not None:
+            return number
+    return None
+
+
+def _count(several: msgspec.Raw) -> int:
+    return len(_decode_list(several)) if _SEVERAL.match(several) is not None else 1
+
+
+def _read_by_scanning(body: bytes) -> BodyFacts:
     """Walk the top level with the parser of ``json.loads`` itself, so that both see the same."""
     text = _decode_utf8(body)
     try:
-        found = _scan_object(text)
+        found = members_of(text)
     except ValueError:
-        _refuse("the body is not valid JSON")
+        _refuse("the body is not one valid JSON object")
     except RecursionError:
         _refuse("the body is nested too deeply")
-    if found is None:
-        return None
-    name, start, end = found
-    if not body.isascii():
-        start, end = len(text[:start].encode()), len(text[:end].encode())
-    return ModelField(name, start, end)
+    try:
+        model = only(found, "model")
+    except LookupError:
+        _refuse('"model" is there more than once')
+    field = None
+    if model is not None:
+        field = ModelField(_checked_name(model.value), byte_offset(text, model.start), byte_offset(text, model.end))
+    return _facts({member.key: member.value for member in found}, field)
 
 
-def _scan_object(text: str) -> tuple[str, int, int] | None:
-    at = _after_whitespace(text, 0)
-    if text[at : at + 1] != "{":
-        _refuse("the body is not a JSON object")
-    at = _after_whitespace(text, at + 1)
-    found = None
-    if text[at : at + 1] == "}":
-        at += 1
-    else:
-        while True:
-            if text[at : at + 1] != '"':
-                raise ValueError("no key")
-            key, at = _scan_value(text, at)
-            at = _after_whitespace(text, at)
-            if text[at : at + 1] != ":":
-                raise ValueError("no colon")
-            start = _after_whitespace(text, at + 1)
-            value, at = _scan_value(text, start)
-            if key == "model":
-                if found is not None:
-                    _refuse('"model" is there more than once')
-                found = (_checked_name(value), start, at)
-            at = _after_whitespace(text, at)
-            if text[at : at + 1] == "}":
-                at += 1
-                break
-            if text[at : at + 1] != ",":
-                raise ValueError("no comma")
-            at = _after_whitespace(text, at + 1)
-    if _after_whitespace(text, at) != len(text):
-        raise ValueError("more after the object")
-    return found
+def _facts(values: Mapping[str, Any], field: ModelField | None) -> BodyFacts:
+    options = values.get("stream_options")
+    asks: object = options.get("include_usage") if isinstance(options, dict) else options
+    metadata = values.get("metadata")
+    users = (
+        values.get("user"),
+        values.get("safety_identifier"),
+        metadata.get("user_id") if isinstance(metadata, dict) else None,
+    )
+    several = values.get("prompt") if values.get("messages") is None else values["messages"]
+    prompts = len(several) if isinstance(several, list) and several and isinstance(several[0], (str, list)) else 1
+    return BodyFacts(
+        field,
+        values.get("stream") is True,
+        bool(asks) if asks is None or isinstance(asks, bool) else None,
+        "stream_options" in values,
+        _first_number(*(values.get(key) for key in ("max_completion_tokens", "max_tokens", "max_output_tokens"))),
+        (_number(values.get("n")) or 1) * prompts,
+        next((user for user in users if isinstance(user, str) and user), None),
+        "cache_salt" in values,
+    )
 
 
 def _checked_name(value: object) -> str:
@@ -156,8 +234,3 @@ def _checked_name(value: object) -> str:
     except UnicodeEncodeError:
         _refuse('"model" holds half a character')
     return value
-
-
-def _after_whitespace(text: str, at: int) -> int:
-    found = _WHITESPACE.match(text, at)
-    return at if found is None else found.end()

@@ -21,6 +21,8 @@ MAX_PARTS = 2000
 #: bytes of a part's headers together; python-multipart takes 4,224 in a line
 MAX_PART_HEAD = 8192
 
+TWICE = '"model" is there more than once'
+
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # a token, or a quoted string in which nothing is escaped
 _PARAMETER = re.compile(rb";[ \t]*(" + _TOKEN + rb")=(?:(" + _TOKEN + rb')|"([^"\\]*)")[ \t]*')
@@ -40,26 +42,13 @@ def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
         ModelUndetermined: the form is not in the strict form of RFC 7578, or its ``model`` is there twice, is a file or
             is not UTF-8.
     """
-    delimiter = b"\r\n--" + _boundary(content_type)
     found = None
-    for head_start, start, end in _parts(body, delimiter):
-        headers = _headers(body[head_start : start - 4])
-        disposition = headers.get(b"content-disposition")
-        if disposition is None:
-            _refuse("a part has no Content-Disposition")
-        kind, parameters = _value_and_parameters(disposition)
-        name = parameters.get(b"name")
-        if kind != b"form-data" or name is None:
-            _refuse("a part's Content-Disposition is not form-data with a name")
-        if b"%" in name or b"name*" in parameters or name == b"_charset_":
-            _refuse("a part's name can be read in more than one way")
-        if name == b"model":
+    for head_start, start, end in _parts(body, delimiter_of(content_type)):
+        headers = headers_of_model(body[head_start : start - 4])
+        if headers is not None:
             if found is not None:
-                _refuse('"model" is there more than once')
-            if parameters.keys() != {b"name"}:
-                _refuse('"model" is a file')
-            _check_plain_text(headers, end - start)
-            found = ModelField(_name(body[start:end]), start, end)
+                refuse(TWICE)
+            found = ModelField(name_in(headers, body[start:end]), start, end)
     return found
 
 
@@ -71,12 +60,56 @@ def rename_in_form(body: bytes, field: ModelField, new: str) -> bytes:
     Raises:
         ModelUndetermined: `new` holds a line break, so that it could end the field.
     """
-    if "\r" in new or "\n" in new:
-        _refuse("the server's name for the model holds a line break")
-    return body[: field.start] + new.encode("utf-8") + body[field.end :]
+    return body[: field.start] + written(new) + body[field.end :]
 
 
-def _refuse(reason: str) -> NoReturn:
+def written(name: str) -> bytes:
+    """Return the content of a field "model" with this name.
+
+    Raises:
+        ModelUndetermined: it holds a line break, so that it could end the field.
+    """
+    if "\r" in name or "\n" in name:
+        refuse("the server's name for the model holds a line break")
+    return name.encode("utf-8")
+
+
+def delimiter_of(content_type: bytes) -> bytes:
+    """Return what ends each part of a form with this ``Content-Type``."""
+    return b"\r\n--" + _boundary(content_type)
+
+
+def headers_of_model(head: bytes) -> dict[bytes, bytes] | None:
+    """Return the headers of a part, by lower-case name, if it is the field "model"; None if it is another.
+
+    Args:
+        head: the part's head, without the empty line that ends it.
+    """
+    headers = _headers(head)
+    disposition = headers.get(b"content-disposition")
+    if disposition is None:
+        refuse("a part has no Content-Disposition")
+    kind, parameters = _value_and_parameters(disposition)
+    name = parameters.get(b"name")
+    if kind != b"form-data" or name is None:
+        refuse("a part's Content-Disposition is not form-data with a name")
+    if b"%" in name or b"name*" in parameters or name == b"_charset_":
+        refuse("a part's name can be read in more than one way")
+    if name != b"model":
+        return None
+    if parameters.keys() != {b"name"}:
+        refuse('"model" is a file')
+    return headers
+
+
+def name_in(headers: dict[bytes, bytes], content: bytes) -> str:
+    """Return the name that the field "model" with these headers has for its content."""
+    _check_plain_text(headers, len(content))
+    return _name(content)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Say that the model of a form cannot be told."""
     raise ModelUndetermined(
         f"The gateway cannot tell which model this form is for: {reason}. "
         'Send multipart/form-data as RFC 7578 has it, with one field "model".',
@@ -89,9 +122,9 @@ def _boundary(content_type: bytes) -> bytes:
     boundary = parameters.pop(b"boundary", b"")
     charset = parameters.pop(b"charset", b"utf-8").lower()
     if kind != b"multipart/form-data" or parameters or charset not in (b"utf-8", b"utf8"):
-        _refuse("Content-Type is not plain multipart/form-data")
+        refuse("Content-Type is not plain multipart/form-data")
     if not _BOUNDARY.fullmatch(boundary):
-        _refuse("Content-Type has no boundary, or one that RFC 2046 does not allow")
+        refuse("Content-Type has no boundary, or one that RFC 2046 does not allow")
     return boundary
 
 
@@ -103,7 +136,7 @@ def _value_and_parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     while at < len(header):
         found = _PARAMETER.match(header, at)
         if found is None or (name := found[1].lower()) in parameters:
-            _refuse("a header's parameters can be read in more than one way")
+            refuse("a header's parameters can be read in more than one way")
         parameters[name] = found[2] if found[2] is not None else found[3]
         at = found.end()
     return value.strip(b" \t").lower(), parameters
@@ -113,24 +146,24 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield for each part where its headers start and where its content starts and ends."""
     opening = delimiter[2:]
     if not body.startswith(opening):
-        _refuse("it does not begin with its boundary")
+        refuse("it does not begin with its boundary")
     at = len(opening)
     for _ in range(MAX_PARTS + 1):
         mark = body[at : at + 2]
         if mark == b"--":
             if body[at + 2 : at + 5] not in (b"", b"\r\n"):
-                _refuse("something follows its last boundary")
+                refuse("something follows its last boundary")
             return
         if mark != b"\r\n":
-            _refuse("a line begins with its boundary and goes on")
+            refuse("a line begins with its boundary and goes on")
         head_start = at + 2
         head_end = body.find(b"\r\n\r\n", head_start, head_start + MAX_PART_HEAD)
         end = -1 if head_end < 0 else body.find(delimiter, head_end + 4)
         if end < 0:
-            _refuse("a part has no end, or too long a head")
+            refuse("a part has no end, or too long a head")
         yield head_start, head_end + 4, end
         at = end + len(delimiter)
-    _refuse("it has too many parts")
+    refuse("it has too many parts")
 
 
 def _headers(head: bytes) -> dict[bytes, bytes]:
@@ -138,7 +171,7 @@ def _headers(head: bytes) -> dict[bytes, bytes]:
     for line in head.split(b"\r\n"):
         found = _HEADER.fullmatch(line)
         if found is None or (name := found[1].lower()) in headers:
-            _refuse("a part's headers are malformed, or one is there twice")
+            refuse("a part's headers are malformed, or one is there twice")
         headers[name] = found[2]
     return headers
 
@@ -155,11 +188,11 @@ def _check_plain_text(headers: dict[bytes, bytes], size: int) -> None:
         else:
             plain = name == b"content-disposition"
         if not plain:
-            _refuse('"model" is not plain text in UTF-8')
+            refuse('"model" is not plain text in UTF-8')
 
 
 def _name(content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse('"model" is not valid UTF-8')
+        refuse('"model" is not valid UTF-8')

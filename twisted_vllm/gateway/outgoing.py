@@ -77,6 +77,7 @@ def outgoing_headers(
         out.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
     if expects_continue:
         out.append((b"Expect", b"100-continue"))
-    out.append((b"X-Request-Id", request_id))
     out += forwarded
+    # last, where what is kept of a head ends
+    out.append((b"X-Request-Id", request_id))
     return out

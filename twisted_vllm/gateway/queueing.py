@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, ServerBusy
-from twisted_vllm.gateway.relay import RequestBody
+from twisted_vllm.gateway.relay import Relay, RequestBody
 from twisted_vllm.gateway.slots import Slots, Verdict
 from twisted_vllm.wire.exchange import Exchange
 from twisted_vllm.wire.request import GatewayRequest
@@ -22,9 +22,12 @@ RETRY_AFTER = 1
 class _Waiting:
     """An exchange in the queue, with its deadline."""
 
-    __slots__ = ("_exchange", "_expired", "deadline")
+    __slots__ = ("_exchange", "_expired", "deadline", "since")
 
-    def __init__(self, exchange: Exchange, deadline: float | None, expired: Callable[[Exchange], None]) -> None:
+    def __init__(
+        self, exchange: Exchange, since: float, deadline: float | None, expired: Callable[[Exchange], None]
+    ) -> None:
+        self.since = since
         self.deadline = deadline
         self._exchange = exchange
         self._expired = expired
@@ -39,16 +42,24 @@ class ServerQueues:
 
     _log = Logger()
 
-    def __init__(self, servers: Iterable[Server], send: Callable[[Exchange], None], sweeper: Sweeper) -> None:
+    def __init__(
+        self,
+        servers: Iterable[Server],
+        send: Callable[[Exchange], None],
+        sweeper: Sweeper,
+        seconds: Callable[[], float],
+    ) -> None:
         """Make the queues.
 
         Args:
             servers: every server; those of one address, whatever their keys, share its slots.
             send: sends an exchange to its server.
             sweeper: the deadlines of those that wait.
+            seconds: the reactor's time.
         """
         self._send = send
         self._sweeper = sweeper
+        self._seconds = seconds
         self._slots: dict[Server, Slots[Exchange]] = {}
         # whoever asks lasts as long as its request; its exchange it may let go of before
         self._entered: dict[object, Exchange] = {}
@@ -82,7 +93,7 @@ class ServerQueues:
         elif verdict is Verdict.QUEUED:
             exchange.at = self
             deadline = self._sweeper.after(exchange.server.timeouts.queue)
-            waiting = self._waiting[exchange] = _Waiting(exchange, deadline, self._expired)
+            waiting = self._waiting[exchange] = _Waiting(exchange, self._seconds(), deadline, self._expired)
             self._sweeper.add(waiting)
             body: object = exchange.body
             if isinstance(body, RequestBody):
@@ -137,6 +148,8 @@ class ServerQueues:
         waiting = self._waiting.pop(exchange, None)
         if waiting is not None:
             self._sweeper.discard(waiting)
+            if isinstance(exchange.asker, Relay):
+                exchange.asker.queued = self._seconds() - waiting.since
 
 
 def _busy(reason: str) -> ServerBusy:

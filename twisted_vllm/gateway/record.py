@@ -46,6 +46,7 @@ class Recorder:
         """Return the record of `request`, which ended at `seconds` of the clock that it began by."""
         note = request.note
         model = server = outcome = ""
+        queued = None
         if not isinstance(note, Forwarding):
             route = _own_route(request)
         else:
@@ -55,12 +56,15 @@ class Recorder:
                 server = note.admitted.server.name
             if note.relay is not None:
                 outcome = note.relay.outcome
+                queued = note.relay.queued
         if not outcome or (outcome == "client_disconnected" and request.finished):
             outcome = _outcome(request)
         error = request.error_code
         if outcome == "client_disconnected" and request.channel.site.aborted:
             # it is the gateway that left
             outcome, error = "failed", Draining.code
+        if request.revoked:
+            outcome = "revoked"
         principal = request.principal
         elapsed = seconds - request.started
         request_id = request.request_id.decode("ascii")
@@ -83,6 +87,7 @@ class Recorder:
             bytes_out=request.sentLength,
             first_byte_ms=None if first_byte is None else round((first_byte - request.started) * 1000, 3),
             total_ms=round(elapsed * 1000, 3),
+            queued_ms=None if queued is None else round(queued * 1000, 3),
         )
 
 

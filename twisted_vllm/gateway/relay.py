@@ -14,6 +14,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
+from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange
 from twisted_vllm.wire.headers import HeaderList, relayed_trailers
 from twisted_vllm.wire.request import GatewayRequest
@@ -90,16 +91,20 @@ class Relay(Protocol):
 
     Attributes:
         exchange: the exchange with the server, until the response has ended.
+        charge: what the request is charged with, if anything: it looks on at the response.
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
+        queued: seconds for which the request waited for its server, or None.
     """
 
     _log = Logger()
     exchange: Exchange | None = None
+    charge: Charge | None = None
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
     outcome = ""
     protocols = NO_PROTOCOLS
+    queued: float | None = None
     _response: UpstreamResponse | None = None
     _ended = False
 
@@ -111,8 +116,9 @@ class Relay(Protocol):
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.outcome = self.outcome or "client_disconnected"
-        if self.exchange is not None:
-            self.exchange.cancel()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
 
     # the head
 
@@ -128,6 +134,11 @@ class Relay(Protocol):
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
+        charge = self.charge
+        if charge is not None:
+            charge.answered(response.head)
+            if charge.reservation is not None:
+                request.added = b"".join(b"%b: %b\r\n" % pair for pair in charge.reservation.headers)
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
@@ -146,7 +157,9 @@ class Relay(Protocol):
             self._broken(Failure(error))
             return
         self._ended = True
-        self.outcome = "refused" if isinstance(error, ServerBusy) else "upstream_failed"
+        self.exchange = None
+        # a request whose body turned out to be unfit is refused as well
+        self.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
@@ -164,13 +177,22 @@ class Relay(Protocol):
         response = self._response
         if response is not None and response.complete:
             self._finish(data)
-        else:
-            self._request.relay_body(data, False)
+            return
+        charge = self.charge
+        if charge is not None:
+            data = charge.passing(data)
+            if not data:
+                # held back until its rest comes
+                return
+        self._request.relay_body(data, False)
 
     def _finish(self, data: bytes) -> None:
         self._ended = True
         self.outcome = "completed"
         response = self._response
+        charge = self.charge
+        if charge is not None:
+            data = charge.last(data)
         trailers = response.trailers if response is not None else None
         # they refer back to it: so all are gone at once, and not at the next collection
         self._response = self.exchange = self.transport = None
@@ -187,6 +209,10 @@ class Relay(Protocol):
         self.outcome = "upstream_failed"
         error = _cause(reason)
         request = self._request
+        charge = self.charge
+        if charge is not None and (held := charge.last(b"")):
+            # what came before the cut is the client's
+            request.relay_body(held, False)
         request.error_code = error.code
         self._log.warn(
             "The response to {request_id} was cut short: {reason}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from twisted.python.failure import Failure
@@ -13,16 +13,22 @@ from zope.interface import implementer
 
 from twisted_vllm.access.failures import FailedAuthentications
 from twisted_vllm.access.records import Principal
-from twisted_vllm.config.settings import Limits
+from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
+from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.admission import Admission, Admitted, Entry
+from twisted_vllm.gateway.charge import Charge
+from twisted_vllm.gateway.form_spool import InThread
+from twisted_vllm.gateway.forms import FormBody, streams
 from twisted_vllm.gateway.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.gateway.outgoing import dropped_from, outgoing_headers
+from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.relay import Relay, RequestBody
+from twisted_vllm.gateway.reserving import Reserving
 from twisted_vllm.gateway.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.wire.client import PassThroughClient
 from twisted_vllm.wire.exchange import Exchange
-from twisted_vllm.wire.headers import write_request_head
+from twisted_vllm.wire.headers import HeaderList, is_json, write_request_head
 from twisted_vllm.wire.request import GatewayRequest, IStreamingResource
 
 #: where the pass-through stands
@@ -38,14 +44,16 @@ class Forwarding:
     Attributes:
         entry: the admitted head.
         admitted: the admitted request.
+        charge: what it is charged with.
         relay: the response's way back.
     """
 
-    __slots__ = ("admitted", "entry", "relay")
+    __slots__ = ("admitted", "charge", "entry", "relay")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.admitted: Admitted | None = None
+        self.charge: Charge | None = None
         self.relay: Relay | None = None
 
 
@@ -62,7 +70,9 @@ class PassThroughResource:
         client: PassThroughClient,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        in_thread: InThread,
         failures: FailedAuthentications | None = None,
+        accounts: Accounts | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -72,14 +82,18 @@ class PassThroughResource:
             client: forwards.
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            in_thread: runs a function in another thread, for forms that are held in a file.
             failures: slows guessing down.
+            accounts: reserve what requests use, and write it down; None lets all through.
             now: the time in Unix seconds.
         """
         self._admission = admission
         self._forward = client.forward
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
+        self._in_thread = in_thread
         self._failures = FailedAuthentications(None) if failures is None else failures
+        self._accounts = accounts
         self._now = now
 
     def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
@@ -101,16 +115,32 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        principal = request.principal = self._identify(request)
-        entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
-        request.note = Forwarding(entry)
-        limit = self._limits.max_held_body_bytes if entry.needs_model else PEEK_LIMIT
-        if request.body_complete and request.body_received <= limit:
-            self._admit(request, entry, request.take_body())
-        elif entry.needs_model:
-            request.collect_body(limit, lambda body: self._collected(request, entry, body))
+        known = request.known
+        passage: Passage | None = None if known is None else known.note
+        if passage is not None and passage.holds(self._admission.changes, self._now(), request.channel.peer):
+            entry = passage.entry
+            request.principal = entry.principal
         else:
-            self._admit(request, entry, None)
+            principal = request.principal = self._identify(request)
+            entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
+            if known is not None:
+                known.note = passage = Passage(entry, self._admission.changes, request.channel.peer)
+        request.note = Forwarding(entry)
+        most = self._limits.max_held_body_bytes
+        if request.body_complete and request.body_received <= (most if entry.needs_body else PEEK_LIMIT):
+            self._admit(request, entry, request.take_body(), passage)
+        elif entry.needs_body and streams(request):
+            self._hold_form(request, entry)
+        elif entry.needs_body or (
+            # what need not be read, and is too large for it, streams
+            entry.wants_body
+            and request.body_length is not None
+            and request.body_length <= most
+            and is_json(request.head)
+        ):
+            request.collect_body(most, lambda body: self._collected(request, entry, body))
+        else:
+            self._admit(request, entry, None, None)
 
     def _identify(self, request: GatewayRequest) -> Principal:
         now = self._now()
@@ -120,58 +150,115 @@ class PassThroughResource:
             refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
         raise refusal
 
-    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes) -> None:
+    def _hold_form(self, request: GatewayRequest, entry: Entry) -> None:
+        FormBody(
+            request,
+            dropped_from(entry.principal),
+            in_thread=self._in_thread,
+            limit=self._limits.max_held_body_bytes,
+            on_model=lambda form: self._collected(request, entry, form),
+        ).hold_for_model()
+
+    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes | FormBody) -> None:
         try:
-            self._admit(request, entry, body)
+            self._admit(request, entry, body, None)
         except GatewayError as error:
             request.answer(error)
         except Exception:
             # the body may come long after `render`, where nobody else would answer for a fault of our own
             request.processingFailed(Failure())
 
-    def _admit(self, request: GatewayRequest, entry: Entry, held: bytes | None) -> None:
-        head = request.head
-        admitted = self._admission.admit(entry, head, held)
+    def _admit(
+        self, request: GatewayRequest, entry: Entry, held: bytes | FormBody | None, passage: Passage | None
+    ) -> None:
         body: bytes | RequestBody
-        framing = None
-        if admitted.body is None:
-            body = RequestBody(request, dropped_from(entry.principal))
-            if isinstance(body.length, int):
-                framing = (b"Content-Length", b"%d" % body.length)
-            else:
-                framing = (b"Transfer-Encoding", b"chunked")
+        if isinstance(held, FormBody):
+            admitted = self._admission.admit_form(entry, held.model, held.fault)
+            held.name_model(admitted.renamed)
+            body = held
         else:
-            body = admitted.body
-            if body or b"content-length" in head or b"transfer-encoding" in head:
-                framing = (b"Content-Length", b"%d" % len(body))
-        peer = request.channel.peer
-        forwarded = client_headers(
-            peer.host,
-            peer.secure,
-            head.get(b"host"),
-            said_by_proxies(request.raw_headers, self._trusted_proxies),
-            self._trusted_proxies,
-        )
-        headers = outgoing_headers(
-            request.raw_headers,
-            request.header_names,
-            server=admitted.server,
-            principal=entry.principal,
-            request_id=request.request_id,
-            forwarded=forwarded,
-            framing=framing,
-            connection=head.get(b"connection"),
-            expects_continue=held is None and request.awaits_continue(),
-        )
-        server = admitted.server
-        if request.protocols:
-            headers += upgrade_headers(request)
-            relay: Relay = UpgradeRelay(request)
+            admitted = self._admission.admit(entry, request.head, held)
+            body = RequestBody(request, dropped_from(entry.principal)) if admitted.body is None else admitted.body
+        if self._accounts is None:
+            self._send(request, admitted, body, passage)
+            return
+        charge, reserved = self._accounts.open(request, entry, admitted)
+        request.note.charge = charge
+        if reserved is None:
+            self._send(request, admitted, body, passage)
         else:
-            relay = Relay(request)
+            Reserving(request, body, charge, reserved, self._accounts).then(
+                lambda: self._send(request, admitted, body, passage)
+            )
+
+    def _send(
+        self, request: GatewayRequest, admitted: Admitted, body: bytes | RequestBody, passage: Passage | None
+    ) -> None:
         note = request.note
+        entry = note.entry
+        server = admitted.server
+        if passage is not None and admitted.body is not None:
+            if server not in passage.heads:
+                has_body = b"content-length" in request.head
+                passage.keep(
+                    server,
+                    request.method,
+                    server.base_path + admitted.path,
+                    self._headers(request, entry, server, (b"Content-Length", b"") if has_body else None, b"", False),
+                )
+            head = passage.write(server, len(admitted.body), request.request_id)
+        else:
+            headers = self._headers(
+                request,
+                entry,
+                server,
+                _framing(body, request.head),
+                request.request_id,
+                not isinstance(body, bytes) and request.awaits_continue(),
+            )
+            if request.protocols:
+                headers += upgrade_headers(request)
+            head = write_request_head(request.method, server.base_path + admitted.path, headers)
+        relay = UpgradeRelay(request) if request.protocols else Relay(request)
+        relay.charge = note.charge
         note.admitted = admitted
         note.relay = request.work = relay
-        written = write_request_head(request.method, server.base_path + admitted.path, headers)
-        relay.exchange = exchange = Exchange(server, request.method, written, body or None, relay)
+        relay.exchange = exchange = Exchange(server, request.method, head, body or None, relay)
         self._forward(exchange)
+
+    def _headers(
+        self,
+        request: GatewayRequest,
+        entry: Entry,
+        server: Server,
+        framing: tuple[bytes, bytes] | None,
+        request_id: bytes,
+        expects_continue: bool,
+    ) -> HeaderList:
+        peer = request.channel.peer
+        proxies = self._trusted_proxies
+        head = request.head
+        return outgoing_headers(
+            request.raw_headers,
+            request.header_names,
+            server=server,
+            principal=entry.principal,
+            request_id=request_id,
+            forwarded=client_headers(
+                peer.host, peer.secure, head.get(b"host"), said_by_proxies(request.raw_headers, proxies), proxies
+            ),
+            framing=framing,
+            connection=head.get(b"connection"),
+            expects_continue=expects_continue,
+        )
+
+
+def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+    """Return the header that says where the body ends, or None for a request without one."""
+    if isinstance(body, bytes):
+        if body or b"content-length" in head or b"transfer-encoding" in head:
+            return (b"Content-Length", b"%d" % len(body))
+        return None
+    if isinstance(body.length, int):
+        return (b"Content-Length", b"%d" % body.length)
+    return (b"Transfer-Encoding", b"chunked")

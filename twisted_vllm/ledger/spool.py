@@ -59,6 +59,11 @@ class Batch:
     end: int = 0
     own: bool = True
 
+    @property
+    def count(self) -> int:
+        """How many lines it came from."""
+        return len(self.rows) + len(self.damaged) + self.dropped
+
 
 @attrs.frozen
 class Backlog:
@@ -311,13 +316,12 @@ class Spool:
     def commit(self, batch: Batch) -> None:
         """Note that the database has a batch that `take` returned; a file that holds nothing else is removed."""
         with self._lock:
-            count = len(batch.rows) + len(batch.damaged) + batch.dropped
-            self._pending -= count
+            self._pending -= batch.count
             if batch.rows:
                 self._oldest = _ended(batch.rows[-1])
             if batch.segment is not None:
                 self._committed_to = batch.end
-                self._segments[0].rows -= count
+                self._segments[0].rows -= batch.count
                 self._forget_finished()
 
     def put_back(self, batch: Batch) -> None:

@@ -26,7 +26,8 @@ class Abandoned:
         self._directory = directory
         self._claims: list[Claim] = []
         self._paths: list[Path] = []
-        self._read_to = 0
+        #: of the first path: how far it was read, and its size, in bytes
+        self._read_to = self._size = 0
         #: names of files that this version cannot read: they are left to another
         self._left: set[str] = set()
 
@@ -55,39 +56,39 @@ class Abandoned:
                 continue
             path = self._paths[0]
             try:
-                size = path.stat().st_size
-                lines = read_lines(path, self._read_to, size, max_rows)
+                self._size = path.stat().st_size
+                lines = read_lines(path, self._read_to, self._size, max_rows)
             except NewerFormat as error:
                 self._log.critical(
                     "{path} was written by a newer version, in the format {version}: it is left for that",
                     path=str(path),
                     version=error.args[0],
                 )
-                self._leave(path)
+                self._leave()
                 continue
             except OSError as error:
                 self._log.critical("{path} cannot be read: {reason}", path=str(path), reason=error.strerror)
-                self._leave(path)
+                self._leave()
                 continue
             self._read_to = lines.end
             if lines.rows or lines.damaged:
                 return Batch(lines.rows, lines.damaged, segment=0, end=lines.end, own=False)
-            if lines.end >= size:
-                self._finish(path)
+            if lines.end >= self._size:
+                self._finish()
         return None
 
     def commit(self, batch: Batch) -> None:
         """Note that the database has a batch; a file that was read to its end is removed."""
-        path = self._paths[0]
-        if batch.end >= path.stat().st_size:
-            self._finish(path)
+        if batch.end >= self._size:
+            self._finish()
 
-    def _finish(self, path: Path) -> None:
-        self.bytes_held -= path.stat().st_size
-        path.unlink()
+    def _finish(self) -> None:
+        # it may be gone already: its process may have been slow to end, and not to commit
+        self._paths[0].unlink(missing_ok=True)
+        self.bytes_held -= self._size
         self._next_path()
 
-    def _leave(self, path: Path) -> None:
+    def _leave(self) -> None:
         self._left.add(self._claims[0].name)
         self._next_path()
 

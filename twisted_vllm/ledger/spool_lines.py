@@ -116,14 +116,16 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
         OSError: the file cannot be read.
         NewerFormat: it is in a format that is not known here.
     """
-    data, size = b"", READ_BYTES
+    data, size, is_over = b"", READ_BYTES, False
     with path.open("rb") as file:
         file.seek(start)
-        while b"\n" not in data and (more := file.read(min(size, end - start - len(data)))):
+        while b"\n" not in data and not is_over:
+            more = file.read(min(size, end - start - len(data)))
             data += more
             size *= 2
+            # a file that is shorter than it should be is over as well
+            is_over = not more or start + len(data) >= end
     *lines, rest = data.split(b"\n")
-    is_last = start + len(data) >= end and bool(rest)
     rows: list[UsageRow] = []
     damaged: list[bytes] = []
     position = start
@@ -133,8 +135,8 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
         if not is_head:
             row = decode_line(line)
             damaged.append(line) if row is None else rows.append(row)
-    if is_last and len(lines) < max_rows:
-        damaged.append(rest)
+    if is_over and len(lines) < max_rows:
+        damaged += [rest] if rest else []
         position = end
     return Lines(rows, damaged, position)
 

@@ -25,8 +25,10 @@ from twisted_vllm.ledger.values import UsageRow
 #: how long rows are gathered, in seconds, and how many go into one transaction
 INTERVAL = 0.5
 BATCH_ROWS = 1_000
-#: between two transactions, in seconds: others who wait for the database's lock get it
+#: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
+#: now and then, and must find it free
 PAUSE = 0.005
+PAUSE_SHARE = 0.33
 #: the waiting times after a database that is away, in seconds: the first, and the longest
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
@@ -170,16 +172,21 @@ class LedgerWriter:
         if self._held is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self._look()
+        # Rows that come meanwhile wait for the next turn: transactions of a few rows would never end.
+        goal = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
-            batch = self._held or self._spool.take(BATCH_ROWS) or self._abandoned.take(BATCH_ROWS)
+            batch = self._held or (self._spool.take(BATCH_ROWS) if goal > 0 else None)
+            batch = batch or self._abandoned.take(BATCH_ROWS)
             if batch is None:
                 return self._delete_old()
             self._held = batch
+            began = time.monotonic()
             if not self._move(batch):
                 return False
             self._held = None
+            goal -= batch.count if batch.own else 0
             if not self._stopping.is_set():
-                self._wake.wait(PAUSE)
+                self._wake.wait(max(PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:

@@ -39,6 +39,11 @@ class Budget:
         """What was spent in the period, without what is reserved."""
         return self.saved + self.unsaved
 
+    @property
+    def start(self) -> int:
+        """The first second of the period, in Unix seconds."""
+        return self._start
+
     def turn(self, duration: str | None, now: float) -> None:
         """Begin the period that it is now, where another was at work.
 
@@ -65,9 +70,9 @@ class Budget:
         if period_start == self._start:
             self.unsaved = max(self.unsaved - amount, 0)
 
-    def reset(self, spend: int) -> None:
-        """Take an administrator's word for what the database says."""
-        self.saved = spend
+    def reset(self, spend: int, period_start: int) -> None:
+        """Take an administrator's word for what the database says, and warn anew."""
+        self.loaded(spend, period_start)
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:

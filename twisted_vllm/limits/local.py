@@ -23,7 +23,7 @@ _SWEEP_SECONDS = 0.1
 _MOST_SWEPT = 4000
 
 
-def _tell_nobody(kind: str, id: str, spent: int, soft: int) -> None:
+def tell_nobody(kind: str, id: str, spent: int, soft: int) -> None:
     """Ignore that a soft budget was crossed."""
 
 
@@ -41,7 +41,7 @@ class LocalLimiter:
         on_soft_budget: called when spending crosses a soft budget, once for each period.
     """
 
-    def __init__(self, on_soft_budget: SoftBudgetCrossed = _tell_nobody) -> None:
+    def __init__(self, on_soft_budget: SoftBudgetCrossed = tell_nobody) -> None:
         self._on_soft_budget = on_soft_budget
         self._scopes: dict[tuple[str, str], Scope] = {}
         self._budgets: dict[tuple[str, str], Budget] = {}
@@ -129,6 +129,13 @@ class LocalLimiter:
             if budget.soft is not None:
                 self._warn(budget)
 
+    def budget_of(self, who: Limited, now: float) -> Budget:
+        """Return what is known of somebody's spending in the present period."""
+        budget = self._budget((who.kind, who.id))
+        if now >= budget.ends or who.allowance.budget_duration != budget.duration:
+            budget.turn(who.allowance.budget_duration, now)
+        return budget
+
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """Take what the database says was spent in a period.
 
@@ -150,11 +157,9 @@ class LocalLimiter:
             budget.committed(amount, total, period_start)
             self._warn(budget)
 
-    def budget_reset(self, kind: str, id: str, spend: int = 0) -> None:
-        """Take note that an administrator set what was spent in the present period, in the database."""
-        budget = self._budgets.get((kind, id))
-        if budget is not None:
-            budget.reset(spend)
+    def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
+        """Take note that an administrator set what was spent in a period, in the database; a soft budget warns anew."""
+        self._budget((kind, id)).reset(spend, period_start)
 
     def budget_forgotten(self, kind: str, id: str) -> None:
         """Forget somebody's budget: it was taken away, or whose it was is deleted."""
@@ -197,9 +202,7 @@ class LocalLimiter:
             scope = self._scopes.get((who.kind, who.id)) or self._remember((who.kind, who.id), now)
             allowance = who.allowance
             if allowance.max_budget is not None:
-                budget = scope.budget or self._open_budget(scope)
-                if wall >= budget.ends or allowance.budget_duration != budget.duration:
-                    budget.turn(allowance.budget_duration, wall)
+                scope.budget = self.budget_of(who, wall)
             scopes.append(scope)
             refusals += scope.refusals(allowance, model, tokens, cost, now, wall)
         return error_of(refusals, headers_of(limited, scopes, model, now))

@@ -113,6 +113,8 @@ class TextLines:
         parts.append(_duration(record.total_ms))
         if record.first_byte_ms is not None:
             parts.append(f"ttfb={_duration(record.first_byte_ms)}")
+        if record.queued_ms is not None:
+            parts.append(f"queued={_duration(record.queued_ms)}")
         parts.append(_size(record.bytes_out))
         if record.server:
             parts.append(f"→ {word(record.server)}")

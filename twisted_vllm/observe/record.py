@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished request.
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished request. In JSON, what has a default is there where it differs from that.
 
     Attributes:
         time: when it began, ISO 8601 in UTC with milliseconds.
@@ -19,12 +19,15 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
         model: the model that the body named, or empty where it named none or was not read.
         server: the name of the vLLM server, or empty where none was asked.
         status: the status sent to the client; 0 where none was.
-        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed`` or ``failed``.
+        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
+            ``failed``.
         error: the gateway's own error code, or empty.
         bytes_in: the request body's size in bytes, as far as it was read; of a tunnel, what the client sent through it.
         bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.
         first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
+        queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in work, in milliseconds;
+            ``None`` where it did not.
     """
 
     time: str
@@ -43,3 +46,4 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int
     first_byte_ms: float | None
     total_ms: float
+    queued_ms: float | None = None

@@ -18,9 +18,10 @@ from zope.interface import implementer
 from twisted_vllm.simulator.engine import Engine
 from twisted_vllm.simulator.exchange import Exchange
 from twisted_vllm.simulator.faults import HEADER, NO_FAULTS, Ending, Faults, parse_faults
+from twisted_vllm.simulator.realtime import Sessions, asks_for_websocket
 from twisted_vllm.simulator.refusals import Refusal, simulated_failure
 from twisted_vllm.simulator.replies import Answer, Call, Reply
-from twisted_vllm.simulator.routes import answer, refused
+from twisted_vllm.simulator.routes import answer, may_call, refused
 from twisted_vllm.simulator.settings import SimulatorSettings
 
 
@@ -50,6 +51,7 @@ class SimulatorResource:
     def __init__(self, engine: Engine, clock: IReactorTime) -> None:
         self.engine = engine
         self._clock = clock
+        self._sessions = Sessions(engine, clock)
 
     def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
         """Return itself: a leaf is never asked, except by a parent that was told otherwise."""
@@ -63,9 +65,11 @@ class SimulatorResource:
         """
         raise TypeError("the simulator answers every path below it: put it beside, not above, another resource")
 
-    def render(self, request: Request) -> int:
+    def render(self, request: Request) -> bytes | int:
         """Begin to answer a request."""
         call = _call_of(request)
+        if asks_for_websocket(request) and may_call(call, self.engine):
+            return self._sessions.resource.render_GET(request)
         reply, faults = self._decide(call)
         Exchange(self._clock, self.engine, request, reply, faults).start()
         return NOT_DONE_YET

@@ -67,6 +67,15 @@ def answer(call: Call, engine: Engine) -> Reply:
         return refused(call, refusal)
 
 
+def may_call(call: Call, engine: Engine) -> bool:
+    """Tell whether a request has the key that is asked for."""
+    try:
+        _authenticate(call, engine)
+    except Refusal:
+        return False
+    return True
+
+
 def refused(call: Call, refusal: Refusal) -> Answer:
     """Return the answer that a refusal is."""
     body = refusal.body(anthropic=call.path.startswith(_ANTHROPIC_PREFIX))

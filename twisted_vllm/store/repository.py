@@ -99,8 +99,8 @@ class Repository(Generic[RecordT]):
         wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
         wanted += conditions
         count = self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
-        order = [columns[query.sort_by]] if query.sort_by in columns else []
-        order.append(self._identity)
+        sorting = self._sorting(query.sort_by)
+        order = [self._identity] if sorting is None else [sorting, self._identity]
         asked = (
             select(self._table)
             .where(*wanted)
@@ -114,6 +114,10 @@ class Repository(Generic[RecordT]):
             current_page=query.page,
             total_pages=-(-count // query.size),
         )
+
+    def _sorting(self, name: str) -> ColumnElement[Any] | None:
+        """Return what a list is sorted by."""
+        return self._table.c.get(name)
 
     def insert(self, record: RecordT) -> None:
         """Keep a new record."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
 from sqlalchemy.sql.elements import ColumnElement
@@ -76,6 +77,15 @@ class KeyRepository(Repository[KeyRecord]):
         asked = tables.keys.c[column]
         counted = select(asked, func.count()).where(asked.in_(values)).group_by(asked)
         return {row[0]: row[1] for row in self._connection.execute(counted)}
+
+    def _sorting(self, name: str) -> ColumnElement[Any] | None:
+        if name != "spend":
+            return super()._sorting(name)
+        # what the last period with any spending has, also where that is over
+        spent = select(tables.spend.c.spend).where(
+            tables.spend.c.kind == KEY, tables.spend.c.id == tables.keys.c.key_id
+        )
+        return func.coalesce(spent.scalar_subquery(), 0)
 
     def page_of_status(self, query: PageQuery, status: str | None, now: datetime) -> Page[KeyRecord]:
         """Return a page of the keys in one state: ``active``, ``expired``, ``revoked``; or of all."""

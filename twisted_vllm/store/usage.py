@@ -63,9 +63,9 @@ def write(
     if not own:
         return [attrs.evolve(each, amount=0) for each in spent.values()]
     if len(new) < len(rows):
-        for scope, paid in by_scope(rows).items():
-            start, total = read_spend(connection, scope)
-            spent[scope] = Spent(*scope, sum([row.cost for row in paid]), total, start)
+        paid = by_scope(rows)
+        for scope, (start, total) in read_spend(connection, paid).items():
+            spent[scope] = Spent(*scope, sum([row.cost for row in paid[scope]]), total, start)
     return list(spent.values())
 
 

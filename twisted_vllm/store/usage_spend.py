@@ -83,8 +83,15 @@ def _set(connection: Connection, scope: Scope, start: int, amount: int) -> None:
     connection.execute(change.values(period_start=start * _MICROSECONDS, spend=amount))
 
 
-def read_spend(connection: Connection, scope: Scope) -> tuple[int, int]:
-    """Return a scope's period and what was spent in it; zeros where nothing ever was."""
-    asked = select(spend.c.period_start, spend.c.spend).where(spend.c.kind == scope[0], spend.c.id == scope[1])
-    row = connection.execute(asked).first()
-    return (0, 0) if row is None else (row[0] // _MICROSECONDS, row[1])
+def read_spend(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, tuple[int, int]]:
+    """Return the period of each scope and what was spent in it; what never spent anything is not there."""
+    asked: dict[str, list[str]] = {}
+    for kind, name in scopes:
+        asked.setdefault(kind, []).append(name)
+    columns = (spend.c.kind, spend.c.id, spend.c.period_start, spend.c.spend)
+    found: dict[Scope, tuple[int, int]] = {}
+    for kind, names in asked.items():
+        query = select(*columns).where(spend.c.kind == kind, spend.c.id.in_(names))
+        for row in connection.execute(query):
+            found[row[0], row[1]] = (row[2] // _MICROSECONDS, row[3])
+    return found

@@ -27,6 +27,7 @@ from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.exchange import NO_PROTOCOLS, Exchange, Informational
 from twisted_vllm.wire.headers import HeaderList, write_request_head
+from twisted_vllm.wire.known import KnownResponses
 from twisted_vllm.wire.pool import Pool
 from twisted_vllm.wire.response import UpstreamResponse
 from twisted_vllm.wire.sweeper import Sweeper
@@ -77,6 +78,7 @@ class UpstreamAgent:
         self._reactor = reactor
         self._sweeper = sweeper
         self._writes = writes
+        self._known = KnownResponses()
         self.pool: Pool[UpstreamConnection] = Pool()
         self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[Exchange, Deferred[Any]] = {}
@@ -171,7 +173,7 @@ class UpstreamAgent:
     def _connect(self, exchange: Exchange) -> None:
         server = exchange.server
         factory = Factory.forProtocol(
-            lambda: UpstreamConnection(server, self._sweeper, self._writes, self._idle, self._lost)
+            lambda: UpstreamConnection(server, self._sweeper, self._writes, self._known, self._idle, self._lost)
         )
         connecting = self._endpoint(server).connect(factory)
         exchange.at = self

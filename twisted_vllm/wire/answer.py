@@ -20,6 +20,7 @@ class AnsweredRequest(server.Request):
         first_byte: when the response began, in the reactor's seconds; ``None`` before.
         status: the status that was sent; 0 before.
         request_id: what ``x-request-id`` says, towards both sides.
+        added: whole header lines that the gateway adds to the response.
         error_code: the code of the gateway's own error that was answered, or empty.
     """
 
@@ -30,6 +31,7 @@ class AnsweredRequest(server.Request):
     first_byte: float | None = None
     status = 0
     request_id = b""
+    added = b""
     error_code = ""
     _corked = b""
     _chunked_out = False
@@ -57,8 +59,7 @@ class AnsweredRequest(server.Request):
         What goes on is ``head.relayed``; ``x-request-id`` and the framing are added where they are not there.
         """
         status = head.status
-        headers = head.relayed
-        added = b"" if head.has_request_id else b"x-request-id: " + self.request_id + b"\r\n"
+        added = self.added if head.has_request_id else b"%bx-request-id: %b\r\n" % (self.added, self.request_id)
         self._chunked_out = False
         keep = self.keeps_connection()
         if head.length is None:
@@ -70,12 +71,13 @@ class AnsweredRequest(server.Request):
                     keep = False
         elif status == 204:
             # RFC 9110 §8.6 forbids a length, and a client that believes it would wait for a body
-            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+            kept = [pair for pair in head.relayed if pair[0].lower() != b"content-length"]
+            head = ResponseHead(status, head.reason, kept)
         if not keep:
             self.persistent = False
             added += b"Connection: close\r\n"
         self.status = self.code = status
-        self._corked = write_response_head(status, head.reason, headers, added)
+        self._corked = head.write(added)
 
     def relay_switch(self, head: ResponseHead) -> None:
         """Begin a 101 and what follows it, which nothing frames and only the connection ends (RFC 9110 §15.2.2)."""
@@ -108,10 +110,10 @@ class AnsweredRequest(server.Request):
             out = b"%b%x\r\n%b\r\n%b" % (out, len(data), data, write_last_chunk(trailers) if last else b"")
         elif last:
             out += write_last_chunk(trailers)
-        if out:
-            self.channel.write(out)
         if last:
-            self.finish()
+            self._end(out)
+        elif out:
+            self.channel.write(out)
 
     def flush(self) -> None:
         """Write the head, if no piece of the body has carried it."""
@@ -119,10 +121,14 @@ class AnsweredRequest(server.Request):
             self.relay_body(b"", False)
 
     def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
-        """Pass on an interim response (RFC 9110 §15.2); HTTP/1.0 knows none."""
+        """Pass on an interim response (RFC 9110 §15.2), less what speaks of the server's connection or of a body.
+
+        HTTP/1.0 knows no interim responses.
+        """
         self.continued = self.continued or status == 100
         if self.clientproto == b"HTTP/1.1" and not self._disconnected:
-            self.channel.write(write_response_head(status, reason, headers))
+            relayed = [pair for pair in ResponseHead(status, reason, headers).relayed if pair[0].lower() not in FRAMING]
+            self.channel.write(write_response_head(status, reason, relayed))
 
     def abort(self) -> None:
         """Cut the connection, so that what was sent does not look complete."""
@@ -146,13 +152,17 @@ class AnsweredRequest(server.Request):
             return
         if self.first_byte is None:
             self.write(b"")
-        if self.chunked:
-            self.channel.write(b"0\r\n\r\n")
-        if self.producer:
-            self.unregisterProducer()
+        self._end(b"0\r\n\r\n" if self.chunked else b"")
+
+    def _end(self, out: bytes) -> None:
+        """Write the last bytes, after what is known of the request was handed on: who has them may ask for it."""
         self.finished = 1
         channel = self.channel
         channel.site.finished(self)
+        if out:
+            channel.write(out)
+        if self.producer:
+            self.unregisterProducer()
         channel.requestDone(self)
         self.channel = None
         notifications, self.notifications = self.notifications, []

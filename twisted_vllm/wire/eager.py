@@ -25,19 +25,25 @@ MOST_BYTES = 262_144
 
 
 class EagerWrites:
-    """What was written in the turn of the reactor that is running; outside of a turn, everything is sent at once."""
+    """What was written in the turn of the reactor that is running; outside of a turn, everything is sent at once.
+
+    Attributes:
+        before: called before what was written in a turn is sent.
+        holds: whether a turn is running.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
-        self._holds = False
+        self.holds = False
+        self.before: Callable[[], None] = _nothing
 
     def hold(self) -> None:
         """Begin a turn."""
-        self._holds = True
+        self.holds = True
 
     def release(self) -> None:
         """End the turn: send what was written in it."""
-        self._holds = False
+        self.holds = False
         self.flush()
 
     def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
@@ -61,6 +67,7 @@ class EagerWrites:
                 connection._tempDataBuffer.append(data)
                 connection._tempDataLen += len(data)
                 if connection._tempDataLen > MOST_BYTES:
+                    self.before()
                     send()
                 return
             if (
@@ -76,7 +83,7 @@ class EagerWrites:
             waits = True
             connection._tempDataBuffer.append(data)
             connection._tempDataLen = len(data)
-            if not self._holds:
+            if not self.holds:
                 send()
                 return
             waiting.append(send)
@@ -118,6 +125,7 @@ class EagerWrites:
 
     def flush(self) -> None:
         """Send what waits on every connection."""
+        self.before()
         while self._waiting:
             waiting = self._waiting[:]
             self._waiting.clear()
@@ -126,7 +134,7 @@ class EagerWrites:
 
 
 def _nothing() -> None:
-    """Where nothing waits there is nothing to send."""
+    """Where nothing waits there is nothing to do."""
 
 
 def socket_below(transport: Any) -> Any:

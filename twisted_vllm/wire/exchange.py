@@ -10,7 +10,9 @@ from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.wire.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead, listed
+from twisted_vllm.wire.known import KnownResponses
 from twisted_vllm.wire.response import UpstreamResponse
+from twisted_vllm.wire.startline import StatusLines
 
 #: bytes of a response's head, interim responses included, from which on it is no answer
 HEAD_LIMIT = 262_144
@@ -114,6 +116,8 @@ class ResponseReader:
         "_head_bytes",
         "_informational",
         "_is_head",
+        "_known",
+        "_lines",
         "_pairs",
         "_parser",
         "_reason",
@@ -132,7 +136,9 @@ class ResponseReader:
         "until_eof",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownResponses) -> None:
+        """Make a reader; `known` are the heads that were read before."""
+        self._known = known
         self.spoiled = False
         self.switched = False
         self.surplus = b""
@@ -146,6 +152,7 @@ class ResponseReader:
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
         self.complete = self.keep_alive = self._refused = False
         self._head_bytes = 0
+        self._lines: StatusLines | None = None
         self._reason = b""
         self._pairs: HeaderList = []
         self.head = NO_HEAD
@@ -154,7 +161,21 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> bool:
         """Read a segment; return whether it was well-formed as far as the response goes."""
-        self.any_bytes = True
+        begins = False
+        if not self.any_bytes:
+            self.any_bytes = True
+            begins = not self._is_head
+            if begins and (recalled := self._known.recall(data)) is not None:
+                self.head, body = recalled
+                self.head_arrived = self.complete = self.keep_alive = True
+                self._informational = None
+                if body:
+                    self.pieces.append(body)
+                return True
+            # a final response of HTTP/1's, as they nearly all are, need not be looked at again
+            self._lines = None if data[:7] == b"HTTP/1." and data[9:10] > b"1" else StatusLines()
+        if self._lines is not None and not self._lines.allow(data):
+            return False
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
@@ -170,7 +191,9 @@ class ResponseReader:
         if not self.head_arrived:
             self._head_bytes += len(data)
             return not self._refused and self._head_bytes <= HEAD_LIMIT
-        if not self.pieces and not self.complete:
+        if begins and self.complete and self.keep_alive and not self.spoiled:
+            self._known.learn(data, self.head)
+        elif not self.pieces and not self.complete:
             # chunk extensions or trailers, which llhttp keeps until they end
             self._head_bytes += len(data)
             return self._head_bytes <= HEAD_LIMIT

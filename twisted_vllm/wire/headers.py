@@ -15,7 +15,7 @@ HOP_BY_HOP = frozenset(
     b"proxy-authenticate proxy-authorization http2-settings".split()
 )
 
-_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type", b"content-encoding"}
 
 #: what a trailer must not carry on
 _NO_TRAILERS = HOP_BY_HOP | frozenset(
@@ -69,24 +69,45 @@ class ResponseHead:
         length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
         coding: the value of ``Transfer-Encoding`` in lower case, or empty.
         connection: the value of ``Connection``, or empty.
+        content_type: the value of ``Content-Type``, or empty.
+        content_encoding: the value of ``Content-Encoding``, or empty.
         has_request_id: whether there is an ``x-request-id``.
     """
 
-    __slots__ = ("coding", "connection", "has_request_id", "headers", "length", "reason", "relayed", "status")
+    __slots__ = (
+        "_length_at",
+        "_written",
+        "coding",
+        "connection",
+        "content_encoding",
+        "content_type",
+        "has_request_id",
+        "headers",
+        "length",
+        "reason",
+        "relayed",
+        "status",
+    )
 
     def __init__(self, status: int, reason: bytes, headers: HeaderList) -> None:
+        self._length_at = 0
+        self._written: tuple[bytes, bytes] | None = None
         self.status = status
         self.reason = reason
         self.headers = headers
         self.length: int | None = None
         self.has_request_id = False
-        coding = connection = b""
+        self.content_type = self.content_encoding = coding = connection = b""
         relayed: HeaderList = []
         for pair in headers:
             key = pair[0].lower()
             if key in _OF_NOTE:
                 if key == b"content-length":
                     self.length = int(pair[1])
+                elif key == b"content-type":
+                    self.content_type = pair[1]
+                elif key == b"content-encoding":
+                    self.content_encoding = pair[1]
                 elif key == b"x-request-id":
                     self.has_request_id = True
                 else:
@@ -99,9 +120,42 @@ class ResponseHead:
         if connection:
             drop = nominated(connection)
             relayed = [pair for pair in relayed if pair[0].lower() not in drop]
-        self.relayed = relayed
+        self.relayed = headers if len(relayed) == len(headers) else relayed
         self.coding = coding.strip().lower() if coding else coding
         self.connection = connection
+
+    def write(self, added: bytes) -> bytes:
+        """Return what goes on of it, written out, with the empty line; `added` are whole lines that end the list."""
+        if self._written is None:
+            return write_response_head(self.status, self.reason, self.relayed, added)
+        before, after = self._written
+        return b"%b%d%b%b\r\n" % (before, self.length or 0, after, added)
+
+    def as_template(self) -> ResponseHead:
+        """Prepare to be the template of heads that differ in their ``Content-Length`` alone; it must have one."""
+        self._length_at = at = next(at for at, pair in enumerate(self.headers) if pair[0].lower() == b"content-length")
+        whole = write_response_head(self.status, self.reason, self.headers[: at + 1])
+        before = whole[: -len(self.headers[at][1] + b"\r\n\r\n")]
+        after = b"".join(b"\r\n%b: %b" % pair for pair in self.headers[at + 1 :]) + b"\r\n"
+        self._written = before, after
+        return self
+
+    def of_length(self, length: int) -> ResponseHead:
+        """Return this head with another length; it must be a template."""
+        made: ResponseHead = ResponseHead.__new__(ResponseHead)
+        made._length_at = at = self._length_at
+        made._written = self._written
+        made.status = self.status
+        made.reason = self.reason
+        made.headers = made.relayed = headers = self.headers.copy()
+        headers[at] = (headers[at][0], b"%d" % length)
+        made.length = length
+        made.has_request_id = self.has_request_id
+        made.content_type = self.content_type
+        made.content_encoding = self.content_encoding
+        made.coding = self.coding
+        made.connection = self.connection
+        return made
 
 
 #: stands for a head that has not come

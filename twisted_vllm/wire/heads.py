@@ -2,7 +2,8 @@
 
 llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
 lengths, bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing
-or repeated ``Host``, and the absolute and authority forms of the request target: those are judged here.
+or repeated ``Host``, and the absolute and authority forms of the request target: those are judged here; and the names
+of two other protocols, for which `twisted_vllm.wire.startline` looks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
         MalformedHttp: where RFC 9112 asks for a 400, or another reading of the request is possible.
         MethodNotAllowed: for CONNECT.
     """
-    if version not in ("1.1", "1.0"):
+    if version not in ("1.1", "1.0") or method == b"SOURCE":
+        # the method of ICE, a protocol that llhttp takes for HTTP
         raise MalformedHttp("Speak HTTP/1.1 or HTTP/1.0.")
     host = first.get(b"host")
     if host is None:

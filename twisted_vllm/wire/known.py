@@ -1,18 +1,19 @@
-"""Heads that were read before, so that a client's next request with the same head is not read again.
+"""Heads that were read before, so that the next request or response with the same head is not read again.
 
-A client library sends one head over and over: the same target, key and headers, and a ``Content-Length`` that changes.
-A head whose every other byte was accepted before is accepted with the same meaning, without a parser. Only whole
-requests in one segment come this way; whatever is not known goes through llhttp.
+A client library sends one head over and over: the same target, key and headers, and a ``Content-Length`` that changes;
+and a server's answers to it differ as little. A head whose every other byte was accepted before is accepted with the
+same meaning, without a parser. Only whole messages in one segment come this way; whatever is not known goes through
+llhttp.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.wire.headers import HeaderList
+from twisted_vllm.wire.headers import BODILESS, HeaderList, ResponseHead
 
 if TYPE_CHECKING:
     from twisted_vllm.wire.request import GatewayRequest
@@ -28,10 +29,27 @@ _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})\r\n")
 _NEVER_AGAIN = frozenset((b"x-request-id", b"traceparent", b"expect", b"transfer-encoding"))
 
 _Key = bytes | tuple[bytes, bytes]
+Head = TypeVar("Head")
+
+
+class _Heads(Generic[Head]):
+    """Heads by their bytes, but for the digits of the length; the oldest makes room for a new one."""
+
+    def __init__(self, longest: int) -> None:
+        self._heads: dict[_Key, Head] = {}
+        self._longest = longest
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def _keep(self, key: _Key, head: Head) -> None:
+        if len(self._heads) >= MOST_HEADS:
+            del self._heads[next(iter(self._heads))]
+        self._heads[key] = head
 
 
 class KnownHead:
-    """What a head says.
+    """What a request's head says.
 
     Attributes:
         method: the method.
@@ -40,9 +58,10 @@ class KnownHead:
         names: their names in lower case.
         first: the first value of each, by lower-case name.
         length_at: where ``Content-Length`` stands among them; -1 where it does not.
+        note: what the resource wants to know again of the next request with this head.
     """
 
-    __slots__ = ("first", "headers", "length_at", "method", "names", "uri")
+    __slots__ = ("first", "headers", "length_at", "method", "names", "note", "uri")
 
     def __init__(self, request: GatewayRequest) -> None:
         self.method = request.method
@@ -51,19 +70,16 @@ class KnownHead:
         self.names = request.header_names
         self.first = request.head
         self.length_at = self.names.index(b"content-length") if b"content-length" in self.first else -1
+        self.note: Any = None
 
 
-class KnownHeads:
-    """The heads that all connections of a site have read."""
+class KnownHeads(_Heads[KnownHead]):
+    """The heads of requests that all connections of a site have read."""
 
     def __init__(self, limits: Limits) -> None:
         """Make it; `limits` are the caps that every head that is learnt has kept to."""
-        self._heads: dict[_Key, KnownHead] = {}
-        self._longest = min(LONGEST_HEAD, limits.max_head_bytes - 32)
+        super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
         self._most_bytes = limits.max_body_bytes
-
-    def __len__(self) -> int:
-        return len(self._heads)
 
     def recall(self, data: bytes, begin: Callable[[], GatewayRequest]) -> bool:
         """Read `data`, the first bytes of a request, if it is all of one whose head is known.
@@ -84,6 +100,7 @@ class KnownHeads:
         if known is None or len(data) - start != length or length > self._most_bytes:
             return False
         request = begin()
+        request.known = known
         request.method = known.method
         request.uri = known.uri
         request.clientproto = b"HTTP/1.1"
@@ -120,9 +137,35 @@ class KnownHeads:
         if length != request.body_length or (b"content-length" in request.head) is isinstance(key, bytes):
             # a length that is written in another way
             return
-        if len(self._heads) >= MOST_HEADS:
-            del self._heads[next(iter(self._heads))]
-        self._heads[key] = KnownHead(request)
+        self._keep(key, KnownHead(request))
+
+
+class KnownResponses(_Heads[ResponseHead]):
+    """The heads of responses that all connections of an agent have read."""
+
+    def __init__(self) -> None:
+        super().__init__(LONGEST_HEAD)
+
+    def recall(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """Return the head and the body of `data`, the first bytes of a response, if it is whole and its head known."""
+        end = data.find(b"\r\n\r\n", 0, self._longest)
+        if end < 0:
+            return None
+        key, length = _split(data, end)
+        known = self._heads.get(key)
+        if known is None or len(data) - end - 4 != length:
+            return None
+        return known.of_length(length), data[end + 4 :]
+
+    def learn(self, data: bytes, head: ResponseHead) -> None:
+        """Keep the head of a response that `data` was, whole, if the like of it may come again."""
+        end = data.find(b"\r\n\r\n", 0, self._longest)
+        if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
+            return
+        key, length = _split(data, end)
+        # a head without a length, or with one that is written in another way, is none that can be told by its bytes
+        if isinstance(key, tuple) and length == head.length == len(data) - end - 4:
+            self._keep(key, head.as_template())
 
 
 def _split(data: bytes, end: int) -> tuple[_Key, int]:

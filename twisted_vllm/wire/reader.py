@@ -12,6 +12,7 @@ from twisted_vllm.wire.headers import FRAMING
 from twisted_vllm.wire.heads import asked_protocols, closes, origin_form
 from twisted_vllm.wire.known import KnownHeads
 from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.startline import KEPT, OTHER_PROTOCOL, unfinished_request_line
 
 
 class RequestReader:
@@ -42,6 +43,8 @@ class RequestReader:
         self._last: GatewayRequest | None = None
         self._parser = HttpRequestParser(self)
         self._priming = False
+        # the end of a request line that has none yet
+        self._line = b""
         # sizes in bytes: of the segment that is read, of the one in which the head began, of all that may be the head,
         # and of what came of a chunked body without a byte of content
         self._segment = 0
@@ -54,11 +57,40 @@ class RequestReader:
         begins = self.current is None and not self.final
         if begins and self._known.recall(data, self._begin):
             return None
+        if self._line or OTHER_PROTOCOL in data:
+            return self._parse_lines(data)
         error = self._parse(data)
         ended, self._last = self._last, None
         if begins and ended is not None and self.current is None and error is None:
             self._known.learn(data, ended)
+        elif self.in_head and self.current is not None:
+            self._line = unfinished_request_line(data, self.current)
         return error
+
+    def _parse_lines(self, data: bytes) -> GatewayError | None:
+        """Parse line by line, so that each request begins with one, and refuse request lines of another protocol."""
+        at = 0
+        while at < len(data):
+            request = self.current
+            end = data.find(b"\n", at) + 1 or len(data)
+            if request is None or self._line:
+                line = self._line + data[at:end]
+                if OTHER_PROTOCOL in line:
+                    return MalformedHttp("Speak HTTP/1.1 or HTTP/1.0.")
+                self._line = b"" if line.endswith(b"\n") else line[-KEPT:]
+            elif not self.in_head and request.body_length is not None:
+                rest = request.body_length - request.body_received
+                end = at + rest if rest > 0 else len(data)
+            error = self._parse(data[at:end])
+            if error is not None:
+                return error
+            at = end
+            if self.final and self.current is None:
+                self._line = b""
+                self.surplus += data[at:]
+                break
+        self._last = None
+        return None
 
     def _parse(self, data: bytes) -> GatewayError | None:
         self._segment = len(data)
@@ -207,9 +239,11 @@ class RequestReader:
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
         request = self.current
-        if request is None or request.finished:
+        if request is None:
             return
         request.body_received += len(data)
+        if request.finished:
+            return
         if request.body_received > self._limits.max_body_bytes:
             request.fault = request.fault or self._body_too_large()
         else:

@@ -25,6 +25,7 @@ from twisted_vllm.wire.headers import HeaderList
 
 if TYPE_CHECKING:
     from twisted_vllm.wire.channel import GatewayChannel
+    from twisted_vllm.wire.known import KnownHead
 
 #: bytes of a body that are read and thrown away to keep a connection whose request was answered early
 DISCARD_LIMIT = 262_144
@@ -63,7 +64,9 @@ class GatewayRequest(AnsweredRequest):
         body_complete: whether the whole body came.
         dispatched: whether a resource was asked to answer it.
         failed: whether its fault was answered, or cut it.
+        revoked: whether it was ended because its key is not valid any more.
         protocols: the protocols, in lower case, one of which the connection may switch to if a server agrees.
+        known: its head, where that was read before.
         started: when the request began, in the reactor's seconds.
         principal: who the request acts as, once that is known.
         note: what the resource wants to be known of the request when it is over.
@@ -76,11 +79,13 @@ class GatewayRequest(AnsweredRequest):
     protocols: frozenset[bytes] = frozenset()
     fault: GatewayError | None = None
     failed = False
+    revoked = False
     dispatched = False
     body_length: int | None = 0
     body_received = 0
     body_complete = False
     principal: Any = None
+    known: KnownHead | None = None
     note: Any = None
     work: Work | None = None
 
@@ -155,10 +160,14 @@ class GatewayRequest(AnsweredRequest):
             self.answer(self._too_large(limit))
             return
         self._collect = (limit, done)
+        self.ask_for_body()
+        self.body_arrived()
+
+    def ask_for_body(self) -> None:
+        """Tell a client that waits for it to send its body."""
         if self.awaits_continue():
             self.continued = True
             self.channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.body_arrived()
 
     def take_body(self) -> bytes:
         """Return the whole body, which must be complete; it is taken once."""
@@ -181,6 +190,10 @@ class GatewayRequest(AnsweredRequest):
         """Call `sink` with each piece of the body as it comes, and whether it is the last; the last may be empty."""
         self._body_sink = sink
         self.body_arrived()
+
+    def forget_body(self) -> None:
+        """Pass nothing on any more: the request is over."""
+        self._body_sink = self._collect = None
 
     def pause_body(self) -> None:
         """Read no more of the body from the client for now."""
@@ -241,6 +254,12 @@ class GatewayRequest(AnsweredRequest):
             self.answer(error)
         else:
             self.abort()
+
+    def revoke(self, error: GatewayError) -> None:
+        """The request may not go on: answer `error`, or cut what was begun."""
+        self.revoked = True
+        self.error_code = error.code
+        self.fail(error)
 
     def _stop_work(self) -> None:
         work, self.work = self.work, None

@@ -37,7 +37,6 @@ class UpstreamResponse:
         head: the head.
         code: the status code.
         phrase: the reason phrase as it came.
-        raw_headers: the headers as they came, in order.
         trailers: the trailers as they came; all of them once it is `complete`.
         request: always None; IResponse asks for it.
         previousResponse: always None: redirects are not followed.
@@ -68,7 +67,6 @@ class UpstreamResponse:
         self.head = head
         self.code = head.status
         self.phrase = head.reason
-        self.raw_headers = head.headers
         self.trailers = trailers
         self.complete = False
         self._transport = transport
@@ -79,6 +77,11 @@ class UpstreamResponse:
         self._held = False
         self._told = False
         self._bodyless = bodyless
+
+    @property
+    def raw_headers(self) -> HeaderList:
+        """The headers as they came, in order."""
+        return self.head.headers
 
     @property
     def length(self) -> Any:

@@ -25,7 +25,7 @@ from twisted_vllm.wire.sweeper import Sweeper
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 #: the randomness of an id that is made here, in bytes
-ID_BYTES = 16
+ID_BYTES = 12
 ID_COUNT = 64
 
 
@@ -94,7 +94,7 @@ class GatewaySite(server.Site):
         self._ids: list[bytes] = []
         self._drained: Deferred[None] | None = None
         cap = limits.max_connections
-        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self._make_id)
+        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self.make_id)
 
     def startFactory(self) -> None:
         """Begin: there is no access log of twisted.web's to open."""
@@ -122,15 +122,21 @@ class GatewaySite(server.Site):
         A second live request with one id has broken vLLM's engine (vLLM builds its own request ids from this header).
         """
         if given is None or given in self._live_ids or not REQUEST_ID.fullmatch(given):
-            given = self._make_id()
+            given = self.make_id()
         self._live_ids.add(given)
         return given
 
-    def _make_id(self) -> bytes:
+    def make_id(self) -> bytes:
+        """Return an id of 32 hex digits: the second, about, and 96 random bits.
+
+        The ledger keeps an index of ids. Those that come one after the other stand together in it; at random places,
+        each costs the database a page to write.
+        """
         if not self._ids:
             # one question to the kernel for many ids
             digits = self._randbytes(ID_COUNT * ID_BYTES).hex().encode("ascii")
-            self._ids = [digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
+            second = b"%08x" % (int(self.seconds()) & 0xFFFFFFFF)
+            self._ids = [second + digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
         return self._ids.pop()
 
     def finished(self, request: GatewayRequest) -> None:
@@ -139,6 +145,11 @@ class GatewaySite(server.Site):
         self._on_finished(request)
         # these refer back to it: without them it is gone at once, with its credential, and not at the next collection
         request.note = request.work = None
+        request.forget_body()
+
+    def running(self) -> list[GatewayRequest]:
+        """Return the requests that are in work."""
+        return [request for channel in self._channels for request in channel.requests if request.dispatched]
 
     # connections
 

@@ -21,6 +21,7 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.wire.eager import EagerWrites
 from twisted_vllm.wire.exchange import Exchange, ResponseReader
+from twisted_vllm.wire.known import KnownResponses
 from twisted_vllm.wire.pool import KEEP
 from twisted_vllm.wire.response import DONE, UpstreamResponse, failed
 from twisted_vllm.wire.sweeper import Sweeper
@@ -30,11 +31,9 @@ from twisted_vllm.wire.upload import Upload
 
 @implementer(IHandshakeListener)
 class UpstreamConnection(Protocol):
-    """A connection to `server`.
+    """A connection to `server`, over `transport`.
 
     Attributes:
-        transport: the connection's transport.
-        server: which server.
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: what is in work, or None while idle.
         tunnel: what the connection was left to, once the server agreed to an upgrade.
@@ -48,6 +47,7 @@ class UpstreamConnection(Protocol):
         server: Server,
         sweeper: Sweeper,
         writes: EagerWrites,
+        known: KnownResponses,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, Exchange | None], None],
     ) -> None:
@@ -57,6 +57,7 @@ class UpstreamConnection(Protocol):
             server: which server.
             sweeper: the deadlines of all connections.
             writes: sends what was written in a turn of the reactor.
+            known: the heads of responses that were read before.
             on_idle: called when an exchange ended and the connection can take another.
             on_lost: called when the connection ended, with the exchange that may be sent again, if there is one.
         """
@@ -68,13 +69,10 @@ class UpstreamConnection(Protocol):
         self._writes = writes
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._reader = ResponseReader()
-        self._used = self._reused = False
+        self._reader = ResponseReader(known)
+        self._used = self._reused = self._closing = self._lost = self._paused = False
         self._upload: Upload | None = None
         self._handshaking = server.tls
-        self._closing = False
-        self._lost = False
-        self._paused = False
         self._total: float | None = None
 
     # connection
@@ -200,10 +198,10 @@ class UpstreamConnection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse what came and hand it on."""
+        if self.tunnel is not None:
+            self.tunnel.server_sent(data)
+            return
         if self.exchange is None:
-            if self.tunnel is not None:
-                self.tunnel.server_sent(data)
-                return
             # nothing was asked for: whatever this is, it must not become the next answer
             self._on_lost(self, None)
             self.transport.abortConnection()

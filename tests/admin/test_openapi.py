@@ -1,0 +1,151 @@
+"""The document of the admin API, and that it cannot drift from what it describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+from admin_harness import MASTER_KEY, NOW, Gateway, value_of
+
+from twisted_vllm.access.records import KeyRecord
+from twisted_vllm.admin import answers, customer_answers, key_answers, people_answers
+from twisted_vllm.admin.openapi_operations import OPERATIONS
+from twisted_vllm.admin.reports import report_end_users, report_key, report_member, report_team, report_user
+from twisted_vllm.limits.values import Allowance
+from twisted_vllm.store.memory import MemoryDatabase
+from twisted_vllm.store.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
+from twisted_vllm.store.store import Store
+
+CHANGES: dict[str, Any] = {"created_at": NOW, "created_by": "master", "updated_at": NOW, "updated_by": "master"}
+
+
+@pytest.fixture
+def document(gateway: Gateway) -> Any:
+    return gateway.get("/openapi.json", key=None).json
+
+
+def operations(document: Any) -> Iterator[tuple[str, str, Any]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def test_everyone_may_read_the_document_and_it_names_no_key(gateway: Gateway) -> None:
+    gateway.make_key(key_alias="alias-of-a-tenant")
+    answer = gateway.get("/openapi.json", key=None)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json["openapi"] == "3.1.0"
+    assert MASTER_KEY not in answer.body.decode()
+    assert "alias-of-a-tenant" not in answer.body.decode()
+
+
+def test_the_document_holds_every_route_of_the_app_and_no_other(gateway: Gateway, document: Any) -> None:
+    served = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in gateway.app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    assert {(path, method) for path, method, _ in operations(document)} == served
+
+
+def test_nothing_is_described_that_is_not_served(document: Any) -> None:
+    assert {re.sub(r"<\w+:(\w+)>", r"{\1}", path) for path in OPERATIONS} == set(document["paths"])
+
+
+def test_every_route_is_described_in_words_and_by_a_name_of_its_own(document: Any) -> None:
+    found = list(operations(document))
+    assert all(len(operation["description"]) > 10 and "``" not in operation["description"] for *_, operation in found)
+    assert not [path for path, _, operation in found if operation["description"].startswith("Answer")]
+    assert len({operation["operationId"] for *_, operation in found}) == len(found)
+
+
+def test_only_what_is_open_to_everyone_needs_no_key(gateway: Gateway, document: Any) -> None:
+    without = {path for path, _, operation in operations(document) if operation.get("security") == []}
+    assert without == {"/", "/openapi.json", "/health/liveliness", "/health/liveness", "/health/readiness"}
+    for path, method, _ in operations(document):
+        status = gateway.call(method.upper(), path.replace("{key}", "x"), key=None).status
+        assert (status != 401) == (path in without), path
+
+
+def test_the_credentials_are_those_that_the_gateway_takes(gateway: Gateway, document: Any) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert [set(each) for each in document["security"]] == [{name} for name in schemes]
+    for scheme in schemes.values():
+        header = {scheme["name"]: MASTER_KEY} if "name" in scheme else {"Authorization": f"Bearer {MASTER_KEY}"}
+        assert gateway.get("/key/list", key=None, headers=header).status == 200
+
+
+def test_every_reference_leads_somewhere(document: Any) -> None:
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            if isinstance(value.get("$ref"), str):
+                yield value["$ref"]
+            for inner in value.values():
+                yield from references(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from references(inner)
+
+    found = set(references(document))
+    assert found
+    for reference in found:
+        place = document
+        for name in reference.removeprefix("#/").split("/"):
+            place = place[name]
+
+
+def test_a_refusal_is_described_in_openais_shape(gateway: Gateway, document: Any) -> None:
+    refused = gateway.get("/key/list?page=0")
+    described = document["components"]["responses"][str(refused.status)]
+    assert set(described["headers"]) <= set(refused.headers)
+    detail = document["components"]["schemas"]["ErrorDetail"]
+    assert set(detail["properties"]) == set(detail["required"]) == set(refused.error)
+
+
+def test_a_body_that_is_described_as_closed_is(gateway: Gateway, document: Any) -> None:
+    for path, method, operation in operations(document):
+        if "requestBody" not in operation:
+            continue
+        answer = gateway.call(method.upper(), path.replace("{key}", "x"), body={"colour": "red"})
+        assert (answer.status, answer.error["param"]) == (400, "colour"), path
+
+
+KEY = KeyRecord(token="0" * 64, key_name="sk-...abcd", created_at=NOW, updated_at=NOW, created_by="master")
+TEAM = TeamRecord("x", **CHANGES)
+
+
+EVE = EndUserRecord("eve", allowance=Allowance(rpm=1), **CHANGES)
+
+
+def team_with_a_member(transaction: Any) -> Any:
+    transaction.members.put(Member("x", "ada"))
+    return report_team(transaction, TEAM, NOW)["members_with_roles"][0]
+
+
+@pytest.mark.parametrize(
+    ("described", "report"),
+    [
+        (key_answers.KeyReport, lambda transaction: report_key(transaction, KEY, NOW)),
+        (people_answers.UserReport, lambda transaction: report_user(transaction, UserRecord("ada", **CHANGES), NOW)),
+        (people_answers.TeamReport, lambda transaction: report_team(transaction, TEAM, NOW)),
+        (people_answers.MemberRole, team_with_a_member),
+        (people_answers.Membership, lambda transaction: report_member(Member("x", "ada"))),
+        (customer_answers.CustomerReport, lambda transaction: report_end_users(transaction, [EVE], NOW)[0]),
+        (
+            customer_answers.BudgetTable,
+            lambda transaction: report_end_users(transaction, [EVE], NOW)[0]["litellm_budget_table"],
+        ),
+        (
+            answers.AuditEntry,
+            lambda transaction: attrs.asdict(
+                AuditRecord(NOW, "master", "master", "key/update", "key", "0", None, None)
+            ),
+        ),
+    ],
+)
+def test_what_is_reported_is_what_is_described(described: Any, report: Any) -> None:
+    reported = value_of(Store(MemoryDatabase()).read(report))
+    assert set(described.__struct_fields__) == set(reported)

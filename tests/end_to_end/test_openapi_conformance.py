@@ -1,0 +1,63 @@
+"""The admin API does what its document says: schemathesis asks a running gateway what it allows, and what it does not.
+
+It holds every answer to the schema of its status, wants what breaks a schema refused and what keeps it accepted, other
+methods refused with 405, missing and wrong credentials with 401, and no answer at all to be a server's error.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest_twisted
+from end_to_end_harness import HOST, MASTER_KEY
+from twisted.internet.threads import deferToThread
+
+from twisted_vllm.config.settings import Limits
+
+#: cases that are made up for each route beside those that follow from its schemas
+CASES = 200 if os.environ.get("FULL_LOAD") else 3
+PATIENCE = 1200 if os.environ.get("FULL_LOAD") else 240
+
+#: what cannot be answered together is refused, and a schema cannot say what that is
+REFUSES = """
+[[operations]]
+include-path = "/usage/report"
+checks.positive_data_acceptance.enabled = false
+"""
+
+
+def conforms(directory: Path, port: int) -> str:
+    """Run schemathesis to its end; return what it has to say, or nothing."""
+    (directory / "schemathesis.toml").write_text(REFUSES)
+    options = [f"--header=Authorization: Bearer {MASTER_KEY}", "--checks=all", "--phases=coverage,fuzzing"]
+    options += [
+        f"--max-examples={CASES}",
+        "--seed=1",
+        "--no-shrink",
+        "--continue-on-failure",
+        "--output-sanitize=false",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "run", f"http://{HOST}:{port}/openapi.json", *options],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return f"{done.stdout}\n{done.stderr}" if done.returncode else ""
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_admin_api_does_what_its_document_says(gateway_to: Any, tmp_path: Path) -> None:
+    limits = attrs.evolve(Limits(), max_failed_authentications=None)
+    gateway = gateway_to(None, limits=limits)
+    complaints = await deferToThread(conforms, tmp_path, gateway.port)
+    assert not complaints, complaints
+    # it did ask: some hundred keys were made
+    assert (await gateway.ask("GET", "/key/list")).json["total_count"] > 10

@@ -1,0 +1,109 @@
+"""A Redis server of the tests' own, on a port of the loopback that was free, with a password."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from twisted_vllm.config.redis import RedisServer
+from twisted_vllm.config.secret import Secret
+
+START_SECONDS = 15
+
+
+def find_redis() -> str | None:
+    """Return the path of Redis' program."""
+    return shutil.which("redis-server")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class PrivateRedis:
+    """A server that keeps nothing on disk and lasts as long as the test session."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        self.password = f"p:/@%{secrets.token_hex(8)}"
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="private-redis-"))
+
+    @property
+    def server(self) -> RedisServer:
+        """Where it is, as the gateway is told; with a database that is not the first."""
+        return RedisServer("127.0.0.1", self.port, 2, password=Secret(self.password))
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        file = self.directory / "redis.conf"
+        file.write_text(
+            f'bind 127.0.0.1\nport {self.port}\nrequirepass "{self.password}"\nsave ""\nappendonly no\n'
+            f"dir {self.directory}\nlogfile {self.directory}/log\n"
+        )
+        file.chmod(0o600)
+        self._process = subprocess.Popen([self._binary, str(file)], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.command("PING")
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise RuntimeError((self.directory / "log").read_text()) from None
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop the server at once; it can be started again, and has forgotten everything."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+    def pause(self) -> None:
+        """Let it answer nobody, with its connections open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it answer again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Stop the server and remove its files."""
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def command(self, *words: str) -> bytes:
+        """Run one command on the gateway's database, and return the raw answer."""
+        commands = (("AUTH", self.password), ("SELECT", str(self.server.database)), words)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=START_SECONDS) as connection:
+            connection.sendall(b"".join(_encoded(command) for command in commands) + _encoded(("QUIT",)))
+            answer = b""
+            while data := connection.recv(65_536):
+                answer += data
+        assert answer.startswith(b"+OK\r\n+OK\r\n"), answer
+        return answer.removeprefix(b"+OK\r\n+OK\r\n").removesuffix(b"+OK\r\n").strip()
+
+    def names(self) -> set[str]:
+        """Return the names of all keys of the gateway's database."""
+        return {line.decode() for line in self.command("KEYS", "*").split(b"\r\n")[2::2]}
+
+
+def _encoded(words: tuple[str, ...]) -> bytes:
+    parts = [word.encode() for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)

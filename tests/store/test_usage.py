@@ -1,0 +1,39 @@
+"""The ledger in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from spool_rows import make_row, make_rows
+from usage_contract import Ledger, UsageContract, check_sums
+
+from twisted_vllm.ledger.interfaces import DatabaseAway
+from twisted_vllm.store import engine as engine_module
+
+
+class TestUsageInSqlite(UsageContract):
+    @pytest.fixture
+    def ledger(self, tmp_path: Path) -> Iterator[Ledger]:
+        ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
+        yield ledger
+        ledger.close()
+
+
+def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "LOCK_SECONDS", 0.05)
+    ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
+    ledger.write(make_row(0))
+    other = sqlite3.connect(tmp_path / "usage.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseAway, match="locked"):
+        ledger.write(*make_rows(3))
+    other.execute("ROLLBACK")
+    other.close()
+    ledger.write(*make_rows(3))
+    check_sums(ledger, make_rows(3))
+    ledger.close()

@@ -1,0 +1,122 @@
+"""The books as a whole: the limiter, the spool and what moves its rows to the database; opened, started and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.records import Spend
+from twisted_vllm.config.ledger import spool_directory
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.gateway.accounts import Accounts
+from twisted_vllm.ledger.interfaces import Spent
+from twisted_vllm.ledger.prices import PriceBook
+from twisted_vllm.ledger.spool import Spool
+from twisted_vllm.ledger.writer import LedgerWriter
+from twisted_vllm.limits.local import LocalLimiter
+from twisted_vllm.limits.periods import period_of
+from twisted_vllm.money import to_dollars
+from twisted_vllm.starting import StartError
+from twisted_vllm.store.usage_database import UsageDatabase
+
+
+class Books:
+    """What is reserved, used and written down.
+
+    Attributes:
+        limiter: counts.
+        accounts: opens an account for each request.
+        flush: writes the rows that were appended; called before anything is sent.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, settings: Settings, index: KeyIndex, make_id: Callable[[], bytes]) -> None:
+        """Put them together; nothing is opened yet.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: what the operator decided.
+            index: who has limits.
+            make_id: makes the id of a row, 32 hex digits.
+        """
+        self._index = index
+        self.limiter = LocalLimiter(self._crossed)
+        ledger = settings.ledger
+        self._spool = self._writer = None
+        self.flush: Callable[[], None] = _nothing
+        if ledger.enabled:
+            self._spool = spool = Spool(spool_directory(settings))
+            self.flush = spool.flush
+            self._writer = LedgerWriter(
+                reactor,
+                spool,
+                UsageDatabase(settings.database_url, self._period_start),
+                self._committed,
+                retention=ledger.usage_retention,
+            )
+        self.accounts = Accounts(
+            limiter=self.limiter,
+            find_end_user=index.end_user,
+            prices=PriceBook(settings.models, settings.default_prices),
+            rows=self._spool,
+            refuses_unwritten=ledger.on_spool_failure == "refuse",
+            assumed_output_tokens=settings.limits.assumed_output_tokens,
+            end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
+            usage_headers=[name.encode("ascii") for name in ledger.usage_headers],
+            make_id=make_id,
+        )
+
+    def open(self, spends: Iterable[Spend]) -> None:
+        """Open the spool, and take what the database says was spent.
+
+        Raises:
+            StartError: the spool cannot be written to.
+        """
+        if self._spool is not None:
+            try:
+                self._spool.open()
+            except OSError as error:
+                raise StartError(
+                    f"The ledger's spool {self._spool.directory} cannot be used: {error.strerror}. "
+                    "Name another directory in passthrough.ledger.spool_directory."
+                ) from None
+        for spend in spends:
+            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+
+    def start(self) -> None:
+        """Begin to move rows to the database."""
+        if self._writer is not None:
+            self._writer.start()
+
+    def stop(self) -> Deferred[None]:
+        """Move what is left, as far as that is quick, and fire."""
+        return succeed(None) if self._writer is None else self._writer.stop()
+
+    def spend_set(self, spend: Spend) -> None:
+        """Take note that an administrator set what was spent."""
+        self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+
+    def _committed(self, spent: Sequence[Spent]) -> None:
+        for each in spent:
+            self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
+
+    def _period_start(self, kind: str, id: str, time: float) -> int:
+        return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
+        self._log.warn(
+            "The {kind} {id} has spent {spent} USD in this period, over its soft budget of {soft} USD",
+            kind=kind.replace("_", " "),
+            id=id,
+            spent=to_dollars(spent).normalize(),
+            soft=to_dollars(soft).normalize(),
+        )
+
+
+def _nothing() -> None:
+    """Where no rows are kept there is nothing to write."""

@@ -1,0 +1,253 @@
+"""The books of the pass-through: what a request may use is reserved before it goes on, and what it used is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from twisted_vllm.access.index import EndUser
+from twisted_vllm.access.routes import RouteClass
+from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable
+from twisted_vllm.gateway.admission import Admitted, Entry
+from twisted_vllm.gateway.charge import Charge
+from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
+from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of
+from twisted_vllm.ledger.stream_filter import Fingerprint
+from twisted_vllm.ledger.values import NOTHING_USED, Usage, UsageRow
+from twisted_vllm.limits.reservation import Reservation
+from twisted_vllm.limits.values import Limited
+from twisted_vllm.observe.record import RequestRecord
+from twisted_vllm.wire.request import GatewayRequest
+
+#: servers' fingerprints that are remembered
+MOST_FINGERPRINTS = 1_000
+
+#: characters of an end user's name, and of a header's value, that are kept
+TEXT_LIMIT = 255
+
+#: the routes that answer with tokens; the others use the prompt's alone
+GENERATING = frozenset(
+    (
+        *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages"),
+        *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
+        "/invocations",
+    )
+)
+
+
+class Limiter(Protocol):
+    """What counts: `LocalLimiter`, or one that counts with other processes, whose answer comes later."""
+
+    def admit(
+        self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
+    ) -> Reservation | Deferred[Reservation]:
+        """Reserve, or raise."""
+
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float) -> None:
+        """Count what was used in place of what was reserved."""
+
+
+class Rows(Protocol):
+    """Where rows go: the spool.
+
+    Attributes:
+        healthy: whether rows that are given now will be kept.
+    """
+
+    @property
+    def healthy(self) -> bool: ...
+
+    def append(self, row: UsageRow) -> None:
+        """Take a row, to be written with the others of its turn."""
+
+
+class Accounts:
+    """Opens an account for each request that goes to a server, and closes it when the request is over."""
+
+    def __init__(
+        self,
+        *,
+        limiter: Limiter,
+        find_end_user: Callable[[str], EndUser | None],
+        prices: PriceBook,
+        rows: Rows | None,
+        refuses_unwritten: bool = False,
+        assumed_output_tokens: int = 1024,
+        end_user_headers: Sequence[bytes] = (),
+        usage_headers: Sequence[bytes] = (),
+        make_id: Callable[[], bytes],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the books.
+
+        Args:
+            limiter: counts.
+            find_end_user: tells what is known of an end user.
+            prices: what models cost.
+            rows: where the ledger's rows go; None keeps none.
+            refuses_unwritten: whether a request is refused whose row cannot be written.
+            assumed_output_tokens: what an answer is taken to have at most, where the client does not say.
+            end_user_headers: lower-case names of the headers that name an end user, the first of which counts.
+            usage_headers: lower-case names of the headers that rows keep.
+            make_id: makes the id of a row, 32 hex digits.
+            now: the time in Unix seconds.
+        """
+        self._limiter = limiter
+        self._find_end_user = find_end_user
+        self._prices_of = prices.of
+        self._rows = rows
+        self._refuses_unwritten = refuses_unwritten
+        self._assumed = assumed_output_tokens
+        self._end_user_headers = tuple(end_user_headers)
+        self._usage_headers = tuple(usage_headers)
+        self._make_id = make_id
+        self._now = now
+        self._fingerprints: dict[tuple[str, str], Fingerprint] = {}
+
+    def open(
+        self, request: GatewayRequest, entry: Entry, admitted: Admitted
+    ) -> tuple[Charge, Deferred[Reservation] | None]:
+        """Reserve what a request may use.
+
+        Args:
+            request: the request.
+            entry: its admitted head.
+            admitted: what was admitted.
+
+        Returns:
+            The charge; and where the reservation comes later, a Deferred of it, which fails as this does.
+
+        Raises:
+            EndUserBlocked: an administrator blocked whom it asks for.
+            RateLimitExceeded, BudgetExceeded: a limit does not let it begin.
+            LedgerUnavailable: its row could not be written.
+        """
+        if self._refuses_unwritten and self._rows is not None and not self._rows.healthy:
+            raise LedgerUnavailable(
+                "The gateway cannot write down what requests use at present, and serves none until it can.",
+                retry_after=5,
+            )
+        facts = admitted.facts
+        end_user = facts.end_user
+        for name in self._end_user_headers:
+            if name in request.head:
+                end_user = request.head[name].decode("latin-1").strip() or end_user
+                break
+        limited = entry.principal.limited
+        if end_user is not None:
+            end_user = end_user[:TEXT_LIMIT]
+            known = self._find_end_user(end_user)
+            if known is not None:
+                if known.blocked:
+                    raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
+                if not known.limited.allowance.is_unlimited:
+                    limited = (*limited, known.limited)
+        route = entry.route
+        prompt = 0
+        prices = FREE
+        if route.takes_model:
+            prices = self._prices_of(admitted.model, admitted.server.name)
+            body = admitted.body
+            prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+        charge = Charge(entry.principal, admitted, route.path, prices, end_user, prompt)
+        if admitted.asked_usage:
+            charge.fingerprint = self._fingerprint(admitted)
+        if not limited or route.route_class is RouteClass.READ_ONLY:
+            return charge, None
+        tokens = estimate_total(
+            prompt,
+            generates=route.path in GENERATING,
+            max_tokens=facts.max_tokens,
+            answers=facts.answers,
+            assumed=self._assumed,
+        )
+        cost = cost_of(Usage(prompt_tokens=prompt, completion_tokens=tokens - prompt), prices)
+        reserved = self._limiter.admit(limited, admitted.model, tokens, cost, self._now())
+        if isinstance(reserved, Deferred):
+            return charge, reserved
+        charge.reservation = reserved
+        return charge, None
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Give back what was reserved for a request that does not go on."""
+        self._limiter.settle(reservation, 0, 0, self._now())
+
+    def close(self, request: GatewayRequest, charge: Charge, went_on: bool, record: RequestRecord) -> None:
+        """Settle, and write the row of a request that went on to a server.
+
+        Args:
+            request: the request that is over.
+            charge: what it was charged with.
+            went_on: whether it was sent.
+            record: its log record.
+        """
+        usage = charge.used(record.outcome) if went_on else NOTHING_USED
+        prices = charge.prices
+        # an error costs nothing
+        cost = cost_of(usage, prices) if 200 <= charge.status < 300 or usage.estimated else 0
+        now = self._now()
+        if charge.reservation is not None:
+            self._limiter.settle(charge.reservation, usage.prompt_tokens + usage.completion_tokens, cost, now)
+        if self._rows is None or not went_on or record.outcome == "refused":
+            return
+        principal = charge.principal
+        head = request.head
+        request_id = record.request_id
+        first_byte = record.first_byte_ms
+        self._rows.append(
+            UsageRow(
+                # an id that was made here is nobody else's
+                id=request_id if b"x-request-id" not in head else self._make_id().decode("ascii"),
+                request_id=request_id,
+                time=int(now * 1e6 - record.total_ms * 1e3),
+                kind=principal.kind,
+                key_id=principal.key_id,
+                key_hash=principal.hash_prefix,
+                key_name=principal.name,
+                user_id=principal.user_id,
+                team_id=principal.team_id,
+                end_user=charge.end_user,
+                tags=principal.tags,
+                headers=self._kept(head) if self._usage_headers else {},
+                model=record.model,
+                server=record.server,
+                route=record.route,
+                method=record.method,
+                status=record.status,
+                outcome=record.outcome,
+                error=record.error,
+                stream=charge.is_stream,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
+                total_tokens=usage.total_tokens,
+                audio_ms=usage.audio_ms,
+                estimated=usage.estimated,
+                cost=cost,
+                prices=prices.as_text(),
+                first_byte_us=None if first_byte is None else int(first_byte * 1000),
+                total_us=int(record.total_ms * 1000),
+                bytes_in=record.bytes_in,
+                bytes_out=record.bytes_out,
+            )
+        )
+
+    def _kept(self, head: Mapping[bytes, bytes]) -> dict[str, str]:
+        return {
+            name.decode("ascii"): head[name].decode("latin-1")[:TEXT_LIMIT]
+            for name in self._usage_headers
+            if name in head
+        }
+
+    def _fingerprint(self, admitted: Admitted) -> Fingerprint:
+        key = (admitted.server.name, admitted.model)
+        found = self._fingerprints.get(key)
+        if found is None:
+            if len(self._fingerprints) >= MOST_FINGERPRINTS:
+                self._fingerprints.clear()
+            found = self._fingerprints[key] = Fingerprint()
+        return found

@@ -1,0 +1,141 @@
+"""Bytes that must wait: a little in memory, more in a file without a name, which a thread writes and reads.
+
+The file is made where ``TMPDIR`` says, as Python's ``tempfile`` has it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from twisted_vllm.errors import BodyTooLarge
+
+#: bytes that are kept in memory; with them, as many may be on their way to the file
+IN_MEMORY = 524_288
+#: bytes that are read from the file at a time
+PIECE = 262_144
+
+#: runs a function in another thread
+InThread = Callable[..., Deferred[Any]]
+
+
+class Spool:
+    """Keeps what is written to it, and gives it back in order, once.
+
+    Whoever writes is to stop while the file is written: what it writes even so is taken, and is in memory.
+
+    Attributes:
+        size: bytes that were written to it.
+    """
+
+    def __init__(self, in_thread: InThread, limit: int) -> None:
+        """Make an empty spool; it opens a file when it needs one.
+
+        Args:
+            in_thread: runs a function in another thread.
+            limit: bytes that it takes.
+        """
+        self.size = 0
+        self._in_thread = in_thread
+        self._limit = limit
+        self._memory: list[bytes] = []
+        self._in_memory = 0
+        self._descriptor = -1
+        self._close_file: weakref.finalize[..., Any] | None = None
+        self._in_file = self._read_to = 0
+        self._busy: Deferred[Any] | None = None
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether the file is being written or read."""
+        return self._busy is not None
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        """Take `data`; return None, or a Deferred if more should wait until it fires.
+
+        Raises:
+            BodyTooLarge: it is more than the spool takes.
+        """
+        self.size += len(data)
+        if self.size > self._limit:
+            raise BodyTooLarge(f"This form names its model after more than {self._limit} bytes: send that field first.")
+        self._memory.append(data)
+        self._in_memory += len(data)
+        if self._busy is not None or self._in_memory < IN_MEMORY:
+            return None
+        return self._flush()
+
+    def _flush(self) -> Deferred[None]:
+        data = b"".join(self._memory)
+        self._memory.clear()
+        self._in_memory = 0
+        done: Deferred[None] = Deferred()
+        self._busy = self._in_thread(self._write_file, data)
+        self._busy.addCallbacks(lambda _: self._written(done), lambda failure: self._failed(failure, done))
+        return done
+
+    def _write_file(self, data: bytes) -> None:
+        """Write to the file, in a thread."""
+        if self._descriptor < 0:
+            with tempfile.TemporaryFile(buffering=0) as file:
+                self._descriptor = os.dup(file.fileno())
+            # also where nobody says that it is not needed any more
+            self._close_file = weakref.finalize(self, os.close, self._descriptor)
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, self._in_file)
+            self._in_file += written
+            view = view[written:]
+
+    def _written(self, done: Deferred[None]) -> None:
+        self._busy = None
+        if self._closed:
+            self._discard_file()
+            done.callback(None)
+        elif self._in_memory >= IN_MEMORY:
+            self._flush().chainDeferred(done)
+        else:
+            done.callback(None)
+
+    def _failed(self, failure: Failure, done: Deferred[None]) -> None:
+        self._busy = None
+        self.close()
+        done.errback(failure)
+
+    def read(self) -> Deferred[bytes]:
+        """Return the next piece, which is empty after the last; nothing may be written any more, nor be on its way."""
+        if self._read_to < self._in_file:
+            self._busy = self._in_thread(os.pread, self._descriptor, PIECE, self._read_to)
+            return self._busy.addBoth(self._was_read)
+        data = b"".join(self._memory)
+        self._memory.clear()
+        return succeed(data)
+
+    def _was_read(self, data: bytes | Failure) -> bytes | Failure:
+        self._busy = None
+        if self._closed:
+            self._discard_file()
+        if isinstance(data, bytes):
+            self._read_to += len(data)
+        return data
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._closed = True
+        self._memory.clear()
+        self._in_memory = 0
+        if self._busy is None:
+            self._discard_file()
+
+    def _discard_file(self) -> None:
+        # the blocks of a large file take a while to be given back
+        close_file, self._close_file = self._close_file, None
+        if close_file is not None:
+            self._in_thread(close_file)

@@ -1,0 +1,71 @@
+"""A request whose reservation is made elsewhere: it waits for the answer, and can be given up meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from twisted_vllm.errors import GatewayError
+from twisted_vllm.gateway.accounts import Accounts
+from twisted_vllm.gateway.charge import Charge
+from twisted_vllm.gateway.relay import RequestBody
+from twisted_vllm.limits.reservation import Reservation
+from twisted_vllm.wire.request import GatewayRequest
+
+
+class Reserving:
+    """Waits for a reservation; it is the request's `Work` meanwhile."""
+
+    def __init__(
+        self,
+        request: GatewayRequest,
+        body: bytes | RequestBody,
+        charge: Charge,
+        reserved: Deferred[Reservation],
+        accounts: Accounts,
+    ) -> None:
+        """Begin to wait.
+
+        Args:
+            request: the request.
+            body: its body, of which nothing more is read until it goes on.
+            charge: takes the reservation.
+            reserved: the reservation to come.
+            accounts: take back one that comes too late.
+        """
+        self._request = request
+        self._charge = charge
+        self._reserved = reserved
+        self._accounts = accounts
+        self._given_up = False
+        request.work = self
+        if isinstance(body, RequestBody):
+            body.hold()
+
+    def then(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` once the reservation is made, if the request still is; answer for a refusal."""
+        self._reserved.addCallback(self._made, go_on).addErrback(self._failed)
+
+    def cancel(self) -> None:
+        """The client has gone: what is reserved after all is given back."""
+        self._given_up = True
+
+    def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
+        if self._given_up:
+            self._accounts.cancel(reservation)
+            return
+        self._request.work = None
+        self._charge.reservation = reservation
+        go_on()
+
+    def _failed(self, failure: Failure) -> None:
+        if self._given_up:
+            return
+        request = self._request
+        request.work = None
+        if isinstance(failure.value, GatewayError):
+            request.answer(failure.value)
+        else:
+            request.processingFailed(failure)

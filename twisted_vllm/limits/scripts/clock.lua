@@ -1,0 +1,5 @@
+-- Redis' own clock, in microseconds: the one clock that all processes share.
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end

@@ -1,0 +1,43 @@
+-- What a process holds is kept below its name, and counts while its lease lasts: a key that it renews, which holds the
+-- epoch of its connection. A set has the numbers of its admissions that are not settled, so that each is settled once.
+local PREFIX = 'vllm-passthrough:'
+-- Longer than any request; what a process that was killed left behind goes with it.
+local HELD_MS = 86400000
+
+local function lease(process)
+  return PREFIX .. 'process:' .. process
+end
+
+local function admissions(process)
+  return PREFIX .. 'admissions:' .. process
+end
+
+-- Whether a command may be done: nil, or 'lost' (the lease ended) or 'stale' (it comes from a former connection).
+local function objection(process, epoch)
+  local found = redis.call('GET', lease(process))
+  if not found then return 'lost' end
+  if found ~= epoch then return 'stale' end
+  return nil
+end
+
+-- The sum of what living processes hold; what others held is dropped.
+local function held(key, prefix)
+  local sum, found = 0, redis.call('HGETALL', key)
+  for index = 1, #found, 2 do
+    local field = found[index]
+    if string.sub(field, 1, #prefix) == prefix then
+      if redis.call('EXISTS', lease(string.sub(field, #prefix + 1))) == 1 then
+        sum = sum + tonumber(found[index + 1])
+      else
+        redis.call('HDEL', key, field)
+      end
+    end
+  end
+  return sum
+end
+
+local function release(key, field, amount)
+  if redis.call('HEXISTS', key, field) == 1 and redis.call('HINCRBY', key, field, '-' .. amount) <= 0 then
+    redis.call('HDEL', key, field)
+  end
+end

@@ -1,0 +1,184 @@
+"""What the gateway is put together from, by its settings; nothing is opened or started here."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import ILogObserver
+
+from twisted_vllm.access.failures import FailedAuthentications
+from twisted_vllm.access.index import KeyIndex
+from twisted_vllm.access.keys import Authenticator
+from twisted_vllm.access.policy import RoutePolicy
+from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.health import Readiness
+from twisted_vllm.books import Books
+from twisted_vllm.config.collect import secrets_of, servers_of
+from twisted_vllm.config.listen import with_backlog
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.forwarded import address_of
+from twisted_vllm.gateway.queueing import ServerQueues
+from twisted_vllm.gateway.record import Recorder
+from twisted_vllm.gateway.resource import MOUNT, Forwarding, PassThroughResource
+from twisted_vllm.gateway.revoking import Revoker
+from twisted_vllm.gateway.routing import Router
+from twisted_vllm.observe.redact import Redactor
+from twisted_vllm.observe.request_log import RequestLog
+from twisted_vllm.stopping import Drain
+from twisted_vllm.store.database import Database
+from twisted_vllm.store.registry import Registry
+from twisted_vllm.store.store import Store
+from twisted_vllm.wire.agent import UpstreamAgent
+from twisted_vllm.wire.client import PassThroughClient
+from twisted_vllm.wire.descriptors import cap_within, open_files
+from twisted_vllm.wire.eager import EagerWrites
+from twisted_vllm.wire.hangup import Hangups
+from twisted_vllm.wire.hub import sockets_of
+from twisted_vllm.wire.request import GatewayRequest
+from twisted_vllm.wire.site import GatewaySite
+from twisted_vllm.wire.sweeper import Sweeper
+
+#: seconds between two looks at whether the database answers
+PING_INTERVAL = 5.0
+
+
+class DatabaseHealth:
+    """Asks from time to time whether the database answers.
+
+    Attributes:
+        answers: whether it did the last time.
+    """
+
+    def __init__(self, database: Database, reactor: Any) -> None:
+        self.answers = True
+        self._database = database
+        self._loop = LoopingCall(self._ping)
+        self._loop.clock = reactor
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._loop.start(PING_INTERVAL, now=False)
+
+    def stop(self) -> None:
+        """Cease to ask."""
+        if self._loop.running:
+            self._loop.stop()
+
+    def _ping(self) -> Deferred[None]:
+        return self._database.ping().addCallback(self._pinged)
+
+    def _pinged(self, answers: bool) -> None:
+        self.answers = answers
+
+
+class Parts:
+    """The gateway's parts, as the root service starts and stops them.
+
+    Attributes:
+        endpoints: what it listens on.
+        database: the database, and `store`, its transactions.
+        health: whether it answers.
+        books: what is reserved, used and written down.
+        index: the keys in memory, and `registry`, which keeps them alike.
+        sweeper: the deadlines of all connections.
+        hangups: who has gone while nobody reads from him.
+        agent: the connections to servers.
+        queues: what waits for a server that is busy.
+        site: the factory of client connections.
+        revoker: ends requests whose key is not valid any more.
+        drain: how they end.
+    """
+
+    def __init__(self, reactor: Any, settings: Settings, observer: ILogObserver) -> None:
+        """Put them together.
+
+        Raises:
+            ValueError: a listen string describes no endpoint.
+            InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+        """
+        writes = self._writes = EagerWrites()
+        sockets = sockets_of(reactor, writes)
+        self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
+        self.database = Database(reactor, settings.database_url)
+        self.health = DatabaseHealth(self.database, reactor)
+        self.store = Store(self.database)
+        self.index = KeyIndex()
+        self.books = Books(reactor, settings, self.index, lambda: self.site.make_id())
+        self.registry = Registry(self.store, self.index, self.books.spend_set)
+        self.sweeper = Sweeper(reactor)
+        self.hangups = Hangups(reactor)
+        self.agent = UpstreamAgent(sockets, self.sweeper, writes)
+        self._request_log = RequestLog(observer)
+        self._recorder = Recorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
+        # a client that has its whole answer finds it in the ledger
+        writes.before = self.books.flush
+        authenticator = Authenticator(settings.master_key, self.index)
+        failures = FailedAuthentications(settings.limits.max_failed_authentications)
+        queues = self.queues = ServerQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        admission = Admission(
+            authenticator=authenticator,
+            policy=RoutePolicy(settings.tenant_routes),
+            router=Router(settings.models, settings.default_server),
+            path_aliases=settings.path_aliases,
+            reads_bodies=settings.ledger.enabled,
+            asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+        )
+        pass_through = PassThroughResource(
+            admission=admission,
+            client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
+            limits=settings.limits,
+            trusted_proxies=settings.trusted_proxies,
+            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            failures=failures,
+            accounts=self.books.accounts,
+        )
+        admin = AdminApp(
+            authenticator=authenticator,
+            registry=self.registry,
+            clock=reactor,
+            now=lambda: datetime.now(UTC),
+            randbytes=os.urandom,
+            readiness=self._readiness,
+            client_of=lambda request: address_of(request, settings.trusted_proxies),
+            failures=failures,
+        )
+        limits = settings.limits
+        self.site = GatewaySite(
+            streaming={MOUNT[1:]: pass_through},
+            other=admin.resource(),
+            sweeper=self.sweeper,
+            writes=writes,
+            hangups=self.hangups,
+            reactor=reactor,
+            limits=attrs.evolve(limits, max_connections=cap_within(limits.max_connections, open_files())),
+            timeouts=settings.timeouts,
+            randbytes=os.urandom,
+            on_finished=self._finished_and_left if queues.needed else self._finished,
+        )
+        self.revoker = Revoker(admission, self.site.running, reactor)
+        self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
+
+    def _finished(self, request: GatewayRequest) -> None:
+        record = self._recorder.record(request, self.site.seconds())
+        note = request.note
+        if isinstance(note, Forwarding) and note.charge is not None:
+            self.books.accounts.close(request, note.charge, note.relay is not None, record)
+            if not self._writes.holds:
+                self.books.flush()
+        self._request_log.emit(record)
+
+    def _finished_and_left(self, request: GatewayRequest) -> None:
+        self._finished(request)
+        self.queues.finished(request)
+
+    def _readiness(self) -> Readiness:
+        return Readiness(draining=self.drain.begun, database=self.health.answers)
