@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import usage_queries_contract as contract
+import usage_speed
 from sqlalchemy import Connection
 
 from twisted_vllm.config.secret import Secret
@@ -38,3 +39,8 @@ def test_days_come_in_pages(connection: Connection) -> None:
 
 def test_no_table_is_read_whole(connection: Connection) -> None:
     contract.check_that_indexes_are_used(connection)
+
+
+def test_a_report_over_a_year_comes_soon(connection: Connection) -> None:
+    usage_speed.fill(connection)
+    print("\n".join(usage_speed.check_a_year(connection)))

@@ -53,8 +53,8 @@ _HEADER = {"schema": {"type": "string"}}
 
 #: what the API is for
 ABOUT = (
-    "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, end users, usage and its cost, the "
-    "audit and health, in LiteLLM's shapes. vLLM's own API is below /vllm, and described at /vllm/openapi.json."
+    "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, end users, usage and its cost, "
+    "the audit and health, in LiteLLM's shapes. vLLM's own API is below /vllm, and described at /vllm/openapi.json."
 )
 
 

@@ -31,7 +31,7 @@ class DailyActivity:
         self._office = office
 
     async def daily(self, request: IRequest) -> bytes:
-        """Answer ``GET /user/daily/activity``.
+        """Answer ``GET /user/daily/activity``: what was used on each day, by model and key.
 
         As in LiteLLM a virtual key sees what all keys of its user used, or itself if it has no user; a page holds so
         many sums of a day, a key and a model, and the totals beside it are those of the page.

@@ -32,7 +32,7 @@ class GlobalSpend:
         self._office = office
 
     async def spend(self, request: IRequest) -> bytes:
-        """Answer ``GET /global/spend``."""
+        """Answer ``GET /global/spend``: what everybody spent in the last 30 days and today."""
         self._asked(request, NoQuery)
         start, end = self._recent()
 

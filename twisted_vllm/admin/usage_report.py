@@ -96,7 +96,7 @@ class UsageReports:
         self._office = office
 
     async def report(self, request: IRequest) -> bytes:
-        """Answer ``GET /usage/report``."""
+        """Answer ``GET /usage/report``: what was used, by any dimensions and by hour, day or month, of any size."""
         caller = caller_of(self._office, request)
         asked = parse_query(read_query(request), ReportQuery)
         group_by = _group_by(asked.group_by)
