@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, not_,
 from twisted_vllm.store.repository import in_chunks
 from twisted_vllm.store.tables import former_keys, keys
 from twisted_vllm.store.usage_queries_plan import MODEL, microseconds
-from twisted_vllm.store.usage_queries_sums import row_conditions
+from twisted_vllm.store.usage_queries_statements import row_conditions
 from twisted_vllm.store.usage_tables import ALL, DAY, TAG, usage, usage_tags, usage_totals
 
 #: rows beyond these are not counted, and no page begins after them
