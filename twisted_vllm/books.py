@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from twisted_vllm.access.index import KeyIndex
@@ -19,9 +19,13 @@ from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.writer import LedgerWriter
 from twisted_vllm.limits.local import LocalLimiter
 from twisted_vllm.limits.periods import period_of
+from twisted_vllm.limits.redis import RedisLimiter
 from twisted_vllm.money import to_dollars
 from twisted_vllm.starting import StartError
 from twisted_vllm.store.usage_database import UsageDatabase
+
+#: seconds for which an answer of Redis is waited for
+REDIS_TIMEOUT = 0.25
 
 
 class Books:
@@ -45,20 +49,27 @@ class Books:
             make_id: makes the id of a row, 32 hex digits.
         """
         self._index = index
-        self.limiter = LocalLimiter(self._crossed)
+        local = LocalLimiter(self._crossed)
+        self.limiter: LocalLimiter | RedisLimiter = local
+        self._redis: RedisLimiter | None = None
+        if settings.redis is not None:
+            self.limiter = self._redis = RedisLimiter(
+                reactor,
+                settings.redis,
+                timeout=REDIS_TIMEOUT,
+                on_loss=settings.limits_on_redis_loss,
+                local=local,
+                on_soft_budget=self._crossed,
+            )
         ledger = settings.ledger
-        self._spool = self._writer = None
+        self._reactor = reactor
+        self._settings = settings
+        self._spool: Spool | None = None
+        self._writer: LedgerWriter | None = None
         self.flush: Callable[[], None] = _nothing
         if ledger.enabled:
             self._spool = spool = Spool(spool_directory(settings))
             self.flush = spool.flush
-            self._writer = LedgerWriter(
-                reactor,
-                spool,
-                UsageDatabase(settings.database_url, self._period_start),
-                self._committed,
-                retention=ledger.usage_retention,
-            )
         self.accounts = Accounts(
             limiter=self.limiter,
             find_end_user=index.end_user,
@@ -72,30 +83,42 @@ class Books:
         )
 
     def open(self, spends: Iterable[Spend]) -> None:
-        """Open the spool, and take what the database says was spent.
+        """Open the spool, and take what the database, which is open, says was spent.
 
         Raises:
             StartError: the spool cannot be written to.
+            StoreError: the database's URL cannot be used.
         """
-        if self._spool is not None:
+        spool = self._spool
+        if spool is not None:
+            self._writer = LedgerWriter(
+                self._reactor,
+                spool,
+                UsageDatabase(self._settings.database_url, self._period_start),
+                self._committed,
+                retention=self._settings.ledger.usage_retention,
+            )
             try:
-                self._spool.open()
+                spool.open()
             except OSError as error:
                 raise StartError(
-                    f"The ledger's spool {self._spool.directory} cannot be used: {error.strerror}. "
+                    f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
         for spend in spends:
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def start(self) -> None:
-        """Begin to move rows to the database."""
+        """Begin to move rows to the database, and to count with other processes."""
+        if self._redis is not None:
+            self._redis.start()
         if self._writer is not None:
             self._writer.start()
 
-    def stop(self) -> Deferred[None]:
-        """Move what is left, as far as that is quick, and fire."""
-        return succeed(None) if self._writer is None else self._writer.stop()
+    def stop(self) -> Deferred[Any]:
+        """Move what is left, as far as that is quick, give back what is held, and fire."""
+        parts = [part.stop() for part in (self._redis, self._writer) if part is not None]
+        return gatherResults(parts)
 
     def spend_set(self, spend: Spend) -> None:
         """Take note that an administrator set what was spent."""

@@ -113,7 +113,8 @@ class Parts:
         self.store = Store(self.database)
         self.index = KeyIndex()
         self.books = Books(reactor, settings, self.index, lambda: self.site.make_id())
-        self.registry = Registry(self.store, self.index, self.books.spend_set)
+        books = self.books
+        self.registry = Registry(self.store, self.index, books.spend_set, budget_gone=books.limiter.budget_forgotten)
         self.sweeper = Sweeper(reactor)
         self.hangups = Hangups(reactor)
         self.agent = UpstreamAgent(sockets, self.sweeper, writes)

@@ -4,16 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from twisted_vllm.access.index import (
-    Changes,
-    EndUser,
-    Everything,
-    FormerKey,
-    KeyGrant,
-    KeyIndex,
-    TeamGrant,
-    UserGrant,
-)
+from twisted_vllm.access.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import hash_key, name_key
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
@@ -106,6 +98,32 @@ def test_a_key_is_held_to_the_limits_of_itself_its_user_and_its_team_in_this_ord
     index.add(made(user_id="ada", team_id="x"))
     index.apply(Changes(users={"ada": None}))
     assert index.find(TOKEN).principal.limited == (Limited("team", "x", of_team),)
+
+
+def test_limits_are_found_by_what_a_ledger_row_names() -> None:
+    of_key, of_user = Allowance(budget_duration="1d"), Allowance(max_budget=1)
+    index = KeyIndex([made(allowance=of_key), made(token="1" * 64)])
+    index.apply(
+        Changes(
+            users={"ada": UserGrant(allowance=of_user)},
+            teams={"x": TeamGrant(allowance=of_user)},
+            end_users={"eve": EndUser(Limited("end_user", "eve", of_user))},
+        )
+    )
+    for kind, name, allowance in (
+        ("key", TOKEN[:32], of_key),
+        ("key", "1" * 32, UNLIMITED),
+        ("user", "ada", of_user),
+        ("team", "x", of_user),
+        ("end_user", "eve", of_user),
+    ):
+        assert index.allowance_of(kind, name) == allowance
+        assert index.allowance_of(kind, "nobody") == UNLIMITED
+    regenerated = made(token="2" * 64, key_id=TOKEN[:32], allowance=of_user)
+    index.apply(Changes(keys={"2" * 64: KeyGrant.of(regenerated), TOKEN: None}))
+    assert index.allowance_of("key", TOKEN[:32]) == of_user
+    index.apply(Changes(keys={"2" * 64: None}))
+    assert index.allowance_of("key", TOKEN[:32]) == UNLIMITED
 
 
 def test_who_has_no_limits_is_not_looked_at() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.access.index import Changes, FormerKey, KeyIndex, TeamGrant
+from twisted_vllm.access.grants import Changes, FormerKey, TeamGrant
+from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.keys import Authenticator, generate_key, hash_key, name_key
 from twisted_vllm.access.records import ANONYMOUS, MASTER, KeyRecord
 from twisted_vllm.config.secret import Secret

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from admin_harness import Gateway, value_of
 
-from twisted_vllm.access.index import EndUser
+from twisted_vllm.access.grants import EndUser
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 
 

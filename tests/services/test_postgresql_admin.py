@@ -133,3 +133,49 @@ async def test_users_teams_regeneration_and_the_audit_work_on_postgresql(client:
     assert {entry["object_type"] for entry in audit["audit_logs"]} == {"key", "user", "team"}
     everything = await client.store.load()
     assert (everything.keys, everything.former, everything.users, everything.teams) == ([], [], {}, {})
+
+
+@pytest_twisted.ensureDeferred
+async def test_limits_spend_and_customers_work_on_postgresql(client: Client) -> None:
+    limits = {"rpm_limit": 0, "model_tpm_limit": {"qwen": 5}, "max_budget": 0.1, "budget_duration": "1mo"}
+    await client.ask("POST", "/team/new", {"team_id": "x", **limits, "members_with_roles": [{"user_id": "ada"}]})
+    await client.ask("POST", "/user/update", {"user_id": "ada", **limits})
+    status, made = await client.ask(
+        "POST", "/key/generate", {"team_id": "x", "user_id": "ada", "cache_isolation": True, **limits}
+    )
+    assert status == 200
+    status, customer = await client.ask("POST", "/customer/new", {"user_id": "eve", **limits})
+    assert status == 200
+    for shown in (
+        made,
+        customer,
+        (await client.ask("GET", "/key/info", key=made["key"]))[1]["info"],
+        (await client.ask("GET", "/user/info", key=made["key"]))[1]["user_info"],
+        (await client.ask("GET", "/team/info?team_id=x"))[1]["team_info"],
+        (await client.ask("GET", "/end_user/info?end_user_id=eve"))[1],
+    ):
+        assert {name: shown[name] for name in limits} == limits
+    everything = await client.store.load()
+    [grant] = everything.keys
+    [user], [team], [end_user] = (
+        everything.users.values(),
+        everything.teams.values(),
+        everything.end_users.values(),
+    )
+    assert grant.allowance == user.allowance == team.allowance == end_user.limited.allowance
+    assert (grant.allowance.max_budget, len(grant.cache_salt or "")) == (10**11, 32)
+
+    await client.store.change(lambda transaction: transaction.spend.set("key", grant.key_id, 2**62, 2**40))
+    assert (await client.ask("GET", "/key/list?sort_by=spend&return_full_object=true"))[1]["keys"][0]["spend"] > 4e6
+    status, reset = await client.ask("POST", f"/key/{made['token']}/reset_spend", {"reset_to": 0.05})
+    assert (status, reset["spend"]) == (200, 0.05)
+    assert (await client.ask("POST", f"/key/{made['token']}/reset_spend", {"reset_to": 1}))[0] == 409
+    status, member = await client.ask(
+        "POST", "/team/member_update", {"team_id": "x", "user_id": "ada", "role": "admin"}
+    )
+    assert (status, member["role"]) == (200, "admin")
+    status, blocked = await client.ask("POST", "/customer/block", {"user_ids": ["eve", "bob"]})
+    assert [each["blocked"] for each in blocked["blocked_users"]] == [True, True]
+    assert len((await client.ask("GET", "/customer/list"))[1]) == 2
+    assert (await client.ask("POST", "/customer/delete", {"user_ids": ["eve", "bob"]}))[0] == 200
+    assert (await client.store.load()).end_users == {}

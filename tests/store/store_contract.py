@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.access.index import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.access.records import KeyRecord, Spend
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 from twisted_vllm.store.interfaces import AliasExists, IStore, KeyExists

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from store_contract import key_record, put, token
+from store_contract import MADE, key_record, put, token
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
+from twisted_vllm.access.grants import EndUser
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.limits.values import Allowance, Limited
 from twisted_vllm.store.following import FOLLOW_INTERVAL, Follower
 from twisted_vllm.store.memory import MemoryDatabase
+from twisted_vllm.store.records import EndUserRecord, TeamRecord, UserRecord
 from twisted_vllm.store.registry import Registry
 from twisted_vllm.store.store import Store
 
@@ -40,6 +43,37 @@ def test_what_changed_is_known_after_the_interval() -> None:
     follower.stop()
     follower.stop()
     assert clock.getDelayedCalls() == []
+
+
+def test_limits_and_end_users_that_another_process_changed_are_known_within_a_second() -> None:
+    clock, store, registry, follower = following()
+    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
+    allowance = Allowance(rpm=5, max_budget=10**12)
+    put(store, key_record(1, user_id="ada", team_id="x"))
+    clock.advance(FOLLOW_INTERVAL)
+    assert registry.index.find(token(1)).principal.limited == ()
+
+    def limit(transaction: Any) -> None:
+        transaction.keys.replace(token(1), key_record(1, user_id="ada", team_id="x", allowance=allowance))
+        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
+        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
+        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **made))
+
+    store.change(limit)
+    assert registry.index.end_user("eve") is None
+    assert FOLLOW_INTERVAL < 1
+    clock.advance(FOLLOW_INTERVAL)
+    limited = registry.index.find(token(1)).principal.limited
+    assert [(each.kind, each.allowance) for each in limited] == [
+        ("key", allowance),
+        ("user", allowance),
+        ("team", allowance),
+    ]
+    assert registry.index.end_user("eve") == EndUser(Limited("end_user", "eve", allowance), blocked=True)
+    store.change(lambda transaction: transaction.end_users.delete(["eve"]))
+    clock.advance(FOLLOW_INTERVAL)
+    assert registry.index.end_user("eve") is None
+    follower.stop()
 
 
 def test_a_failure_does_not_end_it(logged_failures: Any) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
-from store_contract import key_record, put, token
+from store_contract import MADE, key_record, put, token
 
 from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.records import Spend
+from twisted_vllm.limits.values import Allowance
+from twisted_vllm.store import tables
 from twisted_vllm.store.database import Database
+from twisted_vllm.store.records import EndUserRecord
 from twisted_vllm.store.registry import Registry
 from twisted_vllm.store.store import Store
 from twisted_vllm.store.transaction import KEPT_CHANGES
@@ -101,3 +105,50 @@ async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(databas
     await Store(database).change(many)
     await registry.follow()
     assert told == [Spend("team", "x", 5)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_budget_that_is_gone_is_told_and_one_that_stays_is_not(database: Database) -> None:
+    gone: list[tuple[str, str]] = []
+    registry = Registry(Store(database), KeyIndex(), budget_gone=lambda *scope: gone.append(scope))
+    record = key_record(1, allowance=Allowance(max_budget=5))
+    await registry.change(lambda transaction: transaction.keys.insert(record))
+    renewed = attrs.evolve(record, token=token(2))
+    await registry.change(lambda transaction: transaction.replace_key(record, renewed))
+    assert gone == []
+    limited = attrs.evolve(renewed, allowance=Allowance(rpm=5))
+    await registry.change(lambda transaction: transaction.replace_key(renewed, limited))
+    assert gone == [("key", record.key_id)]
+    await registry.change(lambda transaction: transaction.delete_keys([limited]))
+    assert len(gone) == 1
+
+    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
+    eve = EndUserRecord(user_id="eve", allowance=Allowance(soft_budget=5), **made)
+    other = Store(database)
+    await other.change(lambda transaction: transaction.end_users.insert(eve))
+    await registry.follow()
+    await other.change(lambda transaction: transaction.end_users.delete(["eve"]))
+    await registry.follow()
+    assert gone[1:] == [("end_user", "eve")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(database: Database) -> None:
+    told: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+    record = key_record(1)
+
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(record)
+        transaction.keys.insert(key_record(2, allowance=Allowance(max_budget=5)))
+        insert = tables.spend.insert().values(kind="key", id=record.key_id, period_start=0, spend=7, total_spend=7)
+        transaction._connection.execute(insert)
+
+    await registry.change(work)
+    assert told == []
+    limited = attrs.evolve(record, allowance=Allowance(max_budget=5))
+    await registry.change(lambda transaction: transaction.replace_key(record, limited))
+    assert told == [Spend("key", record.key_id, 7, 0, 7)]
+    renamed = attrs.evolve(limited, key_alias="other")
+    await registry.change(lambda transaction: transaction.replace_key(limited, renamed))
+    assert len(told) == 1

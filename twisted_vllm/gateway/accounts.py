@@ -8,7 +8,7 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.access.index import EndUser
+from twisted_vllm.access.grants import EndUser
 from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable
 from twisted_vllm.gateway.admission import Admitted, Entry
@@ -170,10 +170,6 @@ class Accounts:
             return charge, reserved
         charge.reservation = reserved
         return charge, None
-
-    def cancel(self, reservation: Reservation) -> None:
-        """Give back what was reserved for a request that does not go on."""
-        self._limiter.settle(reservation, 0, 0, self._now())
 
     def close(self, request: GatewayRequest, charge: Charge, went_on: bool, record: RequestRecord) -> None:
         """Settle, and write the row of a request that went on to a server.

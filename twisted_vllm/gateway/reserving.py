@@ -8,7 +8,6 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from twisted_vllm.errors import GatewayError
-from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.gateway.relay import RequestBody
 from twisted_vllm.limits.reservation import Reservation
@@ -24,7 +23,6 @@ class Reserving:
         body: bytes | RequestBody,
         charge: Charge,
         reserved: Deferred[Reservation],
-        accounts: Accounts,
     ) -> None:
         """Begin to wait.
 
@@ -32,13 +30,11 @@ class Reserving:
             request: the request.
             body: its body, of which nothing more is read until it goes on.
             charge: takes the reservation.
-            reserved: the reservation to come.
-            accounts: take back one that comes too late.
+            reserved: the reservation to come; what it would have got is given back where it is cancelled.
         """
         self._request = request
         self._charge = charge
         self._reserved = reserved
-        self._accounts = accounts
         self._given_up = False
         request.work = self
         if isinstance(body, RequestBody):
@@ -49,13 +45,11 @@ class Reserving:
         self._reserved.addCallback(self._made, go_on).addErrback(self._failed)
 
     def cancel(self) -> None:
-        """The client has gone: what is reserved after all is given back."""
+        """The client has gone."""
         self._given_up = True
+        self._reserved.cancel()
 
     def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
-        if self._given_up:
-            self._accounts.cancel(reservation)
-            return
         self._request.work = None
         self._charge.reservation = reservation
         go_on()

@@ -187,9 +187,7 @@ class PassThroughResource:
         if reserved is None:
             self._send(request, admitted, body, passage)
         else:
-            Reserving(request, body, charge, reserved, self._accounts).then(
-                lambda: self._send(request, admitted, body, passage)
-            )
+            Reserving(request, body, charge, reserved).then(lambda: self._send(request, admitted, body, passage))
 
     def _send(
         self, request: GatewayRequest, admitted: Admitted, body: bytes | RequestBody, passage: Passage | None

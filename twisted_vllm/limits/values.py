@@ -37,6 +37,11 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
         return self == UNLIMITED
 
     @property
+    def has_budget(self) -> bool:
+        """Whether what is spent is compared with anything."""
+        return self.max_budget is not None or self.soft_budget is not None
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether a request's tokens or cost must be estimated before it is admitted."""
         return self.tpm is not None or bool(self.model_tpm) or self.max_budget is not None

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Column, Connection, Select, Text, cast, func, select
 from sqlalchemy.sql.elements import Cast
 
-from twisted_vllm.access.index import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.access.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.access.records import Spend
 from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
 from twisted_vllm.store.repository import in_chunks
@@ -149,7 +149,7 @@ def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> 
                 found[row[0]] = made(row)
         return found
 
-    return Changes(
+    found = Changes(
         keys=now(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
         former=now(FORMER, _FORMER, former_keys.c.token, _former_key),
         users=now(USER, _USER, users.c.user_id, _user_grant),
@@ -157,11 +157,24 @@ def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> 
         end_users=now(END_USER, _END_USER, end_users.c.user_id, _end_user),
         spend=tuple(_spend(connection, names[SPEND])),
     )
+    return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))
 
 
 def spend_name(kind: str, identity: str) -> str:
     """Return what a change of somebody's spend is noted as."""
     return f"{kind}:{identity}"
+
+
+def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
+    """Return what was spent already by those who may have got a budget just now."""
+    ids: dict[str, list[str]] = {KEY: [], USER: [], TEAM: [], END_USER: []}
+    for kind, id in found.budgets_within():
+        ids[kind].append(id)
+    for kind, some in ids.items():
+        if some:
+            yield from (
+                spend for spend in spend_of(connection, kind, some).values() if spend.total_spend or spend.spend
+            )
 
 
 def _spend(connection: Connection, names: Iterable[str]) -> Iterator[Spend]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from twisted_vllm.access.index import Changes, Everything
+from twisted_vllm.access.grants import Changes, Everything
 from twisted_vllm.access.records import Spend
 from twisted_vllm.errors import Conflict
 

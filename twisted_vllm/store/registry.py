@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
 
-from twisted_vllm.access.index import Changes, Everything, KeyIndex
+from twisted_vllm.access.grants import Changes, Everything
+from twisted_vllm.access.index import KeyIndex
 from twisted_vllm.access.records import Spend
 from twisted_vllm.store.interfaces import IStore
 from twisted_vllm.store.transaction import Transaction
@@ -24,13 +25,22 @@ class Registry:
     Args:
         store: where keys are kept.
         index: what is told of every change.
-        spend_set: is told of each whose spend was set anew, here or in another process.
+        spend_set: is told of each whose spend was set anew, here or in another process, or who spent something and then
+            got a budget.
+        budget_gone: is told the kind and id of each whose budget was taken away, or who is not there any more.
     """
 
-    def __init__(self, store: IStore, index: KeyIndex, spend_set: Callable[[Spend], None] = lambda spend: None) -> None:
+    def __init__(
+        self,
+        store: IStore,
+        index: KeyIndex,
+        spend_set: Callable[[Spend], None] = lambda spend: None,
+        budget_gone: Callable[[str, str], None] = lambda kind, id: None,
+    ) -> None:
         self._store = store
         self._index = index
         self._spend_set = spend_set
+        self._budget_gone = budget_gone
         self._lock = DeferredLock()
         self._revision = 0
 
@@ -78,6 +88,12 @@ class Registry:
         self._revision = revision
 
     def _apply(self, changes: Changes) -> None:
+        before, after = self._index.known_of(changes).budgets_within(), changes.budgets_within()
         self._index.apply(changes)
+        for kind, id in before - after:
+            self._budget_gone(kind, id)
+        for spend in changes.budgets:
+            if (spend.kind, spend.id) not in before:
+                self._spend_set(spend)
         for spend in changes.spend:
             self._spend_set(spend)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from twisted_vllm.access.records import Spend
 from twisted_vllm.store import tables
@@ -65,10 +66,10 @@ class Spending:
             period_start: in Unix seconds.
         """
         values = {"spend": spend, "period_start": period_start * _MICROSECONDS}
-        table = tables.spend
-        changed = update(table).where(table.c.kind == kind, table.c.id == identity).values(values)
-        if self._connection.execute(changed).rowcount == 0:
-            self._connection.execute(insert(table).values(kind=kind, id=identity, total_spend=0, **values))
+        insert = postgresql.insert if self._connection.dialect.name == "postgresql" else sqlite.insert
+        # the ledger's writer may make the row at the same moment
+        kept = insert(tables.spend).values(kind=kind, id=identity, total_spend=0, **values)
+        self._connection.execute(kept.on_conflict_do_update(index_elements=["kind", "id"], set_=values))
         self._touched(kind, identity)
 
     def forget(self, kind: str, ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, text
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_vllm.access.index import Changes, Everything
+from twisted_vllm.access.grants import Changes, Everything
 from twisted_vllm.access.records import Spend
 from twisted_vllm.store.grants import last_revision, read_changed, read_everything
 from twisted_vllm.store.interfaces import IDatabase, IStore

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from twisted_vllm.access.index import Changes
+from twisted_vllm.access.grants import Changes
 from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.store import tables
 from twisted_vllm.store.grants import (
