@@ -114,6 +114,7 @@ def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> No
     st.sampled_from([b"", b"\0", b"\r\n", b"\n", b" ", b"0", b"9", b"-", b"+", b":", b"x", b"content-length: 3\r\n"]),
 )
 @example(FIRST.index(b"12\r\n"), 2, b"")
+@example(FIRST.index(b"12\r\n"), 0, b"0")
 @example(FIRST.index(b"12\r\n"), 2, b"+9")
 def test_nothing_but_that_very_head_is_taken_for_it(at: int, cut: int, put: bytes) -> None:
     changed = FIRST[:at] + put + FIRST[at + cut :]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: the one header that may differ; its digits are left out of what is compared
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})\r\n")
+#: the one header that may differ; its digits, which stand as they would be written anew, are left out of what is compared
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
 #: what changes with every request, so that the head would never come again
 _NEVER_AGAIN = frozenset((b"x-request-id", b"traceparent", b"expect", b"transfer-encoding"))
