@@ -54,6 +54,23 @@ PURE_MODULES = (
         )
     ),
     *(f"twisted_vllm.limits.{name}" for name in ("local", "periods", "values")),
+    *(
+        f"twisted_vllm.ledger.{name}"
+        for name in (
+            *(
+                "counts",
+                "document",
+                "estimate",
+                "prices",
+                "readers",
+                "scan",
+                "sse",
+                "stream_filter",
+                "streams",
+                "values",
+            ),
+        )
+    ),
 )
 
 #: paths of one person's machine

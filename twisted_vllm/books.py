@@ -24,9 +24,6 @@ from twisted_vllm.money import to_dollars
 from twisted_vllm.starting import StartError
 from twisted_vllm.store.usage_database import UsageDatabase
 
-#: seconds for which an answer of Redis is waited for
-REDIS_TIMEOUT = 0.25
-
 
 class Books:
     """What is reserved, used and written down.
@@ -56,7 +53,7 @@ class Books:
             self.limiter = self._redis = RedisLimiter(
                 reactor,
                 settings.redis,
-                timeout=REDIS_TIMEOUT,
+                timeout=settings.timeouts.redis,
                 on_loss=settings.limits_on_redis_loss,
                 local=local,
                 on_soft_budget=self._crossed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import attrs
@@ -138,7 +137,7 @@ class Parts:
             client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
-            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            in_thread=lambda *call: deferToThreadPool(reactor, reactor.getThreadPool(), *call),
             failures=failures,
             accounts=self.books.accounts,
         )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 if TYPE_CHECKING:
     from admin_harness import Gateway
 
-pytest.register_assert_rewrite("admin_harness")
+# the site without sockets is tests/wire's
+sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
+pytest.register_assert_rewrite("admin_harness", "server_harness")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from twisted_vllm.config.describe import describe
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, PriceList
 
 BASE = {"HOSTED_VLLM_API_BASE": "http://gpu:8000"}
@@ -126,3 +127,18 @@ def test_an_end_user_is_named_by_litellms_header_or_another(load_text):
 def test_what_makes_no_sense_is_refused(problems_of, text, problem):
     (line,) = problems_of(f"passthrough: {text}")
     assert line.endswith(problem)
+
+
+def test_the_check_shows_prices_in_full_and_how_use_is_counted(load_text):
+    text = priced(
+        ", input_cost_per_token: 2.0e-7",
+        rest="passthrough: {default_prices: {input_cost_per_request: 0.01}, "
+        "ledger: {count_stream_usage: passive, usage_headers: [x-project]}}",
+    )
+    lines = describe(load_text(text, BASE))
+    assert [line for line in lines if line.startswith(("model", "stream", "noted", "default p"))] == [
+        "stream usage:   passive: a stream whose client does not ask for usage is estimated by its chunks",
+        "noted header:   x-project",
+        "default prices: input_cost_per_request 0.01",
+        "model:          a -> m at http://gpu:8000, input_cost_per_token 0.0000002",
+    ]

@@ -311,3 +311,45 @@ def test_a_body_whose_model_is_not_certain_is_refused_where_a_user_or_a_team_is_
     for headers, body in UNDETERMINED:
         with pytest.raises(ModelUndetermined):
             admit(admission(), body, limited, headers)
+
+
+SALTED = Principal(kind="key", name="team-c", hash_prefix="89ab0123", cache_salt="pepper")
+UNCLEAR = ModelUndetermined("unclear")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED, SALTED])
+@pytest.mark.parametrize("name", ["public", "same", "other", "small-one", None])
+def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principal, name: str | None) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    field = (
+        b"" if name is None else b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % name.encode()
+    )
+    try:
+        held = decides.admit(entry, FORM, field + b"--b--\r\n")
+    except (ModelNotAllowed, ModelUndetermined) as refusal:
+        with pytest.raises(type(refusal)):
+            decides.admit_form(entry, name, None)
+        return
+    found = decides.admit_form(entry, name, None)
+    assert (found.server, found.path, found.model, found.body) == (held.server, held.path, held.model, None)
+    assert held.body is not None
+    assert (found.renamed or name or "").encode() in held.body
+    assert (found.renamed is None) == (held.body == field + b"--b--\r\n")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT])
+def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Principal) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    assert decides.admit_form(entry, None, UNCLEAR).server is DEFAULT
+
+
+@pytest.mark.parametrize("principal", [RESTRICTED, SALTED])
+def test_an_unclear_form_that_streams_is_refused_where_its_model_or_its_cache_is_the_key_s(
+    principal: Principal,
+) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    with pytest.raises(ModelUndetermined, match="unclear"):
+        decides.admit_form(entry, None, UNCLEAR)

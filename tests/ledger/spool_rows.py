@@ -48,6 +48,8 @@ def make_numbered(number: int) -> UsageRow:
 class MemoryUsageStore:
     """Keeps rows in a dictionary; it can be away, and refuse rows."""
 
+    has_one_lock = False
+
     def __init__(self) -> None:
         self.kept: dict[str, UsageRow] = {}
         self.away = False

@@ -256,6 +256,6 @@ async def test_a_fault_of_the_writer_s_own_is_told_and_it_goes_on(bench: Bench, 
 async def test_the_spool_is_synced_while_the_database_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.store.away = True
     bench.put(make_row(1))
-    segment = bench.spool._segments[0]
+    segment = bench.spool._queue._segments[0]
     assert segment.is_dirty
     await bench.until(lambda: not segment.is_dirty)

@@ -12,7 +12,9 @@ from spool_rows import make_row, make_rows
 from twisted.logger import capturedLogs as captured_logs
 
 from twisted_vllm.ledger import spool as spool_module
-from twisted_vllm.ledger.spool import Batch, Spool
+from twisted_vllm.ledger import spool_queue as queue_module
+from twisted_vllm.ledger.spool import Spool
+from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
 
@@ -57,7 +59,7 @@ def segments(spool: Spool) -> list[str]:
 
 def without_cache(spool: Spool) -> None:
     """Have everything read from the files, as after an outage."""
-    spool._cache.clear()
+    spool._queue.forget_cached()
 
 
 def test_rows_are_not_there_before_they_are_flushed(spool: Spool) -> None:
@@ -102,10 +104,10 @@ def iter_batches(spool: Spool) -> Iterator[list[UsageRow]]:
 
 
 def test_memory_beside_the_files_is_bounded(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "CACHED_ROWS", 10)
+    monkeypatch.setattr(queue_module, "CACHED_ROWS", 10)
     for number in range(25):
         put(spool, make_row(number))
-        assert sum(len(cached.rows) for cached in spool._cache) <= 10
+        assert sum(len(cached.rows) for cached in spool._queue._cache) <= 10
     assert drain(spool) == make_rows(25)
 
 
@@ -128,6 +130,28 @@ def test_a_segment_is_followed_by_another_when_it_is_old(spool: Spool, seconds: 
     put(spool, make_row(3))
     assert len(segments(spool)) == 2
     assert drain(spool) == make_rows(3, 1)
+
+
+def test_an_old_segment_goes_when_its_rows_are_committed_though_nothing_follows(spool: Spool, seconds: Seconds) -> None:
+    put(spool, *make_rows(3))
+    drain(spool)
+    assert len(segments(spool)) == 1
+    seconds.now += 61
+    assert spool.take(1) is None
+    assert segments(spool) == []
+    put(spool, make_row(3))
+    assert drain(spool) == [make_row(3)]
+
+
+def test_rows_that_come_after_the_end_are_told(spool: Spool) -> None:
+    spool.close()
+    with captured_logs() as events:
+        put(spool, make_row(1))
+        spool.close()
+    assert [event["log_level"].name for event in events] == ["critical", "critical"]
+    assert not spool.healthy
+    # the fixture closes it once more
+    spool._lines.clear()
 
 
 def test_nothing_is_left_of_a_spool_that_was_emptied(spool: Spool) -> None:

@@ -195,5 +195,5 @@ def test_every_limit_together_costs_a_few_microseconds() -> None:
         now += 0.001
         limiter.settle(limiter.admit(limited, "m", 500, 1000, now), 300, 600, now)
 
-    # Ten times what it takes on a machine with nothing else to do.
-    assert min(timeit.repeat(once, number=2000, repeat=5)) / 2000 < 40e-6
+    # Some thirty times what it takes on a machine with nothing else to do.
+    assert min(timeit.repeat(once, number=1000, repeat=10)) / 1000 < 100e-6

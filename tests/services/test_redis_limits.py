@@ -9,7 +9,10 @@ import pytest
 import pytest_twisted
 from limiter_contract import NOON, LimiterContract, key
 from private_redis import PrivateRedis, free_port
-from twisted.internet.defer import ensureDeferred
+from self_signed import self_signed_pem
+from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
@@ -56,6 +59,23 @@ class RedisDriver:
     async def settle(self, reservation: Reservation, tokens: int, cost: int) -> None:
         self._tell_the_time()
         self.limiter.settle(reservation, tokens, cost, self.now)
+
+
+class Stranger(Factory):
+    """Keeps what it is sent."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.received = b""
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        protocol = Protocol()
+        protocol.dataReceived = self._received
+        return protocol
+
+    def _received(self, data: bytes) -> None:
+        self.received += data
 
 
 @pytest.fixture
@@ -221,16 +241,26 @@ async def test_a_redis_that_hangs_is_waited_for_no_longer_than_allowed_and_leaks
             await admitted(limiter, key(parallel=2, max_budget=10), cost=5)
             assert reactor.seconds() - begun < 2
             limiter.settle(held, 0, 0, NOON)
-            begun = reactor.seconds()
-            await admitted(limiter, key(parallel=2))
-            assert reactor.seconds() - begun < 0.2
+            at_once = limiter.admit([key(parallel=2)], "", 0, 0, NOON)
+            assert at_once.called, "from now on nobody waits"
+            await at_once
     finally:
         redis.resume()
     await until(reactor, lambda: limiter.is_ready)
-    assert "Not received Redis response in 0.25 seconds" in texts(events)[0]
+    assert "it gave no answer for 0.25 seconds" in texts(events)[0]
     # Neither the admission that was asked for in vain nor the one that ended meanwhile holds anything.
-    await until(reactor, lambda: not limiter._settlements)
+    await until(reactor, lambda: limiter._unsettled.is_empty)
     await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_line_of_requests_is_no_sign_that_redis_is_away(make_limiter: MakeLimiter) -> None:
+    limiter = await make_limiter(timeout=0.05)
+    with captured_logs() as events:
+        asked = [limiter.admit([key(rpm=700)], "", 0, 0, NOON) for _ in range(2000)]
+        results = await DeferredList(asked, consumeErrors=True)
+    assert sum(succeeded for succeeded, _ in results) == 700
+    assert texts(events) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -240,7 +270,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(make_limiter: MakeLimite
     held = await admitted(limiter, key(rpm=2, parallel=1))
     redis.command("SCRIPT", "FLUSH")
     limiter.settle(held, 0, 0, NOON)
-    await until(limiter._renewal.clock, lambda: not limiter._settlements)
+    await until(limiter._renewal.clock, lambda: limiter._unsettled.is_empty)
     await admitted(limiter, key(rpm=2, parallel=1))
 
 
@@ -322,3 +352,26 @@ async def test_a_wrong_password_is_told_and_not_shown(
         await until(reactor, lambda: bool(texts(events)))
     assert "WRONGPASS" in texts(events)[0]
     assert "wr:ng" not in repr(events) + repr(limiter.__dict__)
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side does
+@pytest_twisted.ensureDeferred
+async def test_a_stranger_behind_tls_is_not_told_the_password(
+    reactor: Any, make_limiter: MakeLimiter, logged_failures: Any
+) -> None:
+    stranger = Stranger()
+    port = reactor.listenSSL(
+        0, stranger, PrivateCertificate.loadPEM(self_signed_pem()).options(), interface="127.0.0.1"
+    )
+    try:
+        server = RedisServer("127.0.0.1", port.getHost().port, tls=True, password=Secret("hush"))
+        with captured_logs() as events:
+            limiter = await make_limiter(server, wait=False, on_loss="local")
+            await until(reactor, lambda: bool(texts(events)))
+        assert "certificate verify failed" in texts(events)[0]
+        assert not limiter.is_ready
+        await limiter.stop()
+    finally:
+        await port.stopListening()
+    assert stranger.received == b""
+    assert logged_failures.flush(), "Twisted tells the operator more"

@@ -27,6 +27,7 @@ from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
+from twisted_vllm.admin.spend_routes import spend_routes
 from twisted_vllm.admin.teams import TeamEndpoints
 from twisted_vllm.admin.users import UserEndpoints
 from twisted_vllm.errors import InvalidRequest
@@ -39,6 +40,7 @@ WELCOME = {
         "/vllm/…": "vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
+        "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
@@ -156,6 +158,7 @@ def _routes(office: Office) -> dict[str, tuple[str, Any]]:
         "/team/member_delete": ("POST", teams.remove_member),
         **{f"/{name}/{path}": route for name in ("customer", "end_user") for path, route in customers.items()},
         "/audit/list": ("GET", AuditEndpoints(office).list_entries),
+        **spend_routes(office),
     }
 
 

@@ -13,7 +13,8 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.access.credentials import KEY_HEADERS
 from twisted_vllm.admin.answers import Error
-from twisted_vllm.admin.openapi_operations import OPERATIONS, Operation
+from twisted_vllm.admin.openapi_operations import OPERATIONS
+from twisted_vllm.admin.operation import Operation
 from twisted_vllm.admin.queries import Query
 from twisted_vllm.admin.respond import send_json
 from twisted_vllm.admin.schemas import PRINTABLE
@@ -56,8 +57,8 @@ _HEADER = {"schema": {"type": "string"}}
 
 #: what the API is for
 ABOUT = (
-    "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, end users, the audit and health, "
-    "in LiteLLM's shapes. vLLM's own API is below /vllm, and described at /vllm/openapi.json."
+    "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, end users, usage and its cost, "
+    "the audit and health, in LiteLLM's shapes. vLLM's own API is below /vllm, and described at /vllm/openapi.json."
 )
 
 
@@ -152,7 +153,8 @@ def _operation(path: str, operation: Operation, schemas: Iterator[Json]) -> Json
         found["security"] = []
     else:
         refusals = (*refusals, *_WITH_KEY)
-    responses: Json = {"200": {"description": "Done.", "content": {"application/json": {"schema": answer}}}}
+    content: Json = {"application/json": {"schema": answer}, **{name: {} for name in operation.other_types}}
+    responses: Json = {"200": {"description": "Done.", "content": content}}
     for status in sorted(refusals):
         responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
     if operation.failure is not None:

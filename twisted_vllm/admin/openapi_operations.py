@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import attrs
-import msgspec
 
 from twisted_vllm.admin import (
     answers,
@@ -19,32 +15,8 @@ from twisted_vllm.admin import (
     queries,
 )
 from twisted_vllm.admin.fields import one_of_fields
-
-
-@attrs.frozen
-class Operation:
-    """What the document says of a route beside its docstring.
-
-    Attributes:
-        answer: what it answers; a struct, or another type that msgspec knows.
-        body: what it takes, where it takes a body.
-        narrows: what more holds for the body than its struct says, as JSON Schema.
-        query: what its query may hold.
-        refusals: the statuses that it refuses with, beside those of every route like it.
-        may_be_empty: whether a body that is narrowed may still hold nothing.
-        is_open: whether it is open to everyone.
-        failure: what it answers with a 503, if that is no mere refusal.
-    """
-
-    answer: Any
-    body: type[msgspec.Struct] | None = None
-    narrows: Mapping[str, Any] | None = None
-    query: type[queries.Query] = queries.NoQuery
-    refusals: tuple[int, ...] = ()
-    may_be_empty: bool = False
-    is_open: bool = False
-    failure: type[msgspec.Struct] | None = None
-
+from twisted_vllm.admin.operation import Operation as Operation
+from twisted_vllm.admin.spend_operations import SPEND_OPERATIONS
 
 _GIVEN = {"type": "string"}
 _NULL = {"type": "null"}
@@ -157,6 +129,7 @@ OPERATIONS: dict[str, Operation] = {
         refusals=(404,),
     ),
     **{f"/{name}/{path}": each for name in ("customer", "end_user") for path, each in _CUSTOMERS.items()},
+    **SPEND_OPERATIONS,
     "/audit/list": Operation(answers.AuditList, query=queries.AuditQuery),
     "/": Operation(answers.Welcome, is_open=True),
     "/openapi.json": Operation(dict[str, Any], is_open=True),

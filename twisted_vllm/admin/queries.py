@@ -19,7 +19,7 @@ PageSize = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PAGE, description="How m
 SortOrder = Literal["asc", "desc"]
 
 #: a date or a moment, as `datetime.fromisoformat` reads it, or nothing
-_MOMENT = {
+MOMENT = {
     "pattern": "^(2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
     "(T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(Z|[+-](0[0-9]|1[0-2]):00)?)?)?$"
 }
@@ -117,12 +117,12 @@ class AuditQuery(Query, frozen=True, kw_only=True):
         str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
     ] = ""
     request_id: str = ""
-    start_date: Annotated[str, msgspec.Meta(description=f"The first moment: {_WHEN}.", extra_json_schema=_MOMENT)] = ""
+    start_date: Annotated[str, msgspec.Meta(description=f"The first moment: {_WHEN}.", extra_json_schema=MOMENT)] = ""
     end_date: Annotated[
         str,
         msgspec.Meta(
             description="The first moment that does not count any more, or the last day; likewise.",
-            extra_json_schema=_MOMENT,
+            extra_json_schema=MOMENT,
         ),
     ] = ""
     sort_order: SortOrder = "desc"

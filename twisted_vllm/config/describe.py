@@ -10,7 +10,7 @@ import attrs
 from twisted_vllm.config.database import describe_database
 from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.redis import RedisServer
-from twisted_vllm.config.settings import LogSettings, ModelEntry, Server, Settings, Timeouts
+from twisted_vllm.config.settings import LogSettings, ModelEntry, PriceList, Server, Settings, Timeouts
 
 
 def describe(settings: Settings) -> list[str]:
@@ -37,6 +37,11 @@ def _facts(settings: Settings) -> Iterator[str]:
     for field, value, usual in _differing(settings.limits, type(settings.limits)()):
         yield _line("limit", f"{field} {_cap(value)} (default {_cap(usual)})")
     yield _line("ledger", _ledger(settings))
+    if settings.ledger.count_stream_usage == "passive":
+        yield _line("stream usage", "passive: a stream whose client does not ask for usage is estimated by its chunks")
+    yield from (_line("noted header", name) for name in settings.ledger.usage_headers)
+    if prices := _priced(settings.default_prices):
+        yield _line("default prices", prices.removeprefix(", "))
     yield _line("log", _log(settings.log))
 
 
@@ -73,7 +78,11 @@ def _models(settings: Settings) -> Iterator[str]:
 
 def _model(entry: ModelEntry, total: int) -> str:
     share = f", {entry.weight} of {total} requests" if total > entry.weight else ""
-    return f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{share}"
+    return f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{share}{_priced(entry.prices)}"
+
+
+def _priced(prices: PriceList) -> str:
+    return "".join(f", {name} {price:f}" for name, price in prices.named().items() if price is not None)
 
 
 def _server(server: Server) -> str:

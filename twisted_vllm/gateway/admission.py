@@ -201,12 +201,15 @@ class Admission:
         Raises:
             ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
         """
+        principal = entry.principal
+        if fault is not None and (principal.restricts_models or principal.cache_salt):
+            raise fault
         if name is None:
-            if entry.principal.restricts_models:
-                raise fault or _unnamed()
+            if principal.restricts_models:
+                raise _unnamed()
             return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
-        model = entry.principal.aliases.get(name, name)
-        self._policy.check_model(entry.principal, model)
+        model = principal.aliases.get(name, name)
+        self._policy.check_model(principal, model)
         destination = self._router.route(model)
         upstream = destination.upstream_model or model
         renamed = None if upstream == name else upstream

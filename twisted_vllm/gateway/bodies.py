@@ -45,6 +45,7 @@ class BodyFacts(msgspec.Struct, frozen=True):
         end_user: for whom the client says that it asks: ``user``, ``safety_identifier``, or the ``user_id`` of
             ``metadata`` (Anthropic).
         salted: whether ``cache_salt`` is there at all.
+        plain: whether no key is spelt with escapes, so that keys can be looked for as they are.
     """
 
     model: ModelField | None = None
@@ -55,6 +56,7 @@ class BodyFacts(msgspec.Struct, frozen=True):
     answers: int = 1
     end_user: str | None = None
     salted: bool = False
+    plain: bool = False
 
 
 #: what is assumed of a body that was not read
@@ -139,6 +141,7 @@ def read_body(body: bytes) -> BodyFacts:
         (1 if found.n is None else _number(found.n) or 1) * (1 if several is _NO_VALUE else _count(several)),
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
+        plain=True,
     )
 
 

@@ -65,7 +65,7 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
     if not facts.stream or facts.asks_usage is not False:
         return ()
     # the key in quotes is not found within a string, where it would have backslashes; here it is there at least once
-    if not facts.options and body.find(b'"stream"') == body.rfind(b'"stream"') >= 0:
+    if facts.plain and not facts.options and body.find(b'"stream"') == body.rfind(b'"stream"'):
         return (_member(body, b'"stream_options":{"include_usage":true}'),)
     text = body.decode("utf-8")
     try:

@@ -22,7 +22,7 @@ def estimate_prompt(body: bytes) -> int:
     """Return the tokens of the prompt that a JSON body holds, about."""
     size = len(body)
     media = 0
-    at = body.find(_BASE64)
+    at = body.find(_BASE64) if size > _LONG else -1
     while at >= 0:
         end = body.find(b'"', at)
         if end < 0:

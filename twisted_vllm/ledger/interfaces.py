@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
 from twisted_vllm.ledger.values import UsageRow
 
@@ -40,6 +40,8 @@ class RowsRefused(Exception):
 
 class IUsageStore(Interface):
     """Where rows are kept for good. It is used by one thread, and blocks it."""
+
+    has_one_lock = Attribute("Whether all that write wait for each other, whatever they write.")
 
     def write(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
         """Keep rows, add them up and commit; a row whose id is there already changes nothing.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from twisted_vllm.ledger.spool import Batch
 from twisted_vllm.ledger.spool_claims import Claim, claim_abandoned
 from twisted_vllm.ledger.spool_lines import NewerFormat, read_lines
+from twisted_vllm.ledger.spool_queue import Batch
 
 
 class Abandoned:

@@ -16,10 +16,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
-from twisted_vllm.ledger.spool import Batch, Spool
+from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.spool_abandoned import Abandoned
 from twisted_vllm.ledger.spool_aside import set_aside
 from twisted_vllm.ledger.spool_lines import clean, encode_line
+from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
 #: how long rows are gathered, in seconds, and how many go into one transaction
@@ -186,7 +187,8 @@ class LedgerWriter:
             self._held = None
             goal -= batch.count if batch.own else 0
             if not self._stopping.is_set():
-                self._wake.wait(max(PAUSE, PAUSE_SHARE * (time.monotonic() - began)))
+                share = PAUSE_SHARE if self._store.has_one_lock else 0.0
+                self._wake.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.internet.interfaces import IAddress, IDelayedCall, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
@@ -38,33 +38,42 @@ class _Factory(Factory):
     noisy = False
     isLazy = False
 
-    def __init__(self, server: RedisServer, timeout: float, told: Callable[[str], None]) -> None:
+    def __init__(self, server: RedisServer, told: Callable[[str], None]) -> None:
         self._server = server
-        self._timeout = timeout
         self._told = told
+        #: why the last connection ended
+        self.ended = ""
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         # Imported here: txredisapi imports the reactor, which tap.py must be able to choose.
         from txredisapi import RedisProtocol
 
         password = self._server.password
-        protocol: Protocol = RedisProtocol(
+        protocol: Any = RedisProtocol(
             charset=None,
-            replyTimeout=self._timeout,
             password=None if password is None else password.reveal(),
             dbid=self._server.database or None,
             convertNumbers=False,
             username=self._server.username,
         )
         protocol.factory = self
-        return protocol
+        connection_lost = protocol.connectionLost
+
+        def lost(reason: Failure) -> None:
+            # The protocol tells no reason, such as a certificate that nobody vouches for.
+            self.ended = reason.getErrorMessage()
+            connection_lost(reason)
+
+        protocol.connectionLost = lost
+        made: Protocol = protocol
+        return made
 
     def stopTrying(self) -> None:
         """Go on trying: what the protocol takes for final may not be."""
 
     def connectionError(self, why: str) -> None:
         """Take the protocol's word for why it was not let in."""
-        self._told(why)
+        self._told(f"{why} ({self.ended})" if "Lost connection" in why else why)
 
 
 class RedisConnection:
@@ -73,7 +82,8 @@ class RedisConnection:
     Args:
         reactor: Twisted's.
         server: where Redis is.
-        timeout: seconds that an answer and a connection may take. A connection on which one took longer is closed.
+        timeout: seconds for which Redis may give no answer while one is due; then the connection is closed, and another
+            is made. The time runs from the last answer: a long line of commands is no reason to give up.
         connected: called with a new connection that was let in.
         lost: called when a connection is lost, or was not let in, with the reason.
     """
@@ -86,15 +96,21 @@ class RedisConnection:
         connected: Callable[[], None],
         lost: Callable[[str], None],
     ) -> None:
+        self._reactor = reactor
+        self._timeout = timeout
         self._connected = connected
         self._lost = lost
+        self._due = 0
+        self._heard_at = 0.0
+        self._watch: IDelayedCall | None = None
         self._protocol: Any = None
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
         if server.tls:
             endpoint = wrapClientTLS(optionsForClientTLS(server.host), endpoint)
+        self._factory = _Factory(server, lost)
         self._service = ClientService(
             endpoint,
-            _Factory(server, timeout, lost),
+            self._factory,
             retryPolicy=lambda attempts: RETRY_SECONDS,
             clock=reactor,
             prepareConnection=self._prepare,
@@ -108,7 +124,7 @@ class RedisConnection:
     def stop(self) -> Deferred[None]:
         """Close the connection; the Deferred fires when it is closed."""
         stopped: Deferred[None] = self._service.stopService()
-        return stopped
+        return stopped.addCallback(self._stopped)
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Deferred[str]:
         """Run a script; its text is sent only where Redis does not know it.
@@ -125,7 +141,12 @@ class RedisConnection:
                 return _send(protocol, "EVAL", script.source, len(keys), *keys, *arguments).addErrback(_as_away)
             return _as_away(failure)
 
-        return _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments).addErrback(failed)
+        if not self._due:
+            self._heard_at = self._reactor.seconds()
+            self._look_later(self._timeout)
+        self._due += 1
+        sent = _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
+        return sent.addErrback(failed).addBoth(self._heard)
 
     def drop(self) -> None:
         """Close the connection; another is made."""
@@ -133,9 +154,17 @@ class RedisConnection:
             self._protocol.transport.abortConnection()
 
     def _prepare(self, protocol: Any) -> None:
-        # This one is ClientService's stand-in; the Deferreds bring the protocol itself.
-        protocol.whenConnected().addCallback(self._let_in)
-        protocol.whenDisconnected().addCallback(self._left)
+        # This one is ClientService's stand-in; the Deferreds bring the protocol itself. Until that is let in, nothing
+        # else looks after it.
+        deadline = self._reactor.callLater(self._timeout, protocol.transport.abortConnection)
+
+        def in_time(real: Any) -> Any:
+            if deadline.active():
+                deadline.cancel()
+            return real
+
+        protocol.whenConnected().addCallback(in_time).addCallback(self._let_in)
+        protocol.whenDisconnected().addCallback(in_time).addCallback(self._left)
 
     def _let_in(self, protocol: Any) -> None:
         self._protocol = protocol
@@ -144,7 +173,37 @@ class RedisConnection:
     def _left(self, protocol: Any) -> None:
         if protocol is self._protocol:
             self._protocol = None
-            self._lost("the connection was lost")
+            self._lost(f"the connection was lost ({self._factory.ended})")
+
+    def _heard(self, result: Any) -> Any:
+        self._due -= 1
+        self._heard_at = self._reactor.seconds()
+        return result
+
+    def _look_later(self, seconds: float) -> None:
+        if self._watch is None:
+            self._watch = self._reactor.callLater(seconds, self._look, self._reactor.seconds() + seconds)
+
+    def _look(self, planned: float) -> None:
+        """Give up, if the last answer is too long ago."""
+        self._watch = None
+        if not self._due:
+            return
+        now = self._reactor.seconds()
+        if now - planned > self._timeout / 2:
+            # This process was busy meanwhile: commands may not have been sent yet, or answers not read.
+            self._heard_at = now
+        left = self._heard_at + self._timeout - now
+        if left > 0:
+            self._look_later(left)
+        else:
+            self._lost(f"it gave no answer for {self._timeout:g} seconds")
+            self.drop()
+
+    def _stopped(self, _: None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
     def _not_connected(self, failure: Failure) -> None:
         if not failure.check(CancelledError):

@@ -134,23 +134,23 @@ def checks_of(
     found: list[Check] = []
     for who in limited:
         kind, id, allowance = who.kind, who.id, who.allowance
-        found.append(Check(key_of("work", who), "work", kind, id, "parallel", allowance.parallel))
+        found.append(Check(key_of("work", kind, id), "work", kind, id, "parallel", allowance.parallel))
         if allowance.rpm is not None:
-            found.append(Check(key_of("rpm", who), "window", kind, id, "rpm", allowance.rpm))
+            found.append(Check(key_of("rpm", kind, id), "window", kind, id, "rpm", allowance.rpm))
         if allowance.tpm is not None:
-            found.append(Check(key_of("tpm", who), "window", kind, id, "tpm", allowance.tpm, tokens or 1, tokens))
+            found.append(Check(key_of("tpm", kind, id), "window", kind, id, "tpm", allowance.tpm, tokens or 1, tokens))
         for name, limits, needed, amount in (
             ("model_rpm", allowance.model_rpm, 1, 1),
             ("model_tpm", allowance.model_tpm, tokens or 1, tokens),
         ):
             if model in limits:
-                key = key_of(name, who, model)
+                key = key_of(name, kind, id, model)
                 found.append(Check(key, "window", kind, id, name, limits[model], needed, amount, model))
         if allowance.max_budget is not None or allowance.soft_budget is not None:
             budget = budget_of(who)
             found.append(
                 Check(
-                    key_of("budget", who),
+                    key_of("budget", kind, id),
                     "budget",
                     kind,
                     id,
@@ -166,9 +166,9 @@ def checks_of(
     return found
 
 
-def key_of(sort: str, who: Limited, model: str = "") -> str:
+def key_of(sort: str, kind: str, id: str, model: str = "") -> str:
     """Return a key's name in Redis. An id may hold any character: its length tells where it ends."""
-    return f"{PREFIX}{sort}:{who.kind}:{len(who.id)}:{who.id}{':' if model else ''}{model}"
+    return f"{PREFIX}{sort}:{kind}:{len(id)}:{id}{':' if model else ''}{model}"
 
 
 def read_answer(words: Sequence[str]) -> list[Found]:

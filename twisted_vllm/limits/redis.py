@@ -8,32 +8,31 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.errors import LimitsUnavailable
 from twisted_vllm.limits.connection import RedisAway, RedisConnection
 from twisted_vllm.limits.local import LocalLimiter, SoftBudgetCrossed, tell_nobody
+from twisted_vllm.limits.loss import Loss
 from twisted_vllm.limits.plan import (
-    PREFIX,
     Check,
     RedisReservation,
     Settlement,
     checks_of,
     headers_of_answer,
+    key_of,
     read_answer,
     refusals_of,
 )
 from twisted_vllm.limits.refusals import error_of
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.limits.scripts import Script, Scripts
+from twisted_vllm.limits.unsettled import Unsettled
 from twisted_vllm.limits.values import Limited
 
 #: for how long what a process holds outlasts it; it renews that three times as often
 LEASE_SECONDS = 15.0
-
-_log = Logger()
 
 
 class RedisLimiter:
@@ -67,8 +66,8 @@ class RedisLimiter:
         lease: float = LEASE_SECONDS,
         clock: str | None = None,
     ) -> None:
-        self._server = server
         self._refuses = on_loss == "refuse"
+        self._loss = Loss(server.name, refuses=self._refuses)
         self._local = local
         self._on_soft_budget = on_soft_budget
         self._scripts = Scripts(int(lease * 1000), clock)
@@ -81,13 +80,8 @@ class RedisLimiter:
         self._number = 0
         self._ready = False
         self._was_ready = False
-        self._told_of_loss = False
         self._stopping = False
-        #: what gives back each admission that was sent and is not answered, by its number
-        self._admissions: dict[int, Settlement] = {}
-        #: settlements that are not known to be done, in their order
-        self._settlements: dict[int, Settlement] = {}
-        self._settlement = 0
+        self._unsettled = Unsettled()
 
     @property
     def is_ready(self) -> bool:
@@ -101,6 +95,7 @@ class RedisLimiter:
     def stop(self) -> Deferred[None]:
         """Give back what this process holds, and close the connection."""
         self._stopping = True
+        self._loss.is_wanted()
         if self._renewal.running:
             self._renewal.stop()
         farewell: Deferred[Any] = succeed(None)
@@ -126,18 +121,18 @@ class RedisLimiter:
         process, number = self._process, self._number
         # It is not known yet where tokens are counted: of an admission whose answer is lost, they count for a minute.
         nowhere = RedisReservation(process, number, 0, cost, [(check, "") for check in checks], [])
-        self._admissions[number] = nowhere.settlement(0, 0)
+        self._unsettled.admission_sent(number, nowhere.settlement(0, 0))
         answer = self._run(self._scripts.admit, checks, [str(number), *arguments])
         result: Deferred[Reservation] = Deferred()
 
         def answered(text: str) -> None:
             words = text.split(" ")
-            self._admissions.pop(number, None)
+            self._unsettled.admission_answered(number)
             if words[0] in ("lost", "stale"):
                 self._lease_lost()
                 go_on_without()
                 return
-            self._back()
+            self._loss.is_over()
             found = read_answer(words[1:])
             headers = headers_of_answer(checks, found, admitted=words[0] == "yes")
             if words[0] == "no":
@@ -153,8 +148,8 @@ class RedisLimiter:
 
         def failed(failure: Failure) -> None:
             if is_answer(failure):
-                self._admissions.pop(number, None)
-            self._tell_of_loss(failure.getErrorMessage())
+                self._unsettled.admission_answered(number)
+            self._loss.begins(failure.getErrorMessage())
             go_on_without()
 
         def go_on_without() -> None:
@@ -170,10 +165,10 @@ class RedisLimiter:
             self._local.settle(reservation, tokens, cost, now)
         elif not reservation.settled:
             reservation.settled = True
-            self._settlement += 1
-            self._settlements[self._settlement] = settlement = reservation.settlement(tokens, cost)
+            settlement = reservation.settlement(tokens, cost)
+            number = self._unsettled.settle(settlement)
             if self._ready:
-                self._settle(self._settlement, settlement)
+                self._settle(number, settlement)
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
         """As `LocalLimiter.budget_loaded`; Redis is told with the next request."""
@@ -187,7 +182,7 @@ class RedisLimiter:
         """As `LocalLimiter.budget_reset`, in Redis as well."""
         self._local.budget_reset(kind, id, spend, period_start)
         if self._ready:
-            key = budget_key(kind, id)
+            key = key_of("budget", kind, id)
             sent = self._connection.run(self._scripts.reset, [key], [str(period_start), str(spend)])
             sent.addErrback(_ignore_away)
 
@@ -210,7 +205,7 @@ class RedisLimiter:
             if words[0] != "done":
                 self._lease_lost()
                 return
-            self._settlements.pop(number, None)
+            self._unsettled.settled(number)
             for word in words[1:]:
                 index, spent = word.split(",")
                 check = settlement.checks[int(index)]
@@ -235,22 +230,15 @@ class RedisLimiter:
             # Redis lost its memory or the lease ended: what was held is not held, and must not be given back.
             self._was_ready = False
             self._process = secrets.token_hex(8)
-            self._admissions.clear()
-            self._settlements.clear()
+            self._unsettled.forget()
             self._connected()
             return
-        unsettled = set(answer.split(" "))
-        for number, undo in self._admissions.items():
-            if str(number) in unsettled:
-                self._settlement += 1
-                self._settlements[self._settlement] = undo
-        self._admissions.clear()
         self._ready = self._was_ready = True
-        for number, settlement in list(self._settlements.items()):
+        for number, settlement in self._unsettled.recover(set(answer.split(" "))):
             self._settle(number, settlement)
         if not self._renewal.running and not self._stopping:
             self._renewal.start(self._renew_seconds, now=False)
-        self._back()
+        self._loss.is_over()
 
     def _renew(self) -> None:
         def renewed(answer: str) -> None:
@@ -271,29 +259,7 @@ class RedisLimiter:
 
     def _lost(self, reason: str) -> None:
         self._ready = False
-        self._tell_of_loss(reason)
-
-    def _tell_of_loss(self, reason: str) -> None:
-        if self._told_of_loss or self._stopping:
-            return
-        self._told_of_loss = True
-        then = "requests with limits are refused" if self._refuses else "this process counts limits for itself"
-        _log.error(
-            "{server} does not count limits: {reason}. Until it does, {then}.",
-            server=self._server.name,
-            reason=reason,
-            then=then,
-        )
-
-    def _back(self) -> None:
-        if self._told_of_loss:
-            self._told_of_loss = False
-            _log.warn("{server} counts limits again.", server=self._server.name)
-
-
-def budget_key(kind: str, id: str) -> str:
-    """Return the name of a budget in Redis."""
-    return f"{PREFIX}budget:{kind}:{len(id)}:{id}"
+        self._loss.begins(reason)
 
 
 def is_answer(failure: Failure) -> bool:

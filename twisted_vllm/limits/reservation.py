@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from twisted_vllm.limits.budgets import Budget
 from twisted_vllm.limits.headers import Headers, Standing, limit_headers
-from twisted_vllm.limits.scope import Scope
+from twisted_vllm.limits.scope import REQUEST_LIMITS, Scope
 from twisted_vllm.limits.values import Limited
 from twisted_vllm.limits.windows import Bucket, Window
 
@@ -74,14 +75,17 @@ class LocalReservation(Reservation):
 
 def headers_of(limited: Sequence[Limited], scopes: Sequence[Scope], model: str, now: float) -> Headers:
     """Return ``x-ratelimit-*`` of the tightest limits: those of which the least is left."""
-    tightest: dict[bool, tuple[int, int, Window]] = {}
-    for who, scope in zip(limited, scopes, strict=True):
+    requests = tokens = None
+    fewest_requests = fewest_tokens = inf
+    for who, scope in zip(limited, scopes):  # noqa: B905 - of one length, and each call of strict= costs
         for name, limit, window in scope.windows(who.allowance, model, now):
-            requests = name.endswith("rpm")
-            known = tightest.get(requests)
-            if known is None or limit - window.used < known[1]:
-                tightest[requests] = (limit, limit - window.used, window)
-    return limit_headers(_standing(tightest.get(True), now), _standing(tightest.get(False), now))
+            left = limit - window.used
+            if name in REQUEST_LIMITS:
+                if left < fewest_requests:
+                    fewest_requests, requests = left, (limit, left, window)
+            elif left < fewest_tokens:
+                fewest_tokens, tokens = left, (limit, left, window)
+    return limit_headers(_standing(requests, now), _standing(tokens, now))
 
 
 def _standing(found: tuple[int, int, Window] | None, now: float) -> Standing | None:

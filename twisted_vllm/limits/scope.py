@@ -10,6 +10,9 @@ from twisted_vllm.limits.refusals import Refusal
 from twisted_vllm.limits.values import Allowance
 from twisted_vllm.limits.windows import WINDOW, Bucket, Window, whole_seconds
 
+#: the limits that count requests; the other windows count tokens
+REQUEST_LIMITS = frozenset({"rpm", "model_rpm"})
+
 
 class ModelWindows:
     """The windows of one model."""
@@ -120,18 +123,25 @@ class Scope:
             found = models[model] = ModelWindows()
         return found
 
-    def windows(self, allowance: Allowance, model: str, now: float) -> Iterator[tuple[str, int, Window]]:
-        """Yield each limit that holds for a model, by its name, with its window."""
+    def windows(self, allowance: Allowance, model: str, now: float) -> list[tuple[str, int, Window]]:
+        """Return each limit that holds for a model, by its name, with its window."""
+        found: list[tuple[str, int, Window]] = []
         if allowance.rpm is not None:
-            self.requests = self.requests or Window()
-            yield "rpm", allowance.rpm, self.requests.tidied(now)
+            window = self.requests = self.requests or Window()
+            found.append(("rpm", allowance.rpm, window))
         if allowance.tpm is not None:
-            self.tokens = self.tokens or Window()
-            yield "tpm", allowance.tpm, self.tokens.tidied(now)
-        if model in allowance.model_rpm:
-            yield "model_rpm", allowance.model_rpm[model], self.of_model(model).requests.tidied(now)
-        if model in allowance.model_tpm:
-            yield "model_tpm", allowance.model_tpm[model], self.of_model(model).tokens.tidied(now)
+            window = self.tokens = self.tokens or Window()
+            found.append(("tpm", allowance.tpm, window))
+        limits = allowance.model_rpm
+        if limits and model in limits:
+            found.append(("model_rpm", limits[model], self.of_model(model).requests))
+        limits = allowance.model_tpm
+        if limits and model in limits:
+            found.append(("model_tpm", limits[model], self.of_model(model).tokens))
+        for _, _, window in found:
+            if now >= window.stale:
+                window.tidy(now)
+        return found
 
     def refusals(
         self, allowance: Allowance, model: str, tokens: int, cost: int, now: float, wall: float
@@ -142,7 +152,7 @@ class Scope:
         if limit is not None and self.in_work >= limit:
             yield Refusal(kind, "parallel", limit, 1, 1 if limit else None)
         for name, limit, window in self.windows(allowance, model, now):
-            needed = 1 if name.endswith("rpm") else tokens
+            needed = 1 if name in REQUEST_LIMITS else tokens
             if window.used + needed > limit:
                 which = model if name.startswith("model") else ""
                 yield Refusal(kind, name, limit, needed, window.wait(limit, needed, now), which)

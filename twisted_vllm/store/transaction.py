@@ -129,6 +129,11 @@ class Transaction:
         self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._touch, END_USER))
         self.spend = Spending(connection, lambda kind, identity: self._touch(SPEND, spend_name(kind, identity)))
 
+    @property
+    def connection(self) -> Connection:
+        """The connection, for work that only reads."""
+        return self._connection
+
     def _touch(self, kind: str, name: str) -> None:
         self._touched[kind, name] = None
 

@@ -26,7 +26,11 @@ _PROGRAM_LIMIT = "54"
 
 @implementer(IUsageStore)
 class UsageDatabase:
-    """An :class:`IUsageStore` on a SQLite or PostgreSQL database whose schema is up to date."""
+    """An :class:`IUsageStore` on a SQLite or PostgreSQL database whose schema is up to date.
+
+    Attributes:
+        has_one_lock: whether all that write wait for each other, whatever they write.
+    """
 
     def __init__(self, url: Secret, period_start: PeriodStart, now: Callable[[], float] = time.time) -> None:
         """Prepare; it connects when it is first used.
@@ -43,6 +47,7 @@ class UsageDatabase:
         self._period_start = period_start
         self._now = now
         self._engine: Engine = make_engine(parse_url(url))
+        self.has_one_lock = self._engine.dialect.name == "sqlite"
 
     def __repr__(self) -> str:
         return "<UsageDatabase>"

@@ -1,0 +1,152 @@
+"""What the readers count of a real vLLM's answers is what vLLM counts itself, and a filtered stream is a direct one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from live_gateway import ask, json_request
+
+from twisted_vllm.gateway.bodies import read_body
+from twisted_vllm.gateway.splices import splice, usage_edits
+from twisted_vllm.ledger.readers import INJECTABLE, reader_for
+from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
+
+#: vLLM is now and then slow to write, and puts two tokens into one event; others may use the server meanwhile
+ATTEMPTS = 5
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+NAMES = re.compile(rb'"id":"[a-z]+-[0-9a-f]+"|"created":\d+')
+EVIL = '"usage":{"prompt_tokens":1,"completion_tokens":1}\n\ndata: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
+
+
+def counted_by_vllm(url: str) -> tuple[int, int]:
+    text = ask(url, "GET", "/metrics").body.decode()
+    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+    prompt, generation = (
+        sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)) for name in names
+    )
+    return int(prompt), int(generation)
+
+
+def varied(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield 52 requests: four routes, streamed and not, usage asked for or not, short and long, plain and evil."""
+    texts = ("Say hi", "Grüße, 東京 🙂", EVIL, "x " * 150, "", '\\"usage\\":')
+    for number, text in enumerate(texts):
+        base = {"model": model, "temperature": 0, "seed": number}
+        messages = [{"role": "user", "content": text or "?"}]
+        most = 1 + number * 3
+        yield CHAT, {**base, "messages": messages, "max_tokens": most}
+        yield CHAT, {**base, "messages": messages, "max_completion_tokens": most, "stream": True}
+        yield CHAT, {**base, "messages": messages, "max_tokens": most, "stream": True, "stream_options": {}}
+        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most}
+        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most, "stream": True}
+        options = {"include_usage": True, "continuous_usage_stats": number % 2 == 0}
+        yield COMPLETIONS, {**base, "prompt": ["a", "b"], "max_tokens": most, "stream": True, "stream_options": options}
+        yield (
+            RESPONSES,
+            {"model": model, "input": text or "?", "max_output_tokens": most + 1, "stream": number % 2 == 0},
+        )
+        yield MESSAGES, {"model": model, "messages": messages, "max_tokens": most, "stream": number % 2 == 1}
+    for stop in ("a", "e", "t", "o"):
+        yield CHAT, {"model": model, "messages": [{"role": "user", "content": "Tell"}], "max_tokens": 9, "stop": stop}
+
+
+def test_the_readers_count_what_vllm_counts(vllm_url: str, chat_model: str) -> None:
+    for _ in range(ATTEMPTS):
+        before = counted_by_vllm(vllm_url)
+        prompt = generation = 0
+        requests = list(varied(chat_model))
+        for route, body in requests:
+            asked = json.dumps(body).encode()
+            facts = read_body(asked)
+            edits = usage_edits(asked, facts) if route in INJECTABLE else ()
+            answer = ask(
+                vllm_url, "POST", route, headers=[("Content-Type", "application/json")], body=splice(asked, edits)
+            )
+            assert answer.status == 200, answer.body
+            if edits:
+                reader: Any = StreamFilter(chat=INJECTABLE[route])
+            else:
+                reader = reader_for(route, (answer.header("content-type") or "").encode(), answer.status)
+            for at in range(0, len(answer.body), 61):
+                reader.feed(answer.body[at : at + 61])
+            usage = reader.usage()
+            assert usage is not None, (route, body)
+            assert not usage.estimated
+            prompt += usage.prompt_tokens
+            generation += usage.completion_tokens
+        after = counted_by_vllm(vllm_url)
+        counted = (after[0] - before[0], after[1] - before[1])
+        if counted == (prompt, generation):
+            break
+    assert len(requests) >= 50
+    assert counted == (prompt, generation)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stream_options": None},
+        {"stream_options": {}},
+        {"stream_options": {"include_usage": False}},
+        {"stream_options": {"include_usage": None, "continuous_usage_stats": False}},
+        {"stream_options": {"continuous_usage_stats": True}},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"stream_options": {"include_usage": "yes"}},
+        {"max_tokens": 1},
+        {"echo": True},
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+def test_a_filtered_stream_is_a_direct_one(vllm_url: str, chat_model: str, route: str, more: dict[str, Any]) -> None:
+    text = {"messages": [{"role": "user", "content": "Say hi"}]} if route == CHAT else {"prompt": "Say"}
+    asked = json_request({"model": chat_model, "temperature": 0, "max_tokens": 9, "stream": True, **text, **more})
+    facts = read_body(asked["body"])
+    spliced = asked | {"body": splice(asked["body"], usage_edits(asked["body"], facts))}
+    for _ in range(ATTEMPTS):
+        direct = ask(vllm_url, "POST", route, **asked).body
+        answer = ask(vllm_url, "POST", route, **spliced).body
+        if spliced != asked:
+            stream = StreamFilter(chat=route == CHAT, fingerprint=Fingerprint())
+            answer = b"".join(stream.feed(answer[at : at + 61]) for at in range(0, len(answer), 61)) + stream.finish()
+            assert stream.usage() is not None
+        if NAMES.sub(b"", answer) == NAMES.sub(b"", direct):
+            break
+    assert NAMES.sub(b"", answer) == NAMES.sub(b"", direct)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/score", {"text_1": "a", "text_2": ["b", EVIL]}),
+        ("/v1/score", {"text_1": EVIL, "text_2": "b"}),
+        ("/rerank", {"query": "a", "documents": ["b", EVIL]}),
+        ("/v1/rerank", {"query": "a", "documents": ["b", "c"]}),
+        ("/v2/rerank", {"query": "a", "documents": ["b", "c"]}),
+        ("/classify", {"input": ["a", "b c"]}),
+        ("/pooling", {"input": "a b"}),
+        ("/pooling", {"input": "a b", "encoding_format": "base64"}),
+        ("/pooling", {"input": "a b", "encoding_format": "bytes"}),
+    ],
+)
+def test_scores_and_classes_are_counted_too(score_url: str, score_model: str, route: str, body: dict[str, Any]) -> None:
+    for _ in range(ATTEMPTS):
+        before = counted_by_vllm(score_url)
+        answer = ask(score_url, "POST", route, **json_request({"model": score_model, **body}))
+        assert answer.status == 200, answer.body
+        content_type, metadata = ((answer.header(name) or "").encode() for name in ("content-type", "metadata"))
+        reader = reader_for(route, content_type, 200, metadata=metadata)
+        assert reader is not None
+        reader.feed(answer.body)
+        usage = reader.usage()
+        assert usage is not None
+        counted = counted_by_vllm(score_url)[0] - before[0]
+        if counted == usage.prompt_tokens:
+            break
+    assert counted == usage.prompt_tokens > 0
