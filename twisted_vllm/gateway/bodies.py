@@ -67,6 +67,9 @@ _Number: TypeAlias = int | float | None
 
 _NO_VALUE = msgspec.Raw()
 
+#: counts above are no counts
+MAX_NUMBER = 2**53
+
 
 class _Options(msgspec.Struct, gc=False):
     include_usage: bool | None = None
@@ -130,6 +133,9 @@ def read_body(body: bytes) -> BodyFacts:
         if place is None:
             return _read_by_scanning(body)
         field = ModelField(found.model, place.start(1), place.end(1))
+    most = found.max_tokens if found.max_completion_tokens is None else found.max_completion_tokens
+    if type(most) is not int or not 0 < most < MAX_NUMBER:
+        most = _first_number(found.max_completion_tokens, found.max_tokens, found.max_output_tokens)
     options = found.stream_options
     several = found.prompt if found.messages is _NO_VALUE else found.messages
     return BodyFacts(
@@ -137,7 +143,7 @@ def read_body(body: bytes) -> BodyFacts:
         found.stream is True,
         bool(options.include_usage) if isinstance(options, _Options) else False,
         options is not msgspec.UNSET,
-        _first_number(found.max_completion_tokens, found.max_tokens, found.max_output_tokens),
+        most,
         (1 if found.n is None else _number(found.n) or 1) * (1 if several is _NO_VALUE else _count(several)),
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
@@ -171,7 +177,7 @@ def _refuse(reason: str) -> NoReturn:
 
 def _number(value: object) -> int | None:
     """Return a count that vLLM would take as one: a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**53:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MAX_NUMBER:
         return None
     return int(value) if int(value) == value else None
 

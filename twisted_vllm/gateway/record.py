@@ -40,7 +40,7 @@ class Recorder:
         self._now = now
         self._redact = redact = redact or Redactor()
         # the same few paths and models come again and again
-        self._clean = lru_cache(maxsize=1024)(lambda text: redact(text)[:TEXT_LIMIT])
+        self._clean = lru_cache(maxsize=1024)(lambda text: redact(text[:READ_LIMIT])[:TEXT_LIMIT])
 
     def record(self, request: GatewayRequest, seconds: float) -> RequestRecord:
         """Return the record of `request`, which ended at `seconds` of the clock that it began by."""
@@ -77,8 +77,8 @@ class Recorder:
             key_name="" if principal is None else principal.name,
             key_hash="" if principal is None else principal.hash_prefix,
             method=request.method.decode("latin-1"),
-            route=self._clean(route[:READ_LIMIT].decode("latin-1")),
-            model=self._clean(model[:READ_LIMIT]) if model else "",
+            route=self._clean(route.decode("latin-1")),
+            model=self._clean(model) if model else "",
             server=server,
             status=request.status,
             outcome=outcome,

@@ -194,7 +194,7 @@ class PassThroughResource:
             return
         charge, reserved = self._accounts.open(request, entry, admitted)
         request.note.charge = charge
-        if reserved is None:
+        if reserved is None or charge is None:
             self._send(request, admitted, body, passage)
         else:
             Reserving(request, body, charge, reserved).then(lambda: self._send(request, admitted, body, passage))

@@ -28,7 +28,8 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
         completion: for a token of the answer.
         audio_ms: for a millisecond of audio.
         request: for an answer at all.
-        text: the prices as they were configured, in dollars, by LiteLLM's names.
+        text: the prices as they were configured, for a ledger row: where they come from, and decimal dollars by LiteLLM's
+            names.
     """
 
     name: str = ""
@@ -39,16 +40,14 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
     request: int = 0
     text: Mapping[str, str] = {}
 
-    def as_text(self) -> Mapping[str, str]:
-        """Return the prices for a ledger row: decimal dollars by LiteLLM's names, and where they come from."""
-        return self.text
-
 
 FREE = Prices()
 
 
 def cost_of(usage: Usage, prices: Prices) -> int:
     """Return what an answer costs in picodollars, rounded once, half to even."""
+    if prices is FREE:
+        return 0
     prompt = usage.prompt_tokens
     cached = usage.cached_tokens
     if cached > prompt:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from twisted_vllm.ledger import counts, streams
-from twisted_vllm.ledger.document import Document, Shape
+from twisted_vllm.ledger.document import MAX_WHOLE, Document, Shape
 from twisted_vllm.ledger.values import Usage
 
 T = TypeVar("T")
@@ -57,22 +57,32 @@ class _JsonKind:
 class JsonReader:
     """Reads an answer that is one JSON object."""
 
-    __slots__ = ("_document", "_kind")
+    __slots__ = ("_document", "_kind", "_only")
     stream = False
 
     def __init__(self, kind: _JsonKind) -> None:
         """Begin with an answer."""
         self._kind = kind
-        self._document = Document(kind.shape)
+        # most answers come in one piece
+        self._only = b""
+        self._document: Document | None = None
 
     def feed(self, data: bytes) -> None:
         """Take what comes next."""
-        self._document.feed(data)
+        document = self._document
+        if document is None:
+            if not self._only and len(data) <= MAX_WHOLE:
+                self._only = data
+                return
+            document = self._document = Document(self._kind.shape)
+            document.feed(self._only)
+            self._only = b""
+        document.feed(data)
 
     def usage(self) -> Usage | None:
         """Return what the server said that it used, or None where it did not."""
         try:
-            return self._kind.read(self._document.read())
+            return self._kind.read(self._only if self._document is None else self._document.read())
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
+import msgspec
 from twisted.logger import Logger
 
 from twisted_vllm.ledger.spool_lines import head_line, read_lines
@@ -69,8 +70,7 @@ class Backlog:
     oldest: int | None
 
 
-@attrs.frozen
-class _Cached:
+class _Cached(msgspec.Struct, frozen=True, gc=False):
     """Rows of one write, and where it stands."""
 
     segment: int

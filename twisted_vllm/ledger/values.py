@@ -32,7 +32,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 NOTHING_USED = Usage()
 
 
-class UsageRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+class UsageRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One request that reached a server. The spool keeps it as JSON: a field added later needs a default.
 
     Attributes:

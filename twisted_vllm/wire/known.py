@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: the one header that may differ; its digits, which stand as they would be written anew, are left out of the comparison
+#: the one header that may differ; its digits, which stand as they would be written anew, are not compared
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
 #: what changes with every request, so that the head would never come again
@@ -54,14 +54,13 @@ class KnownHead:
     Attributes:
         method: the method.
         uri: the request target in origin form.
-        headers: the headers as they came.
+        headers: the headers as they came, but for the value of ``Content-Length``, which is empty.
         names: their names in lower case.
-        first: the first value of each, by lower-case name.
-        length_at: where ``Content-Length`` stands among them; -1 where it does not.
+        first: the first value of each, by lower-case name, likewise.
         note: what the resource wants to know again of the next request with this head.
     """
 
-    __slots__ = ("first", "headers", "length_at", "method", "names", "note", "uri")
+    __slots__ = ("first", "headers", "method", "names", "note", "uri")
 
     def __init__(self, request: GatewayRequest) -> None:
         self.method = request.method
@@ -69,7 +68,11 @@ class KnownHead:
         self.headers: HeaderList = request.raw_headers
         self.names = request.header_names
         self.first = request.head
-        self.length_at = self.names.index(b"content-length") if b"content-length" in self.first else -1
+        if b"content-length" in self.first:
+            self.headers = self.headers.copy()
+            at = self.names.index(b"content-length")
+            self.headers[at] = (self.headers[at][0], b"")
+            self.first = {**self.first, b"content-length": b""}
         self.note: Any = None
 
 
@@ -105,15 +108,8 @@ class KnownHeads(_Heads[KnownHead]):
         request.uri = known.uri
         request.clientproto = b"HTTP/1.1"
         request.header_names = known.names
-        at = known.length_at
-        if at < 0:
-            request.raw_headers = known.headers
-            request.head = known.first
-        else:
-            value = b"%d" % length
-            request.raw_headers = headers = known.headers.copy()
-            headers[at] = (headers[at][0], value)
-            request.head = {**known.first, b"content-length": value}
+        request.raw_headers = known.headers
+        request.head = known.first
         request.body_length = request.body_received = length
         if length:
             request.body_pieces.append(data[start:])

@@ -53,7 +53,8 @@ class GatewayRequest(AnsweredRequest):
     """One request and its response; see `AnsweredRequest` for the latter.
 
     Attributes:
-        raw_headers: the headers as they came, in order.
+        raw_headers: the headers as they came, in order. The value of ``Content-Length`` is empty where the head is
+            known: `body_length` has it.
         header_names: their names in lower case, in the same order.
         head: the first value of each header, by lower-case name; all of them where it is one of `JOINED`.
         trailers: the trailers as they came; all of them once the body is complete.
@@ -138,6 +139,8 @@ class GatewayRequest(AnsweredRequest):
         Componentized.__init__(self)
         for name, value in self.raw_headers:
             self.requestHeaders.addRawHeader(name, value)
+        if b"content-length" in self.head:
+            self.requestHeaders.setRawHeaders(b"content-length", [b"%d" % len(body)])
         self.responseHeaders = Headers()
         self.parseCookies()
         self.content = BytesIO(body)
