@@ -20,7 +20,7 @@ from twisted_vllm.ledger.writer import LedgerWriter
 from twisted_vllm.limits.local import LocalLimiter
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.limits.redis import RedisLimiter
-from twisted_vllm.money import to_dollars
+from twisted_vllm.limits.refusals import dollars
 from twisted_vllm.starting import StartError
 from twisted_vllm.store.usage_database import UsageDatabase
 
@@ -160,11 +160,11 @@ class Books:
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(
-            "The {kind} {id} has spent {spent} USD in this period, over its soft budget of {soft} USD",
+            "The {kind} {id} has spent {spent} in this period, over its soft budget of {soft}",
             kind=kind.replace("_", " "),
             id=id,
-            spent=to_dollars(spent).normalize(),
-            soft=to_dollars(soft).normalize(),
+            spent=dollars(spent),
+            soft=dollars(soft),
         )
 
 
