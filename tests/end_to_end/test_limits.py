@@ -88,7 +88,7 @@ async def test_each_limit_holds_at_each_level_and_says_which_it_is(
         assert len(answers) < 20
     *admitted, refused = answers
     assert admitted
-    assert (refused.status, refused.error["code"]) == (429, code)
+    assert (refused.status, refused.reason, refused.error["code"]) == (429, b"Too Many Requests", code)
     assert LEVELS[level] in refused.error["message"]
     assert name in refused.error["message"]
     assert int(refused.header("retry-after") or 0) >= 1

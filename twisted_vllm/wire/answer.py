@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from twisted.web import http, server
@@ -49,7 +50,8 @@ class AnsweredRequest(server.Request):
         headers = error.headers()
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
-        reason = http.RESPONSES.get(error.status, b"Error")
+        # Twisted's table ends before 428 and its successors (RFC 6585)
+        reason = http.RESPONSES.get(error.status) or HTTPStatus(error.status).phrase.encode("ascii")
         self.relay_head(ResponseHead(error.status, reason, headers))
         self.relay_body(body, True)
 
