@@ -120,7 +120,8 @@ class Accounts:
             admitted: what was admitted.
 
         Returns:
-            The charge, if anybody wants to know what is used; and where the reservation comes later, a Deferred of it, which fails as this does.
+            The charge, if anybody wants to know what is used; and where the reservation comes later, a Deferred of it,
+            which fails as this does.
 
         Raises:
             EndUserBlocked: an administrator blocked whom it asks for.
