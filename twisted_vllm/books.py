@@ -69,7 +69,7 @@ class Books:
             self.flush = spool.flush
         self.accounts = Accounts(
             limiter=self.limiter,
-            find_end_user=index.end_user,
+            end_users=index,
             prices=PriceBook(settings.models, settings.default_prices),
             rows=self._spool,
             refuses_unwritten=ledger.on_spool_failure == "refuse",

@@ -171,14 +171,17 @@ class Parts:
         record = self._recorder.record(request, self.site.seconds())
         note = request.note
         if isinstance(note, Forwarding) and note.charge is not None:
-            self.books.accounts.close(request, note.charge, note.relay is not None, record)
+            relay = note.relay
+            self.books.accounts.close(request, note.charge, relay is not None and relay.went_on, record)
             if not self._writes.holds:
                 self.books.flush()
         self._request_log.emit(record)
 
     def _finished_and_left(self, request: GatewayRequest) -> None:
-        self._finished(request)
-        self.queues.finished(request)
+        try:
+            self._finished(request)
+        finally:
+            self.queues.finished(request)
 
     def _readiness(self) -> Readiness:
         return Readiness(draining=self.drain.begun, database=self.health.answers)

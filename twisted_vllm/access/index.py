@@ -112,6 +112,11 @@ class KeyIndex:
         grant = (self._users if kind == "user" else self._teams).get(identity)
         return UNLIMITED if grant is None else grant.allowance
 
+    @property
+    def knows_end_users(self) -> bool:
+        """Whether anything is known of any end user: then it matters whom a request is made for."""
+        return bool(self._end_users)
+
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user with its limits; ``None`` where there is nothing to know of it."""
         return self._end_users.get(user_id)

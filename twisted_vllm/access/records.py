@@ -165,6 +165,11 @@ class Principal:
         return any(each.allowance.counts_tokens for each in self.limited)
 
     @property
+    def counts_models(self) -> bool:
+        """Whether the use of certain models is limited."""
+        return any(each.allowance.counts_models for each in self.limited)
+
+    @property
     def restricts_models(self) -> bool:
         """Whether its key, user or team may use certain models only."""
         return bool(self.models or self.user_models or self.team_models)

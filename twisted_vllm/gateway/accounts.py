@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from twisted_vllm.access.grants import EndUser
 from twisted_vllm.access.routes import RouteClass
-from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable
+from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
@@ -48,8 +48,22 @@ class Limiter(Protocol):
     ) -> Reservation | Deferred[Reservation]:
         """Reserve, or raise."""
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
         """Count what was used in place of what was reserved."""
+
+
+class EndUsers(Protocol):
+    """What is known of those for whom callers ask: the index.
+
+    Attributes:
+        knows_end_users: whether anything is known of any.
+    """
+
+    @property
+    def knows_end_users(self) -> bool: ...
+
+    def end_user(self, user_id: str, /) -> EndUser | None:
+        """Return one; None where there is nothing to know of it."""
 
 
 class Rows(Protocol):
@@ -73,7 +87,7 @@ class Accounts:
         self,
         *,
         limiter: Limiter,
-        find_end_user: Callable[[str], EndUser | None],
+        end_users: EndUsers,
         prices: PriceBook,
         rows: Rows | None,
         refuses_unwritten: bool = False,
@@ -87,7 +101,7 @@ class Accounts:
 
         Args:
             limiter: counts.
-            find_end_user: tells what is known of an end user.
+            end_users: tells what is known of an end user.
             prices: what models cost.
             rows: where the ledger's rows go; None keeps none.
             refuses_unwritten: whether a request is refused whose row cannot be written.
@@ -98,7 +112,8 @@ class Accounts:
             now: the time in Unix seconds.
         """
         self._limiter = limiter
-        self._find_end_user = find_end_user
+        self._end_users = end_users
+        self._find_end_user = end_users.end_user
         self._prices_of = prices.of
         self._rows = rows
         self._refuses_unwritten = refuses_unwritten
@@ -108,6 +123,11 @@ class Accounts:
         self._make_id = make_id
         self._now = now
         self._fingerprints: dict[tuple[str, str], Fingerprint] = {}
+
+    @property
+    def needs_end_user(self) -> bool:
+        """Whether it must be known for whom a request is made: somebody has limits of his own, or was blocked."""
+        return self._end_users.knows_end_users
 
     def open(
         self, request: GatewayRequest, entry: Entry, admitted: Admitted
@@ -127,6 +147,7 @@ class Accounts:
             EndUserBlocked: an administrator blocked whom it asks for.
             RateLimitExceeded, BudgetExceeded: a limit does not let it begin.
             LedgerUnavailable: its row could not be written.
+            ModelUndetermined: the use of certain models is limited, and it cannot be told which this one is.
         """
         if self._refuses_unwritten and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
@@ -162,6 +183,12 @@ class Accounts:
             charge.fingerprint = self._fingerprint(admitted)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return charge, None
+        if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
+            raise ModelUndetermined(
+                "How much of certain models may be used is limited here, and the gateway cannot read from this request "
+                'which it asks for: send it in the body as "model".',
+                param="model",
+            )
         tokens = estimate_total(
             prompt,
             generates=route.path in GENERATING,
@@ -185,13 +212,21 @@ class Accounts:
             went_on: whether it was sent.
             record: its log record.
         """
-        usage = charge.used(record.outcome) if went_on else NOTHING_USED
-        prices = charge.prices
-        # an error costs nothing
-        cost = cost_of(usage, prices) if 200 <= charge.status < 300 or usage.estimated else 0
         now = self._now()
-        if charge.reservation is not None:
-            self._limiter.settle(charge.reservation, usage.prompt_tokens + usage.completion_tokens, cost, now)
+        prices = charge.prices
+        usage, cost = NOTHING_USED, 0
+        try:
+            # a server begins once it has the whole body
+            if went_on and (charge.status or request.body_complete):
+                usage = charge.used(record.outcome)
+                # an error costs nothing
+                if usage.estimated or 200 <= charge.status < 300:
+                    cost = cost_of(usage, prices)
+        finally:
+            # whatever a server's answer does to its reader: nothing stays reserved
+            if charge.reservation is not None:
+                tokens = usage.prompt_tokens + usage.completion_tokens
+                self._limiter.settle(charge.reservation, tokens, cost, now, went_on=went_on)
         if self._rows is None or not went_on or record.outcome == "refused":
             return
         principal = charge.principal

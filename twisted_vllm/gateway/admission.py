@@ -143,6 +143,7 @@ class Admission:
             or principal.restricts_models
             or bool(principal.aliases or principal.cache_salt)
             or principal.counts_tokens
+            or principal.counts_models
         )
         return Entry(principal, route, where, needs, takes and self._reads_bodies)
 

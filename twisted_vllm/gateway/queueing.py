@@ -100,6 +100,7 @@ class ServerQueues:
                 # what is to come of it stays with the client
                 body.hold()
         else:
+            _turned_away(exchange)
             exchange.fail(_busy("too many requests wait for the model's server"))
 
     def finished(self, request: GatewayRequest) -> None:
@@ -110,10 +111,12 @@ class ServerQueues:
 
     def give_up(self, exchange: Exchange) -> None:
         """Forget one that waits, about which nobody asks any more."""
+        _turned_away(exchange)
         self._leave(exchange)
 
     def _expired(self, exchange: Exchange) -> None:
         self._leave(exchange)
+        _turned_away(exchange)
         exchange.fail(_busy("the model's server took no request in time"))
 
     def _leave(self, exchange: Exchange) -> None:
@@ -150,6 +153,12 @@ class ServerQueues:
             self._sweeper.discard(waiting)
             if isinstance(exchange.asker, Relay):
                 exchange.asker.queued = self._seconds() - waiting.since
+
+
+def _turned_away(exchange: Exchange) -> None:
+    """Note that no server was asked."""
+    if isinstance(exchange.asker, Relay):
+        exchange.asker.went_on = False
 
 
 def _busy(reason: str) -> ServerBusy:

@@ -95,6 +95,7 @@ class Relay(Protocol):
         outcome: how it ended, in the words of `RequestRecord`.
         protocols: none: a server that switches protocols is at fault.
         queued: seconds for which the request waited for its server, or None.
+        went_on: whether the server was asked; False where it was too busy for that.
     """
 
     _log = Logger()
@@ -105,6 +106,7 @@ class Relay(Protocol):
     outcome = ""
     protocols = NO_PROTOCOLS
     queued: float | None = None
+    went_on = True
     _response: UpstreamResponse | None = None
     _ended = False
 

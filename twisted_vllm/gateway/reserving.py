@@ -33,6 +33,7 @@ class Reserving:
             reserved: the reservation to come; what it would have got is given back where it is cancelled.
         """
         self._request = request
+        self._body = body
         self._charge = charge
         self._reserved = reserved
         self._given_up = False
@@ -47,6 +48,7 @@ class Reserving:
     def cancel(self) -> None:
         """The client has gone."""
         self._given_up = True
+        self._drop_body()
         self._reserved.cancel()
 
     def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
@@ -54,11 +56,18 @@ class Reserving:
         self._charge.reservation = reservation
         go_on()
 
+    def _drop_body(self) -> None:
+        # a large form holds a file
+        if isinstance(self._body, RequestBody):
+            self._body.stopProducing()
+
     def _failed(self, failure: Failure) -> None:
         if self._given_up:
             return
         request = self._request
-        request.work = None
+        if request.work is self:
+            request.work = None
+        self._drop_body()
         if isinstance(failure.value, GatewayError):
             request.answer(failure.value)
         else:

@@ -131,12 +131,22 @@ class PassThroughResource:
             self._admit(request, entry, request.take_body(), passage)
         elif entry.needs_body and streams(request):
             self._hold_form(request, entry)
-        elif entry.needs_body or (
-            # what need not be read, and is too large for it, streams
-            entry.wants_body
-            and request.body_length is not None
-            and request.body_length <= most
-            and is_json(request.head)
+        elif (
+            entry.needs_body
+            or (
+                # what need not be read, and is too large for it, streams
+                entry.wants_body
+                and request.body_length is not None
+                and request.body_length <= most
+                and is_json(request.head)
+            )
+            or (
+                # who is limited or blocked is named in it
+                entry.route.takes_model
+                and self._accounts is not None
+                and self._accounts.needs_end_user
+                and is_json(request.head)
+            )
         ):
             request.collect_body(most, lambda body: self._collected(request, entry, body))
         else:

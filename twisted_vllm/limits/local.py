@@ -101,7 +101,7 @@ class LocalLimiter:
                 reservation.budgets.append((budget, budget.epoch))
         return reservation
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
         """Count what a request used in place of what was reserved; of a second call for it nothing comes.
 
         Args:
@@ -109,6 +109,7 @@ class LocalLimiter:
             tokens: how many it used.
             cost: what it cost, in picodollars.
             now: Unix seconds.
+            went_on: whether it counts as a request; False where the gateway turned it away after all.
         """
         if reservation.settled or not isinstance(reservation, LocalReservation):
             return
@@ -120,6 +121,8 @@ class LocalLimiter:
         for scope in reservation.scopes:
             scope.in_work -= 1
             scope.used_at = now
+        if not went_on:
+            reservation.give_back(now)
         difference = tokens - reservation.tokens
         if difference:
             for window, bucket in reservation.charges:

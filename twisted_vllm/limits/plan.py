@@ -11,6 +11,7 @@ from twisted_vllm.limits.budgets import Budget
 from twisted_vllm.limits.headers import Headers, Standing, limit_headers
 from twisted_vllm.limits.refusals import Refusal
 from twisted_vllm.limits.reservation import Reservation
+from twisted_vllm.limits.scope import REQUEST_LIMITS
 from twisted_vllm.limits.values import Limited
 from twisted_vllm.limits.windows import whole_seconds
 
@@ -108,8 +109,8 @@ class RedisReservation(Reservation):
         """See `Reservation.headers`."""
         return self._headers
 
-    def settlement(self, tokens: int, cost: int) -> Settlement:
-        """Return what is to be settled."""
+    def settlement(self, tokens: int, cost: int, *, went_on: bool = True) -> Settlement:
+        """Return what is to be settled; the request does not count as one unless it went on."""
         checks: list[Check] = []
         arguments = [self.process, str(self.number)]
         difference = tokens - self.tokens
@@ -121,6 +122,8 @@ class RedisReservation(Reservation):
                 arguments += ("budget", where, str(check.amount), f"{cost}/{soft}")
             elif check.name.endswith("tpm") and difference and where:
                 arguments += ("window", where, str(difference), "")
+            elif check.name in REQUEST_LIMITS and not went_on and where:
+                arguments += ("window", where, "-1", "")
             else:
                 continue
             checks.append(check)

@@ -142,7 +142,7 @@ class RedisLimiter:
             held = [(check, said.where) for check, said in zip(checks, found, strict=True)]
             reservation = RedisReservation(process, number, tokens, cost, held, headers)
             if result.called:
-                self.settle(reservation, 0, 0, now)
+                self.settle(reservation, 0, 0, now, went_on=False)
             else:
                 result.callback(reservation)
 
@@ -159,13 +159,13 @@ class RedisLimiter:
         answer.addCallbacks(answered, failed)
         return result
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
         """Count what a request used in place of what was reserved; as `LocalLimiter.settle`. Nobody waits for it."""
         if not isinstance(reservation, RedisReservation):
-            self._local.settle(reservation, tokens, cost, now)
+            self._local.settle(reservation, tokens, cost, now, went_on=went_on)
         elif not reservation.settled:
             reservation.settled = True
-            settlement = reservation.settlement(tokens, cost)
+            settlement = reservation.settlement(tokens, cost, went_on=went_on)
             number = self._unsettled.settle(settlement)
             if self._ready:
                 self._settle(number, settlement)

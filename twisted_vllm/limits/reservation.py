@@ -72,6 +72,11 @@ class LocalReservation(Reservation):
         """See `Reservation.headers`."""
         return headers_of(self._limited, self.scopes, self._model, self._now)
 
+    def give_back(self, now: float) -> None:
+        """Count the request as none."""
+        for who, scope in zip(self._limited, self.scopes, strict=True):
+            scope.give_back(who.allowance, self._model, self._now, now)
+
 
 def headers_of(limited: Sequence[Limited], scopes: Sequence[Scope], model: str, now: float) -> Headers:
     """Return ``x-ratelimit-*`` of the tightest limits: those of which the least is left."""

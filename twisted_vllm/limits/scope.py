@@ -113,6 +113,12 @@ class Scope:
             window = self.of_model(model).tokens
             charges.append((window, window.add(now, tokens)))
 
+    def give_back(self, allowance: Allowance, model: str, counted_at: float, now: float) -> None:
+        """Take a request out of those that were counted."""
+        for name, _, window in self.windows(allowance, model, now):
+            if name in REQUEST_LIMITS:
+                window.give_back(counted_at)
+
     def of_model(self, model: str) -> ModelWindows:
         """Return the windows of a model."""
         models = self.models

@@ -46,6 +46,11 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
         """Whether a request's tokens or cost must be estimated before it is admitted."""
         return self.tpm is not None or bool(self.model_tpm) or self.max_budget is not None
 
+    @property
+    def counts_models(self) -> bool:
+        """Whether a request's model must be known before it is admitted."""
+        return bool(self.model_rpm or self.model_tpm)
+
 
 UNLIMITED = Allowance()
 

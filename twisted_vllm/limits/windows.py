@@ -92,6 +92,15 @@ class Window:
             bucket.amount += difference
             self.used += difference
 
+    def give_back(self, counted_at: float) -> None:
+        """Take one back that was counted at a time, if it still counts."""
+        for bucket in self._buckets:
+            if counted_at <= bucket.last:
+                # the first whose last is no earlier: all of those before had closed by then
+                bucket.amount -= 1
+                self.used -= 1
+                return
+
     def wait(self, limit: int, amount: int, now: float) -> int | None:
         """Return after how many whole seconds an amount fits below a limit if nothing else is counted.
 
