@@ -113,6 +113,21 @@ def test_a_body_that_is_described_as_closed_is(gateway: Gateway, document: Any) 
         assert (answer.status, answer.error["param"]) == (400, "colour"), path
 
 
+def test_an_empty_parameter_is_as_good_as_none_and_described_so(gateway: Gateway, document: Any) -> None:
+    for path, method, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] != "query" or parameter["required"]:
+                continue
+            schema, name = parameter["schema"], parameter["name"]
+            described = [schema, *schema.get("anyOf", ())]
+            assert any(
+                each.get("type") == "string" or "" in (each.get("const"), *each.get("enum", ())) for each in described
+            )
+            without = gateway.call(method.upper(), path)
+            empty = gateway.call(method.upper(), f"{path}?{name}=")
+            assert (empty.status, empty.body) == (without.status, without.body), (path, name)
+
+
 KEY = KeyRecord(token="0" * 64, key_name="sk-...abcd", created_at=NOW, updated_at=NOW, created_by="master")
 TEAM = TeamRecord("x", **CHANGES)
 

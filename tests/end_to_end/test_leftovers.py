@@ -133,7 +133,7 @@ def objects() -> Counter[str]:
         f"{kind.__module__}.{kind.__qualname__}"
         for kind in kinds
         # rows wait in the spool until the database has them
-        if kind.__module__.startswith("twisted_vllm.") and kind.__module__ != "twisted_vllm.ledger.spool"
+        if kind.__module__.startswith("twisted_vllm.") and not kind.__module__.startswith("twisted_vllm.ledger.spool")
     )
 
 

@@ -17,6 +17,7 @@ from twisted_vllm.admin.openapi_operations import OPERATIONS
 from twisted_vllm.admin.operation import Operation
 from twisted_vllm.admin.queries import Query
 from twisted_vllm.admin.respond import send_json
+from twisted_vllm.admin.schemas import PRINTABLE
 from twisted_vllm.errors import ERROR_HEADER
 
 Json = dict[str, Any]
@@ -47,6 +48,9 @@ _REFUSALS = {
 _EVERYWHERE = (400,)
 _WITH_KEY = (401, 403, 429, 503)
 _WITH_BODY = (413,)
+
+#: a part of a path that names something
+_PART = {"type": "string", "minLength": 1, "pattern": PRINTABLE}
 
 _HEADER = {"schema": {"type": "string"}}
 
@@ -133,8 +137,7 @@ def _operation(path: str, operation: Operation, schemas: Iterator[Json]) -> Json
     refusals: Iterable[int] = _EVERYWHERE + operation.refusals
     found: Json = {}
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in _PATH_PART.findall(path)
+        {"name": name, "in": "path", "required": True, "schema": _PART} for name in _PATH_PART.findall(path)
     ] + list(_parameters(operation.query))
     if parameters:
         found["parameters"] = parameters
@@ -169,10 +172,13 @@ def _parameters(query: type[Query]) -> Iterator[Json]:
     for name, each in schema["properties"].items():
         if each.get("default") == "":
             del each["default"]
-        found = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": each}
+        found = {"name": name, "in": "query", "required": name in schema.get("required", ())}
         if "description" in each:
             found["description"] = each.pop("description")
-        yield found
+        if not found["required"] and (each.get("type") == "integer" or "" not in each.get("enum", ("",))):
+            # an empty one is as good as none
+            each = {"anyOf": [each, {"const": ""}]}
+        yield {**found, "schema": each}
 
 
 def _words(endpoint: Callable[..., Any]) -> Json:
