@@ -20,9 +20,12 @@ from twisted_vllm.ledger.writer import LedgerWriter
 from twisted_vllm.limits.local import LocalLimiter
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.limits.redis import RedisLimiter
-from twisted_vllm.money import to_dollars
+from twisted_vllm.limits.refusals import dollars
 from twisted_vllm.starting import StartError
 from twisted_vllm.store.usage_database import UsageDatabase
+
+#: how long a start may take longer for what former runs left in the spool, in seconds
+TAKE_OVER_SECONDS = 10.0
 
 
 class Books:
@@ -79,8 +82,11 @@ class Books:
             make_id=make_id,
         )
 
-    def open(self, spends: Iterable[Spend]) -> None:
-        """Open the spool, and take what the database, which is open, says was spent.
+    def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
+        """Open the spool, move what former runs left in it, and take what the database then says was spent.
+
+        Args:
+            spends: asks the database, which is open.
 
         Raises:
             StartError: the spool cannot be written to.
@@ -102,11 +108,14 @@ class Books:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-        for spend in spends:
+            self._writer.take_over(TAKE_OVER_SECONDS)
+        for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def start(self) -> None:
-        """Begin to move rows to the database, and to count with other processes."""
+        """Begin to move rows to the database, and to count with other processes; say so if it does not."""
+        if self._redis is None:
+            self._tell_of_neighbours()
         if self._redis is not None:
             self._redis.start()
         if self._writer is not None:
@@ -121,6 +130,27 @@ class Books:
         """Take note that an administrator set what was spent."""
         self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
+    def _tell_of_neighbours(self) -> None:
+        spool = self._spool
+        try:
+            others = 0 if spool is None else spool.neighbours()
+        except OSError:
+            # it was opened a moment ago: whatever it is, the writer will meet it
+            others = 0
+        if others:
+            self._log.warn(
+                "Other processes share {directory}, {others} at present. Each counts limits for itself: together they "
+                "admit a multiple. Set passthrough.redis_url to have them count together",
+                directory=str(spool and spool.directory),
+                others=others,
+            )
+        elif not self._settings.database_url.reveal().startswith("sqlite"):
+            # others, on this machine or another, cannot be seen
+            self._log.info(
+                "Limits are counted by this process alone: where several share the database, set passthrough.redis_url "
+                "to have them count together"
+            )
+
     def _committed(self, spent: Sequence[Spent]) -> None:
         for each in spent:
             self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
@@ -130,11 +160,11 @@ class Books:
 
     def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
         self._log.warn(
-            "The {kind} {id} has spent {spent} USD in this period, over its soft budget of {soft} USD",
+            "The {kind} {id} has spent {spent} in this period, over its soft budget of {soft}",
             kind=kind.replace("_", " "),
             id=id,
-            spent=to_dollars(spent).normalize(),
-            soft=to_dollars(soft).normalize(),
+            spent=dollars(spent),
+            soft=dollars(soft),
         )
 
 

@@ -105,7 +105,7 @@ class GatewayService(Service):
         try:
             self._parts.database.open()
             self._parts.registry.take(self._parts.store.load_now())
-            self._parts.books.open(self._parts.store.spend_now())
+            self._parts.books.open(self._parts.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
@@ -44,6 +45,11 @@ class PrivateRedis:
     def server(self) -> RedisServer:
         """Where it is, as the gateway is told; with a database that is not the first."""
         return RedisServer("127.0.0.1", self.port, 2, password=Secret(self.password))
+
+    @property
+    def url(self) -> str:
+        """Where it is, as an operator writes it."""
+        return f"redis://:{quote(self.password, safe='')}@127.0.0.1:{self.port}/{self.server.database}"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 from twisted.logger import Logger
 
-from twisted_vllm.ledger.spool_claims import Claim, claim_new
+from twisted_vllm.ledger.spool_claims import Claim, claim_new, count_living
 from twisted_vllm.ledger.spool_lines import encode_line
 from twisted_vllm.ledger.spool_queue import SEGMENT_SECONDS, Backlog, Batch, SegmentQueue
 from twisted_vllm.ledger.spool_segment import Segment
@@ -93,6 +93,14 @@ class Spool:
     def name(self) -> str:
         """What this process's files are called."""
         return "" if self._claim is None else self._claim.name
+
+    def neighbours(self) -> int:
+        """Return how many other living processes share the directory.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return count_living(self.directory, self.name)
 
     def backlog(self) -> Backlog:
         """Return what is not committed, of this process's own."""

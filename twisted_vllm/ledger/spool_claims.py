@@ -82,6 +82,31 @@ def claim_new(directory: Path, randbytes: Callable[[int], bytes]) -> Claim:
             return taken
 
 
+def count_living(directory: Path, own: str) -> int:
+    """Return how many names other processes hold.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    names = {match[1] for entry in os.listdir(directory) if (match := _LOCK.fullmatch(entry))}
+    return sum(_is_held(directory / f"{name}.lock") for name in names - {own})
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # shared: two that look at the same time do not take each other for the holder
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def claim_abandoned(directory: Path, known: Iterable[str]) -> list[Claim]:
     """Take every name whose process is gone, but for those known to be of no use.
 

@@ -105,6 +105,22 @@ class LedgerWriter:
         self._held: Batch | None = None
         self._next_look = self._next_deletion = 0.0
 
+    def take_over(self, seconds: float) -> None:
+        """Move what other runs left, in the calling thread: what was spent by then is known before more is.
+
+        Args:
+            seconds: about how long that may take; what is left then is moved once this has started.
+        """
+        deadline = time.monotonic() + seconds
+        self._look()
+        while time.monotonic() < deadline:
+            self._held = self._held or self._abandoned.take(BATCH_ROWS)
+            if self._held is None or not self._move(self._held):
+                break
+            self._held = None
+        # the next connection is the thread's
+        self._store.close()
+
     def start(self) -> None:
         """Begin to move rows, those that are left from before first."""
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)

@@ -68,13 +68,13 @@ def message_of(refusal: Refusal) -> str:
 
 
 def _budget_message(refusal: Refusal, level: str) -> str:
-    budget = f"{level} may spend {_dollars(refusal.allowed)} (max_budget)"
+    budget = f"{level} may spend {dollars(refusal.allowed)} (max_budget)"
     if refusal.needed > refusal.allowed > 0:
-        return f"The request may cost {_dollars(refusal.needed)}, and {budget}. Lower max_tokens or shorten the prompt."
+        return f"The request may cost {dollars(refusal.needed)}, and {budget}. Lower max_tokens or shorten the prompt."
     if refusal.spent >= refusal.allowed:
-        return f"Budget exceeded: {budget} and has spent {_dollars(refusal.spent)}.{_again(refusal)}"
+        return f"Budget exceeded: {budget} and has spent {dollars(refusal.spent)}.{_again(refusal)}"
     return (
-        f"Budget exceeded: {budget}, has spent {_dollars(refusal.spent)}, and the rest is less than this request "
+        f"Budget exceeded: {budget}, has spent {dollars(refusal.spent)}, and the rest is less than this request "
         f"and those in work may cost.{_again(refusal)}"
     )
 
@@ -91,7 +91,8 @@ def _count(number: int, unit: str) -> str:
     return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
-def _dollars(picodollars: int) -> str:
+def dollars(picodollars: int) -> str:
+    """Return an amount as people read it."""
     exact = to_dollars(picodollars)
     rounded = exact.quantize(Decimal("0.000001")) if exact else exact
     # An amount too small to show is not shown as nothing.

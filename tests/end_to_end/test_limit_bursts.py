@@ -1,0 +1,104 @@
+"""Bursts: of requests that come all at once, exactly so many begin as each limit allows, on one process and on two."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from limits_harness import BODY, MODEL, GatedServer, LimitingGateway, burst
+from process_harness import FULL, many_descriptors, served
+from twistd_harness import wait_until
+
+from twisted_vllm.ledger.estimate import estimate_prompt
+
+sys.path.append(str(Path(__file__).parents[1] / "services"))
+
+COUNT = 2_000 if FULL else 400
+#: what is reserved for one request: tokens, and as many dollars
+RESERVED = estimate_prompt(BODY) + 4
+
+
+@attrs.frozen
+class House:
+    """Gateways that share what they know, and their server."""
+
+    server: GatedServer
+    gateways: list[LimitingGateway]
+
+    def burst(self, limits: dict[str, Any], expected: int) -> dict[tuple[int, str], int]:
+        key = self.gateways[0].make_key(**limits)
+        wait_until(lambda: all(gateway.knows(key) for gateway in self.gateways))
+        found = burst([gateway.port for gateway in self.gateways], key, COUNT, self.server, expected)
+        print(f"{COUNT} requests at once, {limits}: {dict(found)}")
+        assert self.server.taken == expected
+        return dict(found)
+
+
+@pytest.fixture(scope="module", params=["one process", "two on SQLite", "two on PostgreSQL"])
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    directory = tmp_path_factory.mktemp("bursts")
+    with ExitStack() as stack:
+        variables = {}
+        count = 1
+        if request.param != "one process":
+            count = 2
+            variables["VLLM_PASSTHROUGH_REDIS_URL"] = redis_url(stack)
+            variables["DATABASE_URL"] = f"sqlite:///{directory}/shared.sqlite3"
+        if request.param == "two on PostgreSQL":
+            variables["DATABASE_URL"] = postgresql_url(stack)
+        stack.enter_context(many_descriptors(3 * COUNT + 500))
+        server = GatedServer()
+        port = stack.enter_context(served(server.serve)).port
+        gateways = [
+            stack.enter_context(LimitingGateway(directory / str(number), port, **variables)) for number in range(count)
+        ]
+        yield House(server, gateways)
+
+
+def redis_url(stack: ExitStack) -> str:
+    from private_redis import PrivateRedis, find_redis
+
+    binary = find_redis()
+    if binary is None:
+        pytest.skip("Redis' server program (redis-server) is not installed")
+    redis = PrivateRedis(binary)
+    stack.callback(redis.remove)
+    redis.start()
+    return redis.url
+
+
+def postgresql_url(stack: ExitStack) -> str:
+    from private_postgresql import PrivatePostgresql, find_binaries
+
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server programs (initdb, postgres) are not installed")
+    try:
+        postgresql = PrivatePostgresql(binaries)
+    except LookupError as error:
+        pytest.skip(str(error))
+    stack.callback(postgresql.remove)
+    postgresql.initialise()
+    postgresql.start()
+    return postgresql.make_database()
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected", "code"),
+    [
+        ({"rpm_limit": 131}, 131, "rate_limit_exceeded"),
+        ({"max_parallel_requests": 57}, 57, "rate_limit_exceeded"),
+        ({"tpm_limit": 61 * RESERVED + RESERVED - 1}, 61, "rate_limit_exceeded"),
+        ({"model_rpm_limit": {MODEL: 89}}, 89, "rate_limit_exceeded"),
+        ({"model_tpm_limit": {MODEL: 1 * RESERVED}}, 1, "rate_limit_exceeded"),
+        ({"max_budget": 43 * RESERVED + RESERVED - 1, "budget_duration": "30d"}, 43, "budget_exceeded"),
+    ],
+    ids=["rpm", "parallel", "tpm", "model_rpm", "model_tpm", "budget"],
+)
+def test_a_burst_gets_exactly_what_is_allowed(house: House, limits: dict[str, Any], expected: int, code: str) -> None:
+    assert house.burst(limits, expected) == {(200, ""): expected, (429, code): COUNT - expected}
