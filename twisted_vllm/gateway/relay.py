@@ -140,7 +140,7 @@ class Relay(Protocol):
         if charge is not None:
             charge.answered(response.head)
             if charge.reservation is not None:
-                request.added = b"".join(b"%b: %b\r\n" % pair for pair in charge.reservation.headers)
+                request.added = charge.reservation.lines
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:

@@ -12,6 +12,12 @@ Standing = tuple[int, int, float]
 _REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
 _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
+#: the same as lines of a head, to be filled in
+REQUEST_LINES, TOKEN_LINES = (
+    b"".join(name + b": " + value + b"\r\n" for name, value in zip(names, (b"%d", b"%d", b"%b"), strict=True))
+    for names in (_REQUESTS, _TOKENS)
+)
+
 
 def limit_headers(requests: Standing | None, tokens: Standing | None) -> Headers:
     """Return what a caller is told of its limits, without those that it has not."""

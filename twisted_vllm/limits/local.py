@@ -93,7 +93,7 @@ class LocalLimiter:
         reservation = LocalReservation(limited, model, tokens, cost, now, scopes)
         for who, scope in zip(limited, scopes):  # noqa: B905 - of one length, and each call of strict= costs
             allowance = who.allowance
-            scope.take(allowance, model, tokens, now, reservation.charges)
+            scope.take(reservation, allowance, model, tokens, now)
             if allowance.max_budget is not None or allowance.soft_budget is not None:
                 budget = scope.budget or self._open_budget(scope)
                 budget.reserved += cost

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 
 from twisted_vllm.limits.budgets import Budget
-from twisted_vllm.limits.headers import Headers, Standing, limit_headers
+from twisted_vllm.limits.headers import REQUEST_LINES, TOKEN_LINES, Headers, Standing, go_duration, limit_headers
 from twisted_vllm.limits.scope import REQUEST_LIMITS, Scope
 from twisted_vllm.limits.values import Limited
 from twisted_vllm.limits.windows import Bucket, Window
@@ -30,11 +30,13 @@ class Reservation:
 
     @property
     def headers(self) -> Headers:
-        """``x-ratelimit-*`` of the tightest limits, after this request; empty where nothing is limited by the minute.
-
-        Meant for the head of the response: what it says is how things stand when it is asked.
-        """
+        """``x-ratelimit-*`` of the tightest limits, after this request; empty where none is by the minute."""
         raise NotImplementedError
+
+    @property
+    def lines(self) -> bytes:
+        """The same as lines of a head."""
+        return b"".join([b"%b: %b\r\n" % pair for pair in self.headers])
 
 
 class LocalReservation(Reservation):
@@ -44,9 +46,24 @@ class LocalReservation(Reservation):
         scopes: whose requests it is one of.
         charges: where its tokens are counted.
         budgets: where its cost is reserved, and in which period of each.
+        requests_left: what its admission left of the tightest limit of requests, and of `requests_limit`, that limit;
+            infinity where there is none.
+        tokens_left: likewise of tokens, of `tokens_limit`, which `window` counts.
     """
 
-    __slots__ = ("_limited", "_model", "_now", "budgets", "charges", "scopes")
+    __slots__ = (
+        "_limited",
+        "_model",
+        "_now",
+        "budgets",
+        "charges",
+        "requests_left",
+        "requests_limit",
+        "scopes",
+        "tokens_left",
+        "tokens_limit",
+        "window",
+    )
 
     def __init__(
         self,
@@ -63,6 +80,11 @@ class LocalReservation(Reservation):
         self.scopes = scopes
         self.charges: list[tuple[Window, Bucket]] = []
         self.budgets: list[tuple[Budget, int]] = []
+        self.requests_left: float = inf
+        self.requests_limit = 0
+        self.tokens_left: float = inf
+        self.tokens_limit = 0
+        self.window: Window | None = None
         self._limited = limited
         self._model = model
         self._now = now
@@ -70,7 +92,22 @@ class LocalReservation(Reservation):
     @property
     def headers(self) -> Headers:
         """See `Reservation.headers`."""
-        return headers_of(self._limited, self.scopes, self._model, self._now)
+        return [(name, value) for name, _, value in (line.partition(b": ") for line in self.lines.splitlines())]
+
+    @property
+    def lines(self) -> bytes:
+        """See `Reservation.lines`; written at once, as every limited request needs them."""
+        lines = b""
+        left = self.requests_left
+        if left != inf:
+            # it was counted itself a moment ago: all is there again a window after that
+            lines = REQUEST_LINES % (self.requests_limit, left if left > 0 else 0, b"1m0s")
+        left = self.tokens_left
+        if left != inf:
+            window = self.window
+            reset = b"1m0s" if self.tokens or window is None else go_duration(window.empty_after(self._now))
+            lines += TOKEN_LINES % (self.tokens_limit, left if left > 0 else 0, reset)
+        return lines
 
     def give_back(self, now: float) -> None:
         """Count the request as none."""

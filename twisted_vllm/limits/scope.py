@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import inf
+from typing import TYPE_CHECKING
 
 from twisted_vllm.limits.budgets import Budget
 from twisted_vllm.limits.refusals import Refusal
 from twisted_vllm.limits.values import Allowance
-from twisted_vllm.limits.windows import WINDOW, Bucket, Window, whole_seconds
+from twisted_vllm.limits.windows import WINDOW, Window, whole_seconds
+
+if TYPE_CHECKING:
+    from twisted_vllm.limits.reservation import LocalReservation
 
 #: the limits that count requests; the other windows count tokens
 REQUEST_LIMITS = frozenset({"rpm", "model_rpm"})
@@ -93,25 +97,38 @@ class Scope:
         budget = self.budget
         return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
 
-    def take(
-        self, allowance: Allowance, model: str, tokens: int, now: float, charges: list[tuple[Window, Bucket]]
-    ) -> None:
-        """Count a request that `has_room`; where its tokens are counted is added to the charges."""
+    def take(self, reservation: LocalReservation, allowance: Allowance, model: str, tokens: int, now: float) -> None:
+        """Count a request that `has_room`, and note where its tokens are counted, and what of the limits is left."""
         self.in_work += 1
         self.used_at = now
+        limit = allowance.rpm
         window = self.requests
-        if window is not None and allowance.rpm is not None:
+        if limit is not None and window is not None:
             window.add(now, 1)
+            left = limit - window.used
+            if left < reservation.requests_left:
+                reservation.requests_left, reservation.requests_limit = left, limit
+        limit = allowance.tpm
         window = self.tokens
-        if window is not None and allowance.tpm is not None:
-            charges.append((window, window.add(now, tokens)))
+        if limit is not None and window is not None:
+            reservation.charges.append((window, window.add(now, tokens)))
+            left = limit - window.used
+            if left < reservation.tokens_left:
+                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limit, window
         limits = allowance.model_rpm
         if limits and model in limits:
-            self.of_model(model).requests.add(now, 1)
+            window = self.of_model(model).requests
+            window.add(now, 1)
+            left = limits[model] - window.used
+            if left < reservation.requests_left:
+                reservation.requests_left, reservation.requests_limit = left, limits[model]
         limits = allowance.model_tpm
         if limits and model in limits:
             window = self.of_model(model).tokens
-            charges.append((window, window.add(now, tokens)))
+            reservation.charges.append((window, window.add(now, tokens)))
+            left = limits[model] - window.used
+            if left < reservation.tokens_left:
+                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limits[model], window
 
     def give_back(self, allowance: Allowance, model: str, counted_at: float, now: float) -> None:
         """Take a request out of those that were counted."""
