@@ -36,8 +36,14 @@ def serve(connection: Connection) -> None:
         connection.send(RESPONSE)
 
 
-def ask_on(port: int, seen: list[str]) -> None:
-    """Send one request after another, and keep the id of each whose answer came whole, until the gateway is gone."""
+def ask_on(port: int, seen: list[str], pause: float = 0.0) -> None:
+    """Send one request after another, and keep the id of each whose answer came whole, until the gateway is gone.
+
+    Args:
+        port: the gateway's.
+        seen: takes the ids.
+        pause: seconds between two requests.
+    """
     with suppress(OSError), closing(socket.create_connection((HOST, port), 10.0)) as connection:
         while True:
             connection.sendall(REQUEST)
@@ -50,6 +56,8 @@ def ask_on(port: int, seen: list[str]) -> None:
             head = received.partition(b"\r\n\r\n")[0]
             ids = [line[14:] for line in head.split(b"\r\n") if line.lower().startswith(b"x-request-id: ")]
             seen.append(ids[0].decode())
+            if pause:
+                time.sleep(pause)
 
 
 def ledger(directory: Path) -> Counter[str]:
