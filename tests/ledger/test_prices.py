@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Timeouts
-from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, prices_of
+from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost, prices_of
 from twisted_vllm.ledger.values import Usage
 
 
@@ -104,3 +104,12 @@ def test_a_cost_is_the_exact_sum_rounded_once(prompt, cached, completion, audio_
         exact = (prompt - cached) * input_ + cached * cache + completion * output + audio_ms * second / 1000 + request
         expected = int((exact * 10**12).to_integral_value(ROUND_HALF_EVEN))
     assert cost_of(usage, prices_of("x", configured)) == min(expected, 2**63 - 1)
+
+
+@given(prompt=st.integers(0, 10**6), completion=st.integers(0, 10**6), price=st.decimals(0, 1, places=12))
+def test_what_an_answer_may_cost_is_what_it_costs_if_it_uses_that_much(
+    prompt: int, completion: int, price: Decimal
+) -> None:
+    prices = prices_of("m", PriceList(input_cost_per_token=price, output_cost_per_token=2 * price))
+    usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
+    assert expected_cost(prompt, completion, prices) == cost_of(usage, prices)

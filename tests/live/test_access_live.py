@@ -185,3 +185,21 @@ def test_a_stream_goes_on_while_its_key_is_deleted(gateway: LiveGateway, chat_mo
         connection.close()
     assert first.startswith(b"data: {")
     assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_key_with_a_cache_of_its_own_is_answered(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key(cache_isolation=True)
+    for more in ({}, {"cache_salt": "mine"}, {"stream": True}):
+        answer = gateway.ask("POST", CHAT, key, **json_request(hello(chat_model, **more)))
+        assert answer.status == 200, answer.body
+
+
+def test_a_limit_counts_what_vllm_counts(gateway: LiveGateway, chat_model: str) -> None:
+    key = gateway.make_key(rpm_limit=2, tpm_limit=100_000)
+    first, second, third = (gateway.ask("POST", CHAT, key, **json_request(hello(chat_model))) for _ in range(3))
+    assert (first.status, second.status) == (200, 200)
+    assert third.error_code == (429, "rate_limit_exceeded")
+    # the first was settled to what vLLM counted, which is less than was reserved for it
+    left = [int(answer.header("x-ratelimit-remaining-tokens") or 0) for answer in (second, third)]
+    assert left[1] == 100_000 - first.json["usage"]["total_tokens"] - second.json["usage"]["total_tokens"]
+    assert left[0] < left[1]

@@ -14,9 +14,9 @@ from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndeterm
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
-from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of
+from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
-from twisted_vllm.ledger.values import NOTHING_USED, Usage, UsageRow
+from twisted_vllm.ledger.values import NOTHING_USED, UsageRow
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.limits.values import Limited
 from twisted_vllm.observe.record import RequestRecord
@@ -196,12 +196,12 @@ class Accounts:
             answers=facts.answers,
             assumed=self._assumed,
         )
-        cost = cost_of(Usage(prompt_tokens=prompt, completion_tokens=tokens - prompt), prices)
+        cost = expected_cost(prompt, tokens - prompt, prices)
         reserved = self._limiter.admit(limited, admitted.model, tokens, cost, self._now())
-        if isinstance(reserved, Deferred):
-            return charge, reserved
-        charge.reservation = reserved
-        return charge, None
+        if isinstance(reserved, Reservation):
+            charge.reservation = reserved
+            return charge, None
+        return charge, reserved
 
     def close(self, request: GatewayRequest, charge: Charge, went_on: bool, record: RequestRecord) -> None:
         """Settle, and write the row of a request that went on to a server.

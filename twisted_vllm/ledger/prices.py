@@ -58,6 +58,17 @@ def cost_of(usage: Usage, prices: Prices) -> int:
         + usage.audio_ms * prices.audio_ms
         + prices.request
     )
+    return _rounded(exact)
+
+
+def expected_cost(prompt: int, completion: int, prices: Prices) -> int:
+    """Return what an answer may cost in picodollars, by the most tokens that the two may have."""
+    if prices is FREE:
+        return 0
+    return _rounded(prompt * prices.prompt + completion * prices.completion + prices.request)
+
+
+def _rounded(exact: int) -> int:
     whole, rest = divmod(exact, _TO_PICODOLLARS)
     doubled = rest * 2
     if doubled > _TO_PICODOLLARS or (doubled == _TO_PICODOLLARS and whole & 1):

@@ -94,11 +94,11 @@ class LocalLimiter:
         for who, scope in zip(limited, scopes):  # noqa: B905 - of one length, and each call of strict= costs
             allowance = who.allowance
             scope.take(reservation, allowance, model, tokens, now)
-            if allowance.max_budget is not None or allowance.soft_budget is not None:
-                budget = scope.budget or self._open_budget(scope)
-                budget.reserved += cost
-                budget.soft = allowance.soft_budget
-                reservation.budgets.append((budget, budget.epoch))
+            known_budget = scope.budget
+            if known_budget and (allowance.max_budget is not None or allowance.soft_budget is not None):
+                known_budget.reserved += cost
+                known_budget.soft = allowance.soft_budget
+                reservation.budgets.append((known_budget, known_budget.epoch))
         return reservation
 
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:

@@ -79,20 +79,23 @@ class Scope:
                 window.tidy(now)
             if window.used + tokens > limit:
                 return False
-        limits = allowance.model_rpm
-        if limits and model in limits:
-            window = self.of_model(model).requests
-            if now >= window.stale:
-                window.tidy(now)
-            if window.used >= limits[model]:
-                return False
-        limits = allowance.model_tpm
-        if limits and model in limits:
-            window = self.of_model(model).tokens
-            if now >= window.stale:
-                window.tidy(now)
-            if window.used + tokens > limits[model]:
-                return False
+        model_rpm, model_tpm = allowance.model_rpm, allowance.model_tpm
+        if (model_rpm and model in model_rpm) or (model_tpm and model in model_tpm):
+            windows = self.of_model(model)
+            limit = model_rpm.get(model)
+            if limit is not None:
+                window = windows.requests
+                if now >= window.stale:
+                    window.tidy(now)
+                if window.used >= limit:
+                    return False
+            limit = model_tpm.get(model)
+            if limit is not None:
+                window = windows.tokens
+                if now >= window.stale:
+                    window.tidy(now)
+                if window.used + tokens > limit:
+                    return False
         limit = allowance.max_budget
         budget = self.budget
         return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
@@ -115,20 +118,24 @@ class Scope:
             left = limit - window.used
             if left < reservation.tokens_left:
                 reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limit, window
-        limits = allowance.model_rpm
-        if limits and model in limits:
-            window = self.of_model(model).requests
+        models = self.models
+        if models is None or model not in models:
+            return
+        windows = models[model]
+        limit = allowance.model_rpm.get(model)
+        if limit is not None:
+            window = windows.requests
             window.add(now, 1)
-            left = limits[model] - window.used
+            left = limit - window.used
             if left < reservation.requests_left:
-                reservation.requests_left, reservation.requests_limit = left, limits[model]
-        limits = allowance.model_tpm
-        if limits and model in limits:
-            window = self.of_model(model).tokens
+                reservation.requests_left, reservation.requests_limit = left, limit
+        limit = allowance.model_tpm.get(model)
+        if limit is not None:
+            window = windows.tokens
             reservation.charges.append((window, window.add(now, tokens)))
-            left = limits[model] - window.used
+            left = limit - window.used
             if left < reservation.tokens_left:
-                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limits[model], window
+                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limit, window
 
     def give_back(self, allowance: Allowance, model: str, counted_at: float, now: float) -> None:
         """Take a request out of those that were counted."""
