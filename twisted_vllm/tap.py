@@ -32,6 +32,7 @@ Environment (a value in the file wins, the command line wins over both):
   LITELLM_MASTER_KEY     the administrator's key; without one, anybody on this machine may do everything
   DATABASE_URL           postgresql://USER:PASSWORD@HOST/NAME; default: twisted_vllm.sqlite3 in the run directory
 Each also as VLLM_PASSTHROUGH_MASTER_KEY, _DATABASE_URL, _API_BASE, _API_KEY, which win over these.
+  VLLM_PASSTHROUGH_REDIS_URL  redis://HOST:PORT, where several processes count limits together
 
 Try it:
   HOSTED_VLLM_API_BASE=http://127.0.0.1:8000 twistd -n vllm-passthrough
@@ -53,7 +54,7 @@ class Options(usage.Options):
 
     longdesc = (
         "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format, byte for byte; "
-        "virtual keys, permissions and a log are added."
+        "virtual keys, permissions, limits, a ledger of what was used and a log are added."
     )
 
     optFlags = [

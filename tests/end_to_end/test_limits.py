@@ -343,7 +343,7 @@ async def usage_that_is_no_number(scene: Scene) -> None:
 async def server_too_slow(scene: Scene) -> None:
     client, _ = await scene.begin()
     scene.gateway.pass_time(6)
-    await client.until_received(b"504 Gateway Time-out")
+    await client.until_received(b"504 Gateway Timeout")
 
 
 async def a_tunnel(scene: Scene) -> None:

@@ -22,7 +22,7 @@ from process_harness import (
 )
 from twistd_harness import free_port
 
-REQUESTS = 100_000 if FULL else 24_000
+REQUESTS = 100_000 if FULL else 12_000
 CLIENTS = 4
 #: a share of all requests that comes first, so that what is made once is there
 WARMING = 0.25

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from twistd_harness import MASTER_KEY, Foreground, ask, free_port
+from websockets.asyncio.client import connect as connect_in_loop
 from websockets.asyncio.server import ServerConnection as ServerConnectionInLoop
 from websockets.asyncio.server import serve as serve_in_loop
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -119,16 +120,27 @@ def test_a_browser_s_key_opens_it_and_is_seen_by_nobody_else(echo: Echo, tmp_pat
 
 
 def echoes(address: str, trust: ssl.SSLContext | None) -> None:
-    """Send what an echo must send back, and have it say goodbye."""
-    bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
-    with connect(address, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE) as socket:
-        for message in MESSAGES:
-            socket.send(message)
-        assert [socket.recv(PATIENCE) for _ in MESSAGES] == MESSAGES
-        socket.send("goodbye")
-        with pytest.raises(ConnectionClosedError):
-            socket.recv(PATIENCE)
-        assert socket.close_code == 4321
+    """Send what an echo must send back, and have it say goodbye.
+
+    In a loop: the client with threads reads and writes one TLS connection at the same time, and at times stands still
+    when a session ticket comes while it sends its handshake.
+    """
+
+    async def converse() -> None:
+        bearer = {"Authorization": f"Bearer {MASTER_KEY}"}
+        async with connect_in_loop(
+            address, ssl=trust, additional_headers=bearer, open_timeout=PATIENCE, proxy=None
+        ) as socket:
+            for message in MESSAGES:
+                await socket.send(message)
+            async with asyncio.timeout(PATIENCE):
+                assert [await socket.recv() for _ in MESSAGES] == MESSAGES
+                await socket.send("goodbye")
+                with pytest.raises(ConnectionClosedError):
+                    await socket.recv()
+            assert socket.close_code == 4321
+
+    asyncio.run(converse())
 
 
 def lines_of_tunnels(gateway: Foreground) -> list[dict[str, object]]:

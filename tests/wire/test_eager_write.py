@@ -325,7 +325,14 @@ def test_a_connection_with_tls_is_never_gone_around() -> None:
     kernel = Kernel()
     made, _ = connection(kernel)
     made.TLS = True
-    assert EagerWrites().writer(made)[0] == made.write
+    writes = EagerWrites()
+    told = []
+    writes.before = lambda: told.append(len(made._tempDataBuffer))
+    writes.hold()
+    made.write = made._tempDataBuffer.append
+    writes.writer(made)[0](b"one")
+    # at once, whatever turn it is, and not before what must come first
+    assert (made._tempDataBuffer, told) == ([b"one"], [0])
 
 
 def test_what_is_queued_below_tls_is_counted() -> None:

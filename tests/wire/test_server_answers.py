@@ -9,6 +9,7 @@ from server_harness import JSON_TYPE, Answer, House, LoggedFailures, chunked, ge
 from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
 
+from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import NotFound
 from twisted_vllm.wire.headers import ResponseHead
 from twisted_vllm.wire.request import GatewayRequest
@@ -345,3 +346,10 @@ def test_a_resource_that_raises_within_its_answer_cuts_the_connection(logged_fai
     assert logged_failures.flush(ZeroDivisionError)
     assert len(house.finished) == 1
     house.assert_clean()
+
+
+def test_an_error_of_the_gateway_s_own_has_the_reason_phrase_of_its_status() -> None:
+    house = House(limits=Limits(max_header_count=1))
+    client = house.connect()
+    client.send(b"GET /vllm/a HTTP/1.1\r\nHost: h\r\nA: 1\r\nB: 2\r\n\r\n")
+    assert client.transport.value().startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")

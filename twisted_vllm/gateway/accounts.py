@@ -218,6 +218,9 @@ class Accounts:
         try:
             # a server begins once it has the whole body
             if went_on and (charge.status or request.body_complete):
+                if request.body_length is None and not charge.prompt_tokens and request.note.entry.route.takes_model:
+                    # only now it is known how long it was
+                    charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
                 usage = charge.used(record.outcome)
                 # an error costs nothing
                 if usage.estimated or 200 <= charge.status < 300:

@@ -31,19 +31,11 @@ class Charge:
         status: the status that the server answered with; 0 before.
     """
 
-    __slots__ = (
-        "_filter",
-        "_reader",
-        "admitted",
-        "end_user",
-        "fingerprint",
-        "prices",
-        "principal",
-        "prompt_tokens",
-        "reservation",
-        "route",
-        "status",
-    )
+    reservation: Reservation | None = None
+    fingerprint: Fingerprint | None = None
+    status = 0
+    _reader: UsageReader | None = None
+    _filter: StreamFilter | None = None
 
     def __init__(
         self,
@@ -60,11 +52,6 @@ class Charge:
         self.prices = prices
         self.end_user = end_user
         self.prompt_tokens = prompt_tokens
-        self.reservation: Reservation | None = None
-        self.fingerprint: Fingerprint | None = None
-        self.status = 0
-        self._reader: UsageReader | None = None
-        self._filter: StreamFilter | None = None
 
     @property
     def is_stream(self) -> bool:

@@ -28,8 +28,7 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
         completion: for a token of the answer.
         audio_ms: for a millisecond of audio.
         request: for an answer at all.
-        text: the prices as they were configured, for a ledger row: where they come from, and dollars by LiteLLM's
-            names.
+        text: the prices as configured, for a ledger row: where they come from, and dollars by LiteLLM's names.
     """
 
     name: str = ""

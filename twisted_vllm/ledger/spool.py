@@ -118,12 +118,30 @@ class Spool:
     def flush(self) -> None:
         """Write what was appended. A disk that fails is logged, and tried again with the later calls."""
         if not self._lines:
+            if self._failed_at is not None:
+                self._probe()
             return
         with self._queue.lock:
             if self._failed_at is not None and self._monotonic() - self._failed_at < RETRY_SECONDS:
                 self._drop_surplus()
             else:
                 self._write()
+
+    def _probe(self) -> None:
+        """Find out whether a disk that failed takes something again: where requests are refused, no row would."""
+        with self._queue.lock:
+            if self._failed_at is None or self._monotonic() - self._failed_at < RETRY_SECONDS:
+                return
+            try:
+                self._open_segment()
+            except OSError as error:
+                self._failed(error)
+            else:
+                self._recovered()
+
+    def _recovered(self) -> None:
+        self._failed_at = None
+        self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
 
     def _write(self) -> None:
         queue, rows = self._queue, self._rows
@@ -137,8 +155,7 @@ class Spool:
         self._lines, self._rows = [], []
         queue.written(segment, start, rows)
         if self._failed_at is not None:
-            self._failed_at = None
-            self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
+            self._recovered()
         if segment.end > self._segment_bytes or self._monotonic() - segment.opened > SEGMENT_SECONDS:
             queue.leave()
 

@@ -100,6 +100,7 @@ keys = Table(
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
     Index("vllm_passthrough_keys_user", "user_id"),
     Index("vllm_passthrough_keys_team", "team_id"),
+    Index("vllm_passthrough_keys_created", "created_at", "token"),
 )
 
 #: the values that keys had before they were regenerated; they work for a while
@@ -127,6 +128,7 @@ users = Table(
     Column("updated_by", String(64), nullable=False),
     Column("allowance", Limits),
     UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
+    Index("vllm_passthrough_users_created", "created_at", "user_id"),
 )
 
 teams = Table(
@@ -192,6 +194,8 @@ audit = Table(
     Column("request_id", String(128), nullable=False),
     Column("client", String(64), nullable=False),
     Index("vllm_passthrough_audit_object", "object_id"),
+    Index("vllm_passthrough_audit_actor", "actor", "id"),
+    Index("vllm_passthrough_audit_request", "request_id"),
 )
 
 #: what each key, user, team and end user spent, in picodollars: in its budget's period that began at ``period_start``

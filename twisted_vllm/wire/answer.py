@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from twisted.web import http, server
+from twisted.web import server
 
 from twisted_vllm.errors import ERROR_HEADER, GatewayError
 from twisted_vllm.wire.headers import BODILESS, FRAMING, HeaderList, ResponseHead, write_last_chunk, write_response_head
@@ -50,8 +50,8 @@ class AnsweredRequest(server.Request):
         headers = error.headers()
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
-        # Twisted's table ends before 428 and its successors (RFC 6585)
-        reason = http.RESPONSES.get(error.status) or HTTPStatus(error.status).phrase.encode("ascii")
+        # twisted.web's own table ends before 428
+        reason = HTTPStatus(error.status).phrase.encode("ascii")
         self.relay_head(ResponseHead(error.status, reason, headers))
         self.relay_body(body, True)
 

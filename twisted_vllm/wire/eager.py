@@ -54,7 +54,12 @@ class EagerWrites:
         own write.
         """
         if not isinstance(transport, tcp.Connection) or transport.TLS:
-            return transport.write, _nothing
+
+            def write_queued(data: bytes) -> None:
+                self.before()
+                transport.write(data)
+
+            return write_queued, _nothing
         # a connection's queue is two attributes of twisted.internet.abstract.FileDescriptor; a test holds that they
         # are still what they were
         connection: Any = transport
@@ -78,6 +83,8 @@ class EagerWrites:
                 or connection._aborting
                 or not connection.connected
             ):
+                # the socket may be written to before the turn is over
+                self.before()
                 connection.write(data)
                 return
             waits = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: the one header that may differ; its digits, which stand as they would be written anew, are not compared
+#: the one header that may differ; its digits, as they would be written anew, are left out of what is compared
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
 #: what changes with every request, so that the head would never come again

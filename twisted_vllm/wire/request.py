@@ -54,7 +54,7 @@ class GatewayRequest(AnsweredRequest):
 
     Attributes:
         raw_headers: the headers as they came, in order. The value of ``Content-Length`` is empty where the head is
-            known: `body_length` has it.
+            known; see `all_headers`.
         header_names: their names in lower case, in the same order.
         head: the first value of each header, by lower-case name; all of them where it is one of `JOINED`.
         trailers: the trailers as they came; all of them once the body is complete.
@@ -116,6 +116,16 @@ class GatewayRequest(AnsweredRequest):
                 # each of them nominates, and may say "close"; each of them may be a key
                 head[name] += b", " + value
 
+    def all_headers(self) -> HeaderList:
+        """Return the headers as they came, with ``Content-Length``."""
+        if self.known is None:
+            return self.raw_headers
+        length = b"%d" % (self.body_length or 0)
+        return [
+            (pair[0], length) if name == b"content-length" else pair
+            for name, pair in zip(self.header_names, self.raw_headers, strict=True)
+        ]
+
     # towards the resource
 
     def dispatch(self) -> None:
@@ -137,10 +147,8 @@ class GatewayRequest(AnsweredRequest):
         """Become an ordinary Twisted request, with its body in ``content``, and go through the resource tree."""
         http.Request.__init__(self, self.channel, parsePOSTFormSubmission=False)
         Componentized.__init__(self)
-        for name, value in self.raw_headers:
+        for name, value in self.all_headers():
             self.requestHeaders.addRawHeader(name, value)
-        if b"content-length" in self.head:
-            self.requestHeaders.setRawHeaders(b"content-length", [b"%d" % len(body)])
         self.responseHeaders = Headers()
         self.parseCookies()
         self.content = BytesIO(body)

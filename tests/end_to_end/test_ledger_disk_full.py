@@ -1,0 +1,53 @@
+"""The disk takes no rows: requests go on or are refused, as the operator says, and the log tells once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+
+from twisted_vllm.config.settings import LedgerSettings
+from twisted_vllm.ledger.spool_segment import Segment
+
+CHAT = "/vllm/v1/chat/completions"
+ASKED: dict[str, Any] = {"body": {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}}
+
+
+@pytest.mark.parametrize("policy", ["continue", "refuse"])
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk(
+    reactor: Any, simulator: Any, gateway_to: Any, monkeypatch: pytest.MonkeyPatch, logged_failures: Any, policy: str
+) -> None:
+    gateway = gateway_to(simulator.port, ledger=LedgerSettings(on_spool_failure=policy))
+    assert (await gateway.ask("POST", CHAT, **ASKED)).status == 200
+
+    def full(segment: Segment, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Segment, "write", full)
+        # the one that finds it out had been served by then
+        statuses = [(await gateway.ask("POST", CHAT, **ASKED)).status for _ in range(3)]
+        assert statuses == ([200, 200, 200] if policy == "continue" else [200, 503, 503])
+        if policy == "refuse":
+            refused = await gateway.ask("POST", CHAT, **ASKED)
+            assert (refused.error["code"], refused.header("retry-after")) == ("ledger_unavailable", "5")
+    spool = gateway.service._parts.books._spool
+    served = 1 + statuses.count(200)
+    for _ in range(200):
+        await deferLater(reactor, 0.05)
+        spool.flush()
+        with closing(sqlite3.connect(gateway.database_file)) as connection:
+            [(rows,)] = connection.execute("SELECT count(*) FROM vllm_passthrough_usage")
+        if rows == served and spool.healthy:
+            break
+    assert (rows, spool.healthy, spool.lost) == (served, True, 0)
+    assert (await gateway.ask("POST", CHAT, **ASKED)).status == 200
+    [told] = logged_failures.take_texts()
+    assert "The ledger's spool cannot be written: No space left on device" in told
