@@ -7,8 +7,9 @@ from typing import Any
 from twisted_vllm.access.records import Principal
 from twisted_vllm.gateway.admission import Admitted
 from twisted_vllm.ledger.prices import Prices
-from twisted_vllm.ledger.readers import INJECTABLE, UsageReader, reader_for
+from twisted_vllm.ledger.readers import INJECTABLE, reader_for
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
+from twisted_vllm.ledger.usage_reader import UsageReader
 from twisted_vllm.ledger.values import NOTHING_USED, Usage
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.wire.headers import ResponseHead

@@ -5,53 +5,35 @@ A reader looks on: it takes the bytes that pass, keeps little of them, delays no
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from twisted_vllm.ledger import counts, streams
+from twisted_vllm.ledger import counts, streams, typed_streams
 from twisted_vllm.ledger.document import MAX_WHOLE, Document, Shape
+from twisted_vllm.ledger.usage_reader import GzipReader, UsageReader
 from twisted_vllm.ledger.values import Usage
 
 T = TypeVar("T")
 
-#: bytes that are decompressed at a time
-_STEP = 65_536
-#: bytes that one piece may decompress to; beyond, the answer is not read any more
-MAX_INFLATED = 4_194_304
-
-
-class UsageReader(Protocol):
-    """Looks on at one answer.
-
-    Attributes:
-        stream: whether the answer is a stream of events.
-    """
-
-    @property
-    def stream(self) -> bool: ...
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used, where the server did not say."""
-
 
 class _JsonKind:
-    """How one kind of JSON answer is read."""
+    """How one kind of JSON answer is read.
 
-    __slots__ = ("read", "shape")
+    Attributes:
+        read: reads it.
+        shape: what is looked for in a large one.
+        by_size: whether the request's size tells about how many tokens a model was given.
+    """
 
-    def __init__(self, read: Callable[[bytes], Usage | None], *keys: bytes) -> None:
+    __slots__ = ("by_size", "read", "shape")
+
+    def __init__(self, read: Callable[[bytes], Usage | None], *keys: bytes, by_size: bool = True) -> None:
         self.read = read
         self.shape = Shape(keys)
+        self.by_size = by_size
 
 
 class JsonReader:
@@ -88,63 +70,19 @@ class JsonReader:
 
     def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
         """Return what it probably used: the prompt, as nothing is seen of an answer before its end."""
-        return Usage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens, estimated=True)
+        prompt = prompt_tokens if self._kind.by_size else 0
+        return Usage(prompt_tokens=prompt, total_tokens=prompt, estimated=True)
 
 
-class GzipReader:
-    """Reads an answer that a server in between compressed; what does not decompress is not read."""
-
-    __slots__ = ("_inflate", "_reader")
-
-    def __init__(self, reader: UsageReader) -> None:
-        """Give what is decompressed to `reader`."""
-        self._reader = reader
-        # gzip or zlib, whichever its first bytes say
-        self._inflate: zlib._Decompress | None = zlib.decompressobj(wbits=47)
-
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self._reader.stream
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-        inflate = self._inflate
-        left = MAX_INFLATED
-        more = bool(data)
-        while inflate is not None and more:
-            try:
-                piece = inflate.decompress(data, _STEP)
-            except zlib.error:
-                self._inflate = None
-                return
-            left -= len(piece)
-            if left < 0:
-                self._inflate = None
-                return
-            self._reader.feed(piece)
-            data = inflate.unconsumed_tail
-            # a full step may have left something inside
-            more = bool(data) or len(piece) == _STEP
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        return self._reader.usage()
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used, where the server did not say."""
-        return self._reader.estimate(prompt_tokens, answers)
-
-
-def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes) -> _JsonKind:
+def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True) -> _JsonKind:
     decode = msgspec.json.Decoder(structure).decode
-    return _JsonKind(lambda data: read(decode(data)), *keys)
+    return _JsonKind(lambda data: read(decode(data)), *keys, by_size=by_size)
 
 
 _USAGE = _kind(counts.Answer, counts.of_answer, b"usage")
-_AUDIO = _kind(counts.AudioAnswer, counts.of_audio, b"usage", b"duration")
-_TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count")
-_COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens")
+_AUDIO = _kind(counts.AudioAnswer, counts.of_audio, b"usage", b"duration", by_size=False)
+_TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count", by_size=False)
+_COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens", by_size=False)
 _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
 _Maker = Callable[[], UsageReader]
@@ -157,13 +95,13 @@ ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
     "/v1/chat/completions": (_USAGE, streams.ChatStream),
     "/v1/chat/completions/batch": (_USAGE, streams.ChatStream),
     "/v1/completions": (_USAGE, streams.CompletionStream),
-    "/v1/responses": (_USAGE, streams.ResponseStream),
-    "/v1/messages": (_USAGE, streams.MessageStream),
+    "/v1/responses": (_USAGE, typed_streams.ResponseStream),
+    "/v1/messages": (_USAGE, typed_streams.MessageStream),
     "/v1/messages/count_tokens": (_COUNT, streams.CompletionStream),
-    "/cohere/v2/chat": (_USAGE, streams.CohereStream),
+    "/cohere/v2/chat": (_USAGE, typed_streams.CohereStream),
     "/v2/embed": (_COHERE_EMBED, streams.CompletionStream),
-    "/v1/audio/transcriptions": (_AUDIO, streams.CompletionStream),
-    "/v1/audio/translations": (_AUDIO, streams.CompletionStream),
+    "/v1/audio/transcriptions": (_AUDIO, streams.AudioStream),
+    "/v1/audio/translations": (_AUDIO, streams.AudioStream),
     "/tokenize": (_TOKENIZE, streams.CompletionStream),
     **dict.fromkeys(
         (
@@ -181,53 +119,56 @@ _GZIP = (b"gzip", b"x-gzip", b"deflate")
 def reader_for(
     route: str, content_type: bytes, status: int, *, content_encoding: bytes = b"", metadata: bytes = b""
 ) -> UsageReader | None:
-    """Return what reads an answer, or None where it uses nothing or cannot say what it used.
+    """Return what reads an answer, or None where it uses nothing.
 
     Args:
         route: the path that the server saw, decoded, without its query.
         content_type: the answer's ``Content-Type``.
         status: its status.
         content_encoding: its ``Content-Encoding``.
-        metadata: its header ``metadata``, in which vLLM puts the usage of embeddings that are sent as bytes.
+        metadata: its header ``metadata``, in which vLLM puts the usage of embeddings that are sent as bytes; with
+            ``encoding_format: bytes_only`` it sends none.
     """
     if not 200 <= status < 300:
         return None
     make = _maker(route, content_type, content_encoding)
-    if make is not None:
-        return make()
-    if metadata and route in ROUTES:
-        return _Told(metadata)
-    return None
+    return None if make is None else make(metadata)
 
 
 @lru_cache(maxsize=256)
-def _maker(route: str, content_type: bytes, content_encoding: bytes) -> _Maker | None:
-    """Return what makes the reader; a server says the same few things over and over."""
+def _maker(route: str, content_type: bytes, content_encoding: bytes) -> Callable[[bytes], UsageReader] | None:
+    """Return what makes the reader, given the metadata; a server says the same few things over and over."""
     kinds = ROUTES.get(route)
     if kinds is None:
         return None
+    json, stream = kinds
     media_type = content_type.partition(b";")[0].strip().lower()
     make: _Maker
     if media_type == b"text/event-stream":
-        make = kinds[1]
+        make = stream
     elif media_type == b"application/json" or media_type.endswith(b"+json"):
-        make = partial(JsonReader, kinds[0])
+        make = partial(JsonReader, json)
+    elif media_type == b"application/octet-stream":
+        return partial(HeadReader, json)
     else:
         return None
     coding = content_encoding.strip().lower()
     if coding in _IDENTITY:
-        return make
-    return (lambda: GzipReader(make())) if coding in _GZIP else None
+        return lambda _: make()
+    if coding in _GZIP:
+        return lambda _: GzipReader(make())
+    return lambda _: HeadReader(json, b"", stream=media_type == b"text/event-stream")
 
 
-class _Told:
-    """An answer whose head told all."""
+class HeadReader:
+    """An answer whose head alone is read: embeddings as bytes (``bytes_only`` tell nothing), or an unknown coding."""
 
-    __slots__ = ("_reader",)
-    stream = False
+    __slots__ = ("_reader", "stream")
 
-    def __init__(self, metadata: bytes) -> None:
-        self._reader = JsonReader(_USAGE)
+    def __init__(self, kind: _JsonKind, metadata: bytes, *, stream: bool = False) -> None:
+        """Begin with the answer's header ``metadata``; empty where it has none."""
+        self.stream = stream
+        self._reader = JsonReader(kind)
         self._reader.feed(metadata)
 
     def feed(self, data: bytes) -> None:
