@@ -13,7 +13,8 @@ from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
-from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
+from twisted_vllm.gateway.uploaded_audio import audio_uploaded
+from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
 from twisted_vllm.ledger.values import NOTHING_USED, UsageRow
@@ -172,13 +173,18 @@ class Accounts:
         if self._rows is None and not limited:
             return None, None
         route = entry.route
-        prompt = 0
-        prices = FREE
+        prompt, prices = 0, FREE
+        audio = None
         if route.takes_model:
             prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
-            prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+            audio = audio_uploaded(route.path, request.head)
+            if audio is None:
+                prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         charge = Charge(entry.principal, admitted, route.path, prices, end_user, prompt)
+        if audio is not None:
+            # its size tells nothing of tokens
+            charge.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.asked_usage:
             charge.fingerprint = self._fingerprint(admitted)
         if not limited or route.route_class is RouteClass.READ_ONLY:
@@ -218,7 +224,8 @@ class Accounts:
         try:
             # a server begins once it has the whole body
             if went_on and (charge.status or request.body_complete):
-                if request.body_length is None and not charge.prompt_tokens and request.note.entry.route.takes_model:
+                unknown = request.body_length is None and not charge.prompt_tokens and charge.audio is None
+                if unknown and request.note.entry.route.takes_model:
                     # only now it is known how long it was
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
                 usage = charge.used(record.outcome)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from twisted_vllm.access.records import Principal
 from twisted_vllm.gateway.admission import Admitted
+from twisted_vllm.gateway.uploaded_audio import UploadedAudio
 from twisted_vllm.ledger.prices import Prices
 from twisted_vllm.ledger.readers import INJECTABLE, reader_for
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
@@ -30,11 +33,13 @@ class Charge:
         prompt_tokens: an estimate of the prompt's.
         reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
+        audio: looks on at the form, where it uploads audio.
     """
 
     reservation: Reservation | None = None
     fingerprint: Fingerprint | None = None
     status = 0
+    audio: UploadedAudio | None = None
     _reader: UsageReader | None = None
     _filter: StreamFilter | None = None
 
@@ -98,9 +103,14 @@ class Charge:
             outcome: how it ended, as in its log record.
         """
         reader: StreamFilter | UsageReader | None = self._filter or self._reader
+        audio = self.audio
         if reader is not None:
-            return reader.usage() or reader.estimate(self.prompt_tokens, self.admitted.facts.answers)
-        if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:
+            usage = reader.usage() or reader.estimate(self.prompt_tokens, self.admitted.facts.answers)
+        elif not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or audio):
             # it ended while the server was at it
-            return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
-        return NOTHING_USED
+            usage = Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
+        else:
+            return NOTHING_USED
+        if audio is not None and not usage.audio_ms and (measured := audio.milliseconds()):
+            usage = msgspec.structs.replace(usage, audio_ms=measured, estimated=True)
+        return usage
