@@ -28,7 +28,6 @@ PRIVILEGED = [
     b"/tokenizer_info",
     b"/server_info",
     b"/fault_tolerance/status",
-    b"/inference/v1/generate",
     b"/abort_requests",
     b"/pause",
     b"/is_paused",
@@ -65,6 +64,13 @@ def test_an_operational_route_is_read_only_and_takes_no_model(known):
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS", b"DELETE"])
 def test_a_route_that_changes_the_server_is_privileged_by_any_method(method, path):
     assert classify(method, path) == Route(path.decode(), RouteClass.PRIVILEGED)
+
+
+def test_generating_from_tokens_is_privileged_and_names_a_model():
+    path = "/inference/v1/generate"
+    assert classify(b"POST", path.encode()) == Route(path, RouteClass.PRIVILEGED, True)
+    for method in (b"GET", b"OPTIONS", b"DELETE"):
+        assert classify(method, path.encode()) == Route(path, RouteClass.PRIVILEGED)
 
 
 @pytest.mark.parametrize("path", [b"/", b"/new", b"/v1", b"/V1/models", b"/v1/models/", b"/metricsx", b"/v3/rerank"])

@@ -23,7 +23,7 @@ from twisted_vllm.limits.values import Limited
 from twisted_vllm.observe.record import RequestRecord
 from twisted_vllm.wire.request import GatewayRequest
 
-#: servers' fingerprints that are remembered
+#: servers' fingerprints that are remembered, by server, model and route
 MOST_FINGERPRINTS = 1_000
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -123,7 +123,7 @@ class Accounts:
         self._usage_headers = tuple(usage_headers)
         self._make_id = make_id
         self._now = now
-        self._fingerprints: dict[tuple[str, str], Fingerprint] = {}
+        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
 
     @property
     def needs_end_user(self) -> bool:
@@ -186,7 +186,7 @@ class Accounts:
             # its size tells nothing of tokens
             charge.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.asked_usage:
-            charge.fingerprint = self._fingerprint(admitted)
+            charge.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return charge, None
         if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
@@ -290,8 +290,8 @@ class Accounts:
             if name in head
         }
 
-    def _fingerprint(self, admitted: Admitted) -> Fingerprint:
-        key = (admitted.server.name, admitted.model)
+    def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
+        key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
             if len(self._fingerprints) >= MOST_FINGERPRINTS:

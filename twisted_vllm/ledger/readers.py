@@ -87,8 +87,14 @@ _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
 _Maker = Callable[[], UsageReader]
 
-#: routes whose stream the gateway may ask for its usage; whether it is chat
-INJECTABLE = {"/v1/chat/completions": True, "/v1/completions": False}
+#: routes whose stream the gateway may ask for its usage, as they have ``stream_options``; whether it is chat
+INJECTABLE = {
+    "/v1/chat/completions": True,
+    "/v1/completions": False,
+    "/inference/v1/generate": False,
+    # either of the first two
+    "/invocations": False,
+}
 
 #: how each route's JSON and its stream are read; a response that is fetched again was counted when it was made
 ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
