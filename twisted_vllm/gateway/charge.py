@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted_vllm.access.records import Principal
 from twisted_vllm.gateway.admission import Admitted
 from twisted_vllm.ledger.prices import Prices
 from twisted_vllm.ledger.readers import INJECTABLE, UsageReader, reader_for
@@ -21,12 +20,12 @@ class Charge:
     """One request that is paid for.
 
     Attributes:
-        principal: who pays.
-        admitted: what was admitted.
         route: the path that the server sees, without its query, as text.
         prices: what its model costs.
         end_user: for whom the caller says that it asks.
         prompt_tokens: an estimate of the prompt's.
+        answers: how many answers it asks for.
+        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
         reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
     """
@@ -39,19 +38,19 @@ class Charge:
 
     def __init__(
         self,
-        principal: Principal,
-        admitted: Admitted,
         route: str,
         prices: Prices,
         end_user: str | None,
         prompt_tokens: int,
+        admitted: Admitted,
     ) -> None:
-        self.principal = principal
-        self.admitted = admitted
         self.route = route
         self.prices = prices
         self.end_user = end_user
         self.prompt_tokens = prompt_tokens
+        # not what was admitted: that holds the request's body
+        self.answers = admitted.facts.answers
+        self.asked_usage = admitted.asked_usage
 
     @property
     def is_stream(self) -> bool:
@@ -69,7 +68,7 @@ class Charge:
         reader = reader_for(self.route, kind, head.status, content_encoding=head.content_encoding, metadata=metadata)
         if reader is None:
             return
-        if self.admitted.asked_usage and reader.stream and head.length is None and not head.content_encoding:
+        if self.asked_usage and reader.stream and head.length is None and not head.content_encoding:
             self._filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
         else:
             self._reader = reader
@@ -98,7 +97,7 @@ class Charge:
         """
         reader: StreamFilter | UsageReader | None = self._filter or self._reader
         if reader is not None:
-            return reader.usage() or reader.estimate(self.prompt_tokens, self.admitted.facts.answers)
+            return reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
         if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:
             # it ended while the server was at it
             return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)

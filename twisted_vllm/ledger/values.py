@@ -60,7 +60,7 @@ class Target(msgspec.Struct, frozen=True, gc=False, array_like=True, cache_hash=
     Attributes:
         model: the model's name as the key's aliases resolve it, or empty.
         server: the name of the vLLM server.
-        route: the path that the server saw, without its query; of a known route with an id in it, the route's name.
+        route: the known route, or the path that the server saw, without its query.
         method: the HTTP method.
         prices: what it is charged at: the price's name in the configuration, and dollars as decimal text, as pairs.
     """
