@@ -135,7 +135,8 @@ class Accounts:
             prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
             prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
-        charge = Charge(route.path, prices, end_user, prompt, admitted)
+        # not what was admitted: that holds the request's body
+        charge = Charge(route.path, prices, end_user, prompt, facts.answers, admitted.asked_usage)
         if admitted.asked_usage:
             charge.fingerprint = self._fingerprint(admitted)
         if not limited or route.route_class is RouteClass.READ_ONLY:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import msgspec
 
-from twisted_vllm.gateway.admission import Admitted
 from twisted_vllm.ledger.prices import Prices
 from twisted_vllm.ledger.readers import INJECTABLE, UsageReader, reader_for
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
@@ -16,7 +15,7 @@ from twisted_vllm.wire.headers import ResponseHead
 _BYTES = b"application/octet-stream"
 
 
-class Charge:
+class Charge(msgspec.Struct, eq=False):
     """One request that is paid for.
 
     Attributes:
@@ -26,37 +25,26 @@ class Charge:
         prompt_tokens: an estimate of the prompt's.
         answers: how many answers it asks for.
         asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
+        fingerprint: what the server says of itself where that was asked for.
         reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
+        is_stream: whether the response is a stream of events.
+        reader: looks on at the response, if it may say what was used.
+        filter: does so, and takes out what was asked for.
     """
 
-    reservation: Reservation | None = None
+    route: str
+    prices: Prices
+    end_user: str | None
+    prompt_tokens: int
+    answers: int
+    asked_usage: bool
     fingerprint: Fingerprint | None = None
-    status = 0
-    _reader: UsageReader | None = None
-    _filter: StreamFilter | None = None
-
-    def __init__(
-        self,
-        route: str,
-        prices: Prices,
-        end_user: str | None,
-        prompt_tokens: int,
-        admitted: Admitted,
-    ) -> None:
-        self.route = route
-        self.prices = prices
-        self.end_user = end_user
-        self.prompt_tokens = prompt_tokens
-        # not what was admitted: that holds the request's body
-        self.answers = admitted.facts.answers
-        self.asked_usage = admitted.asked_usage
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the response is a stream of events."""
-        reader: Any = self._filter or self._reader
-        return reader is not None and bool(reader.stream)
+    reservation: Reservation | None = None
+    status: int = 0
+    is_stream: bool = False
+    reader: UsageReader | None = None
+    filter: StreamFilter | None = None
 
     def answered(self, head: ResponseHead) -> None:
         """Look at the head of the response, and begin to read its body."""
@@ -65,28 +53,29 @@ class Charge:
         metadata = b""
         if kind == _BYTES:
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
-        reader = reader_for(self.route, kind, head.status, content_encoding=head.content_encoding, metadata=metadata)
+        reader = reader_for(self.route, kind, head.status, head.content_encoding, metadata)
         if reader is None:
             return
+        self.is_stream = reader.stream
         if self.asked_usage and reader.stream and head.length is None and not head.content_encoding:
-            self._filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
+            self.filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
         else:
-            self._reader = reader
+            self.reader = reader
 
     def passing(self, data: bytes) -> bytes:
         """Look on at a piece of the response; return what of it goes on."""
-        if self._filter is not None:
-            return self._filter.feed(data)
-        if self._reader is not None:
-            self._reader.feed(data)
+        if self.filter is not None:
+            return self.filter.feed(data)
+        if self.reader is not None:
+            self.reader.feed(data)
         return data
 
     def last(self, data: bytes) -> bytes:
         """Look on at the last piece; return what goes on, with whatever was held back."""
-        if self._filter is not None:
-            return self._filter.feed(data) + self._filter.finish()
-        if self._reader is not None and data:
-            self._reader.feed(data)
+        if self.filter is not None:
+            return self.filter.feed(data) + self.filter.finish()
+        if self.reader is not None and data:
+            self.reader.feed(data)
         return data
 
     def used(self, outcome: str) -> Usage:
@@ -95,7 +84,7 @@ class Charge:
         Args:
             outcome: how it ended, as in its log record.
         """
-        reader: StreamFilter | UsageReader | None = self._filter or self._reader
+        reader: StreamFilter | UsageReader | None = self.reader or self.filter
         if reader is not None:
             return reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
         if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -44,45 +44,49 @@ class UsageReader(Protocol):
         """Return what it probably used, where the server did not say."""
 
 
-class _JsonKind:
-    """How one kind of JSON answer is read."""
+class _JsonKind(msgspec.Struct, frozen=True):
+    """How one kind of JSON answer is read: decoded, and what was decoded."""
 
-    __slots__ = ("read", "shape")
-
-    def __init__(self, read: Callable[[bytes], Usage | None], *keys: bytes) -> None:
-        self.read = read
-        self.shape = Shape(keys)
+    decode: Callable[[bytes], Any]
+    read: Callable[[Any], Usage | None]
+    shape: Shape
 
 
-class JsonReader:
-    """Reads an answer that is one JSON object."""
+class JsonReader(msgspec.Struct):
+    """Reads an answer that is one JSON object.
 
-    __slots__ = ("_document", "_kind", "_only")
-    stream = False
+    Attributes:
+        kind: how.
+        only: all of it so far, while it came in one piece: most do.
+        document: what it is gathered in, where it came in several.
+    """
 
-    def __init__(self, kind: _JsonKind) -> None:
-        """Begin with an answer."""
-        self._kind = kind
-        # most answers come in one piece
-        self._only = b""
-        self._document: Document | None = None
+    kind: _JsonKind
+    only: bytes = b""
+    document: Document | None = None
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream of events: it is none."""
+        return False
 
     def feed(self, data: bytes) -> None:
         """Take what comes next."""
-        document = self._document
+        document = self.document
         if document is None:
-            if not self._only and len(data) <= MAX_WHOLE:
-                self._only = data
+            if not self.only and len(data) <= MAX_WHOLE:
+                self.only = data
                 return
-            document = self._document = Document(self._kind.shape)
-            document.feed(self._only)
-            self._only = b""
+            document = self.document = Document(self.kind.shape)
+            document.feed(self.only)
+            self.only = b""
         document.feed(data)
 
     def usage(self) -> Usage | None:
         """Return what the server said that it used, or None where it did not."""
+        kind = self.kind
         try:
-            return self._kind.read(self._only if self._document is None else self._document.read())
+            return kind.read(kind.decode(self.only if self.document is None else self.document.read()))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
@@ -137,8 +141,7 @@ class GzipReader:
 
 
 def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes) -> _JsonKind:
-    decode = msgspec.json.Decoder(structure).decode
-    return _JsonKind(lambda data: read(decode(data)), *keys)
+    return _JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys))
 
 
 _USAGE = _kind(counts.Answer, counts.of_answer, b"usage")
@@ -179,7 +182,7 @@ _GZIP = (b"gzip", b"x-gzip", b"deflate")
 
 
 def reader_for(
-    route: str, content_type: bytes, status: int, *, content_encoding: bytes = b"", metadata: bytes = b""
+    route: str, content_type: bytes, status: int, content_encoding: bytes = b"", metadata: bytes = b""
 ) -> UsageReader | None:
     """Return what reads an answer, or None where it uses nothing or cannot say what it used.
 
