@@ -71,6 +71,7 @@ class Accounts:
         self._end_users = end_users
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
+        self._has_prices = prices.has_any
         self._rows = rows
         self._refuses_unwritten = refuses_unwritten
         self._assumed = assumed_output_tokens
@@ -132,7 +133,8 @@ class Accounts:
         prompt = 0
         prices = FREE
         if route.takes_model:
-            prices = self._prices_of(admitted.model, admitted.server.name)
+            if self._has_prices:
+                prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
             prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         # not what was admitted: that holds the request's body
@@ -181,7 +183,7 @@ class Accounts:
                 usage = charge.used(record.outcome)
                 # an error costs nothing
                 if usage.estimated or 200 <= charge.status < 300:
-                    cost = cost_of(usage, prices)
+                    cost = 0 if prices is FREE else cost_of(usage, prices)
         finally:
             # whatever a server's answer does to its reader: nothing stays reserved
             if charge.reservation is not None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from twisted_vllm.ledger.prices import Prices
-from twisted_vllm.ledger.readers import INJECTABLE, UsageReader, reader_for
+from twisted_vllm.ledger.readers import (
+    INJECTABLE,
+    JsonKind,
+    UsageReader,
+    estimate_answer,
+    json_reader,
+    reader_for,
+    reading,
+)
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
 from twisted_vllm.ledger.values import NOTHING_USED, Usage
 from twisted_vllm.limits.reservation import Reservation
@@ -29,7 +37,9 @@ class Charge(msgspec.Struct, eq=False):
         reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
         is_stream: whether the response is a stream of events.
-        reader: looks on at the response, if it may say what was used.
+        kind: of the JSON that the response is, if it is.
+        whole: the response, where that came in one piece, as most do.
+        reader: looks on at any other response that may say what was used.
         filter: does so, and takes out what was asked for.
     """
 
@@ -43,17 +53,25 @@ class Charge(msgspec.Struct, eq=False):
     reservation: Reservation | None = None
     status: int = 0
     is_stream: bool = False
+    kind: JsonKind | None = None
+    whole: bytes = b""
     reader: UsageReader | None = None
     filter: StreamFilter | None = None
 
     def answered(self, head: ResponseHead) -> None:
         """Look at the head of the response, and begin to read its body."""
-        self.status = head.status
-        kind = head.content_type
+        self.status = status = head.status
+        if not 200 <= status < 300:
+            return
+        content_type = head.content_type
+        found = reading(self.route, content_type, head.content_encoding)
+        if isinstance(found, JsonKind):
+            self.kind = found
+            return
         metadata = b""
-        if kind == _BYTES:
+        if content_type == _BYTES:
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
-        reader = reader_for(self.route, kind, head.status, head.content_encoding, metadata)
+        reader = reader_for(self.route, content_type, status, head.content_encoding, metadata)
         if reader is None:
             return
         self.is_stream = reader.stream
@@ -66,6 +84,8 @@ class Charge(msgspec.Struct, eq=False):
         """Look on at a piece of the response; return what of it goes on."""
         if self.filter is not None:
             return self.filter.feed(data)
+        if self.reader is None and self.kind is not None:
+            self.reader = json_reader(self.kind)
         if self.reader is not None:
             self.reader.feed(data)
         return data
@@ -74,7 +94,9 @@ class Charge(msgspec.Struct, eq=False):
         """Look on at the last piece; return what goes on, with whatever was held back."""
         if self.filter is not None:
             return self.filter.feed(data) + self.filter.finish()
-        if self.reader is not None and data:
+        if self.reader is None:
+            self.whole = data
+        elif data:
             self.reader.feed(data)
         return data
 
@@ -87,6 +109,8 @@ class Charge(msgspec.Struct, eq=False):
         reader: StreamFilter | UsageReader | None = self.reader or self.filter
         if reader is not None:
             return reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
+        if self.kind is not None:
+            return self.kind.usage(self.whole) or estimate_answer(self.prompt_tokens)
         if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:
             # it ended while the server was at it
             return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)

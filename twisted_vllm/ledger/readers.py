@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from twisted_vllm.ledger import counts, streams
-from twisted_vllm.ledger.document import MAX_WHOLE, Document, Shape
+from twisted_vllm.ledger.document import Document, Shape
 from twisted_vllm.ledger.values import Usage
 
 T = TypeVar("T")
@@ -44,12 +44,30 @@ class UsageReader(Protocol):
         """Return what it probably used, where the server did not say."""
 
 
-class _JsonKind(msgspec.Struct, frozen=True):
-    """How one kind of JSON answer is read: decoded, and what was decoded."""
+class JsonKind(msgspec.Struct, frozen=True):
+    """How one kind of JSON answer is read.
+
+    Attributes:
+        decode: what of it is decoded.
+        read: what that says.
+        shape: what is looked for in one that is not kept.
+    """
 
     decode: Callable[[bytes], Any]
     read: Callable[[Any], Usage | None]
     shape: Shape
+
+    def usage(self, data: bytes) -> Usage | None:
+        """Return what an answer says that it used, or None where it does not."""
+        try:
+            return self.read(self.decode(data))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+
+
+def estimate_answer(prompt_tokens: int) -> Usage:
+    """Return what a JSON answer probably used that did not say: the prompt, as nothing is seen of it before its end."""
+    return Usage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens, estimated=True)
 
 
 class JsonReader(msgspec.Struct):
@@ -57,13 +75,11 @@ class JsonReader(msgspec.Struct):
 
     Attributes:
         kind: how.
-        only: all of it so far, while it came in one piece: most do.
-        document: what it is gathered in, where it came in several.
+        document: what it is gathered in.
     """
 
-    kind: _JsonKind
-    only: bytes = b""
-    document: Document | None = None
+    kind: JsonKind
+    document: Document
 
     @property
     def stream(self) -> bool:
@@ -72,27 +88,15 @@ class JsonReader(msgspec.Struct):
 
     def feed(self, data: bytes) -> None:
         """Take what comes next."""
-        document = self.document
-        if document is None:
-            if not self.only and len(data) <= MAX_WHOLE:
-                self.only = data
-                return
-            document = self.document = Document(self.kind.shape)
-            document.feed(self.only)
-            self.only = b""
-        document.feed(data)
+        self.document.feed(data)
 
     def usage(self) -> Usage | None:
         """Return what the server said that it used, or None where it did not."""
-        kind = self.kind
-        try:
-            return kind.read(kind.decode(self.only if self.document is None else self.document.read()))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
+        return self.kind.usage(self.document.read())
 
     def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used: the prompt, as nothing is seen of an answer before its end."""
-        return Usage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens, estimated=True)
+        """Return what it probably used."""
+        return estimate_answer(prompt_tokens)
 
 
 class GzipReader:
@@ -140,8 +144,8 @@ class GzipReader:
         return self._reader.estimate(prompt_tokens, answers)
 
 
-def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes) -> _JsonKind:
-    return _JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys))
+def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes) -> JsonKind:
+    return JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys))
 
 
 _USAGE = _kind(counts.Answer, counts.of_answer, b"usage")
@@ -156,7 +160,7 @@ _Maker = Callable[[], UsageReader]
 INJECTABLE = {"/v1/chat/completions": True, "/v1/completions": False}
 
 #: how each route's JSON and its stream are read; a response that is fetched again was counted when it was made
-ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
+ROUTES: dict[str, tuple[JsonKind, _Maker]] = {
     "/v1/chat/completions": (_USAGE, streams.ChatStream),
     "/v1/chat/completions/batch": (_USAGE, streams.ChatStream),
     "/v1/completions": (_USAGE, streams.CompletionStream),
@@ -195,32 +199,39 @@ def reader_for(
     """
     if not 200 <= status < 300:
         return None
-    make = _maker(route, content_type, content_encoding)
-    if make is not None:
-        return make()
+    found = reading(route, content_type, content_encoding)
+    if found is not None:
+        return json_reader(found) if isinstance(found, JsonKind) else found()
     if metadata and route in ROUTES:
         return _Told(metadata)
     return None
 
 
+def json_reader(kind: JsonKind) -> JsonReader:
+    """Return what reads a JSON answer that comes in pieces."""
+    return JsonReader(kind, Document(kind.shape))
+
+
 @lru_cache(maxsize=256)
-def _maker(route: str, content_type: bytes, content_encoding: bytes) -> _Maker | None:
-    """Return what makes the reader; a server says the same few things over and over."""
+def reading(route: str, content_type: bytes, content_encoding: bytes) -> JsonKind | _Maker | None:
+    """Return how a successful answer is read: its kind of JSON, or what makes its reader; None where it is not.
+
+    A server says the same few things over and over.
+    """
     kinds = ROUTES.get(route)
     if kinds is None:
         return None
+    kind, stream = kinds
     media_type = content_type.partition(b";")[0].strip().lower()
-    make: _Maker
-    if media_type == b"text/event-stream":
-        make = kinds[1]
-    elif media_type == b"application/json" or media_type.endswith(b"+json"):
-        make = partial(JsonReader, kinds[0])
-    else:
+    is_stream = media_type == b"text/event-stream"
+    if not (is_stream or media_type == b"application/json" or media_type.endswith(b"+json")):
         return None
     coding = content_encoding.strip().lower()
-    if coding in _IDENTITY:
-        return make
-    return (lambda: GzipReader(make())) if coding in _GZIP else None
+    if coding in _GZIP:
+        return lambda: GzipReader(stream() if is_stream else json_reader(kind))
+    if coding not in _IDENTITY:
+        return None
+    return stream if is_stream else kind
 
 
 class _Told:
@@ -230,7 +241,7 @@ class _Told:
     stream = False
 
     def __init__(self, metadata: bytes) -> None:
-        self._reader = JsonReader(_USAGE)
+        self._reader = json_reader(_USAGE)
         self._reader.feed(metadata)
 
     def feed(self, data: bytes) -> None:
