@@ -39,7 +39,7 @@ from twisted_vllm.store.usage_queries_plan import (
     plan,
 )
 from twisted_vllm.store.usage_queries_sums import Cursor, first_row, read_page
-from twisted_vllm.store.usage_sums import DAY_US
+from twisted_vllm.store.usage_batch import DAY_US
 from twisted_vllm.store.usage_tables import KEY, MONTH
 
 #: the days before today of a report that names no first one
