@@ -23,6 +23,7 @@ def usage_row(number: int, time: str, **fields: Any) -> UsageRow:
     values: dict[str, Any] = {
         "request_id": f"request-{number}",
         "kind": "key",
+        "key_id": "",
         "key_hash": "abcdef01",
         "key_name": "alias",
         "model": "qwen",

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table
+from sqlalchemy import Column, Connection, String, Table
 from sqlalchemy.dialects import postgresql
 
 #: how many rows go into one statement of SQLite, which is compiled once for each of these and takes 32,766 values
@@ -23,6 +23,11 @@ _POSTGRESQL = postgresql.dialect()
 Values = Sequence[str | int | None]
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _type(column: Column[Any]) -> str:
+    # what is too long for a column is to fail: a cast to its type would cut it without a word
+    return "TEXT" if isinstance(column.type, String) else column.type.compile(_POSTGRESQL)
 
 
 class BulkInsert:
@@ -45,8 +50,7 @@ class BulkInsert:
         insert = f"INSERT OR {sqlite_or}" if sqlite_or else "INSERT"
         self._sqlite = {size: f"{insert} {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
         casts = ", ".join(
-            f"CAST(e.value ->> {number} AS {column.type.compile(_POSTGRESQL)})"
-            for number, column in enumerate(table.columns)
+            f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
         )
         self._postgresql = (
             f"INSERT {head} SELECT {casts} FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "

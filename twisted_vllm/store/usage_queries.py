@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
 
 from twisted_vllm.store.repository import in_chunks
 from twisted_vllm.store.tables import former_keys, keys
-from twisted_vllm.store.usage_queries_plan import MODEL, microseconds
 from twisted_vllm.store.usage_queries_newest import Stretch, newest_rows, rows_of
+from twisted_vllm.store.usage_queries_plan import MODEL, microseconds
 from twisted_vllm.store.usage_queries_rows import payers_that, row_conditions
 from twisted_vllm.store.usage_tables import ALL, DAY, usage, usage_totals
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from twisted_vllm.store.bulk import Values
 from twisted_vllm.store.usage_batch import Sums, UsageBatch
-from twisted_vllm.store.usage_tables import ALL, DAY, END_USER, KEY, MONTH, TAG, TEAM, USER
+from twisted_vllm.store.usage_tables import ALL, DAY, END_USER, MONTH, TAG, TEAM, USER
 
 _EPOCH = date(1970, 1, 1)
 
