@@ -53,7 +53,8 @@ class BulkInsert:
             f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
         )
         self._postgresql = (
-            f"INSERT {head} SELECT {casts} FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
+            f"INSERT {head} SELECT {casts} "
+            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
             f"ORDER BY e.number {tail if postgresql_tail is None else postgresql_tail}"
         )
 

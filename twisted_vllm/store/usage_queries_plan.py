@@ -1,6 +1,7 @@
 """What a report is asked, and which table answers it: plain values, decided without a database.
 
-Sums by day and month are kept of one dimension at a time with the model, and of key, user, team and model together. Whatever else is asked is added up from the rows, as far back as they are kept.
+Sums by day and month are kept of one dimension at a time with the model, and of key, user, team and model together.
+Whatever else is asked is added up from the rows, as far back as they are kept.
 """
 
 from __future__ import annotations

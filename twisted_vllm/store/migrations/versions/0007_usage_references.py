@@ -98,9 +98,12 @@ def upgrade() -> None:
     _number_each("target", _TARGETS, _WHAT, lambda values: [*values[:-1], [*msgspec.json.decode(values[-1]).items()]])
     _copy(
         ("id", "time", "payer", "target", "request_id", "end_user", "headers", "error", *_SAME),
-        ("o.id", "o.time", "p.number", "t.number", "NULLIF(o.request_id, '')", "o.end_user")
-        + ("CASE WHEN CAST(o.headers AS TEXT) = '{}' THEN NULL ELSE o.headers END", "NULLIF(o.error, '')")
-        + tuple(f"o.{name}" for name in _SAME),
+        (
+            *("o.id", "o.time", "p.number", "t.number", "NULLIF(o.request_id, '')", "o.end_user"),
+            "CASE WHEN CAST(o.headers AS TEXT) = '{}' THEN NULL ELSE o.headers END",
+            "NULLIF(o.error, '')",
+            *(f"o.{name}" for name in _SAME),
+        ),
         f"{_OLD} o JOIN {_join('payer', 'p', _WHO)} JOIN {_join('target', 't', _WHAT)}",
     )
     for name in (_OLD, f"{_USAGE}_map_payer", f"{_USAGE}_map_target", _TAGS):
@@ -247,9 +250,13 @@ def downgrade() -> None:
     )
     _copy(
         ("id", "request_id", "time", *_WHO, "end_user", "headers", *_WHAT, "error", *_SAME),
-        ("o.id", "COALESCE(o.request_id, o.id)", "o.time", *(f"p.{name}" for name in _WHO), "o.end_user")
-        + (f"COALESCE(o.headers, CAST('{{}}' AS {_json()}))", *(f"t.{name}" for name in _WHAT))
-        + ("COALESCE(o.error, '')", *(f"o.{name}" for name in _SAME)),
+        (
+            *("o.id", "COALESCE(o.request_id, o.id)", "o.time", *(f"p.{name}" for name in _WHO), "o.end_user"),
+            f"COALESCE(o.headers, CAST('{{}}' AS {_json()}))",
+            *(f"t.{name}" for name in _WHAT),
+            "COALESCE(o.error, '')",
+            *(f"o.{name}" for name in _SAME),
+        ),
         f"{_OLD} o JOIN {_PAYERS} p ON p.id = o.payer JOIN {_TARGETS} t ON t.id = o.target",
     )
     op.create_table(
