@@ -39,14 +39,14 @@ class Books:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, settings: Settings, index: KeyIndex, make_id: Callable[[], bytes]) -> None:
+    def __init__(self, reactor: Any, settings: Settings, index: KeyIndex, make_id: Callable[[float], bytes]) -> None:
         """Put them together; nothing is opened yet.
 
         Args:
             reactor: Twisted's reactor.
             settings: what the operator decided.
             index: who has limits.
-            make_id: makes the id of a row, 32 hex digits.
+            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
         """
         self._index = index
         local = LocalLimiter(self._crossed)

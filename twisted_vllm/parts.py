@@ -111,7 +111,7 @@ class Parts:
         self.health = DatabaseHealth(self.database, reactor)
         self.store = Store(self.database)
         self.index = KeyIndex()
-        self.books = Books(reactor, settings, self.index, lambda: self.site.make_id())
+        self.books = Books(reactor, settings, self.index, lambda started: self.site.make_id(started))
         books = self.books
         self.registry = Registry(self.store, self.index, books.spend_set, budget_gone=books.limiter.budget_forgotten)
         self.sweeper = Sweeper(reactor)

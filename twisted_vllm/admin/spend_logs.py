@@ -14,10 +14,10 @@ from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import LOGS_DEFAULTS, Filters, LogsQuery, PagedLogsQuery, Span, span_of
 from twisted_vllm.admin.spend_shapes import money, name_of_key, show_row
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.store.usage_batch import DAY_US
 from twisted_vllm.store.usage_queries import MOST_COUNTED, RowsAsked, count_rows, key_labels, page_of_rows
 from twisted_vllm.store.usage_queries_plan import MODEL, Asked, moment_of
 from twisted_vllm.store.usage_queries_sums import SUMS, read_all
-from twisted_vllm.store.usage_sums import DAY_US
 from twisted_vllm.store.usage_tables import DAY, END_USER, KEY, TAG, TEAM, USER
 
 _COST = SUMS.index("cost")

@@ -88,7 +88,7 @@ def show_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, server: bool) -> 
             "audio_seconds": row.audio_ms / 1000,
             "estimated": row.estimated,
             "prices": row.prices,
-            "headers": row.headers,
+            "headers": row.headers or {},
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
         },

@@ -7,76 +7,77 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from twisted_vllm.ledger import counts, streams, typed_streams
-from twisted_vllm.ledger.document import MAX_WHOLE, Document, Shape
+from twisted_vllm.ledger.document import Document, Shape
 from twisted_vllm.ledger.usage_reader import GzipReader, UsageReader
 from twisted_vllm.ledger.values import Usage
 
 T = TypeVar("T")
 
 
-class _JsonKind:
+class JsonKind(msgspec.Struct, frozen=True):
     """How one kind of JSON answer is read.
 
     Attributes:
-        read: reads it.
-        shape: what is looked for in a large one.
+        decode: what of it is decoded.
+        read: what that says.
+        shape: what is looked for in one that is not kept.
         by_size: whether the request's size tells about how many tokens a model was given.
     """
 
-    __slots__ = ("by_size", "read", "shape")
+    decode: Callable[[bytes], Any]
+    read: Callable[[Any], Usage | None]
+    shape: Shape
+    by_size: bool = True
 
-    def __init__(self, read: Callable[[bytes], Usage | None], *keys: bytes, by_size: bool = True) -> None:
-        self.read = read
-        self.shape = Shape(keys)
-        self.by_size = by_size
-
-
-class JsonReader:
-    """Reads an answer that is one JSON object."""
-
-    __slots__ = ("_document", "_kind", "_only")
-    stream = False
-
-    def __init__(self, kind: _JsonKind) -> None:
-        """Begin with an answer."""
-        self._kind = kind
-        # most answers come in one piece
-        self._only = b""
-        self._document: Document | None = None
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-        document = self._document
-        if document is None:
-            if not self._only and len(data) <= MAX_WHOLE:
-                self._only = data
-                return
-            document = self._document = Document(self._kind.shape)
-            document.feed(self._only)
-            self._only = b""
-        document.feed(data)
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
+    def usage(self, data: bytes) -> Usage | None:
+        """Return what an answer says that it used, or None where it does not."""
         try:
-            return self._kind.read(self._only if self._document is None else self._document.read())
+            return self.read(self.decode(data))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used: the prompt, as nothing is seen of an answer before its end."""
-        prompt = prompt_tokens if self._kind.by_size else 0
+    def estimate(self, prompt_tokens: int) -> Usage:
+        """Return what an answer probably used that did not say: the prompt, as nothing is seen of it before its end."""
+        prompt = prompt_tokens if self.by_size else 0
         return Usage(prompt_tokens=prompt, total_tokens=prompt, estimated=True)
 
 
-def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True) -> _JsonKind:
-    decode = msgspec.json.Decoder(structure).decode
-    return _JsonKind(lambda data: read(decode(data)), *keys, by_size=by_size)
+class JsonReader(msgspec.Struct):
+    """Reads an answer that is one JSON object.
+
+    Attributes:
+        kind: how.
+        document: what it is gathered in.
+    """
+
+    kind: JsonKind
+    document: Document
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream of events: it is none."""
+        return False
+
+    def feed(self, data: bytes) -> None:
+        """Take what comes next."""
+        self.document.feed(data)
+
+    def usage(self) -> Usage | None:
+        """Return what the server said that it used, or None where it did not."""
+        return self.kind.usage(self.document.read())
+
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return what it probably used."""
+        return self.kind.estimate(prompt_tokens)
+
+
+def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True) -> JsonKind:
+    return JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys), by_size)
 
 
 _USAGE = _kind(counts.Answer, counts.of_answer, b"usage")
@@ -85,7 +86,8 @@ _TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count", by_size=F
 _COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens", by_size=False)
 _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
-_Maker = Callable[[], UsageReader]
+# given the header `metadata`
+_Maker = Callable[[bytes], UsageReader]
 
 #: routes whose stream the gateway may ask for its usage, as they have ``stream_options``; whether it is chat
 INJECTABLE = {
@@ -97,7 +99,7 @@ INJECTABLE = {
 }
 
 #: how each route's JSON and its stream are read; a response that is fetched again was counted when it was made
-ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
+ROUTES: dict[str, tuple[JsonKind, Callable[[], UsageReader]]] = {
     "/v1/chat/completions": (_USAGE, streams.ChatStream),
     "/v1/chat/completions/batch": (_USAGE, streams.ChatStream),
     "/v1/completions": (_USAGE, streams.CompletionStream),
@@ -123,7 +125,7 @@ _GZIP = (b"gzip", b"x-gzip", b"deflate")
 
 
 def reader_for(
-    route: str, content_type: bytes, status: int, *, content_encoding: bytes = b"", metadata: bytes = b""
+    route: str, content_type: bytes, status: int, content_encoding: bytes = b"", metadata: bytes = b""
 ) -> UsageReader | None:
     """Return what reads an answer, or None where it uses nothing.
 
@@ -137,33 +139,39 @@ def reader_for(
     """
     if not 200 <= status < 300:
         return None
-    make = _maker(route, content_type, content_encoding)
-    return None if make is None else make(metadata)
+    found = reading(route, content_type, content_encoding)
+    if found is None:
+        return None
+    return json_reader(found) if isinstance(found, JsonKind) else found(metadata)
+
+
+def json_reader(kind: JsonKind) -> JsonReader:
+    """Return what reads a JSON answer that comes in pieces."""
+    return JsonReader(kind, Document(kind.shape))
 
 
 @lru_cache(maxsize=256)
-def _maker(route: str, content_type: bytes, content_encoding: bytes) -> Callable[[bytes], UsageReader] | None:
-    """Return what makes the reader, given the metadata; a server says the same few things over and over."""
+def reading(route: str, content_type: bytes, content_encoding: bytes) -> JsonKind | _Maker | None:
+    """Return how a successful answer is read: its kind of JSON, or what makes its reader; None where it is not.
+
+    A server says the same few things over and over.
+    """
     kinds = ROUTES.get(route)
     if kinds is None:
         return None
-    json, stream = kinds
+    kind, stream = kinds
     media_type = content_type.partition(b";")[0].strip().lower()
-    make: _Maker
-    if media_type == b"text/event-stream":
-        make = stream
-    elif media_type == b"application/json" or media_type.endswith(b"+json"):
-        make = partial(JsonReader, json)
-    elif media_type == b"application/octet-stream":
-        return partial(HeadReader, json)
-    else:
+    if media_type == b"application/octet-stream":
+        return partial(HeadReader, kind)
+    is_stream = media_type == b"text/event-stream"
+    if not (is_stream or media_type == b"application/json" or media_type.endswith(b"+json")):
         return None
     coding = content_encoding.strip().lower()
-    if coding in _IDENTITY:
-        return lambda _: make()
     if coding in _GZIP:
-        return lambda _: GzipReader(make())
-    return lambda _: HeadReader(json, b"", stream=media_type == b"text/event-stream")
+        return lambda _: GzipReader(stream() if is_stream else json_reader(kind))
+    if coding not in _IDENTITY:
+        return lambda _: HeadReader(kind, b"", stream=is_stream)
+    return (lambda _: stream()) if is_stream else kind
 
 
 class HeadReader:
@@ -171,10 +179,10 @@ class HeadReader:
 
     __slots__ = ("_reader", "stream")
 
-    def __init__(self, kind: _JsonKind, metadata: bytes, *, stream: bool = False) -> None:
+    def __init__(self, kind: JsonKind, metadata: bytes, *, stream: bool = False) -> None:
         """Begin with the answer's header ``metadata``; empty where it has none."""
         self.stream = stream
-        self._reader = JsonReader(kind)
+        self._reader = json_reader(kind)
         self._reader.feed(metadata)
 
     def feed(self, data: bytes) -> None:

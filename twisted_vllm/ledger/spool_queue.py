@@ -22,7 +22,7 @@ from twisted_vllm.ledger.values import UsageRow
 
 #: the age at which a segment is followed by another, in seconds
 SEGMENT_SECONDS = 60.0
-#: rows kept in memory beside the files, of about a kilobyte each
+#: rows kept in memory beside the files, of about half a kilobyte each
 CACHED_ROWS = 10_000
 
 #: where a file's first row stands
@@ -36,7 +36,6 @@ class Batch:
     Attributes:
         rows: them.
         damaged: lines that could not be read.
-        dropped: how many of those were dealt with already.
         segment: the number of the segment that they end in; None where no file has them.
         end: where they end in it, in bytes.
         own: whether this process wrote them.
@@ -44,15 +43,9 @@ class Batch:
 
     rows: Sequence[UsageRow]
     damaged: Sequence[bytes] = ()
-    dropped: int = 0
     segment: int | None = None
     end: int = 0
     own: bool = True
-
-    @property
-    def count(self) -> int:
-        """How many lines it came from."""
-        return len(self.rows) + len(self.damaged) + self.dropped
 
 
 @attrs.frozen
@@ -191,7 +184,6 @@ class SegmentQueue:
         self._log.critical("{path} is gone: {rows} rows are lost", path=str(segment.path), rows=segment.rows)
         with self.lock:
             self.lost += segment.rows
-            self.pending -= segment.rows
             if segment is self.current:
                 self.leave()
             self._read_to = self._committed_to = segment.end
@@ -200,12 +192,12 @@ class SegmentQueue:
     def commit(self, batch: Batch) -> None:
         """Note that the database has a batch."""
         with self.lock:
-            self.pending -= batch.count
+            self.pending -= len(batch.rows)
             if batch.rows:
                 self._oldest = _ended(batch.rows[-1])
             if batch.segment is not None:
                 self._committed_to = batch.end
-                self._segments[0].rows -= batch.count
+                self._segments[0].rows -= len(batch.rows)
         self.forget_finished()
 
     def forget_finished(self) -> None:
@@ -223,6 +215,8 @@ class SegmentQueue:
                         break
                     self.leave()
                 finished.append(self._segments.popleft())
+                # those of damaged lines, which are not known before
+                self.pending -= segment.rows
                 self._read_to = self._committed_to = _BEGIN
         # without the lock: removing a file takes a disk some milliseconds, and the reactor's thread may want to flush
         for segment in finished:

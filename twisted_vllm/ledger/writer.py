@@ -19,7 +19,7 @@ from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefuse
 from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.spool_abandoned import Abandoned
 from twisted_vllm.ledger.spool_aside import set_aside
-from twisted_vllm.ledger.spool_lines import clean, encode_line
+from twisted_vllm.ledger.spool_lines import clean, encode_rows
 from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
@@ -201,7 +201,7 @@ class LedgerWriter:
             if not self._move(batch):
                 return False
             self._held = None
-            goal -= batch.count if batch.own else 0
+            goal -= len(batch.rows) if batch.own else 0
             if not self._stopping.is_set():
                 share = PAUSE_SHARE if self._store.has_one_lock else 0.0
                 self._wake.wait(max(PAUSE, share * (time.monotonic() - began)))
@@ -216,7 +216,7 @@ class LedgerWriter:
     def _move(self, batch: Batch) -> bool:
         if batch.damaged:
             self._set_aside(batch.damaged, "lines of the ledger's spool are damaged")
-            batch = self._held = attrs.evolve(batch, damaged=(), dropped=len(batch.damaged))
+            batch = self._held = attrs.evolve(batch, damaged=())
         try:
             spent = self._write(batch.rows, batch.own)
         except DatabaseAway as away:
@@ -248,7 +248,7 @@ class LedgerWriter:
         try:
             return self._store.write([clean(row)], own)
         except RowsRefused:
-            self._set_aside([encode_line(row)[:-1]], f"row of the ledger is refused by the database ({reason})")
+            self._set_aside([encode_rows([row])[:-1]], f"row of the ledger is refused by the database ({reason})")
             return []
 
     def _set_aside(self, lines: Sequence[bytes], what: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from zope.interface import implementer
@@ -15,7 +15,8 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.engine import WRITES, make_engine, parse_url, reason_of
-from twisted_vllm.store.usage import delete_before, write
+from twisted_vllm.store.usage import RowsAreThere, delete_before, write
+from twisted_vllm.store.usage_numbers import Numbers
 from twisted_vllm.store.usage_spend import PeriodStart
 
 T = TypeVar("T")
@@ -48,6 +49,9 @@ class UsageDatabase:
         self._now = now
         self._engine: Engine = make_engine(parse_url(url))
         self.has_one_lock = self._engine.dialect.name == "sqlite"
+        self._numbers = Numbers()
+        # another server, or another file, may lack what this one had
+        event.listen(self._engine, "connect", lambda *_: self._numbers.forget())
 
     def __repr__(self) -> str:
         return "<UsageDatabase>"
@@ -59,7 +63,15 @@ class UsageDatabase:
             DatabaseAway: nothing was kept, or it is not known; the same rows may be written again.
             RowsRefused: nothing was kept.
         """
-        return self._transact(lambda connection: write(connection, rows, self._period_start, self._now(), own))
+
+        def work(connection: Connection, checked: bool = False) -> list[Spent]:
+            return write(connection, rows, self._period_start, self._now(), own, self._numbers, checked=checked)
+
+        try:
+            return self._transact(work)
+        except RowsAreThere:
+            self._numbers.forget()
+        return self._transact(lambda connection: work(connection, checked=True))
 
     def delete_before(self, time: int, limit: int) -> int:
         """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
@@ -75,6 +87,7 @@ class UsageDatabase:
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
         try:
+            self._numbers.bound()
             with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                 return work(connection)
         except SQLAlchemyError as error:
@@ -83,6 +96,7 @@ class UsageDatabase:
         except (OverflowError, UnicodeError) as error:
             # the driver's own, before the database saw a value
             problem = RowsRefused(type(error).__name__)
+        self._numbers.forget()
         # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
         raise problem
 
