@@ -28,7 +28,6 @@ PRIVILEGED = [
     b"/tokenizer_info",
     b"/server_info",
     b"/fault_tolerance/status",
-    b"/inference/v1/generate",
     b"/abort_requests",
     b"/pause",
     b"/is_paused",
@@ -67,6 +66,12 @@ def test_a_route_that_changes_the_server_is_privileged_by_any_method(method, pat
     found = classify(method, path)
     assert (found.path, found.route_class) == (path.decode(), RouteClass.PRIVILEGED)
     assert found.name in ("", found.path)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET", b"OPTIONS", b"DELETE"])
+def test_generating_from_tokens_is_privileged_and_its_post_names_a_model(method):
+    found = classify(method, b"/inference/v1/generate")
+    assert (found.route_class, found.takes_model) == (RouteClass.PRIVILEGED, method == b"POST")
 
 
 @pytest.mark.parametrize("path", [b"/", b"/new", b"/v1", b"/V1/models", b"/v1/models/", b"/metricsx", b"/v3/rerank"])

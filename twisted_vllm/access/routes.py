@@ -114,8 +114,9 @@ READ_ONLY_ROUTES = (
 )
 
 #: Every other path is privileged without being named. These are named because a row above would take them in, or
-#: because they have an alias.
+#: because they have an alias, or because they use a model, which is to be paid for.
 PRIVILEGED_ROUTES = (
+    KnownRoute("/inference/v1/generate", takes_model=True),
     KnownRoute("/v1/responses/render"),
     KnownRoute("/v1/load_lora_adapter", alias=True),
     KnownRoute("/v1/unload_lora_adapter", alias=True),

@@ -12,7 +12,8 @@ from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndeterm
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.gateway.interfaces import EndUsers, Limiter, Rows
-from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
+from twisted_vllm.gateway.uploaded_audio import audio_uploaded
+from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.ledger.prices import FREE, PriceBook, Prices, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
 from twisted_vllm.ledger.values import NOTHING_USED, Target, UsageRow
@@ -71,6 +72,7 @@ class Accounts:
         self._end_users = end_users
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
+        self._has_prices = prices.has_any
         self._rows = rows
         self._refuses_unwritten = refuses_unwritten
         self._assumed = assumed_output_tokens
@@ -78,7 +80,7 @@ class Accounts:
         self._usage_headers = tuple(usage_headers)
         self._make_id = make_id
         self._now = now
-        self._fingerprints: dict[tuple[str, str], Fingerprint] = {}
+        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
         self._targets: dict[tuple[str, ...], Target] = {}
 
     @property
@@ -129,15 +131,22 @@ class Accounts:
         if self._rows is None and not limited:
             return None, None
         route = entry.route
-        prompt = 0
-        prices = FREE
+        prompt, prices = 0, FREE
+        audio = None
         if route.takes_model:
-            prices = self._prices_of(admitted.model, admitted.server.name)
+            if self._has_prices:
+                prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
-            prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
-        charge = Charge(route.path, prices, end_user, prompt, admitted)
+            audio = audio_uploaded(route.path, request.head)
+            if audio is None:
+                prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+        # not what was admitted: that holds the request's body
+        charge = Charge(route.path, prices, end_user, prompt, facts.answers, admitted.asked_usage)
+        if audio is not None:
+            # its size tells nothing of tokens
+            charge.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.asked_usage:
-            charge.fingerprint = self._fingerprint(admitted)
+            charge.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return charge, None
         if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
@@ -174,13 +183,14 @@ class Accounts:
         try:
             # a server begins once it has the whole body
             if went_on and (charge.status or request.body_complete):
-                if request.body_length is None and not charge.prompt_tokens and request.note.entry.route.takes_model:
+                unknown = request.body_length is None and not charge.prompt_tokens and charge.audio is None
+                if unknown and request.note.entry.route.takes_model:
                     # only now it is known how long it was
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
                 usage = charge.used(record.outcome)
                 # an error costs nothing
                 if usage.estimated or 200 <= charge.status < 300:
-                    cost = cost_of(usage, prices)
+                    cost = 0 if prices is FREE else cost_of(usage, prices)
         finally:
             # whatever a server's answer does to its reader: nothing stays reserved
             if charge.reservation is not None:
@@ -242,8 +252,9 @@ class Accounts:
         }
         return found or None
 
-    def _fingerprint(self, admitted: Admitted) -> Fingerprint:
-        key = (admitted.server.name, admitted.model)
+    def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
+        # not every route's answers have one
+        key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
             if len(self._fingerprints) >= MOST_FINGERPRINTS:

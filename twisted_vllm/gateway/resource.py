@@ -195,6 +195,11 @@ class PassThroughResource:
             return
         charge, reserved = self._accounts.open(request, entry, admitted)
         request.note.charge = charge
+        if charge is not None and charge.audio is not None:
+            if isinstance(body, bytes):
+                charge.audio.feed(body)
+            else:
+                body.watch = charge.audio.feed
         if reserved is None or charge is None:
             self._send(request, admitted, body, passage)
         else:

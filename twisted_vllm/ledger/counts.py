@@ -61,7 +61,18 @@ def count(number: Number) -> int:
 
 def to_usage(counts: Counts) -> Usage:
     """Return what was used."""
-    if counts.prompt_tokens is not None or counts.completion_tokens is not None:
+    prompt, completion, total = counts.prompt_tokens, counts.completion_tokens, counts.total_tokens
+    if prompt is not None or completion is not None:
+        if (
+            type(prompt) is type(completion) is type(total) is int
+            and 0 <= prompt <= MAX_COUNT
+            and 0 <= completion <= MAX_COUNT
+            and 0 <= total <= MAX_COUNT
+            and counts.prompt_tokens_details is None
+            and counts.completion_tokens_details is None
+        ):
+            # nearly always
+            return Usage(prompt, 0, completion, 0, total)
         return Usage(
             count(counts.prompt_tokens),
             0 if counts.prompt_tokens_details is None else count(counts.prompt_tokens_details.cached_tokens),

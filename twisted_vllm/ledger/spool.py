@@ -64,6 +64,8 @@ class Spool:
         self._claim: Claim | None = None
         self._queue = SegmentQueue(directory, monotonic)
         self._rows: list[UsageRow] = []
+        #: takes a row; the next `flush` writes it
+        self.append = self._rows.append
         self._number = 0
         self._surplus = 0
         self._failed_at: float | None = None
@@ -109,10 +111,6 @@ class Spool:
 
     # the reactor's thread
 
-    def append(self, row: UsageRow) -> None:
-        """Take a row; the next `flush` writes it."""
-        self._rows.append(row)
-
     def flush(self) -> None:
         """Write what was appended. A disk that fails is logged, and tried again with the later calls."""
         if not self._rows:
@@ -142,7 +140,7 @@ class Spool:
         self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
 
     def _write(self) -> None:
-        queue, rows = self._queue, self._rows
+        queue, rows = self._queue, self._rows.copy()
         try:
             segment = queue.current or self._open_segment()
             start = segment.end
@@ -150,7 +148,7 @@ class Spool:
         except OSError as error:
             self._failed(error)
             return
-        self._rows = []
+        self._rows.clear()
         queue.written(segment, start, rows)
         if self._failed_at is not None:
             self._recovered()
