@@ -87,6 +87,20 @@ def fill_rows(connection: Connection, rows: int, keys: int, models: int) -> None
     )
 
 
+def fill_rare(connection: Connection) -> None:
+    """Write three rows of one key, at the beginning of the year, and give everybody's keys a tag."""
+    statements = (
+        "INSERT INTO vllm_passthrough_usage_payers (id, kind, key_id, key_hash, key_name, tags) "
+        "VALUES (-1, 'key', 'rare', '', '', '[]')",
+        "UPDATE vllm_passthrough_usage SET payer = -1 WHERE time IN "
+        "(SELECT time FROM vllm_passthrough_usage ORDER BY time LIMIT 3)",
+        "INSERT INTO vllm_passthrough_usage_payer_tags (tag, payer) "
+        "SELECT 'everybody', id FROM vllm_passthrough_usage_payers",
+    )
+    for statement in statements:
+        connection.execute(text(statement))
+
+
 def analyse(connection: Connection) -> None:
     """Let the database count what it holds, as it does now and then by itself; SQLite never does."""
     if connection.dialect.name == "postgresql":

@@ -90,7 +90,7 @@ def read_query(request: IRequest) -> dict[str, str]:
     """Return the parameters of the query.
 
     Raises:
-        InvalidRequest: one is given more than once, or there are too many.
+        InvalidRequest: one is given more than once or has a NUL, or there are too many.
     """
     query = request.uri.partition(b"?")[2]
     try:
@@ -100,6 +100,10 @@ def read_query(request: IRequest) -> dict[str, str]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InvalidRequest("The query gives a parameter more than once.")
+    for name, value in found.items():
+        if "\0" in value:
+            # PostgreSQL takes none, not even to compare
+            raise InvalidRequest(f"`{name}` has a NUL character, which nothing has that is kept.", param=name)
     return found
 
 

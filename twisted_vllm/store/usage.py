@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 import attrs
-from sqlalchemy import Connection, Table, delete, select, tuple_
+from sqlalchemy import Connection, Table, delete, select
 
 from twisted_vllm.ledger.interfaces import Spent
 from twisted_vllm.ledger.values import UsageRow
@@ -14,6 +14,7 @@ from twisted_vllm.store.bulk import BulkInsert
 from twisted_vllm.store.repository import in_chunks
 from twisted_vllm.store.usage_batch import UsageBatch
 from twisted_vllm.store.usage_numbers import Numbers
+from twisted_vllm.store.usage_places import Place, at_places
 from twisted_vllm.store.usage_spend import PeriodStart, Scope, by_scope, cost_of, read_spend, write_spend
 from twisted_vllm.store.usage_sums import BatchSums
 from twisted_vllm.store.usage_tables import usage, usage_daily, usage_monthly, usage_totals
@@ -121,11 +122,11 @@ def _insert_new(
     return batch
 
 
-def _known(connection: Connection, rows: Sequence[UsageRow]) -> set[tuple[int, str]]:
+def _known(connection: Connection, rows: Sequence[UsageRow]) -> set[Place]:
     """Return of which rows some are there, by their time and id."""
-    found: set[tuple[int, str]] = set()
+    found: set[Place] = set()
     for some in in_chunks([(row.time, row.id) for row in rows]):
-        asked = select(usage.c.time, usage.c.id).where(tuple_(usage.c.time, usage.c.id).in_(some))
+        asked = select(usage.c.time, usage.c.id).where(*at_places(some))
         found.update((time, id) for time, id in connection.execute(asked))
     return found
 
@@ -138,5 +139,5 @@ def delete_before(connection: Connection, time: int, limit: int) -> int:
     asked = select(usage.c.time, usage.c.id).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
     found = connection.execute(asked.limit(limit).with_for_update(skip_locked=True)).all()
     for some in in_chunks([(row.time, row.id) for row in found]):
-        connection.execute(delete(usage).where(tuple_(usage.c.time, usage.c.id).in_(some)))
+        connection.execute(delete(usage).where(*at_places(some)))
     return len(found)

@@ -41,10 +41,11 @@ class Group:
         day: the number of the day since 1970 (UTC).
         sums: of the rows.
         cost: of these, what the rows cost together, in picodollars.
-        last: when the last of the rows began, in microseconds since 1970.
+        first: when the first of the rows began, in microseconds since 1970.
+        last: when the last of them did.
     """
 
-    __slots__ = ("_costs", "_first", "_times", "cost", "day", "last", "sums")
+    __slots__ = ("_costs", "_times", "cost", "day", "first", "last", "sums")
 
     def __init__(self, day: int, measures: Iterable[Sequence[int]]) -> None:
         """Add up.
@@ -59,11 +60,11 @@ class Group:
         self.sums: Sums = [len(times), successful, len(times) - successful, *map(sum, added)]
         self._times, self._costs = times, added[_COST]
         self.cost = self.sums[_COST_SUM]
-        self._first, self.last = min(times), max(times)
+        self.first, self.last = min(times), max(times)
 
     def cost_since(self, time: int) -> int:
         """Return what those rows cost that did not begin before a time in microseconds since 1970."""
-        if time <= self._first:
+        if time <= self.first:
             return self.cost
         return sum([cost for cost, began in zip(self._costs, self._times, strict=True) if began >= time])
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func, literal_column, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func, literal_column, select
 
 from twisted_vllm.store.repository import in_chunks
+from twisted_vllm.store.usage_places import Place, at_places
 from twisted_vllm.store.usage_queries_plan import MODEL
 from twisted_vllm.store.usage_queries_rows import joined
 from twisted_vllm.store.usage_tables import KEY, usage, usage_payers, usage_targets
@@ -37,10 +38,6 @@ class Stretch:
         if self.end is not None:
             found.append(usage.c.time < self.end)
         return found
-
-
-#: by what a row is known: its time and its id
-Place = tuple[int, str]
 
 
 def newest_rows(
@@ -119,6 +116,6 @@ def rows_of(connection: Connection, places: Sequence[Place]) -> list[Row[Any]]:
     )
     found: dict[Place, Row[Any]] = {}
     for some in in_chunks(places):
-        for row in connection.execute(asked.where(tuple_(usage.c.time, usage.c.id).in_(some))):
+        for row in connection.execute(asked.where(*at_places(some))):
             found[row.time, row.id] = row
     return [found[place] for place in places]

@@ -75,6 +75,8 @@ def _latest_period(scope: Scope, groups: list[Group], period_start: PeriodStart)
     whole = cost_of(groups)
     last = period_start(*scope, max([group.last for group in groups]) / _MICROSECONDS)
     start = last * _MICROSECONDS
+    if start <= min([group.first for group in groups]):
+        return last, whole, whole
     return last, sum([group.cost_since(start) for group in groups]), whole
 
 
