@@ -26,15 +26,16 @@ _log = Logger()
 
 def send_json(request: IRequest, value: object, status: int = 200) -> bytes:
     """Set the status and headers of a JSON answer and return its body."""
-    return _send(request, status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+    return send(request, status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
 
 
 def send_error(request: IRequest, error: GatewayError) -> bytes:
     """Set the status and headers of a refusal and return its body."""
-    return _send(request, error.status, error.headers(), error.body())
+    return send(request, error.status, error.headers(), error.body())
 
 
-def _send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+def send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Set the status and headers of an answer and return its body."""
     request.setResponseCode(status)
     for name, value in headers:
         request.setHeader(name, value)

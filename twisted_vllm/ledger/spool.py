@@ -91,6 +91,16 @@ class Spool:
         return self._surplus + self._queue.lost
 
     @property
+    def written(self) -> int:
+        """How many rows were written to files."""
+        return self._queue.written_rows
+
+    @property
+    def unsaved(self) -> int:
+        """How many rows wait in memory, as the disk takes none."""
+        return 0 if self._failed_at is None else len(self._rows)
+
+    @property
     def name(self) -> str:
         """What this process's files are called."""
         return "" if self._claim is None else self._claim.name

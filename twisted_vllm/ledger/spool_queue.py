@@ -80,6 +80,7 @@ class SegmentQueue:
         current: the last one, while it is written to. Whoever asks holds the lock.
         pending: how many rows are not committed.
         lost: how many rows were lost with files that somebody removed.
+        written_rows: how many rows were written.
     """
 
     _log = Logger()
@@ -95,6 +96,7 @@ class SegmentQueue:
         self.current: Segment | None = None
         self.pending = 0
         self.lost = 0
+        self.written_rows = 0
         self._directory = directory
         self._monotonic = monotonic
         self._segments: deque[Segment] = deque()
@@ -125,9 +127,11 @@ class SegmentQueue:
         """Note what was just written to a segment."""
         if not self.pending:
             self._oldest = _ended(rows[0])
-        self.pending += len(rows)
-        segment.rows += len(rows)
-        self._cached_rows += len(rows)
+        count = len(rows)
+        self.pending += count
+        self.written_rows += count
+        segment.rows += count
+        self._cached_rows += count
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
         if self._cached_rows > CACHED_ROWS:
             self.forget_cached()

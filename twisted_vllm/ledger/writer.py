@@ -60,7 +60,12 @@ class Pending:
 
 
 class LedgerWriter:
-    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread."""
+    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread.
+
+    Attributes:
+        committed: how many rows the database took.
+        aside: how many damaged lines and unfit rows were set aside.
+    """
 
     _log = Logger()
 
@@ -86,6 +91,7 @@ class LedgerWriter:
             now: Unix seconds.
             interval: how long rows are gathered, in seconds.
         """
+        self.committed = self.aside = 0
         self._reactor = reactor
         self._spool = spool
         self._store = store
@@ -227,6 +233,7 @@ class LedgerWriter:
         if not self._reachable:
             self._reachable = True
             self._log.info("The database takes the ledger's rows again")
+        self.committed += len(batch.rows)
         (self._spool if batch.own else self._abandoned).commit(batch)
         if spent:
             self._reactor.callFromThread(self._on_committed, spent)
@@ -254,6 +261,7 @@ class LedgerWriter:
     def _set_aside(self, lines: Sequence[bytes], what: str) -> None:
         # An OSError ends the turn: the lines are still where they were.
         path = set_aside(self._spool.directory, self._spool.name, lines)
+        self.aside += len(lines)
         self._log.critical("{count} {what}; kept in {path}", count=len(lines), what=what, path=str(path))
 
     def _delete_old(self) -> bool:
