@@ -12,7 +12,7 @@ from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndeterm
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.gateway.interfaces import EndUsers, Limiter, Rows
-from twisted_vllm.gateway.uploaded_audio import audio_uploaded
+from twisted_vllm.gateway.uploaded_audio import AUDIO_ROUTES, audio_uploaded
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.ledger.prices import FREE, PriceBook, Prices, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
@@ -137,7 +137,8 @@ class Accounts:
             if self._has_prices:
                 prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
-            audio = audio_uploaded(route.path, request.head)
+            if route.path in AUDIO_ROUTES:
+                audio = audio_uploaded(route.path, request.head)
             if audio is None:
                 prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         # not what was admitted: that holds the request's body

@@ -29,7 +29,7 @@ _SUBFORMAT_AT = 24
 
 
 #: the routes that take audio in a form
-ROUTES = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
+AUDIO_ROUTES = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
 
 
 class WavLength:
@@ -187,4 +187,4 @@ def audio_uploaded(route: str, headers: Mapping[bytes, bytes]) -> UploadedAudio 
         route: the path that the server sees, without its query.
         headers: the first value of each header, by lower-case name.
     """
-    return UploadedAudio(headers[b"content-type"]) if route in ROUTES and is_form(headers) else None
+    return UploadedAudio(headers[b"content-type"]) if route in AUDIO_ROUTES and is_form(headers) else None

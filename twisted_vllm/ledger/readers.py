@@ -27,30 +27,20 @@ class JsonKind(msgspec.Struct, frozen=True):
         read: what that says.
         shape: what is looked for in one that is not kept.
         by_size: whether the request's size tells about how many tokens a model was given.
-        member: how the last member begins of what is decoded, where that is one object.
+        has_usage: whether what is decoded is the member ``usage``.
     """
 
     decode: Callable[[bytes], Any]
     read: Callable[[Any], Usage | None]
     shape: Shape
     by_size: bool = True
-    member: bytes = b""
+    has_usage: bool = False
 
     def usage(self, data: bytes) -> Usage | None:
-        """Return what an answer says that it used, or None where it does not.
-
-        Servers write it last. A quote inside a string is escaped, so a comma, a quote and the key are a member wherever
-        they stand; and where that with all that follows is one whole object, it is a member of the outermost. So the
-        answer's text, the most of it, need not be decoded.
-        """
+        """Return what an answer says that it used, or None where it does not."""
+        if self.has_usage and (found := counts.plain_usage_at_end(data)) is not None:
+            return found
         try:
-            at = data.rfind(self.member) if self.member else -1
-            if at > 0:
-                try:
-                    return self.read(self.decode(b"{" + data[at + 1 :]))
-                except msgspec.MsgspecError:
-                    # it stands deeper
-                    pass
             return self.read(self.decode(data))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
@@ -91,12 +81,12 @@ class JsonReader(msgspec.Struct):
 
 
 def _kind(
-    structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True, member: bytes = b""
+    structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True, has_usage: bool = False
 ) -> JsonKind:
-    return JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys), by_size, member)
+    return JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys), by_size, has_usage)
 
 
-_USAGE = _kind(counts.Answer, counts.of_answer, b"usage", member=b',"usage":{')
+_USAGE = _kind(counts.Answer, counts.of_answer, b"usage", has_usage=True)
 _AUDIO = _kind(counts.AudioAnswer, counts.of_audio, b"usage", b"duration", by_size=False)
 _TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count", by_size=False)
 _COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens", by_size=False)

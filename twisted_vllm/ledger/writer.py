@@ -24,7 +24,7 @@ from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
 #: how long rows are gathered, in seconds, and how many go into one transaction
-INTERVAL = 0.5
+INTERVAL = 0.1
 BATCH_ROWS = 1_000
 #: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
 #: now and then, and must find it free
