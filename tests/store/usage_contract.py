@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Table, delete, select
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.ledger.interfaces import RowsRefused, Spent
 from twisted_vllm.ledger.values import Payer, Target, UsageRow
+from twisted_vllm.store import usage_numbers
 from twisted_vllm.store.engine import make_engine, parse_url
 from twisted_vllm.store.schema import migrate
 from twisted_vllm.store.tables import spend
@@ -201,6 +202,17 @@ class UsageContract:
         assert sorted(row["key_id"] for row in ledger.read(usage_payers)) == ["k0", "k1", "k2"]
         assert len(ledger.read(usage_targets)) == 1
         assert len(ledger.read(usage_payer_tags)) == 3
+
+    def test_more_payers_than_are_remembered_are_kept_as_well(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage_numbers, "MOST_KNOWN", 5)
+        rows = [make_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
+        for start in range(0, 100, 7):
+            ledger.write(*rows[start : start + 7])
+        assert len(ledger.read(usage_payers)) == 20
+        assert len(ledger.read(usage_targets)) == 9
+        check_sums(ledger, rows)
 
     def test_what_was_rolled_back_is_written_again(self, ledger: Ledger) -> None:
         with pytest.raises(RowsRefused):

@@ -20,14 +20,13 @@ from twisted_vllm.store.usage_queries_newest import rows_of
 _MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 
 
-def move(engine: Engine, revision: str) -> None:
-    """Bring a database to the schema of another version."""
+def move_back(engine: Engine, revision: str) -> None:
+    """Bring a database to the schema of an earlier version."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        step = command.downgrade if revision < "0007" else command.upgrade
-        step(config, revision)
+        command.downgrade(config, revision)
 
 
 def tables_of(engine: Engine) -> dict[str, Table]:
@@ -79,7 +78,7 @@ def check_that_what_was_there_is_there_in_both_shapes(ledger: Ledger) -> None:
     before = contents(ledger.engine)
     ledger.database.close()
 
-    move(ledger.engine, "0006")
+    move_back(ledger.engine, "0006")
     assert {row["id"]: row for row in read(ledger.engine, "usage")} == {row.id: old_row(row) for row in rows}
     assert {tuple(row.values()) for row in read(ledger.engine, "usage_tags")} == {
         (tag, row.time, row.id) for row in rows for tag in row.payer.tags
@@ -105,7 +104,7 @@ def check_that_what_was_there_is_there_in_both_shapes(ledger: Ledger) -> None:
 
 def check_that_odd_rows_are_brought_along(ledger: Ledger) -> None:
     """What says the same is one payer, whatever the spaces in its JSON; NULL and the empty name are two."""
-    move(ledger.engine, "0006")
+    move_back(ledger.engine, "0006")
     table = tables_of(ledger.engine)["usage"]
     rows = [make_row(number, key_id="k", model="m", request_id="r", time=number * 10**14) for number in range(6)]
     with ledger.engine.begin() as connection:

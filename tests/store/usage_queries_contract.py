@@ -16,6 +16,7 @@ from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.usage import write
 from twisted_vllm.store.usage_queries import RowsAsked, count_rows, page_of_rows
 from twisted_vllm.store.usage_queries_daily import page_of_days
+from twisted_vllm.store.usage_queries_newest import rows_of
 from twisted_vllm.store.usage_queries_plan import DIMENSIONS, Asked, Plan, Unanswerable, plan
 from twisted_vllm.store.usage_queries_spend import keys_by_spend, users_by_spend
 from twisted_vllm.store.usage_queries_sums import SUMS, Cursor, Group, read_page
@@ -127,6 +128,7 @@ def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
         assert {row.request_id for page in found for row in page} <= {request_id}
         assert count_rows(connection, asked) == len(wanted)
     assert page_of_rows(connection, RowsAsked(equals={"key": "k2"}, request_id="mine"), 0, 9) == []
+    assert [row.id for row in rows_of(connection, [(1, rows[0].id), (rows[0].time, rows[0].id)])] == [rows[0].id]
 
 
 def check_that_days_come_in_pages(connection: Connection) -> None:

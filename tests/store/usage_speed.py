@@ -98,6 +98,9 @@ def check_a_year(connection: Connection) -> list[str]:
         (RowsAsked(equals={"tag": "everybody"}), 0, 100),
         (RowsAsked(equals={"tag": "everybody"}), 1000, 100),
         (RowsAsked(equals={"model": "model-1"}), 0, 100),
+        (RowsAsked(equals={"end_user": "end-7"}), 0, min(100, ROWS // 1000)),
+        (RowsAsked(equals={"key": "rare"}, request_id="request-1"), 0, 1),
+        (RowsAsked(request_id="f" * 32), 0, 0),
     ):
         began = time.perf_counter()
         assert len(page_of_rows(connection, asked, skip, 100)) == rows
@@ -105,7 +108,7 @@ def check_a_year(connection: Connection) -> list[str]:
         count_rows(connection, asked)
         counted = time.perf_counter() - paged
         told.append(
-            f"newest rows {dict(asked.equals)} from {skip} on: {(paged - began) * 1e3:.0f} ms, "
+            f"newest rows {dict(asked.equals)} {asked.request_id} from {skip}: {(paged - began) * 1e3:.0f} ms, "
             f"counted in {counted * 1e3:.0f} ms"
         )
         assert not FULL or paged - began < SOON, told

@@ -16,7 +16,7 @@ from sqlalchemy import Column, Connection, String, Table
 from sqlalchemy.dialects import postgresql
 
 #: how many rows go into one statement of SQLite, which is compiled once for each of these and takes 32,766 values
-_CHUNKS = (1000, 250, 60, 15, 4, 1)
+_CHUNKS = (1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _POSTGRESQL = postgresql.dialect()
 
 #: one row's values in the order of the table's columns: text, whole numbers, None; JSON as its text, a date as ISO 8601

@@ -80,7 +80,7 @@ class UsageDatabase:
         try:
             return self._transact(work)
         except RowsAreThere:
-            self._numbers.forget()
+            pass
         return self._transact(lambda connection: work(connection, checked=True))
 
     def delete_before(self, time: int, limit: int) -> int:
@@ -95,18 +95,25 @@ class UsageDatabase:
         """Give up the connection."""
         self._engine.dispose()
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
+    def _commit(self, work: Callable[[Connection], T]) -> T:
+        self._numbers.bound()
         try:
-            self._numbers.bound()
             with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                 return work(connection)
+        except BaseException:
+            # what was new to the database is so again
+            self._numbers.forget()
+            raise
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return self._commit(work)
         except SQLAlchemyError as error:
             reason = reason_of(error, self._url)
             problem = RowsRefused(reason) if _is_refusal(error) else DatabaseAway(reason)
         except (OverflowError, UnicodeError) as error:
             # the driver's own, before the database saw a value
             problem = RowsRefused(type(error).__name__)
-        self._numbers.forget()
         # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
         raise problem
 

@@ -118,4 +118,5 @@ def rows_of(connection: Connection, places: Sequence[Place]) -> list[Row[Any]]:
     for some in in_chunks(places):
         for row in connection.execute(asked.where(*at_places(some))):
             found[row.time, row.id] = row
-    return [found[place] for place in places]
+    # PostgreSQL may have deleted one meanwhile
+    return [found[place] for place in places if place in found]
