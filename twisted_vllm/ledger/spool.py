@@ -193,6 +193,10 @@ class Spool:
             self._surplus += surplus
             del self._rows[UNSAVED_ROWS:]
 
+    def call_at(self, rows: int, call: Callable[[], None]) -> None:
+        """Have `call` called whenever so many rows wait; it must be quick, and use no method of the spool's."""
+        self._queue.enough, self._queue.on_enough = rows, call
+
     # the writer's thread
 
     def take(self, max_rows: int) -> Batch | None:

@@ -81,6 +81,8 @@ class SegmentQueue:
         pending: how many rows are not committed.
         lost: how many rows were lost with files that somebody removed.
         written_rows: how many rows were written.
+        enough: from how many pending rows on `on_enough` is called, once each time that they become as many.
+        on_enough: is called under the lock, by the thread that writes.
     """
 
     _log = Logger()
@@ -97,6 +99,8 @@ class SegmentQueue:
         self.pending = 0
         self.lost = 0
         self.written_rows = 0
+        self.enough = 0
+        self.on_enough: Callable[[], None] = _nothing
         self._directory = directory
         self._monotonic = monotonic
         self._segments: deque[Segment] = deque()
@@ -125,16 +129,18 @@ class SegmentQueue:
 
     def written(self, segment: Segment, start: int, rows: list[UsageRow]) -> None:
         """Note what was just written to a segment."""
-        if not self.pending:
+        before, count = self.pending, len(rows)
+        if not before:
             self._oldest = _ended(rows[0])
-        count = len(rows)
-        self.pending += count
+        self.pending = before + count
         self.written_rows += count
         segment.rows += count
         self._cached_rows += count
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
         if self._cached_rows > CACHED_ROWS:
             self.forget_cached()
+        if before < self.enough <= before + count:
+            self.on_enough()
 
     def forget_cached(self) -> None:
         """Have everything read from the files."""
@@ -248,6 +254,10 @@ class SegmentQueue:
                 segment.close()
                 with self.lock:
                     self._closing.remove(segment)
+
+
+def _nothing() -> None:
+    """Where nobody waits for rows, nobody is told."""
 
 
 def _ended(row: UsageRow) -> int:

@@ -23,8 +23,9 @@ from twisted_vllm.ledger.spool_lines import clean, encode_rows
 from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
-#: how long rows are gathered, in seconds, and how many go into one transaction
-INTERVAL = 0.1
+#: how long rows are gathered, in seconds, or until there are so many, which go into one transaction. Fewer rows would
+#: have the same sums written more often; more would not stay in the processor's caches until they are read.
+INTERVAL = 0.5
 BATCH_ROWS = 1_000
 #: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
 #: now and then, and must find it free
@@ -129,6 +130,7 @@ class LedgerWriter:
 
     def start(self) -> None:
         """Begin to move rows, those that are left from before first."""
+        self._spool.call_at(BATCH_ROWS, self._wake.set)
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._syncer = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
         self._thread.start()
@@ -186,7 +188,11 @@ class LedgerWriter:
             if is_last:
                 break
             backoff = min(max(2 * backoff, FIRST_BACKOFF), MAX_BACKOFF) if is_away else 0.0
-            self._wake.wait(backoff or self._interval)
+            if is_away:
+                self._stopping.wait(backoff)
+            elif self._spool.backlog().rows < BATCH_ROWS:
+                self._wake.wait(self._interval)
+                self._wake.clear()
         self._abandoned.close()
         self._store.close()
 
@@ -210,7 +216,7 @@ class LedgerWriter:
             goal -= len(batch.rows) if batch.own else 0
             if not self._stopping.is_set():
                 share = PAUSE_SHARE if self._store.has_one_lock else 0.0
-                self._wake.wait(max(PAUSE, share * (time.monotonic() - began)))
+                self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:
