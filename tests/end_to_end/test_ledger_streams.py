@@ -1,4 +1,4 @@
-"""How a stream's usage is counted, and that nobody sees it: what the server got, what the client gets, what the row says.
+"""How a stream's usage is counted, unseen: what the server got, what the client gets, and what the row says.
 
 The server answers with vLLM 0.32's own streams (``tests/ledger/answers``), recorded without and with ``include_usage``.
 """
