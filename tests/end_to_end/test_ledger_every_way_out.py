@@ -12,7 +12,6 @@ import attrs
 import pytest
 from end_to_end_harness import HOST
 from ledger_harness import (
-    ANSWER,
     CHAT,
     CHAT_BODY,
     DONE,
@@ -26,7 +25,6 @@ from ledger_harness import (
     LedgerGateway,
     chunk,
     rows_in,
-    whole,
 )
 from process_harness import Connection
 from twistd_harness import free_port, wait_until
@@ -50,7 +48,7 @@ passthrough:
   log: {{file: gateway.log, format: json}}
   default_prices: {{input_cost_per_token: 1, output_cost_per_token: 1}}
   revoke_running: true
-  timeouts: {{client_body: 1.5}}
+  timeouts: {{client_body: 2}}
   servers:
     "http://{host}:{port}/hasty": {{timeouts: {{response_head: {hasty}, idle: {hasty}}}}}
     "http://{host}:{port}/busy": {{timeouts: {{queue: {hasty}}}, max_concurrent_requests: 1, max_queued_requests: 1}}
@@ -192,21 +190,3 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
     }.items():
         [row] = rows[name]
         assert {column: row[column] for column in {**USUAL, **expected}} == {**USUAL, **expected}
-
-
-def test_an_id_that_comes_again_has_a_row_for_each_request_and_one_that_is_made_names_its_own(tmp_path: Path) -> None:
-    server = ActingServer({"again": lambda connection, times: connection.send(whole(ANSWER))})
-    try:
-        with LedgerGateway(tmp_path, server.port, "passthrough: {log: {file: gateway.log}}") as gateway:
-            caller = Caller(gateway, server, gateway.administer("/key/generate")["key"])
-            for _ in range(3):
-                caller.answer(caller.request("again"), 200)
-            with caller.sent(caller.request("again").replace(b"X-Request-Id: again\r\n", b"")) as client:
-                head = client.read_head().decode()
-    finally:
-        server.stop()
-    rows = rows_in(gateway.database)
-    made = head.partition("x-request-id: ")[2].partition("\r\n")[0]
-    assert {name: len(found) for name, found in rows.items()} == {"again": 3, made: 1}
-    assert rows[made][0]["id"] == made
-    assert len({row["id"] for row in rows["again"]} | {made}) == 4

@@ -149,3 +149,16 @@ async def test_a_row_keeps_the_prices_of_its_day(stand_in: Any, gateway_to: Any,
             "SELECT sum(cost) FROM vllm_passthrough_usage_totals WHERE dimension = 'all' AND period = 'day'"
         )
     assert total == sum(cost for day in costs for cost in day)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_id_that_comes_again_has_a_row_for_each_request(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in(whole(ANSWER)).port)
+    again = [await ask(gateway, request_bytes("POST", CHAT, body=HI, headers={"X-Request-Id": "a"})) for _ in range(3)]
+    made = await ask(gateway, request_bytes("POST", CHAT, body=HI))
+    found = await rows(gateway)
+    assert {name: len(of_it) for name, of_it in found.items()} == {"a": 3, made: 1}
+    assert again == ["a"] * 3
+    # an id that was made here is nobody else's, and names its row as well
+    assert found[made][0]["id"] == made
+    assert len({row["id"] for of_it in found.values() for row in of_it}) == 4

@@ -15,7 +15,7 @@ Told = dict[str, Columns | None]
 Way = Callable[[Caller], Told]
 
 #: how long the gateway waits for the server of the model ``hasty``, and for a place at that of ``busy``, in seconds
-HASTY = 0.4
+HASTY = 1.0
 #: a route on which nothing is read of a body
 UPLOAD = "/v1/files"
 
