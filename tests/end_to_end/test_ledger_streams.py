@@ -148,7 +148,11 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         for mode, ledger in SETTINGS.items():
             settings = f"passthrough: {{log: {{file: gateway.log, format: json}}, {ledger}}}"
             made[mode] = LedgerGateway(tmp_path_factory.mktemp(mode), listening.port, settings)
-        yield Trial(server, listening.port, {mode: stack.enter_context(gateway) for mode, gateway in made.items()})
+            # they start side by side; each is ended, also where another does not start
+            stack.push(made[mode])
+        for gateway in made.values():
+            gateway.__enter__()
+        yield Trial(server, listening.port, made)
 
 
 def counted(row: Columns) -> tuple[int, int, int]:
