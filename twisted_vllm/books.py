@@ -14,6 +14,7 @@ from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.ledger.interfaces import Spent
+from twisted_vllm.ledger.metrics import LedgerCollector
 from twisted_vllm.ledger.prices import PriceBook
 from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.writer import LedgerWriter
@@ -21,6 +22,7 @@ from twisted_vllm.limits.local import LocalLimiter
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.limits.redis import RedisLimiter
 from twisted_vllm.limits.refusals import dollars
+from twisted_vllm.observe.metrics import Metrics
 from twisted_vllm.starting import StartError
 from twisted_vllm.store.usage_database import UsageDatabase
 
@@ -39,16 +41,25 @@ class Books:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, settings: Settings, index: KeyIndex, make_id: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        index: KeyIndex,
+        make_id: Callable[[float], bytes],
+        metrics: Metrics,
+    ) -> None:
         """Put them together; nothing is opened yet.
 
         Args:
             reactor: Twisted's reactor.
             settings: what the operator decided.
             index: who has limits.
-            make_id: makes the id of a row, 32 hex digits.
+            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
+            metrics: tell of the ledger as well, once it is open.
         """
         self._index = index
+        self._metrics = metrics
         local = LocalLimiter(self._crossed)
         self.limiter: LocalLimiter | RedisLimiter = local
         self._redis: RedisLimiter | None = None
@@ -109,6 +120,7 @@ class Books:
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
             self._writer.take_over(TAKE_OVER_SECONDS)
+            self._metrics.add(LedgerCollector(spool, self._writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 

@@ -30,6 +30,7 @@ from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.resource import MOUNT, Forwarding, PassThroughResource
 from twisted_vllm.gateway.revoking import Revoker
 from twisted_vllm.gateway.routing import Router
+from twisted_vllm.observe.metrics import Metrics
 from twisted_vllm.observe.redact import Redactor
 from twisted_vllm.observe.request_log import RequestLog
 from twisted_vllm.stopping import Drain
@@ -86,6 +87,7 @@ class Parts:
         endpoints: what it listens on.
         database: the database, and `store`, its transactions.
         health: whether it answers.
+        metrics: what the gateway says of itself.
         books: what is reserved, used and written down.
         index: the keys in memory, and `registry`, which keeps them alike.
         sweeper: the deadlines of all connections.
@@ -111,7 +113,8 @@ class Parts:
         self.health = DatabaseHealth(self.database, reactor)
         self.store = Store(self.database)
         self.index = KeyIndex()
-        self.books = Books(reactor, settings, self.index, lambda: self.site.make_id())
+        self.metrics = Metrics()
+        self.books = Books(reactor, settings, self.index, lambda started: self.site.make_id(started), self.metrics)
         books = self.books
         self.registry = Registry(self.store, self.index, books.spend_set, budget_gone=books.limiter.budget_forgotten)
         self.sweeper = Sweeper(reactor)
@@ -148,6 +151,8 @@ class Parts:
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
             readiness=self._readiness,
+            metrics=self.metrics,
+            metrics_are_open=settings.metrics_are_open,
             client_of=lambda request: address_of(request, settings.trusted_proxies),
             failures=failures,
         )

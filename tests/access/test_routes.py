@@ -28,7 +28,6 @@ PRIVILEGED = [
     b"/tokenizer_info",
     b"/server_info",
     b"/fault_tolerance/status",
-    b"/inference/v1/generate",
     b"/abort_requests",
     b"/pause",
     b"/is_paused",
@@ -50,21 +49,29 @@ def _concrete(path: str) -> bytes:
 @pytest.mark.parametrize("known", INFERENCE_ROUTES, ids=lambda known: known.path)
 def test_an_inference_route_is_inference_and_says_whether_its_post_names_a_model(known):
     path = _concrete(known.path)
-    assert classify(b"POST", path) == Route(path.decode(), RouteClass.INFERENCE, known.takes_model)
-    assert classify(b"GET", path) == Route(path.decode(), RouteClass.INFERENCE, False)
+    assert classify(b"POST", path) == Route(path.decode(), RouteClass.INFERENCE, known.takes_model, name=known.path)
+    assert classify(b"GET", path) == Route(path.decode(), RouteClass.INFERENCE, False, name=known.path)
 
 
 @pytest.mark.parametrize("known", READ_ONLY_ROUTES, ids=lambda known: known.path)
 def test_an_operational_route_is_read_only_and_takes_no_model(known):
     path = _concrete(known.path)
     for method in (b"GET", b"HEAD", b"POST", b"OPTIONS"):
-        assert classify(method, path) == Route(path.decode(), RouteClass.READ_ONLY)
+        assert classify(method, path) == Route(path.decode(), RouteClass.READ_ONLY, name=known.path)
 
 
 @pytest.mark.parametrize("path", PRIVILEGED)
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS", b"DELETE"])
 def test_a_route_that_changes_the_server_is_privileged_by_any_method(method, path):
-    assert classify(method, path) == Route(path.decode(), RouteClass.PRIVILEGED)
+    found = classify(method, path)
+    assert (found.path, found.route_class) == (path.decode(), RouteClass.PRIVILEGED)
+    assert found.name in ("", found.path)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET", b"OPTIONS", b"DELETE"])
+def test_generating_from_tokens_is_privileged_and_its_post_names_a_model(method):
+    found = classify(method, b"/inference/v1/generate")
+    assert (found.route_class, found.takes_model) == (RouteClass.PRIVILEGED, method == b"POST")
 
 
 @pytest.mark.parametrize("path", [b"/", b"/new", b"/v1", b"/V1/models", b"/v1/models/", b"/metricsx", b"/v3/rerank"])
@@ -81,7 +88,7 @@ def test_an_unusual_method_on_a_known_path_is_privileged(method, path):
 
 @pytest.mark.parametrize("path", [b"/v1/%6dodels", b"/%761/models", b"/v1/mode%6C%73"])
 def test_an_escape_that_every_reader_decodes_alike_changes_nothing(path):
-    assert classify(b"GET", path) == Route("/v1/models", RouteClass.READ_ONLY)
+    assert classify(b"GET", path) == Route("/v1/models", RouteClass.READ_ONLY, name="/v1/models")
 
 
 def test_an_escaped_privileged_route_is_named_as_the_server_sees_it():

@@ -21,6 +21,7 @@ from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.observe.metrics import Metrics
 from twisted_vllm.store.interfaces import IStore
 from twisted_vllm.store.memory import MemoryDatabase
 from twisted_vllm.store.registry import Registry
@@ -119,7 +120,9 @@ class Recorded(Resource):
 class Gateway:
     """The gateway's own routes, on a clock that the test turns."""
 
-    def __init__(self, store: IStore | None = None, master_key: str | None = MASTER_KEY) -> None:
+    def __init__(
+        self, store: IStore | None = None, master_key: str | None = MASTER_KEY, metrics_are_open: bool = True
+    ) -> None:
         self.clock = Clock()
         self.store = Store(MemoryDatabase()) if store is None else store
         self.index = KeyIndex()
@@ -132,6 +135,8 @@ class Gateway:
             now=self.now,
             randbytes=self._randbytes,
             readiness=lambda: self.state,
+            metrics=Metrics(),
+            metrics_are_open=metrics_are_open,
         )
         self.app = app
         self.recorded = Recorded(app.resource())

@@ -9,8 +9,8 @@ import pytest
 if TYPE_CHECKING:
     from admin_harness import Gateway
 
-# the site without sockets is tests/wire's
-sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
+# The site without sockets is tests/wire's, the ledger's rows are tests/ledger's.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("wire", "ledger")]
 pytest.register_assert_rewrite("admin_harness", "server_harness")
 
 

@@ -81,3 +81,18 @@ def test_two_apps_do_not_share_their_routes_or_keys() -> None:
     made = one.make_key()
     assert one.get("/key/info", key=made["key"]).status == 200
     assert other.get("/key/info", key=made["key"]).status == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/key/list?user_id=",
+        "/spend/logs?end_user=",
+        "/usage/report?route=",
+        "/user/info?user_id=",
+        "/spend/logs?request_id=",
+    ],
+)
+def test_a_nul_in_a_query_is_the_callers_fault(gateway: Gateway, path: str) -> None:
+    answer = gateway.get(f"{path}a%00")
+    assert (answer.status, answer.error["param"]) == (400, path.rpartition("?")[2][:-1])

@@ -76,7 +76,6 @@ def test_a_row_has_litellm_s_columns_and_all_digits_of_its_cost(gateway: Gateway
         ("start_date=2026-02-27T12:00:00Z&end_date=2026-02-28T00:00:00Z&summarize=false", [3, 2, 4]),
         ("start_date=2026-02-27+13:00:00", [3, 2]),
         ("api_key=sk-nobody-0123456789", []),
-        ("user_id=%00", []),
         ("start_date=2026-02-28&end_date=2026-02-26&summarize=false", []),
         ("page=1002", []),
         (f"api_key={MASTER_KEY}", [5]),

@@ -154,3 +154,10 @@ def test_who_is_made_again_begins_at_nothing(gateway: Gateway, kind: str, make: 
     spent(gateway, kind, "a", DOLLAR)
     gateway.post(*delete)
     assert gateway.post(*make).json["spend"] == 0
+
+
+def test_what_was_spent_is_shown_to_the_last_digit(gateway: Gateway) -> None:
+    made = gateway.make_key(key=KEY)
+    spent(gateway, "key", key_id(gateway, made["token"]), 1_234_567_890_123_456_789)
+    for path in ("/spend/keys", "/key/list?return_full_object=true"):
+        assert b'"spend":1234567.890123456789,' in gateway.get(path).body

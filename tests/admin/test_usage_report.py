@@ -52,9 +52,10 @@ def some_rows(count: int = 120) -> list[UsageRow]:
 def values_of(row: UsageRow, name: str) -> tuple[str | None, ...]:
     """Return what stands for a row in a dimension: of tags it may be several, or none."""
     if name == "tag":
-        return row.tags
+        return row.payer.tags
     field = {"key": "key_id", "user": "user_id", "team": "team_id"}.get(name, name)
-    return (getattr(row, field) or None,)
+    [holder] = [each for each in (row, row.payer, row.target) if hasattr(each, field)]
+    return (getattr(holder, field) or None,)
 
 
 def expected(rows: list[UsageRow], group_by: tuple[str, ...], interval: str) -> dict[Any, tuple[int, int]]:
@@ -114,13 +115,16 @@ def test_every_report_equals_the_sums_of_the_rows(interval: str, group_by: tuple
 @pytest.mark.parametrize(
     ("query", "matches"),
     [
-        ("user_id=ada", lambda row: row.user_id == "ada"),
-        ("user_id=ada&model=qwen", lambda row: (row.user_id, row.model) == ("ada", "qwen")),
-        ("tag=b", lambda row: "b" in row.tags),
-        ("tag=b&team_id=red", lambda row: "b" in row.tags and row.team_id == "red"),
-        ("end_user=eve&route=/v1/embeddings", lambda row: (row.end_user, row.route) == ("eve", "/v1/embeddings")),
-        ("server=gpu-2", lambda row: row.server == "gpu-2"),
-        (f"api_key={KEYS[0]}&team_id=red", lambda row: (row.key_id, row.team_id) == (KEYS[0], "red")),
+        ("user_id=ada", lambda row: row.payer.user_id == "ada"),
+        ("user_id=ada&model=qwen", lambda row: (row.payer.user_id, row.target.model) == ("ada", "qwen")),
+        ("tag=b", lambda row: "b" in row.payer.tags),
+        ("tag=b&team_id=red", lambda row: "b" in row.payer.tags and row.payer.team_id == "red"),
+        (
+            "end_user=eve&route=/v1/embeddings",
+            lambda row: (row.end_user, row.target.route) == ("eve", "/v1/embeddings"),
+        ),
+        ("server=gpu-2", lambda row: row.target.server == "gpu-2"),
+        (f"api_key={KEYS[0]}&team_id=red", lambda row: (row.payer.key_id, row.payer.team_id) == (KEYS[0], "red")),
     ],
 )
 def test_filters_hold_together(interval: str, query: str, matches: Any) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from admin_harness import Gateway, value_of
+from spool_rows import make_row
 
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.usage import write
@@ -20,7 +21,9 @@ def at(text: str) -> int:
 def usage_row(number: int, time: str, **fields: Any) -> UsageRow:
     """Return a row of a request that cost 0.000123456789 dollars unless the fields say otherwise."""
     values: dict[str, Any] = {
+        "request_id": f"request-{number}",
         "kind": "key",
+        "key_id": "",
         "key_hash": "abcdef01",
         "key_name": "alias",
         "model": "qwen",
@@ -36,7 +39,7 @@ def usage_row(number: int, time: str, **fields: Any) -> UsageRow:
         "first_byte_us": 20_000,
         "total_us": 1_500_000,
     }
-    return UsageRow(id=f"{number:032x}", request_id=f"request-{number}", time=at(time), **{**values, **fields})
+    return make_row(number, time=at(time), **values | fields)
 
 
 def keep(gateway: Gateway, rows: Sequence[UsageRow]) -> None:

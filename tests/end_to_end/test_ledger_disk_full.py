@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import deferLater
 
 from twisted_vllm.config.settings import LedgerSettings
@@ -17,6 +18,19 @@ from twisted_vllm.ledger.spool_segment import Segment
 
 CHAT = "/vllm/v1/chat/completions"
 ASKED: dict[str, Any] = {"body": {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}}
+
+
+async def ledger_metrics(gateway: Any) -> dict[str, float]:
+    """Return what the gateway's metrics say of the ledger."""
+    answer = await gateway.ask("GET", "/metrics")
+    assert answer.status == 200
+    begin = "vllm_passthrough_ledger_"
+    return {
+        sample.name.removeprefix(begin): sample.value
+        for family in text_string_to_metric_families(answer.body.decode())
+        for sample in family.samples
+        if sample.name.startswith(begin)
+    }
 
 
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
@@ -35,6 +49,10 @@ async def test_a_full_disk(
         # the one that finds it out had been served by then
         statuses = [(await gateway.ask("POST", CHAT, **ASKED)).status for _ in range(3)]
         assert statuses == ([200, 200, 200] if policy == "continue" else [200, 503, 503])
+        metrics = await ledger_metrics(gateway)
+        assert (metrics["spool_writable"], metrics["spool_write_failures_total"] > 0) == (0, True)
+        # the database may have taken them from memory already
+        assert metrics["spool_rows"] + metrics["rows_committed_total"] >= 1 + statuses.count(200)
         if policy == "refuse":
             refused = await gateway.ask("POST", CHAT, **ASKED)
             assert (refused.error["code"], refused.header("retry-after")) == ("ledger_unavailable", "5")
@@ -48,6 +66,9 @@ async def test_a_full_disk(
         if rows == served and spool.healthy:
             break
     assert (rows, spool.healthy, spool.lost) == (served, True, 0)
+    metrics = await ledger_metrics(gateway)
+    assert (metrics["spool_writable"], metrics["unsaved_rows"], metrics["rows_lost_total"]) == (1, 0, 0)
+    assert metrics["rows_committed_total"] == served
     assert (await gateway.ask("POST", CHAT, **ASKED)).status == 200
     [told] = logged_failures.take_texts()
     assert "The ledger's spool cannot be written: No space left on device" in told

@@ -63,7 +63,9 @@ def ask_on(port: int, seen: list[str], pause: float = 0.0) -> None:
 def ledger(directory: Path) -> Counter[str]:
     """Return how often each request stands in the ledger."""
     with closing(sqlite3.connect(directory / "twisted_vllm.sqlite3", timeout=30.0)) as connection:
-        return Counter(name for (name,) in connection.execute("SELECT request_id FROM vllm_passthrough_usage"))
+        return Counter(
+            name for (name,) in connection.execute("SELECT COALESCE(request_id, id) FROM vllm_passthrough_usage")
+        )
 
 
 def test_a_kill_under_load_loses_no_answer_that_a_client_saw_and_doubles_none(tmp_path: Path) -> None:

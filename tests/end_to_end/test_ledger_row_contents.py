@@ -108,8 +108,8 @@ async def test_a_row_has_its_key_s_user_team_and_tags_and_is_found_by_each_tag(s
     assert (two["key_name"], two["user_id"], two["team_id"]) == ("two", None, None)
     assert (json.loads(one["tags"]), json.loads(two["tags"])) == (["blue", "caf\u00e9"], [])
     with closing(sqlite3.connect(gateway.database_file)) as connection:
-        tags = set(connection.execute("SELECT tag, usage_id FROM vllm_passthrough_usage_tags"))
-    assert tags == {("blue", one["id"]), ("caf\u00e9", one["id"])}
+        tags = set(connection.execute("SELECT tag, payer FROM vllm_passthrough_usage_payer_tags"))
+    assert tags == {("blue", one["payer"]), ("caf\u00e9", one["payer"])}
 
 
 def prices(prompt: str, completion: str) -> PriceList:

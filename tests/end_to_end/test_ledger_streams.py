@@ -221,5 +221,5 @@ def test_without_a_ledger_nothing_is_written_or_changed_and_limits_hold(trial: T
     assert ask(gateway.port, f"/vllm{CHAT}", limited, "POST", body.decode())[0] == 429
     assert not list(gateway.database.parent.glob("*spool*"))
     with closing(sqlite3.connect(gateway.database)) as connection:
-        for table in ("usage", "usage_totals", "usage_daily", "usage_tags"):
+        for table in ("usage", "usage_totals", "usage_daily", "usage_payers", "usage_targets"):
             assert connection.execute(f"SELECT count(*) FROM vllm_passthrough_{table}").fetchone() == (0,)

@@ -21,6 +21,7 @@ from twisted_vllm.config.settings import PriceList, TenantRoutes
 from twisted_vllm.errors import BudgetExceeded, EndUserBlocked, LedgerUnavailable, RateLimitExceeded
 from twisted_vllm.gateway.accounts import Accounts
 from twisted_vllm.gateway.admission import Admission
+from twisted_vllm.gateway.resource import Forwarding
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.ledger.prices import PriceBook
 from twisted_vllm.limits.local import LocalLimiter
@@ -75,7 +76,10 @@ class Asked:
 
     head: dict[bytes, bytes]
     body_length: int
+    note: Any
     body_complete: bool = True
+    started: float = 0.0
+    first_byte: float | None = None
 
 
 def record(outcome: str, status: int) -> RequestRecord:
@@ -97,7 +101,7 @@ class Requests(RuleBasedStateMachine):
             prices=PriceBook((), PRICES),
             rows=self.rows,
             refuses_unwritten=True,
-            make_id=lambda: b"0" * 32,
+            make_id=lambda started: b"0" * 32,
             now=lambda: self.now,
         )
         self.admission = Admission(
@@ -168,7 +172,7 @@ class Requests(RuleBasedStateMachine):
         head = {b"content-type": b"application/json"}
         entry = self.admission.enter(found.principal, b"POST", path)
         admitted = self.admission.admit(entry, head, body)
-        request: Any = Asked(head, len(body))
+        request: Any = Asked(head, len(body), Forwarding(entry))
         before = self.held()
         try:
             charge, reserved = self.accounts.open(request, entry, admitted)

@@ -10,11 +10,12 @@ from gateway_fakes import FakePeer, FakeRequest, server
 
 from twisted_vllm.access.records import Principal
 from twisted_vllm.access.routes import classify
-from twisted_vllm.gateway.admission import Admitted, Entry
+from twisted_vllm.gateway.admission import Entry
 from twisted_vllm.gateway.paths import target
 from twisted_vllm.gateway.record import TEXT_LIMIT, Recorder
 from twisted_vllm.gateway.relay import Relay
 from twisted_vllm.gateway.resource import Forwarding
+from twisted_vllm.ledger.values import Payer
 from twisted_vllm.observe.record import RequestRecord
 from twisted_vllm.observe.redact import Redactor
 
@@ -34,8 +35,8 @@ def request(**changes: Any) -> Any:
 def forwarded(made: Any, model: str = "m", outcome: str = "completed") -> Any:
     """Say of a request that it was forwarded."""
     where = target(made.uri.removeprefix(b"/vllm"))
-    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False))
-    note.admitted = Admitted(server(), where.forwarded, model, None)
+    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False, Payer()))
+    note.model, note.server = model, server().name
     note.relay = Relay(made)
     note.relay.outcome = outcome
     made.note, made.principal = note, TENANT

@@ -9,16 +9,22 @@ from typing import Any
 from zope.interface import implementer
 
 from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
-from twisted_vllm.ledger.values import UsageRow
+from twisted_vllm.ledger.spool_lines import encode_rows
+from twisted_vllm.ledger.values import Payer, Target, UsageRow
 
 #: 25 November 2025, 12:00 UTC
 NOON = 1_764_072_000
 
 
 def make_row(number: int, **fields: Any) -> UsageRow:
-    """Return a row that differs by its number, one each millisecond from noon on."""
+    """Return a row that differs by its number, one each millisecond from noon on.
+
+    Args:
+        number: its number.
+        fields: of the row, or of its payer or its target.
+    """
     values: dict[str, Any] = {
-        "id": f"{number:032x}",
+        "id": f"{NOON + number // 1000:08x}{number:024x}",
         "request_id": f"request-{number}",
         "time": NOON * 1_000_000 + number * 1000,
         "kind": "key",
@@ -32,11 +38,20 @@ def make_row(number: int, **fields: Any) -> UsageRow:
         "cost": 7,
         "total_us": 1000,
     }
-    return UsageRow(**values | fields)
+    values |= fields
+    for name, structure in (("payer", Payer), ("target", Target)):
+        values.setdefault(
+            name, structure(**{key: values.pop(key) for key in structure.__struct_fields__ if key in values})
+        )
+    return UsageRow(**values)
 
 
 def make_rows(count: int, start: int = 0, **fields: Any) -> list[UsageRow]:
     return [make_row(number, **fields) for number in range(start, start + count)]
+
+
+def encode_line(row: UsageRow) -> bytes:
+    return encode_rows([row])
 
 
 def make_numbered(number: int) -> UsageRow:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from spool_rows import NOON, MemoryUsageStore, make_row, make_rows
+from spool_rows import NOON, MemoryUsageStore, encode_line, make_row, make_rows
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs as captured_logs
@@ -17,7 +17,7 @@ from twisted.logger import capturedLogs as captured_logs
 from twisted_vllm.ledger import writer as writer_module
 from twisted_vllm.ledger.interfaces import Spent
 from twisted_vllm.ledger.spool import Spool
-from twisted_vllm.ledger.spool_lines import encode_line, head_line
+from twisted_vllm.ledger.spool_lines import head_line
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.ledger.writer import LedgerWriter
 

@@ -63,12 +63,12 @@ def test_a_cost_stays_within_a_databases_integer():
 
 def test_a_row_says_what_it_was_charged_at():
     prices = prices_of("qwen", listed(input_cost_per_token="1e-7", input_cost_per_request="0.010"))
-    assert prices.text == {
+    assert dict(prices.text) == {
         "name": "qwen",
         "input_cost_per_token": "0.0000001",
         "input_cost_per_request": "0.010",
     }
-    assert FREE.text == {}
+    assert FREE.text == ()
 
 
 def test_a_model_has_its_own_prices_else_the_default_ones():
@@ -80,7 +80,7 @@ def test_a_model_has_its_own_prices_else_the_default_ones():
     )
     names = [("a", "one:80"), ("a", "two:80"), ("b", "one:80"), ("unknown", "one:80"), ("", "one:80")]
     assert [book.of(*name).name for name in names] == ["a", "a", "default", "default", "default"]
-    assert [book.of(*name).text["input_cost_per_token"] for name in names] == ["1", "2", "3", "3", "3"]
+    assert [dict(book.of(*name).text)["input_cost_per_token"] for name in names] == ["1", "2", "3", "3", "3"]
 
 
 PRICES = st.decimals(0, 10_000, places=12) | st.floats(0, 1, allow_subnormal=False).map(

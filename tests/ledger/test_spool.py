@@ -112,7 +112,7 @@ def test_memory_beside_the_files_is_bounded(spool: Spool, monkeypatch: pytest.Mo
 
 
 def test_a_segment_goes_when_its_rows_are_committed_and_not_before(spool: Spool) -> None:
-    for number in range(20):
+    for number in range(21):
         put(spool, make_row(number))
     before = segments(spool)
     batch = spool.take(3)
@@ -151,7 +151,7 @@ def test_rows_that_come_after_the_end_are_told(spool: Spool) -> None:
     assert [event["log_level"].name for event in events] == ["critical", "critical"]
     assert not spool.healthy
     # the fixture closes it once more
-    spool._lines.clear()
+    spool._rows.clear()
 
 
 def test_nothing_is_left_of_a_spool_that_was_emptied(spool: Spool) -> None:
@@ -335,7 +335,7 @@ def test_what_is_written_is_synced_and_left_segments_are_closed(spool: Spool, mo
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    for number in range(20):
+    for number in range(21):
         put(spool, make_row(number))
     names = segments(spool)
     spool.sync()

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from spool_rows import make_row, make_rows
+from spool_rows import encode_line, make_row, make_rows
 from twisted.logger import capturedLogs as captured_logs
 
 from twisted_vllm.ledger import spool_lines
 from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.spool_abandoned import Abandoned
 from twisted_vllm.ledger.spool_claims import claim, claim_abandoned, claim_new
-from twisted_vllm.ledger.spool_lines import encode_line, head_line
+from twisted_vllm.ledger.spool_lines import head_line
 from twisted_vllm.ledger.values import UsageRow
 
 

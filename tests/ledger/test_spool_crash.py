@@ -73,7 +73,7 @@ async def kill_and_check(reactor: Any, directory: Path, ledger: Ledger, url: str
     assert set(told) - set(kept) == set()
     assert len(kept) == len(set(kept))
     # a row that was not told yet may be there as well, but nothing that was never written
-    check_sums(ledger, [make_numbered(int(each, 16)) for each in kept])
+    check_sums(ledger, [make_numbered(int(each[8:], 16)) for each in kept])
     assert [path.name for path in directory.iterdir() if path.suffix != ".damaged"] == []
 
 

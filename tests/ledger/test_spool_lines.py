@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spool_rows import make_row, make_rows
+from spool_rows import encode_line, make_row, make_rows
 
 from twisted_vllm.ledger import spool_lines
-from twisted_vllm.ledger.spool_lines import MAX_NUMBER, NewerFormat, clean, decode_line, encode_line, read_lines
-from twisted_vllm.ledger.values import UsageRow
+from twisted_vllm.ledger.spool_lines import MAX_NUMBER, NewerFormat, clean, decode_line, encode_rows, read_lines
+from twisted_vllm.ledger.values import Payer, Target, UsageRow
 
-ROW = make_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices={"name": "q"})
+ROW = make_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices=(("name", "q"),))
 
 
 def spool_file(directory: Path, *lines: bytes) -> Path:
@@ -29,13 +29,13 @@ def read_all(path: Path) -> spool_lines.Lines:
 def test_a_row_comes_back_as_it_was_on_one_line() -> None:
     line = encode_line(ROW)
     assert line.count(b"\n") == 1
-    assert decode_line(line[:-1]) == ROW
+    assert decode_line(line[:-1]) == [ROW]
 
 
 @given(st.text(), st.integers(-MAX_NUMBER, MAX_NUMBER), st.lists(st.text(max_size=9)))
 def test_any_text_that_fits_comes_back(text: str, number: int, tags: list[str]) -> None:
     row = make_row(1, route=text[:100].replace("\0", ""), cost=number, tags=tuple(t.replace("\0", "") for t in tags))
-    assert decode_line(encode_line(row)[:-1]) == row
+    assert decode_line(encode_line(row)[:-1]) == [row]
 
 
 @given(st.data())
@@ -44,7 +44,7 @@ def test_a_line_with_any_bit_changed_is_told(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
     # the checksum's hex digits may change their case without a change of meaning
-    assert decode_line(bytes(line)) in ((None, ROW) if place < 8 else (None,))
+    assert decode_line(bytes(line)) in ((None, [ROW]) if place < 8 else (None,))
 
 
 @given(st.binary(max_size=100))
@@ -57,17 +57,16 @@ def test_bytes_that_are_no_line_are_told(data: bytes) -> None:
     [
         ({"end_user": "a\0b"}, {"end_user": "a\ufffdb"}),
         ({"model": "\ud800"}, {"model": "?"}),
-        ({"end_user": "x" * 3000}, {"end_user": "x" * 255}),
-        ({"route": "/" + "x" * 5000}, {"route": "/" + "x" * 4095}),
         ({"headers": {"x-a": "\0"}}, {"headers": {"x-a": "\ufffd"}}),
         ({"tags": ("\0" * 2500,)}, {"tags": ("\ufffd" * 255,)}),
+        ({"prices": (("name", "\0"),)}, {"prices": (("name", "\ufffd"),)}),
         ({"end_user": "é\ud83d" + "y" * 3000}, {"end_user": "é?" + "y" * 253}),
     ],
 )
 def test_what_no_database_takes_is_mended_when_it_is_written(
     written: dict[str, object], kept: dict[str, object]
 ) -> None:
-    assert decode_line(encode_line(make_row(1, **written))[:-1]) == make_row(1, **kept)
+    assert decode_line(encode_line(make_row(1, **written))[:-1]) == [make_row(1, **kept)]
 
 
 def test_cleaning_brings_numbers_into_range_and_leaves_the_rest_alone() -> None:
@@ -75,6 +74,26 @@ def test_cleaning_brings_numbers_into_range_and_leaves_the_rest_alone() -> None:
         1, prompt_tokens=MAX_NUMBER, bytes_in=-MAX_NUMBER
     )
     assert clean(ROW) == ROW
+
+
+def test_cleaning_cuts_what_is_too_long() -> None:
+    row = clean(make_row(1, end_user="x" * 3000, route="/" + "x" * 5000, user_id="é" * 300))
+    assert row == make_row(1, end_user="x" * 255, route="/" + "x" * 4095, user_id="é" * 255)
+
+
+def test_many_rows_stand_in_lines_of_some(tmp_path: Path) -> None:
+    rows = make_rows(2 * spool_lines.LINE_ROWS + 1)
+    lines = encode_rows(rows)
+    assert lines.count(b"\n") == 3
+    assert list(read_all(spool_file(tmp_path, spool_lines.head_line(), lines)).rows) == rows
+
+
+def test_a_line_is_read_whole_though_fewer_rows_are_enough(tmp_path: Path) -> None:
+    rows = make_rows(20)
+    path = spool_file(tmp_path, spool_lines.head_line(), encode_rows(rows[:10]), encode_rows(rows[10:]))
+    first = read_lines(path, 0, path.stat().st_size, 3)
+    assert list(first.rows) == rows[:10]
+    assert list(read_lines(path, first.end, path.stat().st_size, 3).rows) == rows[10:]
 
 
 def test_rows_are_read_from_where_one_stopped(tmp_path: Path) -> None:
@@ -128,12 +147,52 @@ def test_a_file_whose_head_is_damaged_is_read(tmp_path: Path) -> None:
 
 def test_a_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows lack the fields that were added later, and have some that were taken away."""
-    text = b'{"id":"a","request_id":"r","time":5,"forgotten":[1]}'
+    text = b'[["a",5,["key"],["m"],"","eve",null,200]]'
     path = spool_file(tmp_path, spool_lines.head_line(), b"%08x %b\n" % (spool_lines.crc32(text), text))
     monkeypatch.setattr(spool_lines, "VERSION", spool_lines.VERSION + 1)
     lines = read_all(path)
-    assert list(lines.rows) == [UsageRow(id="a", request_id="r", time=5)]
+    assert list(lines.rows) == [UsageRow("a", 5, Payer("key"), Target("m"), end_user="eve", status=200)]
     assert list(lines.damaged) == []
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """A line for each row, an object that names what it has."""
+    texts = [
+        b'{"id":"a","request_id":"r","time":5,"forgotten":[1]}',
+        b'{"id":"b","request_id":"s","time":6,"kind":"key","key_id":"k1","key_hash":"12ab","key_name":"sk-...abcd",'
+        b'"user_id":"ada","team_id":"t","end_user":"eve","tags":["x"],"headers":{"x-a":"1"},"model":"qwen",'
+        b'"server":"a","route":"/v1/chat/completions","method":"POST","status":200,"outcome":"completed",'
+        b'"stream":true,"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"cost":9,'
+        b'"prices":{"name":"qwen","input_cost_per_token":"0.1"},"first_byte_us":10,"total_us":20,"bytes_in":30}',
+    ]
+    lines = [b"%08x %b\n" % (spool_lines.crc32(text), text) for text in texts]
+    found = read_all(spool_file(tmp_path, b"vllm-passthrough-spool 1\n", *lines, lines[0][:-5] + b"\n"))
+    assert list(found.rows) == [
+        UsageRow("a", 5, Payer(), Target(), "r"),
+        UsageRow(
+            "b",
+            6,
+            Payer("key", "k1", "12ab", "sk-...abcd", "ada", "t", ("x",)),
+            Target(
+                *("qwen", "a", "/v1/chat/completions", "POST"),
+                prices=(("name", "qwen"), ("input_cost_per_token", "0.1")),
+            ),
+            request_id="s",
+            end_user="eve",
+            headers={"x-a": "1"},
+            status=200,
+            outcome="completed",
+            stream=True,
+            prompt_tokens=3,
+            completion_tokens=4,
+            total_tokens=7,
+            cost=9,
+            first_byte_us=10,
+            total_us=20,
+            bytes_in=30,
+        ),
+    ]
+    assert len(found.damaged) == 1
 
 
 def test_a_file_of_a_newer_format_is_not_read(tmp_path: Path) -> None:

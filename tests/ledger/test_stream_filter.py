@@ -70,6 +70,16 @@ def test_the_client_gets_the_bytes_of_a_direct_stream(name, size):
     assert stream.usage() == Usage(prompt_tokens=prompt, completion_tokens=6, total_tokens=prompt + 6)
 
 
+def test_of_a_stream_of_tokens_the_usage_is_taken_out_as_well():
+    events = events_of((ANSWERS / "generate_usage.sse").read_bytes())
+    *contents, usage, done = events
+    assert b'"choices":[]' in usage
+    for parts in (events, cut(b"".join(events), 61)):
+        out, stream = passed(parts, chat=False)
+        assert out == b"".join([*contents, done])
+        assert stream.usage() == Usage(prompt_tokens=4, completion_tokens=3, total_tokens=7)
+
+
 def test_every_whole_event_passes_at_once_but_for_the_one_that_ends_the_answer():
     events = events_of((ANSWERS / "chat_usage.sse").read_bytes())
     stream = StreamFilter(chat=True)

@@ -1,8 +1,8 @@
 """Every answer of vLLM that names its usage is read right, in whatever pieces it comes.
 
-``answers/`` holds what a vLLM 0.32.0 answered (a small model on a CPU), byte for byte, streams included. Where that
-server had no such route or model (audio, embeddings, Cohere, decisions), the shapes are those of vLLM's protocol
-classes, named beside each.
+``answers/`` holds what a vLLM 0.32.0 answered (small models on a CPU), byte for byte, streams included. Where those
+servers had no such route or model (decisions, reasoning), the shapes are those of vLLM's protocol classes, named beside
+each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces, spellings
 
 from twisted_vllm.ledger.document import MAX_WHOLE
-from twisted_vllm.ledger.readers import MAX_INFLATED, reader_for
+from twisted_vllm.ledger.readers import reader_for
+from twisted_vllm.ledger.usage_reader import MAX_INFLATED
 from twisted_vllm.ledger.values import Usage
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -63,6 +64,22 @@ RECORDED = [
     ("v2_rerank.json", "/v2/rerank", used(6)),
     ("classify.json", "/classify", used(2)),
     ("pooling.json", "/pooling", used(1)),
+    ("embeddings.json", "/v1/embeddings", used(10)),
+    ("embeddings_base64.json", "/v1/embeddings", used(5)),
+    ("cohere_embed.json", "/v2/embed", used(10)),
+    ("chat_cached.json", "/v1/chat/completions", used(322, 4, cached_tokens=256)),
+    ("messages_cached.json", "/v1/messages", used(322, 4, cached_tokens=256)),
+    ("messages_cached.sse", "/v1/messages", used(322, 4, cached_tokens=256)),
+    ("responses_cached.sse", "/v1/responses", used(322, 4, cached_tokens=256)),
+    ("cohere_chat.json", "/cohere/v2/chat", used(322, 4, cached_tokens=256)),
+    ("cohere_chat.sse", "/cohere/v2/chat", used(4, 4)),
+    ("generate.json", "/inference/v1/generate", used(4, 3)),
+    ("generate_usage.sse", "/inference/v1/generate", used(4, 3)),
+    # 3.25 seconds of audio: rounded up, unless in verbose JSON; in a stream as frames, 100 to a second
+    ("transcription.json", "/v1/audio/transcriptions", Usage(audio_ms=4000)),
+    ("transcription_verbose.json", "/v1/audio/transcriptions", Usage(audio_ms=3250)),
+    ("transcription_usage.sse", "/v1/audio/transcriptions", used(329, 4)),
+    ("transcription_continuous.sse", "/v1/audio/transcriptions", used(329, 4)),
 ]
 
 
@@ -76,10 +93,17 @@ def test_what_vllm_answered_is_read_in_any_pieces(name, route, usage):
         assert read(route, parts, content_type) == usage
 
 
-def test_embeddings_sent_as_bytes_name_their_usage_in_a_header():
-    metadata = (ANSWERS / "pooling.bytes.metadata").read_bytes()
-    assert read("/pooling", [b"\x0b\x08\x03?"], b"application/octet-stream", metadata=metadata) == used(1)
-    assert reader_for("/pooling", b"application/octet-stream", 200) is None
+@pytest.mark.parametrize(("name", "route", "usage"), [("pooling", "/pooling", 1), ("embeddings", "/v1/embeddings", 10)])
+def test_embeddings_sent_as_bytes_name_their_usage_in_a_header(name, route, usage):
+    metadata = (ANSWERS / f"{name}.bytes.metadata").read_bytes()
+    assert read(route, [b"\x0b\x08\x03?"], b"application/octet-stream", metadata=metadata) == used(usage)
+
+
+def test_embeddings_sent_as_bytes_only_are_estimated():
+    reader = reader_for("/v1/embeddings", b"application/octet-stream", 200)
+    reader.feed(b"\x0b\x08\x03?")
+    assert reader.usage() is None
+    assert reader.estimate(11) == used(11, estimated=True)
 
 
 SHAPED = {
@@ -203,11 +227,20 @@ def test_answers_of_every_shape_are_read_small_and_large(route, answer, usage):
         b'{"duration":"soon"}',
     ],
 )
-def test_an_answer_that_names_no_usage_has_none_and_is_estimated(answer):
-    reader = reader_for("/v1/audio/transcriptions", JSON, 200)
+@pytest.mark.parametrize(
+    ("route", "prompt"), [("/v1/chat/completions", 11), ("/v1/audio/transcriptions", 0), ("/tokenize", 0)]
+)
+def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route, prompt, answer):
+    reader = reader_for(route, JSON, 200)
     reader.feed(answer)
     assert reader.usage() in (None, Usage())
-    assert reader.estimate(11) == Usage(prompt_tokens=11, total_tokens=11, estimated=True)
+    # an upload's size tells nothing of tokens, and who counts tokens uses none
+    assert reader.estimate(11) == used(prompt, estimated=True)
+
+
+def test_a_translation_names_no_usage():
+    """It does only in verbose JSON (TranslationResponse, speech_to_text/translation/protocol.py)."""
+    assert read("/v1/audio/translations", [(ANSWERS / "translation.json").read_bytes()]) is None
 
 
 def test_figures_beyond_sense_count_as_none():
@@ -230,7 +263,7 @@ def test_figures_beyond_sense_count_as_none():
         ("/v1/chat/completions", b"", 200),
     ],
 )
-def test_what_uses_nothing_or_cannot_say_has_no_reader(route, content_type, status):
+def test_what_uses_nothing_has_no_reader(route, content_type, status):
     assert reader_for(route, content_type, status) is None
 
 
@@ -251,8 +284,13 @@ def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress):
 
 
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
-def test_an_answer_in_another_coding_is_not_read(coding):
-    assert reader_for("/v1/completions", JSON, 200, content_encoding=coding) is None
+@pytest.mark.parametrize(("content_type", "stream"), [(JSON, False), (SSE, True)])
+def test_an_answer_in_another_coding_is_estimated(content_type, stream, coding):
+    reader = reader_for("/v1/completions", content_type, 200, content_encoding=coding)
+    reader.feed(b"\x1b\x0f")
+    assert reader.stream is stream
+    assert reader.usage() is None
+    assert reader.estimate(11) == used(11, estimated=True)
 
 
 def test_what_does_not_decompress_or_to_far_too_much_names_no_usage():

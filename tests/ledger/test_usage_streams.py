@@ -171,6 +171,23 @@ def test_cohere_names_usage_in_its_last_event():
     assert reader.chunks == 1
 
 
+def test_a_stream_of_cohere_that_ends_early_is_counted_by_its_deltas():
+    events = (ANSWERS / "cohere_chat.sse").read_bytes().split(b"\n\n")
+    end = next(number for number, event in enumerate(events) if b'"message-end"' in event)
+    for number in range(end + 1):
+        reader = reader_of("/cohere/v2/chat", [event + b"\n\n" for event in events[:number]])
+        assert reader.usage() is None
+        deltas = sum(b'"content-delta"' in event for event in events[:number])
+        assert reader.estimate(9).completion_tokens == deltas
+    assert deltas > 0
+
+
+def test_a_transcription_without_usage_is_counted_by_its_chunks_and_its_prompt_is_not_guessed():
+    reader = reader_of("/v1/audio/transcriptions", [(ANSWERS / "transcription.sse").read_bytes()])
+    assert reader.usage() is None
+    assert reader.estimate(26_000) == Usage(completion_tokens=4, total_tokens=4, estimated=True)
+
+
 def test_a_last_event_of_any_size_is_read():
     response = {"output": ["x" * MAX_WHOLE], "metadata": {"usage": {"input_tokens": 1}}}
     response["usage"] = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}

@@ -62,16 +62,15 @@ def test_a_stream_through_the_gateway_is_a_direct_one(
 ) -> None:
     text = {"messages": [{"role": "user", "content": "Say hi"}]} if route == CHAT else {"prompt": "Say"}
     asked = json_request(
-        {"model": chat_model, "temperature": 0, "seed": 1, "max_tokens": 9, "stream": True, **text, **more}
+        {"model": chat_model, "temperature": 0.5, "seed": 1, "max_tokens": 9, "stream": True, **text, **more}
     )
     for _ in range(ATTEMPTS):
-        direct, through = (
-            NAMES.sub(b"", re.sub(rb'"id":"[^"]*"', b"", body))
-            for body in (
-                ask(vllm_url, "POST", route, **asked).body,
-                gateway.ask("POST", f"/vllm{route}", gateway.master_key, **asked).body,
-            )
+        answers = (
+            ask(vllm_url, "POST", route, **asked),
+            gateway.ask("POST", f"/vllm{route}", gateway.master_key, **asked),
         )
+        assert [answer.status for answer in answers] == [200, 200]
+        direct, through = (NAMES.sub(b"", re.sub(rb'"id":"[^"]*"', b"", answer.body)) for answer in answers)
         # vLLM now and then puts two tokens into one event, and answers of one request come in any order
         if sorted(direct.split(b"\n\n")) == sorted(through.split(b"\n\n")):
             break
@@ -83,7 +82,7 @@ def test_a_client_that_leaves_its_stream_is_counted_by_its_chunks(gateway: LiveG
 
     key = gateway.make_key()
     connection = connect(gateway.url)
-    body = {"model": chat_model, "messages": [{"role": "user", "content": "Tell"}], "max_tokens": 500, "stream": True}
+    body = {"model": chat_model, "messages": [{"role": "user", "content": "Tell"}], "max_tokens": 1900, "stream": True}
     asked = json_request(body | {"ignore_eos": True})
     response = send(connection, "POST", f"/vllm{CHAT}", [*bearer(key), *asked["headers"]], asked["body"])
     for _ in range(20):
@@ -92,5 +91,5 @@ def test_a_client_that_leaves_its_stream_is_counted_by_its_chunks(gateway: LiveG
     response.close()
     wait_until(lambda: logs(gateway, key), "the ledger has the request")
     [row] = logs(gateway, key)
-    assert 5 <= row["completion_tokens"] < 500
+    assert 5 <= row["completion_tokens"] < 1900
     assert row["prompt_tokens"] > 0

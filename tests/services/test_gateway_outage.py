@@ -26,7 +26,9 @@ CATCH_UP = 10.0
 def count(url: str) -> tuple[int, int]:
     """Return how many rows the ledger has, and of how many requests."""
     with psycopg.connect(url) as connection:
-        found = connection.execute("SELECT count(*), count(DISTINCT request_id) FROM vllm_passthrough_usage").fetchone()
+        found = connection.execute(
+            "SELECT count(*), count(DISTINCT COALESCE(request_id, id)) FROM vllm_passthrough_usage"
+        ).fetchone()
     assert found is not None
     return int(found[0]), int(found[1])
 

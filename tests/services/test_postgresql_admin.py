@@ -19,6 +19,7 @@ from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.observe.metrics import Metrics
 from twisted_vllm.store.database import Database
 from twisted_vllm.store.registry import Registry
 from twisted_vllm.store.store import Store
@@ -43,6 +44,7 @@ class Client:
             now=lambda: datetime.now(UTC),
             randbytes=secrets.token_bytes,
             readiness=lambda: Readiness(draining=False, database=True),
+            metrics=Metrics(),
         )
         self._treq = StubTreq(app.resource())
 

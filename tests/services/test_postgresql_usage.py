@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from private_postgresql import PrivatePostgresql
-from spool_rows import make_row, make_rows
+from spool_rows import encode_line, make_row, make_rows
 from usage_contract import Ledger, UsageContract, check_sums
+from usage_migration import check_that_odd_rows_are_brought_along, check_that_what_was_there_is_there_in_both_shapes
 
 from twisted_vllm.ledger.interfaces import DatabaseAway, RowsRefused
-from twisted_vllm.ledger.spool_lines import decode_line, encode_line
+from twisted_vllm.ledger.spool_lines import clean, decode_line
 
 
 @pytest.fixture
@@ -37,12 +38,19 @@ def test_what_postgresql_does_not_take_is_a_refusal_and_no_outage(ledger: Ledger
 
 
 @pytest.mark.parametrize("text", ["\U0001f600" * 5000, "\0" * 300, "x\ud800"])
-def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool(ledger: Ledger, text: str) -> None:
+def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool_and_mended(ledger: Ledger, text: str) -> None:
     names = ("request_id", "end_user", "model", "route")
-    row = decode_line(encode_line(make_row(1, **dict.fromkeys(names, text), tags=(text,)))[:-1])
-    assert row is not None
-    ledger.write(row)
-    check_sums(ledger, [row])
+    rows = decode_line(encode_line(make_row(1, **dict.fromkeys(names, text), tags=(text,)))[:-1])
+    assert rows is not None
+    mended = [clean(row) for row in rows]
+    ledger.write(*mended)
+    check_sums(ledger, mended)
+
+
+def test_what_is_too_long_is_refused_and_not_cut_without_a_word(ledger: Ledger) -> None:
+    with pytest.raises(RowsRefused):
+        ledger.write(make_row(1, end_user="e" * 5000))
+    check_sums(ledger, [])
 
 
 def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
@@ -59,3 +67,10 @@ def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
         postgresql.start()
     ledger.write(*make_rows(3))
     check_sums(ledger, make_rows(3))
+
+
+@pytest.mark.parametrize(
+    "check", [check_that_what_was_there_is_there_in_both_shapes, check_that_odd_rows_are_brought_along]
+)
+def test_rows_of_former_versions_are_brought_along(ledger: Ledger, check: Callable[[Ledger], None]) -> None:
+    check(ledger)

@@ -32,6 +32,10 @@ def test_rows_come_in_pages(connection: Connection) -> None:
     contract.check_that_rows_come_in_pages(connection)
 
 
+def test_a_request_is_found_by_its_id(connection: Connection) -> None:
+    contract.check_that_a_request_is_found_by_its_id(connection)
+
+
 def test_days_come_in_pages(connection: Connection) -> None:
     contract.check_that_days_come_in_pages(connection)
 

@@ -13,7 +13,7 @@ from twisted_vllm.store.database import Database
 
 # The ledger's rows are tests/ledger's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "ledger"))
-pytest.register_assert_rewrite("store_contract", "usage_contract", "usage_queries_contract")
+pytest.register_assert_rewrite("store_contract", "usage_contract", "usage_queries_contract", "usage_migration")
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from spool_rows import make_row, make_rows
 from usage_contract import Ledger, UsageContract, check_sums
+from usage_migration import check_that_odd_rows_are_brought_along, check_that_what_was_there_is_there_in_both_shapes
 
 from twisted_vllm.ledger.interfaces import DatabaseAway
 from twisted_vllm.store import engine as engine_module
@@ -36,4 +37,13 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
     other.close()
     ledger.write(*make_rows(3))
     check_sums(ledger, make_rows(3))
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    "check", [check_that_what_was_there_is_there_in_both_shapes, check_that_odd_rows_are_brought_along]
+)
+def test_rows_of_former_versions_are_brought_along(tmp_path: Path, check: Callable[[Ledger], None]) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
+    check(ledger)
     ledger.close()

@@ -9,39 +9,54 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from spool_rows import NOON, make_row, make_rows
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Engine, Table, delete, select
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.ledger.interfaces import RowsRefused, Spent
-from twisted_vllm.ledger.values import UsageRow
+from twisted_vllm.ledger.values import Payer, Target, UsageRow
+from twisted_vllm.store import usage_numbers
 from twisted_vllm.store.engine import make_engine, parse_url
 from twisted_vllm.store.schema import migrate
 from twisted_vllm.store.tables import spend
 from twisted_vllm.store.usage_database import UsageDatabase
-from twisted_vllm.store.usage_tables import usage, usage_daily, usage_tags, usage_totals
+from twisted_vllm.store.usage_tables import (
+    usage,
+    usage_daily,
+    usage_monthly,
+    usage_payer_tags,
+    usage_payers,
+    usage_targets,
+    usage_totals,
+)
 
 DAY = 86_400
 SUMS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "audio_ms", "cost")
 
 EVERYTHING = UsageRow(
     id="ab" * 16,
-    request_id="r-1",
     time=NOON * 1_000_000 + 123_456,
-    kind="key",
-    key_id="k1",
-    key_hash="0123abcd",
-    key_name="ada's",
-    user_id="ada",
-    team_id="red",
+    payer=Payer(
+        kind="key",
+        key_id="k1",
+        key_hash="0123abcd",
+        key_name="ada's",
+        user_id="ada",
+        team_id="red",
+        tags=("a", 'b,"c"', "a"),
+    ),
+    target=Target(
+        model="qwen",
+        server="gpu:8000",
+        route="/v1/chat/completions",
+        method="POST",
+        prices=(("name", "qwen"), ("input", "0.000001")),
+    ),
+    request_id="r-1",
     end_user="Grace Hopper; DROP TABLE 'ü' \u2028",
-    tags=("a", 'b,"c"', "a"),
     headers={"x-project": "p'1"},
-    model="qwen",
-    server="gpu:8000",
-    route="/v1/chat/completions",
-    method="POST",
     status=499,
     outcome="client_disconnected",
     error="draining",
@@ -54,7 +69,6 @@ EVERYTHING = UsageRow(
     audio_ms=6,
     estimated=True,
     cost=7 * 10**12,
-    prices={"name": "qwen", "input": "0.000001"},
     first_byte_us=8,
     total_us=9,
     bytes_in=2**40,
@@ -130,18 +144,20 @@ def some_rows(count: int, seed: int) -> list[UsageRow]:
 
 def check_sums(ledger: Ledger, rows: list[UsageRow]) -> None:
     """Compare every sum with what the rows say."""
-    assert {row["id"] for row in ledger.read(usage)} == {row.id for row in rows}
+    assert {(row["time"], row["id"]) for row in ledger.read(usage)} == {(row.time, row.id) for row in rows}
     groups: dict[tuple[Any, ...], list[UsageRow]] = {}
     for row in rows:
-        day = day_of(row).date()
-        groups.setdefault(("daily", day, row.key_id, row.user_id or "", row.team_id or "", row.model), []).append(row)
-        values = [("all", ""), ("key", row.key_id), ("user", row.user_id), ("team", row.team_id)]
-        values += [("end_user", row.end_user), *(("tag", tag) for tag in sorted(set(row.tags)))]
+        day, payer, model = day_of(row).date(), row.payer, row.target.model
+        whole = (payer.key_id, payer.user_id or "", payer.team_id or "", model)
+        groups.setdefault(("daily", day, *whole), []).append(row)
+        groups.setdefault(("monthly", day.replace(day=1), *whole), []).append(row)
+        values = [("all", ""), ("user", payer.user_id), ("team", payer.team_id)]
+        values += [("end_user", row.end_user), *(("tag", tag) for tag in sorted(set(payer.tags)))]
         for dimension, value in values:
             for period, start in (("day", day), ("month", day.replace(day=1))):
-                groups.setdefault((dimension, period, start, value or "", row.model), []).append(row)
+                groups.setdefault((dimension, period, start, value or "", model), []).append(row)
     found: dict[tuple[Any, ...], dict[str, int]] = {}
-    for name, table in (("daily", usage_daily), ("", usage_totals)):
+    for name, table in (("daily", usage_daily), ("monthly", usage_monthly), ("", usage_totals)):
         keys = [column.name for column in table.primary_key.columns]
         for record in ledger.read(table):
             key = tuple(record.pop(each) for each in keys)
@@ -149,7 +165,8 @@ def check_sums(ledger: Ledger, rows: list[UsageRow]) -> None:
     assert found == {key: expected_sums(members) for key, members in groups.items()}
     spent: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        named = {"key": row.key_id, "user": row.user_id, "team": row.team_id, "end_user": row.end_user}
+        payer = row.payer
+        named = {"key": payer.key_id, "user": payer.user_id, "team": payer.team_id, "end_user": row.end_user}
         spent.update({(kind, name): row.cost for kind, name in named.items() if name and row.cost})
     assert {(row["kind"], row["id"]): row["total_spend"] for row in ledger.read(spend)} == dict(spent)
 
@@ -161,14 +178,54 @@ class UsageContract:
 
     def test_every_field_of_a_row_is_kept(self, ledger: Ledger) -> None:
         assert tuple(usage.columns.keys()) == UsageRow.__struct_fields__
-        least = UsageRow(id="cd" * 16, request_id="", time=0)
+        least = UsageRow(id="cd" * 16, time=0, payer=Payer(), target=Target())
         ledger.write(EVERYTHING, least)
         found = {row["id"]: row for row in ledger.read(usage)}
+        payers = {row.pop("id"): row for row in ledger.read(usage_payers)}
+        targets = {row.pop("id"): row for row in ledger.read(usage_targets)}
         for row in (EVERYTHING, least):
-            assert found[row.id] == {name: getattr(row, name) for name in UsageRow.__struct_fields__} | {
-                "tags": list(row.tags)
+            kept = found[row.id]
+            payer, target = payers[kept.pop("payer")], targets[kept.pop("target")]
+            assert kept == {name: getattr(row, name) for name in kept} | {
+                name: getattr(row, name) or None for name in ("request_id", "error")
             }
-        assert sorted(row["tag"] for row in ledger.read(usage_tags)) == ["a", 'b,"c"']
+            assert payer == msgspec.structs.asdict(row.payer) | {"tags": list(row.payer.tags)}
+            assert target == msgspec.structs.asdict(row.target) | {"prices": dict(row.target.prices)}
+        assert sorted(row["tag"] for row in ledger.read(usage_payer_tags)) == ["a", 'b,"c"']
+
+    def test_rows_refer_to_each_payer_and_target_once_whoever_writes_them(self, ledger: Ledger) -> None:
+        other = ledger.another()
+        for start in range(0, 40, 4):
+            rows = [make_row(number, key_id=f"k{number % 3}", tags=("t",)) for number in range(start, start + 4)]
+            (other.write(rows, True) if start % 8 else ledger.write(*rows))
+        other.close()
+        assert sorted(row["key_id"] for row in ledger.read(usage_payers)) == ["k0", "k1", "k2"]
+        assert len(ledger.read(usage_targets)) == 1
+        assert len(ledger.read(usage_payer_tags)) == 3
+
+    def test_more_payers_than_are_remembered_are_kept_as_well(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage_numbers, "MOST_KNOWN", 5)
+        rows = [make_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
+        for start in range(0, 100, 7):
+            ledger.write(*rows[start : start + 7])
+        assert len(ledger.read(usage_payers)) == 20
+        assert len(ledger.read(usage_targets)) == 9
+        check_sums(ledger, rows)
+
+    def test_what_was_rolled_back_is_written_again(self, ledger: Ledger) -> None:
+        with pytest.raises(RowsRefused):
+            ledger.write(make_row(1), make_row(2, prompt_tokens=10**30))
+        assert ledger.read(usage_payers) == []
+        ledger.write(make_row(1))
+        assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
+        # no row is new, but what it refers to may be
+        with ledger.engine.begin() as connection:
+            connection.execute(delete(usage_payers))
+        ledger.database.close()
+        ledger.write(make_row(1))
+        assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
 
     def test_the_sums_are_those_of_the_rows(self, ledger: Ledger) -> None:
         rows = some_rows(700, 1)
@@ -276,12 +333,12 @@ class UsageContract:
 
     # retention
 
-    def test_old_rows_go_with_their_tags_and_the_sums_stay(self, ledger: Ledger) -> None:
-        rows = [make_row(number, tags=("t", f"n{number}")) for number in range(10)]
+    def test_old_rows_go_and_the_sums_stay(self, ledger: Ledger) -> None:
+        rows = [make_row(number, key_id=f"k{number}", tags=("t",)) for number in range(10)]
         ledger.write(*rows)
         before = ledger.read(usage_totals)
         limit = rows[6].time
         assert [ledger.database.delete_before(limit, 4) for _ in range(3)] == [4, 2, 0]
         assert {row["id"] for row in ledger.read(usage)} == {row.id for row in rows[6:]}
-        assert {row["tag"] for row in ledger.read(usage_tags)} == {"t", "n6", "n7", "n8", "n9"}
+        assert len(ledger.read(usage_payer_tags)) == 10
         assert ledger.read(usage_totals) == before

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
 
+from spool_rows import make_row
 from sqlalchemy import Connection, event
 
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.usage import write
 from twisted_vllm.store.usage_queries import RowsAsked, count_rows, page_of_rows
 from twisted_vllm.store.usage_queries_daily import page_of_days
+from twisted_vllm.store.usage_queries_newest import rows_of
 from twisted_vllm.store.usage_queries_plan import DIMENSIONS, Asked, Plan, Unanswerable, plan
 from twisted_vllm.store.usage_queries_spend import keys_by_spend, users_by_spend
 from twisted_vllm.store.usage_queries_sums import SUMS, Cursor, Group, read_page
@@ -28,9 +30,8 @@ def some_rows(count: int = 200) -> list[UsageRow]:
     """Return rows of every kind, over three months."""
     chance = random.Random(3)
     return [
-        UsageRow(
-            id=f"{number:032x}",
-            request_id=f"request-{number}",
+        make_row(
+            number,
             time=chance.randrange(START, END),
             key_id=chance.choice(("k1", "k2", "")),
             user_id=chance.choice(("Ada", "bob", "É", None)),
@@ -40,7 +41,6 @@ def some_rows(count: int = 200) -> list[UsageRow]:
             model=chance.choice(("qwen", "llama")),
             server=chance.choice(("gpu-1", "gpu-2")),
             outcome=chance.choice(("completed", "client_disconnected")),
-            status=200,
             cost=chance.randrange(10**13),
         )
         for number in range(count)
@@ -90,10 +90,10 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
     keep(connection, rows)
     for equals, matches in (
         ({}, lambda _: True),
-        ({"key": "k1"}, lambda row: row.key_id == "k1"),
-        ({"key": ""}, lambda row: row.key_id == ""),
-        ({"user": "É", "model": "qwen"}, lambda row: (row.user_id, row.model) == ("É", "qwen")),
-        ({"tag": "b", "team": "red"}, lambda row: "b" in row.tags and row.team_id == "red"),
+        ({"key": "k1"}, lambda row: row.payer.key_id == "k1"),
+        ({"key": ""}, lambda row: row.payer.key_id == ""),
+        ({"user": "É", "model": "qwen"}, lambda row: (row.payer.user_id, row.target.model) == ("É", "qwen")),
+        ({"tag": "b", "team": "red"}, lambda row: "b" in row.payer.tags and row.payer.team_id == "red"),
         ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
     ):
         asked = RowsAsked(START + 10**12, END - 10**12, equals, successful=True)
@@ -104,6 +104,31 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
             got += page
         assert [row.id for row in got] == [row.id for row in wanted]
         assert count_rows(connection, asked) == len(wanted)
+
+
+def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
+    """A request is known by the id that was made for it, or by its client's, which another may have had as well."""
+    rows = [make_row(number, request_id="") for number in range(4)]
+    rows.append(make_row(4, request_id=rows[1].id))
+    # an id that says another second, as those of former versions
+    rows.append(make_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
+    rows += [make_row(number, request_id="mine") for number in range(6, 10)]
+    keep(connection, rows)
+    for request_id, wanted in (
+        (rows[0].id, [0]),
+        (rows[1].id, [4, 1]),
+        (rows[5].id, [5]),
+        ("mine", [9, 8, 7, 6]),
+        ("f" * 32, []),
+        ("another", []),
+    ):
+        asked = RowsAsked(request_id=request_id)
+        found = [page_of_rows(connection, asked, skip, 2) for skip in (0, 2)]
+        assert [row.id for page in found for row in page] == [rows[number].id for number in wanted]
+        assert {row.request_id for page in found for row in page} <= {request_id}
+        assert count_rows(connection, asked) == len(wanted)
+    assert page_of_rows(connection, RowsAsked(equals={"key": "k2"}, request_id="mine"), 0, 9) == []
+    assert [row.id for row in rows_of(connection, [(1, rows[0].id), (rows[0].time, rows[0].id)])] == [rows[0].id]
 
 
 def check_that_days_come_in_pages(connection: Connection) -> None:
@@ -117,7 +142,7 @@ def check_that_days_come_in_pages(connection: Connection) -> None:
             break
         got += page
     assert total == len(got)
-    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if row.user_id == "Ada")
+    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if row.payer.user_id == "Ada")
     assert [row[0] for row in got] == sorted((row[0] for row in got), reverse=True)
     assert keys_by_spend(connection, 0, 10) == []
     assert users_by_spend(connection, 0, 10) == []
@@ -136,10 +161,11 @@ def plans_of(connection: Connection, work: Any) -> list[str]:
     finally:
         event.remove(connection, "before_cursor_execute", note)
     explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
-    return [
-        "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters))
-        for statement, parameters in statements
-    ]
+    plans = []
+    for statement, parameters in statements:
+        lines = [str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters)]
+        plans.append("\n".join(["limited" if " LIMIT " in statement.replace("\n", " ") else "all", *lines]))
+    return plans
 
 
 def check_that_indexes_are_used(connection: Connection) -> None:
@@ -159,7 +185,7 @@ def check_that_indexes_are_used(connection: Connection) -> None:
         asked = RowsAsked(equals=equals)
         plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
         plans += plans_of(connection, lambda asked=asked: count_rows(connection, asked))
-    for asked in (RowsAsked(), RowsAsked(request_id="request-1"), RowsAsked(equals={"model": "qwen"})):
+    for asked in (RowsAsked(), RowsAsked(request_id="f" * 32), RowsAsked(equals={"model": "qwen"})):
         plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
     plans += plans_of(connection, lambda: page_of_days(connection, {"user": "Ada"}, START, END, 0, 10))
     assert len(plans) > 40
@@ -169,4 +195,6 @@ def check_that_indexes_are_used(connection: Connection) -> None:
         for line in lines:
             # SQLite: a table is scanned only along an index; PostgreSQL: not at all
             assert "Seq Scan" not in line, found
-            assert not line.startswith("SCAN") or "USING" in line, found
+            # and along the rows themselves where they are in the order that is asked for
+            in_order = line == "SCAN vllm_passthrough_usage" and "TEMP B-TREE" not in found and "limited" in found
+            assert not line.startswith("SCAN") or "USING" in line or in_order, found

@@ -7,7 +7,7 @@ import time
 
 import attrs
 from sqlalchemy import Connection
-from usage_year import END, REQUESTS, START, analyse, fill_rows, fill_sums
+from usage_year import END, REQUESTS, START, analyse, fill_rare, fill_rows, fill_sums
 
 from twisted_vllm.store.usage_queries import RowsAsked, count_rows, page_of_rows
 from twisted_vllm.store.usage_queries_plan import DAY_US, Asked, plan
@@ -40,6 +40,7 @@ def fill(connection: Connection) -> None:
     """Write a year."""
     fill_sums(connection, KEYS, MODELS)
     fill_rows(connection, ROWS, KEYS, MODELS)
+    fill_rare(connection)
     analyse(connection)
 
 
@@ -86,14 +87,29 @@ def check_a_year(connection: Connection) -> list[str]:
         (("key",), "hour", START + 30 * DAY_US),
     ):
         took = timed(connection, Asked(group_by, interval, START, end))
+        assert not FULL or interval != "month" or took.seconds < SOON
         told.append(f"{','.join(group_by)} by {interval}: {took.groups} in {took.seconds * 1e3:.0f} ms")
-    for asked in (RowsAsked(), RowsAsked(equals=key), RowsAsked(equals={"model": "model-1"})):
+    for asked, skip, rows in (
+        (RowsAsked(), 0, 100),
+        (RowsAsked(equals=key), 0, 100),
+        (RowsAsked(equals=key), 100, 100),
+        (RowsAsked(equals={"key": "rare"}), 0, 3),
+        (RowsAsked(equals={"key": "rare"}), 3, 0),
+        (RowsAsked(equals={"tag": "everybody"}), 0, 100),
+        (RowsAsked(equals={"tag": "everybody"}), 1000, 100),
+        (RowsAsked(equals={"model": "model-1"}), 0, 100),
+        (RowsAsked(equals={"end_user": "end-7"}), 0, min(100, ROWS // 1000)),
+        (RowsAsked(equals={"key": "rare"}, request_id="request-1"), 0, 1),
+        (RowsAsked(request_id="f" * 32), 0, 0),
+    ):
         began = time.perf_counter()
-        assert len(page_of_rows(connection, asked, 0, 100)) == 100
+        assert len(page_of_rows(connection, asked, skip, 100)) == rows
         paged = time.perf_counter()
         count_rows(connection, asked)
         counted = time.perf_counter() - paged
         told.append(
-            f"newest rows {dict(asked.equals)}: {(paged - began) * 1e3:.0f} ms, counted in {counted * 1e3:.0f} ms"
+            f"newest rows {dict(asked.equals)} {asked.request_id} from {skip}: {(paged - began) * 1e3:.0f} ms, "
+            f"counted in {counted * 1e3:.0f} ms"
         )
+        assert not FULL or paged - began < SOON, told
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
@@ -17,17 +18,17 @@ END = int(datetime(YEAR + 1, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 REQUESTS = 11
 
 _DAILY = "vllm_passthrough_usage_daily"
+_MONTHLY = "vllm_passthrough_usage_monthly"
 _TOTALS = "vllm_passthrough_usage_totals"
 
 
 def fill_sums(connection: Connection, keys: int, models: int, days: int = 365) -> None:
     """Write the sums of a year: each key, a user's own, with each model on each day; ten users to a team."""
     day = _day(connection, "d.n")
-    sums = ", ".join(SUMS)
-    columns = f"day, key_id, user_id, team_id, model, {sums}"
+    columns = ("key_id", "user_id", "team_id", "model")
     connection.execute(
         text(
-            f"INSERT INTO {_DAILY} ({columns}) "
+            f"INSERT INTO {_DAILY} (day, {', '.join((*columns, *SUMS))}) "
             f"WITH RECURSIVE d (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM d WHERE n < {days - 1}), "
             f"k (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM k WHERE n < {keys - 1}), "
             f"m (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM m WHERE n < {models - 1}) "
@@ -36,49 +37,74 @@ def fill_sums(connection: Connection, keys: int, models: int, days: int = 365) -
             "123456789 + k.n * 1000 + m.n, 1500000 FROM d, k, m"
         )
     )
+    _add(connection, _MONTHLY, ("month", *columns), (_month(connection, "day"), *columns), _DAILY)
+    totals = ("dimension", "period", "start", "value", "model")
+    for dimension, value in (("all", "''"), ("user", "user_id"), ("team", "team_id")):
+        for period, table, start in (("day", _DAILY, "day"), ("month", _MONTHLY, "month")):
+            _add(connection, _TOTALS, totals, (f"'{dimension}'", f"'{period}'", start, value, "model"), table)
+
+
+def _add(connection: Connection, target: str, columns: Sequence[str], values: Sequence[str], source: str) -> None:
+    """Add up what a table has, in groups of the values that are no constants."""
     added = ", ".join(f"SUM({name})" for name in SUMS)
-    for dimension, value in (("all", "''"), ("key", "key_id"), ("user", "user_id"), ("team", "team_id")):
-        _add_totals(connection, "day", f"SELECT '{dimension}', 'day', day, {value} AS v, model, {added} FROM {_DAILY}")
-    month = _month(connection)
-    _add_totals(
-        connection,
-        f"{month}, dimension, value",
-        f"SELECT dimension, 'month', {month}, value, model, {added} FROM {_TOTALS} WHERE period = 'day'",
+    groups = ", ".join(value for value in values if not value.startswith("'"))
+    connection.execute(
+        text(
+            f"INSERT INTO {target} ({', '.join((*columns, *SUMS))}) "
+            f"SELECT {', '.join(values)}, {added} FROM {source} GROUP BY {groups}"
+        )
     )
-
-
-def _add_totals(connection: Connection, grouped: str, selected: str) -> None:
-    value = ", v" if " AS v" in selected else ""
-    columns = ", ".join(("dimension", "period", "start", "value", "model", *SUMS))
-    connection.execute(text(f"INSERT INTO {_TOTALS} ({columns}) {selected} GROUP BY {grouped}{value}, model"))
 
 
 def fill_rows(connection: Connection, rows: int, keys: int, models: int) -> None:
     """Write rows, spread over the year."""
     step = (END - START) // rows
-    columns = (
-        "id, request_id, time, kind, key_id, key_hash, key_name, user_id, team_id, end_user, tags, headers, model, "
-        "server, route, method, status, outcome, error, stream, prompt_tokens, cached_tokens, completion_tokens, "
-        "reasoning_tokens, total_tokens, audio_ms, estimated, cost, prices, first_byte_us, total_us, bytes_in, "
-        "bytes_out"
-    )
     false = "FALSE" if connection.dialect.name == "postgresql" else "0"
     connection.execute(
         text(
-            f"INSERT INTO vllm_passthrough_usage ({columns}) "
+            "INSERT INTO vllm_passthrough_usage_payers (id, kind, key_id, key_hash, key_name, user_id, team_id, tags) "
+            f"WITH RECURSIVE k (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM k WHERE n < {keys - 1}) "
+            "SELECT k.n, 'key', 'key-' || k.n, 'abcdef01', 'alias', 'user-' || k.n, 'team-' || (k.n / 10), '[]' FROM k"
+        )
+    )
+    connection.execute(
+        text(
+            "INSERT INTO vllm_passthrough_usage_targets (id, model, server, route, method, prices) "
+            f"WITH RECURSIVE m (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM m WHERE n < {models - 1}) "
+            "SELECT m.n, 'model-' || m.n, 'server', '/v1/chat/completions', 'POST', '{}' FROM m"
+        )
+    )
+    connection.execute(
+        text(
+            "INSERT INTO vllm_passthrough_usage (id, time, payer, target, request_id, end_user, status, outcome, "
+            "stream, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, total_tokens, audio_ms, "
+            "estimated, cost, first_byte_us, total_us, bytes_in, bytes_out) "
             f"WITH RECURSIVE r (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM r WHERE n < {rows - 1}) "
-            f"SELECT 'id-' || n, 'request-' || n, {START} + CAST(n AS bigint) * {step}, 'key', "
-            f"'key-' || (n % {keys}), 'abcdef01', 'alias', 'user-' || (n % {keys}), 'team-' || (n % {keys} / 10), "
-            f"'end-' || (n % 1000), '[]', '{{}}', 'model-' || (n % {models}), 'server', '/v1/chat/completions', "
-            f"'POST', 200, 'completed', '', {false}, 100, 0, 20, 0, 120, 0, {false}, 123456789, '{{}}', 1000, "
+            f"SELECT 'id-' || n, {START} + CAST(n AS bigint) * {step}, n % {keys}, n % {models}, 'request-' || n, "
+            f"'end-' || (n % 1000), 200, 'completed', {false}, 100, 0, 20, 0, 120, 0, {false}, 123456789, 1000, "
             "150000, 500, 900 FROM r"
         )
     )
 
 
+def fill_rare(connection: Connection) -> None:
+    """Write three rows of one key, at the beginning of the year, and give everybody's keys a tag."""
+    statements = (
+        "INSERT INTO vllm_passthrough_usage_payers (id, kind, key_id, key_hash, key_name, tags) "
+        "VALUES (-1, 'key', 'rare', '', '', '[]')",
+        "UPDATE vllm_passthrough_usage SET payer = -1 WHERE time IN "
+        "(SELECT time FROM vllm_passthrough_usage ORDER BY time LIMIT 3)",
+        "INSERT INTO vllm_passthrough_usage_payer_tags (tag, payer) "
+        "SELECT 'everybody', id FROM vllm_passthrough_usage_payers",
+    )
+    for statement in statements:
+        connection.execute(text(statement))
+
+
 def analyse(connection: Connection) -> None:
-    """Let the database count what it holds, as it does now and then by itself."""
-    connection.execute(text("ANALYZE"))
+    """Let the database count what it holds, as it does now and then by itself; SQLite never does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ANALYZE"))
 
 
 def _day(connection: Connection, number: str) -> str:
@@ -87,7 +113,7 @@ def _day(connection: Connection, number: str) -> str:
     return f"date('{YEAR}-01-01', '+' || {number} || ' days')"
 
 
-def _month(connection: Connection) -> str:
+def _month(connection: Connection, column: str) -> str:
     if connection.dialect.name == "postgresql":
-        return "CAST(date_trunc('month', start) AS date)"
-    return "date(start, 'start of month')"
+        return f"CAST(date_trunc('month', {column}) AS date)"
+    return f"date({column}, 'start of month')"

@@ -38,12 +38,14 @@ class Route:
         route_class: how far it reaches.
         takes_model: whether the request's body names a model.
         certain: whether every reader understands the path alike. Where not, only a class name can open it.
+        name: the known route's path, with ``{id}`` where an id stands; empty where it is not known.
     """
 
     path: str
     route_class: RouteClass
     takes_model: bool = False
     certain: bool = True
+    name: str = ""
 
 
 @attrs.frozen
@@ -112,8 +114,9 @@ READ_ONLY_ROUTES = (
 )
 
 #: Every other path is privileged without being named. These are named because a row above would take them in, or
-#: because they have an alias.
+#: because they have an alias, or because they use a model, which is to be paid for.
 PRIVILEGED_ROUTES = (
+    KnownRoute("/inference/v1/generate", takes_model=True),
     KnownRoute("/v1/responses/render"),
     KnownRoute("/v1/load_lora_adapter", alias=True),
     KnownRoute("/v1/unload_lora_adapter", alias=True),
@@ -140,9 +143,9 @@ def _exact(path: str) -> bool:
     return "{id}" not in path and not path.endswith("/*")
 
 
-_Row = tuple[RouteClass, bool]
+_Row = tuple[RouteClass, bool, str]
 _ROWS: list[tuple[KnownRoute, _Row]] = [
-    (known, (route_class, known.takes_model))
+    (known, (route_class, known.takes_model, known.path))
     for route_class, table in (
         (RouteClass.PRIVILEGED, PRIVILEGED_ROUTES),
         (RouteClass.READ_ONLY, READ_ONLY_ROUTES),
@@ -207,8 +210,8 @@ def _classify(method: bytes, path: bytes) -> Route:
         row = next((row for pattern, row in _PATTERNS if pattern.fullmatch(plain)), None)
     if row is None or method not in ORDINARY_METHODS:
         return Route(plain, RouteClass.PRIVILEGED)
-    route_class, takes_model = row
-    return Route(plain, route_class, takes_model and method == b"POST")
+    route_class, takes_model, name = row
+    return Route(plain, route_class, takes_model and method == b"POST", name=name)
 
 
 _memoised = lru_cache(maxsize=1024)(_classify)

@@ -15,7 +15,7 @@ from twisted_vllm.admin.schemas import Label, is_printable
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.limits.periods import period_of
 from twisted_vllm.limits.values import UNLIMITED, Allowance
-from twisted_vllm.money import from_dollars, to_dollars
+from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
 
 #: the largest whole number that every JSON reader takes
 _LARGEST = 2**53 - 1
@@ -100,6 +100,18 @@ def dollars(picodollars: int | None) -> float | None:
     return None if picodollars is None else float(to_dollars(picodollars))
 
 
+def money_text(picodollars: int) -> str:
+    """Return an amount in dollars as decimal text, exactly."""
+    sign = "-" if picodollars < 0 else ""
+    whole, part = divmod(abs(picodollars), PICODOLLARS)
+    return f"{sign}{whole}.{f'{part:012d}'.rstrip('0') or '0'}"
+
+
+def money(picodollars: int) -> msgspec.Raw:
+    """Return an amount in dollars as a JSON number, exactly."""
+    return msgspec.Raw(money_text(picodollars).encode())
+
+
 def show_limits(allowance: Allowance) -> dict[str, Any]:
     """Return limits in LiteLLM's names."""
     return {
@@ -125,7 +137,7 @@ def show_use(allowance: Allowance, spend: Spend, now: datetime) -> dict[str, Any
     _, end = period_of(allowance.budget_duration, now.timestamp())
     return {
         **show_limits(allowance),
-        "spend": dollars(present_spend(allowance, spend, now)),
-        "total_spend": dollars(spend.total_spend),
+        "spend": money(present_spend(allowance, spend, now)),
+        "total_spend": money(spend.total_spend),
         "budget_reset_at": None if end is None else datetime.fromtimestamp(end, UTC),
     }

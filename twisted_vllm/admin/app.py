@@ -24,6 +24,7 @@ from twisted_vllm.admin.customers import CustomerEndpoints
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
+from twisted_vllm.admin.metrics import MetricsEndpoint
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
@@ -31,6 +32,7 @@ from twisted_vllm.admin.spend_routes import spend_routes
 from twisted_vllm.admin.teams import TeamEndpoints
 from twisted_vllm.admin.users import UserEndpoints
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.observe.metrics import Metrics
 from twisted_vllm.store.registry import Registry
 
 WELCOME = {
@@ -44,6 +46,7 @@ WELCOME = {
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
+        "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/openapi.json": "what each of these takes and answers",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
@@ -70,6 +73,8 @@ class AdminApp:
         now: Callable[[], datetime],
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
+        metrics: Metrics,
+        metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: FailedAuthentications | None = None,
     ) -> None:
@@ -82,6 +87,8 @@ class AdminApp:
             now: returns the present moment, with a time zone.
             randbytes: returns that many bytes, fit for secrets.
             readiness: tells how fit the process is to serve; it is asked for each request and must not block.
+            metrics: what the gateway says of itself.
+            metrics_are_open: whether everybody may read them, and not administrators alone.
             client_of: returns the address that a request comes from.
             failures: slows guessing down.
         """
@@ -102,6 +109,7 @@ class AdminApp:
         app.url_map.merge_slashes = False
         app.handle_errors(Exception)(refuse)
         routes = {**_routes(office), **_open_routes(readiness)}
+        routes["/metrics"] = ("GET", MetricsEndpoint(metrics, None if metrics_are_open else gatekeeper).metrics)
         routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
         for path, (method, endpoint) in routes.items():
             app.route(path, methods=[method], endpoint=path)(endpoint)

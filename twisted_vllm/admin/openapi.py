@@ -153,7 +153,9 @@ def _operation(path: str, operation: Operation, schemas: Iterator[Json]) -> Json
         found["security"] = []
     else:
         refusals = (*refusals, *_WITH_KEY)
-    content: Json = {"application/json": {"schema": answer}, **{name: {} for name in operation.other_types}}
+    content: Json = {name: {} for name in operation.other_types}
+    if operation.answer is not None:
+        content["application/json"] = {"schema": answer}
     responses: Json = {"200": {"description": "Done.", "content": content}}
     for status in sorted(refusals):
         responses[str(status)] = {"$ref": f"#/components/responses/{status}"}

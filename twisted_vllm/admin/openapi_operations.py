@@ -133,6 +133,9 @@ OPERATIONS: dict[str, Operation] = {
     "/audit/list": Operation(answers.AuditList, query=queries.AuditQuery),
     "/": Operation(answers.Welcome, is_open=True),
     "/openapi.json": Operation(dict[str, Any], is_open=True),
+    "/metrics": Operation(
+        None, is_open=True, refusals=(401, 403), other_types=("text/plain", "application/openmetrics-text")
+    ),
     "/health/liveliness": Operation(str, is_open=True, refusals=(503,)),
     "/health/liveness": Operation(str, is_open=True, refusals=(503,)),
     "/health/readiness": Operation(answers.ReadinessReport, is_open=True, failure=answers.Unready),

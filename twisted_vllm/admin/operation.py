@@ -16,7 +16,7 @@ class Operation:
     """What the document says of a route beside its docstring.
 
     Attributes:
-        answer: what it answers; a struct, or another type that msgspec knows.
+        answer: what it answers in JSON; a struct, or another type that msgspec knows; None where it answers none.
         body: what it takes, where it takes a body.
         narrows: what more holds for the body than its struct says, as JSON Schema.
         query: what its query may hold.
@@ -24,7 +24,7 @@ class Operation:
         may_be_empty: whether a body that is narrowed may still hold nothing.
         is_open: whether it is open to everyone.
         failure: what it answers with a 503, if that is no mere refusal.
-        other_types: media types in which it can answer beside JSON.
+        other_types: other media types in which it can answer.
     """
 
     answer: Any

@@ -26,15 +26,16 @@ _log = Logger()
 
 def send_json(request: IRequest, value: object, status: int = 200) -> bytes:
     """Set the status and headers of a JSON answer and return its body."""
-    return _send(request, status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+    return send(request, status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
 
 
 def send_error(request: IRequest, error: GatewayError) -> bytes:
     """Set the status and headers of a refusal and return its body."""
-    return _send(request, error.status, error.headers(), error.body())
+    return send(request, error.status, error.headers(), error.body())
 
 
-def _send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+def send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Set the status and headers of an answer and return its body."""
     request.setResponseCode(status)
     for name, value in headers:
         request.setHeader(name, value)
@@ -90,7 +91,7 @@ def read_query(request: IRequest) -> dict[str, str]:
     """Return the parameters of the query.
 
     Raises:
-        InvalidRequest: one is given more than once, or there are too many.
+        InvalidRequest: one is given more than once or has a NUL, or there are too many.
     """
     query = request.uri.partition(b"?")[2]
     try:
@@ -100,6 +101,10 @@ def read_query(request: IRequest) -> dict[str, str]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InvalidRequest("The query gives a parameter more than once.")
+    for name, value in found.items():
+        if "\0" in value:
+            # PostgreSQL takes none, not even to compare
+            raise InvalidRequest(f"`{name}` has a NUL character, which nothing has that is kept.", param=name)
     return found
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.allowances import money
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.queries import NoQuery, parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import ActivityQuery, GlobalLogsQuery, TopQuery, days_of
-from twisted_vllm.admin.spend_shapes import money, name_of_key
+from twisted_vllm.admin.spend_shapes import name_of_key
 from twisted_vllm.store.transaction import Transaction
 from twisted_vllm.store.usage_queries import key_labels
 from twisted_vllm.store.usage_queries_plan import MODEL, Asked

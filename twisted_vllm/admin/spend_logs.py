@@ -7,17 +7,18 @@ from typing import Any
 from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.allowances import money
 from twisted_vllm.admin.office import Office
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import LOGS_DEFAULTS, Filters, LogsQuery, PagedLogsQuery, Span, span_of
-from twisted_vllm.admin.spend_shapes import money, name_of_key, show_row
+from twisted_vllm.admin.spend_shapes import name_of_key, show_row
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.store.usage_batch import DAY_US
 from twisted_vllm.store.usage_queries import MOST_COUNTED, RowsAsked, count_rows, key_labels, page_of_rows
 from twisted_vllm.store.usage_queries_plan import MODEL, Asked, moment_of
 from twisted_vllm.store.usage_queries_sums import SUMS, read_all
-from twisted_vllm.store.usage_sums import DAY_US
 from twisted_vllm.store.usage_tables import DAY, END_USER, KEY, TAG, TEAM, USER
 
 _COST = SUMS.index("cost")
@@ -80,9 +81,6 @@ def filters_of(connection: Connection, caller: Caller, asked: Filters) -> dict[s
         RouteNotAllowed: the caller may not see it.
     """
     equals = {name: value for name, field in _FILTERS.items() if (value := getattr(asked, field))}
-    if any("\0" in value for value in equals.values()):
-        # PostgreSQL keeps none
-        return None
     if asked.api_key:
         key_id = caller.find_key(connection, asked.api_key)
         if key_id is None:

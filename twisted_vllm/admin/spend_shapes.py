@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Raw
 from sqlalchemy import Row
 
+from twisted_vllm.admin.allowances import money
 from twisted_vllm.admin.spend_queries import iso
-from twisted_vllm.money import PICODOLLARS
 from twisted_vllm.store.usage_queries import KeyLabel
 from twisted_vllm.store.usage_queries_sums import SUMS
 
@@ -17,18 +16,6 @@ from twisted_vllm.store.usage_queries_sums import SUMS
 PROVIDER = "hosted_vllm"
 _CALL_TYPE = "pass_through_endpoint"
 _MASTER = "master"
-
-
-def money_text(picodollars: int) -> str:
-    """Return an amount in dollars as decimal text, exactly."""
-    sign = "-" if picodollars < 0 else ""
-    whole, part = divmod(abs(picodollars), PICODOLLARS)
-    return f"{sign}{whole}.{f'{part:012d}'.rstrip('0') or '0'}"
-
-
-def money(picodollars: int) -> Raw:
-    """Return an amount in dollars as a JSON number, exactly."""
-    return Raw(money_text(picodollars).encode())
 
 
 def show_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, server: bool) -> dict[str, Any]:
@@ -88,7 +75,7 @@ def show_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, server: bool) -> 
             "audio_seconds": row.audio_ms / 1000,
             "estimated": row.estimated,
             "prices": row.prices,
-            "headers": row.headers,
+            "headers": row.headers or {},
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
         },

@@ -24,6 +24,7 @@ from twisted_vllm.admin.spend_logs import filters_of
 from twisted_vllm.admin.spend_queries import ReportQuery, days_of, span_of
 from twisted_vllm.admin.usage_report_format import CsvReport, JsonReport, ReportFormat
 from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
+from twisted_vllm.store.usage_batch import DAY_US
 from twisted_vllm.store.usage_queries import key_labels
 from twisted_vllm.store.usage_queries_plan import (
     DIMENSIONS,
@@ -39,7 +40,6 @@ from twisted_vllm.store.usage_queries_plan import (
     plan,
 )
 from twisted_vllm.store.usage_queries_sums import Cursor, first_row, read_page
-from twisted_vllm.store.usage_sums import DAY_US
 from twisted_vllm.store.usage_tables import KEY, MONTH
 
 #: the days before today of a report that names no first one

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from twisted_vllm.admin.spend_shapes import money, money_text
+from twisted_vllm.admin.allowances import money, money_text
 from twisted_vllm.store.usage_queries import KeyLabel
 from twisted_vllm.store.usage_queries_plan import Plan
 from twisted_vllm.store.usage_queries_sums import SUMS, Group

@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted_vllm.config.database import database_url
 from twisted_vllm.config.master_key import master_key
-from twisted_vllm.config.shape import Section, optional
+from twisted_vllm.config.shape import Section, flag, optional
 
 
 def _names(text: str) -> frozenset[str]:
@@ -43,7 +43,7 @@ LITELLM_SETTINGS = _names(
     input_callback internal_user_budget_duration json_logs key_generation_settings langfuse_default_tags
     max_budget max_end_user_budget max_internal_user_budget max_user_budget mcp_aliases modify_params
     prometheus_initialize_budget_metrics prometheus_metrics_config public_model_groups public_model_groups_links
-    redact_messages_in_exceptions redact_user_api_key_info require_auth_for_metrics_endpoint
+    redact_messages_in_exceptions redact_user_api_key_info
     s3_callback_params service_callback service_callbacks ssl_certificate ssl_verify success_callback
     suppress_debug_info tag_budget_config telemetry turn_off_message_logging upperbound_key_generate_params
     use_chat_completions_url_for_anthropic_messages user_url_validation
@@ -124,7 +124,11 @@ general_settings: Section[dict[str, Any]] = Section(
     tolerant=True,
 )
 litellm_settings: Section[dict[str, Any]] = Section(
-    dict, {}, ignored=LITELLM_SETTINGS, hints=_GENERAL_ONLY, tolerant=True
+    dict,
+    {"require_auth_for_metrics_endpoint": flag},
+    ignored=LITELLM_SETTINGS,
+    hints=_GENERAL_ONLY,
+    tolerant=True,
 )
 router_settings: Section[dict[str, Any]] = Section(
     dict, {}, ignored=ROUTER_SETTINGS, hints=_GENERAL_ONLY, tolerant=True

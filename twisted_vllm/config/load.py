@@ -106,6 +106,7 @@ def load(
         default_server=fleet.default,
         models=fleet.models,
         redis=redis,
+        metrics_are_open=not found.get("litellm_settings", {}).get("require_auth_for_metrics_endpoint", False),
         warnings=report.warnings(),
         **{name: own[name] for name in optional if name in own},
     )

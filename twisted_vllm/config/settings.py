@@ -234,6 +234,7 @@ class Settings:
         redis: where processes count limits together; ``None`` has each count for itself.
         limits_on_redis_loss: what happens to requests while Redis does not answer: ``local``, each process counts for
             itself, or ``refuse``.
+        metrics_are_open: whether everybody may read the gateway's metrics, and not administrators alone.
         warnings: one line each on what was accepted and is not used.
     """
 
@@ -257,4 +258,5 @@ class Settings:
     default_prices: PriceList = PriceList()
     redis: RedisServer | None = None
     limits_on_redis_loss: str = "local"
+    metrics_are_open: bool = True
     warnings: tuple[str, ...] = ()

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from twisted_vllm.access.grants import EndUser
 from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
-from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, estimate_prompt, estimate_total
-from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost
+from twisted_vllm.gateway.interfaces import EndUsers, Limiter, Rows
+from twisted_vllm.gateway.uploaded_audio import AUDIO_ROUTES, audio_uploaded
+from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
+from twisted_vllm.ledger.prices import FREE, PriceBook, Prices, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
-from twisted_vllm.ledger.values import NOTHING_USED, UsageRow
+from twisted_vllm.ledger.values import NOTHING_USED, Target, UsageRow
 from twisted_vllm.limits.reservation import Reservation
-from twisted_vllm.limits.values import Limited
 from twisted_vllm.observe.record import RequestRecord
 from twisted_vllm.wire.request import GatewayRequest
 
-#: servers' fingerprints that are remembered
-MOST_FINGERPRINTS = 1_000
+#: servers' fingerprints that are remembered, and targets
+MOST_FINGERPRINTS = MOST_TARGETS = 1_000
 
-_NO_HEADERS: Mapping[str, str] = {}
-
-#: characters of an end user's name, and of a header's value, that are kept
+#: characters of an end user's or a model's name, and of a header's value, that are kept
 TEXT_LIMIT = 255
 
 #: the routes that answer with tokens; the others use the prompt's alone
@@ -38,46 +35,6 @@ GENERATING = frozenset(
         "/invocations",
     )
 )
-
-
-class Limiter(Protocol):
-    """What counts: `LocalLimiter`, or one that counts with other processes, whose answer comes later."""
-
-    def admit(
-        self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
-    ) -> Reservation | Deferred[Reservation]:
-        """Reserve, or raise."""
-
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
-        """Count what was used in place of what was reserved."""
-
-
-class EndUsers(Protocol):
-    """What is known of those for whom callers ask: the index.
-
-    Attributes:
-        knows_end_users: whether anything is known of any.
-    """
-
-    @property
-    def knows_end_users(self) -> bool: ...
-
-    def end_user(self, user_id: str, /) -> EndUser | None:
-        """Return one; None where there is nothing to know of it."""
-
-
-class Rows(Protocol):
-    """Where rows go: the spool.
-
-    Attributes:
-        healthy: whether rows that are given now will be kept.
-    """
-
-    @property
-    def healthy(self) -> bool: ...
-
-    def append(self, row: UsageRow) -> None:
-        """Take a row, to be written with the others of its turn."""
 
 
 class Accounts:
@@ -94,7 +51,7 @@ class Accounts:
         assumed_output_tokens: int = 1024,
         end_user_headers: Sequence[bytes] = (),
         usage_headers: Sequence[bytes] = (),
-        make_id: Callable[[], bytes],
+        make_id: Callable[[float], bytes],
         now: Callable[[], float] = time.time,
     ) -> None:
         """Open the books.
@@ -108,13 +65,14 @@ class Accounts:
             assumed_output_tokens: what an answer is taken to have at most, where the client does not say.
             end_user_headers: lower-case names of the headers that name an end user, the first of which counts.
             usage_headers: lower-case names of the headers that rows keep.
-            make_id: makes the id of a row, 32 hex digits.
+            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
             now: the time in Unix seconds.
         """
         self._limiter = limiter
         self._end_users = end_users
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
+        self._has_prices = prices.has_any
         self._rows = rows
         self._refuses_unwritten = refuses_unwritten
         self._assumed = assumed_output_tokens
@@ -122,7 +80,8 @@ class Accounts:
         self._usage_headers = tuple(usage_headers)
         self._make_id = make_id
         self._now = now
-        self._fingerprints: dict[tuple[str, str], Fingerprint] = {}
+        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
+        self._targets: dict[tuple[str, ...], Target] = {}
 
     @property
     def needs_end_user(self) -> bool:
@@ -172,15 +131,23 @@ class Accounts:
         if self._rows is None and not limited:
             return None, None
         route = entry.route
-        prompt = 0
-        prices = FREE
+        prompt, prices = 0, FREE
+        audio = None
         if route.takes_model:
-            prices = self._prices_of(admitted.model, admitted.server.name)
+            if self._has_prices:
+                prices = self._prices_of(admitted.model, admitted.server.name)
             body = admitted.body
-            prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
-        charge = Charge(entry.principal, admitted, route.path, prices, end_user, prompt)
+            if route.path in AUDIO_ROUTES:
+                audio = audio_uploaded(route.path, request.head)
+            if audio is None:
+                prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+        # not what was admitted: that holds the request's body
+        charge = Charge(route.path, prices, end_user, prompt, facts.answers, admitted.asked_usage)
+        if audio is not None:
+            # its size tells nothing of tokens
+            charge.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.asked_usage:
-            charge.fingerprint = self._fingerprint(admitted)
+            charge.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return charge, None
         if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
@@ -212,50 +179,45 @@ class Accounts:
             went_on: whether it was sent.
             record: its log record.
         """
-        now = self._now()
         prices = charge.prices
         usage, cost = NOTHING_USED, 0
         try:
             # a server begins once it has the whole body
             if went_on and (charge.status or request.body_complete):
-                if request.body_length is None and not charge.prompt_tokens and request.note.entry.route.takes_model:
+                unknown = request.body_length is None and not charge.prompt_tokens and charge.audio is None
+                if unknown and request.note.entry.route.takes_model:
                     # only now it is known how long it was
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
                 usage = charge.used(record.outcome)
                 # an error costs nothing
                 if usage.estimated or 200 <= charge.status < 300:
-                    cost = cost_of(usage, prices)
+                    cost = 0 if prices is FREE else cost_of(usage, prices)
         finally:
             # whatever a server's answer does to its reader: nothing stays reserved
             if charge.reservation is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                self._limiter.settle(charge.reservation, tokens, cost, now, went_on=went_on)
+                self._limiter.settle(charge.reservation, tokens, cost, self._now(), went_on=went_on)
         if self._rows is None or not went_on:
             return
-        principal = charge.principal
+        entry = request.note.entry
         head = request.head
-        request_id = record.request_id
-        first_byte = record.first_byte_ms
+        started = request.started
+        first_byte = request.first_byte
+        key = (record.model, record.server, entry.route.name or record.route, record.method, prices.name)
+        row_id, request_id = record.request_id, ""
+        if b"x-request-id" in head:
+            # only an id that was made here is nobody else's
+            row_id, request_id = self._make_id(started).decode("ascii"), row_id
         self._rows.append(
             # in the order of its fields: by their names it costs twice as much
             UsageRow(
-                # an id that was made here is nobody else's
-                request_id if b"x-request-id" not in head else self._make_id().decode("ascii"),
+                row_id,
+                int(started * 1e6),
+                entry.payer,
+                self._targets.get(key) or self._target(key, prices),
                 request_id,
-                int(now * 1e6 - record.total_ms * 1e3),
-                principal.kind,
-                principal.key_id,
-                principal.hash_prefix,
-                principal.name,
-                principal.user_id,
-                principal.team_id,
                 charge.end_user,
-                principal.tags,
-                self._kept(head) if self._usage_headers else _NO_HEADERS,
-                record.model,
-                record.server,
-                record.route,
-                record.method,
+                self._kept(head) if self._usage_headers else None,
                 record.status,
                 record.outcome,
                 record.error,
@@ -268,23 +230,32 @@ class Accounts:
                 usage.audio_ms,
                 usage.estimated,
                 cost,
-                prices.text,
-                None if first_byte is None else int(first_byte * 1000),
+                None if first_byte is None else int((first_byte - started) * 1e6),
                 int(record.total_ms * 1000),
                 record.bytes_in,
                 record.bytes_out,
             )
         )
 
-    def _kept(self, head: Mapping[bytes, bytes]) -> dict[str, str]:
-        return {
+    def _target(self, key: tuple[str, ...], prices: Prices) -> Target:
+        """Return what a request asks of whom, the same for all that ask the same."""
+        if len(self._targets) >= MOST_TARGETS:
+            self._targets.clear()
+        model, server, route, method, _ = key
+        found = self._targets[key] = Target(model[:TEXT_LIMIT], server, route, method, prices.text)
+        return found
+
+    def _kept(self, head: Mapping[bytes, bytes]) -> dict[str, str] | None:
+        found = {
             name.decode("ascii"): head[name].decode("latin-1")[:TEXT_LIMIT]
             for name in self._usage_headers
             if name in head
         }
+        return found or None
 
-    def _fingerprint(self, admitted: Admitted) -> Fingerprint:
-        key = (admitted.server.name, admitted.model)
+    def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
+        # not every route's answers have one
+        key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
             if len(self._fingerprints) >= MOST_FINGERPRINTS:

@@ -23,6 +23,7 @@ from twisted_vllm.gateway.paths import Target, target
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.gateway.splices import Edit, rename_edit, salt_edit, splice, usage_edits
 from twisted_vllm.ledger.readers import INJECTABLE
+from twisted_vllm.ledger.values import Payer
 from twisted_vllm.wire.headers import is_form, is_json
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
@@ -38,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         target: the path and query below ``/vllm``.
         needs_body: whether the body must be in hand before `Admission.admit`.
         wants_body: whether it should be, if it can: what is read of it is for the ledger.
+        payer: who asks, as the ledger keeps it.
     """
 
     principal: Principal
@@ -45,6 +47,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     target: Target
     needs_body: bool
     wants_body: bool
+    payer: Payer
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -145,7 +148,7 @@ class Admission:
             or principal.counts_tokens
             or principal.counts_models
         )
-        return Entry(principal, route, where, needs, takes and self._reads_bodies)
+        return Entry(principal, route, where, needs, takes and self._reads_bodies, _payer_of(principal))
 
     def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
         """Admit the whole request.
@@ -242,6 +245,18 @@ class Admission:
         if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
             raise _unnamed()
         return UNREAD
+
+
+def _payer_of(principal: Principal) -> Payer:
+    return Payer(
+        principal.kind,
+        principal.key_id,
+        principal.hash_prefix,
+        principal.name,
+        principal.user_id,
+        principal.team_id,
+        principal.tags,
+    )
 
 
 def _unnamed() -> ModelUndetermined:

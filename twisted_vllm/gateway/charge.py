@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import msgspec
 
-from twisted_vllm.access.records import Principal
-from twisted_vllm.gateway.admission import Admitted
+from twisted_vllm.gateway.uploaded_audio import UploadedAudio
 from twisted_vllm.ledger.prices import Prices
-from twisted_vllm.ledger.readers import INJECTABLE, UsageReader, reader_for
+from twisted_vllm.ledger.readers import INJECTABLE, JsonKind, json_reader, reader_for, reading
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
+from twisted_vllm.ledger.usage_reader import UsageReader
 from twisted_vllm.ledger.values import NOTHING_USED, Usage
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.wire.headers import ResponseHead
@@ -17,77 +17,83 @@ from twisted_vllm.wire.headers import ResponseHead
 _BYTES = b"application/octet-stream"
 
 
-class Charge:
+class Charge(msgspec.Struct, eq=False):
     """One request that is paid for.
 
     Attributes:
-        principal: who pays.
-        admitted: what was admitted.
         route: the path that the server sees, without its query, as text.
         prices: what its model costs.
         end_user: for whom the caller says that it asks.
         prompt_tokens: an estimate of the prompt's.
+        answers: how many answers it asks for.
+        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
+        fingerprint: what the server says of itself where that was asked for.
         reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
+        is_stream: whether the response is a stream of events.
+        kind: of the JSON that the response is, if it is.
+        whole: the response, where that came in one piece, as most do.
+        reader: looks on at any other response that may say what was used.
+        filter: does so, and takes out what was asked for.
+        audio: looks on at the form, where it uploads audio.
     """
 
-    reservation: Reservation | None = None
+    route: str
+    prices: Prices
+    end_user: str | None
+    prompt_tokens: int
+    answers: int
+    asked_usage: bool
     fingerprint: Fingerprint | None = None
-    status = 0
-    _reader: UsageReader | None = None
-    _filter: StreamFilter | None = None
-
-    def __init__(
-        self,
-        principal: Principal,
-        admitted: Admitted,
-        route: str,
-        prices: Prices,
-        end_user: str | None,
-        prompt_tokens: int,
-    ) -> None:
-        self.principal = principal
-        self.admitted = admitted
-        self.route = route
-        self.prices = prices
-        self.end_user = end_user
-        self.prompt_tokens = prompt_tokens
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the response is a stream of events."""
-        reader: Any = self._filter or self._reader
-        return reader is not None and bool(reader.stream)
+    reservation: Reservation | None = None
+    status: int = 0
+    is_stream: bool = False
+    kind: JsonKind | None = None
+    whole: bytes = b""
+    reader: UsageReader | None = None
+    filter: StreamFilter | None = None
+    audio: UploadedAudio | None = None
 
     def answered(self, head: ResponseHead) -> None:
         """Look at the head of the response, and begin to read its body."""
-        self.status = head.status
-        kind = head.content_type
+        self.status = status = head.status
+        if not 200 <= status < 300:
+            return
+        content_type = head.content_type
+        found = reading(self.route, content_type, head.content_encoding)
+        if isinstance(found, JsonKind):
+            self.kind = found
+            return
         metadata = b""
-        if kind == _BYTES:
+        if content_type == _BYTES:
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
-        reader = reader_for(self.route, kind, head.status, content_encoding=head.content_encoding, metadata=metadata)
+        reader = reader_for(self.route, content_type, status, head.content_encoding, metadata)
         if reader is None:
             return
-        if self.admitted.asked_usage and reader.stream and head.length is None and not head.content_encoding:
-            self._filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
+        self.is_stream = reader.stream
+        if self.asked_usage and reader.stream and head.length is None and not head.content_encoding:
+            self.filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
         else:
-            self._reader = reader
+            self.reader = reader
 
     def passing(self, data: bytes) -> bytes:
         """Look on at a piece of the response; return what of it goes on."""
-        if self._filter is not None:
-            return self._filter.feed(data)
-        if self._reader is not None:
-            self._reader.feed(data)
+        if self.filter is not None:
+            return self.filter.feed(data)
+        if self.reader is None and self.kind is not None:
+            self.reader = json_reader(self.kind)
+        if self.reader is not None:
+            self.reader.feed(data)
         return data
 
     def last(self, data: bytes) -> bytes:
         """Look on at the last piece; return what goes on, with whatever was held back."""
-        if self._filter is not None:
-            return self._filter.feed(data) + self._filter.finish()
-        if self._reader is not None and data:
-            self._reader.feed(data)
+        if self.filter is not None:
+            return self.filter.feed(data) + self.filter.finish()
+        if self.reader is None:
+            self.whole = data
+        elif data:
+            self.reader.feed(data)
         return data
 
     def used(self, outcome: str) -> Usage:
@@ -96,10 +102,17 @@ class Charge:
         Args:
             outcome: how it ended, as in its log record.
         """
-        reader: StreamFilter | UsageReader | None = self._filter or self._reader
+        reader: StreamFilter | UsageReader | None = self.reader or self.filter
+        audio = self.audio
         if reader is not None:
-            return reader.usage() or reader.estimate(self.prompt_tokens, self.admitted.facts.answers)
-        if not self.status and outcome in ("client_disconnected", "revoked") and self.prompt_tokens:
+            usage = reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
+        elif self.kind is not None:
+            usage = self.kind.usage(self.whole) or self.kind.estimate(self.prompt_tokens)
+        elif not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or audio):
             # it ended while the server was at it
-            return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
-        return NOTHING_USED
+            usage = Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
+        else:
+            return NOTHING_USED
+        if audio is not None and not usage.audio_ms and (measured := audio.milliseconds()):
+            usage = msgspec.structs.replace(usage, audio_ms=measured, estimated=True)
+        return usage

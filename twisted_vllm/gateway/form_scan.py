@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import Protocol
 
 from twisted_vllm.gateway.multipart import (
     MAX_PART_HEAD,
@@ -27,6 +28,16 @@ class _At(Enum):
     EPILOGUE = auto()
 
 
+class PartSink(Protocol):
+    """Looks on at the parts of a form."""
+
+    def part(self, head: bytes) -> None:
+        """A part begins; this is its head."""
+
+    def content(self, data: bytes, start: int, end: int) -> None:
+        """A piece of its content has come: `data` from `start` to `end`. That of the field "model" does not come."""
+
+
 class FormScan:
     """Reads a form; nothing of it is let go before it has been judged.
 
@@ -36,16 +47,18 @@ class FormScan:
         model: the name in the field "model", once that has been read whole.
     """
 
-    def __init__(self, content_type: bytes) -> None:
+    def __init__(self, content_type: bytes, sink: PartSink | None = None) -> None:
         """Begin.
 
         Args:
             content_type: the request's ``Content-Type``.
+            sink: looks on at the parts.
 
         Raises:
             ModelUndetermined: it does not name a boundary as RFC 2046 has it.
         """
         self.model: str | None = None
+        self._sink = sink
         self._delimiter = delimiter_of(content_type)
         self._at = _At.OPENING
         self._unjudged = b""
@@ -94,9 +107,11 @@ class FormScan:
         """Judge what follows `at`, and return up to where; -1 where more must be seen for that."""
         if self._at is _At.CONTENT:
             end = data.find(self._delimiter, at)
+            # all but what may be the beginning of a delimiter
+            safe = len(data) - len(self._delimiter) + 1 if end < 0 else end
+            if self._sink is not None and safe > at:
+                self._sink.content(data, at, safe)
             if end < 0:
-                # all but what may be the beginning of a delimiter
-                safe = len(data) - len(self._delimiter) + 1
                 return safe if safe > at else -1
             self._at = _At.AFTER_DELIMITER
             return end + len(self._delimiter)
@@ -139,7 +154,10 @@ class FormScan:
             if len(data) - at >= MAX_PART_HEAD:
                 refuse("a part has too long a head")
             return -1
-        headers = headers_of_model(data[at:end])
+        part = data[at:end]
+        headers = headers_of_model(part)
+        if self._sink is not None:
+            self._sink.part(part)
         if headers is None:
             self._at = _At.CONTENT
         elif self.model is not None:

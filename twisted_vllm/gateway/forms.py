@@ -215,13 +215,13 @@ class FormBody(RequestBody):
         if self._is is not _Is.PASSING or consumer is None:
             return
         if data:
-            consumer.write(data)
+            self._write(consumer, data)
             self._replay()
             return
         self._replaying = False
         self._spool.close()
         if self._name is not None:
-            consumer.write(self._name)
+            self._write(consumer, self._name)
         backlog, self._backlog = b"".join(self._backlog), []
         self._pass_on(backlog)
         if self._is is _Is.PASSING and not self._paused:
@@ -242,11 +242,16 @@ class FormBody(RequestBody):
             self._give_up(Failure(fault))
             return
         if data:
-            consumer.write(data)
+            self._write(consumer, data)
         if last:
             self._is = _Is.OVER
             self._consumer = None
             self._done.callback(None)
+
+    def _write(self, consumer: IConsumer, data: bytes) -> None:
+        if self.watch is not None:
+            self.watch(data)
+        consumer.write(data)
 
     def _give_up(self, failure: Failure) -> None:
         """The server must not take what it has for the form."""

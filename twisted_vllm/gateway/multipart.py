@@ -86,20 +86,17 @@ def headers_of_model(head: bytes) -> dict[bytes, bytes] | None:
         head: the part's head, without the empty line that ends it.
     """
     headers = _headers(head)
-    disposition = headers.get(b"content-disposition")
-    if disposition is None:
-        refuse("a part has no Content-Disposition")
-    kind, parameters = _value_and_parameters(disposition)
-    name = parameters.get(b"name")
-    if kind != b"form-data" or name is None:
-        refuse("a part's Content-Disposition is not form-data with a name")
-    if b"%" in name or b"name*" in parameters or name == b"_charset_":
-        refuse("a part's name can be read in more than one way")
-    if name != b"model":
+    parameters = _parameters_of_part(headers)
+    if parameters[b"name"] != b"model":
         return None
     if parameters.keys() != {b"name"}:
         refuse('"model" is a file')
     return headers
+
+
+def field_name(head: bytes) -> bytes:
+    """Return the name of the field that a part with this head is."""
+    return _parameters_of_part(_headers(head))[b"name"]
 
 
 def name_in(headers: dict[bytes, bytes], content: bytes) -> str:
@@ -115,6 +112,20 @@ def refuse(reason: str) -> NoReturn:
         'Send multipart/form-data as RFC 7578 has it, with one field "model".',
         param="model",
     )
+
+
+def _parameters_of_part(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return what a part's ``Content-Disposition`` says, a name among it."""
+    disposition = headers.get(b"content-disposition")
+    if disposition is None:
+        refuse("a part has no Content-Disposition")
+    kind, parameters = _value_and_parameters(disposition)
+    name = parameters.get(b"name")
+    if kind != b"form-data" or name is None:
+        refuse("a part's Content-Disposition is not form-data with a name")
+    if b"%" in name or b"name*" in parameters or name == b"_charset_":
+        refuse("a part's name can be read in more than one way")
+    return parameters
 
 
 def _boundary(content_type: bytes) -> bytes:

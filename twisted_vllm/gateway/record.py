@@ -51,9 +51,8 @@ class Recorder:
             route = _own_route(request)
         else:
             route = note.entry.target.path
-            if note.admitted is not None:
-                model = note.admitted.model
-                server = note.admitted.server.name
+            model = note.model
+            server = note.server
             if note.relay is not None:
                 outcome = note.relay.outcome
                 queued = note.relay.queued

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -27,7 +28,10 @@ class RequestBody:
 
     Attributes:
         length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
+        watch: looks on at what goes on to the server, piece by piece.
     """
+
+    watch: Callable[[bytes], None] | None = None
 
     def __init__(self, request: GatewayRequest, dropped: frozenset[bytes] = frozenset()) -> None:
         """Make the body.
@@ -62,6 +66,8 @@ class RequestBody:
     def _piece(self, data: bytes, last: bool) -> None:
         if self._consumer is None:
             return
+        if self.watch is not None:
+            self.watch(data)
         self._consumer.write(data)
         if last:
             self._consumer = None

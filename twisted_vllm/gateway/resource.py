@@ -43,16 +43,17 @@ class Forwarding:
 
     Attributes:
         entry: the admitted head.
-        admitted: the admitted request.
+        model: the model that the body names, by its own name; empty where it names none or was not read.
+        server: the name of the server that it went to; empty before.
         charge: what it is charged with.
         relay: the response's way back.
     """
 
-    __slots__ = ("admitted", "charge", "entry", "relay")
+    __slots__ = ("charge", "entry", "model", "relay", "server")
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.admitted: Admitted | None = None
+        self.model = self.server = ""
         self.charge: Charge | None = None
         self.relay: Relay | None = None
 
@@ -194,6 +195,11 @@ class PassThroughResource:
             return
         charge, reserved = self._accounts.open(request, entry, admitted)
         request.note.charge = charge
+        if charge is not None and charge.audio is not None:
+            if isinstance(body, bytes):
+                charge.audio.feed(body)
+            else:
+                body.watch = charge.audio.feed
         if reserved is None or charge is None:
             self._send(request, admitted, body, passage)
         else:
@@ -229,7 +235,9 @@ class PassThroughResource:
             head = write_request_head(request.method, server.base_path + admitted.path, headers)
         relay = UpgradeRelay(request) if request.protocols else Relay(request)
         relay.charge = note.charge
-        note.admitted = admitted
+        # not what was admitted: that holds the body, which is given up once it was sent
+        note.model = admitted.model
+        note.server = server.name
         note.relay = request.work = relay
         relay.exchange = exchange = Exchange(server, request.method, head, body or None, relay)
         self._forward(exchange)

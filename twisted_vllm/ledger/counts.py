@@ -8,7 +8,7 @@ The shapes are vLLM 0.32's: ``UsageInfo`` (serve/engine/protocol.py), ``Response
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -92,6 +92,42 @@ class Answer(msgspec.Struct, gc=False):
     """A JSON answer with ``usage``."""
 
     usage: Counts | None = None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
+class _PlainCounts(msgspec.Struct, gc=False):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+
+
+class _PlainAnswer(msgspec.Struct, gc=False):
+    usage: _PlainCounts
+
+
+_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
+
+
+def plain_usage_at_end(data: bytes) -> Usage | None:
+    """Return the usage of a JSON answer that ends with it, if that is plain; None does not say that there is none.
+
+    Servers write it last. A quote inside a string is escaped, so a comma, a quote and the key are a member wherever
+    they stand; and where that with all that follows is one whole object, it is a member of the outermost. So the
+    answer's text, the most of it, need not be decoded.
+    """
+    at = data.rfind(b',"usage":{')
+    if at < 0:
+        return None
+    end = b"{" + data[at + 1 :]
+    if b'_details":{' in end:
+        return None
+    try:
+        found = _decode_plain(end).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return Usage(found.prompt_tokens, 0, found.completion_tokens, 0, found.total_tokens)
 
 
 class AudioAnswer(Answer, gc=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import msgspec
@@ -28,7 +27,7 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
         completion: for a token of the answer.
         audio_ms: for a millisecond of audio.
         request: for an answer at all.
-        text: the prices as configured, for a ledger row: where they come from, and dollars by LiteLLM's names.
+        text: as configured, for a ledger row, as pairs: where they come from, and dollars by LiteLLM's names.
     """
 
     name: str = ""
@@ -37,7 +36,7 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
     completion: int = 0
     audio_ms: int = 0
     request: int = 0
-    text: Mapping[str, str] = {}
+    text: tuple[tuple[str, str], ...] = ()
 
 
 FREE = Prices()
@@ -90,7 +89,7 @@ def prices_of(name: str, configured: PriceList) -> Prices:
         _whole(named.get("output_cost_per_token")),
         _whole(named.get("input_cost_per_second"), 3),
         _whole(named.get("input_cost_per_request")),
-        {"name": name, **{field: f"{price:f}" for field, price in named.items()}},
+        (("name", name), *((field, f"{price:f}") for field, price in named.items())),
     )
 
 
@@ -115,6 +114,11 @@ class PriceBook:
         for entry in models:
             own = prices_of(entry.model_name, entry.prices)
             self._by_model.setdefault((entry.model_name, entry.server.name), own if own is not FREE else self._default)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything costs anything."""
+        return self._default is not FREE or any(found is not FREE for found in self._by_model.values())
 
     def of(self, model: str, server: str) -> Prices:
         """Return the prices of a model, by the name that callers use, on a server, by its name."""

@@ -5,165 +5,117 @@ A reader looks on: it takes the bytes that pass, keeps little of them, delays no
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from twisted_vllm.ledger import counts, streams
-from twisted_vllm.ledger.document import MAX_WHOLE, Document, Shape
+from twisted_vllm.ledger import counts, streams, typed_streams
+from twisted_vllm.ledger.document import Document, Shape
+from twisted_vllm.ledger.usage_reader import GzipReader, UsageReader
 from twisted_vllm.ledger.values import Usage
 
 T = TypeVar("T")
 
-#: bytes that are decompressed at a time
-_STEP = 65_536
-#: bytes that one piece may decompress to; beyond, the answer is not read any more
-MAX_INFLATED = 4_194_304
 
-
-class UsageReader(Protocol):
-    """Looks on at one answer.
+class JsonKind(msgspec.Struct, frozen=True):
+    """How one kind of JSON answer is read.
 
     Attributes:
-        stream: whether the answer is a stream of events.
+        decode: what of it is decoded.
+        read: what that says.
+        shape: what is looked for in one that is not kept.
+        by_size: whether the request's size tells about how many tokens a model was given.
+        has_usage: whether what is decoded is the member ``usage``.
     """
 
-    @property
-    def stream(self) -> bool: ...
+    decode: Callable[[bytes], Any]
+    read: Callable[[Any], Usage | None]
+    shape: Shape
+    by_size: bool = True
+    has_usage: bool = False
 
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used, where the server did not say."""
-
-
-class _JsonKind:
-    """How one kind of JSON answer is read."""
-
-    __slots__ = ("read", "shape")
-
-    def __init__(self, read: Callable[[bytes], Usage | None], *keys: bytes) -> None:
-        self.read = read
-        self.shape = Shape(keys)
-
-
-class JsonReader:
-    """Reads an answer that is one JSON object."""
-
-    __slots__ = ("_document", "_kind", "_only")
-    stream = False
-
-    def __init__(self, kind: _JsonKind) -> None:
-        """Begin with an answer."""
-        self._kind = kind
-        # most answers come in one piece
-        self._only = b""
-        self._document: Document | None = None
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-        document = self._document
-        if document is None:
-            if not self._only and len(data) <= MAX_WHOLE:
-                self._only = data
-                return
-            document = self._document = Document(self._kind.shape)
-            document.feed(self._only)
-            self._only = b""
-        document.feed(data)
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
+    def usage(self, data: bytes) -> Usage | None:
+        """Return what an answer says that it used, or None where it does not."""
+        if self.has_usage and (found := counts.plain_usage_at_end(data)) is not None:
+            return found
         try:
-            return self._kind.read(self._only if self._document is None else self._document.read())
+            return self.read(self.decode(data))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used: the prompt, as nothing is seen of an answer before its end."""
-        return Usage(prompt_tokens=prompt_tokens, total_tokens=prompt_tokens, estimated=True)
+    def estimate(self, prompt_tokens: int) -> Usage:
+        """Return what an answer probably used that did not say: the prompt, as nothing is seen of it before its end."""
+        prompt = prompt_tokens if self.by_size else 0
+        return Usage(prompt_tokens=prompt, total_tokens=prompt, estimated=True)
 
 
-class GzipReader:
-    """Reads an answer that a server in between compressed; what does not decompress is not read."""
+class JsonReader(msgspec.Struct):
+    """Reads an answer that is one JSON object.
 
-    __slots__ = ("_inflate", "_reader")
+    Attributes:
+        kind: how.
+        document: what it is gathered in.
+    """
 
-    def __init__(self, reader: UsageReader) -> None:
-        """Give what is decompressed to `reader`."""
-        self._reader = reader
-        # gzip or zlib, whichever its first bytes say
-        self._inflate: zlib._Decompress | None = zlib.decompressobj(wbits=47)
+    kind: JsonKind
+    document: Document
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self._reader.stream
+        """Whether the answer is a stream of events: it is none."""
+        return False
 
     def feed(self, data: bytes) -> None:
         """Take what comes next."""
-        inflate = self._inflate
-        left = MAX_INFLATED
-        more = bool(data)
-        while inflate is not None and more:
-            try:
-                piece = inflate.decompress(data, _STEP)
-            except zlib.error:
-                self._inflate = None
-                return
-            left -= len(piece)
-            if left < 0:
-                self._inflate = None
-                return
-            self._reader.feed(piece)
-            data = inflate.unconsumed_tail
-            # a full step may have left something inside
-            more = bool(data) or len(piece) == _STEP
+        self.document.feed(data)
 
     def usage(self) -> Usage | None:
         """Return what the server said that it used, or None where it did not."""
-        return self._reader.usage()
+        return self.kind.usage(self.document.read())
 
     def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used, where the server did not say."""
-        return self._reader.estimate(prompt_tokens, answers)
+        """Return what it probably used."""
+        return self.kind.estimate(prompt_tokens)
 
 
-def _kind(structure: type[T], read: Callable[[T], Usage | None], *keys: bytes) -> _JsonKind:
-    decode = msgspec.json.Decoder(structure).decode
-    return _JsonKind(lambda data: read(decode(data)), *keys)
+def _kind(
+    structure: type[T], read: Callable[[T], Usage | None], *keys: bytes, by_size: bool = True, has_usage: bool = False
+) -> JsonKind:
+    return JsonKind(msgspec.json.Decoder(structure).decode, read, Shape(keys), by_size, has_usage)
 
 
-_USAGE = _kind(counts.Answer, counts.of_answer, b"usage")
-_AUDIO = _kind(counts.AudioAnswer, counts.of_audio, b"usage", b"duration")
-_TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count")
-_COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens")
+_USAGE = _kind(counts.Answer, counts.of_answer, b"usage", has_usage=True)
+_AUDIO = _kind(counts.AudioAnswer, counts.of_audio, b"usage", b"duration", by_size=False)
+_TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count", by_size=False)
+_COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens", by_size=False)
 _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
-_Maker = Callable[[], UsageReader]
+# given the header `metadata`
+_Maker = Callable[[bytes], UsageReader]
 
-#: routes whose stream the gateway may ask for its usage; whether it is chat
-INJECTABLE = {"/v1/chat/completions": True, "/v1/completions": False}
+#: routes whose stream the gateway may ask for its usage, as they have ``stream_options``; whether it is chat
+INJECTABLE = {
+    "/v1/chat/completions": True,
+    "/v1/completions": False,
+    "/inference/v1/generate": False,
+    # either of the first two
+    "/invocations": False,
+}
 
 #: how each route's JSON and its stream are read; a response that is fetched again was counted when it was made
-ROUTES: dict[str, tuple[_JsonKind, _Maker]] = {
+ROUTES: dict[str, tuple[JsonKind, Callable[[], UsageReader]]] = {
     "/v1/chat/completions": (_USAGE, streams.ChatStream),
     "/v1/chat/completions/batch": (_USAGE, streams.ChatStream),
     "/v1/completions": (_USAGE, streams.CompletionStream),
-    "/v1/responses": (_USAGE, streams.ResponseStream),
-    "/v1/messages": (_USAGE, streams.MessageStream),
+    "/v1/responses": (_USAGE, typed_streams.ResponseStream),
+    "/v1/messages": (_USAGE, typed_streams.MessageStream),
     "/v1/messages/count_tokens": (_COUNT, streams.CompletionStream),
-    "/cohere/v2/chat": (_USAGE, streams.CohereStream),
+    "/cohere/v2/chat": (_USAGE, typed_streams.CohereStream),
     "/v2/embed": (_COHERE_EMBED, streams.CompletionStream),
-    "/v1/audio/transcriptions": (_AUDIO, streams.CompletionStream),
-    "/v1/audio/translations": (_AUDIO, streams.CompletionStream),
+    "/v1/audio/transcriptions": (_AUDIO, streams.AudioStream),
+    "/v1/audio/translations": (_AUDIO, streams.AudioStream),
     "/tokenize": (_TOKENIZE, streams.CompletionStream),
     **dict.fromkeys(
         (
@@ -179,55 +131,64 @@ _GZIP = (b"gzip", b"x-gzip", b"deflate")
 
 
 def reader_for(
-    route: str, content_type: bytes, status: int, *, content_encoding: bytes = b"", metadata: bytes = b""
+    route: str, content_type: bytes, status: int, content_encoding: bytes = b"", metadata: bytes = b""
 ) -> UsageReader | None:
-    """Return what reads an answer, or None where it uses nothing or cannot say what it used.
+    """Return what reads an answer, or None where it uses nothing.
 
     Args:
         route: the path that the server saw, decoded, without its query.
         content_type: the answer's ``Content-Type``.
         status: its status.
         content_encoding: its ``Content-Encoding``.
-        metadata: its header ``metadata``, in which vLLM puts the usage of embeddings that are sent as bytes.
+        metadata: its header ``metadata``, in which vLLM puts the usage of embeddings that are sent as bytes; with
+            ``encoding_format: bytes_only`` it sends none.
     """
     if not 200 <= status < 300:
         return None
-    make = _maker(route, content_type, content_encoding)
-    if make is not None:
-        return make()
-    if metadata and route in ROUTES:
-        return _Told(metadata)
-    return None
+    found = reading(route, content_type, content_encoding)
+    if found is None:
+        return None
+    return json_reader(found) if isinstance(found, JsonKind) else found(metadata)
+
+
+def json_reader(kind: JsonKind) -> JsonReader:
+    """Return what reads a JSON answer that comes in pieces."""
+    return JsonReader(kind, Document(kind.shape))
 
 
 @lru_cache(maxsize=256)
-def _maker(route: str, content_type: bytes, content_encoding: bytes) -> _Maker | None:
-    """Return what makes the reader; a server says the same few things over and over."""
+def reading(route: str, content_type: bytes, content_encoding: bytes) -> JsonKind | _Maker | None:
+    """Return how a successful answer is read: its kind of JSON, or what makes its reader; None where it is not.
+
+    A server says the same few things over and over.
+    """
     kinds = ROUTES.get(route)
     if kinds is None:
         return None
+    kind, stream = kinds
     media_type = content_type.partition(b";")[0].strip().lower()
-    make: _Maker
-    if media_type == b"text/event-stream":
-        make = kinds[1]
-    elif media_type == b"application/json" or media_type.endswith(b"+json"):
-        make = partial(JsonReader, kinds[0])
-    else:
+    if media_type == b"application/octet-stream":
+        return partial(HeadReader, kind)
+    is_stream = media_type == b"text/event-stream"
+    if not (is_stream or media_type == b"application/json" or media_type.endswith(b"+json")):
         return None
     coding = content_encoding.strip().lower()
-    if coding in _IDENTITY:
-        return make
-    return (lambda: GzipReader(make())) if coding in _GZIP else None
+    if coding in _GZIP:
+        return lambda _: GzipReader(stream() if is_stream else json_reader(kind))
+    if coding not in _IDENTITY:
+        return lambda _: HeadReader(kind, b"", stream=is_stream)
+    return (lambda _: stream()) if is_stream else kind
 
 
-class _Told:
-    """An answer whose head told all."""
+class HeadReader:
+    """An answer whose head alone is read: embeddings as bytes (``bytes_only`` tell nothing), or an unknown coding."""
 
-    __slots__ = ("_reader",)
-    stream = False
+    __slots__ = ("_reader", "stream")
 
-    def __init__(self, metadata: bytes) -> None:
-        self._reader = JsonReader(_USAGE)
+    def __init__(self, kind: JsonKind, metadata: bytes, *, stream: bool = False) -> None:
+        """Begin with the answer's header ``metadata``; empty where it has none."""
+        self.stream = stream
+        self._reader = json_reader(kind)
         self._reader.feed(metadata)
 
     def feed(self, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """The spool: what requests used, in files beside the process until the database has it.
 
-A row is encoded when it is appended and written with the others of its turn by one ``os.write``: from then on the end
-of the process does not lose it. The machine's end may lose what a thread did not sync yet, a second's worth.
+The rows of a turn are encoded together and written by one ``os.write``: from then on the end of the process does not
+lose them. The machine's end may lose what a thread did not sync yet, a second's worth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import attrs
 from twisted.logger import Logger
 
 from twisted_vllm.ledger.spool_claims import Claim, claim_new, count_living
-from twisted_vllm.ledger.spool_lines import encode_line
+from twisted_vllm.ledger.spool_lines import encode_rows
 from twisted_vllm.ledger.spool_queue import SEGMENT_SECONDS, Backlog, Batch, SegmentQueue
 from twisted_vllm.ledger.spool_segment import Segment
 from twisted_vllm.ledger.values import UsageRow
@@ -63,8 +63,9 @@ class Spool:
         self._segment_bytes = segment_bytes
         self._claim: Claim | None = None
         self._queue = SegmentQueue(directory, monotonic)
-        self._lines: list[bytes] = []
         self._rows: list[UsageRow] = []
+        #: takes a row; the next `flush` writes it
+        self.append = self._rows.append
         self._number = 0
         self._surplus = 0
         self._failed_at: float | None = None
@@ -90,6 +91,16 @@ class Spool:
         return self._surplus + self._queue.lost
 
     @property
+    def written(self) -> int:
+        """How many rows were written to files."""
+        return self._queue.written_rows
+
+    @property
+    def unsaved(self) -> int:
+        """How many rows wait in memory, as the disk takes none."""
+        return 0 if self._failed_at is None else len(self._rows)
+
+    @property
     def name(self) -> str:
         """What this process's files are called."""
         return "" if self._claim is None else self._claim.name
@@ -106,18 +117,13 @@ class Spool:
         """Return what is not committed, of this process's own."""
         with self._queue.lock:
             found = self._queue.backlog()
-            return attrs.evolve(found, rows=found.rows + len(self._lines))
+            return attrs.evolve(found, rows=found.rows + len(self._rows))
 
     # the reactor's thread
 
-    def append(self, row: UsageRow) -> None:
-        """Take a row; the next `flush` writes it."""
-        self._rows.append(row)
-        self._lines.append(encode_line(row))
-
     def flush(self) -> None:
         """Write what was appended. A disk that fails is logged, and tried again with the later calls."""
-        if not self._lines:
+        if not self._rows:
             if self._failed_at is not None:
                 self._probe()
             return
@@ -144,15 +150,15 @@ class Spool:
         self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
 
     def _write(self) -> None:
-        queue, rows = self._queue, self._rows
+        queue, rows = self._queue, self._rows.copy()
         try:
             segment = queue.current or self._open_segment()
             start = segment.end
-            segment.write(b"".join(self._lines))
+            segment.write(encode_rows(rows))
         except OSError as error:
             self._failed(error)
             return
-        self._lines, self._rows = [], []
+        self._rows.clear()
         queue.written(segment, start, rows)
         if self._failed_at is not None:
             self._recovered()
@@ -180,12 +186,16 @@ class Spool:
         self._drop_surplus()
 
     def _drop_surplus(self) -> None:
-        surplus = len(self._lines) - UNSAVED_ROWS
+        surplus = len(self._rows) - UNSAVED_ROWS
         if surplus > 0:
             if not self._surplus:
                 self._log.critical("The ledger loses rows: the spool cannot be written, and memory for it is full")
             self._surplus += surplus
-            del self._rows[UNSAVED_ROWS:], self._lines[UNSAVED_ROWS:]
+            del self._rows[UNSAVED_ROWS:]
+
+    def call_at(self, rows: int, call: Callable[[], None]) -> None:
+        """Have `call` called whenever so many rows wait; it must be quick, and use no method of the spool's."""
+        self._queue.enough, self._queue.on_enough = rows, call
 
     # the writer's thread
 
@@ -202,11 +212,11 @@ class Spool:
     def _take_unsaved(self, max_rows: int) -> Batch | None:
         """Take rows that the disk does not: the database may."""
         with self._queue.lock:
-            count = min(len(self._lines), max_rows) if self._failed_at is not None else 0
+            count = min(len(self._rows), max_rows) if self._failed_at is not None else 0
             if not count:
                 return None
             rows = self._rows[:count]
-            del self._rows[:count], self._lines[:count]
+            del self._rows[:count]
             self._queue.pending += count
             return Batch(rows)
 
@@ -220,7 +230,6 @@ class Spool:
             with self._queue.lock:
                 self._queue.pending -= len(batch.rows)
                 self._rows[:0] = batch.rows
-                self._lines[:0] = [encode_line(row) for row in batch.rows]
 
     # the thread that syncs
 
@@ -236,11 +245,11 @@ class Spool:
 
     def close(self) -> None:
         """Write and sync what there is; what the database has not taken stays, for whoever comes next."""
-        if self._lines:
+        if self._rows:
             with self._queue.lock:
                 self._write()
-        if self._lines:
-            self._log.critical("{rows} rows of the ledger are lost: the spool cannot be written", rows=len(self._lines))
+        if self._rows:
+            self._log.critical("{rows} rows of the ledger are lost: the spool cannot be written", rows=len(self._rows))
         with self._queue.lock:
             self._queue.leave()
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from twisted_vllm.ledger.values import UsageRow
 
 #: the age at which a segment is followed by another, in seconds
 SEGMENT_SECONDS = 60.0
-#: rows kept in memory beside the files, of about a kilobyte each
+#: rows kept in memory beside the files, of about half a kilobyte each
 CACHED_ROWS = 10_000
 
 #: where a file's first row stands
@@ -36,7 +36,6 @@ class Batch:
     Attributes:
         rows: them.
         damaged: lines that could not be read.
-        dropped: how many of those were dealt with already.
         segment: the number of the segment that they end in; None where no file has them.
         end: where they end in it, in bytes.
         own: whether this process wrote them.
@@ -44,15 +43,9 @@ class Batch:
 
     rows: Sequence[UsageRow]
     damaged: Sequence[bytes] = ()
-    dropped: int = 0
     segment: int | None = None
     end: int = 0
     own: bool = True
-
-    @property
-    def count(self) -> int:
-        """How many lines it came from."""
-        return len(self.rows) + len(self.damaged) + self.dropped
 
 
 @attrs.frozen
@@ -87,6 +80,9 @@ class SegmentQueue:
         current: the last one, while it is written to. Whoever asks holds the lock.
         pending: how many rows are not committed.
         lost: how many rows were lost with files that somebody removed.
+        written_rows: how many rows were written.
+        enough: from how many pending rows on `on_enough` is called, once each time that they become as many.
+        on_enough: is called under the lock, by the thread that writes.
     """
 
     _log = Logger()
@@ -102,6 +98,9 @@ class SegmentQueue:
         self.current: Segment | None = None
         self.pending = 0
         self.lost = 0
+        self.written_rows = 0
+        self.enough = 0
+        self.on_enough: Callable[[], None] = _nothing
         self._directory = directory
         self._monotonic = monotonic
         self._segments: deque[Segment] = deque()
@@ -130,14 +129,18 @@ class SegmentQueue:
 
     def written(self, segment: Segment, start: int, rows: list[UsageRow]) -> None:
         """Note what was just written to a segment."""
-        if not self.pending:
+        before, count = self.pending, len(rows)
+        if not before:
             self._oldest = _ended(rows[0])
-        self.pending += len(rows)
-        segment.rows += len(rows)
-        self._cached_rows += len(rows)
+        self.pending = before + count
+        self.written_rows += count
+        segment.rows += count
+        self._cached_rows += count
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
         if self._cached_rows > CACHED_ROWS:
             self.forget_cached()
+        if before < self.enough <= before + count:
+            self.on_enough()
 
     def forget_cached(self) -> None:
         """Have everything read from the files."""
@@ -191,7 +194,6 @@ class SegmentQueue:
         self._log.critical("{path} is gone: {rows} rows are lost", path=str(segment.path), rows=segment.rows)
         with self.lock:
             self.lost += segment.rows
-            self.pending -= segment.rows
             if segment is self.current:
                 self.leave()
             self._read_to = self._committed_to = segment.end
@@ -200,12 +202,12 @@ class SegmentQueue:
     def commit(self, batch: Batch) -> None:
         """Note that the database has a batch."""
         with self.lock:
-            self.pending -= batch.count
+            self.pending -= len(batch.rows)
             if batch.rows:
                 self._oldest = _ended(batch.rows[-1])
             if batch.segment is not None:
                 self._committed_to = batch.end
-                self._segments[0].rows -= batch.count
+                self._segments[0].rows -= len(batch.rows)
         self.forget_finished()
 
     def forget_finished(self) -> None:
@@ -223,6 +225,8 @@ class SegmentQueue:
                         break
                     self.leave()
                 finished.append(self._segments.popleft())
+                # those of damaged lines, which are not known before
+                self.pending -= segment.rows
                 self._read_to = self._committed_to = _BEGIN
         # without the lock: removing a file takes a disk some milliseconds, and the reactor's thread may want to flush
         for segment in finished:
@@ -250,6 +254,10 @@ class SegmentQueue:
                 segment.close()
                 with self.lock:
                     self._closing.remove(segment)
+
+
+def _nothing() -> None:
+    """Where nobody waits for rows, nobody is told."""
 
 
 def _ended(row: UsageRow) -> int:

@@ -2,9 +2,8 @@
 
 Facts of vLLM 0.32 (entrypoints/): chat and completions name usage in a last event with ``"choices":[]`` where the
 client asked with ``stream_options.include_usage``; with ``continuous_usage_stats`` too, or on a server started with
-``--enable-force-include-usage``, every event has the usage so far of its own choice. Responses name it in
-``response.completed``, Anthropic's messages in ``message_start`` and ``message_delta``, Cohere's in ``message-end``.
-An event without usage carries about one token.
+``--enable-force-include-usage``, every event has the usage so far of its own choice. Audio does the same, asked with
+the form's ``stream_include_usage``. An event without usage carries about one token.
 """
 
 from __future__ import annotations
@@ -34,19 +33,7 @@ class Chunk(msgspec.Struct, gc=False):
     system_fingerprint: str | None = None
 
 
-class _Holder(msgspec.Struct, gc=False):
-    usage: Counts | None = None
-
-
-class _Event(msgspec.Struct, gc=False):
-    usage: Counts | None = None
-    message: _Holder | None = None
-    response: _Holder | None = None
-    delta: _Holder | None = None
-
-
 decode_chunk = msgspec.json.Decoder(Chunk).decode
-_decode_event = msgspec.json.Decoder(_Event).decode
 
 
 class StreamReader:
@@ -95,7 +82,7 @@ class StreamReader:
 
 
 class CompletionStream(StreamReader):
-    """Completions, audio, and what has their shape."""
+    """Completions, and what has their shape."""
 
     shape = Shape((b"usage", b"choices"))
 
@@ -149,111 +136,21 @@ class CompletionStream(StreamReader):
         )
 
 
+class AudioStream(CompletionStream):
+    """Transcriptions and translations.
+
+    What vLLM calls their prompt's tokens is the decoder's prompt and the frames of the audio (Whisper: 100 a second).
+    """
+
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return what it probably used; the size of an upload tells nothing of a prompt."""
+        return super().estimate(0, answers)
+
+
 class ChatStream(CompletionStream):
     """Chat: the first event of each answer says the role alone."""
 
     lead_in = 1
-
-
-class NamedStream(StreamReader):
-    """A stream whose events have names, most of them one that brings content."""
-
-    #: what the names of events with content end with
-    content = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-        if data[:7] == b"event: " and self._parser.between and data.find(b"\r") < 0:
-            line = data.find(b"\n")
-            if data.endswith(self.content, 7, line) and is_lone_event(data[line + 1 :]):
-                self.chunks += 1
-                return
-        self._parser.feed(data)
-
-
-class ResponseStream(NamedStream):
-    """Responses: the last event holds the whole response."""
-
-    shape = Shape((b"usage",), outer=b"response")
-    content = b".delta"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._final: Usage | None = None
-
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event."""
-        if name.endswith(self.content):
-            self.chunks += 1
-        elif name in (b"response.completed", b"response.incomplete", b"response.failed"):
-            holder = _event(data).response
-            if holder is not None and holder.usage is not None:
-                self._final = to_usage(holder.usage)
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        return self._final
-
-
-class MessageStream(NamedStream):
-    """Anthropic's messages: the prompt at the start, the rest at the end."""
-
-    content = b"content_block_delta"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._prompt: Usage | None = None
-        self._final: Usage | None = None
-
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event."""
-        if name == self.content:
-            self.chunks += 1
-        elif name == b"message_start":
-            message = _event(data).message
-            if message is not None and message.usage is not None:
-                self._prompt = to_usage(message.usage)
-        elif name == b"message_delta":
-            counts = _event(data).usage
-            if counts is not None:
-                self._final = to_usage(counts)
-                if counts.input_tokens is None and self._prompt is not None:
-                    self._final = _together(self._prompt, self._final)
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        return self._final
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used; the prompt is vLLM's own count once the stream began."""
-        estimated = super().estimate(prompt_tokens if self._prompt is None else self._prompt.prompt_tokens, answers)
-        if self._prompt is None:
-            return estimated
-        return msgspec.structs.replace(estimated, cached_tokens=self._prompt.cached_tokens)
-
-
-class CohereStream(StreamReader):
-    """Cohere's chat: usage in the last event."""
-
-    shape = Shape((b"usage",), outer=b"delta")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._final: Usage | None = None
-
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event."""
-        if not data.startswith(b"{"):
-            return
-        delta = _event(data).delta if USAGE in data else None
-        if delta is not None and delta.usage is not None:
-            self._final = to_usage(delta.usage)
-        else:
-            self.chunks += 1
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        return self._final
 
 
 def _chunk(data: bytes) -> Chunk | None:
@@ -261,20 +158,3 @@ def _chunk(data: bytes) -> Chunk | None:
         return decode_chunk(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _event(data: bytes) -> _Event:
-    try:
-        return _decode_event(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _Event()
-
-
-def _together(prompt: Usage, rest: Usage) -> Usage:
-    return Usage(
-        prompt.prompt_tokens,
-        prompt.cached_tokens,
-        rest.completion_tokens,
-        rest.reasoning_tokens,
-        prompt.prompt_tokens + rest.completion_tokens,
-    )

@@ -19,11 +19,12 @@ from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefuse
 from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.spool_abandoned import Abandoned
 from twisted_vllm.ledger.spool_aside import set_aside
-from twisted_vllm.ledger.spool_lines import clean, encode_line
+from twisted_vllm.ledger.spool_lines import clean, encode_rows
 from twisted_vllm.ledger.spool_queue import Batch
 from twisted_vllm.ledger.values import UsageRow
 
-#: how long rows are gathered, in seconds, and how many go into one transaction
+#: how long rows are gathered, in seconds, or until there are so many, which go into one transaction. Fewer rows would
+#: have the same sums written more often; more would not stay in the processor's caches until they are read.
 INTERVAL = 0.5
 BATCH_ROWS = 1_000
 #: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
@@ -60,7 +61,12 @@ class Pending:
 
 
 class LedgerWriter:
-    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread."""
+    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread.
+
+    Attributes:
+        committed: how many rows the database took.
+        aside: how many damaged lines and unfit rows were set aside.
+    """
 
     _log = Logger()
 
@@ -86,6 +92,7 @@ class LedgerWriter:
             now: Unix seconds.
             interval: how long rows are gathered, in seconds.
         """
+        self.committed = self.aside = 0
         self._reactor = reactor
         self._spool = spool
         self._store = store
@@ -123,6 +130,7 @@ class LedgerWriter:
 
     def start(self) -> None:
         """Begin to move rows, those that are left from before first."""
+        self._spool.call_at(BATCH_ROWS, self._wake.set)
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._syncer = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
         self._thread.start()
@@ -180,7 +188,11 @@ class LedgerWriter:
             if is_last:
                 break
             backoff = min(max(2 * backoff, FIRST_BACKOFF), MAX_BACKOFF) if is_away else 0.0
-            self._wake.wait(backoff or self._interval)
+            if is_away:
+                self._stopping.wait(backoff)
+            elif self._spool.backlog().rows < BATCH_ROWS:
+                self._wake.wait(self._interval)
+                self._wake.clear()
         self._abandoned.close()
         self._store.close()
 
@@ -201,10 +213,10 @@ class LedgerWriter:
             if not self._move(batch):
                 return False
             self._held = None
-            goal -= batch.count if batch.own else 0
+            goal -= len(batch.rows) if batch.own else 0
             if not self._stopping.is_set():
                 share = PAUSE_SHARE if self._store.has_one_lock else 0.0
-                self._wake.wait(max(PAUSE, share * (time.monotonic() - began)))
+                self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
     def _look(self) -> None:
@@ -216,7 +228,7 @@ class LedgerWriter:
     def _move(self, batch: Batch) -> bool:
         if batch.damaged:
             self._set_aside(batch.damaged, "lines of the ledger's spool are damaged")
-            batch = self._held = attrs.evolve(batch, damaged=(), dropped=len(batch.damaged))
+            batch = self._held = attrs.evolve(batch, damaged=())
         try:
             spent = self._write(batch.rows, batch.own)
         except DatabaseAway as away:
@@ -227,6 +239,7 @@ class LedgerWriter:
         if not self._reachable:
             self._reachable = True
             self._log.info("The database takes the ledger's rows again")
+        self.committed += len(batch.rows)
         (self._spool if batch.own else self._abandoned).commit(batch)
         if spent:
             self._reactor.callFromThread(self._on_committed, spent)
@@ -248,12 +261,13 @@ class LedgerWriter:
         try:
             return self._store.write([clean(row)], own)
         except RowsRefused:
-            self._set_aside([encode_line(row)[:-1]], f"row of the ledger is refused by the database ({reason})")
+            self._set_aside([encode_rows([row])[:-1]], f"row of the ledger is refused by the database ({reason})")
             return []
 
     def _set_aside(self, lines: Sequence[bytes], what: str) -> None:
         # An OSError ends the turn: the lines are still where they were.
         path = set_aside(self._spool.directory, self._spool.name, lines)
+        self.aside += len(lines)
         self._log.critical("{count} {what}; kept in {path}", count=len(lines), what=what, path=str(path))
 
     def _delete_old(self) -> bool:

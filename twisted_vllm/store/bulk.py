@@ -7,16 +7,16 @@ which the server takes apart: encoding that costs the gateway a fraction of what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table
+from sqlalchemy import Column, Connection, String, Table
 from sqlalchemy.dialects import postgresql
 
-#: how many rows go into one statement of SQLite, which is compiled once for each of these
-_CHUNKS = (256, 64, 16, 4, 1)
+#: how many rows go into one statement of SQLite, which is compiled once for each of these and takes 32,766 values
+_CHUNKS = (1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _POSTGRESQL = postgresql.dialect()
 
 #: one row's values in the order of the table's columns: text, whole numbers, None; JSON as its text, a date as ISO 8601
@@ -25,27 +25,36 @@ Values = Sequence[str | int | None]
 _encode = msgspec.json.Encoder().encode
 
 
+def _type(column: Column[Any]) -> str:
+    # what is too long for a column is to fail: a cast to its type would cut it without a word
+    return "TEXT" if isinstance(column.type, String) else column.type.compile(_POSTGRESQL)
+
+
 class BulkInsert:
     """Inserts into one table."""
 
-    def __init__(self, table: Table, tail: str = "", *, postgresql_tail: str | None = None) -> None:
+    def __init__(
+        self, table: Table, tail: str = "", *, postgresql_tail: str | None = None, sqlite_or: str = ""
+    ) -> None:
         """Prepare the statements.
 
         Args:
-            table: where to.
+            table: where to, of at most 32 columns.
             tail: what follows the values: ``ON CONFLICT …``, ``RETURNING …``.
             postgresql_tail: the same for PostgreSQL, where it differs.
+            sqlite_or: what SQLite does with a row that it cannot take, if not end the statement: ``IGNORE``.
         """
         names = ", ".join(f'"{column.name}"' for column in table.columns)
-        head = f'INSERT INTO "{table.name}" ({names})'
+        head = f'INTO "{table.name}" ({names})'
         one = f"({', '.join('?' * len(table.columns))})"
-        self._sqlite = {size: f"{head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
+        insert = f"INSERT OR {sqlite_or}" if sqlite_or else "INSERT"
+        self._sqlite = {size: f"{insert} {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
         casts = ", ".join(
-            f"CAST(e.value ->> {number} AS {column.type.compile(_POSTGRESQL)})"
-            for number, column in enumerate(table.columns)
+            f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
         )
         self._postgresql = (
-            f"{head} SELECT {casts} FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
+            f"INSERT {head} SELECT {casts} "
+            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
             f"ORDER BY e.number {tail if postgresql_tail is None else postgresql_tail}"
         )
 
@@ -56,21 +65,34 @@ class BulkInsert:
             SQLAlchemyError: the database failed.
             OverflowError, UnicodeError: a value is none that a database keeps.
         """
-        found: list[Any] = []
         if connection.dialect.name == "postgresql":
-            if rows:
-                _run(connection, self._postgresql, (_encode(rows).decode(),), found)
-            return found
+            results = [connection.exec_driver_sql(self._postgresql, (_encode(rows).decode(),))] if rows else []
+        else:
+            results = [
+                connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows[start:end])))
+                for statement, start, end in self._pieces(len(rows))
+            ]
+        return [row for result in results if result.returns_rows for row in result.fetchall()]
+
+    def count(self, connection: Connection, columns: Sequence[Sequence[Any]]) -> int:
+        """Insert rows, given as columns, into SQLite, and return how many it took.
+
+        Raises:
+            SQLAlchemyError, OverflowError, UnicodeError: likewise.
+        """
+        # `zip` makes one tuple and fills it again and again, so the garbage collector hears of none
+        return sum(
+            [
+                connection.exec_driver_sql(
+                    statement, tuple(chain.from_iterable(zip(*[column[start:end] for column in columns], strict=True)))
+                ).rowcount
+                for statement, start, end in self._pieces(len(columns[0]))
+            ]
+        )
+
+    def _pieces(self, count: int) -> Iterator[tuple[str, int, int]]:
         start = 0
         for size in _CHUNKS:
-            while len(rows) - start >= size:
-                values = tuple(chain.from_iterable(rows[start : start + size]))
-                _run(connection, self._sqlite[size], values, found)
+            while count - start >= size:
+                yield self._sqlite[size], start, start + size
                 start += size
-        return found
-
-
-def _run(connection: Connection, statement: str, values: tuple[Any, ...], found: list[Any]) -> None:
-    result = connection.exec_driver_sql(statement, values)
-    if result.returns_rows:
-        found += result.fetchall()

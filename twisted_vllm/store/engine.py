@@ -136,6 +136,10 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # sqlite3 would begin transactions by rules of its own, and none for DDL: `_begin_sqlite` begins them instead.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
+    # The ledger's spool is deleted after a commit, which must outlast a loss of power; some builds have NORMAL.
+    connection.execute("PRAGMA synchronous = FULL")
+    # what a statement needs for going back: no file for it
+    connection.execute("PRAGMA temp_store = MEMORY")
 
 
 def _begin_sqlite(connection: Connection) -> None:

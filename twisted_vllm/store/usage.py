@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import attrs
-import msgspec
 from sqlalchemy import Connection, Table, delete, select
-from sqlalchemy.exc import IntegrityError
 
 from twisted_vllm.ledger.interfaces import Spent
 from twisted_vllm.ledger.values import UsageRow
-from twisted_vllm.store.bulk import BulkInsert, Values
-from twisted_vllm.store.usage_spend import PeriodStart, by_scope, read_spend, write_spend
+from twisted_vllm.store.bulk import BulkInsert
+from twisted_vllm.store.repository import in_chunks
+from twisted_vllm.store.usage_batch import UsageBatch
+from twisted_vllm.store.usage_numbers import Numbers
+from twisted_vllm.store.usage_places import Place, at_places
+from twisted_vllm.store.usage_spend import PeriodStart, Scope, by_scope, cost_of, read_spend, write_spend
 from twisted_vllm.store.usage_sums import BatchSums
-from twisted_vllm.store.usage_tables import usage, usage_daily, usage_tags, usage_totals
-
-_json = msgspec.json.Encoder().encode
+from twisted_vllm.store.usage_tables import usage, usage_daily, usage_monthly, usage_totals
 
 
 def _adding(table: Table) -> BulkInsert:
@@ -29,113 +30,114 @@ def _adding(table: Table) -> BulkInsert:
     return BulkInsert(table, f"ON CONFLICT ({keys}) DO UPDATE SET {sums}")
 
 
-# SQLite says by an error that a row is there already, which is rare: what asked for each would cost each.
-_rows = BulkInsert(usage, postgresql_tail="ON CONFLICT (id) DO NOTHING RETURNING id")
-_tags = BulkInsert(usage_tags, "ON CONFLICT DO NOTHING")
+_rows = BulkInsert(usage, postgresql_tail="ON CONFLICT (time, id) DO NOTHING RETURNING time, id")
+# No error ends these statements half done: SQLite need not copy the pages that they change, for going back.
+_rows_or_none = BulkInsert(usage, sqlite_or="IGNORE")
 _daily = _adding(usage_daily)
+_monthly = _adding(usage_monthly)
 _totals = _adding(usage_totals)
+
+_time_and_id = attrgetter("time", "id")
+
+
+class RowsAreThere(Exception):
+    """Some of the rows are in SQLite already: the transaction must be rolled back, and the rows written `checked`."""
 
 
 def write(
-    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: float, own: bool = True
+    connection: Connection,
+    rows: Sequence[UsageRow],
+    period_start: PeriodStart,
+    now: float,
+    own: bool = True,
+    numbers: Numbers | None = None,
+    *,
+    checked: bool = False,
 ) -> list[Spent]:
-    """Write rows in the transaction that a connection is in. A row whose id is there already changes nothing.
+    """Write rows in the transaction that a connection is in. A row that is there already changes nothing.
 
     Args:
         connection: in a transaction; of SQLite, one that has the write lock.
-        rows: of requests.
+        rows: of requests; each is known by its time and its id.
         period_start: when the period of a scope's budget began.
         now: Unix seconds.
         own: whether this process served the requests.
+        numbers: the payers and targets that are known to be in the database; without, none is.
+        checked: of SQLite: to ask first which rows are there.
 
     Returns:
         What each scope that paid has spent now. The amount is that of `rows`, whether they were there already or not:
         after the commit the database has them. It is 0 unless they are this process's own.
+
+    Raises:
+        RowsAreThere: some of the rows are, and they were not `checked`.
     """
-    rows = list({row.id: row for row in rows}.values())
-    new = _insert_new(connection, rows)
-    if tagged := [(tag, row.time, row.id) for row in new if row.tags for tag in dict.fromkeys(row.tags)]:
-        _tags.run(connection, tagged)
-    sums = BatchSums(new)
-    _daily.run(connection, sums.daily)
-    _totals.run(connection, sums.totals)
-    spent = write_spend(connection, new, period_start, now)
+    if not rows:
+        return []
+    if len({row.id for row in rows}) < len(rows):
+        rows = list({_time_and_id(row): row for row in rows}.values())
+    numbers = Numbers() if numbers is None else numbers
+    batch = UsageBatch(rows, numbers)
+    numbers.write(connection)
+    new = _insert_new(connection, rows, batch, numbers, checked)
+    spent = {} if new is None else _add(connection, new, period_start, now)
     if not own:
         return [attrs.evolve(each, amount=0) for each in spent.values()]
-    if len(new) < len(rows):
-        paid = by_scope(rows)
+    if new is not batch:
+        paid = by_scope(batch)
         for scope, (start, total) in read_spend(connection, paid).items():
-            spent[scope] = Spent(*scope, sum([row.cost for row in paid[scope]]), total, start)
+            spent[scope] = Spent(*scope, cost_of(paid[scope]), total, start)
     return list(spent.values())
 
 
-def _insert_new(connection: Connection, rows: list[UsageRow]) -> list[UsageRow]:
-    """Insert the rows that are not there, and return them."""
-    values = [_values(row) for row in rows]
+def _add(connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float) -> dict[Scope, Spent]:
+    sums = BatchSums(batch)
+    _daily.run(connection, sums.daily)
+    _monthly.run(connection, sums.monthly)
+    _totals.run(connection, sums.totals)
+    return write_spend(connection, batch, period_start, now)
+
+
+def _insert_new(
+    connection: Connection, rows: Sequence[UsageRow], batch: UsageBatch, numbers: Numbers, checked: bool
+) -> UsageBatch | None:
+    """Insert the rows that are not there, and return them; None where all are."""
     if connection.dialect.name == "postgresql":
-        inserted = {found[0] for found in _rows.run(connection, values)}
-        return rows if len(inserted) == len(rows) else [row for row in rows if row.id in inserted]
-    savepoint = connection.begin_nested()
-    try:
-        _rows.run(connection, values)
-    except IntegrityError:
-        savepoint.rollback()
-    else:
-        savepoint.commit()
-        return rows
-    asked = select(usage.c.id).where(usage.c.id.in_([row.id for row in rows]))
-    known = {found[0] for found in connection.execute(asked)}
-    rows = [row for row in rows if row.id not in known]
-    _rows.run(connection, [_values(row) for row in rows])
-    return rows
+        inserted = {(time, id) for time, id in _rows.run(connection, batch.rows())}
+        if len(inserted) == len(rows):
+            return batch
+        new = [row for row in rows if (row.time, row.id) in inserted]
+        return UsageBatch(new, numbers) if new else None
+    if not checked:
+        # to ask for each row would cost each, and hardly any is there
+        if _rows_or_none.count(connection, batch.columns) < len(rows):
+            raise RowsAreThere
+        return batch
+    known = _known(connection, rows)
+    new = [row for row in rows if (row.time, row.id) not in known]
+    if not new:
+        return None
+    batch = UsageBatch(new, numbers)
+    _rows.run(connection, batch.rows())
+    return batch
 
 
-def _values(row: UsageRow) -> Values:
-    """Return a row's values in the order of the table's columns."""
-    return (
-        row.id,
-        row.request_id,
-        row.time,
-        row.kind,
-        row.key_id,
-        row.key_hash,
-        row.key_name,
-        row.user_id,
-        row.team_id,
-        row.end_user,
-        _json(row.tags).decode() if row.tags else "[]",
-        _json(row.headers).decode() if row.headers else "{}",
-        row.model,
-        row.server,
-        row.route,
-        row.method,
-        row.status,
-        row.outcome,
-        row.error,
-        row.stream,
-        row.prompt_tokens,
-        row.cached_tokens,
-        row.completion_tokens,
-        row.reasoning_tokens,
-        row.total_tokens,
-        row.audio_ms,
-        row.estimated,
-        row.cost,
-        _json(row.prices).decode() if row.prices else "{}",
-        row.first_byte_us,
-        row.total_us,
-        row.bytes_in,
-        row.bytes_out,
-    )
+def _known(connection: Connection, rows: Sequence[UsageRow]) -> set[Place]:
+    """Return of which rows some are there, by their time and id."""
+    found: set[Place] = set()
+    for some in in_chunks([(row.time, row.id) for row in rows]):
+        asked = select(usage.c.time, usage.c.id).where(*at_places(some))
+        found.update((time, id) for time, id in connection.execute(asked))
+    return found
 
 
 def delete_before(connection: Connection, time: int, limit: int) -> int:
-    """Delete the oldest rows that began before a time in microseconds, and return how many; the sums stay."""
-    asked = select(usage.c.id, usage.c.time, usage.c.tags).where(usage.c.time < time).order_by(usage.c.time)
+    """Delete the oldest rows that began before a time in microseconds, and return how many.
+
+    Sums stay, and what says who paid and what was asked.
+    """
+    asked = select(usage.c.time, usage.c.id).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
     found = connection.execute(asked.limit(limit).with_for_update(skip_locked=True)).all()
-    for row in found:
-        for tag in row.tags:
-            own = (usage_tags.c.tag == tag, usage_tags.c.time == row.time, usage_tags.c.usage_id == row.id)
-            connection.execute(delete(usage_tags).where(*own))
-    connection.execute(delete(usage).where(usage.c.id.in_([row.id for row in found])))
+    for some in in_chunks([(row.time, row.id) for row in found]):
+        connection.execute(delete(usage).where(*at_places(some)))
     return len(found)

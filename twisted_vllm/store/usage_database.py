@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from zope.interface import implementer
@@ -15,10 +15,15 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.engine import WRITES, make_engine, parse_url, reason_of
-from twisted_vllm.store.usage import delete_before, write
+from twisted_vllm.store.usage import RowsAreThere, delete_before, write
+from twisted_vllm.store.usage_numbers import Numbers
 from twisted_vllm.store.usage_spend import PeriodStart
 
 T = TypeVar("T")
+
+#: Each payer's rows end at a page of their own in SQLite's index, which every batch touches: 16 MB of pages are kept in
+#: memory, and go from the log into the file after 16 MB.
+_SQLITE = ("cache_size = -16000", "wal_autocheckpoint = 4000")
 
 #: PostgreSQL's class of errors for what is larger than an index or a row can be
 _PROGRAM_LIMIT = "54"
@@ -48,9 +53,18 @@ class UsageDatabase:
         self._now = now
         self._engine: Engine = make_engine(parse_url(url))
         self.has_one_lock = self._engine.dialect.name == "sqlite"
+        self._numbers = Numbers()
+        event.listen(self._engine, "connect", self._connected)
 
     def __repr__(self) -> str:
         return "<UsageDatabase>"
+
+    def _connected(self, connection: Any, _record: object) -> None:
+        # another server, or another file, may lack what the former one had
+        self._numbers.forget()
+        if self.has_one_lock:
+            for pragma in _SQLITE:
+                connection.execute(f"PRAGMA {pragma}")
 
     def write(self, rows: Sequence[UsageRow], own: bool) -> list[Spent]:
         """Keep rows, add them up and commit; a row whose id is there already changes nothing.
@@ -59,7 +73,15 @@ class UsageDatabase:
             DatabaseAway: nothing was kept, or it is not known; the same rows may be written again.
             RowsRefused: nothing was kept.
         """
-        return self._transact(lambda connection: write(connection, rows, self._period_start, self._now(), own))
+
+        def work(connection: Connection, checked: bool = False) -> list[Spent]:
+            return write(connection, rows, self._period_start, self._now(), own, self._numbers, checked=checked)
+
+        try:
+            return self._transact(work)
+        except RowsAreThere:
+            pass
+        return self._transact(lambda connection: work(connection, checked=True))
 
     def delete_before(self, time: int, limit: int) -> int:
         """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
@@ -73,10 +95,19 @@ class UsageDatabase:
         """Give up the connection."""
         self._engine.dispose()
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
+    def _commit(self, work: Callable[[Connection], T]) -> T:
+        self._numbers.bound()
         try:
             with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                 return work(connection)
+        except BaseException:
+            # what was new to the database is so again
+            self._numbers.forget()
+            raise
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return self._commit(work)
         except SQLAlchemyError as error:
             reason = reason_of(error, self._url)
             problem = RowsRefused(reason) if _is_refusal(error) else DatabaseAway(reason)

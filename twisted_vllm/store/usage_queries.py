@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import attrs
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, not_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, not_, select
 
 from twisted_vllm.store.repository import in_chunks
 from twisted_vllm.store.tables import former_keys, keys
+from twisted_vllm.store.usage_queries_newest import Stretch, newest_rows, rows_of
 from twisted_vllm.store.usage_queries_plan import MODEL, microseconds
-from twisted_vllm.store.usage_queries_statements import row_conditions
-from twisted_vllm.store.usage_tables import ALL, DAY, TAG, usage, usage_tags, usage_totals
+from twisted_vllm.store.usage_queries_rows import payers_that, row_conditions
+from twisted_vllm.store.usage_tables import ALL, DAY, usage, usage_totals
 
 #: rows beyond these are not counted, and no page begins after them
 MOST_COUNTED = 100_000
 
 _DAY = timedelta(days=1)
+_MADE_HERE = re.compile("[0-9a-f]{32}")
 
 
 @attrs.frozen
@@ -60,21 +63,34 @@ class KeyLabel:
 
 
 def page_of_rows(connection: Connection, asked: RowsAsked, skip: int, limit: int) -> Sequence[Row[Any]]:
-    """Return rows, the newest first."""
-    conditions = _conditions(connection, asked)
-    if conditions is None:
+    """Return rows with who paid and what was asked, the newest first; `request_id` is the id where it has no other."""
+    within = _within(connection, asked)
+    if within is None:
         return []
-    found = _from(asked, select(usage)).where(*conditions).order_by(usage.c.time.desc(), usage.c.id.desc())
-    return connection.execute(found.offset(skip).limit(limit)).all()
+    conditions = _conditions(asked)
+    if asked.request_id is None:
+        found = newest_rows(connection, payers_that(asked.equals), conditions, within, skip, limit)
+    else:
+        both = [
+            newest_rows(connection, None, [*conditions, each], within, 0, skip + limit)
+            for each in _named(asked.request_id)
+        ]
+        found = sorted((place for some in both for place in some), reverse=True)[skip : skip + limit]
+    return rows_of(connection, found)
 
 
 def count_rows(connection: Connection, asked: RowsAsked) -> int:
     """Return how many rows there are; of more than `MOST_COUNTED`, one more than that."""
-    conditions = _conditions(connection, asked)
-    if conditions is None:
+    within = _within(connection, asked)
+    if within is None:
         return 0
-    found = _from(asked, select(usage.c.id)).where(*conditions).limit(MOST_COUNTED + 1).subquery()
-    return connection.execute(select(func.count()).select_from(found)).scalar_one()
+    conditions = [*_conditions(asked), *within.conditions()]
+    searches = [()] if asked.request_id is None else [(each,) for each in _named(asked.request_id)]
+    counted = 0
+    for each in searches:
+        found = select(usage.c.id).where(*conditions, *each).limit(MOST_COUNTED + 1).subquery()
+        counted += connection.execute(select(func.count()).select_from(found)).scalar_one()
+    return min(counted, MOST_COUNTED + 1)
 
 
 def key_id_of(connection: Connection, token: str) -> str | None:
@@ -96,35 +112,40 @@ def key_labels(connection: Connection, key_ids: Sequence[str]) -> dict[str, KeyL
     return found
 
 
-def _from(asked: RowsAsked, statement: Select[Any]) -> Select[Any]:
-    if TAG not in asked.equals:
-        return statement
-    joined = and_(usage_tags.c.usage_id == usage.c.id, usage_tags.c.time == usage.c.time)
-    return statement.join_from(usage, usage_tags, joined)
-
-
-def _conditions(connection: Connection, asked: RowsAsked) -> list[ColumnElement[bool]] | None:
-    """Return what holds of the rows; None where the sums say that there are none."""
-    start, end = asked.start, asked.end
+def _within(connection: Connection, asked: RowsAsked) -> Stretch | None:
+    """Return when the rows began; None where the sums say that there are none."""
+    found = Stretch(asked.start, asked.end)
     if MODEL in asked.equals:
         # Models have no index: their rows are looked for on the days between which there are any.
         days = _days_of(connection, asked.equals[MODEL])
         if days is None:
             return None
-        start = max(start or 0, days[0])
-        end = days[1] if end is None else min(end, days[1])
+        found = Stretch(max(asked.start or 0, days[0]), days[1] if asked.end is None else min(asked.end, days[1]))
+    return found
+
+
+def _conditions(asked: RowsAsked) -> list[ColumnElement[bool]]:
     found = row_conditions(asked.equals)
-    times = (usage.c.time, *((usage_tags.c.time,) if TAG in asked.equals else ()))
-    for column in times:
-        if start is not None:
-            found.append(column >= start)
-        if end is not None:
-            found.append(column < end)
-    if asked.request_id is not None:
-        found.append(usage.c.request_id == asked.request_id)
     if asked.successful is not None:
         success = and_(usage.c.outcome == "completed", usage.c.status < 400)
         found.append(success if asked.successful else not_(success))
+    return found
+
+
+def _named(request_id: str) -> list[ColumnElement[bool]]:
+    """Return what holds of the rows of a request: apart from each other, as each has an index of its own."""
+    found: list[ColumnElement[bool]] = [usage.c.request_id == request_id]
+    if _MADE_HERE.fullmatch(request_id):
+        # The second that it begins with tells where it is; the moment may have been rounded up.
+        second = int(request_id[:8], 16) * 1_000_000
+        found.append(
+            and_(
+                usage.c.time >= second,
+                usage.c.time <= second + 1_000_000,
+                usage.c.id == request_id,
+                usage.c.request_id.is_(None),
+            )
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """What a report is asked, and which table answers it: plain values, decided without a database.
 
-Sums by day and month are kept of one dimension at a time with the model, and by day of key, user, team and model
-together. Whatever else is asked is added up from the rows, as far back as they are kept.
+Sums by day and month are kept of one dimension at a time with the model, and of key, user, team and model together.
+Whatever else is asked is added up from the rows, as far back as they are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from twisted_vllm.store.usage_sums import DAY_US
+from twisted_vllm.store.usage_batch import DAY_US as DAY_US
 from twisted_vllm.store.usage_tables import ALL, DAY, END_USER, KEY, MONTH, TAG, TEAM, USER
 
 HOUR = "hour"
@@ -25,7 +25,7 @@ DIMENSIONS = (KEY, USER, TEAM, END_USER, TAG, MODEL, ROUTE, SERVER)
 TOTALS, DAILY, ROWS = "totals", "daily", "rows"
 
 _TOGETHER = frozenset({KEY, USER, TEAM})
-_ONE_AT_A_TIME = _TOGETHER | {END_USER, TAG}
+_ONE_AT_A_TIME = frozenset({USER, TEAM, END_USER, TAG})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -96,9 +96,9 @@ def plan(asked: Asked) -> Plan:
     whole_days = asked.start % DAY_US == 0 and asked.end % DAY_US == 0
     if asked.interval != HOUR and whole_days:
         if len(dimensions) <= 1 and dimensions <= _ONE_AT_A_TIME:
-            return Plan(asked, TOTALS, next(iter(dimensions), ALL), _segments(asked, months=True))
+            return Plan(asked, TOTALS, next(iter(dimensions), ALL), _segments(asked))
         if dimensions <= _TOGETHER:
-            return Plan(asked, DAILY, "", _segments(asked, months=False))
+            return Plan(asked, DAILY, "", _segments(asked))
     if asked.interval == MONTH:
         raise Unanswerable(
             "Months are kept of whole days, of `model` with one of key, user, team, end_user and tag, or with key, "
@@ -124,8 +124,8 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def _segments(asked: Asked, *, months: bool) -> tuple[Segment, ...]:
-    """Return the segments of sums; whole months are read as such where there are sums of months."""
+def _segments(asked: Asked) -> tuple[Segment, ...]:
+    """Return the segments of sums; whole months are read as such."""
     if asked.interval == DAY:
         return (Segment(asked.start, asked.end),)
     found = []
@@ -133,7 +133,7 @@ def _segments(asked: Asked, *, months: bool) -> tuple[Segment, ...]:
     while low < asked.end:
         begin, following = month_start(low), month_start(low, 1)
         high = min(following, asked.end)
-        if months and low == begin and high == following:
+        if low == begin and high == following:
             last = month_start(asked.end)
             found.append(Segment(low, last, period=MONTH))
             high = last

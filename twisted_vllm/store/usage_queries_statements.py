@@ -8,11 +8,12 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     Integer,
     Select,
     String,
-    Text,
+    Table,
     and_,
     case,
     cast,
@@ -26,64 +27,48 @@ from sqlalchemy import (
 
 from twisted_vllm.store.usage_queries_plan import (
     DAILY,
+    DAY_US,
     HOUR,
     HOUR_US,
     MODEL,
-    ROUTE,
     ROWS,
-    SERVER,
     TOTALS,
     Plan,
     Segment,
     moment_of,
 )
-from twisted_vllm.store.usage_sums import DAY_US
-from twisted_vllm.store.usage_tables import END_USER, KEY, TAG, TEAM, USER, usage, usage_daily, usage_tags, usage_totals
-
-#: the sums of a group, in their order
-SUMS = tuple(
-    column.name for column in usage_daily.columns if isinstance(column.type, BigInteger) and not column.primary_key
+from twisted_vllm.store.usage_queries_rows import COLUMNS, joined, row_conditions
+from twisted_vllm.store.usage_tables import (
+    KEY,
+    MONTH,
+    SUMS,
+    TAG,
+    TEAM,
+    USER,
+    usage,
+    usage_daily,
+    usage_monthly,
+    usage_totals,
 )
 
-# not a parameter: PostgreSQL could not tell that what is selected is what is grouped by
-_NONE = literal_column("''", Text)
-
-_ROW_COLUMNS = {
-    KEY: usage.c.key_id,
-    USER: func.coalesce(usage.c.user_id, _NONE),
-    TEAM: func.coalesce(usage.c.team_id, _NONE),
-    END_USER: func.coalesce(usage.c.end_user, _NONE),
-    TAG: usage_tags.c.tag,
-    MODEL: usage.c.model,
-    ROUTE: usage.c.route,
-    SERVER: usage.c.server,
-}
-_ROW_FILTERS = _ROW_COLUMNS | {USER: usage.c.user_id, TEAM: usage.c.team_id, END_USER: usage.c.end_user}
-_STORED = {TOTALS: usage_totals, DAILY: usage_daily}
-_DAILY_COLUMNS = {
-    KEY: usage_daily.c.key_id,
-    USER: usage_daily.c.user_id,
-    TEAM: usage_daily.c.team_id,
-    MODEL: usage_daily.c.model,
-}
+_TOGETHER = {KEY: "key_id", USER: "user_id", TEAM: "team_id", MODEL: "model"}
 
 
 def page_statement(
     asked: Plan, segment: Segment, low: int, high: int, after: tuple[Any, ...] | None, limit: int
 ) -> Select[Any]:
     """Return the statement for a page."""
-    build = {TOTALS: _from_totals, DAILY: _from_daily, ROWS: _from_rows}[asked.source]
+    build = {TOTALS: _from_totals, DAILY: _from_together, ROWS: _from_rows}[asked.source]
     bucket, columns, sums, conditions = build(asked, segment, low, high)
     if complete := _is_stored(asked, segment):
-        sums = [_STORED[asked.source].c[name] for name in SUMS]
+        table = usage_totals if asked.source == TOTALS else _together(segment)[0]
+        sums = [table.c[name] for name in SUMS]
     names: list[ColumnElement[Any]] = [columns[name] for name in asked.asked.group_by]
     if segment.label is None:
         names.insert(0, bucket)
     found = select(*(_as_stored(name) for name in names), *sums).where(*conditions)
-    if asked.source == ROWS and TAG in (*asked.asked.group_by, *asked.asked.equals):
-        found = found.join_from(
-            usage, usage_tags, and_(usage_tags.c.usage_id == usage.c.id, usage_tags.c.time == usage.c.time)
-        ).where(usage_tags.c.time >= low, usage_tags.c.time < high)
+    if asked.source == ROWS:
+        found = joined(found.select_from(usage), asked.asked.group_by)
     if after is not None and names:
         found = found.where(tuple_(*names) > tuple_(*_values(names, after)))
     if names and not complete:
@@ -96,7 +81,7 @@ def _is_stored(asked: Plan, segment: Segment) -> bool:
     if asked.source == ROWS or segment.label is not None:
         return False
     named = {*asked.asked.group_by, *asked.asked.equals}
-    return MODEL in named and (asked.source == TOTALS or named >= set(_DAILY_COLUMNS))
+    return MODEL in named and (asked.source == TOTALS or named >= set(_TOGETHER))
 
 
 def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -136,11 +121,17 @@ def _from_totals(asked: Plan, segment: Segment, low: int, high: int) -> _Parts:
     return table.start, columns, _added(table), conditions
 
 
-def _from_daily(asked: Plan, _segment: Segment, low: int, high: int) -> _Parts:
-    table = usage_daily.c
-    conditions = [table.day >= date_of(low), table.day < date_of(high)]
-    conditions += [_DAILY_COLUMNS[name] == value for name, value in asked.asked.equals.items()]
-    return table.day, _DAILY_COLUMNS, _added(table), conditions
+def _together(segment: Segment) -> tuple[Table, Column[date]]:
+    """Return the table of sums of what belongs together, by day or by month, and its column of dates."""
+    return (usage_monthly, usage_monthly.c.month) if segment.period == MONTH else (usage_daily, usage_daily.c.day)
+
+
+def _from_together(asked: Plan, segment: Segment, low: int, high: int) -> _Parts:
+    table, start = _together(segment)
+    columns = {name: table.c[column] for name, column in _TOGETHER.items()}
+    conditions = [start >= date_of(low), start < date_of(high)]
+    conditions += [columns[name] == value for name, value in asked.asked.equals.items()]
+    return start, columns, _added(table.c), conditions
 
 
 def _from_rows(asked: Plan, _segment: Segment, low: int, high: int) -> _Parts:
@@ -155,13 +146,7 @@ def _from_rows(asked: Plan, _segment: Segment, low: int, high: int) -> _Parts:
         *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
     ]
     conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
-    return bucket, _ROW_COLUMNS, sums, conditions + row_conditions(asked.asked.equals)
-
-
-def row_conditions(equals: Any) -> list[ColumnElement[bool]]:
-    """Return what holds of the rows whose dimensions have certain values; a tag's needs the table of tags beside."""
-    found: list[ColumnElement[bool]] = [_ROW_FILTERS[name] == value for name, value in equals.items()]
-    if equals.get(KEY):
-        # what the partial index says, word for word
-        found.append(usage.c.key_id != _NONE)
-    return found
+    if TAG in asked.asked.equals and TAG in asked.asked.group_by:
+        # of a request's several tags the one
+        conditions.append(COLUMNS[TAG] == asked.asked.equals[TAG])
+    return bucket, dict(COLUMNS), sums, conditions + row_conditions(asked.asked.equals)

@@ -13,11 +13,22 @@ from typing import Any, NamedTuple
 import attrs
 from sqlalchemy import Connection, func, select
 
-from twisted_vllm.store.usage_queries_plan import HOUR, HOUR_US, ROWS, TOTALS, Asked, Plan, Segment, moment_of, plan
-from twisted_vllm.store.usage_queries_statements import SUMS as SUMS
+from twisted_vllm.store.usage_queries_plan import (
+    DAY_US,
+    HOUR,
+    HOUR_US,
+    ROWS,
+    TOTALS,
+    Asked,
+    Plan,
+    Segment,
+    moment_of,
+    month_start,
+    plan,
+)
 from twisted_vllm.store.usage_queries_statements import date_of, page_statement
-from twisted_vllm.store.usage_sums import DAY_US
-from twisted_vllm.store.usage_tables import usage
+from twisted_vllm.store.usage_tables import MONTH, usage
+from twisted_vllm.store.usage_tables import SUMS as SUMS
 
 #: groups of one page
 PAGE = 5_000
@@ -83,7 +94,10 @@ def read_page(connection: Connection, asked: Plan, cursor: Cursor, limit: int = 
     high = segment.high
     if segment.label is None and asked.source != TOTALS:
         # What is not stored in the order of the report is sorted for each page: a piece at a time, then
-        high = min(segment.high, _end_of_piece(low, cursor.width, asked.asked.interval))
+        piece = (
+            month_start(low, 1) if segment.period == MONTH else _end_of_piece(low, cursor.width, asked.asked.interval)
+        )
+        high = min(segment.high, piece)
     rows = connection.execute(page_statement(asked, segment, low, high, cursor.after, limit)).all()
     several = segment.label is None
     first, count = int(several), int(several) + len(asked.asked.group_by)

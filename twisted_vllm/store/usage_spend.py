@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from sqlalchemy import Connection, select, update
 
 from twisted_vllm.ledger.interfaces import Spent
-from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.bulk import BulkInsert, Values
 from twisted_vllm.store.tables import spend
+from twisted_vllm.store.usage_batch import Group, UsageBatch
+from twisted_vllm.store.usage_tables import END_USER, KEY, TEAM, USER
 
 #: ``period_start(kind, id, time)``: when the period began that a time belongs to; both in Unix seconds
 PeriodStart = Callable[[str, str, float], int]
@@ -33,23 +35,23 @@ _insert = BulkInsert(
 )
 
 
-def by_scope(rows: Iterable[UsageRow]) -> dict[Scope, list[UsageRow]]:
-    """Return the rows that cost something, for each scope that pays."""
-    found: dict[Scope, list[UsageRow]] = {}
-    for row in rows:
-        if row.cost:
-            scopes = (("key", row.key_id), ("user", row.user_id), ("team", row.team_id), ("end_user", row.end_user))
-            for kind, name in scopes:
+def by_scope(batch: UsageBatch) -> dict[Scope, list[Group]]:
+    """Return the groups of rows that cost something, for each scope that pays."""
+    found: defaultdict[Scope, list[Group]] = defaultdict(list)
+    for payer, _, group in batch.paid:
+        if group.cost:
+            for kind, name in ((KEY, payer.key_id), (USER, payer.user_id), (TEAM, payer.team_id)):
                 if name:
-                    found.setdefault((kind, name), []).append(row)
+                    found[kind, name].append(group)
+    for end_user, _, group in batch.asked:
+        if end_user and group.cost:
+            found[END_USER, end_user].append(group)
     return found
 
 
-def write_spend(
-    connection: Connection, rows: Sequence[UsageRow], period_start: PeriodStart, now: float
-) -> dict[Scope, Spent]:
+def write_spend(connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float) -> dict[Scope, Spent]:
     """Add what rows cost, and return what each scope that pays has spent; the amounts are those of these rows."""
-    paid = by_scope(rows)
+    paid = by_scope(batch)
     # sorted: every process takes the locks in this order
     latest = {scope: _latest_period(scope, paid[scope], period_start) for scope in sorted(paid)}
     values: list[Values] = [
@@ -68,14 +70,19 @@ def write_spend(
     return found
 
 
-def _latest_period(scope: Scope, rows: list[UsageRow], period_start: PeriodStart) -> tuple[int, int, int]:
+def _latest_period(scope: Scope, groups: list[Group], period_start: PeriodStart) -> tuple[int, int, int]:
     """Return the last period that there is, what was spent in it, and what was spent in all."""
-    times = [row.time for row in rows]
-    whole = sum([row.cost for row in rows])
-    last = period_start(*scope, max(times) / _MICROSECONDS)
-    if period_start(*scope, min(times) / _MICROSECONDS) == last:
+    whole = cost_of(groups)
+    last = period_start(*scope, max([group.last for group in groups]) / _MICROSECONDS)
+    start = last * _MICROSECONDS
+    if start <= min([group.first for group in groups]):
         return last, whole, whole
-    return last, sum([row.cost for row in rows if row.time >= last * _MICROSECONDS]), whole
+    return last, sum([group.cost_since(start) for group in groups]), whole
+
+
+def cost_of(groups: Iterable[Group]) -> int:
+    """Return what rows cost together, in picodollars."""
+    return sum([group.cost for group in groups])
 
 
 def _set(connection: Connection, scope: Scope, start: int, amount: int) -> None:

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from datetime import date, timedelta
 from functools import lru_cache
-from typing import TypeVar
+from operator import itemgetter
 
-from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.bulk import Values
-from twisted_vllm.store.usage_tables import ALL, DAY, END_USER, KEY, MONTH, TAG, TEAM, USER
+from twisted_vllm.store.usage_batch import Sums, UsageBatch
+from twisted_vllm.store.usage_tables import ALL, DAY, END_USER, MONTH, TAG, TEAM, USER
 
-DAY_US = 86_400_000_000
 _EPOCH = date(1970, 1, 1)
 
-#: the columns after the key, in the tables' order
-Sums = list[int]
-K = TypeVar("K")
-
-
-def is_successful(row: UsageRow) -> bool:
-    """Whether the client got the whole of an answer that is no error."""
-    return row.outcome == "completed" and row.status < 400
-
-
-def _sums_of(rows: list[UsageRow]) -> Sums:
-    if len(rows) == 1:
-        [row] = rows
-        successful = int(is_successful(row))
-        return [
-            *(1, successful, 1 - successful),
-            *(row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.reasoning_tokens, row.total_tokens),
-            *(row.audio_ms, row.cost, row.total_us),
-        ]
-    successful = sum([is_successful(row) for row in rows])
-    return [
-        *(len(rows), successful, len(rows) - successful),
-        sum([row.prompt_tokens for row in rows]),
-        sum([row.cached_tokens for row in rows]),
-        sum([row.completion_tokens for row in rows]),
-        sum([row.reasoning_tokens for row in rows]),
-        sum([row.total_tokens for row in rows]),
-        sum([row.audio_ms for row in rows]),
-        sum([row.cost for row in rows]),
-        sum([row.total_us for row in rows]),
-    ]
+#: what is added up, by what its row in the table is known by
+_Parts = defaultdict[tuple[str, ...], list[Sums]]
+_key = itemgetter(0)
 
 
 @lru_cache(maxsize=64)
@@ -53,47 +25,46 @@ def _day(number: int) -> str:
     return (_EPOCH + timedelta(days=number)).isoformat()
 
 
+@lru_cache(maxsize=64)
+def _month(day: str) -> str:
+    """Return the first day of a day's month."""
+    return f"{day[:-2]}01"
+
+
 class BatchSums:
-    """The sums of some rows.
+    """The sums of some rows, each list in the order of its key: every process takes the locks in this order.
 
     Attributes:
-        daily: rows of ``usage_daily``, sorted by their key.
-        totals: rows of ``usage_totals``, likewise. Every process takes the locks in this order.
+        daily: rows of ``usage_daily``.
+        monthly: rows of ``usage_monthly``.
+        totals: rows of ``usage_totals``.
     """
 
-    def __init__(self, rows: Sequence[UsageRow]) -> None:
+    def __init__(self, batch: UsageBatch) -> None:
         """Add up."""
-        whole: dict[tuple[int, str, str | None, str | None, str], list[UsageRow]] = {}
-        parts: dict[tuple[str, int, str, str], list[UsageRow]] = {}
-        for row in rows:
-            number, model = row.time // DAY_US, row.model
-            _gather(whole, (number, row.key_id, row.user_id, row.team_id, model), row)
-            _gather(parts, (END_USER, number, row.end_user or "", model), row)
-            for tag in dict.fromkeys(row.tags):
-                _gather(parts, (TAG, number, tag, model), row)
-        daily: dict[tuple[str, ...], Sums] = {}
-        totals: dict[tuple[str, ...], Sums] = {}
-        for (number, key_id, user_id, team_id, model), members in whole.items():
-            day, sums = _day(number), _sums_of(members)
-            _add(daily, (day, key_id, user_id or "", team_id or "", model), sums)
-            for dimension, value in ((ALL, ""), (KEY, key_id), (USER, user_id or ""), (TEAM, team_id or "")):
-                _add(totals, (dimension, DAY, day, value, model), sums)
-        for (dimension, number, value, model), members in parts.items():
-            _add(totals, (dimension, DAY, _day(number), value, model), _sums_of(members))
-        for (dimension, _, day, value, model), sums in list(totals.items()):
-            _add(totals, (dimension, MONTH, f"{day[:-2]}01", value, model), sums)
-        self.daily: list[Values] = [(*key, *daily[key]) for key in sorted(daily)]
-        self.totals: list[Values] = [(*key, *totals[key]) for key in sorted(totals)]
+        daily: _Parts = defaultdict(list)
+        totals: _Parts = defaultdict(list)
+        for payer, target, group in batch.paid:
+            day, model, sums = _day(group.day), target.model, group.sums
+            daily[day, payer.key_id, payer.user_id or "", payer.team_id or "", model].append(sums)
+            for tag in dict.fromkeys(payer.tags):
+                totals[TAG, DAY, day, tag, model].append(sums)
+        for end_user, target, group in batch.asked:
+            totals[END_USER, DAY, _day(group.day), end_user, target.model].append(group.sums)
+        monthly: _Parts = defaultdict(list)
+        # in the order in which the months are sorted as well, which then costs next to nothing
+        in_order = sorted(daily.items(), key=_key)
+        for (day, key_id, user_id, team_id, model), added in in_order:
+            monthly[_month(day), key_id, user_id, team_id, model] += added
+            totals[ALL, DAY, day, "", model] += added
+            totals[USER, DAY, day, user_id, model] += added
+            totals[TEAM, DAY, day, team_id, model] += added
+        for (dimension, _, day, value, model), added in list(totals.items()):
+            totals[dimension, MONTH, _month(day), value, model] += added
+        self.daily = _rows(in_order)
+        self.monthly = _rows(sorted(monthly.items(), key=_key))
+        self.totals = _rows(sorted(totals.items(), key=_key))
 
 
-def _gather(groups: dict[K, list[UsageRow]], key: K, row: UsageRow) -> None:
-    members = groups.get(key)
-    if members is None:
-        groups[key] = [row]
-    else:
-        members.append(row)
-
-
-def _add(target: dict[tuple[str, ...], Sums], key: tuple[str, ...], sums: Sums) -> None:
-    found = target.get(key)
-    target[key] = sums if found is None else [a + b for a, b in zip(found, sums, strict=True)]
+def _rows(parts: Iterable[tuple[tuple[str, ...], list[Sums]]]) -> list[Values]:
+    return [(*key, *(added[0] if len(added) == 1 else map(sum, zip(*added, strict=True)))) for key, added in parts]

@@ -6,7 +6,20 @@ kept by the writer, in the transaction of the rows. They outlast the rows, so th
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, Index, Integer, String, Table, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 from twisted_vllm.store.tables import metadata as metadata
 
@@ -15,29 +28,60 @@ ALL, KEY, USER, TEAM, END_USER, TAG = "all", "key", "user", "team", "end_user", 
 #: the values of ``period`` in `usage_totals`
 DAY, MONTH = "day", "month"
 
-#: one row for each `twisted_vllm.ledger.values.UsageRow`, its fields by their names
-usage = Table(
-    "vllm_passthrough_usage",
+#: who pays: each `twisted_vllm.ledger.values.Payer` once. Its number comes from what it says: nobody has to ask for it,
+#: and rows may move to another database.
+usage_payers = Table(
+    "vllm_passthrough_usage_payers",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("request_id", Text, nullable=False),
-    Column("time", BigInteger, nullable=False),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("kind", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("key_hash", Text, nullable=False),
     Column("key_name", Text, nullable=False),
     Column("user_id", Text),
     Column("team_id", Text),
-    Column("end_user", Text),
     Column("tags", JSON, nullable=False),
-    Column("headers", JSON, nullable=False),
+    *(Index(f"vllm_passthrough_usage_payers_{name}", f"{name}_id") for name in (KEY, USER, TEAM)),
+    sqlite_with_rowid=False,
+)
+
+#: which payers have a tag
+usage_payer_tags = Table(
+    "vllm_passthrough_usage_payer_tags",
+    metadata,
+    Column("tag", Text, primary_key=True),
+    Column("payer", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+
+#: what was asked: each `twisted_vllm.ledger.values.Target` once, numbered likewise
+usage_targets = Table(
+    "vllm_passthrough_usage_targets",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("model", Text, nullable=False),
     Column("server", Text, nullable=False),
     Column("route", Text, nullable=False),
     Column("method", Text, nullable=False),
+    Column("prices", JSON, nullable=False),
+    Index("vllm_passthrough_usage_targets_model", "model"),
+    sqlite_with_rowid=False,
+)
+
+#: one row for each `twisted_vllm.ledger.values.UsageRow`, its fields by their names and in their order; NULL is empty
+usage = Table(
+    "vllm_passthrough_usage",
+    metadata,
+    Column("id", String(32), nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("payer", BigInteger, nullable=False),
+    Column("target", BigInteger, nullable=False),
+    Column("request_id", Text),
+    Column("end_user", Text),
+    Column("headers", JSON(none_as_null=True)),
     Column("status", Integer, nullable=False),
     Column("outcome", Text, nullable=False),
-    Column("error", Text, nullable=False),
+    Column("error", Text),
     Column("stream", Boolean, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
@@ -47,68 +91,58 @@ usage = Table(
     Column("audio_ms", BigInteger, nullable=False),
     Column("estimated", Boolean, nullable=False),
     Column("cost", BigInteger, nullable=False),
-    Column("prices", JSON, nullable=False),
     Column("first_byte_us", BigInteger),
     Column("total_us", BigInteger, nullable=False),
     Column("bytes_in", BigInteger, nullable=False),
     Column("bytes_out", BigInteger, nullable=False),
-    # Every index costs each row a microsecond. Those of what many rows lack are partial, and a model, which many
-    # share, has none: its rows are found by time.
-    Index("vllm_passthrough_usage_time", "time"),
-    Index("vllm_passthrough_usage_request", "request_id"),
+    # Rows stand in the order of their time: those that come together are written together.
+    PrimaryKeyConstraint("time", "id"),
+    # Every index costs each row. Those of what many rows lack are partial; a model, which many share, has none.
+    Index("vllm_passthrough_usage_payer", "payer", "time"),
     *(
         Index(
-            f"vllm_passthrough_usage_{name.removesuffix('_id')}",
-            name,
-            "time",
-            sqlite_where=text(condition),
-            postgresql_where=text(condition),
+            f"vllm_passthrough_usage_{name}",
+            *columns,
+            sqlite_where=text(f"{columns[0]} IS NOT NULL"),
+            postgresql_where=text(f"{columns[0]} IS NOT NULL"),
         )
-        for name, condition in (
-            ("key_id", "key_id <> ''"),
-            ("user_id", "user_id IS NOT NULL"),
-            ("team_id", "team_id IS NOT NULL"),
-            ("end_user", "end_user IS NOT NULL"),
-        )
+        for name, columns in (("end_user", ("end_user", "time")), ("request", ("request_id",)))
     ),
+    sqlite_with_rowid=False,
 )
 
-#: which rows have a tag
-usage_tags = Table(
-    "vllm_passthrough_usage_tags",
-    metadata,
-    Column("tag", Text, primary_key=True),
-    Column("time", BigInteger, primary_key=True, autoincrement=False),
-    Column("usage_id", String(32), primary_key=True),
-    sqlite_with_rowid=False,
+
+#: what is added up, in this order; what is successful has the outcome ``completed`` and a status below 400
+SUMS = (
+    *("requests", "successful", "failed"),
+    *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens"),
+    *("audio_ms", "cost", "total_us"),
 )
 
 
 def _sums() -> list[Column[int]]:
-    """Return the columns that are added up; what is successful has the outcome ``completed`` and a status below 400."""
-    names = (
-        *("requests", "successful", "failed"),
-        *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens"),
-        *("audio_ms", "cost", "total_us"),
+    return [Column(name, BigInteger, nullable=False) for name in SUMS]
+
+
+def _together(name: str, start: str) -> Table:
+    """Return a table of sums of all that belongs together; ``""`` is what a request does not have."""
+    return Table(
+        name,
+        metadata,
+        Column(start, Date, primary_key=True),
+        Column("key_id", Text, primary_key=True),
+        Column("user_id", Text, primary_key=True),
+        Column("team_id", Text, primary_key=True),
+        Column("model", Text, primary_key=True),
+        *_sums(),
+        *(Index(f"{name}_{each}", f"{each}_id", start) for each in (KEY, USER, TEAM)),
+        sqlite_with_rowid=False,
     )
-    return [Column(name, BigInteger, nullable=False) for name in names]
 
 
-#: sums by day (UTC), of all that belongs together; ``""`` is what a request does not have
-usage_daily = Table(
-    "vllm_passthrough_usage_daily",
-    metadata,
-    Column("day", Date, primary_key=True),
-    Column("key_id", Text, primary_key=True),
-    Column("user_id", Text, primary_key=True),
-    Column("team_id", Text, primary_key=True),
-    Column("model", Text, primary_key=True),
-    *_sums(),
-    Index("vllm_passthrough_usage_daily_key", "key_id", "day"),
-    Index("vllm_passthrough_usage_daily_user", "user_id", "day"),
-    Index("vllm_passthrough_usage_daily_team", "team_id", "day"),
-    sqlite_with_rowid=False,
-)
+#: sums by day (UTC), and by month, which has its first day's name
+usage_daily = _together("vllm_passthrough_usage_daily", "day")
+usage_monthly = _together("vllm_passthrough_usage_monthly", "month")
 
 #: sums by day and by month, of one dimension at a time with the model: a year of a million end users does not multiply
 #: the keys, and a report over a year reads months. ``start`` is the period's first day (UTC). Every dimension but

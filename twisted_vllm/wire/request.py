@@ -132,7 +132,7 @@ class GatewayRequest(AnsweredRequest):
         """Find the resource and let it answer."""
         self.dispatched = True
         self.site = site = self.channel.site
-        self.request_id = site.take_request_id(self.head.get(b"x-request-id"))
+        self.request_id = site.take_request_id(self.head.get(b"x-request-id"), self.started)
         self.path, _, query = self.uri.partition(b"?")
         try:
             resource = site.leaf_for(self.path)
@@ -259,7 +259,7 @@ class GatewayRequest(AnsweredRequest):
         """The request turned out to be unreadable: answer `error`, or cut what was begun."""
         self.failed = True
         if not self.request_id:
-            self.request_id = self.channel.site.take_request_id(None)
+            self.request_id = self.channel.site.take_request_id(None, self.started)
         self._stop_work()
         if self.first_byte is None and not self.startedWriting:
             self.answer(error)

@@ -91,10 +91,11 @@ class GatewaySite(server.Site):
         self._channels: set[GatewayChannel] = set()
         self._live_ids: set[bytes] = set()
         self._date = (-1, b"")
-        self._ids: list[bytes] = []
+        self._random: list[bytes] = []
+        self._second, self._second_digits = -1, b""
         self._drained: Deferred[None] | None = None
         cap = limits.max_connections
-        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, self.make_id)
+        self._crowd = None if cap is None else Crowd(cap, sweeper, self.date, lambda: self.make_id(self.seconds()))
 
     def startFactory(self) -> None:
         """Begin: there is no access log of twisted.web's to open."""
@@ -116,28 +117,34 @@ class GatewaySite(server.Site):
             self._date = (now, datetimeToString(now))
         return self._date[1]
 
-    def take_request_id(self, given: bytes | None) -> bytes:
+    def take_request_id(self, given: bytes | None, started: float) -> bytes:
         """Return the id of a request: the client's own where it is safe and not in use, else a new one.
+
+        Args:
+            given: the client's.
+            started: when the request began, in seconds since 1970.
 
         A second live request with one id has broken vLLM's engine (vLLM builds its own request ids from this header).
         """
         if given is None or given in self._live_ids or not REQUEST_ID.fullmatch(given):
-            given = self.make_id()
+            given = self.make_id(started)
         self._live_ids.add(given)
         return given
 
-    def make_id(self) -> bytes:
-        """Return an id of 32 hex digits: the second, about, and 96 random bits.
+    def make_id(self, started: float) -> bytes:
+        """Return an id of 32 hex digits: the second that a request began in, and 96 random bits.
 
-        The ledger keeps an index of ids. Those that come one after the other stand together in it; at random places,
-        each costs the database a page to write.
+        The ledger has its rows in the order of their time: the second tells where one is.
         """
-        if not self._ids:
+        second = int(started)
+        if second != self._second:
+            self._second = second
+            self._second_digits = b"%08x" % (second & 0xFFFFFFFF)
+        if not self._random:
             # one question to the kernel for many ids
             digits = self._randbytes(ID_COUNT * ID_BYTES).hex().encode("ascii")
-            second = b"%08x" % (int(self.seconds()) & 0xFFFFFFFF)
-            self._ids = [second + digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
-        return self._ids.pop()
+            self._random = [digits[at : at + 2 * ID_BYTES] for at in range(0, len(digits), 2 * ID_BYTES)]
+        return self._second_digits + self._random.pop()
 
     def finished(self, request: GatewayRequest) -> None:
         """Forget a request that was answered or given up."""

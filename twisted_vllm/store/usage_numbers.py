@@ -1,0 +1,116 @@
+"""The numbers by which the ledger's rows refer to who pays and what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from typing import Generic, TypeVar
+
+import msgspec
+from sqlalchemy import Connection
+
+from twisted_vllm.ledger.values import Payer, Target
+from twisted_vllm.store.bulk import BulkInsert, Values
+from twisted_vllm.store.usage_tables import usage_payer_tags, usage_payers, usage_targets
+
+V = TypeVar("V", Payer, Target)
+
+#: how many of a kind are remembered to be in the database, at most but for one batch
+MOST_KNOWN = 20_000
+
+_json = msgspec.json.Encoder().encode
+
+_payers = BulkInsert(usage_payers, "ON CONFLICT DO NOTHING")
+_payer_tags = BulkInsert(usage_payer_tags, "ON CONFLICT DO NOTHING")
+_targets = BulkInsert(usage_targets, "ON CONFLICT DO NOTHING")
+
+
+def number_of(value: Payer | Target) -> int:
+    """Return a value's number, 63 bits of a hash of what it says.
+
+    Raises:
+        UnicodeError: it has text that no database keeps.
+    """
+    return int.from_bytes(blake2b(_json(value), digest_size=8).digest(), "big") >> 1
+
+
+class _Numbers(dict[V, int], Generic[V]):
+    """Numbers of values that the database has, or that are written with this transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: dict[int, V] = {}
+
+    def __missing__(self, value: V) -> int:
+        number = number_of(value)
+        self.new[number] = value
+        self[value] = number
+        return number
+
+    def write(self, insert: Callable[[dict[int, V]], None]) -> None:
+        if self.new:
+            # sorted: every process takes the locks in this order
+            insert(dict(sorted(self.new.items())))
+            self.new.clear()
+
+    def bound(self) -> None:
+        if len(self) > MOST_KNOWN:
+            self.clear()
+
+    def forget(self) -> None:
+        self.clear()
+        self.new.clear()
+
+
+class Numbers:
+    """What is known to be in the database. It must `forget` when a transaction fails and with its connection.
+
+    Attributes:
+        payers: the number of each payer, made where it is asked for.
+        targets: of each target, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.payers: _Numbers[Payer] = _Numbers()
+        self.targets: _Numbers[Target] = _Numbers()
+
+    def bound(self) -> None:
+        """Forget what is too much; for the beginning of a transaction."""
+        self.payers.bound()
+        self.targets.bound()
+
+    def forget(self) -> None:
+        """Forget everything."""
+        self.payers.forget()
+        self.targets.forget()
+
+    def write(self, connection: Connection) -> None:
+        """Write what was numbered since the last time and may not be in the database yet.
+
+        Raises:
+            SQLAlchemyError, UnicodeError: as `BulkInsert.run`.
+        """
+
+        def insert_payers(new: dict[int, Payer]) -> None:
+            _payers.run(connection, [_payer_values(number, payer) for number, payer in new.items()])
+            _payer_tags.run(connection, sorted(_tags(new.items())))
+
+        def insert_targets(new: dict[int, Target]) -> None:
+            _targets.run(connection, [_target_values(number, target) for number, target in new.items()])
+
+        self.payers.write(insert_payers)
+        self.targets.write(insert_targets)
+
+
+def _tags(payers: Iterable[tuple[int, Payer]]) -> Iterable[tuple[str, int]]:
+    return ((tag, number) for number, payer in payers for tag in dict.fromkeys(payer.tags))
+
+
+def _payer_values(number: int, payer: Payer) -> Values:
+    *texts, tags = msgspec.structs.astuple(payer)
+    return (number, *texts, _json(tags).decode())
+
+
+def _target_values(number: int, target: Target) -> Values:
+    *texts, prices = msgspec.structs.astuple(target)
+    return (number, *texts, _json(dict(prices)).decode())
