@@ -94,14 +94,14 @@ class ActingServer:
         self._server.stop()
 
 
-_ROWS = """
-SELECT coalesce(usage.request_id, usage.id) AS request_id, coalesce(usage.headers, '{}') AS headers,
-    coalesce(usage.error, '') AS error, kind, key_id, key_hash, key_name, user_id, team_id, tags,
-    model, server, route, method, prices, usage.*
-FROM vllm_passthrough_usage AS usage
-JOIN vllm_passthrough_usage_payers AS payer ON payer.id = usage.payer
-JOIN vllm_passthrough_usage_targets AS target ON target.id = usage.target
-ORDER BY time, usage.id
+#: each row with who paid and what was asked, its empty columns as they are meant
+ROWS = """
+SELECT row.*, coalesce(row.request_id, row.id) AS request_id, coalesce(row.error, '') AS error,
+    coalesce(row.headers, '{}') AS headers, payer.*, target.*, row.id AS id
+FROM vllm_passthrough_usage AS row
+JOIN vllm_passthrough_usage_payers AS payer ON payer.id = row.payer
+JOIN vllm_passthrough_usage_targets AS target ON target.id = row.target
+ORDER BY row.time, row.id
 """
 
 
@@ -109,9 +109,12 @@ def rows_in(database: Path) -> dict[str, list[Columns]]:
     """Return the ledger's rows, by the ids of their requests."""
     found: dict[str, list[Columns]] = {}
     with closing(sqlite3.connect(database, timeout=30.0)) as connection:
-        connection.row_factory = sqlite3.Row
-        for row in connection.execute(_ROWS):
-            found.setdefault(row["request_id"], []).append(dict(row))
+        cursor = connection.execute(ROWS)
+        names = [column[0] for column in cursor.description]
+        for values in cursor:
+            # of two columns of one name the later one counts
+            row = dict(zip(names, values, strict=True))
+            found.setdefault(row["request_id"], []).append(row)
     return found
 
 

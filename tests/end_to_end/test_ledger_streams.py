@@ -148,7 +148,11 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         for mode, ledger in SETTINGS.items():
             settings = f"passthrough: {{log: {{file: gateway.log, format: json}}, {ledger}}}"
             made[mode] = LedgerGateway(tmp_path_factory.mktemp(mode), listening.port, settings)
-        yield Trial(server, listening.port, {mode: stack.enter_context(gateway) for mode, gateway in made.items()})
+            # they start side by side; each is ended, also where another does not start
+            stack.push(made[mode])
+        for gateway in made.values():
+            gateway.__enter__()
+        yield Trial(server, listening.port, made)
 
 
 def counted(row: Columns) -> tuple[int, int, int]:
@@ -217,5 +221,5 @@ def test_without_a_ledger_nothing_is_written_or_changed_and_limits_hold(trial: T
     assert ask(gateway.port, f"/vllm{CHAT}", limited, "POST", body.decode())[0] == 429
     assert not list(gateway.database.parent.glob("*spool*"))
     with closing(sqlite3.connect(gateway.database)) as connection:
-        for table in ("usage", "usage_payers", "usage_targets", "usage_totals", "usage_daily", "usage_monthly"):
+        for table in ("usage", "usage_totals", "usage_daily", "usage_payers", "usage_targets"):
             assert connection.execute(f"SELECT count(*) FROM vllm_passthrough_{table}").fetchone() == (0,)

@@ -41,6 +41,15 @@ def the_client_leaves_amid_a_stream(caller: Caller) -> Told:
 
 
 @way(then_waits(b""))
+def the_client_leaves_with_another_request_in_line(caller: Caller) -> Told:
+    name = "the_client_leaves_with_another_request_in_line"
+    with caller.sent(caller.request(name) + caller.request("is_in_line")) as client:
+        caller.until_came(name)
+        client.reset()
+    return {name: {**LEFT, **guessed(), "status": 0}, "is_in_line": None}
+
+
+@way(then_waits(b""))
 def the_client_leaves_amid_its_upload(caller: Caller) -> Told:
     name = "the_client_leaves_amid_its_upload"
     with caller.sent(caller.request(name, bytes(500), "X-Unread: 1", path=UPLOAD, length=1_000)):
@@ -97,7 +106,7 @@ def an_upload_that_stalls(caller: Caller) -> Told:
 # a key that is taken away
 
 
-def _revoked(caller: Caller, name: str) -> Caller:
+def _with_its_own_key(caller: Caller, name: str) -> Caller:
     key = caller.gateway.administer("/key/generate", key_alias=name)["key"]
     return Caller(caller.gateway, caller.server, key)
 
@@ -108,7 +117,7 @@ REVOKED: Columns = {"outcome": "revoked", "error": "blocked_api_key"}
 @way(then_waits(b""))
 def a_key_that_is_blocked_before_the_head(caller: Caller) -> Told:
     name = "a_key_that_is_blocked_before_the_head"
-    other = _revoked(caller, name)
+    other = _with_its_own_key(caller, name)
     with other.sent(other.request(name)) as client:
         other.until_came(name)
         other.gateway.administer("/key/block", key=other.key)
@@ -121,7 +130,7 @@ def a_key_that_is_blocked_before_the_head(caller: Caller) -> Told:
 @way(then_waits(EVENT_STREAM + chunk(EVENTS)))
 def a_key_that_is_blocked_amid_a_stream(caller: Caller) -> Told:
     name = "a_key_that_is_blocked_amid_a_stream"
-    other = _revoked(caller, name)
+    other = _with_its_own_key(caller, name)
     with other.sent(other.request(name, STREAM_BODY)) as client:
         client.read_until(EVENTS)
         other.gateway.administer("/key/block", key=other.key)

@@ -84,4 +84,6 @@ def what_the_gateway_refuses(caller: Caller) -> Told:
     caller.answer(caller.request("may_not", path="/sleep"), 403)
     with caller.sent(caller.request("is_malformed", b"x", "Transfer-Encoding: chunked", length=-1)) as client:
         assert client.read_head().startswith(b"HTTP/1.1 400 ")
-    return {"has_no_key": None, "may_not": None, "is_malformed": None}
+    limited = Caller(caller.gateway, caller.server, caller.gateway.administer("/key/generate", rpm_limit=0)["key"])
+    limited.answer(limited.request("has_a_limit"), 429)
+    return {"has_no_key": None, "may_not": None, "is_malformed": None, "has_a_limit": None}
