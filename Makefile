@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-WITH_PROCESSES := tests/end_to_end tests/services
+WITH_PROCESSES := tests/end_to_end
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
@@ -34,7 +34,7 @@ style: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-# what starts processes: the gateway's, databases' and Redis'
+# what starts gateways
 test-processes: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WITH_PROCESSES)
 
