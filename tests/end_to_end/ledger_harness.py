@@ -11,9 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from end_to_end_harness import HOST
 from process_harness import Connection, ThreadedServer, connect
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Configured, ask, wait_until
 
 Columns = dict[str, Any]
 #: what a server does with a request of which it has read all; it is told how often this request came before
@@ -118,7 +117,7 @@ def rows_in(database: Path) -> dict[str, list[Columns]]:
     return found
 
 
-class LedgerGateway(Foreground):
+class LedgerGateway(Configured):
     """``twistd -n vllm-passthrough`` with a ledger that can be read.
 
     Attributes:
@@ -128,14 +127,7 @@ class LedgerGateway(Foreground):
     def __init__(self, directory: Path, server: int, settings: str) -> None:
         self.database = directory / "twisted_vllm.sqlite3"
         self._log = directory / "gateway.log"
-        (directory / "gateway.yaml").write_text(settings)
-        super().__init__(
-            directory,
-            free_port(),
-            "--config=gateway.yaml",
-            LITELLM_MASTER_KEY=MASTER_KEY,
-            HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
-        )
+        super().__init__(directory, server, settings)
 
     def administer(self, path: str, **body: object) -> Any:
         """Do an administrative act; return its answer."""

@@ -9,9 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from end_to_end_harness import HOST
 from process_harness import Connection, connect
-from twistd_harness import MASTER_KEY, PATIENCE, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, PATIENCE, Configured, ask, wait_until
 
 TARGET = "/vllm/v1/chat/completions"
 MODEL = "m"
@@ -53,21 +52,13 @@ class GatedServer:
             connection.send(ANSWER)
 
 
-class LimitingGateway(Foreground):
+class LimitingGateway(Configured):
     """``twistd -n vllm-passthrough`` in front of a server whose every token costs a dollar."""
 
     def __init__(self, directory: Path, server: int, *, settings: str = "", **variables: str) -> None:
         directory.mkdir(exist_ok=True)
         self.log = directory / "gateway.log"
-        (directory / "gateway.yaml").write_text(CONFIG + settings)
-        super().__init__(
-            directory,
-            free_port(),
-            "--config=gateway.yaml",
-            LITELLM_MASTER_KEY=MASTER_KEY,
-            HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
-            **variables,
-        )
+        super().__init__(directory, server, CONFIG + settings, **variables)
 
     def make_key(self, **limits: Any) -> str:
         status, text = ask(self.port, "/key/generate", MASTER_KEY, "POST", json.dumps(limits))

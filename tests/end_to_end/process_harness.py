@@ -14,7 +14,7 @@ from ssl import SSLContext
 
 import pytest
 from end_to_end_harness import HOST
-from twistd_harness import MASTER_KEY, PATIENCE, Foreground, free_port, wait_until
+from twistd_harness import MASTER_KEY, PATIENCE, Configured, wait_until
 
 MEBIBYTE = 1 << 20
 #: whether the full counts are run: they take minutes
@@ -28,21 +28,13 @@ HEAD_END = b"\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-class MeasuredGateway(Foreground):
+class MeasuredGateway(Configured):
     """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
 
     def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "") -> None:
         # a log file: nobody reads the pipe of the standard output meanwhile
-        (directory / "gateway.yaml").write_text(
-            f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}"
-        )
         super().__init__(
-            directory,
-            free_port(),
-            "--config=gateway.yaml",
-            *arguments,
-            LITELLM_MASTER_KEY=MASTER_KEY,
-            HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
+            directory, server, f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}", *arguments
         )
 
     def _status(self, field: str) -> int:

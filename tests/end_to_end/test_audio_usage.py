@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from end_to_end_harness import HOST
 from process_harness import Connection, ThreadedServer, connected
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Configured, Foreground, ask, wait_until
 
 CONFIG = """
 passthrough:
@@ -68,11 +68,7 @@ def upstream() -> Iterator[Recorded]:
 @pytest.fixture(scope="module")
 def gateway(upstream: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreground]:
     directory = tmp_path_factory.mktemp("audio")
-    (directory / "gateway.yaml").write_text(CONFIG)
-    base = f"http://{HOST}:{upstream.server.port}"
-    with Foreground(
-        directory, free_port(), "--config=gateway.yaml", LITELLM_MASTER_KEY=MASTER_KEY, HOSTED_VLLM_API_BASE=base
-    ) as made:
+    with Configured(directory, upstream.server.port, CONFIG) as made:
         yield made
 
 

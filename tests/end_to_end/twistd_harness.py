@@ -132,3 +132,19 @@ class Foreground:
         """Wait for the end and return the exit status."""
         self.stdout, self.stderr = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode
+
+
+class Configured(Foreground):
+    """A gateway with a configuration file and a master key, in front of a server on this machine."""
+
+    def __init__(self, directory: Path, server: int, settings: str, *arguments: str, **variables: str) -> None:
+        (directory / "gateway.yaml").write_text(settings)
+        super().__init__(
+            directory,
+            free_port(),
+            "--config=gateway.yaml",
+            *arguments,
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            HOSTED_VLLM_API_BASE=f"http://127.0.0.1:{server}",
+            **variables,
+        )

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))
 
 from process_harness import FULL, served
 from test_ledger_kill import BODY, CLIENTS, ask_on, serve
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Configured, ask, wait_until
 
 #: between two requests of a client, in seconds: some 1,500 requests a second in all
 PAUSE = 0.002
@@ -38,13 +38,8 @@ def test_while_the_database_is_away_requests_go_on_and_none_is_lost(
 ) -> None:
     seen: list[str] = []
     with served(serve) as server:
-        variables = {
-            "LITELLM_MASTER_KEY": MASTER_KEY,
-            "DATABASE_URL": postgresql_url,
-            "HOSTED_VLLM_API_BASE": f"http://127.0.0.1:{server.port}",
-        }
-        (tmp_path / "gateway.yaml").write_text("passthrough: {log: {file: gateway.log}}")
-        with Foreground(tmp_path, free_port(), "--config=gateway.yaml", **variables) as gateway:
+        settings = "passthrough: {log: {file: gateway.log}}"
+        with Configured(tmp_path, server.port, settings, DATABASE_URL=postgresql_url) as gateway:
             clients = [threading.Thread(target=ask_on, args=(gateway.port, seen, PAUSE)) for _ in range(CLIENTS)]
             for client in clients:
                 client.start()
