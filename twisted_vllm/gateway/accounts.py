@@ -190,8 +190,8 @@ class Accounts:
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
                 usage = charge.used(record.outcome)
                 # an error costs nothing
-                if usage.estimated or 200 <= charge.status < 300:
-                    cost = 0 if prices is FREE else cost_of(usage, prices)
+                if prices is not FREE and (usage.estimated or 200 <= charge.status < 300):
+                    cost = cost_of(usage, prices)
         finally:
             # whatever a server's answer does to its reader: nothing stays reserved
             if charge.reservation is not None:

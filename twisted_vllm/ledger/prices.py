@@ -44,8 +44,6 @@ FREE = Prices()
 
 def cost_of(usage: Usage, prices: Prices) -> int:
     """Return what an answer costs in picodollars, rounded once, half to even."""
-    if prices is FREE:
-        return 0
     prompt = usage.prompt_tokens
     cached = usage.cached_tokens
     if cached > prompt:
