@@ -27,6 +27,7 @@ CASES = [
     ("last", False, "failed", 500, b"}}"),
     # a stream without an end is no whole answer
     ("last", True, "failed", 200, chunk(EVENTS)),
+    ("last, as the server goes", True, "failed", 200, chunk(EVENTS)),
     ("passing", True, "failed", 200, b"\r\n\r\n"),
     # all is said by then, and it is but the count that is missing
     ("used", False, "completed", 200, ANSWER),
@@ -53,7 +54,7 @@ async def test_a_fault_while_usage_is_read_leaves_one_row_and_ends_the_answer(
     body = {"model": "m", "stream": stream}
     ask = request_bytes("POST", "/vllm/v1/chat/completions", key, headers={"X-Request-Id": "faulty"}, body=body)
     with monkeypatch.context() as patched:
-        patched.setattr(Charge, step, fails)
+        patched.setattr(Charge, step.partition(",")[0], fails)
         client = await gateway.send(ask)
         upstream = await server.connection()
         await upstream.until_received(b"}")
@@ -61,9 +62,12 @@ async def test_a_fault_while_usage_is_read_leaves_one_row_and_ends_the_answer(
             upstream.send(whole(ANSWER))
         else:
             upstream.send(EVENT_STREAM + chunk(EVENTS))
-            if step in ("last", "used"):
+            if step.startswith(("last", "used")):
                 await client.until_received(EVENTS)
-                upstream.send(LAST)
+                if step.endswith("goes"):
+                    upstream.cut()
+                else:
+                    upstream.send(LAST)
         if outcome == "failed" and status == 200:
             await client.until_lost()
         else:

@@ -227,7 +227,12 @@ class Relay(Protocol):
         error = _cause(reason)
         request = self._request
         charge = self.charge
-        if charge is not None and (held := charge.last(b"")):
+        try:
+            held = b"" if charge is None else charge.last(b"")
+        except Exception:
+            self._broken(Failure())
+            return
+        if held:
             # what came before the cut is the client's
             request.relay_body(held, False)
         request.error_code = error.code
