@@ -205,9 +205,9 @@ class Caller:
         finally:
             connection.close()
 
-    def until_came(self, name: str) -> None:
-        """Wait until the server has the request's head."""
-        wait_until(lambda: self.server.came[name])
+    def until_came(self, name: str, times: int = 1) -> None:
+        """Wait until the server has had the request's head so many times."""
+        wait_until(lambda: self.server.came[name] >= times)
 
     def answer(self, raw: bytes, status: int) -> bytes:
         """Send a request, and return the body of the answer: one with a length, in chunks, or without any."""

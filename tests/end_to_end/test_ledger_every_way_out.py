@@ -27,21 +27,23 @@ from ledger_harness import (
     rows_in,
 )
 from process_harness import Connection
-from twistd_harness import free_port, wait_until
+from twistd_harness import answers, free_port, wait_until
 from ways_of_clients import CLIENTS
+from ways_of_connections import CONNECTIONS
 from ways_of_servers import SERVERS
-from ways_of_their_own import OTHERS
+from ways_of_their_own import AGREED, OTHERS, TUNNEL, UPGRADE
 from ways_out import HASTY, UPLOAD, Told, guessed
 
 from twisted_vllm.money import PICODOLLARS
 
-WAYS = {**SERVERS.ways, **CLIENTS.ways, **OTHERS.ways}
-ACTS = {**SERVERS.acts, **CLIENTS.acts, **OTHERS.acts}
+WAYS = {**SERVERS.ways, **CLIENTS.ways, **CONNECTIONS.ways, **OTHERS.ways}
+ACTS = {**SERVERS.acts, **CLIENTS.acts, **CONNECTIONS.acts, **OTHERS.acts}
 #: a token costs a dollar; entries of one server at different paths are different servers to the gateway
 SETTINGS = """
 model_list:
   - {{model_name: hasty, litellm_params: {{model: hosted_vllm/hasty, api_base: "http://{host}:{port}/hasty"}}}}
   - {{model_name: kept, litellm_params: {{model: hosted_vllm/kept, api_base: "http://{host}:{port}/kept"}}}}
+  - {{model_name: frail, litellm_params: {{model: hosted_vllm/frail, api_base: "http://{host}:{port}/frail"}}}}
   - {{model_name: busy, litellm_params: {{model: hosted_vllm/busy, api_base: "http://{host}:{port}/busy"}}}}
   - {{model_name: gone, litellm_params: {{model: hosted_vllm/gone, api_base: "http://{host}:{free}"}}}}
 passthrough:
@@ -156,13 +158,21 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
         wait_until(lambda: drains)
         connection.send(chunk(DONE) + LAST)
 
+    def agrees(connection: Connection, times: int) -> None:
+        wait_until(lambda: drains)
+        connection.send(AGREED)
+        connection.read_to_end()
+
     drains: list[bool] = []
-    server = ActingServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends})
+    server = ActingServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends, "late": agrees})
     settings = "passthrough: {log: {file: gateway.log, format: json}}"
     try:
         with LedgerGateway(tmp_path, server.port, settings) as gateway:
-            caller = Caller(gateway, server, gateway.administer("/key/generate", key_alias="ways")["key"])
+            routes = ["inference", "/v1/realtime"]
+            made = gateway.administer("/key/generate", key_alias="ways", allowed_routes=routes)
+            caller = Caller(gateway, server, made["key"])
             with (
+                caller.sent(caller.request("late", b"", *UPGRADE, method="GET", path="/v1/realtime")) as late,
                 caller.sent(caller.request("cut", STREAM_BODY)) as cut,
                 caller.sent(caller.request("hung")) as hung,
                 caller.sent(caller.request("finished", STREAM_BODY)) as finished,
@@ -170,8 +180,12 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
                 cut.read_until(EVENTS)
                 finished.read_until(EVENTS)
                 caller.until_came("hung")
+                caller.until_came("late")
                 gateway.signal()
+                wait_until(lambda: not answers(gateway.port))
                 drains.append(True)
+                head, _, refusal = late.read_to_end().partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 503 ")
                 assert finished.read_to_end().endswith(chunk(DONE) + LAST)
                 gateway.signal()
                 assert hung.read_to_end() == b""
@@ -180,13 +194,22 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
     finally:
         server.stop()
     rows = rows_in(gateway.database)
-    assert {name: len(found) for name, found in rows.items()} == {"cut": 1, "hung": 1, "finished": 1}
+    assert {name: len(found) for name, found in rows.items()} == {"cut": 1, "hung": 1, "finished": 1, "late": 1}
     failed = {"outcome": "failed", "error": "draining"}
     streamed = {**guessed(STREAM_BODY, 2), "stream": 1}
     for name, expected in {
         "cut": {**streamed, **failed, "bytes_out": len(EVENTS)},
         "hung": {**failed, "status": 0},
         "finished": {**streamed, "bytes_out": len(EVENTS + DONE)},
+        # what the server agreed to never began
+        "late": {
+            **TUNNEL,
+            "outcome": "refused",
+            "error": "draining",
+            "status": 503,
+            "bytes_in": 0,
+            "bytes_out": len(refusal),
+        },
     }.items():
         [row] = rows[name]
         assert {column: row[column] for column in {**USUAL, **expected}} == {**USUAL, **expected}

@@ -106,8 +106,9 @@ def an_upload_that_stalls(caller: Caller) -> Told:
 # a key that is taken away
 
 
-def _with_its_own_key(caller: Caller, name: str) -> Caller:
-    key = caller.gateway.administer("/key/generate", key_alias=name)["key"]
+def with_its_own_key(caller: Caller, name: str, **fields: object) -> Caller:
+    """Return somebody with a key that has this alias."""
+    key = caller.gateway.administer("/key/generate", key_alias=name, **fields)["key"]
     return Caller(caller.gateway, caller.server, key)
 
 
@@ -117,7 +118,7 @@ REVOKED: Columns = {"outcome": "revoked", "error": "blocked_api_key"}
 @way(then_waits(b""))
 def a_key_that_is_blocked_before_the_head(caller: Caller) -> Told:
     name = "a_key_that_is_blocked_before_the_head"
-    other = _with_its_own_key(caller, name)
+    other = with_its_own_key(caller, name)
     with other.sent(other.request(name)) as client:
         other.until_came(name)
         other.gateway.administer("/key/block", key=other.key)
@@ -130,7 +131,7 @@ def a_key_that_is_blocked_before_the_head(caller: Caller) -> Told:
 @way(then_waits(EVENT_STREAM + chunk(EVENTS)))
 def a_key_that_is_blocked_amid_a_stream(caller: Caller) -> Told:
     name = "a_key_that_is_blocked_amid_a_stream"
-    other = _with_its_own_key(caller, name)
+    other = with_its_own_key(caller, name)
     with other.sent(other.request(name, STREAM_BODY)) as client:
         client.read_until(EVENTS)
         other.gateway.administer("/key/block", key=other.key)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
@@ -39,6 +40,8 @@ GENERATING = frozenset(
 
 class Accounts:
     """Opens an account for each request that goes to a server, and closes it when the request is over."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -188,7 +191,11 @@ class Accounts:
                 if unknown and request.note.entry.route.takes_model:
                     # only now it is known how long it was
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
-                usage = charge.used(record.outcome)
+                try:
+                    usage = charge.used(record.outcome)
+                except Exception:
+                    # its row must not depend on what a server's answer does to its reader, nor must its client
+                    self._log.failure("The usage of {request_id} could not be read", request_id=record.request_id)
                 # an error costs nothing
                 if prices is not FREE and (usage.estimated or 200 <= charge.status < 300):
                     cost = cost_of(usage, prices)

@@ -188,7 +188,11 @@ class Relay(Protocol):
             return
         charge = self.charge
         if charge is not None:
-            data = charge.passing(data)
+            try:
+                data = charge.passing(data)
+            except Exception:
+                self._broken(Failure())
+                return
             if not data:
                 # held back until its rest comes
                 return
@@ -200,7 +204,12 @@ class Relay(Protocol):
         response = self._response
         charge = self.charge
         if charge is not None:
-            data = charge.last(data)
+            try:
+                data = charge.last(data)
+            except Exception:
+                # nobody else would end it: the server has done its part
+                self._broken(Failure())
+                return
         trailers = response.trailers if response is not None else None
         # they refer back to it: so all are gone at once, and not at the next collection
         self._response = self.exchange = self.transport = None
@@ -218,7 +227,12 @@ class Relay(Protocol):
         error = _cause(reason)
         request = self._request
         charge = self.charge
-        if charge is not None and (held := charge.last(b"")):
+        try:
+            held = b"" if charge is None else charge.last(b"")
+        except Exception:
+            self._broken(Failure())
+            return
+        if held:
             # what came before the cut is the client's
             request.relay_body(held, False)
         request.error_code = error.code
