@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from end_to_end_harness import HOST
+from free_ports import free_port
 from process_harness import Connection, ThreadedServer, connect
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Foreground, ask, wait_until
 
 Columns = dict[str, Any]
 #: what a server does with a request of which it has read all; it is told how often this request came before

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from end_to_end_harness import HOST
+from free_ports import free_port
 from process_harness import Connection, connect
-from twistd_harness import MASTER_KEY, PATIENCE, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, PATIENCE, Foreground, ask, wait_until
 
 TARGET = "/vllm/v1/chat/completions"
 MODEL = "m"

@@ -14,7 +14,8 @@ from ssl import SSLContext
 
 import pytest
 from end_to_end_harness import HOST
-from twistd_harness import MASTER_KEY, PATIENCE, Foreground, free_port, wait_until
+from free_ports import free_port
+from twistd_harness import MASTER_KEY, PATIENCE, Foreground, wait_until
 
 MEBIBYTE = 1 << 20
 #: whether the full counts are run: they take minutes

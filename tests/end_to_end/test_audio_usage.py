@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from end_to_end_harness import HOST
+from free_ports import free_port
 from process_harness import Connection, ThreadedServer, connected
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Foreground, ask, wait_until
 
 CONFIG = """
 passthrough:

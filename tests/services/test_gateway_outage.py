@@ -12,9 +12,10 @@ from private_postgresql import PrivatePostgresql
 
 sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))
 
+from free_ports import free_port
 from process_harness import FULL, served
 from test_ledger_kill import BODY, CLIENTS, ask_on, serve
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+from twistd_harness import MASTER_KEY, Foreground, ask, wait_until
 
 #: between two requests of a client, in seconds: some 1,500 requests a second in all
 PAUSE = 0.002
