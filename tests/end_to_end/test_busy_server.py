@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from typing import Any
 
@@ -10,6 +9,7 @@ import attrs
 import pytest
 import pytest_twisted
 from end_to_end_harness import HOST, parse_answer, request_bytes, server_at
+from free_ports import free_port
 from test_client_gone import MANY, soon
 from test_failures import STREAM
 
@@ -154,9 +154,7 @@ async def test_an_upload_waits_with_its_client(stand_in: Any, gateway_to: Any, r
 
 @pytest_twisted.ensureDeferred
 async def test_a_queue_before_a_server_that_is_not_there_is_answered_whole(gateway_to: Any) -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     gateway = gateway_to(capped(port))
     clients = [await gateway.send(completion(number)) for number in range(50)]
     for client in clients:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import pytest
 import pytest_twisted
 from end_to_end_harness import HOST, request_bytes, server_at
+from free_ports import free_port
 
 from twisted_vllm.config.settings import Timeouts
 
@@ -24,9 +24,7 @@ async def begin(server: Any, gateway: Any) -> tuple[Any, Any]:
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_is_not_there(gateway_to: Any) -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     gateway = gateway_to(port)
     answer = await gateway.ask("GET", "/vllm/v1/models")
     assert (answer.status, answer.error["code"]) == (502, "upstream_unreachable")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from end_to_end_harness import unchunked
+from free_ports import free_port
 from process_harness import (
     MEBIBYTE,
     OK,
@@ -24,7 +25,7 @@ from process_harness import (
     request_head,
     served,
 )
-from twistd_harness import free_port, wait_until
+from twistd_harness import wait_until
 
 #: bytes of a large upload
 LARGE = 200_000_000

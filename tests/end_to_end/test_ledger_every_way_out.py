@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from end_to_end_harness import HOST
+from free_ports import free_port
 from ledger_harness import (
     CHAT,
     CHAT_BODY,
@@ -27,7 +28,7 @@ from ledger_harness import (
     rows_in,
 )
 from process_harness import Connection
-from twistd_harness import answers, free_port, wait_until
+from twistd_harness import answers, wait_until
 from ways_of_clients import CLIENTS
 from ways_of_connections import CONNECTIONS
 from ways_of_servers import SERVERS

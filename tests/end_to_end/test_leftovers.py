@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import socket
 from collections import Counter
 from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
+from end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
+from free_ports import free_port
 from test_streaming import chunk
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
@@ -140,9 +140,7 @@ def objects() -> Counter[str]:
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_request_of_any_kind_leaves_nothing_behind(reactor: Any, gateway_to: Any, kind: str) -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        nowhere = free.getsockname()[1]
+    nowhere = free_port()
     server = ActingServer(reactor, None)
     try:
         gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))

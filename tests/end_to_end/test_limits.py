@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 from decimal import Decimal
 from typing import Any
 
 import attrs
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, Answer, request_bytes, server_at
+from end_to_end_harness import Answer, request_bytes, server_at
+from free_ports import free_port
 from test_busy_server import capped
 from test_client_gone import soon
 from test_tunnels import AGREED, handshake
@@ -442,9 +442,7 @@ async def test_nothing_stays_reserved_however_a_request_ends(
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_is_not_there_leaves_nothing_reserved(gateway_to: Any) -> None:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     gateway = gateway_to(port, default_prices=DOLLAR_A_TOKEN)
     key = await gateway.make_key(max_parallel_requests=1, max_budget=10**6)
     for _ in range(3):

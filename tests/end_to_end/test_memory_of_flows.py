@@ -10,6 +10,7 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 
 import pytest
 from end_to_end_harness import HOST
+from free_ports import free_port
 from process_harness import (
     BLOCKED,
     FULL,
@@ -25,7 +26,7 @@ from process_harness import (
     request_head,
 )
 from self_signed import self_signed_pem
-from twistd_harness import free_port, wait_until
+from twistd_harness import wait_until
 
 #: bytes of a large body
 LARGE = 1_024 * MEBIBYTE if FULL else 256 * MEBIBYTE

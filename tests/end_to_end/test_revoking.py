@@ -14,11 +14,12 @@ import attrs
 import pytest
 import pytest_twisted
 from end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
+from free_ports import free_port
 from process_harness import Connection, connect, connected, served
 from test_client_gone import hung_up, soon
 from test_failures import STREAM
 from test_tunnels import AGREED, handshake
-from twistd_harness import Foreground, free_port
+from twistd_harness import Foreground
 
 from twisted_vllm.gateway.revoking import INTERVAL
 from twisted_vllm.store.following import FOLLOW_INTERVAL

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from end_to_end_harness import request_bytes, server_at
+from free_ports import free_port
 from test_forwarding import OK
-from twistd_harness import MASTER_KEY, free_port, run
+from twistd_harness import MASTER_KEY, run
 from zope.interface import alsoProvides, providedBy
 
 from twisted_vllm.access.keys import hash_key

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from end_to_end_harness import HOST, Wire, parse_answer, request_bytes
+from free_ports import free_port
 from test_failures import STREAM
-from twistd_harness import MASTER_KEY, Foreground, free_port
+from twistd_harness import MASTER_KEY, Foreground
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.threads import deferToThread

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from end_to_end_harness import HOST
+from free_ports import free_port
 from process_harness import (
     FULL,
     MEBIBYTE,
@@ -20,7 +21,6 @@ from process_harness import (
     served,
     settled,
 )
-from twistd_harness import free_port
 
 REQUESTS = 100_000 if FULL else 12_000
 CLIENTS = 4

@@ -8,7 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
-from twistd_harness import MASTER_KEY, Foreground, answers, ask, free_port, run, wait_until
+from free_ports import free_port
+from twistd_harness import MASTER_KEY, Foreground, answers, ask, run, wait_until
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -15,7 +15,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from twistd_harness import MASTER_KEY, Foreground, ask, free_port
+from free_ports import free_port
+from twistd_harness import MASTER_KEY, Foreground, ask
 from websockets.asyncio.client import connect as connect_in_loop
 from websockets.asyncio.server import ServerConnection as ServerConnectionInLoop
 from websockets.asyncio.server import serve as serve_in_loop

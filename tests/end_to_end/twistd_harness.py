@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,17 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from free_ports import free_port
+
 REPOSITORY = Path(__file__).parents[2]
 #: real seconds that a process is given before a test calls it stuck
 PATIENCE = 30.0
 
 MASTER_KEY = "not-like-a-key-4711"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 #: twistd with SIGINT as a terminal's foreground has it: jobs in the background of a shell, a CI's perhaps, ignore it

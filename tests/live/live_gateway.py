@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
+from free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 #: seconds that a process, or vLLM, is given before a test calls it stuck
@@ -118,12 +118,6 @@ def wait_until(is_so: Callable[[], object], what: str, patience: float = PATIENC
 def new_secret() -> str:
     """Return a master key that stands nowhere by chance."""
     return f"sk-live-{secrets.token_hex(16)}"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class LiveGateway:

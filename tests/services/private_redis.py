@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from free_ports import free_port
+
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 
@@ -21,14 +23,6 @@ START_SECONDS = 15
 def find_redis() -> str | None:
     """Return the path of Redis' program."""
     return shutil.which("redis-server")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class PrivateRedis:

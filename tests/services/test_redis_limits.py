@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from free_ports import free_port
 from limiter_contract import NOON, LimiterContract, key
-from private_redis import PrivateRedis, free_port
+from private_redis import PrivateRedis
 from self_signed import self_signed_pem
 from twisted.internet.defer import DeferredList, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
