@@ -4,13 +4,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+WITH_PROCESSES := tests/end_to_end
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format live live-url bench wheel clean
+.PHONY: help run test style test-processes test-rest format live live-url bench wheel clean
 
 help:
 	@echo 'make run     start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -24,11 +25,21 @@ help:
 run: $(VENV)/installed
 	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
 
+# Two jobs at a time: many of the tests wait, for processes and for clocks. Each prints what it has to say when it is done.
 test: $(VENV)/installed-dev
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-processes style test-rest
+
+style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+# what starts gateways
+test-processes: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(WITH_PROCESSES)
+
+test-rest: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(WITH_PROCESSES:%=--ignore=%)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)

@@ -80,6 +80,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run for what was logged after the last test that could be blamed."""
+    gc.unfreeze()
     gc.collect()
     texts = _LOGGED.take_texts()
     if texts:
@@ -95,6 +96,13 @@ def reactor(twisted_greenlet: object) -> Any:
     # The first turn installs the reactor's own wakers, which no test is to be blamed for.
     pytest_twisted.blockon(deferLater(reactor, 0, lambda: None))
     return reactor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects() -> None:
+    """Take what outlives a module out of later collections; the end of the run looks at it once more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -209,6 +210,17 @@ async def test_an_end_without_a_database_leaves_the_rows_in_the_spool(
     later = make_bench()
     later.start()
     await later.until(lambda: len(later.store.kept) == 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_spool_whose_directory_has_gone_does_not_hold_up_the_end(bench: Bench, tmp_path: Path) -> None:
+    bench.put(*make_rows(3))
+    await bench.until(lambda: len(bench.store.kept) == 3)
+    shutil.rmtree(tmp_path)
+    with captured_logs() as events:
+        await bench.stop().addTimeout(PATIENCE, bench.reactor)
+    [told] = [event for event in events if event["log_format"].startswith("The ledger's spool cannot be closed")]
+    assert told["reason"] == "No such file or directory"
 
 
 @pytest_twisted.ensureDeferred

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from twisted_vllm.store.schema import migrate
 from twisted_vllm.store.store import Store
 from twisted_vllm.store.tables import VERSION_TABLE
 from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.store.usage_database import UsageDatabase
 from twisted_vllm.store.usage_tables import metadata
 
 PASSWORD = "s3cr!t-Pass"
@@ -133,6 +135,46 @@ async def test_the_file_is_for_its_owner_alone(reactor: Any, tmp_path: Path) -> 
         os.umask(umask)
     assert modes["keys.sqlite"] == 0o600
     assert set(modes.values()) == {0o600}
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM vllm_passthrough_keys").fetchall())
+connection.close()
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_program_that_reads_the_file_meanwhile_does_no_harm(reactor: Any, tmp_path: Path) -> None:
+    url = Secret(f"sqlite:///{tmp_path}/keys.sqlite")
+    database = Database(reactor, url)
+    database.open()
+    # what else the process connects to the file must not loosen the hold that the first connection has on it
+    ledger = UsageDatabase(url, lambda kind, id, time: 0)
+    await put(Store(database), key_record(1))
+    for count in (1, 2):
+        read = subprocess.run(
+            [sys.executable, "-c", READER, tmp_path / "keys.sqlite"], capture_output=True, text=True, check=True
+        )
+        assert read.stdout == f"[({count},)]\n"
+        # the last to leave would take this away, and with it what is written next
+        assert (tmp_path / "keys.sqlite-wal").exists()
+        await put(Store(database), key_record(count + 1))
+    ledger.close()
+    await database.stop()
+    with closing(sqlite3.connect(tmp_path / "keys.sqlite")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("SELECT count(*) FROM vllm_passthrough_keys").fetchall() == [(3,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_link_to_where_there_is_no_file_yet_is_followed(reactor: Any, tmp_path: Path) -> None:
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "keys.sqlite")
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/link.sqlite"))
+    database.open()
+    await database.stop()
+    assert stat.S_IMODE((tmp_path / "keys.sqlite").stat().st_mode) == 0o600
 
 
 @pytest_twisted.ensureDeferred

@@ -197,7 +197,7 @@ class Accounts:
             if charge.reservation is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
                 self._limiter.settle(charge.reservation, tokens, cost, self._now(), went_on=went_on)
-        if self._rows is None or not went_on or record.outcome == "refused":
+        if self._rows is None or not went_on:
             return
         entry = request.note.entry
         head = request.head

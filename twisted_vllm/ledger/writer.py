@@ -168,7 +168,11 @@ class LedgerWriter:
         if held is not None:
             self._spool.put_back(held)
         rows = self._spool.backlog().rows
-        self._spool.close()
+        try:
+            self._spool.close()
+        except OSError as error:
+            # the directory may have gone; the process ends all the same
+            self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
         if rows:
             self._log.warn("{rows} rows of the ledger stay in the spool for the next start", rows=rows)
         done.callback(None)

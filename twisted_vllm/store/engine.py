@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -112,10 +113,23 @@ def _make_private_file(path: Path) -> None:
         raise StoreError(
             f"The directory of the database, {path.parent}, does not exist: make it, or name another file."
         )
+    # a link may lead to where there is nothing yet
+    real = os.path.realpath(path)
+    reason = ""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        # It is not opened: to close any descriptor of a file ends all locks that the process has on it, those of
+        # SQLite's connections too. Then another program that reads it takes itself for the only one, and removes the
+        # log of what is not in it yet (sqlite.org/howtocorrupt.html, 2.2).
+        if os.path.isdir(real):
+            reason = os.strerror(errno.EISDIR)
+        elif not os.access(real, os.R_OK | os.W_OK):
+            reason = os.strerror(errno.EACCES)
     except OSError as error:
-        raise StoreError(f"The database file {path} cannot be opened for writing: {error.strerror}.") from None
+        reason = error.strerror or str(error)
+    if reason:
+        raise StoreError(f"The database file {path} cannot be opened for writing: {reason}.")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -1,0 +1,239 @@
+"""A server that acts as it is told for each request, a gateway in front of it, and a reader of the gateway's ledger."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from end_to_end_harness import HOST
+from process_harness import Connection, ThreadedServer, connect
+from twistd_harness import MASTER_KEY, Foreground, ask, free_port, wait_until
+
+Columns = dict[str, Any]
+#: what a server does with a request of which it has read all; it is told how often this request came before
+Act = Callable[[Connection, int], None]
+
+CHAT = "/v1/chat/completions"
+CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}'
+STREAM_BODY = CHAT_BODY.replace(b"false", b"true")
+#: what the gateway puts into it to ask for the stream's usage
+SPLICE = b'"stream_options":{"include_usage":true},'
+#: what a server counts
+USED = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
+ANSWER = b'{"choices":[],%b}' % USED
+
+
+def event(**delta: str) -> bytes:
+    """Return an event of a chat's stream."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    return b"data: %b\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
+
+
+#: who speaks, and two tokens
+EVENTS = event(role="assistant") + event(content="a") + event(content="b")
+USAGE_EVENT = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[],%b}\n\n' % USED
+DONE = b"data: [DONE]\n\n"
+EVENT_STREAM = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+LAST = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def whole(body: bytes, status: str = "200 OK", kind: str = "application/json", more: str = "") -> bytes:
+    """Return an answer with a length."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def header_of(head: bytes, name: str) -> str:
+    """Return the value of a header, or nothing."""
+    for line in head.decode("latin-1").split("\r\n")[1:]:
+        found, _, value = line.partition(": ")
+        if found.lower() == name:
+            return value
+    return ""
+
+
+class ActingServer:
+    """A server whose requests say by ``X-Act`` what it does with them.
+
+    Attributes:
+        came: how often each request's head came, by its id.
+        port: where it listens.
+    """
+
+    def __init__(self, acts: dict[str, Act]) -> None:
+        self.came: Counter[str] = Counter()
+        self._acts = acts
+        self._lock = threading.Lock()
+        self._server = ThreadedServer(self._serve)
+        self.port = self._server.port
+
+    def _serve(self, connection: Connection) -> None:
+        while head := connection.read_head():
+            name, request_id = header_of(head, "x-act"), header_of(head, "x-request-id")
+            with self._lock:
+                times = self.came[request_id]
+                self.came[request_id] += 1
+            if not header_of(head, "x-unread"):
+                connection.read(int(header_of(head, "content-length") or 0))
+            self._acts[name](connection, times)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+#: each row with who paid and what was asked, its empty columns as they are meant
+ROWS = """
+SELECT row.*, coalesce(row.request_id, row.id) AS request_id, coalesce(row.error, '') AS error,
+    coalesce(row.headers, '{}') AS headers, payer.*, target.*, row.id AS id
+FROM vllm_passthrough_usage AS row
+JOIN vllm_passthrough_usage_payers AS payer ON payer.id = row.payer
+JOIN vllm_passthrough_usage_targets AS target ON target.id = row.target
+ORDER BY row.time, row.id
+"""
+
+
+def rows_in(database: Path) -> dict[str, list[Columns]]:
+    """Return the ledger's rows, by the ids of their requests."""
+    found: dict[str, list[Columns]] = {}
+    with closing(sqlite3.connect(database, timeout=30.0)) as connection:
+        cursor = connection.execute(ROWS)
+        names = [column[0] for column in cursor.description]
+        for values in cursor:
+            # of two columns of one name the later one counts
+            row = dict(zip(names, values, strict=True))
+            found.setdefault(row["request_id"], []).append(row)
+    return found
+
+
+class LedgerGateway(Foreground):
+    """``twistd -n vllm-passthrough`` with a ledger that can be read.
+
+    Attributes:
+        database: its SQLite file.
+    """
+
+    def __init__(self, directory: Path, server: int, settings: str) -> None:
+        self.database = directory / "twisted_vllm.sqlite3"
+        self._log = directory / "gateway.log"
+        (directory / "gateway.yaml").write_text(settings)
+        super().__init__(
+            directory,
+            free_port(),
+            "--config=gateway.yaml",
+            LITELLM_MASTER_KEY=MASTER_KEY,
+            HOSTED_VLLM_API_BASE=f"http://{HOST}:{server}",
+        )
+
+    def administer(self, path: str, **body: object) -> Any:
+        """Do an administrative act; return its answer."""
+        status, text = ask(self.port, path, MASTER_KEY, "POST", json.dumps(body))
+        assert status == 200, text
+        return json.loads(text)
+
+    def logged(self, request_id: str) -> bool:
+        """Tell whether a request is over."""
+        return f'"request_id":"{request_id}"' in self._log.read_text()
+
+    def rows(self) -> dict[str, list[Columns]]:
+        return rows_in(self.database)
+
+
+class Caller:
+    """Sends requests to a gateway as the holder of one key.
+
+    Attributes:
+        gateway: the gateway.
+        server: the server behind it.
+        key: the key.
+    """
+
+    def __init__(self, gateway: LedgerGateway, server: ActingServer, key: str) -> None:
+        self.gateway = gateway
+        self.server = server
+        self.key = key
+
+    def request(
+        self,
+        name: str,
+        body: bytes = CHAT_BODY,
+        *lines: str,
+        method: str = "POST",
+        path: str = CHAT,
+        length: int | None = None,
+        act: str = "",
+        version: str = "1.1",
+    ) -> bytes:
+        """Write a request out.
+
+        Args:
+            name: its id, and what the server does with it where `act` names nothing else.
+            body: its body, or what is sent of it.
+            lines: more of its head.
+            method: its method.
+            path: the path that the server sees.
+            length: the length that it announces, where that is not the body's; below 0, none is announced.
+            act: what the server does with it.
+            version: of HTTP.
+        """
+        head = [
+            f"{method} /vllm{path} HTTP/{version}",
+            "Host: gateway",
+            f"Authorization: Bearer {self.key}",
+            f"X-Request-Id: {name}",
+            f"X-Act: {act or name}",
+            *lines,
+        ]
+        if body and not any(line.startswith("Content-Type") for line in lines):
+            head.append("Content-Type: application/json")
+        announced = len(body) if length is None else length
+        if announced > 0:
+            head.append(f"Content-Length: {announced}")
+        return "\r\n".join([*head, "", ""]).encode() + body
+
+    @contextmanager
+    def sent(self, raw: bytes) -> Iterator[Connection]:
+        """Send bytes on a connection of their own."""
+        connection = connect(self.gateway.port)
+        try:
+            connection.send(raw)
+            yield connection
+        finally:
+            connection.close()
+
+    def until_came(self, name: str) -> None:
+        """Wait until the server has the request's head."""
+        wait_until(lambda: self.server.came[name])
+
+    def answer(self, raw: bytes, status: int) -> bytes:
+        """Send a request, and return the body of the answer: one with a length, in chunks, or without any."""
+        with self.sent(raw) as connection:
+            head = connection.read_head()
+            assert head.startswith(b"HTTP/1.1 %d " % status), head
+            if header_of(head, "transfer-encoding") == "chunked":
+                return read_chunks(connection)
+            if raw.startswith(b"HEAD ") or status in (204, 304):
+                return b""
+            return connection.read(int(header_of(head, "content-length")))
+
+
+def read_chunks(connection: Connection) -> bytes:
+    """Read a body in chunks to its end."""
+    found = b""
+    while size := int(connection.read_until(b"\r\n"), 16):
+        found += connection.read(size)
+        connection.read(2)
+    connection.read(2)
+    return found

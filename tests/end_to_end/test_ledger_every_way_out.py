@@ -1,0 +1,192 @@
+"""Every request that reached a server has exactly one row in the ledger, however it ended, and the row says how."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+import pytest
+from end_to_end_harness import HOST
+from ledger_harness import (
+    CHAT,
+    CHAT_BODY,
+    DONE,
+    EVENT_STREAM,
+    EVENTS,
+    LAST,
+    STREAM_BODY,
+    ActingServer,
+    Caller,
+    Columns,
+    LedgerGateway,
+    chunk,
+    rows_in,
+)
+from process_harness import Connection
+from twistd_harness import free_port, wait_until
+from ways_of_clients import CLIENTS
+from ways_of_servers import SERVERS
+from ways_of_their_own import OTHERS
+from ways_out import HASTY, UPLOAD, Told, guessed
+
+from twisted_vllm.money import PICODOLLARS
+
+WAYS = {**SERVERS.ways, **CLIENTS.ways, **OTHERS.ways}
+ACTS = {**SERVERS.acts, **CLIENTS.acts, **OTHERS.acts}
+#: a token costs a dollar; entries of one server at different paths are different servers to the gateway
+SETTINGS = """
+model_list:
+  - {{model_name: hasty, litellm_params: {{model: hosted_vllm/hasty, api_base: "http://{host}:{port}/hasty"}}}}
+  - {{model_name: kept, litellm_params: {{model: hosted_vllm/kept, api_base: "http://{host}:{port}/kept"}}}}
+  - {{model_name: busy, litellm_params: {{model: hosted_vllm/busy, api_base: "http://{host}:{port}/busy"}}}}
+  - {{model_name: gone, litellm_params: {{model: hosted_vllm/gone, api_base: "http://{host}:{free}"}}}}
+passthrough:
+  log: {{file: gateway.log, format: json}}
+  default_prices: {{input_cost_per_token: 1, output_cost_per_token: 1}}
+  revoke_running: true
+  timeouts: {{client_body: 2}}
+  servers:
+    "http://{host}:{port}/hasty": {{timeouts: {{response_head: {hasty}, idle: {hasty}}}}}
+    "http://{host}:{port}/busy": {{timeouts: {{queue: {hasty}}}, max_concurrent_requests: 1, max_queued_requests: 1}}
+"""
+#: what a row says where nothing else is expected
+USUAL: Columns = {
+    "kind": "key",
+    "key_name": "ways",
+    "model": "m",
+    "route": CHAT,
+    "method": "POST",
+    "status": 200,
+    "outcome": "completed",
+    "error": "",
+    "stream": 0,
+    "estimated": 0,
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "total_tokens": 0,
+    "bytes_in": len(CHAT_BODY),
+    "bytes_out": 0,
+}
+
+
+@attrs.frozen
+class Played:
+    """All ways out, once they were played.
+
+    Attributes:
+        told: what each way expects of its rows, or why it failed.
+        rows: the ledger's rows by their requests' ids.
+        came: how often each request came to the server.
+        key_hash: the SHA-256 of the key.
+    """
+
+    told: dict[str, Future[Told]]
+    rows: dict[str, list[Columns]]
+    came: Counter[str]
+    key_hash: str
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    server = ActingServer(ACTS)
+    settings = SETTINGS.format(host=HOST, port=server.port, free=free_port(), hasty=HASTY)
+    try:
+        with LedgerGateway(tmp_path_factory.mktemp("ways"), server.port, settings) as gateway:
+            routes = ["inference", "read_only", UPLOAD, "/v1/realtime"]
+            key = gateway.administer("/key/generate", key_alias="ways", allowed_routes=routes)["key"]
+            caller = Caller(gateway, server, key)
+            # those that wait would make those behind them wait
+            with ThreadPoolExecutor(12) as pool:
+                told = {name: pool.submit(way, caller) for name, way in WAYS.items()}
+            done = [each.result() for each in told.values() if not each.exception()]
+            names = [name for each in done for name, expected in each.items() if expected is not None]
+            wait_until(lambda: all(map(gateway.logged, names)))
+        # the end of the process moves what is left: had anything a second row, it would be there
+        yield Played(told, gateway.rows(), server.came, hashlib.sha256(key.encode()).hexdigest())
+    finally:
+        server.stop()
+
+
+def check(row: Columns, expected: Columns) -> None:
+    wanted = {**USUAL, **expected}
+    for name, value in wanted.items():
+        # a range is what cannot be told to the byte
+        assert row[name] in value if isinstance(value, range) else row[name] == value, (name, row)
+    assert (row["first_byte_us"] is None) == (row["status"] == 0)
+    assert row["total_us"] >= (row["first_byte_us"] or 0)
+    charged = row["estimated"] or 200 <= row["status"] < 300
+    assert row["cost"] == (row["prompt_tokens"] + row["completion_tokens"]) * PICODOLLARS * charged
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_request_has_one_row_where_it_reached_a_server_and_none_where_not(played: Played, name: str) -> None:
+    for request_id, expected in played.told[name].result().items():
+        rows = played.rows.get(request_id, [])
+        if expected is None:
+            assert (rows, played.came[request_id]) == ([], 0)
+            continue
+        assert len(rows) == 1, rows
+        check(rows[0], expected)
+        if rows[0]["key_name"] == USUAL["key_name"]:
+            assert rows[0]["key_id"]
+            assert played.key_hash.startswith(rows[0]["key_hash"])
+            assert len(rows[0]["key_hash"]) >= 8
+
+
+def test_the_ledger_has_what_the_server_saw_and_nothing_else(played: Played) -> None:
+    found = {request_id: len(rows) for request_id, rows in played.rows.items()}
+    # nobody can say of a connection that was not made what would have become of it: its row says that
+    assert found.pop("no_server") == 1
+    assert found == dict.fromkeys(played.came, 1)
+    ids = [row["id"] for rows in played.rows.values() for row in rows]
+    assert len(set(ids)) == len(ids)
+
+
+def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path) -> None:
+    def streams(connection: Connection, times: int) -> None:
+        connection.send(EVENT_STREAM + chunk(EVENTS))
+        connection.read_to_end()
+
+    def ends(connection: Connection, times: int) -> None:
+        connection.send(EVENT_STREAM + chunk(EVENTS))
+        wait_until(lambda: drains)
+        connection.send(chunk(DONE) + LAST)
+
+    drains: list[bool] = []
+    server = ActingServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends})
+    settings = "passthrough: {log: {file: gateway.log, format: json}}"
+    try:
+        with LedgerGateway(tmp_path, server.port, settings) as gateway:
+            caller = Caller(gateway, server, gateway.administer("/key/generate", key_alias="ways")["key"])
+            with (
+                caller.sent(caller.request("cut", STREAM_BODY)) as cut,
+                caller.sent(caller.request("hung")) as hung,
+                caller.sent(caller.request("finished", STREAM_BODY)) as finished,
+            ):
+                cut.read_until(EVENTS)
+                finished.read_until(EVENTS)
+                caller.until_came("hung")
+                gateway.signal()
+                drains.append(True)
+                assert finished.read_to_end().endswith(chunk(DONE) + LAST)
+                gateway.signal()
+                assert hung.read_to_end() == b""
+                assert not cut.read_to_end().endswith(LAST)
+                assert gateway.wait() == 0
+    finally:
+        server.stop()
+    rows = rows_in(gateway.database)
+    assert {name: len(found) for name, found in rows.items()} == {"cut": 1, "hung": 1, "finished": 1}
+    failed = {"outcome": "failed", "error": "draining"}
+    streamed = {**guessed(STREAM_BODY, 2), "stream": 1}
+    for name, expected in {
+        "cut": {**streamed, **failed, "bytes_out": len(EVENTS)},
+        "hung": {**failed, "status": 0},
+        "finished": {**streamed, "bytes_out": len(EVENTS + DONE)},
+    }.items():
+        [row] = rows[name]
+        assert {column: row[column] for column in {**USUAL, **expected}} == {**USUAL, **expected}

@@ -1,0 +1,123 @@
+"""A load that goes on: the ledger's rows reach SQLite as fast as they are made, and the spool does not grow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from statistics import mean
+
+from ledger_harness import CHAT, CHAT_BODY, LedgerGateway
+from process_harness import FULL, request_head
+from twistd_harness import REPOSITORY, environment, wait_until
+
+from twisted_vllm.ledger.writer import BATCH_ROWS
+
+#: requests a second that are sent, and that must at least have been answered
+PACE, AT_LEAST = (2_000, 1_990) if FULL else (1_200, 1_000)
+SECONDS = 60.0 if FULL else 4.0
+CONNECTIONS = 16
+#: seconds between two looks
+LOOK = 0.25
+#: seconds after the last answer within which every row is in the database
+CATCH_UP = 2.0
+#: what the server of the benchmarks counts
+TOKENS = 29
+
+SUMS = """
+SELECT coalesce(sum(requests), 0), coalesce(sum(total_tokens), 0) FROM vllm_passthrough_usage_totals
+WHERE dimension = 'all' AND period = 'day'
+"""
+
+
+@contextmanager
+def benchmark_server(directory: Path) -> Iterator[int]:
+    """Run the server that the benchmarks stand in front of; give its port."""
+    told = directory / "port"
+    process = subprocess.Popen([sys.executable, REPOSITORY / "benchmarks" / "upstream.py", told], env=environment())
+    try:
+        wait_until(told.exists)
+        yield int(told.read_text())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def spooled(directory: Path) -> int:
+    """Return the bytes in the spool."""
+    found = 0
+    for path in directory.iterdir():
+        try:
+            found += path.stat().st_size
+        except FileNotFoundError:
+            # a file goes once its rows are in the database
+            continue
+    return found
+
+
+def test_the_spool_does_not_grow_under_a_load_that_goes_on(tmp_path: Path) -> None:
+    counter, request = tmp_path / "answers", tmp_path / "request"
+    counter.write_bytes(bytes(8))
+    lines = ("Content-Type: application/json", f"Content-Length: {len(CHAT_BODY)}")
+    request.write_bytes(request_head("POST", f"/vllm{CHAT}", *lines) + CHAT_BODY)
+    backlog: list[int] = []
+    sizes: list[int] = []
+    with (
+        benchmark_server(tmp_path) as port,
+        LedgerGateway(tmp_path, port, "passthrough: {log: {file: gateway.log, format: json}}") as gateway,
+        closing(sqlite3.connect(gateway.database, timeout=30.0)) as database,
+        request.open("rb") as standard_input,
+        ExitStack() as stack,
+    ):
+        spool = gateway.database.with_name(f"{gateway.database.name}.spool")
+        before = cpu_seconds(gateway.pid)
+        script = Path(__file__).with_name("steady_client.py")
+        arguments = [str(each) for each in (gateway.port, PACE, SECONDS, CONNECTIONS, counter)]
+        client = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, script, *arguments], stdin=standard_input, stdout=subprocess.PIPE, env=environment()
+            )
+        )
+        stack.callback(client.kill)
+        assert client.stdout is not None
+        looked = time.monotonic()
+        while client.poll() is None:
+            written = database.execute(SUMS).fetchone()[0]
+            backlog.append(int.from_bytes(counter.read_bytes(), "little") - written)
+            sizes.append(spooled(spool))
+            looked += LOOK
+            time.sleep(max(looked - time.monotonic(), 0.0))
+        ended = time.monotonic()
+        told = json.loads(client.stdout.read())
+        total = int(PACE * SECONDS)
+        wait_until(lambda: database.execute(SUMS).fetchone()[0] == total)
+        caught_up = time.monotonic() - ended
+        used = cpu_seconds(gateway.pid) - before
+        [rows] = database.execute("SELECT count(*), sum(total_tokens) FROM vllm_passthrough_usage")
+        [sums] = database.execute(SUMS)
+    rate = told["answers"] / told["seconds"]
+    third = len(backlog) // 3
+    thirds = [mean(backlog[at : at + third]) for at in (0, third, len(backlog) - third)]
+    print(
+        f"{rate:,.0f} answers a second for {told['seconds']:.1f} s, {told['median'] * 1e3:.2f} ms median, "
+        f"{told['p99'] * 1e3:.1f} ms p99, {told['p999'] * 1e3:.1f} ms p999, {used / total * 1e6:.0f} us of CPU each; "
+        f"backlog by thirds {', '.join(f'{each:.0f}' for each in thirds)} rows, at most {max(backlog)}; "
+        f"spool at most {max(sizes):,} bytes; caught up in {caught_up:.2f} s"
+    )
+    assert (told["wrong"], told["answers"]) == ([], total)
+    assert rate >= AT_LEAST
+    assert thirds[2] <= thirds[0] + BATCH_ROWS
+    assert caught_up <= CATCH_UP
+    assert rows == sums == (total, total * TOKENS)
