@@ -225,3 +225,24 @@ def test_a_refused_default_server_is_one_problem_and_not_one_for_each_entry(prob
     assert problems_of(listed(entry(), entry()), {"HOSTED_VLLM_API_BASE": "gpu:8000"}) == [
         "HOSTED_VLLM_API_BASE: must begin with http:// or https:// (such as http://gpu-1:8000)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "is_open"),
+    [
+        ("", True),
+        ("litellm_settings:", True),
+        ("litellm_settings: {require_auth_for_metrics_endpoint: false}", True),
+        ("litellm_settings: {require_auth_for_metrics_endpoint: true}", False),
+        ("litellm_settings: {require_auth_for_metrics_endpoint: os.environ/CLOSED}", False),
+    ],
+)
+def test_litellms_setting_says_who_may_read_the_metrics(load_text, section, is_open):
+    settings = load_text(section, BASE | {"CLOSED": "true"})
+    assert (settings.metrics_are_open, settings.warnings) == (is_open, ())
+
+
+def test_who_may_read_the_metrics_is_not_guessed(problems_of):
+    assert problems_of("litellm_settings: {require_auth_for_metrics_endpoint: maybe}") == [
+        "litellm_settings.require_auth_for_metrics_endpoint: must be true or false, not text"
+    ]

@@ -163,6 +163,7 @@ async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_k
     await bench.until(lambda: bench.writer.pending().rows == 0)
     assert damaged.read_bytes() == encode_line(make_row(7)) + encode_line(make_row(8))
     assert sum(spent.amount for spent in bench.spent) == 18 * 7
+    assert (bench.writer.committed, bench.writer.aside) == (18, 2)
     logged_failures.flush()
 
 
@@ -182,6 +183,8 @@ async def test_damaged_lines_are_kept_beside_and_told(
         await bench.until(lambda: len(bench.store.kept) == 2)
     assert [event["count"] for event in events if event["log_level"].name == "critical"] == [1]
     assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == bytes(line)
+    await bench.until(lambda: bench.writer.committed == 2)
+    assert bench.writer.aside == 1
     logged_failures.flush()
 
 

@@ -303,6 +303,23 @@ def test_what_neither_takes_is_taken_back_in_order(spool: Spool, disk: Disk, sec
     assert drain(spool) == make_rows(6)
 
 
+def test_rows_in_memory_alone_are_told_with_their_age_wherever_they_wait(
+    spool: Spool, disk: Disk, seconds: Seconds
+) -> None:
+    disk.room = 0
+    put(spool, *make_rows(5, 10))
+    told = (spool.unsaved, spool.backlog().rows, spool.backlog().oldest)
+    assert told == (5, 5, make_row(10).time + 1000)
+    batch = spool.take(3)
+    assert batch is not None
+    # the writer has three of them, and the database does not answer
+    assert (spool.unsaved, spool.backlog().rows, spool.backlog().oldest) == told
+    spool.put_back(batch)
+    assert (spool.unsaved, spool.backlog().rows, spool.backlog().oldest) == told
+    assert drain(spool, 3) == make_rows(5, 10)
+    assert (spool.unsaved, spool.backlog().rows, spool.backlog().oldest) == (0, 0, None)
+
+
 def test_rows_that_find_no_room_at_all_are_counted(
     spool: Spool, disk: Disk, seconds: Seconds, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.ledger.spool_claims import Claim, claim_new, count_living
 from twisted_vllm.ledger.spool_lines import encode_rows
-from twisted_vllm.ledger.spool_queue import SEGMENT_SECONDS, Backlog, Batch, SegmentQueue
+from twisted_vllm.ledger.spool_queue import SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
 from twisted_vllm.ledger.spool_segment import Segment
 from twisted_vllm.ledger.values import UsageRow
 
@@ -97,8 +97,8 @@ class Spool:
 
     @property
     def unsaved(self) -> int:
-        """How many rows wait in memory, as the disk takes none."""
-        return 0 if self._failed_at is None else len(self._rows)
+        """How many rows are in memory alone, as the disk takes none: those that wait, and those that were taken."""
+        return self._queue.in_hand + (0 if self._failed_at is None else len(self._rows))
 
     @property
     def name(self) -> str:
@@ -117,7 +117,9 @@ class Spool:
         """Return what is not committed, of this process's own."""
         with self._queue.lock:
             found = self._queue.backlog()
-            return attrs.evolve(found, rows=found.rows + len(self._rows))
+            rows = self._rows
+            oldest = ended(rows[0]) if rows and found.oldest is None else found.oldest
+            return attrs.evolve(found, rows=found.rows + len(rows), oldest=oldest)
 
     # the reactor's thread
 
@@ -217,7 +219,7 @@ class Spool:
                 return None
             rows = self._rows[:count]
             del self._rows[:count]
-            self._queue.pending += count
+            self._queue.handed(rows)
             return Batch(rows)
 
     def commit(self, batch: Batch) -> None:
@@ -228,7 +230,7 @@ class Spool:
         """Take a batch back that no file has and the database did not take."""
         if batch.segment is None:
             with self._queue.lock:
-                self._queue.pending -= len(batch.rows)
+                self._queue.handed_back(batch.rows)
                 self._rows[:0] = batch.rows
 
     # the thread that syncs

@@ -79,6 +79,7 @@ class SegmentQueue:
         lock: what the two threads share is changed under it.
         current: the last one, while it is written to. Whoever asks holds the lock.
         pending: how many rows are not committed.
+        in_hand: how many of them no file has: they were taken while the disk took none.
         lost: how many rows were lost with files that somebody removed.
         written_rows: how many rows were written.
         enough: from how many pending rows on `on_enough` is called, once each time that they become as many.
@@ -97,6 +98,7 @@ class SegmentQueue:
         self.lock = threading.Lock()
         self.current: Segment | None = None
         self.pending = 0
+        self.in_hand = 0
         self.lost = 0
         self.written_rows = 0
         self.enough = 0
@@ -131,7 +133,7 @@ class SegmentQueue:
         """Note what was just written to a segment."""
         before, count = self.pending, len(rows)
         if not before:
-            self._oldest = _ended(rows[0])
+            self._oldest = ended(rows[0])
         self.pending = before + count
         self.written_rows += count
         segment.rows += count
@@ -148,7 +150,7 @@ class SegmentQueue:
         self._cached_rows = 0
 
     def backlog(self) -> Backlog:
-        """Return what is not committed."""
+        """Return what is not committed; whoever asks holds the lock."""
         held = sum(segment.end for segment in self._segments)
         if self._segments:
             held -= self._committed_to + (len(self._segments) - 1) * _BEGIN
@@ -199,15 +201,29 @@ class SegmentQueue:
             self._read_to = self._committed_to = segment.end
         self.forget_finished()
 
+    def handed(self, rows: Sequence[UsageRow]) -> None:
+        """Note rows that were taken and that no file has; whoever calls holds the lock."""
+        if not self.pending:
+            self._oldest = ended(rows[0])
+        self.pending += len(rows)
+        self.in_hand += len(rows)
+
+    def handed_back(self, rows: Sequence[UsageRow]) -> None:
+        """Note that such rows are not committed, and wait where they were; whoever calls holds the lock."""
+        self.pending -= len(rows)
+        self.in_hand -= len(rows)
+
     def commit(self, batch: Batch) -> None:
         """Note that the database has a batch."""
         with self.lock:
             self.pending -= len(batch.rows)
             if batch.rows:
-                self._oldest = _ended(batch.rows[-1])
+                self._oldest = ended(batch.rows[-1])
             if batch.segment is not None:
                 self._committed_to = batch.end
                 self._segments[0].rows -= len(batch.rows)
+            else:
+                self.in_hand -= len(batch.rows)
         self.forget_finished()
 
     def forget_finished(self) -> None:
@@ -260,7 +276,8 @@ def _nothing() -> None:
     """Where nobody waits for rows, nobody is told."""
 
 
-def _ended(row: UsageRow) -> int:
+def ended(row: UsageRow) -> int:
+    """Return when a row's request ended, in microseconds since 1970."""
     return row.time + row.total_us
 
 

@@ -233,6 +233,7 @@ class LedgerWriter:
         if batch.damaged:
             self._set_aside(batch.damaged, "lines of the ledger's spool are damaged")
             batch = self._held = attrs.evolve(batch, damaged=())
+        aside = self.aside
         try:
             spent = self._write(batch.rows, batch.own)
         except DatabaseAway as away:
@@ -243,7 +244,7 @@ class LedgerWriter:
         if not self._reachable:
             self._reachable = True
             self._log.info("The database takes the ledger's rows again")
-        self.committed += len(batch.rows)
+        self.committed += len(batch.rows) - (self.aside - aside)
         (self._spool if batch.own else self._abandoned).commit(batch)
         if spent:
             self._reactor.callFromThread(self._on_committed, spent)

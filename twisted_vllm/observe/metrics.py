@@ -14,6 +14,9 @@ from prometheus_client.registry import Collector
 #: what the names of the gateway's own metrics begin with
 PREFIX = "vllm_passthrough"
 
+#: versions of either format that a client may ask for; none is as good as a known one
+_VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
+
 
 class Metrics:
     """The metrics of one gateway: a registry of its own, as a process may hold several."""
@@ -35,7 +38,16 @@ class Metrics:
         """Return all metrics and their media type: OpenMetrics where the client takes it, else Prometheus' text.
 
         Args:
-            accept: the request's ``Accept``.
+            accept: the request's ``Accept``; what cannot be understood of it is left out.
         """
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
         return encode(self._registry), content_type
+
+
+def _is_known(media_range: str) -> bool:
+    """Return whether the version that part of an ``Accept`` asks for, if any, is one that is written here.
+
+    `choose_encoder` compares versions as numbers, which fails at other text, and promises any that is high enough.
+    """
+    parameters = (parameter.strip().partition("=") for parameter in media_range.split(";")[1:])
+    return all(value in _VERSIONS for name, _, value in parameters if name == "version")

@@ -1,0 +1,74 @@
+"""``GET /metrics`` of a whole gateway: what its documents promise, and nothing of anybody's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from twisted_vllm.config.settings import LedgerSettings
+
+CHAT = "/vllm/v1/chat/completions"
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+OURS = re.compile(r"vllm_passthrough_\w+")
+
+
+async def names_of(gateway: Any) -> set[str]:
+    """Return the names of the gateway's own metrics, as anybody sees them."""
+    answer = await gateway.ask("GET", "/metrics", None)
+    assert answer.status == 200
+    families = text_string_to_metric_families(answer.body.decode())
+    return {name for family in families for sample in family.samples for name in OURS.findall(sample.name)}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_document_names_every_metric_and_no_other(stand_in: Any, gateway_to: Any) -> None:
+    table = set(re.findall(r"^\| `(vllm_passthrough_\w+)", DOCUMENT, re.MULTILINE))
+    assert await names_of(gateway_to(stand_in().port)) == table
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_alert_of_the_document_asks_for_metrics_that_there_are(stand_in: Any, gateway_to: Any) -> None:
+    [rules] = [block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.DOTALL) if block.startswith("groups:")]
+    [group] = yaml.safe_load(rules)["groups"]
+    assert len(group["rules"]) >= 3
+    there = await names_of(gateway_to(stand_in().port))
+    for rule in group["rules"]:
+        asked = set(OURS.findall(rule["expr"]))
+        assert asked and asked <= there, rule["alert"]
+        assert rule["annotations"]["summary"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"master_key": None}], ids=["with a master key", "open"])
+@pytest_twisted.ensureDeferred
+async def test_without_a_ledger_there_is_what_the_process_says(
+    stand_in: Any, gateway_to: Any, settings: dict[str, Any]
+) -> None:
+    gateway = gateway_to(stand_in().port, ledger=LedgerSettings(enabled=False), **settings)
+    assert await names_of(gateway) == {"vllm_passthrough_info"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_operator_may_close_it_to_all_but_administrators(stand_in: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(stand_in().port, metrics_are_open=False)
+    refused = await gateway.ask("GET", "/metrics", None)
+    assert (refused.status, refused.error["code"]) == (401, "missing_api_key")
+    refused = await gateway.ask("GET", "/metrics", await gateway.make_key())
+    assert (refused.status, refused.error["code"]) == (403, "route_not_allowed")
+    assert (await gateway.ask("GET", "/metrics")).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_in_it_tells_who_uses_what(simulator: Any, gateway_to: Any) -> None:
+    gateway = gateway_to(simulator.port)
+    key = await gateway.make_key(key_alias="alias-of-hers", user_id="user-of-hers", team_id="team-of-hers")
+    body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}], "user": "end-user-of-hers"}
+    assert (await gateway.ask("POST", CHAT, key, body=body)).status == 200
+    shown = (await gateway.ask("GET", "/metrics", None)).body.decode()
+    assert "vllm_passthrough_ledger_rows_spooled_total 1.0" in shown
+    assert not re.search(rf"of-hers|simulated-model|{re.escape(key)}|127\.0\.0\.1", shown)
