@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs as captured_logs
 
+from twisted_vllm.ledger import mover
 from twisted_vllm.ledger import writer as writer_module
-from twisted_vllm.ledger.interfaces import Spent
+from twisted_vllm.ledger.interfaces import DatabaseAway, Spent
 from twisted_vllm.ledger.spool import Spool
-from twisted_vllm.ledger.spool_lines import head_line
+from twisted_vllm.ledger.spool_aside import set_aside
+from twisted_vllm.ledger.spool_lines import encode_rows, head_line
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.ledger.writer import LedgerWriter
 
@@ -141,12 +144,12 @@ async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypa
         await bench.until(lambda: bench.store.attempts > 2)
         bench.now += 30
         pending = bench.writer.pending()
-        assert (pending.rows, pending.reachable) == (3, False)
+        assert (pending.rows, bench.writer.mover.reachable) == (3, False)
         assert 29 < pending.seconds < 31
         bench.put(*make_rows(2, 3))
         bench.store.away = False
         await bench.until(lambda: len(bench.store.kept) == 5)
-        await bench.until(lambda: bench.writer.pending().reachable)
+        await bench.until(lambda: bench.writer.mover.reachable)
     told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
     assert told == ["error", "info"]
     assert sum(spent.amount for spent in bench.spent) == 35
@@ -163,7 +166,64 @@ async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_k
     await bench.until(lambda: bench.writer.pending().rows == 0)
     assert damaged.read_bytes() == encode_line(make_row(7)) + encode_line(make_row(8))
     assert sum(spent.amount for spent in bench.spent) == 18 * 7
-    assert (bench.writer.committed, bench.writer.aside) == (18, 2)
+    assert (bench.writer.mover.committed, bench.writer.mover.aside) == (18, 2)
+    logged_failures.flush()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tried(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged_failures: Any
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
+    damaged = b"12345678 cut\n"
+    rows = make_rows(8)
+    (tmp_path / "a1-000001.spool").write_bytes(head_line() + damaged + encode_rows(rows))
+    bench = make_bench()
+    bench.store.refused = {"request-1"}
+    write, given_up = bench.store.write, [DatabaseAway("it went away")] * 3
+
+    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+        if given_up and rows[-1].request_id == "request-7" and len(rows) < 8:
+            raise given_up.pop()
+        return write(rows, own)
+
+    bench.store.write = write_until_the_last  # type: ignore[method-assign]
+    bench.start()
+    await bench.until(lambda: bench.writer.mover.committed == 7)
+    assert not given_up
+    assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == damaged + encode_line(rows[1])
+    assert bench.writer.mover.aside == 2
+    logged_failures.flush()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_and_no_amount_counts_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, logged_failures: Any
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
+    tried: list[int] = []
+
+    def set_aside_at_last(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
+        tried.append(len(lines))
+        if len(tried) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return set_aside(directory, name, lines)
+
+    monkeypatch.setattr(mover, "set_aside", set_aside_at_last)
+    bench.store.refused = {"request-7"}
+    with captured_logs() as events:
+        bench.put(*make_rows(20))
+        await bench.until(lambda: bench.writer.pending().rows == 0)
+    assert tried == [1, 1, 1]
+    told = [event["log_format"].partition(":")[0] for event in events if event["log_level"].name == "critical"]
+    assert told == [
+        "The ledger cannot set aside what is damaged or unfit",
+        "Rows of the ledger are refused by the database ({reason})",
+    ]
+    assert len(bench.store.kept) == 19
+    await bench.until(lambda: bool(bench.spent))
+    assert sum(spent.amount for spent in bench.spent) == 19 * 7
+    assert (bench.writer.mover.committed, bench.writer.mover.aside) == (19, 1)
     logged_failures.flush()
 
 
@@ -180,11 +240,11 @@ async def test_damaged_lines_are_kept_beside_and_told(
         bench.start()
         await bench.until(lambda: bench.store.attempts > 1)
         bench.store.away = False
-        await bench.until(lambda: len(bench.store.kept) == 2)
+        await bench.until(lambda: bench.writer.mover.committed == 2)
+    assert list(bench.store.kept.values()) == [make_row(1), make_row(3)]
     assert [event["count"] for event in events if event["log_level"].name == "critical"] == [1]
     assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == bytes(line)
-    await bench.until(lambda: bench.writer.committed == 2)
-    assert bench.writer.aside == 1
+    assert bench.writer.mover.aside == 1
     logged_failures.flush()
 
 

@@ -71,7 +71,7 @@ async def test_an_outage_under_load_loses_nothing_and_is_caught_up(
     finally:
         postgresql.start()
     began = time.monotonic()
-    assert not writer.pending().reachable
+    assert not writer.mover.reachable
     await deferLater(reactor, 0.1)
     load.stop()
     while writer.pending().rows:

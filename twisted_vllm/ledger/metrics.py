@@ -30,13 +30,17 @@ class LedgerCollector(Collector):
             ("spool_oldest_row_seconds", "Age of the oldest row that waits; 0 without any.", pending.seconds),
             ("spool_writable", "1 if rows can be written to the spool, 0 if its disk takes none.", spool.healthy),
             ("unsaved_rows", "Rows that are in memory alone, as the spool's disk takes none.", spool.unsaved),
-            ("database_up", "1 if the database took the last batch of rows, 0 if not.", pending.reachable),
+            ("database_up", "1 if the database took the last batch of rows, 0 if not.", self._writer.mover.reachable),
         )
         counters = (
             ("rows_spooled", "Rows that were written to the spool.", spool.written),
-            ("rows_committed", "Rows that the database took.", self._writer.committed),
+            ("rows_committed", "Rows that the database took.", self._writer.mover.committed),
             ("rows_lost", "Rows that are in no file and no database: the disk took none for too long.", spool.lost),
-            ("set_aside", "Lines of the spool and rows that were unfit, kept in a .damaged file.", self._writer.aside),
+            (
+                "set_aside",
+                "Lines of the spool and rows that were unfit, kept in a .damaged file.",
+                self._writer.mover.aside,
+            ),
             ("spool_write_failures", "Attempts to write to the spool that failed.", spool.failures),
         )
         for name, text, value in gauges:

@@ -15,13 +15,11 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, Spent
+from twisted_vllm.ledger.mover import Mover
 from twisted_vllm.ledger.spool import Spool
 from twisted_vllm.ledger.spool_abandoned import Abandoned
-from twisted_vllm.ledger.spool_aside import set_aside
-from twisted_vllm.ledger.spool_lines import clean, encode_rows
 from twisted_vllm.ledger.spool_queue import Batch
-from twisted_vllm.ledger.values import UsageRow
 
 #: how long rows are gathered, in seconds, or until there are so many, which go into one transaction. Fewer rows would
 #: have the same sums written more often; more would not stay in the processor's caches until they are read.
@@ -51,21 +49,18 @@ class Pending:
         rows: this process's own rows.
         bytes: of files, those of other processes that this one took over included.
         seconds: how old the oldest of the own rows is; 0 without any.
-        reachable: whether the database took the last batch.
     """
 
     rows: int
     bytes: int
     seconds: float
-    reachable: bool
 
 
 class LedgerWriter:
     """Moves rows while it runs; `start` and `stop` belong to the reactor's thread.
 
     Attributes:
-        committed: how many rows the database took.
-        aside: how many damaged lines and unfit rows were set aside.
+        mover: counts what the database took, and knows whether it is there.
     """
 
     _log = Logger()
@@ -92,10 +87,10 @@ class LedgerWriter:
             now: Unix seconds.
             interval: how long rows are gathered, in seconds.
         """
-        self.committed = self.aside = 0
         self._reactor = reactor
         self._spool = spool
         self._store = store
+        self.mover = Mover(spool, store)
         self._on_committed = on_committed
         self._retention = retention
         self._now = now
@@ -105,7 +100,6 @@ class LedgerWriter:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._syncer: threading.Thread | None = None
-        self._reachable = True
         self._sync_failed = False
         self._deadline = float("inf")
         #: a batch that was taken and is not committed
@@ -140,7 +134,7 @@ class LedgerWriter:
         """Return what the database does not have yet."""
         own = self._spool.backlog()
         age = max(self._now() - own.oldest / 1e6, 0.0) if own.oldest is not None else 0.0
-        return Pending(own.rows, own.bytes + self._abandoned.bytes_held, age, self._reachable)
+        return Pending(own.rows, own.bytes + self._abandoned.bytes_held, age)
 
     def stop(self) -> Deferred[None]:
         """Try once to move what is left, within `STOP_SECONDS`, and close the spool; the rest stays in it.
@@ -230,50 +224,13 @@ class LedgerWriter:
             self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror)
 
     def _move(self, batch: Batch) -> bool:
-        if batch.damaged:
-            self._set_aside(batch.damaged, "lines of the ledger's spool are damaged")
-            batch = self._held = attrs.evolve(batch, damaged=())
-        aside = self.aside
-        try:
-            spent = self._write(batch.rows, batch.own)
-        except DatabaseAway as away:
-            level = self._log.error if self._reachable else self._log.debug
-            level("The database does not take the ledger's rows, they wait in the spool: {reason}", reason=str(away))
-            self._reachable = False
+        spent = self.mover.move(batch)
+        if spent is None:
             return False
-        if not self._reachable:
-            self._reachable = True
-            self._log.info("The database takes the ledger's rows again")
-        self.committed += len(batch.rows) - (self.aside - aside)
         (self._spool if batch.own else self._abandoned).commit(batch)
         if spent:
             self._reactor.callFromThread(self._on_committed, spent)
         return True
-
-    def _write(self, rows: Sequence[UsageRow], own: bool) -> list[Spent]:
-        """Write rows; what the database refuses for good is found by halves, so that it does not hold up the rest."""
-        if not rows:
-            return []
-        try:
-            return self._store.write(rows, own)
-        except RowsRefused as refused:
-            if len(rows) == 1:
-                return self._write_cleaned(rows[0], own, str(refused))
-        half = len(rows) // 2
-        return self._write(rows[:half], own) + self._write(rows[half:], own)
-
-    def _write_cleaned(self, row: UsageRow, own: bool, reason: str) -> list[Spent]:
-        try:
-            return self._store.write([clean(row)], own)
-        except RowsRefused:
-            self._set_aside([encode_rows([row])[:-1]], f"row of the ledger is refused by the database ({reason})")
-            return []
-
-    def _set_aside(self, lines: Sequence[bytes], what: str) -> None:
-        # An OSError ends the turn: the lines are still where they were.
-        path = set_aside(self._spool.directory, self._spool.name, lines)
-        self.aside += len(lines)
-        self._log.critical("{count} {what}; kept in {path}", count=len(lines), what=what, path=str(path))
 
     def _delete_old(self) -> bool:
         if self._retention is None or time.monotonic() < self._next_deletion or self._stopping.is_set():
