@@ -74,6 +74,7 @@ class Rows:
 class Asked:
     """What the accounts see of a request."""
 
+    method: bytes
     head: dict[bytes, bytes]
     body_length: int
     note: Any
@@ -172,7 +173,7 @@ class Requests(RuleBasedStateMachine):
         head = {b"content-type": b"application/json"}
         entry = self.admission.enter(found.principal, b"POST", path)
         admitted = self.admission.admit(entry, head, body)
-        request: Any = Asked(head, len(body), Forwarding(entry))
+        request: Any = Asked(b"POST", head, len(body), Forwarding(entry))
         before = self.held()
         try:
             charge, reserved = self.accounts.open(request, entry, admitted)

@@ -22,6 +22,7 @@ from twisted_vllm.gateway.record import Recorder
 from twisted_vllm.gateway.relay import Relay
 from twisted_vllm.gateway.resource import Forwarding
 from twisted_vllm.gateway.routing import Router
+from twisted_vllm.gateway.tariff import MOST_READINGS, Readings
 from twisted_vllm.ledger.prices import PriceBook
 from twisted_vllm.ledger.values import Payer, Target, UsageRow
 from twisted_vllm.limits.local import LocalLimiter
@@ -76,6 +77,7 @@ class Books:
         headers: tuple[tuple[bytes, bytes], ...] = (),
         outcome: str = "completed",
         went_on: bool = True,
+        answered: int = 200,
         **fields: Any,
     ) -> UsageRow | None:
         """Have a request served and closed; return its row."""
@@ -89,7 +91,7 @@ class Books:
         admitted = self.admission.admit(entry, request.head, body)
         charge, _ = self.accounts.open(request, entry, admitted)
         assert charge is not None
-        charge.answered(ResponseHead(200, b"OK", [(b"Content-Type", b"application/json")]))
+        charge.answered(ResponseHead(answered, b"OK", [(b"Content-Type", b"application/json")]))
         charge.last(ANSWER)
         note = request.note = Forwarding(entry)
         note.charge, note.model, note.server, note.relay = charge, admitted.model, admitted.server.name, Relay(request)
@@ -130,11 +132,40 @@ def test_requests_that_ask_the_same_share_what_they_ask(books: Books) -> None:
 
 
 def test_what_is_shared_is_forgotten_before_it_is_too_much(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts_module, "MOST_TARGETS", 3)
+    monkeypatch.setattr(accounts_module, "MOST_TARIFFS", 3)
     for number in range(10):
         row = books.serve(model=f"m{number}")
         assert row is not None and row.target.model == f"m{number}"
-        assert len(books.accounts._targets) <= 3
+        assert len(books.accounts._tariffs) <= 3
+
+
+def test_what_is_named_at_great_length_is_not_remembered(books: Books) -> None:
+    assert books.serve(model="m" * 1_000) is not None
+    assert not books.accounts._tariffs
+
+
+@pytest.mark.parametrize(
+    "asked", [{"model": "n"}, {"uri": b"/vllm/v1/completions"}, {"uri": b"/vllm/v1/models", "method": b"GET"}]
+)
+def test_requests_that_ask_something_else_share_nothing(books: Books, asked: Any) -> None:
+    first, second = books.serve(), books.serve(**asked)
+    assert first is not None and second is not None
+    assert first.target != second.target
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_an_error_uses_nothing_whatever_it_says(books: Books, status: int) -> None:
+    row = books.serve(answered=status)
+    assert row is not None
+    assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
+
+
+def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_many() -> None:
+    readings = Readings("/v1/chat/completions")
+    json_kind = readings[b"application/json"]
+    for number in range(100):
+        assert readings[b"application/json; n=%d" % number] is json_kind
+        assert len(readings) <= MOST_READINGS
 
 
 def test_an_id_of_the_client_s_is_no_row_s_id(books: Books) -> None:

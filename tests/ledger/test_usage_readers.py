@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from usage_reading import reader_for
 from usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces, spellings
 
 from twisted_vllm.ledger.document import MAX_WHOLE
-from twisted_vllm.ledger.readers import reader_for
 from twisted_vllm.ledger.usage_reader import MAX_INFLATED
 from twisted_vllm.ledger.values import Usage
 
@@ -28,7 +28,7 @@ SSE = b"text/event-stream; charset=utf-8"
 
 
 def read(route, parts, content_type=JSON, **headers):
-    reader = reader_for(route, content_type, 200, **headers)
+    reader = reader_for(route, content_type, **headers)
     for part in parts:
         reader.feed(part)
     return reader.usage()
@@ -100,7 +100,7 @@ def test_embeddings_sent_as_bytes_name_their_usage_in_a_header(name, route, usag
 
 
 def test_embeddings_sent_as_bytes_only_are_estimated():
-    reader = reader_for("/v1/embeddings", b"application/octet-stream", 200)
+    reader = reader_for("/v1/embeddings", b"application/octet-stream")
     reader.feed(b"\x0b\x08\x03?")
     assert reader.usage() is None
     assert reader.estimate(11) == used(11, estimated=True)
@@ -231,7 +231,7 @@ def test_answers_of_every_shape_are_read_small_and_large(route, answer, usage):
     ("route", "prompt"), [("/v1/chat/completions", 11), ("/v1/audio/transcriptions", 0), ("/tokenize", 0)]
 )
 def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route, prompt, answer):
-    reader = reader_for(route, JSON, 200)
+    reader = reader_for(route, JSON)
     reader.feed(answer)
     assert reader.usage() in (None, Usage())
     # an upload's size tells nothing of tokens, and who counts tokens uses none
@@ -249,28 +249,25 @@ def test_figures_beyond_sense_count_as_none():
 
 
 @pytest.mark.parametrize(
-    ("route", "content_type", "status"),
+    ("route", "content_type"),
     [
-        ("/v1/models", JSON, 200),
-        ("/metrics", b"text/plain", 200),
-        ("/v1/responses/resp_1", JSON, 200),
-        ("/detokenize", JSON, 200),
-        ("/v1/load_lora_adapter", JSON, 200),
-        ("/v1/chat/completions", JSON, 400),
-        ("/v1/chat/completions", JSON, 500),
-        ("/v1/chat/completions", SSE, 404),
-        ("/v1/audio/transcriptions", b"text/plain; charset=utf-8", 200),
-        ("/v1/chat/completions", b"", 200),
+        ("/v1/models", JSON),
+        ("/metrics", b"text/plain"),
+        ("/v1/responses/resp_1", JSON),
+        ("/detokenize", JSON),
+        ("/v1/load_lora_adapter", JSON),
+        ("/v1/audio/transcriptions", b"text/plain; charset=utf-8"),
+        ("/v1/chat/completions", b""),
     ],
 )
-def test_what_uses_nothing_has_no_reader(route, content_type, status):
-    assert reader_for(route, content_type, status) is None
+def test_what_uses_nothing_has_no_reader(route, content_type):
+    assert reader_for(route, content_type) is None
 
 
 def test_a_reader_says_whether_it_reads_a_stream():
-    assert reader_for("/v1/completions", SSE, 200).stream
-    assert reader_for("/v1/completions", SSE, 200, content_encoding=b"gzip").stream
-    assert not reader_for("/v1/completions", b"Application/JSON; charset=utf-8", 200).stream
+    assert reader_for("/v1/completions", SSE).stream
+    assert reader_for("/v1/completions", SSE, content_encoding=b"gzip").stream
+    assert not reader_for("/v1/completions", b"Application/JSON; charset=utf-8").stream
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
@@ -286,7 +283,7 @@ def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress):
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
 @pytest.mark.parametrize(("content_type", "stream"), [(JSON, False), (SSE, True)])
 def test_an_answer_in_another_coding_is_estimated(content_type, stream, coding):
-    reader = reader_for("/v1/completions", content_type, 200, content_encoding=coding)
+    reader = reader_for("/v1/completions", content_type, content_encoding=coding)
     reader.feed(b"\x1b\x0f")
     assert reader.stream is stream
     assert reader.usage() is None

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from usage_reading import reader_for
 from usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces
 
 from twisted_vllm.ledger.document import MAX_WHOLE, Shape
-from twisted_vllm.ledger.readers import reader_for
 from twisted_vllm.ledger.sse import MAX_LINE, EventParser
 from twisted_vllm.ledger.values import Usage
 
@@ -37,7 +37,7 @@ def events_of(parts):
 
 
 def reader_of(route, parts):
-    reader = reader_for(route, SSE, 200)
+    reader = reader_for(route, SSE)
     for part in parts:
         reader.feed(part)
     return reader

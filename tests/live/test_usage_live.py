@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from live_gateway import ask, json_request
+from usage_reading import reader_for
 
 from twisted_vllm.gateway.bodies import read_body
 from twisted_vllm.gateway.splices import splice, usage_edits
-from twisted_vllm.ledger.readers import INJECTABLE, reader_for
+from twisted_vllm.ledger.readers import INJECTABLE
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
 
 #: vLLM is now and then slow to write, and puts two tokens into one event; others may use the server meanwhile
@@ -70,7 +71,7 @@ def test_the_readers_count_what_vllm_counts(vllm_url: str, chat_model: str) -> N
             if edits:
                 reader: Any = StreamFilter(chat=INJECTABLE[route])
             else:
-                reader = reader_for(route, (answer.header("content-type") or "").encode(), answer.status)
+                reader = reader_for(route, (answer.header("content-type") or "").encode())
             for at in range(0, len(answer.body), 61):
                 reader.feed(answer.body[at : at + 61])
             usage = reader.usage()
@@ -141,7 +142,7 @@ def test_scores_and_classes_are_counted_too(score_url: str, score_model: str, ro
         answer = ask(score_url, "POST", route, **json_request({"model": score_model, **body}))
         assert answer.status == 200, answer.body
         content_type, metadata = ((answer.header(name) or "").encode() for name in ("content-type", "metadata"))
-        reader = reader_for(route, content_type, 200, metadata=metadata)
+        reader = reader_for(route, content_type, metadata=metadata)
         assert reader is not None
         reader.feed(answer.body)
         usage = reader.usage()

@@ -8,22 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twisted_vllm.access.routes import RouteClass
+from twisted_vllm.access.routes import Route, RouteClass
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.gateway.admission import Admitted, Entry
 from twisted_vllm.gateway.charge import Charge
 from twisted_vllm.gateway.interfaces import EndUsers, Limiter, Rows
-from twisted_vllm.gateway.uploaded_audio import AUDIO_ROUTES, audio_uploaded
+from twisted_vllm.gateway.tariff import Tariff
+from twisted_vllm.gateway.uploaded_audio import audio_uploaded
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
-from twisted_vllm.ledger.prices import FREE, PriceBook, Prices, cost_of, expected_cost
+from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost
 from twisted_vllm.ledger.stream_filter import Fingerprint
 from twisted_vllm.ledger.values import NOTHING_USED, Target, UsageRow
 from twisted_vllm.limits.reservation import Reservation
 from twisted_vllm.observe.record import RequestRecord
 from twisted_vllm.wire.request import GatewayRequest
 
-#: servers' fingerprints that are remembered, and targets
-MOST_FINGERPRINTS = MOST_TARGETS = 1_000
+#: servers' fingerprints that are remembered, and tariffs
+MOST_FINGERPRINTS = MOST_TARIFFS = 1_000
+#: characters of model, path and method up to which a tariff is remembered
+LONGEST_KEY = 512
 
 #: characters of an end user's or a model's name, and of a header's value, that are kept
 TEXT_LIMIT = 255
@@ -75,7 +78,6 @@ class Accounts:
         self._end_users = end_users
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
-        self._has_prices = prices.has_any
         self._rows = rows
         self._refuses_unwritten = refuses_unwritten
         self._assumed = assumed_output_tokens
@@ -84,7 +86,7 @@ class Accounts:
         self._make_id = make_id
         self._now = now
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
-        self._targets: dict[tuple[str, ...], Target] = {}
+        self._tariffs: dict[tuple[str, str, str, bytes], Tariff] = {}
 
     @property
     def needs_end_user(self) -> bool:
@@ -134,18 +136,17 @@ class Accounts:
         if self._rows is None and not limited:
             return None, None
         route = entry.route
-        prompt, prices = 0, FREE
-        audio = None
-        if route.takes_model:
-            if self._has_prices:
-                prices = self._prices_of(admitted.model, admitted.server.name)
+        key = (admitted.model, admitted.server.name, route.path, request.method)
+        tariff = self._tariffs.get(key) or self._tariff(key, route)
+        prompt, audio = 0, None
+        if tariff.takes_model:
             body = admitted.body
-            if route.path in AUDIO_ROUTES:
+            if tariff.hears:
                 audio = audio_uploaded(route.path, request.head)
             if audio is None:
                 prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         # not what was admitted: that holds the request's body
-        charge = Charge(route.path, prices, end_user, prompt, facts.answers, admitted.asked_usage)
+        charge = Charge(tariff, end_user, prompt, facts.answers, admitted.asked_usage)
         if audio is not None:
             # its size tells nothing of tokens
             charge.audio, prompt = audio, TOKENS_PER_MEDIUM
@@ -166,7 +167,7 @@ class Accounts:
             answers=facts.answers,
             assumed=self._assumed,
         )
-        cost = expected_cost(prompt, tokens - prompt, prices)
+        cost = expected_cost(prompt, tokens - prompt, tariff.prices)
         reserved = self._limiter.admit(limited, admitted.model, tokens, cost, self._now())
         if isinstance(reserved, Reservation):
             charge.reservation = reserved
@@ -182,23 +183,22 @@ class Accounts:
             went_on: whether it was sent.
             record: its log record.
         """
-        prices = charge.prices
+        tariff = charge.tariff
         usage, cost = NOTHING_USED, 0
         try:
             # a server begins once it has the whole body
             if went_on and (charge.status or request.body_complete):
-                unknown = request.body_length is None and not charge.prompt_tokens and charge.audio is None
-                if unknown and request.note.entry.route.takes_model:
+                if request.body_length is None and not (charge.prompt_tokens or charge.audio):
                     # only now it is known how long it was
-                    charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN
+                    charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN if tariff.takes_model else 0
                 try:
                     usage = charge.used(record.outcome)
                 except Exception:
                     # its row must not depend on what a server's answer does to its reader, nor must its client
                     self._log.failure("The usage of {request_id} could not be read", request_id=record.request_id)
                 # an error costs nothing
-                if prices is not FREE and (usage.estimated or 200 <= charge.status < 300):
-                    cost = cost_of(usage, prices)
+                if tariff.prices is not FREE and (usage.estimated or 200 <= charge.status < 300):
+                    cost = cost_of(usage, tariff.prices)
         finally:
             # whatever a server's answer does to its reader: nothing stays reserved
             if charge.reservation is not None:
@@ -210,7 +210,6 @@ class Accounts:
         head = request.head
         started = request.started
         first_byte = request.first_byte
-        key = (record.model, record.server, entry.route.name or record.route, record.method, prices.name)
         row_id, request_id = record.request_id, ""
         if b"x-request-id" in head:
             # only an id that was made here is nobody else's
@@ -221,7 +220,7 @@ class Accounts:
                 row_id,
                 int(started * 1e6),
                 entry.payer,
-                self._targets.get(key) or self._target(key, prices),
+                tariff.target or _target(tariff, entry.route, record),
                 request_id,
                 charge.end_user,
                 self._kept(head) if self._usage_headers else None,
@@ -238,18 +237,21 @@ class Accounts:
                 usage.estimated,
                 cost,
                 None if first_byte is None else int((first_byte - started) * 1e6),
-                int(record.total_ms * 1000),
+                round(record.total_ms * 1000),
                 record.bytes_in,
                 record.bytes_out,
             )
         )
 
-    def _target(self, key: tuple[str, ...], prices: Prices) -> Target:
-        """Return what a request asks of whom, the same for all that ask the same."""
-        if len(self._targets) >= MOST_TARGETS:
-            self._targets.clear()
-        model, server, route, method, _ = key
-        found = self._targets[key] = Target(model[:TEXT_LIMIT], server, route, method, prices.text)
+    def _tariff(self, key: tuple[str, str, str, bytes], route: Route) -> Tariff:
+        """Return what holds for a request, the same for all that ask the same."""
+        model, server, path, method = key
+        found = Tariff(route, self._prices_of(model, server) if route.takes_model else FREE)
+        # a client may write anything, at any length
+        if len(model) + len(path) + len(method) <= LONGEST_KEY:
+            if len(self._tariffs) >= MOST_TARIFFS:
+                self._tariffs.clear()
+            self._tariffs[key] = found
         return found
 
     def _kept(self, head: Mapping[bytes, bytes]) -> dict[str, str] | None:
@@ -269,3 +271,10 @@ class Accounts:
                 self._fingerprints.clear()
             found = self._fingerprints[key] = Fingerprint()
         return found
+
+
+def _target(tariff: Tariff, route: Route, record: RequestRecord) -> Target:
+    """Return what requests of a tariff ask of whom, in the words of the log, from which secrets are struck out."""
+    model, where = record.model[:TEXT_LIMIT], route.name or record.route
+    found = tariff.target = Target(model, record.server, where, record.method, tariff.prices.text)
+    return found

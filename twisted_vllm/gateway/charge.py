@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from twisted_vllm.gateway.tariff import Tariff
 from twisted_vllm.gateway.uploaded_audio import UploadedAudio
-from twisted_vllm.ledger.prices import Prices
-from twisted_vllm.ledger.readers import INJECTABLE, JsonKind, json_reader, reader_for, reading
+from twisted_vllm.ledger.readers import INJECTABLE, JsonKind, json_reader, reading
 from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
 from twisted_vllm.ledger.usage_reader import UsageReader
 from twisted_vllm.ledger.values import NOTHING_USED, Usage
@@ -21,8 +21,7 @@ class Charge(msgspec.Struct, eq=False):
     """One request that is paid for.
 
     Attributes:
-        route: the path that the server sees, without its query, as text.
-        prices: what its model costs.
+        tariff: what it costs, and how its answer is read.
         end_user: for whom the caller says that it asks.
         prompt_tokens: an estimate of the prompt's.
         answers: how many answers it asks for.
@@ -38,8 +37,7 @@ class Charge(msgspec.Struct, eq=False):
         audio: looks on at the form, where it uploads audio.
     """
 
-    route: str
-    prices: Prices
+    tariff: Tariff
     end_user: str | None
     prompt_tokens: int
     answers: int
@@ -59,20 +57,21 @@ class Charge(msgspec.Struct, eq=False):
         self.status = status = head.status
         if not 200 <= status < 300:
             return
-        content_type = head.content_type
-        found = reading(self.route, content_type, head.content_encoding)
+        tariff = self.tariff
+        coding = head.content_encoding
+        found = reading(tariff.route, head.content_type, coding) if coding else tariff.readings[head.content_type]
+        if found is None:
+            return
         if isinstance(found, JsonKind):
             self.kind = found
             return
         metadata = b""
-        if content_type == _BYTES:
+        if head.content_type == _BYTES:
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
-        reader = reader_for(self.route, content_type, status, head.content_encoding, metadata)
-        if reader is None:
-            return
+        reader = found(metadata)
         self.is_stream = reader.stream
         if self.asked_usage and reader.stream and head.length is None and not head.content_encoding:
-            self.filter = StreamFilter(chat=INJECTABLE[self.route], fingerprint=self.fingerprint)
+            self.filter = StreamFilter(chat=INJECTABLE[tariff.route], fingerprint=self.fingerprint)
         else:
             self.reader = reader
 
@@ -102,17 +101,24 @@ class Charge(msgspec.Struct, eq=False):
         Args:
             outcome: how it ended, as in its log record.
         """
-        reader: StreamFilter | UsageReader | None = self.reader or self.filter
-        audio = self.audio
-        if reader is not None:
-            usage = reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
-        elif self.kind is not None:
-            usage = self.kind.usage(self.whole) or self.kind.estimate(self.prompt_tokens)
-        elif not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or audio):
-            # it ended while the server was at it
-            usage = Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
-        else:
+        kind = self.kind
+        if kind is not None and self.reader is None:
+            usage = kind.usage(self.whole) or kind.estimate(self.prompt_tokens)
+        elif (found := self._used_otherwise(outcome)) is None:
             return NOTHING_USED
+        else:
+            usage = found
+        audio = self.audio
         if audio is not None and not usage.audio_ms and (measured := audio.milliseconds()):
             usage = msgspec.structs.replace(usage, audio_ms=measured, estimated=True)
         return usage
+
+    def _used_otherwise(self, outcome: str) -> Usage | None:
+        """Return what a stream used, or an answer in pieces or none; None where a server did nothing for it."""
+        reader: StreamFilter | UsageReader | None = self.reader or self.filter
+        if reader is not None:
+            return reader.usage() or reader.estimate(self.prompt_tokens, self.answers)
+        if not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or self.audio):
+            # it ended while the server was at it
+            return Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
+        return None

@@ -97,10 +97,17 @@ class Answer(msgspec.Struct, gc=False):
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 
+class _PlainDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
+
+
 class _PlainCounts(msgspec.Struct, gc=False):
     prompt_tokens: _Count
     completion_tokens: _Count
     total_tokens: _Count
+    prompt_tokens_details: _PlainDetails | None = None
+    completion_tokens_details: _PlainDetails | None = None
 
 
 class _PlainAnswer(msgspec.Struct, gc=False):
@@ -120,14 +127,16 @@ def plain_usage_at_end(data: bytes) -> Usage | None:
     at = data.rfind(b',"usage":{')
     if at < 0:
         return None
-    end = b"{" + data[at + 1 :]
-    if b'_details":{' in end:
-        return None
     try:
-        found = _decode_plain(end).usage
+        found = _decode_plain(b"{" + data[at + 1 :]).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return Usage(found.prompt_tokens, 0, found.completion_tokens, 0, found.total_tokens)
+    cached = reasoning = 0
+    if found.prompt_tokens_details is not None:
+        cached = found.prompt_tokens_details.cached_tokens or 0
+    if found.completion_tokens_details is not None:
+        reasoning = found.completion_tokens_details.reasoning_tokens or 0
+    return Usage(found.prompt_tokens, cached, found.completion_tokens, reasoning, found.total_tokens)
 
 
 class AudioAnswer(Answer, gc=False):

@@ -113,11 +113,6 @@ class PriceBook:
             own = prices_of(entry.model_name, entry.prices)
             self._by_model.setdefault((entry.model_name, entry.server.name), own if own is not FREE else self._default)
 
-    @property
-    def has_any(self) -> bool:
-        """Whether anything costs anything."""
-        return self._default is not FREE or any(found is not FREE for found in self._by_model.values())
-
     def of(self, model: str, server: str) -> Prices:
         """Return the prices of a model, by the name that callers use, on a server, by its name."""
         return self._by_model.get((model, server), self._default)

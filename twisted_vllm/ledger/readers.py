@@ -92,7 +92,8 @@ _TOKENIZE = _kind(counts.TokenizeAnswer, counts.of_tokenize, b"count", by_size=F
 _COUNT = _kind(counts.CountAnswer, counts.of_count, b"input_tokens", by_size=False)
 _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 
-# given the header `metadata`
+# given the header `metadata`, in which vLLM puts the usage of embeddings that are sent as bytes; with
+# ``encoding_format: bytes_only`` it sends none
 _Maker = Callable[[bytes], UsageReader]
 
 #: routes whose stream the gateway may ask for its usage, as they have ``stream_options``; whether it is chat
@@ -130,37 +131,21 @@ _IDENTITY = (b"", b"identity")
 _GZIP = (b"gzip", b"x-gzip", b"deflate")
 
 
-def reader_for(
-    route: str, content_type: bytes, status: int, content_encoding: bytes = b"", metadata: bytes = b""
-) -> UsageReader | None:
-    """Return what reads an answer, or None where it uses nothing.
-
-    Args:
-        route: the path that the server saw, decoded, without its query.
-        content_type: the answer's ``Content-Type``.
-        status: its status.
-        content_encoding: its ``Content-Encoding``.
-        metadata: its header ``metadata``, in which vLLM puts the usage of embeddings that are sent as bytes; with
-            ``encoding_format: bytes_only`` it sends none.
-    """
-    if not 200 <= status < 300:
-        return None
-    found = reading(route, content_type, content_encoding)
-    if found is None:
-        return None
-    return json_reader(found) if isinstance(found, JsonKind) else found(metadata)
-
-
 def json_reader(kind: JsonKind) -> JsonReader:
     """Return what reads a JSON answer that comes in pieces."""
     return JsonReader(kind, Document(kind.shape))
 
 
 @lru_cache(maxsize=256)
-def reading(route: str, content_type: bytes, content_encoding: bytes) -> JsonKind | _Maker | None:
+def reading(route: str, content_type: bytes, content_encoding: bytes = b"") -> JsonKind | _Maker | None:
     """Return how a successful answer is read: its kind of JSON, or what makes its reader; None where it is not.
 
     A server says the same few things over and over.
+
+    Args:
+        route: the path that the server saw, decoded, without its query.
+        content_type: the answer's ``Content-Type``.
+        content_encoding: its ``Content-Encoding``.
     """
     kinds = ROUTES.get(route)
     if kinds is None:

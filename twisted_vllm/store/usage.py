@@ -37,7 +37,7 @@ _daily = _adding(usage_daily)
 _monthly = _adding(usage_monthly)
 _totals = _adding(usage_totals)
 
-_time_and_id = attrgetter("time", "id")
+_id, _time_and_id = attrgetter("id"), attrgetter("time", "id")
 
 
 class RowsAreThere(Exception):
@@ -74,7 +74,7 @@ def write(
     """
     if not rows:
         return []
-    if len({row.id for row in rows}) < len(rows):
+    if len(set(map(_id, rows))) < len(rows):
         rows = list({_time_and_id(row): row for row in rows}.values())
     numbers = Numbers() if numbers is None else numbers
     batch = UsageBatch(rows, numbers)

@@ -118,6 +118,9 @@ class UsageBatch:
             columns[at[name]] = (
                 [change(value) if value else None for value in values] if any(values) else [None] * len(rows)
             )
+        # an integer is what SQLite keeps, and its driver looks for no adapter
+        for name in ("stream", "estimated"):
+            columns[at[name]] = list(map(int, columns[at[name]]))
 
     def rows(self) -> list[Values]:
         """Return the values of the ledger's columns, those of a row together."""
