@@ -21,8 +21,10 @@ _BASE64 = b";base64,"
 def estimate_prompt(body: bytes) -> int:
     """Return the tokens of the prompt that a JSON body holds, about."""
     size = len(body)
+    if size <= _LONG:
+        return size // BYTES_PER_TOKEN + 1
     media = 0
-    at = body.find(_BASE64) if size > _LONG else -1
+    at = body.find(_BASE64)
     while at >= 0:
         end = body.find(b'"', at)
         if end < 0:
