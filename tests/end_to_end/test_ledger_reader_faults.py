@@ -22,9 +22,9 @@ def fails(*_: object) -> None:
 
 #: the step that fails, whether a stream is read, the outcome and status of the row, and the end of what the client gets
 CASES = [
-    # an answer that is there as a whole
-    ("came", False, "failed", 500, b"}}"),
+    ("answered", False, "failed", 500, b"}}"),
     ("answered", True, "failed", 500, b"}}"),
+    ("last", False, "failed", 500, b"}}"),
     # a stream without an end is no whole answer
     ("last", True, "failed", 200, chunk(EVENTS)),
     ("last, as the server goes", True, "failed", 200, chunk(EVENTS)),

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twisted_vllm.access.routes import classify
+from twisted_vllm.gateway.tariff import Tariff
 from twisted_vllm.gateway.uploaded_audio import MAX_WAV_HEAD, MAX_WAV_TAIL, UploadedAudio, audio_uploaded
+from twisted_vllm.ledger.prices import FREE
 
 TYPE = b"multipart/form-data; boundary=XX"
 END = b"--XX--\r\n"
@@ -157,12 +160,11 @@ def test_without_a_boundary_nothing_is_said() -> None:
 
 
 def test_only_a_form_that_goes_to_a_route_for_audio_is_looked_into() -> None:
-    form = {b"content-type": TYPE}
-    assert audio_uploaded("/v1/audio/transcriptions", form) is not None
-    assert audio_uploaded("/v1/audio/translations", form) is not None
-    assert audio_uploaded("/v1/chat/completions", form) is None
-    assert audio_uploaded("/v1/audio/transcriptions", {b"content-type": b"application/json"}) is None
-    assert audio_uploaded("/v1/audio/transcriptions", {}) is None
+    paths = (b"/v1/audio/transcriptions", b"/v1/audio/translations", b"/v1/chat/completions")
+    assert [Tariff(classify(b"POST", path), FREE).hears for path in paths] == [True, True, False]
+    assert audio_uploaded({b"content-type": TYPE}) is not None
+    assert audio_uploaded({b"content-type": b"application/json"}) is None
+    assert audio_uploaded({}) is None
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))

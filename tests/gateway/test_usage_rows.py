@@ -78,6 +78,7 @@ class Books:
         outcome: str = "completed",
         went_on: bool = True,
         answered: int = 200,
+        kind: bytes = b"application/json",
         **fields: Any,
     ) -> UsageRow | None:
         """Have a request served and closed; return its row."""
@@ -91,7 +92,7 @@ class Books:
         admitted = self.admission.admit(entry, request.head, body)
         charge, _ = self.accounts.open(request, entry, admitted)
         assert charge is not None
-        charge.answered(ResponseHead(answered, b"OK", [(b"Content-Type", b"application/json")]))
+        charge.answered(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
         charge.last(ANSWER)
         note = request.note = Forwarding(entry)
         note.charge, note.model, note.server, note.relay = charge, admitted.model, admitted.server.name, Relay(request)
@@ -153,9 +154,12 @@ def test_requests_that_ask_something_else_share_nothing(books: Books, asked: Any
     assert first.target != second.target
 
 
-@pytest.mark.parametrize("status", [400, 404, 500])
-def test_an_error_uses_nothing_whatever_it_says(books: Books, status: int) -> None:
-    row = books.serve(answered=status)
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, b"application/json"), (404, b"text/event-stream; charset=utf-8"), (500, b"application/json")],
+)
+def test_an_error_uses_nothing_whatever_it_says(books: Books, status: int, kind: bytes) -> None:
+    row = books.serve(answered=status, kind=kind)
     assert row is not None
     assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
 

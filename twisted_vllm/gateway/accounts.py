@@ -142,7 +142,7 @@ class Accounts:
         if tariff.takes_model:
             body = admitted.body
             if tariff.hears:
-                audio = audio_uploaded(route.path, request.head)
+                audio = audio_uploaded(request.head)
             if audio is None:
                 prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         # not what was admitted: that holds the request's body

@@ -75,20 +75,6 @@ class Charge(msgspec.Struct, eq=False):
         else:
             self.reader = reader
 
-    def came(self, head: ResponseHead, data: bytes) -> bytes:
-        """Look at a response that is there as a whole; return what of it goes on."""
-        status = head.status
-        if 200 <= status < 300 and not head.content_encoding:
-            found = self.tariff.readings[head.content_type]
-            if isinstance(found, JsonKind):
-                # most are such: without further calls
-                self.status = status
-                self.kind = found
-                self.whole = data
-                return data
-        self.answered(head)
-        return self.last(data)
-
     def passing(self, data: bytes) -> bytes:
         """Look on at a piece of the response; return what of it goes on."""
         if self.filter is not None:

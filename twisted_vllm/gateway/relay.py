@@ -144,8 +144,7 @@ class Relay(Protocol):
         request = self._request
         charge = self.charge
         if charge is not None:
-            if not response.complete:
-                charge.answered(response.head)
+            charge.answered(response.head)
             if charge.reservation is not None:
                 request.added = charge.reservation.lines
         request.relay_head(response.head)
@@ -206,7 +205,7 @@ class Relay(Protocol):
         charge = self.charge
         if charge is not None:
             try:
-                data = charge.last(data) if charge.status or response is None else charge.came(response.head, data)
+                data = charge.last(data)
             except Exception:
                 # nobody else would end it: the server has done its part
                 self._broken(Failure())

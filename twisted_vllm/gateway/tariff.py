@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted_vllm.access.routes import Route
 from twisted_vllm.gateway.uploaded_audio import AUDIO_ROUTES
 from twisted_vllm.ledger.prices import Prices
-from twisted_vllm.ledger.readers import reading
+from twisted_vllm.ledger.readers import Reading, reading
 from twisted_vllm.ledger.values import Target
 
 #: media types of answers that are remembered for each
 MOST_READINGS = 16
 
 
-class Readings(dict[bytes, Any]):
+class Readings(dict[bytes, Reading]):
     """How a route's successful answers are read, by their ``Content-Type``, as :func:`.readers.reading` says."""
 
     def __init__(self, route: str) -> None:
@@ -22,7 +20,7 @@ class Readings(dict[bytes, Any]):
         super().__init__()
         self._route = route
 
-    def __missing__(self, content_type: bytes) -> Any:
+    def __missing__(self, content_type: bytes) -> Reading:
         if len(self) >= MOST_READINGS:
             self.clear()
         found = self[content_type] = reading(self._route, content_type)

@@ -180,11 +180,10 @@ class UploadedAudio:
         return file.milliseconds()
 
 
-def audio_uploaded(route: str, headers: Mapping[bytes, bytes]) -> UploadedAudio | None:
-    """Return what measures the audio that comes with a request, or None where none can come.
+def audio_uploaded(headers: Mapping[bytes, bytes]) -> UploadedAudio | None:
+    """Return what measures the audio that comes with a request to one of `AUDIO_ROUTES`, or None where none can come.
 
     Args:
-        route: the path that the server sees, without its query.
         headers: the first value of each header, by lower-case name.
     """
-    return UploadedAudio(headers[b"content-type"]) if route in AUDIO_ROUTES and is_form(headers) else None
+    return UploadedAudio(headers[b"content-type"]) if is_form(headers) else None

@@ -6,7 +6,7 @@ A reader looks on: it takes the bytes that pass, keeps little of them, delays no
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -95,6 +95,8 @@ _COHERE_EMBED = _kind(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
 # given the header `metadata`, in which vLLM puts the usage of embeddings that are sent as bytes; with
 # ``encoding_format: bytes_only`` it sends none
 _Maker = Callable[[bytes], UsageReader]
+#: how an answer is read: its kind of JSON, or what makes its reader; None where it is not
+Reading = JsonKind | _Maker | None
 
 #: routes whose stream the gateway may ask for its usage, as they have ``stream_options``; whether it is chat
 INJECTABLE = {
@@ -136,11 +138,8 @@ def json_reader(kind: JsonKind) -> JsonReader:
     return JsonReader(kind, Document(kind.shape))
 
 
-@lru_cache(maxsize=256)
-def reading(route: str, content_type: bytes, content_encoding: bytes = b"") -> JsonKind | _Maker | None:
-    """Return how a successful answer is read: its kind of JSON, or what makes its reader; None where it is not.
-
-    A server says the same few things over and over.
+def reading(route: str, content_type: bytes, content_encoding: bytes = b"") -> Reading:
+    """Return how a successful answer is read.
 
     Args:
         route: the path that the server saw, decoded, without its query.

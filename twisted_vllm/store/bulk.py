@@ -19,8 +19,8 @@ from sqlalchemy.dialects import postgresql
 _CHUNKS = (1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 _POSTGRESQL = postgresql.dialect()
 
-#: what `BulkInsert.count` binds for None, in columns of text and of numbers, which are never negative: the driver looks
-#: for an adapter of each None, which takes ten times as long as binding a number
+#: what SQLite takes for NULL, in columns of text and of numbers that may be that, which are never negative: its driver
+#: looks for an adapter of each None, which takes ten times as long as binding a number
 _NO_TEXT, _NO_NUMBER = 0, -1
 
 #: one row's values in the order of the table's columns: text, whole numbers, None; JSON as its text, a date as ISO 8601
@@ -34,19 +34,16 @@ def _type(column: Column[Any]) -> str:
     return "TEXT" if isinstance(column.type, String) else column.type.compile(_POSTGRESQL)
 
 
-def _is_text(column: Column[Any]) -> bool:
-    return isinstance(column.type, (String, JSON))
-
-
-def _placeholder(column: Column[Any]) -> str:
+def _mark(column: Column[Any]) -> int | None:
+    """Return what stands for NULL in a column; None where nothing does, as it cannot be NULL."""
     if not column.nullable:
-        return "?"
-    return f"NULLIF(?, {_NO_TEXT if _is_text(column) else _NO_NUMBER})"
+        return None
+    return _NO_TEXT if isinstance(column.type, (String, JSON)) else _NO_NUMBER
 
 
-def _marked(column: Sequence[Any], mark: int) -> Sequence[Any]:
-    """Return values with a mark in the place of each None."""
-    absent = column.count(None)
+def _marked(column: Sequence[Any], mark: int | None) -> Sequence[Any]:
+    """Return values with the column's mark in the place of each None."""
+    absent = 0 if mark is None else column.count(None)
     if not absent:
         return column
     if absent == len(column):
@@ -58,12 +55,7 @@ class BulkInsert:
     """Inserts into one table."""
 
     def __init__(
-        self,
-        table: Table,
-        tail: str = "",
-        *,
-        postgresql_tail: str | None = None,
-        sqlite_or: str = "",
+        self, table: Table, tail: str = "", *, postgresql_tail: str | None = None, sqlite_or: str = ""
     ) -> None:
         """Prepare the statements.
 
@@ -75,11 +67,9 @@ class BulkInsert:
         """
         names = ", ".join(f'"{column.name}"' for column in table.columns)
         head = f'INTO "{table.name}" ({names})'
-        one = f"({', '.join(_placeholder(column) for column in table.columns)})"
+        self._marks = [_mark(column) for column in table.columns]
+        one = f"({', '.join('?' if mark is None else f'NULLIF(?, {mark})' for mark in self._marks)})"
         insert = f"INSERT OR {sqlite_or}" if sqlite_or else "INSERT"
-        self._marks = [
-            (_NO_TEXT if _is_text(column) else _NO_NUMBER) if column.nullable else None for column in table.columns
-        ]
         self._sqlite = {size: f"{insert} {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
         casts = ", ".join(
             f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
@@ -112,9 +102,7 @@ class BulkInsert:
         Raises:
             SQLAlchemyError, OverflowError, UnicodeError: likewise.
         """
-        columns = [
-            column if mark is None else _marked(column, mark) for mark, column in zip(self._marks, columns, strict=True)
-        ]
+        columns = [_marked(column, mark) for column, mark in zip(columns, self._marks, strict=True)]
         # `zip` makes one tuple and fills it again and again, so the garbage collector hears of none
         return sum(
             [
