@@ -15,6 +15,7 @@ import pytest
 from admin_harness import Gateway
 from usage_rows import id_of, keep, usage_row
 
+from twisted_vllm.ledger.references import payer_of, target_of
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.usage_queries_plan import moment_of
 
@@ -52,9 +53,9 @@ def some_rows(count: int = 120) -> list[UsageRow]:
 def values_of(row: UsageRow, name: str) -> tuple[str | None, ...]:
     """Return what stands for a row in a dimension: of tags it may be several, or none."""
     if name == "tag":
-        return row.payer.tags
+        return payer_of(row.payer).tags
     field = {"key": "key_id", "user": "user_id", "team": "team_id"}.get(name, name)
-    [holder] = [each for each in (row, row.payer, row.target) if hasattr(each, field)]
+    [holder] = [each for each in (row, payer_of(row.payer), target_of(row.target)) if hasattr(each, field)]
     return (getattr(holder, field) or None,)
 
 
@@ -115,16 +116,22 @@ def test_every_report_equals_the_sums_of_the_rows(interval: str, group_by: tuple
 @pytest.mark.parametrize(
     ("query", "matches"),
     [
-        ("user_id=ada", lambda row: row.payer.user_id == "ada"),
-        ("user_id=ada&model=qwen", lambda row: (row.payer.user_id, row.target.model) == ("ada", "qwen")),
-        ("tag=b", lambda row: "b" in row.payer.tags),
-        ("tag=b&team_id=red", lambda row: "b" in row.payer.tags and row.payer.team_id == "red"),
+        ("user_id=ada", lambda row: payer_of(row.payer).user_id == "ada"),
+        (
+            "user_id=ada&model=qwen",
+            lambda row: (payer_of(row.payer).user_id, target_of(row.target).model) == ("ada", "qwen"),
+        ),
+        ("tag=b", lambda row: "b" in payer_of(row.payer).tags),
+        ("tag=b&team_id=red", lambda row: "b" in payer_of(row.payer).tags and payer_of(row.payer).team_id == "red"),
         (
             "end_user=eve&route=/v1/embeddings",
-            lambda row: (row.end_user, row.target.route) == ("eve", "/v1/embeddings"),
+            lambda row: (row.end_user, target_of(row.target).route) == ("eve", "/v1/embeddings"),
         ),
-        ("server=gpu-2", lambda row: row.target.server == "gpu-2"),
-        (f"api_key={KEYS[0]}&team_id=red", lambda row: (row.payer.key_id, row.payer.team_id) == (KEYS[0], "red")),
+        ("server=gpu-2", lambda row: target_of(row.target).server == "gpu-2"),
+        (
+            f"api_key={KEYS[0]}&team_id=red",
+            lambda row: (payer_of(row.payer).key_id, payer_of(row.payer).team_id) == (KEYS[0], "red"),
+        ),
     ],
 )
 def test_filters_hold_together(interval: str, query: str, matches: Any) -> None:

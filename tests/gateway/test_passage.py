@@ -11,6 +11,7 @@ from twisted_vllm.access.routes import classify
 from twisted_vllm.gateway.admission import Entry
 from twisted_vllm.gateway.passage import Passage
 from twisted_vllm.gateway.paths import target
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.values import Payer
 from twisted_vllm.wire.headers import write_request_head
 
@@ -21,7 +22,7 @@ PEER = FakePeer("192.0.2.1")
 
 def entry(principal: Principal = TENANT) -> Entry:
     where = target(b"/v1/completions", True)
-    return Entry(principal, classify(b"POST", where.path), where, False, False, Payer())
+    return Entry(principal, classify(b"POST", where.path), where, False, False, refer(Payer()))
 
 
 def passage(principal: Principal = TENANT) -> Passage:

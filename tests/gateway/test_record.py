@@ -15,6 +15,7 @@ from twisted_vllm.gateway.paths import target
 from twisted_vllm.gateway.record import TEXT_LIMIT, Recorder
 from twisted_vllm.gateway.relay import Relay
 from twisted_vllm.gateway.resource import Forwarding
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.values import Payer
 from twisted_vllm.observe.record import RequestRecord
 from twisted_vllm.observe.redact import Redactor
@@ -35,7 +36,7 @@ def request(**changes: Any) -> Any:
 def forwarded(made: Any, model: str = "m", outcome: str = "completed") -> Any:
     """Say of a request that it was forwarded."""
     where = target(made.uri.removeprefix(b"/vllm"))
-    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False, Payer()))
+    note = Forwarding(Entry(TENANT, classify(made.method, where.path), where, False, False, refer(Payer())))
     note.model, note.server = model, server().name
     note.relay = Relay(made)
     note.relay.outcome = outcome

@@ -9,6 +9,7 @@ from typing import Any
 from zope.interface import implementer
 
 from twisted_vllm.ledger.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.spool_lines import encode_rows
 from twisted_vllm.ledger.values import Payer, Target, UsageRow
 
@@ -40,9 +41,8 @@ def make_row(number: int, **fields: Any) -> UsageRow:
     }
     values |= fields
     for name, structure in (("payer", Payer), ("target", Target)):
-        values.setdefault(
-            name, structure(**{key: values.pop(key) for key in structure.__struct_fields__ if key in values})
-        )
+        said = structure(**{key: values.pop(key) for key in structure.__struct_fields__ if key in values})
+        values.setdefault(name, refer(said))
     return UsageRow(**values)
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from spool_rows import encode_line, make_row, make_rows
 
 from twisted_vllm.ledger import spool_lines
-from twisted_vllm.ledger.spool_lines import MAX_NUMBER, NewerFormat, clean, decode_line, encode_rows, read_lines
+from twisted_vllm.ledger.cleaning import MAX_NUMBER
+from twisted_vllm.ledger.references import payer_of, refer, target_of
+from twisted_vllm.ledger.spool_lines import NewerFormat, clean, decode_line, encode_rows, read_lines
 from twisted_vllm.ledger.values import Payer, Target, UsageRow
 
 ROW = make_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices=(("name", "q"),))
@@ -151,8 +153,15 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.
     path = spool_file(tmp_path, spool_lines.head_line(), b"%08x %b\n" % (spool_lines.crc32(text), text))
     monkeypatch.setattr(spool_lines, "VERSION", spool_lines.VERSION + 1)
     lines = read_all(path)
-    assert list(lines.rows) == [UsageRow("a", 5, Payer("key"), Target("m"), end_user="eve", status=200)]
+    [row] = lines.rows
+    assert (row.id, row.time, row.end_user, row.headers, row.status, row.bytes_out) == ("a", 5, "eve", None, 200, 0)
+    assert (payer_of(row.payer), target_of(row.target)) == (Payer("key"), Target("m"))
     assert list(lines.damaged) == []
+
+
+@pytest.mark.parametrize("text", [b'[["a",5,["key"],[1]]]', b'[["a",5,{},["m"]]]', b'[["a",5,["key"],null]]'])
+def test_a_row_that_refers_to_nonsense_is_damaged(text: bytes) -> None:
+    assert decode_line(b"%08x %b" % (spool_lines.crc32(text), text)) is None
 
 
 def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
@@ -168,14 +177,16 @@ def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
     lines = [b"%08x %b\n" % (spool_lines.crc32(text), text) for text in texts]
     found = read_all(spool_file(tmp_path, b"vllm-passthrough-spool 1\n", *lines, lines[0][:-5] + b"\n"))
     assert list(found.rows) == [
-        UsageRow("a", 5, Payer(), Target(), "r"),
+        UsageRow("a", 5, refer(Payer()), refer(Target()), "r"),
         UsageRow(
             "b",
             6,
-            Payer("key", "k1", "12ab", "sk-...abcd", "ada", "t", ("x",)),
-            Target(
-                *("qwen", "a", "/v1/chat/completions", "POST"),
-                prices=(("name", "qwen"), ("input_cost_per_token", "0.1")),
+            refer(Payer("key", "k1", "12ab", "sk-...abcd", "ada", "t", ("x",))),
+            refer(
+                Target(
+                    *("qwen", "a", "/v1/chat/completions", "POST"),
+                    prices=(("name", "qwen"), ("input_cost_per_token", "0.1")),
+                )
             ),
             request_id="s",
             end_user="eve",

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, MetaData, Table, insert, select, text
 from usage_contract import EVERYTHING, Ledger, check_sums, day_of, expected_sums, some_rows
 
 import twisted_vllm.store as store_package
+from twisted_vllm.ledger.references import payer_of, target_of
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.schema import migrate
 from twisted_vllm.store.usage_queries_newest import rows_of
@@ -61,12 +62,12 @@ def contents(engine: Engine) -> dict[str, Any]:
 def old_row(row: UsageRow) -> dict[str, Any]:
     """Return a row as it was kept before, in one table."""
     values = {name: getattr(row, name) for name in row.__struct_fields__ if name not in ("payer", "target")}
-    values |= msgspec.structs.asdict(row.payer) | msgspec.structs.asdict(row.target)
+    values |= msgspec.structs.asdict(payer_of(row.payer)) | msgspec.structs.asdict(target_of(row.target))
     return values | {
         "request_id": row.request_id or row.id,
         "headers": row.headers or {},
-        "tags": list(row.payer.tags),
-        "prices": dict(row.target.prices),
+        "tags": list(payer_of(row.payer).tags),
+        "prices": dict(target_of(row.target).prices),
     }
 
 
@@ -81,13 +82,13 @@ def check_that_what_was_there_is_there_in_both_shapes(ledger: Ledger) -> None:
     move_back(ledger.engine, "0006")
     assert {row["id"]: row for row in read(ledger.engine, "usage")} == {row.id: old_row(row) for row in rows}
     assert {tuple(row.values()) for row in read(ledger.engine, "usage_tags")} == {
-        (tag, row.time, row.id) for row in rows for tag in row.payer.tags
+        (tag, row.time, row.id) for row in rows for tag in payer_of(row.payer).tags
     }
     of_keys: dict[tuple[Any, ...], list[UsageRow]] = {}
     for row in rows:
         day = day_of(row).date()
         for period, start in (("day", day), ("month", day.replace(day=1))):
-            of_keys.setdefault((period, start, row.payer.key_id, row.target.model), []).append(row)
+            of_keys.setdefault((period, start, payer_of(row.payer).key_id, target_of(row.target).model), []).append(row)
     kept = [row for row in read(ledger.engine, "usage_totals") if row.pop("dimension") == "key"]
     assert {tuple(row.pop(name) for name in ("period", "start", "value", "model")): row for row in kept} == {
         key: expected_sums(members) for key, members in of_keys.items()

@@ -12,6 +12,7 @@ from typing import Any
 from spool_rows import make_row
 from sqlalchemy import Connection, event
 
+from twisted_vllm.ledger.references import payer_of, target_of
 from twisted_vllm.ledger.values import UsageRow
 from twisted_vllm.store.usage import write
 from twisted_vllm.store.usage_queries import RowsAsked, count_rows, page_of_rows
@@ -90,10 +91,16 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
     keep(connection, rows)
     for equals, matches in (
         ({}, lambda _: True),
-        ({"key": "k1"}, lambda row: row.payer.key_id == "k1"),
-        ({"key": ""}, lambda row: row.payer.key_id == ""),
-        ({"user": "É", "model": "qwen"}, lambda row: (row.payer.user_id, row.target.model) == ("É", "qwen")),
-        ({"tag": "b", "team": "red"}, lambda row: "b" in row.payer.tags and row.payer.team_id == "red"),
+        ({"key": "k1"}, lambda row: payer_of(row.payer).key_id == "k1"),
+        ({"key": ""}, lambda row: payer_of(row.payer).key_id == ""),
+        (
+            {"user": "É", "model": "qwen"},
+            lambda row: (payer_of(row.payer).user_id, target_of(row.target).model) == ("É", "qwen"),
+        ),
+        (
+            {"tag": "b", "team": "red"},
+            lambda row: "b" in payer_of(row.payer).tags and payer_of(row.payer).team_id == "red",
+        ),
         ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
     ):
         asked = RowsAsked(START + 10**12, END - 10**12, equals, successful=True)
@@ -142,7 +149,7 @@ def check_that_days_come_in_pages(connection: Connection) -> None:
             break
         got += page
     assert total == len(got)
-    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if row.payer.user_id == "Ada")
+    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if payer_of(row.payer).user_id == "Ada")
     assert [row[0] for row in got] == sorted((row[0] for row in got), reverse=True)
     assert keys_by_spend(connection, 0, 10) == []
     assert users_by_spend(connection, 0, 10) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -17,6 +18,7 @@ from twisted_vllm.gateway.tariff import Tariff
 from twisted_vllm.gateway.uploaded_audio import audio_uploaded
 from twisted_vllm.ledger.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.ledger.prices import FREE, PriceBook, cost_of, expected_cost
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.stream_filter import Fingerprint
 from twisted_vllm.ledger.values import NOTHING_USED, Target, UsageRow
 from twisted_vllm.limits.reservation import Reservation
@@ -273,8 +275,8 @@ class Accounts:
         return found
 
 
-def _target(tariff: Tariff, route: Route, record: RequestRecord) -> Target:
+def _target(tariff: Tariff, route: Route, record: RequestRecord) -> msgspec.Raw:
     """Return what requests of a tariff ask of whom, in the words of the log, from which secrets are struck out."""
     model, where = record.model[:TEXT_LIMIT], route.name or record.route
-    found = tariff.target = Target(model, record.server, where, record.method, tariff.prices.text)
+    found = tariff.target = refer(Target(model, record.server, where, record.method, tariff.prices.text))
     return found

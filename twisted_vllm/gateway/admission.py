@@ -23,6 +23,7 @@ from twisted_vllm.gateway.paths import Target, target
 from twisted_vllm.gateway.routing import Router
 from twisted_vllm.gateway.splices import Edit, rename_edit, salt_edit, splice, usage_edits
 from twisted_vllm.ledger.readers import INJECTABLE
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.values import Payer
 from twisted_vllm.wire.headers import is_form, is_json
 
@@ -47,7 +48,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     target: Target
     needs_body: bool
     wants_body: bool
-    payer: Payer
+    payer: msgspec.Raw
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -247,8 +248,8 @@ class Admission:
         return UNREAD
 
 
-def _payer_of(principal: Principal) -> Payer:
-    return Payer(
+def _payer_of(principal: Principal) -> msgspec.Raw:
+    payer = Payer(
         principal.kind,
         principal.key_id,
         principal.hash_prefix,
@@ -257,6 +258,7 @@ def _payer_of(principal: Principal) -> Payer:
         principal.team_id,
         principal.tags,
     )
+    return refer(payer)
 
 
 def _unnamed() -> ModelUndetermined:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from twisted_vllm.access.routes import Route
 from twisted_vllm.gateway.uploaded_audio import AUDIO_ROUTES
 from twisted_vllm.ledger.prices import Prices
 from twisted_vllm.ledger.readers import Reading, reading
-from twisted_vllm.ledger.values import Target
 
 #: media types of answers that are remembered for each
 MOST_READINGS = 16
@@ -53,4 +54,4 @@ class Tariff:
         self.takes_model = route.takes_model
         self.hears = route.path in AUDIO_ROUTES
         self.readings = Readings(route.path)
-        self.target: Target | None = None
+        self.target: msgspec.Raw | None = None

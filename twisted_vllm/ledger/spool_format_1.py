@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from twisted_vllm.ledger.references import refer
 from twisted_vllm.ledger.values import Payer, Target, UsageRow
 
 
@@ -60,8 +61,8 @@ def row_of_format_1(text: bytes) -> UsageRow:
     """
     row = _decode(text)
     return UsageRow(
-        payer=Payer(row.kind, row.key_id, row.key_hash, row.key_name, row.user_id, row.team_id, row.tags),
-        target=Target(row.model, row.server, row.route, row.method, tuple(row.prices.items())),
+        payer=refer(Payer(row.kind, row.key_id, row.key_hash, row.key_name, row.user_id, row.team_id, row.tags)),
+        target=refer(Target(row.model, row.server, row.route, row.method, tuple(row.prices.items()))),
         headers=row.headers or None,
         **{name: getattr(row, name) for name in _SAME},
     )

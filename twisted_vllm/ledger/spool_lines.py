@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 from zlib import crc32
 
 import attrs
 import msgspec
 
+from twisted_vllm.ledger.cleaning import clean_struct
+from twisted_vllm.ledger.references import payer_of, refer, target_of
 from twisted_vllm.ledger.spool_format_1 import row_of_format_1
-from twisted_vllm.ledger.values import Payer, Target, UsageRow
+from twisted_vllm.ledger.values import UsageRow
 
 #: of the format. Fields with defaults may be added at the end of `UsageRow` without a new one.
 VERSION = 2
@@ -24,17 +25,7 @@ VERSION = 2
 LINE_ROWS = 256
 #: how much of a file is read at a time, in bytes
 READ_BYTES = 1 << 20
-#: the longest text that a database indexes without complaint, in characters
-MAX_TEXT = 255
-#: the longest of any other text, such as a path
-MAX_LONG_TEXT = 4_096
-#: the largest number that every column and a year's sum of it can hold
-MAX_NUMBER = 2**52
-
-_S = TypeVar("_S", bound=msgspec.Struct)
-
 _HEAD = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
-_INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "end_user", "model")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[UsageRow]).decode
@@ -84,38 +75,23 @@ def decode_line(line: bytes) -> Sequence[UsageRow] | None:
     try:
         if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
             return None
-        return (row_of_format_1(line[9:]),) if line[9:10] == b"{" else _decode(line[9:])
+        if line[9:10] == b"{":
+            return (row_of_format_1(line[9:]),)
+        rows = _decode(line[9:])
+        # what rows refer to is not read with them
+        for payer in {bytes(row.payer) for row in rows}:
+            payer_of(payer)
+        for target in {bytes(row.target) for row in rows}:
+            target_of(target)
+        return rows
     except ValueError:
         return None
 
 
 def clean(row: UsageRow) -> UsageRow:
     """Return a row that every database takes: no NUL, no lone surrogate, no text or number that is too large."""
-    return _clean_struct(row)
-
-
-def _clean_struct(struct: _S) -> _S:
-    values: list[Any] = []
-    for name in struct.__struct_fields__:
-        value = getattr(struct, name)
-        if isinstance(value, (Payer, Target)):
-            value = _clean_struct(value)
-        elif isinstance(value, str):
-            value = _clean_text(value)[: MAX_TEXT if name in _INDEXED else MAX_LONG_TEXT]
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = max(-MAX_NUMBER, min(value, MAX_NUMBER))
-        elif name == "tags":
-            value = tuple(_clean_text(each)[:MAX_TEXT] for each in value)
-        elif name == "prices":
-            value = tuple((_clean_text(key), _clean_text(each)[:MAX_LONG_TEXT]) for key, each in value)
-        elif isinstance(value, dict):
-            value = {_clean_text(key): _clean_text(each)[:MAX_LONG_TEXT] for key, each in value.items()}
-        values.append(value)
-    return type(struct)(*values)
-
-
-def _clean_text(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    payer, target = refer(clean_struct(payer_of(row.payer))), refer(clean_struct(target_of(row.target)))
+    return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
 
 
 def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:

@@ -32,8 +32,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 NOTHING_USED = Usage()
 
 
-class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True, cache_hash=True):
-    """Who pays: the same for very many rows, so that each only refers to it.
+class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Who pays: the same for very many rows.
 
     Attributes:
         kind: of the principal: ``key``, ``master``, ``anonymous`` or ``preflight``.
@@ -54,7 +54,7 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True, cache_hash=T
     tags: tuple[str, ...] = ()
 
 
-class Target(msgspec.Struct, frozen=True, gc=False, array_like=True, cache_hash=True):
+class Target(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What was asked of whom, and at which prices: likewise.
 
     Attributes:
@@ -78,8 +78,8 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     Attributes:
         id: what it is known by for good, made here, 32 hex digits: the second of `time`, and 96 random bits.
         time: when it began, in microseconds since 1970.
-        payer: who pays.
-        target: what was asked of whom.
+        payer: who pays: the JSON of a `Payer`, which very many rows share.
+        target: what was asked of whom: the JSON of a `Target`, likewise.
         request_id: the ``x-request-id`` that the client and vLLM saw where it is the client's, which may repeat; empty
             where it is `id`.
         end_user: for whom the caller says that it asks.
@@ -98,8 +98,8 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     id: str
     time: int
-    payer: Payer
-    target: Target
+    payer: msgspec.Raw
+    target: msgspec.Raw
     request_id: str = ""
     end_user: str | None = None
     headers: Mapping[str, str] | None = None

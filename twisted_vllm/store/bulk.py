@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import JSON, Column, Connection, String, Table
+from sqlalchemy import JSON, Boolean, Column, Connection, String, Table
 from sqlalchemy.dialects import postgresql
 
 #: how many rows go into one statement of SQLite, which is compiled once for each of these and takes 32,766 values
@@ -22,6 +22,8 @@ _POSTGRESQL = postgresql.dialect()
 #: what SQLite takes for NULL, in columns of text and of numbers that may be that, which are never negative: its driver
 #: looks for an adapter of each None, which takes ten times as long as binding a number
 _NO_TEXT, _NO_NUMBER = 0, -1
+#: kinds of rows whose statements are remembered, each of up to 60 kB
+_MOST_KINDS = 16
 
 #: one row's values in the order of the table's columns: text, whole numbers, None; JSON as its text, a date as ISO 8601
 Values = Sequence[str | int | None]
@@ -41,36 +43,37 @@ def _mark(column: Column[Any]) -> int | None:
     return _NO_TEXT if isinstance(column.type, (String, JSON)) else _NO_NUMBER
 
 
-def _marked(column: Sequence[Any], mark: int | None) -> Sequence[Any]:
-    """Return values with the column's mark in the place of each None."""
-    absent = 0 if mark is None else column.count(None)
-    if not absent:
-        return column
-    if absent == len(column):
-        return [mark] * absent
-    return [mark if value is None else value for value in column]
+def _nothing(column: Column[Any]) -> str:
+    """Return the least that a column may have, as SQL writes it."""
+    if column.nullable:
+        return "NULL"
+    return "''" if isinstance(column.type, String) else "0"
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Return where the rows of each of SQLite's statements begin and end."""
+    start = 0
+    for size in _CHUNKS:
+        while count - start >= size:
+            yield start, start + size
+            start += size
 
 
 class BulkInsert:
     """Inserts into one table."""
 
-    def __init__(
-        self, table: Table, tail: str = "", *, postgresql_tail: str | None = None, sqlite_or: str = ""
-    ) -> None:
+    def __init__(self, table: Table, tail: str = "", *, postgresql_tail: str | None = None) -> None:
         """Prepare the statements.
 
         Args:
             table: where to, of at most 32 columns.
             tail: what follows the values: ``ON CONFLICT …``, ``RETURNING …``.
             postgresql_tail: the same for PostgreSQL, where it differs.
-            sqlite_or: what SQLite does with a row that it cannot take, if not end the statement: ``IGNORE``.
         """
         names = ", ".join(f'"{column.name}"' for column in table.columns)
         head = f'INTO "{table.name}" ({names})'
-        self._marks = [_mark(column) for column in table.columns]
-        one = f"({', '.join('?' if mark is None else f'NULLIF(?, {mark})' for mark in self._marks)})"
-        insert = f"INSERT OR {sqlite_or}" if sqlite_or else "INSERT"
-        self._sqlite = {size: f"{insert} {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
+        one = f"({', '.join(['?'] * len(table.columns))})"
+        self._sqlite = {size: f"INSERT {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
         casts = ", ".join(
             f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
         )
@@ -91,31 +94,78 @@ class BulkInsert:
             results = [connection.exec_driver_sql(self._postgresql, (_encode(rows).decode(),))] if rows else []
         else:
             results = [
-                connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows[start:end])))
-                for statement, start, end in self._pieces(len(rows))
+                connection.exec_driver_sql(self._sqlite[end - start], tuple(chain.from_iterable(rows[start:end])))
+                for start, end in _pieces(len(rows))
             ]
         return [row for result in results if result.returns_rows for row in result.fetchall()]
 
-    def count(self, connection: Connection, columns: Sequence[Sequence[Any]]) -> int:
-        """Insert rows, given as columns, into SQLite, and return how many it took.
+
+class SparseInsert:
+    """Inserts rows that have nothing in many of their columns into one table of SQLite, where they are not there yet.
+
+    To bind a value costs a good deal more than to have a constant in the statement. So a column in which none of the
+    rows has anything is not bound; in the others, what is to be NULL is bound as a number that nothing else is.
+    """
+
+    def __init__(self, table: Table) -> None:
+        """Prepare; `table` has at most 32 columns, and no number in it that may be NULL is negative."""
+        self._head = f'INSERT OR IGNORE INTO "{table.name}"'
+        self._marks = [_mark(column) for column in table.columns]
+        self._nothing = [_nothing(column) for column in table.columns]
+        self._truths = [number for number, column in enumerate(table.columns) if isinstance(column.type, Boolean)]
+        self._kinds: dict[tuple[int, ...], dict[int, str]] = {}
+
+    def run(self, connection: Connection, values: list[Any]) -> int:
+        """Insert rows, and return how many were not there.
+
+        Args:
+            connection: where to.
+            values: those of the first row in the order of the table's columns, then those of the second, and so on;
+                they are used up.
 
         Raises:
-            SQLAlchemyError, OverflowError, UnicodeError: likewise.
+            SQLAlchemyError: the database failed.
+            OverflowError, UnicodeError: a value is none that a database keeps.
         """
-        columns = [_marked(column, mark) for column, mark in zip(columns, self._marks, strict=True)]
-        # `zip` makes one tuple and fills it again and again, so the garbage collector hears of none
-        return sum(
-            [
-                connection.exec_driver_sql(
-                    statement, tuple(chain.from_iterable(zip(*[column[start:end] for column in columns], strict=True)))
-                ).rowcount
-                for statement, start, end in self._pieces(len(columns[0]))
-            ]
-        )
+        width = len(self._marks)
+        count = len(values) // width
+        unbound: list[int] = []
+        # from the last on: the others stay where they are
+        for number in reversed(range(width)):
+            mark, is_truth = self._marks[number], number in self._truths
+            if values[number] and mark is None and not is_truth:
+                continue
+            column = values[number::width]
+            if not any(column) if mark is None else column.count(None) == count:
+                del values[number::width]
+                unbound.append(number)
+                width -= 1
+            elif is_truth:
+                values[number::width] = map(int, column)
+            elif mark is not None and None in column:
+                values[number::width] = [mark if value is None else value for value in column]
+        statements = self._statements(tuple(unbound))
+        inserted = 0
+        for start, end in _pieces(count):
+            size = end - start
+            if size not in statements:
+                statements[size] = f"{self._head} VALUES {', '.join([self._row(unbound)] * size)}"
+            result = connection.exec_driver_sql(statements[size], tuple(values[start * width : end * width]))
+            inserted += result.rowcount
+        return inserted
 
-    def _pieces(self, count: int) -> Iterator[tuple[str, int, int]]:
-        start = 0
-        for size in _CHUNKS:
-            while count - start >= size:
-                yield self._sqlite[size], start, start + size
-                start += size
+    def _statements(self, unbound: tuple[int, ...]) -> dict[int, str]:
+        """Return the statements for rows that have nothing in these columns, by the number of rows."""
+        found = self._kinds.get(unbound)
+        if found is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                self._kinds.clear()
+            found = self._kinds[unbound] = {}
+        return found
+
+    def _row(self, unbound: Sequence[int]) -> str:
+        values = (
+            nothing if number in unbound else "?" if mark is None else f"NULLIF(?, {mark})"
+            for number, (nothing, mark) in enumerate(zip(self._nothing, self._marks, strict=True))
+        )
+        return f"({', '.join(values)})"

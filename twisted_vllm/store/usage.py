@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Table, delete, select
 
 from twisted_vllm.ledger.interfaces import Spent
 from twisted_vllm.ledger.values import UsageRow
-from twisted_vllm.store.bulk import BulkInsert
+from twisted_vllm.store.bulk import BulkInsert, SparseInsert
 from twisted_vllm.store.repository import in_chunks
 from twisted_vllm.store.usage_batch import UsageBatch
 from twisted_vllm.store.usage_numbers import Numbers
@@ -32,12 +32,13 @@ def _adding(table: Table) -> BulkInsert:
 
 _rows = BulkInsert(usage, postgresql_tail="ON CONFLICT (time, id) DO NOTHING RETURNING time, id")
 # No error ends these statements half done: SQLite need not copy the pages that they change, for going back.
-_rows_or_none = BulkInsert(usage, sqlite_or="IGNORE")
+_sqlite_rows = SparseInsert(usage)
 _daily = _adding(usage_daily)
 _monthly = _adding(usage_monthly)
 _totals = _adding(usage_totals)
 
-_id, _time_and_id = attrgetter("id"), attrgetter("time", "id")
+
+_id = attrgetter("id")
 
 
 class RowsAreThere(Exception):
@@ -74,9 +75,10 @@ def write(
     """
     if not rows:
         return []
-    if len(set(map(_id, rows))) < len(rows):
-        rows = list({_time_and_id(row): row for row in rows}.values())
     numbers = Numbers() if numbers is None else numbers
+    if checked or connection.dialect.name != "sqlite":
+        # else SQLite tells that one was there
+        rows = _different(rows)
     batch = UsageBatch(rows, numbers)
     numbers.write(connection)
     new = _insert_new(connection, rows, batch, numbers, checked)
@@ -110,7 +112,7 @@ def _insert_new(
         return UsageBatch(new, numbers) if new else None
     if not checked:
         # to ask for each row would cost each, and hardly any is there
-        if _rows_or_none.count(connection, batch.columns) < len(rows):
+        if _sqlite_rows.run(connection, batch.values) < len(rows):
             raise RowsAreThere
         return batch
     known = _known(connection, rows)
@@ -120,6 +122,13 @@ def _insert_new(
     batch = UsageBatch(new, numbers)
     _rows.run(connection, batch.rows())
     return batch
+
+
+def _different(rows: Sequence[UsageRow]) -> Sequence[UsageRow]:
+    """Return rows, each once."""
+    if len(set(map(_id, rows))) == len(rows):
+        return rows
+    return list({(row.time, row.id): row for row in rows}.values())
 
 
 def _known(connection: Connection, rows: Sequence[UsageRow]) -> set[Place]:

@@ -1,4 +1,4 @@
-"""A batch of the ledger's rows as columns, and in groups of rows that are alike.
+"""A batch of the ledger's rows as values, and in groups of rows that are alike.
 
 A row costs the writer's thread microseconds, so what is done for each is done by the interpreter's own loops.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,10 +20,8 @@ from twisted_vllm.store.usage_tables import SUMS
 
 DAY_US = 86_400_000_000
 
-_FIELDS = UsageRow.__struct_fields__
-_AT = {name: place for place, name in enumerate(_FIELDS)}
-#: what is added up beside the number of requests
-_ADDED_AT = tuple(_AT[name] for name in SUMS[3:])
+_AT = {name: place for place, name in enumerate(UsageRow.__struct_fields__)}
+_WIDTH = len(_AT)
 #: where the cost stands among these, and in `Sums`
 _COST, _COST_SUM = SUMS.index("cost") - 3, SUMS.index("cost")
 
@@ -41,11 +41,7 @@ class Group:
         day: the number of the day since 1970 (UTC).
         sums: of the rows.
         cost: of these, what the rows cost together, in picodollars.
-        first: when the first of the rows began, in microseconds since 1970.
-        last: when the last of them did.
     """
-
-    __slots__ = ("_costs", "_times", "cost", "day", "first", "last", "sums")
 
     def __init__(self, day: int, measures: Iterable[Sequence[int]]) -> None:
         """Add up.
@@ -60,7 +56,16 @@ class Group:
         self.sums: Sums = [len(times), successful, len(times) - successful, *map(sum, added)]
         self._times, self._costs = times, added[_COST]
         self.cost = self.sums[_COST_SUM]
-        self.first, self.last = min(times), max(times)
+
+    @cached_property
+    def first(self) -> int:
+        """When the first of the rows began, in microseconds since 1970."""
+        return min(self._times)
+
+    @cached_property
+    def last(self) -> int:
+        """When the last of them did."""
+        return max(self._times)
 
     def cost_since(self, time: int) -> int:
         """Return what those rows cost that did not begin before a time in microseconds since 1970."""
@@ -73,7 +78,7 @@ class UsageBatch:
     """Rows of which none is there twice.
 
     Attributes:
-        columns: the values of the ledger's columns, those of a column together.
+        values: of the ledger's columns: those of the first row, then those of the second, and so on.
         paid: the rows of a day that have payer and target in common.
         asked: likewise those that have end user and target in common; ``""`` is none.
     """
@@ -84,24 +89,14 @@ class UsageBatch:
         Args:
             rows: some, at least one.
             numbers: gives their payers and targets numbers.
-
-        Raises:
-            UnicodeError: there is text that no database keeps.
         """
-        self.columns: list[Sequence[Any]] = list(zip(*map(_astuple, rows), strict=True))
-        columns, at = self.columns, _AT
-        times, end_users = columns[at["time"]], columns[at["end_user"]]
-        successes = [
-            outcome == "completed" and status < 400
-            for outcome, status in zip(columns[at["outcome"]], columns[at["status"]], strict=True)
-        ]
-        measures = [times, successes, *(columns[place] for place in _ADDED_AT)]
+        self.values: list[Any] = list(chain.from_iterable(map(_astuple, rows)))
+        times, end_users = self._column("time"), self._column("end_user")
+        measures = [times, self._successes(), *map(self._column, SUMS[3:])]
         first, last = min(times) // DAY_US, max(times) // DAY_US
         days = [first] * len(rows) if first == last else [time // DAY_US for time in times]
-        payers = list(map(numbers.payers.__getitem__, columns[at["payer"]]))
-        targets = list(map(numbers.targets.__getitem__, columns[at["target"]]))
-        payer_of = dict(zip(payers, columns[at["payer"]], strict=True))
-        target_of = dict(zip(targets, columns[at["target"]], strict=True))
+        payers, payer_of = numbers.payers.of(self._column("payer"))
+        targets, target_of = numbers.targets.of(self._column("target"))
         self.paid: list[tuple[Payer, Target, Group]] = [
             (payer_of[payer], target_of[target], Group(day, members))
             for (day, payer, target), members in _gather(days, payers, targets, measures)
@@ -112,19 +107,28 @@ class UsageBatch:
                 (end_user or "", target_of[target], Group(day, members))
                 for (day, end_user, target), members in _gather(days, end_users, targets, measures)
             ]
-        columns[at["payer"]], columns[at["target"]] = payers, targets
+        self._put("payer", payers)
+        self._put("target", targets)
         for name, change in (("request_id", str), ("error", str), ("headers", _json_text)):
-            values = columns[at[name]]
-            columns[at[name]] = (
-                [change(value) if value else None for value in values] if any(values) else [None] * len(rows)
-            )
-        # an integer is what SQLite keeps, and its driver looks for no adapter
-        for name in ("stream", "estimated"):
-            columns[at[name]] = list(map(int, columns[at[name]]))
+            values = self._column(name)
+            self._put(name, [change(each) if each else None for each in values] if any(values) else [None] * len(rows))
+
+    def _successes(self) -> list[bool]:
+        outcomes, statuses = self._column("outcome"), self._column("status")
+        # which is said at once of equal objects
+        if outcomes.count("completed") == statuses.count(200) == len(outcomes):
+            return [True] * len(outcomes)
+        return [outcome == "completed" and status < 400 for outcome, status in zip(outcomes, statuses, strict=True)]
+
+    def _column(self, name: str) -> list[Any]:
+        return self.values[_AT[name] :: _WIDTH]
+
+    def _put(self, name: str, column: list[Any]) -> None:
+        self.values[_AT[name] :: _WIDTH] = column
 
     def rows(self) -> list[Values]:
         """Return the values of the ledger's columns, those of a row together."""
-        return list(zip(*self.columns, strict=True))
+        return [self.values[start : start + _WIDTH] for start in range(0, len(self.values), _WIDTH)]
 
 
 def _gather(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
 
+from twisted_vllm.ledger.references import payer_of, target_of
 from twisted_vllm.ledger.values import Payer, Target
 from twisted_vllm.store.bulk import BulkInsert, Values
 from twisted_vllm.store.usage_tables import usage_payer_tags, usage_payers, usage_targets
@@ -25,54 +26,63 @@ _payer_tags = BulkInsert(usage_payer_tags, "ON CONFLICT DO NOTHING")
 _targets = BulkInsert(usage_targets, "ON CONFLICT DO NOTHING")
 
 
-def number_of(value: Payer | Target) -> int:
-    """Return a value's number, 63 bits of a hash of what it says.
-
-    Raises:
-        UnicodeError: it has text that no database keeps.
-    """
-    return int.from_bytes(blake2b(_json(value), digest_size=8).digest(), "big") >> 1
+def number_of(text: bytes) -> int:
+    """Return a value's number, 63 bits of a hash of what it says: nobody has to ask for it."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-class _Numbers(dict[V, int], Generic[V]):
+class _Numbers(Generic[V]):
     """Numbers of values that the database has, or that are written with this transaction."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.new: dict[int, V] = {}
+    def __init__(self, decode: Callable[[bytes], V]) -> None:
+        self._decode: Callable[[bytes], V] = decode
+        self._known: dict[bytes, tuple[int, V]] = {}
+        self._new: dict[int, V] = {}
 
-    def __missing__(self, value: V) -> int:
-        number = number_of(value)
-        self.new[number] = value
-        self[value] = number
-        return number
+    def of(self, references: Sequence[msgspec.Raw]) -> tuple[list[int], dict[int, V]]:
+        """Return the number for each, and what has these numbers."""
+        # very many share theirs, and it cannot be hashed
+        whose = list(map(id, references))
+        shared = dict(zip(whose, references, strict=True))
+        found = {which: self._numbered(bytes(text)) for which, text in shared.items()}
+        if len(found) == 1:
+            [(number, value)] = found.values()
+            return [number] * len(references), {number: value}
+        return [found[which][0] for which in whose], dict(found.values())
+
+    def _numbered(self, text: bytes) -> tuple[int, V]:
+        found = self._known.get(text)
+        if found is None:
+            found = self._known[text] = number_of(text), self._decode(text)
+            self._new[found[0]] = found[1]
+        return found
 
     def write(self, insert: Callable[[dict[int, V]], None]) -> None:
-        if self.new:
+        if self._new:
             # sorted: every process takes the locks in this order
-            insert(dict(sorted(self.new.items())))
-            self.new.clear()
+            insert(dict(sorted(self._new.items())))
+            self._new.clear()
 
     def bound(self) -> None:
-        if len(self) > MOST_KNOWN:
-            self.clear()
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
 
     def forget(self) -> None:
-        self.clear()
-        self.new.clear()
+        self._known.clear()
+        self._new.clear()
 
 
 class Numbers:
     """What is known to be in the database. It must `forget` when a transaction fails and with its connection.
 
     Attributes:
-        payers: the number of each payer, made where it is asked for.
-        targets: of each target, likewise.
+        payers: gives payers numbers.
+        targets: gives targets numbers.
     """
 
     def __init__(self) -> None:
-        self.payers: _Numbers[Payer] = _Numbers()
-        self.targets: _Numbers[Target] = _Numbers()
+        self.payers: _Numbers[Payer] = _Numbers(payer_of)
+        self.targets: _Numbers[Target] = _Numbers(target_of)
 
     def bound(self) -> None:
         """Forget what is too much; for the beginning of a transaction."""
