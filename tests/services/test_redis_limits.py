@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -252,6 +253,17 @@ async def test_a_redis_that_hangs_is_waited_for_no_longer_than_allowed_and_leaks
     # Neither the admission that was asked for in vain nor the one that ended meanwhile holds anything.
     await until(reactor, lambda: limiter._unsettled.is_empty)
     await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_was_busy_itself_does_not_take_redis_for_away(make_limiter: MakeLimiter) -> None:
+    limiter = await make_limiter(timeout=0.25)
+    with captured_logs() as events:
+        for busy in (0.1, 0.26, 0.3, 0.36, 0.6, 1.1):
+            asked = limiter.admit([key()], "", 0, 0, NOON)
+            time.sleep(busy)
+            await asked
+    assert texts(events) == []
 
 
 @pytest_twisted.ensureDeferred

@@ -18,6 +18,8 @@ from twisted_vllm.limits.scripts import Script
 
 #: seconds between two attempts to connect
 RETRY_SECONDS = 0.5
+#: looks at a silent connection within its timeout; one more in vain ends it
+LOOKS = 4
 
 
 class RedisAway(Exception):
@@ -83,7 +85,8 @@ class RedisConnection:
         reactor: Twisted's.
         server: where Redis is.
         timeout: seconds for which Redis may give no answer while one is due; then the connection is closed, and another
-            is made. The time runs from the last answer: a long line of commands is no reason to give up.
+            is made. The time runs from the last answer: a long line of commands is no reason to give up. It is taken
+            by looks between which the reactor sent and read: neither is this process' own being busy.
         connected: called with a new connection that was let in.
         lost: called when a connection is lost, or was not let in, with the reason.
     """
@@ -101,7 +104,7 @@ class RedisConnection:
         self._connected = connected
         self._lost = lost
         self._due = 0
-        self._heard_at = 0.0
+        self._silent_looks = 0
         self._watch: IDelayedCall | None = None
         self._protocol: Any = None
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
@@ -142,8 +145,8 @@ class RedisConnection:
             return _as_away(failure)
 
         if not self._due:
-            self._heard_at = self._reactor.seconds()
-            self._look_later(self._timeout)
+            self._silent_looks = 0
+            self._look_later()
         self._due += 1
         sent = _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
         return sent.addErrback(failed).addBoth(self._heard)
@@ -177,25 +180,21 @@ class RedisConnection:
 
     def _heard(self, result: Any) -> Any:
         self._due -= 1
-        self._heard_at = self._reactor.seconds()
+        self._silent_looks = 0
         return result
 
-    def _look_later(self, seconds: float) -> None:
+    def _look_later(self) -> None:
         if self._watch is None:
-            self._watch = self._reactor.callLater(seconds, self._look, self._reactor.seconds() + seconds)
+            self._watch = self._reactor.callLater(self._timeout / LOOKS, self._look)
 
-    def _look(self, planned: float) -> None:
-        """Give up, if the last answer is too long ago."""
+    def _look(self) -> None:
+        """Give up, if one look too many found nothing. However late it comes, a look counts once."""
         self._watch = None
         if not self._due:
             return
-        now = self._reactor.seconds()
-        if now - planned > self._timeout / 2:
-            # This process was busy meanwhile: commands may not have been sent yet, or answers not read.
-            self._heard_at = now
-        left = self._heard_at + self._timeout - now
-        if left > 0:
-            self._look_later(left)
+        self._silent_looks += 1
+        if self._silent_looks <= LOOKS:
+            self._look_later()
         else:
             self._lost(f"it gave no answer for {self._timeout:g} seconds")
             self.drop()
