@@ -18,8 +18,6 @@ from ledger_harness import CHAT, CHAT_BODY, LedgerGateway
 from process_harness import FULL, request_head
 from twistd_harness import REPOSITORY, environment, wait_until
 
-from twisted_vllm.ledger.writer import BATCH_ROWS
-
 #: requests a second that are sent, and that must at least have been answered
 PACE, AT_LEAST = (2_000, 1_990) if FULL else (1_200, 1_000)
 SECONDS = 60.0 if FULL else 4.0
@@ -118,6 +116,7 @@ def test_the_spool_does_not_grow_under_a_load_that_goes_on(tmp_path: Path) -> No
     )
     assert (told["wrong"], told["answers"]) == ([], total)
     assert rate >= AT_LEAST
-    assert thirds[2] <= thirds[0] + BATCH_ROWS
+    # no more than a second brings
+    assert thirds[2] <= thirds[0] + PACE
     assert caught_up <= CATCH_UP
     assert rows == sums == (total, total * TOKENS)
