@@ -182,7 +182,7 @@ async def test_a_body_that_ends_with_the_connection_arrives_whole(stand_in: Any,
     upstream.send(b"HTTP/1.0 200 OK\r\n\r\nall")
     upstream.send(b" of it")
     upstream.close()
-    await client.until_received(b"0\r\n\r\n")
+    await client.until_received(b"\r\n0\r\n\r\n")
     assert client.received.partition(b"\r\n\r\n")[2].endswith(b"0\r\n\r\n")
     assert b"of it" in client.received
 

@@ -25,7 +25,7 @@ async def test_chunk_extensions_and_sizes_of_the_client_s_own_are_not_passed_on(
     upstream = await server.connection()
     await upstream.until_received(b"de\r\n")
     client.send(b"00;last\r\n\r\n")
-    await upstream.until_received(b"0\r\n\r\n")
+    await upstream.until_received(b"\r\n0\r\n\r\n")
     assert upstream.received.partition(b"\r\n\r\n")[2] in (
         chunk(b"abcde") + b"0\r\n\r\n",
         chunk(b"abc") + chunk(b"de") + b"0\r\n\r\n",

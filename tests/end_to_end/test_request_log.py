@@ -42,7 +42,7 @@ async def test_a_line_tells_who_asked_for_what_and_how_it_went(stand_in: Any, ga
     await client.until_received(b"abc")
     gateway.clock.advance(0.5)
     upstream.send(b"2\r\nde\r\n0\r\n\r\n")
-    await client.until_received(b"0\r\n\r\n")
+    await client.until_received(b"\r\n0\r\n\r\n")
     line = gateway.request_lines()[-1]
     assert line.keys() == FIELDS
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))

@@ -77,7 +77,7 @@ async def test_an_upload_reaches_the_server_as_it_comes(stand_in: Any, gateway_t
         await upstream.until_received(piece)
     if chunked:
         client.send(b"0\r\n\r\n")
-        await upstream.until_received(b"0\r\n\r\n")
+        await upstream.until_received(b"\r\n0\r\n\r\n")
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.until_received(b"\r\n\r\nok")
 
