@@ -10,8 +10,6 @@ from live_gateway import PATIENCE, LiveGateway, ask, json_request
 openai = pytest.importorskip("openai", reason="this test needs OpenAI's SDK: pip install openai")
 anthropic = pytest.importorskip("anthropic", reason="this test needs Anthropic's SDK: pip install anthropic")
 
-#: the lab's model is a small one that makes things up, now and then nothing that can be printed
-GREEDY = {"temperature": 0}
 MESSAGES = [{"role": "user", "content": "Say hello"}]
 
 
@@ -111,14 +109,16 @@ def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_mo
 
 
 def test_anthropic_gets_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
-    message = claude.messages.create(model=chat_model, messages=MESSAGES, max_tokens=8, extra_body=GREEDY)
+    message = claude.messages.create(model=chat_model, messages=MESSAGES, max_tokens=8, extra_body={"temperature": 0})
     assert message.content[0].text
     assert message.usage.output_tokens == 8
     assert message.stop_reason == "max_tokens"
 
 
 def test_anthropic_streams_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
-    with claude.messages.stream(model=chat_model, messages=MESSAGES, max_tokens=8) as stream:
+    with claude.messages.stream(
+        model=chat_model, messages=MESSAGES, max_tokens=8, extra_body={"temperature": 0}
+    ) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert final.content[0].text == text

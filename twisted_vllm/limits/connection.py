@@ -85,8 +85,8 @@ class RedisConnection:
         reactor: Twisted's.
         server: where Redis is.
         timeout: seconds for which Redis may give no answer while one is due; then the connection is closed, and another
-            is made. The time runs from the last answer: a long line of commands is no reason to give up. It is taken
-            by looks between which the reactor sent and read: neither is this process' own being busy.
+            is made. The time runs from the last answer, and is counted in looks between which the reactor sends and
+            reads: neither a long line of commands nor this process' own being busy is a reason to give up.
         connected: called with a new connection that was let in.
         lost: called when a connection is lost, or was not let in, with the reason.
     """
@@ -104,6 +104,7 @@ class RedisConnection:
         self._connected = connected
         self._lost = lost
         self._due = 0
+        #: looks since the last answer that found none, while one was due
         self._silent_looks = 0
         self._watch: IDelayedCall | None = None
         self._protocol: Any = None
@@ -145,7 +146,6 @@ class RedisConnection:
             return _as_away(failure)
 
         if not self._due:
-            self._silent_looks = 0
             self._look_later()
         self._due += 1
         sent = _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
