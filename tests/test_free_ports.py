@@ -6,7 +6,8 @@ import socket
 import sys
 
 import pytest
-from free_ports import free_port
+
+from tests.free_ports import free_port
 
 HOST = "127.0.0.1"
 #: sockets that ask for any port, of some 14,000 that Linux chooses from, and ports that are held

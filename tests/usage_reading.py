@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from twisted_vllm.ledger.readers import JsonKind, json_reader, reading
-from twisted_vllm.ledger.usage_reader import UsageReader
+from twisted_vllm.usage.readers.interfaces import UsageReader
+from twisted_vllm.usage.readers.registry import JsonKind, json_reader, reading
 
 
 def reader_for(

@@ -15,17 +15,17 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.access.index import KeyIndex
-from twisted_vllm.access.keys import Authenticator
-from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.observe.metrics import Metrics
-from twisted_vllm.store.interfaces import IStore
-from twisted_vllm.store.memory import MemoryDatabase
-from twisted_vllm.store.registry import Registry
-from twisted_vllm.store.store import Store
+from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.interfaces import IStore
+from twisted_vllm.storage.memory import MemoryDatabase
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.store import Store
 
 MASTER_KEY = "sk-master-secret-0123"
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import base64
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
 
-from twisted_vllm.access.records import MASTER
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from twisted_vllm.auth.records import MASTER
 
 CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",

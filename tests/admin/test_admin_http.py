@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway
 
-from twisted_vllm.store.memory import MemoryDatabase
-from twisted_vllm.store.store import Store
+from tests.admin.admin_harness import Gateway
+from twisted_vllm.storage.memory import MemoryDatabase
+from twisted_vllm.storage.store import Store
 
 
 def test_the_front_page_says_what_this_is(gateway: Gateway) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import Gateway
+
+from tests.admin.admin_harness import Gateway
 
 
 @pytest.mark.parametrize("member", ["user_id", "user_email"])

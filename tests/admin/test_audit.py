@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
 
-from twisted_vllm.access.keys import hash_key
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from twisted_vllm.auth.authenticator import hash_key
 
 KEY = "sk-custom-0123456789"
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway, value_of
 
-from twisted_vllm.access.grants import EndUser
-from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
+from tests.admin.admin_harness import Gateway, value_of
+from twisted_vllm.auth.grants import EndUser
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 
 @pytest.fixture(params=["customer", "end_user"])

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import Gateway
 
+from tests.admin.admin_harness import Gateway
 from twisted_vllm.admin.health import Readiness
 
 LIVENESS = ["/health/liveliness", "/health/liveness"]

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway, HeldStore
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 
+from tests.admin.admin_harness import MASTER_KEY, Gateway, HeldStore
 from twisted_vllm.errors import StoreUnavailable
 
 KEY = "sk-custom-0123456789"

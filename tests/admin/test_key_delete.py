@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import Gateway
+
+from tests.admin.admin_harness import Gateway
 
 
 def test_a_deleted_key_is_refused_on_the_next_request(gateway: Gateway) -> None:

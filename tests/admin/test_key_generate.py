@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
 
-from twisted_vllm.access.keys import hash_key
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from twisted_vllm.auth.authenticator import hash_key
 
 CUSTOM = "sk-custom-0123456789"
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
+
+from tests.admin.admin_harness import MASTER_KEY, Gateway
 
 
 def test_the_administrator_sees_a_key_by_itself_or_by_its_hash(gateway: Gateway) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
+
+from tests.admin.admin_harness import MASTER_KEY, Gateway
 
 OLD = "sk-old-value-0123456789"
 NEW = "sk-new-value-0123456789"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway
+
+from tests.admin.admin_harness import Gateway
 
 KEY = "sk-custom-0123456789"
 FIELDS: dict[str, Any] = {

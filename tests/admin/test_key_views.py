@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import Gateway
+
+from tests.admin.admin_harness import Gateway
 
 
 def test_several_keys_are_shown_at_once_without_those_that_are_not_known(gateway: Gateway) -> None:

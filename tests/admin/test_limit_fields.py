@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway
 
-from twisted_vllm.limits.values import UNLIMITED, Allowance, Limited
+from tests.admin.admin_harness import Gateway
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 KEY = "sk-custom-0123456789"
 

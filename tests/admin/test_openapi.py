@@ -8,16 +8,16 @@ from typing import Any
 
 import attrs
 import pytest
-from admin_harness import MASTER_KEY, NOW, Gateway, value_of
 
-from twisted_vllm.access.records import KeyRecord
+from tests.admin.admin_harness import MASTER_KEY, NOW, Gateway, value_of
 from twisted_vllm.admin import answers, customer_answers, key_answers, people_answers
 from twisted_vllm.admin.openapi_operations import OPERATIONS
 from twisted_vllm.admin.reports import report_end_users, report_key, report_member, report_team, report_user
-from twisted_vllm.limits.values import Allowance
-from twisted_vllm.store.memory import MemoryDatabase
-from twisted_vllm.store.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
-from twisted_vllm.store.store import Store
+from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.storage.memory import MemoryDatabase
+from twisted_vllm.storage.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
+from twisted_vllm.storage.store import Store
 
 CHANGES: dict[str, Any] = {"created_at": NOW, "created_by": "master", "updated_at": NOW, "updated_by": "master"}
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
 from twisted.logger import LogLevel, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
-from twisted_vllm.access.keys import hash_key
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from twisted_vllm.auth.authenticator import hash_key
 
 TENANT = "sk-tenant-secret-4567"
 STRANGER = "sk-stranger-secret-89"

@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
-from usage_rows import id_of, keep, usage_row
+
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from tests.admin.usage_rows import id_of, keep, usage_row
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import NOW, Gateway, value_of
 
-from twisted_vllm.access.records import Spend
-from twisted_vllm.limits.periods import period_of
+from tests.admin.admin_harness import NOW, Gateway, value_of
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.ratelimit.periods import period_of
 
 KEY = "sk-custom-0123456789"
 DOLLAR = 10**12

@@ -12,12 +12,12 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway
-from usage_rows import id_of, keep, usage_row
 
-from twisted_vllm.ledger.references import payer_of, target_of
-from twisted_vllm.ledger.values import UsageRow
-from twisted_vllm.store.usage_queries_plan import moment_of
+from tests.admin.admin_harness import Gateway
+from tests.admin.usage_rows import id_of, keep, usage_row
+from twisted_vllm.storage.usage.queries.plan import moment_of
+from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.references import payer_of, target_of
 
 DIMENSIONS = ("key", "user", "team", "end_user", "tag", "model", "route", "server")
 KEYS = ("0" * 31 + "1", "0" * 31 + "2", "")

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from admin_harness import MASTER_KEY, Gateway
-from server_harness import Client, House, LoggedFailures, TcpTransport, get
 from twisted.internet.defer import Deferred
-from usage_rows import keep, usage_row
 from zope.interface import implementer
 
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from tests.admin.usage_rows import keep, usage_row
+from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.store.interfaces import IStore
-from twisted_vllm.store.memory import MemoryDatabase
-from twisted_vllm.store.store import Store
-from twisted_vllm.store.usage_queries_sums import PAGE
-from twisted_vllm.wire.eager import EagerWrites
-from twisted_vllm.wire.hangup import Hangups
-from twisted_vllm.wire.site import GatewaySite
+from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
+from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.storage.interfaces import IStore
+from twisted_vllm.storage.memory import MemoryDatabase
+from twisted_vllm.storage.store import Store
+from twisted_vllm.storage.usage.queries.sums import PAGE
 
 GROUPS = 2 * PAGE + 500
 
@@ -58,8 +58,8 @@ class Reader:
             streaming={},
             other=gateway.recorded,
             sweeper=house.sweeper,
-            writes=EagerWrites(),
-            hangups=Hangups(house.clock),
+            writes=WriteCoalescer(),
+            hangups=DisconnectWatcher(house.clock),
             reactor=house.clock,
             limits=house.site.limits,
             timeouts=house.site.timeouts,

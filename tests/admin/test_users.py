@@ -3,7 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from admin_harness import Gateway
+
+from tests.admin.admin_harness import Gateway
 
 
 def new(gateway: Gateway, **fields: object) -> Any:

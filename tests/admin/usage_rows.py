@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from admin_harness import Gateway, value_of
-from spool_rows import make_row
-
-from twisted_vllm.ledger.values import UsageRow
-from twisted_vllm.store.usage import write
+from tests.admin.admin_harness import Gateway, value_of
+from tests.usage.spool_rows import make_row
+from twisted_vllm.storage.usage.writes import write
+from twisted_vllm.usage.records import UsageRow
 
 
 def at(text: str) -> int:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import Gateway, StandIn, server_at
 from twisted.internet.defer import ensureDeferred
 
+from tests.end_to_end.end_to_end_harness import Gateway, StandIn, server_at
 from twisted_vllm.config.settings import Server
 from twisted_vllm.simulator.service import SimulatorService, simulator_service
 from twisted_vllm.simulator.settings import SimulatorSettings

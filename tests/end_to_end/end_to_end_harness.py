@@ -16,13 +16,13 @@ from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 
+from twisted_vllm.app.service import GatewayService
 from twisted_vllm.config.collect import secrets_of
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
 from twisted_vllm.errors import ERROR_HEADER
-from twisted_vllm.observe.setup import finish, make_observer, uninstall
-from twisted_vllm.service import GatewayService
-from twisted_vllm.wire.sweeper import INTERVAL
+from twisted_vllm.http.net.deadlines import INTERVAL
+from twisted_vllm.observability.logging.setup import finish, make_observer, uninstall
 
 MASTER_KEY = "sk-master-0123456789abcdef"
 HOST = "127.0.0.1"

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from process_harness import Connection, connect
-from twistd_harness import MASTER_KEY, PATIENCE, Configured, ask, wait_until
+from tests.end_to_end.process_harness import Connection, connect
+from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, Configured, ask, wait_until
 
 TARGET = "/vllm/v1/chat/completions"
 MODEL = "m"

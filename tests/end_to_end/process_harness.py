@@ -13,8 +13,9 @@ from pathlib import Path
 from ssl import SSLContext
 
 import pytest
-from end_to_end_harness import HOST
-from twistd_harness import MASTER_KEY, PATIENCE, Configured, wait_until
+
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, Configured, wait_until
 
 MEBIBYTE = 1 << 20
 #: whether the full counts are run: they take minutes

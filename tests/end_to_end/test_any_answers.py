@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, Wire
 from hypothesis import given
 from hypothesis import strategies as st
-from test_any_segments import CUTS, LAST, Trial, over_sockets
+
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, Wire
+from tests.end_to_end.test_any_segments import CUTS, LAST, Trial, over_sockets
 
 KINDS = ("plain", "chunked", "empty", "junk", "unmodified", "early", "until the end", "hints", "then closes", "half")
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, is_whole
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
+
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, is_whole
 
 KEY = b"Authorization: Bearer " + MASTER_KEY.encode() + b"\r\n"
 LAST = b"0\r\n\r\n"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from end_to_end_harness import HOST
-from process_harness import Connection, ThreadedServer, connected
-from twistd_harness import MASTER_KEY, Configured, Foreground, ask, wait_until
+
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.process_harness import Connection, ThreadedServer, connected
+from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, Foreground, ask, wait_until
 
 CONFIG = """
 passthrough:
@@ -22,7 +23,7 @@ passthrough:
 """
 #: seconds of audio, and the file's bytes for each
 SECONDS, RATE = 2, 32_000
-ANSWERS = Path(__file__).parents[1] / "ledger" / "answers"
+ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
 
 
 def length_in(head: bytes) -> int:

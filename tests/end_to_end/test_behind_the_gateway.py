@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, PATIENCE, request_bytes
 from twisted.internet.threads import deferToThreadPool
 from websockets.sync.client import connect
+
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, PATIENCE, request_bytes
 
 MODEL = "simulated-model"
 MESSAGES = [{"role": "user", "content": "Hello"}]

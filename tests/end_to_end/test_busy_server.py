@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, parse_answer, request_bytes, server_at
-from free_ports import free_port
-from test_client_gone import MANY, soon
-from test_failures import STREAM
 
+from tests.end_to_end.end_to_end_harness import HOST, parse_answer, request_bytes, server_at
+from tests.end_to_end.test_client_gone import MANY, soon
+from tests.end_to_end.test_failures import STREAM
+from tests.free_ports import free_port
 from twisted_vllm.config.settings import Server, Timeouts
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -73,7 +73,10 @@ async def test_the_next_is_sent_however_the_one_before_it_ended(
         await following.until_received(b"completions?1")
         following.send(OK)
     await second.until_received(b"\r\n\r\nok")
-    assert repr(list(gateway.service._parts.queues._slots.values())) == "[<Slots 0 of 1 taken, 0 of 100 wait>]"
+    assert (
+        repr(list(gateway.service._parts.queues._slots.values()))
+        == "[<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>]"
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -196,6 +199,6 @@ async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
     for number, client in enumerate(clients):
         if number % 4:
             await client.until(lambda client=client: client.received.endswith((b"}", b"0\r\n\r\n")))
-    await soon(reactor, lambda: repr(slots) == "<Slots 0 of 5 taken, 0 of 100 wait>")
+    await soon(reactor, lambda: repr(slots) == "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>")
     assert len(queues._waiting) == 0
     assert Counter(line["outcome"] for line in gateway.request_lines())["completed"] >= 45

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, request_bytes
-from test_failures import STREAM, begin
 from twisted.internet.task import deferLater
+
+from tests.end_to_end.end_to_end_harness import HOST, request_bytes
+from tests.end_to_end.test_failures import STREAM, begin
 
 #: seconds: the promise, which the median of some tries keeps also on a busy machine
 AT_ONCE = 0.1

@@ -8,8 +8,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from process_harness import OK, Connection, MeasuredGateway, connected, request_head, served
-from twistd_harness import wait_until
+from tests.end_to_end.process_harness import OK, Connection, MeasuredGateway, connected, request_head, served
+from tests.end_to_end.twistd_harness import wait_until
 
 
 def answers(connection: Connection) -> None:

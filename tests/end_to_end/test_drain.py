@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, Answer, parse_answer, request_bytes
-from test_failures import STREAM, begin
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Protocol
+
+from tests.end_to_end.end_to_end_harness import HOST, Answer, parse_answer, request_bytes
+from tests.end_to_end.test_failures import STREAM, begin
 
 
 @pytest_twisted.ensureDeferred

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, request_bytes, server_at
-from free_ports import free_port
 
+from tests.end_to_end.end_to_end_harness import HOST, request_bytes, server_at
+from tests.free_ports import free_port
 from twisted_vllm.config.settings import Timeouts
 
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, lower, parse_head, request_bytes, server_at
 
-from twisted_vllm.wire.request import GatewayRequest
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, lower, parse_head, request_bytes, server_at
+from twisted_vllm.http.server.request import GatewayRequest
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

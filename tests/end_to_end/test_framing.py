@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import lower, parse_head, request_bytes
-from test_streaming import chunk
+
+from tests.end_to_end.end_to_end_harness import lower, parse_head, request_bytes
+from tests.end_to_end.test_streaming import chunk
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import request_bytes
 from sqlalchemy import Engine, event
-from test_forwarding import OK
 
+from tests.end_to_end.end_to_end_harness import request_bytes
+from tests.end_to_end.test_forwarding import OK
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.wire.known import MOST_HEADS
+from twisted_vllm.http.header_cache import MOST_HEADS
 
 GUESSES = 1_000
 

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest_twisted
-from test_forwarding import OK
+
+from tests.end_to_end.test_forwarding import OK
 
 
 @pytest_twisted.ensureDeferred

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from end_to_end_harness import unchunked
-from free_ports import free_port
-from process_harness import (
+
+from tests.end_to_end.end_to_end_harness import unchunked
+from tests.end_to_end.process_harness import (
     MEBIBYTE,
     OK,
     Connection,
@@ -25,7 +25,8 @@ from process_harness import (
     request_head,
     served,
 )
-from twistd_harness import wait_until
+from tests.end_to_end.twistd_harness import wait_until
+from tests.free_ports import free_port
 
 #: bytes of a large upload
 LARGE = 200_000_000

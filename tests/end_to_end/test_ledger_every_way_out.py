@@ -10,9 +10,9 @@ from pathlib import Path
 
 import attrs
 import pytest
-from end_to_end_harness import HOST
-from free_ports import free_port
-from ledger_harness import (
+
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.ledger_harness import (
     CHAT,
     CHAT_BODY,
     DONE,
@@ -27,14 +27,14 @@ from ledger_harness import (
     chunk,
     rows_in,
 )
-from process_harness import Connection
-from twistd_harness import answers, wait_until
-from ways_of_clients import CLIENTS
-from ways_of_connections import CONNECTIONS
-from ways_of_servers import SERVERS
-from ways_of_their_own import AGREED, OTHERS, TUNNEL, UPGRADE
-from ways_out import HASTY, UPLOAD, Told, guessed
-
+from tests.end_to_end.process_harness import Connection
+from tests.end_to_end.twistd_harness import answers, wait_until
+from tests.end_to_end.ways_of_clients import CLIENTS
+from tests.end_to_end.ways_of_connections import CONNECTIONS
+from tests.end_to_end.ways_of_servers import SERVERS
+from tests.end_to_end.ways_of_their_own import AGREED, OTHERS, TUNNEL, UPGRADE
+from tests.end_to_end.ways_out import HASTY, UPLOAD, Told, guessed
+from tests.free_ports import free_port
 from twisted_vllm.money import PICODOLLARS
 
 WAYS = {**SERVERS.ways, **CLIENTS.ways, **CONNECTIONS.ways, **OTHERS.ways}

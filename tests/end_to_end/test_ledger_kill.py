@@ -13,9 +13,9 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
-from end_to_end_harness import HOST
-from process_harness import FULL, Connection, MeasuredGateway, served
-from twistd_harness import MASTER_KEY, wait_until
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.process_harness import FULL, Connection, MeasuredGateway, served
+from tests.end_to_end.twistd_harness import MASTER_KEY, wait_until
 
 #: how often the gateway is killed
 KILLS = 20 if FULL else 2

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import request_bytes
-from ledger_harness import ANSWER, EVENT_STREAM, EVENTS, LAST, chunk, rows_in, whole
 
-from twisted_vllm.gateway.charge import Charge
+from tests.end_to_end.end_to_end_harness import request_bytes
+from tests.end_to_end.ledger_harness import ANSWER, EVENT_STREAM, EVENTS, LAST, chunk, rows_in, whole
+from twisted_vllm.usage.meter import UsageMeter
 
 
 class Faulty(Exception):
@@ -54,7 +54,7 @@ async def test_a_fault_while_usage_is_read_leaves_one_row_and_ends_the_answer(
     body = {"model": "m", "stream": stream}
     ask = request_bytes("POST", "/vllm/v1/chat/completions", key, headers={"X-Request-Id": "faulty"}, body=body)
     with monkeypatch.context() as patched:
-        patched.setattr(Charge, step.partition(",")[0], fails)
+        patched.setattr(UsageMeter, step.partition(",")[0], fails)
         client = await gateway.send(ask)
         upstream = await server.connection()
         await upstream.until_received(b"}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest_twisted
-from end_to_end_harness import request_bytes, server_at
-from ledger_harness import ANSWER, Columns, rows_in, whole
 
+from tests.end_to_end.end_to_end_harness import request_bytes, server_at
+from tests.end_to_end.ledger_harness import ANSWER, Columns, rows_in, whole
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.money import PICODOLLARS

@@ -14,11 +14,22 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from ledger_harness import ANSWER, CHAT, EVENT_STREAM, LAST, Columns, LedgerGateway, chunk, header_of, read_chunks
-from process_harness import Connection, connected, served
-from twistd_harness import MASTER_KEY, ask, wait_until
 
-ANSWERS = Path(__file__).parents[1] / "ledger" / "answers"
+from tests.end_to_end.ledger_harness import (
+    ANSWER,
+    CHAT,
+    EVENT_STREAM,
+    LAST,
+    Columns,
+    LedgerGateway,
+    chunk,
+    header_of,
+    read_chunks,
+)
+from tests.end_to_end.process_harness import Connection, connected, served
+from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
+
+ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
 COMPLETIONS = "/v1/completions"
 #: where the streams of a route are, and the tokens that vLLM counted
 RECORDED = {CHAT: ("chat", (8, 6)), COMPLETIONS: ("completions", (3, 6))}

@@ -14,9 +14,9 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import mean
 
-from ledger_harness import CHAT, CHAT_BODY, LedgerGateway
-from process_harness import FULL, request_head
-from twistd_harness import REPOSITORY, environment, wait_until
+from tests.end_to_end.ledger_harness import CHAT, CHAT_BODY, LedgerGateway
+from tests.end_to_end.process_harness import FULL, request_head
+from tests.end_to_end.twistd_harness import REPOSITORY, environment, wait_until
 
 #: requests a second that are sent, and that must at least have been answered
 PACE, AT_LEAST = (2_000, 1_990) if FULL else (1_200, 1_000)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
-from free_ports import free_port
-from test_streaming import chunk
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import globalLogBeginner
 
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
+from tests.end_to_end.test_streaming import chunk
+from tests.free_ports import free_port
 from twisted_vllm.config.settings import ModelEntry
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -133,7 +133,8 @@ def objects() -> Counter[str]:
         f"{kind.__module__}.{kind.__qualname__}"
         for kind in kinds
         # rows wait in the spool until the database has them
-        if kind.__module__.startswith("twisted_vllm.") and not kind.__module__.startswith("twisted_vllm.ledger.spool")
+        if kind.__module__.startswith("twisted_vllm.")
+        and not kind.__module__.startswith("twisted_vllm.usage.spool.spool")
     )
 
 

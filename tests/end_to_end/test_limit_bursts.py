@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from limits_harness import BODY, MODEL, GatedServer, LimitingGateway, burst
-from process_harness import FULL, many_descriptors, served
-from twistd_harness import wait_until
 
-from twisted_vllm.ledger.estimate import estimate_prompt
-
-sys.path.append(str(Path(__file__).parents[1] / "services"))
+from tests.end_to_end.limits_harness import BODY, MODEL, GatedServer, LimitingGateway, burst
+from tests.end_to_end.process_harness import FULL, many_descriptors, served
+from tests.end_to_end.twistd_harness import wait_until
+from twisted_vllm.usage.estimate import estimate_prompt
 
 COUNT = 2_000 if FULL else 400
 #: what is reserved for one request: tokens, and as many dollars
@@ -65,7 +61,7 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def redis_url(stack: ExitStack) -> str:
-    from private_redis import PrivateRedis, find_redis
+    from tests.services.private_redis import PrivateRedis, find_redis
 
     binary = find_redis()
     if binary is None:
@@ -77,7 +73,7 @@ def redis_url(stack: ExitStack) -> str:
 
 
 def postgresql_url(stack: ExitStack) -> str:
-    from private_postgresql import PrivatePostgresql, find_binaries
+    from tests.services.private_postgresql import PrivatePostgresql, find_binaries
 
     binaries = find_binaries()
     if binaries is None:

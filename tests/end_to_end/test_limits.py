@@ -9,12 +9,12 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
-from end_to_end_harness import Answer, request_bytes, server_at
-from free_ports import free_port
-from test_busy_server import capped
-from test_client_gone import soon
-from test_tunnels import AGREED, handshake
 
+from tests.end_to_end.end_to_end_harness import Answer, request_bytes, server_at
+from tests.end_to_end.test_busy_server import capped
+from tests.end_to_end.test_client_gone import soon
+from tests.end_to_end.test_tunnels import AGREED, handshake
+from tests.free_ports import free_port
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, PriceList, Timeouts
 
 CHAT = "/vllm/v1/chat/completions"

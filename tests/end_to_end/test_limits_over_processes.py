@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from limits_harness import GatedServer, LimitingGateway
-from process_harness import ThreadedServer, served
-from twistd_harness import MASTER_KEY, ask, wait_until
 
-sys.path.append(str(Path(__file__).parents[1] / "services"))
+from tests.end_to_end.limits_harness import GatedServer, LimitingGateway
+from tests.end_to_end.process_harness import ThreadedServer, served
+from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def server() -> Iterator[ThreadedServer]:
 
 @pytest.fixture
 def private_redis() -> Iterator[Any]:
-    from private_redis import PrivateRedis, find_redis
+    from tests.services.private_redis import PrivateRedis, find_redis
 
     binary = find_redis()
     if binary is None:

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest_twisted
-from end_to_end_harness import HOST, PATIENCE, parse_answer, request_bytes
 from twisted.internet.threads import deferToThread
 
+from tests.end_to_end.end_to_end_harness import HOST, PATIENCE, parse_answer, request_bytes
 from twisted_vllm.config.settings import Limits
 
 CLIENTS = 60

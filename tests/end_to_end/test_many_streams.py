@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from process_harness import (
+from tests.end_to_end.process_harness import (
     BLOCK,
     BLOCKED,
     FULL,
@@ -23,7 +23,7 @@ from process_harness import (
     served,
     settled,
 )
-from twistd_harness import wait_until
+from tests.end_to_end.twistd_harness import wait_until
 
 IDLE = 5_000 if FULL else 1_000
 STALLED = 1_000

@@ -9,9 +9,9 @@ from pathlib import Path
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 
 import pytest
-from end_to_end_harness import HOST
-from free_ports import free_port
-from process_harness import (
+
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.process_harness import (
     BLOCKED,
     FULL,
     MEBIBYTE,
@@ -25,8 +25,9 @@ from process_harness import (
     digest_of,
     request_head,
 )
-from self_signed import self_signed_pem
-from twistd_harness import wait_until
+from tests.end_to_end.twistd_harness import wait_until
+from tests.free_ports import free_port
+from tests.self_signed import self_signed_pem
 
 #: bytes of a large body
 LARGE = 1_024 * MEBIBYTE if FULL else 256 * MEBIBYTE

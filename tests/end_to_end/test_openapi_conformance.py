@@ -13,10 +13,10 @@ from typing import Any
 
 import attrs
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY
-from process_harness import FULL
 from twisted.internet.threads import deferToThread
 
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY
+from tests.end_to_end.process_harness import FULL
 from twisted_vllm.config.settings import Limits
 
 #: what follows from the schemas, and at length what is made up beside it: cases for each route

@@ -8,14 +8,14 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
-from test_forwarding import OK
 
-from twisted_vllm.access.keys import hash_key
-from twisted_vllm.access.records import KeyRecord
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
+from tests.end_to_end.test_forwarding import OK
+from twisted_vllm.auth.authenticator import hash_key
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.config.settings import Limits, ModelEntry
-from twisted_vllm.store.database import Database
-from twisted_vllm.store.store import Store
+from twisted_vllm.storage.database import Database
+from twisted_vllm.storage.store import Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

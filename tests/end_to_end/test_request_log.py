@@ -7,11 +7,11 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, request_bytes, server_at
-from test_failures import begin
-from test_forwarding import OK
 
-from twisted_vllm.access.keys import hash_key
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, request_bytes, server_at
+from tests.end_to_end.test_failures import begin
+from tests.end_to_end.test_forwarding import OK
+from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.settings import ModelEntry
 
 FIELDS = {

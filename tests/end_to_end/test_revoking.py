@@ -13,16 +13,16 @@ from typing import Any
 import attrs
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
-from free_ports import free_port
-from process_harness import Connection, connect, connected, served
-from test_client_gone import hung_up, soon
-from test_failures import STREAM
-from test_tunnels import AGREED, handshake
-from twistd_harness import Foreground
 
-from twisted_vllm.gateway.revoking import INTERVAL
-from twisted_vllm.store.following import FOLLOW_INTERVAL
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
+from tests.end_to_end.process_harness import Connection, connect, connected, served
+from tests.end_to_end.test_client_gone import hung_up, soon
+from tests.end_to_end.test_failures import STREAM
+from tests.end_to_end.test_tunnels import AGREED, handshake
+from tests.end_to_end.twistd_harness import Foreground
+from tests.free_ports import free_port
+from twisted_vllm.proxy.revocation import INTERVAL
+from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL
 
 KEY = "sk-tenant-0123456789abcdef"
 OTHER = "sk-another-0123456789abcdef"
@@ -185,7 +185,7 @@ async def test_a_stream_ends_when_the_time_of_its_key_does(
 async def test_many_keys_are_looked_through_in_turns_and_none_is_missed(
     stand_in: Any, gateway_to: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twisted_vllm.gateway.revoking.AT_ONCE", 2)
+    monkeypatch.setattr("twisted_vllm.proxy.revocation.AT_ONCE", 2)
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     streams = [await streaming(server, gateway, await gateway.make_key(team_id="x")) for _ in range(7)]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import request_bytes, server_at
-from free_ports import free_port
-from test_forwarding import OK
-from twistd_harness import MASTER_KEY, run
 from zope.interface import alsoProvides, providedBy
 
-from twisted_vllm.access.keys import hash_key
+from tests.end_to_end.end_to_end_harness import request_bytes, server_at
+from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.twistd_harness import MASTER_KEY, run
+from tests.free_ports import free_port
+from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.secret import Secret
 
 SERVER_KEY = "servers-own-key-0815"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest_twisted
-from test_forwarding import OK
 from twisted.internet.task import deferLater
 
-from twisted_vllm.store.following import FOLLOW_INTERVAL
+from tests.end_to_end.test_forwarding import OK
+from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL
 
 PATIENCE_SECONDS = 5
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import HOST, Wire, parse_answer, request_bytes
-from free_ports import free_port
-from test_failures import STREAM
-from twistd_harness import MASTER_KEY, Foreground
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.threads import deferToThread
 
+from tests.end_to_end.end_to_end_harness import HOST, Wire, parse_answer, request_bytes
+from tests.end_to_end.test_failures import STREAM
+from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground
+from tests.free_ports import free_port
 from twisted_vllm.simulator.service import simulator_service
 from twisted_vllm.simulator.settings import SimulatorSettings
 

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from end_to_end_harness import HOST
-from free_ports import free_port
-from process_harness import (
+from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.process_harness import (
     FULL,
     MEBIBYTE,
     OK,
@@ -21,6 +20,7 @@ from process_harness import (
     served,
     settled,
 )
+from tests.free_ports import free_port
 
 REQUESTS = 100_000 if FULL else 12_000
 CLIENTS = 4

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import parse_answer, request_bytes
+
+from tests.end_to_end.end_to_end_harness import parse_answer, request_bytes
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

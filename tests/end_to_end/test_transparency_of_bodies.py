@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import (
+
+from tests.end_to_end.end_to_end_harness import (
     HOST,
     MASTER_KEY,
     lower,
@@ -18,8 +19,7 @@ from end_to_end_harness import (
     server_at,
     unchunked,
 )
-from test_streaming import chunk
-
+from tests.end_to_end.test_streaming import chunk
 from twisted_vllm.config.settings import ModelEntry
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

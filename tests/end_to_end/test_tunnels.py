@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, lower, parse_answer, parse_head, request_bytes, server_at
-from test_streaming import Endless
 from twisted.internet.error import ConnectionDone
 
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, lower, parse_answer, parse_head, request_bytes, server_at
+from tests.end_to_end.test_streaming import Endless
 from twisted_vllm.config.settings import Timeouts
 
 REALTIME = "/vllm/v1/realtime"

@@ -8,8 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
-from free_ports import free_port
-from twistd_harness import MASTER_KEY, Foreground, answers, ask, run, wait_until
+from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, answers, ask, run, wait_until
+from tests.free_ports import free_port
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from end_to_end_harness import MASTER_KEY, parse_answer, request_bytes
-from test_forwarding import OK
+
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, parse_answer, request_bytes
+from tests.end_to_end.test_forwarding import OK
 
 
 @pytest_twisted.ensureDeferred

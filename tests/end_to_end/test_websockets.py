@@ -15,8 +15,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from free_ports import free_port
-from twistd_harness import MASTER_KEY, Foreground, ask
 from websockets.asyncio.client import connect as connect_in_loop
 from websockets.asyncio.server import ServerConnection as ServerConnectionInLoop
 from websockets.asyncio.server import serve as serve_in_loop
@@ -24,6 +22,9 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
+
+from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, ask
+from tests.free_ports import free_port
 
 #: real seconds after which a test is called stuck
 PATIENCE = 30.0

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from free_ports import free_port
+from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 #: real seconds that a process is given before a test calls it stuck

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ledger_harness import ANSWER, EVENT_STREAM, EVENTS, STREAM_BODY, Caller, Columns, chunk, whole
-from ways_out import LEFT, UPLOAD, Told, Ways, guessed, then_waits
+from tests.end_to_end.ledger_harness import ANSWER, EVENT_STREAM, EVENTS, STREAM_BODY, Caller, Columns, chunk, whole
+from tests.end_to_end.ways_out import LEFT, UPLOAD, Told, Ways, guessed, then_waits
 
 FORMS = "/v1/audio/transcriptions"
 TYPE = "Content-Type: multipart/form-data; boundary=frontier"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 
-from ledger_harness import ANSWER, CHAT_BODY, LAST, Caller, chunk, whole
-from process_harness import Connection
-from ways_of_clients import REVOKED, with_its_own_key
-from ways_of_servers import LARGE, broken
-from ways_of_their_own import AGREED, TUNNEL, UPGRADE
-from ways_out import COUNTED, LEFT, UPLOAD, Told, Ways, guessed, then_closes, then_waits
+from tests.end_to_end.ledger_harness import ANSWER, CHAT_BODY, LAST, Caller, chunk, whole
+from tests.end_to_end.process_harness import Connection
+from tests.end_to_end.ways_of_clients import REVOKED, with_its_own_key
+from tests.end_to_end.ways_of_servers import LARGE, broken
+from tests.end_to_end.ways_of_their_own import AGREED, TUNNEL, UPGRADE
+from tests.end_to_end.ways_out import COUNTED, LEFT, UPLOAD, Told, Ways, guessed, then_closes, then_waits
 
 CONNECTIONS = Ways()
 way = CONNECTIONS.way

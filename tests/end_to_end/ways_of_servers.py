@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-from ledger_harness import (
+from tests.end_to_end.ledger_harness import (
     ANSWER,
     CHAT_BODY,
     DONE,
@@ -20,8 +20,8 @@ from ledger_harness import (
     event,
     whole,
 )
-from process_harness import Connection
-from ways_out import COUNTED, UPLOAD, Told, Ways, guessed, then_closes, then_waits
+from tests.end_to_end.process_harness import Connection
+from tests.end_to_end.ways_out import COUNTED, UPLOAD, Told, Ways, guessed, then_closes, then_waits
 
 #: bytes that a client announces
 LARGE = 3_000_000

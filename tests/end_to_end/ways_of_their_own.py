@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 
-from ledger_harness import ANSWER, CHAT_BODY, Caller, Columns, whole
-from process_harness import Connection
-from twistd_harness import PATIENCE, wait_until
-from ways_out import COUNTED, LEFT, Told, Ways, then_waits
+from tests.end_to_end.ledger_harness import ANSWER, CHAT_BODY, Caller, Columns, whole
+from tests.end_to_end.process_harness import Connection
+from tests.end_to_end.twistd_harness import PATIENCE, wait_until
+from tests.end_to_end.ways_out import COUNTED, LEFT, Told, Ways, then_waits
 
 OTHERS = Ways()
 way = OTHERS.way

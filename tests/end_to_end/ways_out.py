@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from ledger_harness import CHAT_BODY, SPLICE, Act, Caller, Columns
-from process_harness import Connection
-
-from twisted_vllm.ledger.estimate import estimate_prompt
+from tests.end_to_end.ledger_harness import CHAT_BODY, SPLICE, Act, Caller, Columns
+from tests.end_to_end.process_harness import Connection
+from twisted_vllm.usage.estimate import estimate_prompt
 
 #: by a request's id: what its row says, but for what is as usual; None where it must have none
 Told = dict[str, Columns | None]

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_gateway import LiveGateway, new_secret
-from live_servers import (
+
+from tests.live.live_gateway import LiveGateway, new_secret
+from tests.live.live_servers import (
     ALIAS,
     GUIDE_CHAT_MODEL,
     GUIDE_SCORE_MODEL,

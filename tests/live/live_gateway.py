@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
-from free_ports import free_port
+
+from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 #: seconds that a process, or vLLM, is given before a test calls it stuck

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from live_gateway import Answer, LiveGateway, ask, wait_until
+from tests.live.live_gateway import Answer, LiveGateway, ask, wait_until
 
 #: others may use the server meanwhile
 ATTEMPTS = 5

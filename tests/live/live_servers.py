@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 import pytest
-from live_gateway import LiveGateway, ask
+
+from tests.live.live_gateway import LiveGateway, ask
 
 #: the names that the guide's examples use, whatever the servers call their models
 GUIDE_CHAT_MODEL = "qwen2.5-7b-instruct"

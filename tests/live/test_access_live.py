@@ -6,8 +6,9 @@ import re
 from http.client import HTTPConnection, HTTPResponse
 
 import pytest
-from live_gateway import LiveGateway, ask, bearer, connect, json_request, send, wait_until
-from live_servers import ALIAS
+
+from tests.live.live_gateway import LiveGateway, ask, bearer, connect, json_request, send, wait_until
+from tests.live.live_servers import ALIAS
 
 CHAT = "/vllm/v1/chat/completions"
 

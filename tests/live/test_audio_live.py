@@ -14,9 +14,10 @@ import wave
 from functools import partial
 
 import pytest
-from live_gateway import Answer, Headers, LiveGateway, ask, new_secret
-from live_ledger import Row, used
-from live_servers import StartGateway, served_model, server_from
+
+from tests.live.live_gateway import Answer, Headers, LiveGateway, ask, new_secret
+from tests.live.live_ledger import Row, used
+from tests.live.live_servers import StartGateway, served_model, server_from
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 BOTH = [TRANSCRIPTIONS, TRANSLATIONS]

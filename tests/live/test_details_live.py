@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from live_gateway import Answer, LiveGateway, ask, json_request, new_secret
-from live_ledger import ATTEMPTS, PRICED, Request, sums, used
-from live_servers import StartGateway
+
+from tests.live.live_gateway import Answer, LiveGateway, ask, json_request, new_secret
+from tests.live.live_ledger import ATTEMPTS, PRICED, Request, sums, used
+from tests.live.live_servers import StartGateway
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 COHERE, GENERATE, INVOCATIONS = "/cohere/v2/chat", "/inference/v1/generate", "/invocations"

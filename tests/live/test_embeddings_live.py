@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from live_gateway import Answer, LiveGateway, ask, json_request, new_secret
-from live_ledger import PRICED, sums, used
-from live_servers import StartGateway, served_model, server_from
-from test_usage_live import EVIL
+
+from tests.live.live_gateway import Answer, LiveGateway, ask, json_request, new_secret
+from tests.live.live_ledger import PRICED, sums, used
+from tests.live.live_servers import StartGateway, served_model, server_from
+from tests.live.test_usage_live import EVIL
 
 OPENAI, COHERE, POOLING = "/v1/embeddings", "/v2/embed", "/pooling"
 TEXTS = ["hello world", "a", EVIL]

@@ -15,7 +15,8 @@ from typing import Any
 
 import attrs
 import pytest
-from live_gateway import PATIENCE, LiveGateway, ask, json_request
+
+from tests.live.live_gateway import PATIENCE, LiveGateway, ask, json_request
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's commands need curl")
 

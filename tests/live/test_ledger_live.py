@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from live_gateway import LiveGateway, ask, json_request, new_secret, wait_until
-from live_servers import StartGateway
-from test_usage_live import ATTEMPTS, CHAT, COMPLETIONS, NAMES, counted_by_vllm, varied
+
+from tests.live.live_gateway import LiveGateway, ask, json_request, new_secret, wait_until
+from tests.live.live_servers import StartGateway
+from tests.live.test_usage_live import ATTEMPTS, CHAT, COMPLETIONS, NAMES, counted_by_vllm, varied
 
 CONFIG = """
 passthrough:
@@ -78,7 +79,7 @@ def test_a_stream_through_the_gateway_is_a_direct_one(
 
 
 def test_a_client_that_leaves_its_stream_is_counted_by_its_chunks(gateway: LiveGateway, chat_model: str) -> None:
-    from live_gateway import bearer, connect, send
+    from tests.live.live_gateway import bearer, connect, send
 
     key = gateway.make_key()
     connection = connect(gateway.url)

@@ -6,9 +6,10 @@ A server whose model does (vLLM calls the task ``realtime``) answers 101 instead
 from __future__ import annotations
 
 import pytest
-from live_gateway import Answer, Headers, LiveGateway, ask, bearer
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+
+from tests.live.live_gateway import Answer, Headers, LiveGateway, ask, bearer
 
 HANDSHAKE = [
     ("Connection", "Upgrade"),

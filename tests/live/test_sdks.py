@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from live_gateway import PATIENCE, LiveGateway, ask, json_request
+
+from tests.live.live_gateway import PATIENCE, LiveGateway, ask, json_request
 
 openai = pytest.importorskip("openai", reason="this test needs OpenAI's SDK: pip install openai")
 anthropic = pytest.importorskip("anthropic", reason="this test needs Anthropic's SDK: pip install anthropic")

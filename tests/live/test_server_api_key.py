@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from live_gateway import Answer, LiveGateway, ask, bearer, json_request, new_secret
-from live_servers import StartGateway, server_from
+
+from tests.live.live_gateway import Answer, LiveGateway, ask, bearer, json_request, new_secret
+from tests.live.live_servers import StartGateway, server_from
 
 CHAT = "/v1/chat/completions"
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import attrs
 import pytest
-from live_gateway import Answer, Headers, LiveGateway, ask, bearer, connect, json_request, read, send
-from live_servers import ALIAS
+
+from tests.live.live_gateway import Answer, Headers, LiveGateway, ask, bearer, connect, json_request, read, send
+from tests.live.live_servers import ALIAS
 
 #: what differs between any two answers, and what the gateway adds
 VARIABLE_HEADERS = {"date", "x-request-id"}

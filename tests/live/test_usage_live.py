@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_gateway import ask, json_request
-from usage_reading import reader_for
 
-from twisted_vllm.gateway.bodies import read_body
-from twisted_vllm.gateway.splices import splice, usage_edits
-from twisted_vllm.ledger.readers import INJECTABLE
-from twisted_vllm.ledger.stream_filter import Fingerprint, StreamFilter
+from tests.live.live_gateway import ask, json_request
+from tests.usage_reading import reader_for
+from twisted_vllm.bodies.edits import splice, usage_edits
+from twisted_vllm.bodies.json_body import read_body
+from twisted_vllm.usage.readers.registry import INJECTABLE
+from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
 
 #: vLLM is now and then slow to write, and puts two tokens into one event; others may use the server meanwhile
 ATTEMPTS = 5

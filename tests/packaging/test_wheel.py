@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path)
     modules = {str(path.relative_to(REPOSITORY)) for kind in ("*.py", "*.lua") for path in package.rglob(kind)}
     plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
     assert {name for name in names if ".dist-info/" not in name} == modules | plugins
-    assert any(name.startswith("twisted_vllm/store/migrations/versions/0") for name in names)
+    assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)
 
 
 def test_the_wheel_carries_its_license(wheel: Path) -> None:

@@ -2,20 +2,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from private_postgresql import PrivatePostgresql, find_binaries
-from private_redis import PrivateRedis, find_redis
 
+from tests.services.private_postgresql import PrivatePostgresql, find_binaries
+from tests.services.private_redis import PrivateRedis, find_redis
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.store.database import Database
+from twisted_vllm.storage.database import Database
 
 # The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
 # the limiters tests/limits'.
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("store", "ledger", "limits")]
 _CONTRACTS = ("store_contract", "usage_contract", "usage_queries_contract", "usage_migration", "limiter_contract")
 # those that were imported for other tests have been seen to
 pytest.register_assert_rewrite(*(name for name in _CONTRACTS if name not in sys.modules))

@@ -18,9 +18,9 @@ from twisted.protocols.basic import LineOnlyReceiver
 
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.limits.local import LocalLimiter
-from twisted_vllm.limits.redis import RedisLimiter
-from twisted_vllm.limits.values import Allowance, Limited
+from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
 
 
 class Burst(LineOnlyReceiver):

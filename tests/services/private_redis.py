@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from free_ports import free_port
-
+from tests.free_ports import free_port
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 

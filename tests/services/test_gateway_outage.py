@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from pathlib import Path
 
 import psycopg
-from private_postgresql import PrivatePostgresql
 
-sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))
-
-from process_harness import FULL, served
-from test_ledger_kill import BODY, CLIENTS, ask_on, serve
-from twistd_harness import MASTER_KEY, Configured, ask, wait_until
+from tests.end_to_end.process_harness import FULL, served
+from tests.end_to_end.test_ledger_kill import BODY, CLIENTS, ask_on, serve
+from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
+from tests.services.private_postgresql import PrivatePostgresql
 
 #: between two requests of a client, in seconds: some 1,500 requests a second in all
 PAUSE = 0.002

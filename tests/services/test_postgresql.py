@@ -10,21 +10,21 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from private_postgresql import PrivatePostgresql
 from sqlalchemy import Connection, text
-from start_race import start_together
-from store_contract import StoreContract, all_keys, key_record, put
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
-import twisted_vllm.store as store_package
+import twisted_vllm.storage as store_package
+from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.start_race import start_together
+from tests.storage.store_contract import StoreContract, all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.store.database import Database
-from twisted_vllm.store.interfaces import StoreError
-from twisted_vllm.store.store import Store
-from twisted_vllm.store.tables import VERSION_TABLE
-from twisted_vllm.store.usage_tables import metadata
+from twisted_vllm.storage.database import Database
+from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.store import Store
+from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.tables import metadata
 
 MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 

@@ -14,15 +14,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from twisted_vllm.access.index import KeyIndex
-from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.health import Readiness
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.observe.metrics import Metrics
-from twisted_vllm.store.database import Database
-from twisted_vllm.store.registry import Registry
-from twisted_vllm.store.store import Store
+from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.database import Database
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.store import Store
 
 MASTER_KEY = "sk-master-secret-0123"
 

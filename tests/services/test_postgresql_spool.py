@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from private_postgresql import PrivatePostgresql
-from spool_rows import make_row
-from test_spool_crash import kill_and_check
 from twisted.internet.task import LoopingCall, deferLater
-from usage_contract import Ledger, check_sums
 
-from twisted_vllm.ledger.interfaces import Spent
-from twisted_vllm.ledger.spool import Spool
-from twisted_vllm.ledger.writer import LedgerWriter
+from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.usage_contract import Ledger, check_sums
+from tests.usage.spool_rows import make_row
+from tests.usage.test_spool_crash import kill_and_check
+from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.writer import LedgerWriter
 
 OUTAGE_SECONDS = 60.0 if os.environ.get("FULL_LOAD") == "1" else 1.0
 #: how long after its return the database has everything, in seconds
@@ -71,7 +71,7 @@ async def test_an_outage_under_load_loses_nothing_and_is_caught_up(
     finally:
         postgresql.start()
     began = time.monotonic()
-    assert not writer.mover.reachable
+    assert not writer.batch_writer.reachable
     await deferLater(reactor, 0.1)
     load.stop()
     while writer.pending().rows:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from private_postgresql import PrivatePostgresql
-from spool_rows import encode_line, make_row, make_rows
-from usage_contract import Ledger, UsageContract, check_sums
-from usage_migration import check_that_odd_rows_are_brought_along, check_that_what_was_there_is_there_in_both_shapes
 
-from twisted_vllm.ledger.interfaces import DatabaseAway, RowsRefused
-from twisted_vllm.ledger.spool_lines import clean, decode_line
+from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.usage_contract import Ledger, UsageContract, check_sums
+from tests.storage.usage_migration import (
+    check_that_odd_rows_are_brought_along,
+    check_that_what_was_there_is_there_in_both_shapes,
+)
+from tests.usage.spool_rows import encode_line, make_row, make_rows
+from twisted_vllm.usage.interfaces import DatabaseAway, RowsRefused
+from twisted_vllm.usage.spool.lines import clean, decode_line
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import usage_queries_contract as contract
-import usage_speed
 from sqlalchemy import Connection
 
+from tests.storage import usage_queries_contract as contract
+from tests.storage import usage_speed
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.store.engine import make_engine, parse_url
-from twisted_vllm.store.schema import migrate
+from twisted_vllm.storage.engine import make_engine, parse_url
+from twisted_vllm.storage.schema import migrate
 
 
 @pytest.fixture

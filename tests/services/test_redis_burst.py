@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from private_redis import PrivateRedis
 
-from twisted_vllm.limits.values import Allowance
+from tests.services.private_redis import PrivateRedis
+from twisted_vllm.ratelimit.allowance import Allowance
 
 PROGRAM = Path(__file__).with_name("limits_burst.py")
 EACH = 1000

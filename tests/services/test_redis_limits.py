@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from free_ports import free_port
-from limiter_contract import NOON, LimiterContract, key
-from private_redis import PrivateRedis
-from self_signed import self_signed_pem
 from twisted.internet.defer import DeferredList, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
@@ -19,13 +15,17 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
+from tests.free_ports import free_port
+from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
+from tests.self_signed import self_signed_pem
+from tests.services.private_redis import PrivateRedis
 from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import BudgetExceeded, LimitsUnavailable, RateLimitExceeded
-from twisted_vllm.limits.local import LocalLimiter
-from twisted_vllm.limits.redis import RedisLimiter
-from twisted_vllm.limits.reservation import Reservation
-from twisted_vllm.limits.values import Limited
+from twisted_vllm.ratelimit.allowance import Limited
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
+from twisted_vllm.ratelimit.reservation import Reservation
 
 #: a clock that the tests set, in a key of theirs
 CLOCK = "local function clock() return tonumber(redis.call('GET', 'test-clock')) end"

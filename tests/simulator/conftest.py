@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from simulator_harness import Simulator
+
+from tests.simulator.simulator_harness import Simulator
 
 
 @pytest.fixture

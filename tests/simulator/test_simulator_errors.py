@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulator_harness import Simulator, user
 
+from tests.simulator.simulator_harness import Simulator, user
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.simulator.settings import SimulatorSettings
 

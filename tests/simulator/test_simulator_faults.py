@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulator_harness import Pending, Simulator, user
 from twisted.web.client import ResponseFailed
 from twisted.web.http import PotentialDataLoss
 
+from tests.simulator.simulator_harness import Pending, Simulator, user
 from twisted_vllm.simulator.faults import Ending, Faults, parse_faults
 from twisted_vllm.simulator.refusals import Refusal
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from simulator_harness import NOW, Simulator, user
+
+from tests.simulator.simulator_harness import NOW, Simulator, user
 
 CHAT = "/v1/chat/completions"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from simulator_harness import NOW, Simulator, user
 from twisted.web.resource import IResource, Resource
 from zope.interface.verify import verifyObject
 
+from tests.simulator.simulator_harness import NOW, Simulator, user
 from twisted_vllm.simulator.settings import SimulatorSettings
 
 CHAT = "/v1/chat/completions"

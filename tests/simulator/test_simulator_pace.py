@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from simulator_harness import Simulator, user
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
+from tests.simulator.simulator_harness import Simulator, user
 from twisted_vllm.simulator.pace import PacedEvents
 from twisted_vllm.simulator.settings import SimulatorSettings
 

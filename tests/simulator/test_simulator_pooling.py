@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulator_harness import Simulator, user
 
+from tests.simulator.simulator_harness import Simulator, user
 from twisted_vllm.simulator.audio import duration, read_upload
 from twisted_vllm.simulator.pooling import similarity
 from twisted_vllm.simulator.refusals import Refusal

@@ -10,18 +10,18 @@ from typing import Any
 import attrs
 import msgspec
 
-from twisted_vllm.access.records import HASH_PREFIX_LENGTH, KeyRecord
 from twisted_vllm.admin.allowances import show_limits
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord
 from twisted_vllm.errors import RouteNotAllowed
-from twisted_vllm.store.records import AuditRecord
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.records import AuditRecord
+from twisted_vllm.storage.transaction import Transaction
 
 #: what looks like a key or a hash and stands where none belongs, such as in somebody's metadata
 _SECRET = re.compile(r"sk-[!-~]{13,}|\b[0-9a-fA-F]{64}\b")
 
 
 @attrs.frozen
-class Act:
+class AuditContext:
     """One administrative request.
 
     Attributes:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from twisted_vllm.access.records import Spend
 from twisted_vllm.admin.fields import UNITS
 from twisted_vllm.admin.schemas import Label, is_printable
+from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.limits.periods import period_of
-from twisted_vllm.limits.values import UNLIMITED, Allowance
 from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.periods import period_of
 
 #: the largest whole number that every JSON reader takes
 _LARGEST = 2**53 - 1

@@ -16,24 +16,24 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.access.failures import FailedAuthentications
-from twisted_vllm.access.keys import Authenticator
 from twisted_vllm.admin.audit import AuditEndpoints
-from twisted_vllm.admin.authorize import Gatekeeper
+from twisted_vllm.admin.authorize import AdminAuthenticator
 from twisted_vllm.admin.customers import CustomerEndpoints
 from twisted_vllm.admin.health import HealthEndpoints, Readiness
 from twisted_vllm.admin.key_views import KeyViews
 from twisted_vllm.admin.keys import KeyEndpoints
 from twisted_vllm.admin.metrics import MetricsEndpoint
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.openapi import OpenApiEndpoint
 from twisted_vllm.admin.respond import refuse, send_error, send_json
 from twisted_vllm.admin.spend_routes import spend_routes
 from twisted_vllm.admin.teams import TeamEndpoints
 from twisted_vllm.admin.users import UserEndpoints
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.observe.metrics import Metrics
-from twisted_vllm.store.registry import Registry
+from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.registry import Registry
 
 WELCOME = {
     "service": "twisted_vllm",
@@ -76,7 +76,7 @@ class AdminApp:
         metrics: Metrics,
         metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
-        failures: FailedAuthentications | None = None,
+        failures: AuthenticationThrottle | None = None,
     ) -> None:
         """Bind the routes.
 
@@ -92,10 +92,14 @@ class AdminApp:
             client_of: returns the address that a request comes from.
             failures: slows guessing down.
         """
-        gatekeeper = Gatekeeper(
-            authenticator, registry.index, now, client_of, FailedAuthentications(None) if failures is None else failures
+        gatekeeper = AdminAuthenticator(
+            authenticator,
+            registry.index,
+            now,
+            client_of,
+            AuthenticationThrottle(None) if failures is None else failures,
         )
-        office = Office(
+        office = AdminContext(
             authenticator=authenticator,
             gatekeeper=gatekeeper,
             registry=registry,
@@ -121,7 +125,7 @@ class AdminApp:
         return AdminResource(self._app)
 
 
-def _routes(office: Office) -> dict[str, tuple[str, Any]]:
+def _routes(office: AdminContext) -> dict[str, tuple[str, Any]]:
     """Return the method and the endpoint of each route that asks who calls."""
     keys, key_views, users, teams = KeyEndpoints(office), KeyViews(office), UserEndpoints(office), TeamEndpoints(office)
     end_users = CustomerEndpoints(office)

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import attrs
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.records import HASH_PREFIX_LENGTH
 from twisted_vllm.admin.authorize import token_of
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import AuditQuery, parse_query
 from twisted_vllm.admin.respond import read_query, send_json
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.store.repository import PageQuery
+from twisted_vllm.storage.repository import PageQuery
 
 _FILTERS = ("actor", "action", "object_type", "object_id", "request_id")
 
@@ -40,7 +40,7 @@ class AuditSearch:
 class AuditEndpoints:
     """Shows who did what, when, and what it was before."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def list_entries(self, request: IRequest) -> bytes:

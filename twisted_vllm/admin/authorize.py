@@ -8,11 +8,11 @@ from datetime import datetime
 
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.credentials import CREDENTIAL_HEADERS, credential_of
-from twisted_vllm.access.failures import FailedAuthentications
-from twisted_vllm.access.index import KeyIndex
-from twisted_vllm.access.keys import Authenticator, hash_key
-from twisted_vllm.access.records import Principal
+from twisted_vllm.auth.authenticator import Authenticator, hash_key
+from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
@@ -23,7 +23,7 @@ def token_of(key_or_token: str) -> str:
     return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
 
 
-class Gatekeeper:
+class AdminAuthenticator:
     """Finds the principal of an admin request, and notes it on the request for the log."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Gatekeeper:
         index: KeyIndex,
         now: Callable[[], datetime],
         client_of: Callable[[IRequest], str],
-        failures: FailedAuthentications,
+        failures: AuthenticationThrottle,
     ) -> None:
         self._authenticator = authenticator
         self._index = index

@@ -7,17 +7,17 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.acts import AuditContext
 from twisted_vllm.admin.customer_schemas import NewCustomerRequest, UpdateCustomerRequest
 from twisted_vllm.admin.litellm import shown
 from twisted_vllm.errors import Conflict, NotFound
-from twisted_vllm.store.records import EndUserRecord
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.records import EndUserRecord
+from twisted_vllm.storage.transaction import Transaction
 
 _KIND = "end_user"
 
 
-def _new(user_id: str, act: Act, values: Mapping[str, Any]) -> EndUserRecord:
+def _new(user_id: str, act: AuditContext, values: Mapping[str, Any]) -> EndUserRecord:
     return EndUserRecord(
         user_id=user_id,
         created_at=act.now,
@@ -28,7 +28,7 @@ def _new(user_id: str, act: Act, values: Mapping[str, Any]) -> EndUserRecord:
     )
 
 
-def add(transaction: Transaction, act: Act, asked: NewCustomerRequest) -> EndUserRecord:
+def add(transaction: Transaction, act: AuditContext, asked: NewCustomerRequest) -> EndUserRecord:
     """Make an end user.
 
     Raises:
@@ -39,13 +39,15 @@ def add(transaction: Transaction, act: Act, asked: NewCustomerRequest) -> EndUse
     return _insert(transaction, act, _new(asked.user_id, act, asked.values(asked.__struct_fields__)))
 
 
-def _insert(transaction: Transaction, act: Act, record: EndUserRecord) -> EndUserRecord:
+def _insert(transaction: Transaction, act: AuditContext, record: EndUserRecord) -> EndUserRecord:
     transaction.end_users.insert(record)
     act.note(transaction, _KIND, record.user_id, None, record)
     return record
 
 
-def update(transaction: Transaction, act: Act, asked: UpdateCustomerRequest, given: Mapping[str, Any]) -> EndUserRecord:
+def update(
+    transaction: Transaction, act: AuditContext, asked: UpdateCustomerRequest, given: Mapping[str, Any]
+) -> EndUserRecord:
     """Change an end user.
 
     Raises:
@@ -57,14 +59,16 @@ def update(transaction: Transaction, act: Act, asked: UpdateCustomerRequest, giv
     return _change(transaction, act, record, asked.values(given, record.allowance))
 
 
-def _change(transaction: Transaction, act: Act, record: EndUserRecord, values: Mapping[str, Any]) -> EndUserRecord:
+def _change(
+    transaction: Transaction, act: AuditContext, record: EndUserRecord, values: Mapping[str, Any]
+) -> EndUserRecord:
     changed = attrs.evolve(record, **values, updated_at=act.now, updated_by=act.actor)
     transaction.end_users.replace(record.user_id, changed)
     act.note(transaction, _KIND, record.user_id, record, changed)
     return changed
 
 
-def block(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> list[EndUserRecord]:
+def block(transaction: Transaction, act: AuditContext, user_ids: Sequence[str]) -> list[EndUserRecord]:
     """Block end users; one that is not known yet is made."""
     known = {record.user_id: record for record in transaction.end_users.among("user_id", user_ids)}
     blocked = {"blocked": True}
@@ -76,7 +80,7 @@ def block(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> list[E
     ]
 
 
-def unblock(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> list[EndUserRecord]:
+def unblock(transaction: Transaction, act: AuditContext, user_ids: Sequence[str]) -> list[EndUserRecord]:
     """Unblock end users, all or none.
 
     Raises:
@@ -85,7 +89,7 @@ def unblock(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> list
     return [_change(transaction, act, record, {"blocked": False}) for record in _known(transaction, user_ids)]
 
 
-def delete(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> int:
+def delete(transaction: Transaction, act: AuditContext, user_ids: Sequence[str]) -> int:
     """Delete end users, all or none, and return how many. What they spent stays in the ledger alone.
 
     Raises:

@@ -12,7 +12,7 @@ from twisted_vllm.admin.fields import Alias
 from twisted_vllm.admin.litellm import CUSTOMER_DEFAULTS
 from twisted_vllm.admin.queries import PageNumber, Query
 from twisted_vllm.admin.schemas import MOST, check_alias, parse
-from twisted_vllm.limits.values import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 #: end users that one answer lists
 MOST_CUSTOMERS = 1000

@@ -15,19 +15,19 @@ from twisted_vllm.admin.customer_schemas import (
     parse_customer,
     parse_customers,
 )
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.reports import report_end_users, report_unmade_end_user
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.errors import InvalidRequest, NotFound
-from twisted_vllm.store.repository import PageQuery
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.repository import PageQuery
+from twisted_vllm.storage.transaction import Transaction
 
 
 class CustomerEndpoints:
     """Makes, shows, changes, blocks and deletes end users."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def new(self, request: IRequest) -> bytes:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from twisted_vllm.access.headers import OPERATORS_HEADERS
-from twisted_vllm.access.records import MANAGEMENT
-from twisted_vllm.access.routes import RouteClass
 from twisted_vllm.admin.schemas import LONGEST, MOST, PRINTABLE, SPECIAL_MODELS, Label
+from twisted_vllm.api_routes import RouteClass
+from twisted_vllm.auth.records import MANAGEMENT
+from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
 
 ROLES = ("internal_user", "internal_user_viewer")
 

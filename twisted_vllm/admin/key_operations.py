@@ -8,24 +8,24 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.access.keys import hash_key, name_key
-from twisted_vllm.access.records import KeyRecord
-from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.acts import AuditContext
 from twisted_vllm.admin.allowances import dollars, present_spend
 from twisted_vllm.admin.authorize import token_of
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.key_schemas import DeleteRequest, RegenerateRequest, UpdateRequest
 from twisted_vllm.admin.litellm import shown
+from twisted_vllm.auth.authenticator import hash_key, name_key
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
-from twisted_vllm.limits.periods import period_of
-from twisted_vllm.store.records import FormerKeyRecord
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.storage.records import FormerKeyRecord
+from twisted_vllm.storage.transaction import Transaction
 
 #: how long a value that a key had is remembered after its end, so that its caller learns what became of it
 _REMEMBERED = timedelta(days=1)
 
 
-def new_record(key: str, key_id: str, values: Mapping[str, Any], act: Act) -> KeyRecord:
+def new_record(key: str, key_id: str, values: Mapping[str, Any], act: AuditContext) -> KeyRecord:
     """Return the record of a new key.
 
     Args:
@@ -46,7 +46,7 @@ def new_record(key: str, key_id: str, values: Mapping[str, Any], act: Act) -> Ke
     )
 
 
-def insert(transaction: Transaction, act: Act, record: KeyRecord) -> None:
+def insert(transaction: Transaction, act: AuditContext, record: KeyRecord) -> None:
     """Keep a new key.
 
     Raises:
@@ -75,7 +75,7 @@ def find(transaction: Transaction, key: str | None, alias: str | None) -> KeyRec
     return record
 
 
-def change(transaction: Transaction, act: Act, record: KeyRecord, values: Mapping[str, Any]) -> KeyRecord:
+def change(transaction: Transaction, act: AuditContext, record: KeyRecord, values: Mapping[str, Any]) -> KeyRecord:
     """Change a key, and return what it is now.
 
     Raises:
@@ -89,7 +89,7 @@ def change(transaction: Transaction, act: Act, record: KeyRecord, values: Mappin
     return changed
 
 
-def update(transaction: Transaction, act: Act, asked: UpdateRequest, given: Mapping[str, Any]) -> KeyRecord:
+def update(transaction: Transaction, act: AuditContext, asked: UpdateRequest, given: Mapping[str, Any]) -> KeyRecord:
     """Do what ``/key/update`` asks.
 
     Raises:
@@ -100,7 +100,7 @@ def update(transaction: Transaction, act: Act, asked: UpdateRequest, given: Mapp
 
 
 def regenerate(
-    transaction: Transaction, act: Act, asked: RegenerateRequest, given: Mapping[str, Any], key: str
+    transaction: Transaction, act: AuditContext, asked: RegenerateRequest, given: Mapping[str, Any], key: str
 ) -> KeyRecord:
     """Give a key another value, and let the old one work for as long as was asked.
 
@@ -149,7 +149,7 @@ def _forget_former(transaction: Transaction, record: KeyRecord, now: datetime) -
         transaction.former.delete(ended)
 
 
-def reset_spend(transaction: Transaction, act: Act, key: str, reset_to: int) -> tuple[KeyRecord, int]:
+def reset_spend(transaction: Transaction, act: AuditContext, key: str, reset_to: int) -> tuple[KeyRecord, int]:
     """Set what a key has spent in its budget's present period, and return the key and what that was before.
 
     Args:
@@ -174,7 +174,7 @@ def reset_spend(transaction: Transaction, act: Act, key: str, reset_to: int) -> 
     return record, before
 
 
-def delete(transaction: Transaction, act: Act, asked: DeleteRequest) -> list[str]:
+def delete(transaction: Transaction, act: AuditContext, asked: DeleteRequest) -> list[str]:
     """Delete all keys that were named, or none; return what the caller called them.
 
     Raises:
@@ -186,7 +186,7 @@ def delete(transaction: Transaction, act: Act, asked: DeleteRequest) -> list[str
     return [name for _, name in named.values()]
 
 
-def delete_records(transaction: Transaction, act: Act, records: Sequence[KeyRecord]) -> None:
+def delete_records(transaction: Transaction, act: AuditContext, records: Sequence[KeyRecord]) -> None:
     """Delete keys.
 
     Raises:

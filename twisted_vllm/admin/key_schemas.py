@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from twisted_vllm.access.headers import OPERATORS_HEADERS
-from twisted_vllm.access.policy import parse_rule
-from twisted_vllm.access.records import MANAGEMENT, KeyRecord
-from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.acts import AuditContext
 from twisted_vllm.admin.allowances import Dollars, LimitFields, check_limits
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.fields import (
@@ -39,8 +36,11 @@ from twisted_vllm.admin.schemas import (
     parse,
     plain_models,
 )
+from twisted_vllm.auth.policy import parse_rule
+from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
+from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.limits.values import UNLIMITED
+from twisted_vllm.ratelimit.allowance import UNLIMITED
 
 #: a custom key: LiteLLM's prefix and length, and nothing that a header could not carry
 _CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
@@ -83,7 +83,7 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     cache_isolation: bool | None = None
     key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
 
-    def values(self, given: Container[str], act: Act, before: KeyRecord | None = None) -> dict[str, Any]:
+    def values(self, given: Container[str], act: AuditContext, before: KeyRecord | None = None) -> dict[str, Any]:
         """Return the attributes of a record that were given; null is the empty value of each.
 
         Args:

@@ -9,20 +9,20 @@ from twisted.web.iweb import IRequest
 from twisted_vllm.admin.authorize import token_of
 from twisted_vllm.admin.key_schemas import InfoRequest
 from twisted_vllm.admin.listing import parse_aliases, parse_list
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import KeyInfoQuery, parse_query
 from twisted_vllm.admin.reports import report_key, report_keys
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
 from twisted_vllm.errors import NotFound, RouteNotAllowed
-from twisted_vllm.store.repository import Page
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.repository import Page
+from twisted_vllm.storage.transaction import Transaction
 
 
 class KeyViews:
     """Shows virtual keys, one, several or a page of them."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def info(self, request: IRequest) -> bytes:

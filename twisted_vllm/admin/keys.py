@@ -8,10 +8,8 @@ from typing import Any
 
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.keys import generate_key
-from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import key_operations as operations
-from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.acts import AuditContext
 from twisted_vllm.admin.allowances import dollars
 from twisted_vllm.admin.key_schemas import (
     BulkRequest,
@@ -24,20 +22,22 @@ from twisted_vllm.admin.key_schemas import (
     parse_service_account,
     parse_update,
 )
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.reports import report_key, report_keys
 from twisted_vllm.admin.respond import read_object, send_json
 from twisted_vllm.admin.schemas import parse
+from twisted_vllm.auth.authenticator import generate_key
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import GatewayError, InvalidRequest
 from twisted_vllm.money import from_dollars
-from twisted_vllm.store.interfaces import KeyExists
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.interfaces import KeyExists
+from twisted_vllm.storage.transaction import Transaction
 
 
 class KeyEndpoints:
     """Makes, changes, blocks, regenerates and deletes virtual keys."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def generate(self, request: IRequest) -> bytes:
@@ -52,7 +52,9 @@ class KeyEndpoints:
         extra = {"metadata": {"service_account_id": asked.key_alias, **(asked.metadata or {})}}
         return await self._make(request, act, asked, extra)
 
-    async def _make(self, request: IRequest, act: Act, asked: GenerateRequest, extra: Mapping[str, Any]) -> bytes:
+    async def _make(
+        self, request: IRequest, act: AuditContext, asked: GenerateRequest, extra: Mapping[str, Any]
+    ) -> bytes:
         key = self._new_key(asked.key, "key")
         values = asked.values(asked.__struct_fields__, act)
         record = operations.new_record(key, self._office.randbytes(16).hex(), {**values, **extra}, act)
@@ -161,7 +163,7 @@ def _shown_once(record: KeyRecord, key: str) -> dict[str, str]:
 
 
 def _update_each(
-    act: Act, bodies: tuple[dict[str, Any], ...], transaction: Transaction
+    act: AuditContext, bodies: tuple[dict[str, Any], ...], transaction: Transaction
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     done: list[KeyRecord] = []
     failed: list[dict[str, Any]] = []

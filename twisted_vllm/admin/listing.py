@@ -8,7 +8,7 @@ import attrs
 
 from twisted_vllm.admin.litellm import LIST_DEFAULTS, USER_LIST_DEFAULTS
 from twisted_vllm.admin.queries import AliasesQuery, KeyListQuery, UserListQuery, parse_query
-from twisted_vllm.store.repository import PageQuery
+from twisted_vllm.storage.repository import PageQuery
 
 _FILTERS = ("user_id", "team_id", "key_alias")
 

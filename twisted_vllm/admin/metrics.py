@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.admin.authorize import Gatekeeper
+from twisted_vllm.admin.authorize import AdminAuthenticator
 from twisted_vllm.admin.respond import send
-from twisted_vllm.observe.metrics import Metrics
+from twisted_vllm.observability.metrics import Metrics
 
 
 class MetricsEndpoint:
     """``GET /metrics``; nothing in it names a key, a user or a model."""
 
-    def __init__(self, metrics: Metrics, gatekeeper: Gatekeeper | None) -> None:
+    def __init__(self, metrics: Metrics, gatekeeper: AdminAuthenticator | None) -> None:
         """Show metrics.
 
         Args:

@@ -10,17 +10,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.keys import Authenticator
-from twisted_vllm.admin.acts import Act
-from twisted_vllm.admin.authorize import Gatekeeper
+from twisted_vllm.admin.acts import AuditContext
+from twisted_vllm.admin.authorize import AdminAuthenticator
 from twisted_vllm.admin.respond import shielded
-from twisted_vllm.store.registry import Registry
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
 
-class Office:
+class AdminContext:
     """Where the endpoints turn.
 
     Attributes:
@@ -32,7 +32,7 @@ class Office:
         self,
         *,
         authenticator: Authenticator,
-        gatekeeper: Gatekeeper,
+        gatekeeper: AdminAuthenticator,
         registry: Registry,
         clock: IReactorTime,
         now: Callable[[], datetime],
@@ -49,7 +49,7 @@ class Office:
         """Return the present moment, in UTC."""
         return self._now().astimezone(UTC)
 
-    def act(self, request: IRequest, action: str) -> Act:
+    def act(self, request: IRequest, action: str) -> AuditContext:
         """Return who does what by a request.
 
         Raises:
@@ -57,7 +57,7 @@ class Office:
         """
         principal = self.gatekeeper.administrator_of(request)
         request_id: bytes = getattr(request, "request_id", b"")
-        return Act(
+        return AuditContext(
             action=action,
             actor=principal.hash_prefix or principal.kind,
             actor_name=principal.name,

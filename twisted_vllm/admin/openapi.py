@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.credentials import KEY_HEADERS
 from twisted_vllm.admin.answers import Error
 from twisted_vllm.admin.openapi_operations import OPERATIONS
 from twisted_vllm.admin.operation import Operation
 from twisted_vllm.admin.queries import Query
 from twisted_vllm.admin.respond import send_json
 from twisted_vllm.admin.schemas import PRINTABLE
+from twisted_vllm.auth.credentials import KEY_HEADERS
 from twisted_vllm.errors import ERROR_HEADER
 
 Json = dict[str, Any]

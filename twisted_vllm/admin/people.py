@@ -7,9 +7,8 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.access.records import KeyRecord
 from twisted_vllm.admin import key_operations
-from twisted_vllm.admin.acts import Act
+from twisted_vllm.admin.acts import AuditContext
 from twisted_vllm.admin.litellm import shown
 from twisted_vllm.admin.people_schemas import (
     NewMember,
@@ -20,9 +19,10 @@ from twisted_vllm.admin.people_schemas import (
     UpdateTeamRequest,
     UpdateUserRequest,
 )
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
-from twisted_vllm.store.records import Member, TeamRecord, UserRecord
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.records import Member, TeamRecord, UserRecord
+from twisted_vllm.storage.transaction import Transaction
 
 
 def find_user(transaction: Transaction, user_id: str | None, email: str | None = None) -> UserRecord:
@@ -55,7 +55,7 @@ def find_team(transaction: Transaction, team_id: str, param: str = "team_id") ->
 
 
 def add_user(
-    transaction: Transaction, act: Act, asked: NewUserRequest, user_id: str, key: KeyRecord | None
+    transaction: Transaction, act: AuditContext, asked: NewUserRequest, user_id: str, key: KeyRecord | None
 ) -> UserRecord:
     """Make a user, put it into its teams, and keep its first key.
 
@@ -86,7 +86,9 @@ def add_user(
     return user
 
 
-def update_user(transaction: Transaction, act: Act, asked: UpdateUserRequest, given: Mapping[str, Any]) -> UserRecord:
+def update_user(
+    transaction: Transaction, act: AuditContext, asked: UpdateUserRequest, given: Mapping[str, Any]
+) -> UserRecord:
     """Change a user.
 
     Raises:
@@ -110,7 +112,7 @@ def _check_email_free(transaction: Transaction, user: UserRecord) -> None:
         raise Conflict("Another user has this address already. Send another `user_email`.", param="user_email")
 
 
-def delete_users(transaction: Transaction, act: Act, user_ids: Sequence[str]) -> int:
+def delete_users(transaction: Transaction, act: AuditContext, user_ids: Sequence[str]) -> int:
     """Delete users with their keys and memberships, all or none; return how many.
 
     Raises:
@@ -128,7 +130,7 @@ def delete_users(transaction: Transaction, act: Act, user_ids: Sequence[str]) ->
     return len(users)
 
 
-def add_team(transaction: Transaction, act: Act, asked: NewTeamRequest, team_id: str) -> TeamRecord:
+def add_team(transaction: Transaction, act: AuditContext, asked: NewTeamRequest, team_id: str) -> TeamRecord:
     """Make a team with its first members.
 
     Raises:
@@ -153,7 +155,9 @@ def add_team(transaction: Transaction, act: Act, asked: NewTeamRequest, team_id:
     return team
 
 
-def update_team(transaction: Transaction, act: Act, asked: UpdateTeamRequest, given: Mapping[str, Any]) -> TeamRecord:
+def update_team(
+    transaction: Transaction, act: AuditContext, asked: UpdateTeamRequest, given: Mapping[str, Any]
+) -> TeamRecord:
     """Change a team.
 
     Raises:
@@ -164,7 +168,7 @@ def update_team(transaction: Transaction, act: Act, asked: UpdateTeamRequest, gi
     return _change_team(transaction, act, team, asked.values(given, team.allowance))
 
 
-def block_team(transaction: Transaction, act: Act, team_id: str, blocked: bool) -> TeamRecord:
+def block_team(transaction: Transaction, act: AuditContext, team_id: str, blocked: bool) -> TeamRecord:
     """Block a team or unblock it.
 
     Raises:
@@ -173,7 +177,9 @@ def block_team(transaction: Transaction, act: Act, team_id: str, blocked: bool) 
     return _change_team(transaction, act, find_team(transaction, team_id), {"blocked": blocked})
 
 
-def _change_team(transaction: Transaction, act: Act, team: TeamRecord, values: Mapping[str, Any]) -> TeamRecord:
+def _change_team(
+    transaction: Transaction, act: AuditContext, team: TeamRecord, values: Mapping[str, Any]
+) -> TeamRecord:
     act.check_may_change(*transaction.keys.find(team_id=team.team_id))
     changed = attrs.evolve(team, **values, updated_at=act.now, updated_by=act.actor)
     transaction.teams.replace(team.team_id, changed)
@@ -181,7 +187,7 @@ def _change_team(transaction: Transaction, act: Act, team: TeamRecord, values: M
     return changed
 
 
-def delete_teams(transaction: Transaction, act: Act, team_ids: Sequence[str]) -> list[str]:
+def delete_teams(transaction: Transaction, act: AuditContext, team_ids: Sequence[str]) -> list[str]:
     """Delete teams with their keys and memberships, all or none; return their ids.
 
     Raises:
@@ -199,7 +205,9 @@ def delete_teams(transaction: Transaction, act: Act, team_ids: Sequence[str]) ->
     return found
 
 
-def add_members(transaction: Transaction, act: Act, team: TeamRecord, asked: Sequence[NewMember]) -> list[UserRecord]:
+def add_members(
+    transaction: Transaction, act: AuditContext, team: TeamRecord, asked: Sequence[NewMember]
+) -> list[UserRecord]:
     """Make users members of a team; one that is not known by its id is made. Return them.
 
     Raises:
@@ -212,7 +220,7 @@ def add_members(transaction: Transaction, act: Act, team: TeamRecord, asked: Seq
     return users
 
 
-def _user_for(transaction: Transaction, act: Act, asked: NewMember) -> UserRecord:
+def _user_for(transaction: Transaction, act: AuditContext, asked: NewMember) -> UserRecord:
     if asked.user_id is None and asked.user_email is None:
         raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
     if asked.user_id is None or transaction.users.get(asked.user_id) is not None:
@@ -222,7 +230,7 @@ def _user_for(transaction: Transaction, act: Act, asked: NewMember) -> UserRecor
     )
 
 
-def _put_members(transaction: Transaction, act: Act, team: TeamRecord, members: Sequence[Member]) -> None:
+def _put_members(transaction: Transaction, act: AuditContext, team: TeamRecord, members: Sequence[Member]) -> None:
     before = _roles(transaction, team)
     for member in members:
         transaction.members.put(member)
@@ -230,7 +238,7 @@ def _put_members(transaction: Transaction, act: Act, team: TeamRecord, members: 
 
 
 def update_member(
-    transaction: Transaction, act: Act, asked: UpdateMemberRequest
+    transaction: Transaction, act: AuditContext, asked: UpdateMemberRequest
 ) -> tuple[TeamRecord, UserRecord, Member]:
     """Give a member of a team another role; return the team, the user and its membership.
 
@@ -253,7 +261,7 @@ def _no_member(user_id: str) -> NotFound:
     return NotFound(f"`{shown(user_id)}` is not a member of this team.", param="user_id")
 
 
-def remove_member(transaction: Transaction, act: Act, asked: RemoveMemberRequest) -> TeamRecord:
+def remove_member(transaction: Transaction, act: AuditContext, asked: RemoveMemberRequest) -> TeamRecord:
     """Take a user out of a team, and delete the keys that it has there.
 
     Raises:

@@ -20,7 +20,7 @@ from twisted_vllm.admin.schemas import (
     plain_models,
 )
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.limits.values import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 _ADMINISTRATORS = ("proxy_admin", "proxy_admin_viewer")
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from twisted_vllm.access.records import KeyRecord, Spend
 from twisted_vllm.admin.allowances import show_limits, show_use
 from twisted_vllm.admin.litellm import GENERATE_DEFAULTS
-from twisted_vllm.limits.values import UNLIMITED
-from twisted_vllm.store.records import EndUserRecord, Member, TeamRecord, UserRecord
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.ratelimit.allowance import UNLIMITED
+from twisted_vllm.storage.records import EndUserRecord, Member, TeamRecord, UserRecord
+from twisted_vllm.storage.transaction import Transaction
 
 #: what LiteLLM reports of a key beside what is kept here
 _KEY_DEFAULTS = {name: default for name, default in GENERATE_DEFAULTS.items() if name != "send_invite_email"}

@@ -8,19 +8,19 @@ from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.allowances import money
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.reports import report_keys, report_users
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import DatesQuery, KeyReportQuery, SpendListQuery, SpendUsersQuery, days_of
 from twisted_vllm.admin.spend_shapes import name_of_key
-from twisted_vllm.store.transaction import Transaction
-from twisted_vllm.store.usage_queries import key_labels
-from twisted_vllm.store.usage_queries_plan import MODEL, Asked
-from twisted_vllm.store.usage_queries_spend import keys_by_spend, users_by_spend
-from twisted_vllm.store.usage_queries_sums import SUMS, read_all
-from twisted_vllm.store.usage_tables import KEY, MONTH, TAG
+from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.logs import key_labels
+from twisted_vllm.storage.usage.queries.plan import MODEL, Asked
+from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
+from twisted_vllm.storage.usage.queries.sums import SUMS, read_all
+from twisted_vllm.storage.usage.tables import KEY, MONTH, TAG
 
 _COST, _REQUESTS = SUMS.index("cost"), SUMS.index("requests")
 _INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
@@ -29,7 +29,7 @@ _INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
 class SpendEndpoints:
     """Shows who spent how much."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def keys(self, request: IRequest) -> bytes:

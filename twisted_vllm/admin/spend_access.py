@@ -10,13 +10,13 @@ import msgspec
 from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.records import Principal
 from twisted_vllm.admin.authorize import token_of
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.respond import send_json
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import RouteNotAllowed
-from twisted_vllm.store.usage_queries import key_id_of
-from twisted_vllm.store.usage_tables import KEY, TEAM, USER
+from twisted_vllm.storage.usage.queries.logs import key_id_of
+from twisted_vllm.storage.usage.tables import KEY, TEAM, USER
 
 _KEY_ID = re.compile("[0-9a-f]{32}")
 _OWN = "A virtual key may see its own usage only; the master key sees everybody's."
@@ -32,7 +32,7 @@ class Caller:
     """
 
     principal: Principal
-    office: Office
+    office: AdminContext
 
     def find_key(self, connection: Connection, name: str) -> str | None:
         """Return the lasting id of the key that a caller names; None where there is no such key, ``""`` for the master.
@@ -65,7 +65,7 @@ class Caller:
         return {**equals, KEY: self.principal.key_id}
 
 
-def caller_of(office: Office, request: IRequest) -> Caller:
+def caller_of(office: AdminContext, request: IRequest) -> Caller:
     """Return who asks; a key that administers nothing sees its own usage.
 
     Raises:
@@ -74,7 +74,7 @@ def caller_of(office: Office, request: IRequest) -> Caller:
     return Caller(office.gatekeeper.principal_of(request), office)
 
 
-async def answer(office: Office, request: IRequest, work: Callable[[Connection], object]) -> bytes:
+async def answer(office: AdminContext, request: IRequest, work: Callable[[Connection], object]) -> bytes:
     """Answer with what work returns, which only reads; it is made into JSON in the database's thread as well."""
     body = await office.read(lambda transaction: msgspec.json.encode(work(transaction.connection)))
     return send_json(request, msgspec.Raw(body))

@@ -8,18 +8,18 @@ from typing import Any
 from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import ACTIVITY_DEFAULTS, DailyActivityQuery, days_of
 from twisted_vllm.admin.spend_shapes import PROVIDER, name_of_key, show_metrics
 from twisted_vllm.errors import RouteNotAllowed
-from twisted_vllm.store.usage_queries import KeyLabel, key_labels
-from twisted_vllm.store.usage_queries_daily import page_of_days
-from twisted_vllm.store.usage_queries_plan import MODEL
-from twisted_vllm.store.usage_queries_sums import SUMS
-from twisted_vllm.store.usage_tables import KEY, USER
+from twisted_vllm.storage.usage.queries.daily import page_of_days
+from twisted_vllm.storage.usage.queries.logs import KeyLabel, key_labels
+from twisted_vllm.storage.usage.queries.plan import MODEL
+from twisted_vllm.storage.usage.queries.sums import SUMS
+from twisted_vllm.storage.usage.tables import KEY, USER
 
 Sums = list[int]
 
@@ -27,7 +27,7 @@ Sums = list[int]
 class DailyActivity:
     """Shows what was used on each day."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def daily(self, request: IRequest) -> bytes:

@@ -9,17 +9,17 @@ from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.allowances import money
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import NoQuery, parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import ActivityQuery, GlobalLogsQuery, TopQuery, days_of
 from twisted_vllm.admin.spend_shapes import name_of_key
-from twisted_vllm.store.transaction import Transaction
-from twisted_vllm.store.usage_queries import key_labels
-from twisted_vllm.store.usage_queries_plan import MODEL, Asked
-from twisted_vllm.store.usage_queries_sums import SUMS, Group, read_all
-from twisted_vllm.store.usage_tables import DAY, KEY, MONTH, TEAM
+from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.queries.logs import key_labels
+from twisted_vllm.storage.usage.queries.plan import MODEL, Asked
+from twisted_vllm.storage.usage.queries.sums import SUMS, Group, read_all
+from twisted_vllm.storage.usage.tables import DAY, KEY, MONTH, TEAM
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
 _TOP = 10
@@ -29,7 +29,7 @@ _UNASSIGNED = "Unassigned"
 class GlobalSpend:
     """Shows what everybody spent."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def spend(self, request: IRequest) -> bytes:

@@ -8,18 +8,18 @@ from sqlalchemy import Connection
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.allowances import money
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import LOGS_DEFAULTS, Filters, LogsQuery, PagedLogsQuery, Span, span_of
 from twisted_vllm.admin.spend_shapes import name_of_key, show_row
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.store.usage_batch import DAY_US
-from twisted_vllm.store.usage_queries import MOST_COUNTED, RowsAsked, count_rows, key_labels, page_of_rows
-from twisted_vllm.store.usage_queries_plan import MODEL, Asked, moment_of
-from twisted_vllm.store.usage_queries_sums import SUMS, read_all
-from twisted_vllm.store.usage_tables import DAY, END_USER, KEY, TAG, TEAM, USER
+from twisted_vllm.storage.usage.batch import DAY_US
+from twisted_vllm.storage.usage.queries.logs import MOST_COUNTED, RowsAsked, count_rows, key_labels, page_of_rows
+from twisted_vllm.storage.usage.queries.plan import MODEL, Asked, moment_of
+from twisted_vllm.storage.usage.queries.sums import SUMS, read_all
+from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, TAG, TEAM, USER
 
 _COST = SUMS.index("cost")
 _FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "model", TAG: "tag"}
@@ -30,7 +30,7 @@ _MOST_GROUPS, _MOST_DAYS = 200_000, 366
 class SpendLogs:
     """Shows the ledger's rows."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def logs(self, request: IRequest) -> bytes:

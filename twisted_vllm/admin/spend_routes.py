@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.spend import SpendEndpoints
 from twisted_vllm.admin.spend_activity import DailyActivity
 from twisted_vllm.admin.spend_global import GlobalSpend
@@ -12,7 +12,7 @@ from twisted_vllm.admin.spend_logs import SpendLogs
 from twisted_vllm.admin.usage_report import UsageReports
 
 
-def spend_routes(office: Office) -> dict[str, tuple[str, Any]]:
+def spend_routes(office: AdminContext) -> dict[str, tuple[str, Any]]:
     """Return the method and the endpoint of each route that tells of usage."""
     logs, spend, everybody = SpendLogs(office), SpendEndpoints(office), GlobalSpend(office)
     return {

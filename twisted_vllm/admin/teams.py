@@ -8,7 +8,7 @@ from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin import people
 from twisted_vllm.admin.litellm import MEMBER_DEFAULTS
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.people_schemas import (
     DeleteTeamsRequest,
     RemoveMemberRequest,
@@ -24,13 +24,13 @@ from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
 from twisted_vllm.admin.users import new_id
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.transaction import Transaction
 
 
 class TeamEndpoints:
     """Makes, shows, changes, blocks and deletes teams."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def new(self, request: IRequest) -> bytes:

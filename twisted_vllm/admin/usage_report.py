@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.queries import parse_query
 from twisted_vllm.admin.respond import read_query
 from twisted_vllm.admin.spend_access import Caller, caller_of
@@ -24,9 +24,9 @@ from twisted_vllm.admin.spend_logs import filters_of
 from twisted_vllm.admin.spend_queries import ReportQuery, days_of, span_of
 from twisted_vllm.admin.usage_report_format import CsvReport, JsonReport, ReportFormat
 from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
-from twisted_vllm.store.usage_batch import DAY_US
-from twisted_vllm.store.usage_queries import key_labels
-from twisted_vllm.store.usage_queries_plan import (
+from twisted_vllm.storage.usage.batch import DAY_US
+from twisted_vllm.storage.usage.queries.logs import key_labels
+from twisted_vllm.storage.usage.queries.plan import (
     DIMENSIONS,
     HOUR,
     ROUTE,
@@ -39,8 +39,8 @@ from twisted_vllm.store.usage_queries_plan import (
     moment_of,
     plan,
 )
-from twisted_vllm.store.usage_queries_sums import Cursor, first_row, read_page
-from twisted_vllm.store.usage_tables import KEY, MONTH
+from twisted_vllm.storage.usage.queries.sums import Cursor, first_row, read_page
+from twisted_vllm.storage.usage.tables import KEY, MONTH
 
 #: the days before today of a report that names no first one
 _RECENT = {HOUR: 1, "day": 30, MONTH: 365}
@@ -92,7 +92,7 @@ class UsageReports:
 
     _log = Logger()
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def report(self, request: IRequest) -> bytes:

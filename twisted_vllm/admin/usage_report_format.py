@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import msgspec
 
 from twisted_vllm.admin.allowances import money, money_text
-from twisted_vllm.store.usage_queries import KeyLabel
-from twisted_vllm.store.usage_queries_plan import Plan
-from twisted_vllm.store.usage_queries_sums import SUMS, Group
-from twisted_vllm.store.usage_tables import KEY
+from twisted_vllm.storage.usage.queries.logs import KeyLabel
+from twisted_vllm.storage.usage.queries.plan import Plan
+from twisted_vllm.storage.usage.queries.sums import SUMS, Group
+from twisted_vllm.storage.usage.tables import KEY
 
 #: what a program that opens a table takes for a formula's beginning (OWASP, "CSV Injection")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -8,24 +8,24 @@ from uuid import UUID
 
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.access.keys import generate_key
 from twisted_vllm.admin import key_operations, people
 from twisted_vllm.admin.durations import expiry_of
 from twisted_vllm.admin.listing import parse_users
-from twisted_vllm.admin.office import Office
+from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.people_schemas import DeleteUsersRequest, parse_new_user, parse_update_user
 from twisted_vllm.admin.queries import UserInfoQuery, parse_query
 from twisted_vllm.admin.reports import report_key, report_keys, report_teams, report_user, report_users
 from twisted_vllm.admin.respond import read_object, read_query, send_json
 from twisted_vllm.admin.schemas import parse
+from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
-from twisted_vllm.store.transaction import Transaction
+from twisted_vllm.storage.transaction import Transaction
 
 
 class UserEndpoints:
     """Makes, shows, changes and deletes users."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: AdminContext) -> None:
         self._office = office
 
     async def new(self, request: IRequest) -> bytes:
@@ -115,7 +115,7 @@ class UserEndpoints:
         return send_json(request, await self._office.read(work))
 
 
-def new_id(office: Office) -> str:
+def new_id(office: AdminContext) -> str:
     """Return a random id of a user or a team."""
     return str(UUID(bytes=office.randbytes(16), version=4))
 

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of, without_keys
+
+OTHERS = [b"x-litellm-api-key", b"api-key", b"x-api-key"]
+
+
+@pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER", b"bEaReR"])
+def test_a_bearer_key_is_found_however_its_scheme_is_written(scheme: bytes) -> None:
+    assert credential_of({b"authorization": scheme + b" sk-1234"}) == "sk-1234"
+
+
+def test_the_guides_bearer_anything_is_a_credential() -> None:
+    assert credential_of({b"authorization": b"bearer anything"}) == "anything"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("value", [b"sk-1234", b"Bearer sk-1234", b"bearer  sk-1234 ", b" sk-1234\t"])
+def test_a_key_is_found_in_the_other_headers_with_or_without_its_scheme(name: bytes, value: bytes) -> None:
+    assert credential_of({name: value}) == "sk-1234"
+
+
+def test_authorization_comes_first_and_the_others_in_their_order() -> None:
+    headers = {name: b"sk-" + name for name in OTHERS} | {b"authorization": b"Bearer sk-authorization"}
+    for name in [b"authorization", *OTHERS]:
+        assert credential_of(headers) == "sk-" + name.decode()
+        del headers[name]
+    assert credential_of(headers) is None
+
+
+@pytest.mark.parametrize(
+    "value", [b"Basic dXNlcjpwYXNz", b"Digest x", b"sk-1234", b"", b"Bearer", b"Bearer ", b"Bearer \t"]
+)
+def test_an_authorization_without_a_bearer_key_leaves_it_to_the_next_header(value: bytes) -> None:
+    assert credential_of({b"authorization": value}) is None
+    assert credential_of({b"authorization": value, b"x-api-key": b"sk-1234"}) == "sk-1234"
+
+
+@pytest.mark.parametrize("value", [b"", b"  ", b"Bearer", b"Bearer  "])
+def test_an_empty_key_header_leaves_it_to_the_next(value: bytes) -> None:
+    assert credential_of({b"x-litellm-api-key": value, b"x-api-key": b"sk-1234"}) == "sk-1234"
+
+
+def test_every_header_that_may_hold_a_key_is_listed_in_lower_case() -> None:
+    assert {b"authorization", *OTHERS} == CREDENTIAL_HEADERS
+
+
+@given(st.dictionaries(st.sampled_from(sorted(CREDENTIAL_HEADERS)), st.binary(max_size=40)))
+@example({b"api-key": b"\x1c"})
+@example({b"authorization": b"Bearer \xff\xfe"})
+@example({b"api-key": "Bearer kéy".encode()})
+def test_no_bytes_make_it_raise_and_no_credential_is_empty(headers: dict[bytes, bytes]) -> None:
+    found = credential_of(headers)
+    assert found is None or found
+    if found is not None:
+        found.encode("utf-8")
+
+
+def handshake(offered: bytes, **more: bytes) -> dict[bytes, bytes]:
+    headers = {name.encode().replace(b"_", b"-"): value for name, value in more.items()}
+    return {b"upgrade": b"websocket", b"sec-websocket-protocol": offered, **headers}
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        b"realtime, openai-insecure-api-key.sk-1234, openai-beta.realtime-v1",
+        b"openai-insecure-api-key.sk-1234",
+        b"realtime,\topenai-insecure-api-key.sk-1234\t,x",
+        b"OpenAI-Insecure-API-Key.sk-1234",
+        b"openai-insecure-api-key., openai-insecure-api-key.sk-1234, openai-insecure-api-key.sk-5678",
+    ],
+)
+def test_a_browser_s_key_is_found_among_the_subprotocols_of_a_websocket(offered: bytes) -> None:
+    assert credential_of(handshake(offered)) == "sk-1234"
+
+
+@pytest.mark.parametrize("offered", [b"", b"realtime", b"openai-insecure-api-key.", b"x-openai-insecure-api-key.sk-1"])
+def test_other_subprotocols_are_no_credential(offered: bytes) -> None:
+    assert credential_of(handshake(offered)) is None
+
+
+@pytest.mark.parametrize("name", ["authorization", "x_litellm_api_key", "api_key", "x_api_key"])
+def test_a_key_among_the_subprotocols_counts_only_without_another(name: str) -> None:
+    headers = handshake(b"openai-insecure-api-key.sk-browser", **{name: b"Bearer sk-header"})
+    assert credential_of(headers) == "sk-header"
+
+
+def test_subprotocols_count_in_the_handshake_of_a_websocket_alone() -> None:
+    offered = b"openai-insecure-api-key.sk-1234"
+    assert credential_of({b"sec-websocket-protocol": offered}) is None
+    assert credential_of({b"sec-websocket-protocol": offered, b"upgrade": b"h2c"}) is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "kept"),
+    [
+        (b"realtime, openai-insecure-api-key.sk-1234, openai-beta.realtime-v1", b"realtime, openai-beta.realtime-v1"),
+        (b"a,openai-insecure-api-key.sk-1,OPENAI-insecure-API-key.sk-2 ,b", b"a, b"),
+        (b"openai-insecure-api-key.sk-1234", b""),
+        (b"openai-insecure-api-key.", b""),
+        (b" a,b ,, c", b" a,b ,, c"),
+    ],
+)
+def test_every_key_is_taken_out_of_the_subprotocols_and_nothing_else(offered: bytes, kept: bytes) -> None:
+    assert without_keys(offered) == kept
+
+
+ENTRIES = st.sampled_from([b"realtime", b"openai-insecure-api-key.sk-1", b" OPENAI-INSECURE-API-KEY.sk-2", b"", b" x"])
+
+
+@given(st.lists(ENTRIES | st.binary(max_size=8)))
+def test_no_key_is_left_among_the_subprotocols(entries: list[bytes]) -> None:
+    kept = without_keys(b",".join(entries))
+    assert not [entry for entry in kept.split(b",") if entry.strip().lower().startswith(b"openai-insecure-api-key.")]
+    assert {entry.strip() for entry in kept.split(b",")} <= {
+        entry.strip() for entry in b",".join(entries).split(b",")
+    } | {b""}

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import fnmatch
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_vllm.api_routes import RouteClass, classify
+from twisted_vllm.auth.policy import RoutePolicy, RouteRule, parse_rule
+from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.config.settings import TenantRoutes
+from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
+
+TENANT = Principal(kind="key", name="sk-...abcd", hash_prefix="0a1b2c3d")
+
+
+def _key(*allowed_routes: str, models: tuple[str, ...] = ()) -> Principal:
+    return Principal(kind="key", name="sk-...abcd", models=models, allowed_routes=allowed_routes)
+
+
+def _may(principal: Principal, path: str, *, method: bytes = b"POST", allow=(), deny=()) -> bool:
+    policy = RoutePolicy(TenantRoutes(allow=tuple(allow), deny=tuple(deny)))
+    try:
+        policy.check_route(principal, classify(method, path.encode()))
+    except RouteNotAllowed:
+        return False
+    return True
+
+
+def _refusal(principal: Principal, path: str, **rules) -> str:
+    policy = RoutePolicy(TenantRoutes(**rules))
+    with pytest.raises(RouteNotAllowed) as caught:
+        policy.check_route(principal, classify(b"POST", path.encode()))
+    return caught.value.message
+
+
+@pytest.mark.parametrize("principal", [MASTER, ANONYMOUS])
+@pytest.mark.parametrize("path", ["/sleep", "/unknown", "/v1%2Fmodels", "/v1/chat/completions"])
+def test_an_administrator_may_call_every_route_whatever_is_denied(principal, path):
+    assert _may(principal, path, deny=["inference", "privileged", "/sleep"])
+
+
+def test_a_key_may_call_inference_and_read_only_routes_and_nothing_else():
+    assert _may(TENANT, "/v1/chat/completions")
+    assert _may(TENANT, "/metrics", method=b"GET")
+    assert _may(TENANT, "/v1/chat/completions", method=b"OPTIONS")
+    assert not _may(TENANT, "/sleep")
+    assert not _may(TENANT, "/unknown")
+    assert not _may(TENANT, "/v1/models", method=b"DELETE")
+    assert not _may(TENANT, "/v1//models")
+
+
+def test_a_key_with_allowed_routes_may_call_exactly_these():
+    key = _key("/v1/embeddings", "/metrics")
+    assert _may(key, "/v1/embeddings")
+    assert _may(key, "/metrics")
+    assert not _may(key, "/metrics/x")
+    assert not _may(key, "/v1/chat/completions")
+    assert not _may(key, "/sleep", allow=["/sleep"])
+
+
+def test_a_key_may_be_granted_a_privileged_route():
+    assert _may(_key("/sleep"), "/sleep")
+    assert not _may(_key("/sleep"), "/wake_up")
+    assert _may(_key("privileged"), "/wake_up")
+    assert not _may(_key("privileged"), "/v1/chat/completions")
+
+
+def test_a_keys_own_grant_beats_what_is_denied_to_all():
+    assert _may(_key("/score"), "/score", deny=["/score"])
+
+
+def test_a_route_may_be_written_as_the_client_sees_it():
+    for text in ("/vllm/chat/completions", "/vllm/v1/chat/completions", "/chat/completions", "/v1/chat/completions"):
+        assert _may(_key(text), "/v1/chat/completions"), text
+
+
+def test_a_prefix_takes_in_what_is_below_it_and_not_itself():
+    for text in ("/v1/responses/*", "/responses/*", "/vllm/responses/*"):
+        assert _may(_key(text), "/v1/responses/resp_1/cancel"), text
+        assert not _may(_key(text), "/v1/responses"), text
+    assert _may(_key("/vllm/*"), "/sleep")
+    assert _may(_key("/*"), "/v1/chat/completions")
+
+
+def test_litellms_group_names_stand_for_inference_and_the_model_list():
+    for group in ("llm_api_routes", "openai_routes"):
+        assert _may(_key(group), "/v1/chat/completions")
+        assert _may(_key(group), "/v1/models")
+        assert not _may(_key(group), "/metrics")
+        assert not _may(_key(group), "/sleep")
+
+
+def test_a_prefix_does_not_open_a_path_that_climbs_out_of_it():
+    for path in ("/v1/../sleep", "/v1/x%2F..%2F..%2Fsleep", "/v1/..;/sleep", "/v1//x"):
+        assert not _may(_key("/v1/*"), path)
+        assert _may(_key("privileged"), path)
+
+
+def test_the_operator_can_open_a_route_to_all_keys():
+    assert _may(TENANT, "/tokenizer_info", allow=["/tokenizer_info"])
+    assert _may(TENANT, "/v1/load_lora_adapter", allow=["/vllm/load_lora_adapter"])
+    assert _may(TENANT, "/sleep", allow=["privileged"])
+    assert not _may(TENANT, "/sleep", allow=["/tokenizer_info"])
+
+
+def test_the_operator_can_take_a_route_or_a_class_from_all_keys():
+    assert not _may(TENANT, "/metrics", deny=["/metrics"])
+    assert not _may(TENANT, "/metrics", deny=["read_only"])
+    assert _may(TENANT, "/v1/chat/completions", deny=["read_only"])
+    assert not _may(TENANT, "/v1/audio/translations", deny=["/audio/*"])
+
+
+def test_a_denied_path_is_closed_with_everything_below_it():
+    assert not _may(TENANT, "/metrics/x", deny=["/metrics"])
+    assert not _may(TENANT, "/v1/responses/resp_1", deny=["/v1/responses"])
+
+
+def test_deny_beats_allow():
+    assert not _may(TENANT, "/sleep", allow=["/sleep"], deny=["/sleep"])
+    assert not _may(TENANT, "/v1/embeddings", allow=["/v1/embeddings"], deny=["inference"])
+
+
+def test_a_path_with_two_readings_cannot_reach_around_a_denial():
+    assert _may(TENANT, "/x/..%2Fsleep", allow=["privileged"])
+    assert not _may(TENANT, "/x/..%2Fsleep", allow=["privileged"], deny=["/sleep"])
+
+
+def test_the_dispatching_route_is_closed_when_something_it_dispatches_to_is():
+    assert _may(TENANT, "/invocations")
+    assert _may(TENANT, "/invocations", deny=["/metrics"])
+    assert not _may(TENANT, "/invocations", deny=["/v1/chat/completions"])
+    assert _may(_key("/invocations"), "/invocations", deny=["/v1/chat/completions"])
+
+
+def test_a_refusal_says_what_would_open_the_route():
+    privileged = _refusal(TENANT, "/sleep")
+    assert "/sleep" in privileged
+    assert "master key" in privileged
+    assert "allowed_routes" in privileged
+    assert "passthrough.tenant_routes.allow" in privileged
+
+    denied = _refusal(TENANT, "/metrics", deny=("/metrics",))
+    assert "tenant_routes.deny" in denied
+    assert "tenant_routes.allow" not in denied
+
+    not_granted = _refusal(_key("/score"), "/metrics")
+    assert "allowed_routes do not name it" in not_granted
+    assert "master key" in not_granted
+    assert "tenant_routes" not in not_granted
+
+
+def test_a_refusal_for_a_path_with_two_readings_says_so():
+    message = _refusal(TENANT, "/v1//models")
+    assert "more than one way" in message
+    assert "plain path" in message
+
+
+def test_a_refusal_clips_a_long_path():
+    assert len(_refusal(TENANT, "/" + "x" * 5000)) < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "chat/completions",
+        "management_routes",
+        "info_routes",
+        "INFERENCE",
+        "/v1/*/x",
+        "/v1*",
+        "/v1//x",
+        "/v1/../x",
+        "/v1/x?y=1",
+        "/v1/{id}",
+        "/v1/é",
+        "/a b",
+        "/x%2Fy",
+        "//*",
+        "/\ud800",
+    ],
+)
+def test_a_rule_that_cannot_be_read_is_refused_with_what_is_right(text):
+    with pytest.raises(InvalidRequest, match=r"prefix/\*|plain path"):
+        parse_rule(text)
+
+
+def test_a_rule_of_the_operators_that_cannot_be_read_stops_the_start():
+    with pytest.raises(InvalidRequest):
+        RoutePolicy(TenantRoutes(deny=("metrics",)))
+
+
+def test_a_stored_rule_that_cannot_be_read_grants_nothing():
+    assert not _may(_key("management_routes"), "/v1/chat/completions")
+    assert _may(_key("management_routes", "/score"), "/score")
+
+
+def test_a_rule_is_kept_as_the_servers_path():
+    assert parse_rule("/vllm/chat/completions") == RouteRule(path="/v1/chat/completions")
+    assert parse_rule("/chat/*") == RouteRule(prefix="/v1/chat/")
+    assert parse_rule("/score") == RouteRule(path="/score")
+    assert parse_rule("read_only") == RouteRule(route_class=RouteClass.READ_ONLY)
+
+
+def _may_use(models: tuple[str, ...], model: str) -> bool:
+    try:
+        RoutePolicy(TenantRoutes()).check_model(_key(models=models), model)
+    except ModelNotAllowed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "allowed"),
+    [
+        ((), "anything", True),
+        (("qwen",), "qwen", True),
+        (("qwen",), "Qwen", False),
+        (("qwen",), "qwen2", False),
+        (("qwen",), "", False),
+        (("a", "qwen*"), "qwen2.5-7b", True),
+        (("*",), "a/b\nc", True),
+        (("org/*",), "org/a/b", True),
+        (("gpt-?",), "gpt-4", True),
+        (("gpt-?",), "gpt-44", False),
+        (("a.b",), "axb", False),
+        (("m[12]",), "m1", False),
+        (("m[12]*",), "m[12]x", True),
+        (("m[!a]?",), "mb?", False),
+        (("a\\*",), "a\\b", True),
+    ],
+)
+def test_model_patterns_know_two_wildcards_and_compare_with_case(models, model, allowed):
+    assert _may_use(models, model) is allowed
+
+
+def test_an_administrator_may_use_every_model():
+    RoutePolicy(TenantRoutes()).check_model(MASTER, "anything")
+
+
+def test_the_refusal_of_a_model_names_it_and_what_is_allowed():
+    with pytest.raises(ModelNotAllowed, match=r"'llama'.*qwen\*, gpt-4") as caught:
+        RoutePolicy(TenantRoutes()).check_model(_key(models=("qwen*", "gpt-4")), "llama")
+    assert caught.value.param == "model"
+    with pytest.raises(ModelNotAllowed) as caught:
+        RoutePolicy(TenantRoutes()).check_model(_key(models=("qwen",)), "x" * 10_000)
+    assert len(caught.value.message) < 400
+
+
+def test_a_pattern_of_many_wildcards_is_decided_quickly():
+    began = time.perf_counter()
+    assert not _may_use(("*a" * 30 + "b",), "a" * 5000)
+    assert time.perf_counter() - began < 1
+
+
+@given(st.lists(st.text("ab*?.", max_size=6), min_size=1, max_size=4), st.text("ab.", max_size=6))
+def test_patterns_match_as_fnmatch_does(patterns, model):
+    expected = any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)
+    assert _may_use(tuple(patterns), model) is expected
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/sleep", "/management", "/key/list"])
+def test_a_key_that_administers_reaches_none_of_the_server_s_routes_by_that(path: str) -> None:
+    assert not _may(_key("management"), path)
+    assert _may(_key("management", "inference"), "/v1/completions")

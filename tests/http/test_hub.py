@@ -1,0 +1,257 @@
+"""The data path's sockets behind one descriptor: to transports it is a reactor like any other."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorFDSet, IReactorTCP
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from twisted_vllm.http.net.epoll_hub import HAS_EPOLL, EpollHub, sockets_of
+from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+
+pytestmark = pytest.mark.skipif(not HAS_EPOLL, reason="there is no epoll here: the reactor serves alone")
+
+PATIENCE = 30
+
+
+class Line(Protocol):
+    """One end of a connection, which does with what comes whatever the test says."""
+
+    transport: Any
+
+    def __init__(self, on_data: Callable[[Line, bytes], None] | None = None) -> None:
+        self.received = b""
+        self.lost: Deferred[type[BaseException]] = Deferred()
+        self._on_data = on_data
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        if self._on_data is not None:
+            self._on_data(self, data)
+        for pair in [pair for pair in self._waiting if len(self.received) >= pair[0]]:
+            self._waiting.remove(pair)
+            pair[1].callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost.callback(type(reason.value))
+
+    def until(self, count: int) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred()
+        if len(self.received) >= count:
+            waiting.callback(None)
+        else:
+            self._waiting.append((count, waiting))
+        return waiting
+
+
+class Hall:
+    """A hub that listens, and clients of the real reactor's."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.writes = WriteCoalescer()
+        self.hub = EpollHub(reactor, self.writes)
+        self.ends: list[Line] = []
+        self.on_data: Callable[[Line, bytes], None] | None = None
+        self.make: Callable[[Callable[[Line, bytes], None] | None], Line] = Line
+        self.port = self.hub.listenTCP(0, Factory.forProtocol(self._line), interface="127.0.0.1")
+
+    def _line(self) -> Line:
+        line = self.make(self.on_data)
+        self.ends.append(line)
+        return line
+
+    def connect(self, reactor: Any = None) -> Deferred[Line]:
+        endpoint = TCP4ClientEndpoint(reactor or self.reactor, "127.0.0.1", self.port.getHost().port)
+        connected: Deferred[Line] = connectProtocol(endpoint, Line())
+        return connected
+
+    @property
+    def is_watched(self) -> bool:
+        return self.hub in self.reactor.getReaders()
+
+
+@pytest.fixture
+def hall(reactor: Any) -> Generator[Hall, None, None]:
+    hall = Hall(reactor)
+    yield hall
+    pytest_twisted.blockon(maybeDeferred(hall.port.stopListening))
+    assert not hall.is_watched, "nothing is left to watch"
+
+
+def echo(line: Line, data: bytes) -> None:
+    line.transport.write(data)
+
+
+@pytest_twisted.inlineCallbacks
+def test_many_connections_are_served_on_both_sides(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    hall.on_data = echo
+    connected = yield DeferredList([hall.connect(hall.hub) for _ in range(40)])
+    lines = [line for _, line in connected]
+    for number, line in enumerate(lines):
+        line.transport.write(b"%04d" % number * 25_000)
+    yield DeferredList([line.until(100_000) for line in lines]).addTimeout(PATIENCE, hall.reactor)
+    assert [line.received for line in lines] == [b"%04d" % number * 25_000 for number in range(40)]
+    for line in lines:
+        line.transport.loseConnection()
+    yield DeferredList([end.lost for end in hall.ends]).addTimeout(PATIENCE, hall.reactor)
+
+
+@pytest_twisted.inlineCallbacks
+def test_what_is_written_in_one_go_leaves_after_it(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    order: list[str] = []
+
+    def answer(line: Line, data: bytes) -> None:
+        write, _ = hall.writes.writer(line.transport)
+        write(b"answer")
+        order.append(f"{len(line.transport._tempDataBuffer)} waits")
+
+    hall.on_data = answer
+    client = yield hall.connect()
+    client.transport.write(b"ask")
+    yield client.until(6).addTimeout(PATIENCE, hall.reactor)
+    assert order == ["1 waits"]
+    assert client.received == b"answer"
+    client.transport.loseConnection()
+    yield hall.ends[0].lost
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_protocol_that_fails_ends_its_own_connection_alone(
+    hall: Hall, logged_failures: Any
+) -> Generator[Deferred[Any], Any, None]:
+    def fail_on_bad(line: Line, data: bytes) -> None:
+        if data == b"bad":
+            raise ZeroDivisionError
+        line.transport.write(data)
+
+    hall.on_data = fail_on_bad
+    good, bad = (yield hall.connect()), (yield hall.connect())
+    bad.transport.write(b"bad")
+    yield bad.lost.addTimeout(PATIENCE, hall.reactor)
+    good.transport.write(b"good")
+    yield good.until(4).addTimeout(PATIENCE, hall.reactor)
+    assert [failure.type for failure in logged_failures.flush()] == [ZeroDivisionError]
+    good.transport.loseConnection()
+    yield DeferredList([end.lost for end in hall.ends])
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_end_of_a_connection_is_told_as_the_reactor_tells_it(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    closing, cutting = (yield hall.connect()), (yield hall.connect())
+    for line in (closing, cutting):
+        line.transport.write(b"x")
+    yield DeferredList([hall.ends[0].until(1), hall.ends[1].until(1)]).addTimeout(PATIENCE, hall.reactor)
+    closing.transport.loseConnection()
+    cutting.transport.abortConnection()
+    reasons = yield DeferredList([end.lost for end in hall.ends]).addTimeout(PATIENCE, hall.reactor)
+    assert [reason for _, reason in reasons] == [ConnectionDone, ConnectionLost]
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_half_closed_connection_can_still_be_written_to(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    @implementer(IHalfCloseableProtocol)
+    class Half(Line):
+        def readConnectionLost(self) -> None:
+            self.transport.write(b"and now I")
+            self.transport.loseConnection()
+
+        def writeConnectionLost(self) -> None:
+            """That is not what is tested."""
+
+    hall.make = Half
+    client = yield hall.connect()
+    client.transport.loseWriteConnection()
+    yield client.until(9).addTimeout(PATIENCE, hall.reactor)
+    yield client.lost
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_paused_connection_is_not_read(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    client = yield hall.connect()
+    client.transport.write(b"x")
+    while not hall.ends:
+        yield pause(hall)
+    yield hall.ends[0].until(1).addTimeout(PATIENCE, hall.reactor)
+    hall.ends[0].transport.pauseProducing()
+    client.transport.write(b"y" * 1000)
+    for _ in range(5):
+        yield pause(hall)
+    assert hall.ends[0].received == b"x"
+    hall.ends[0].transport.resumeProducing()
+    yield hall.ends[0].until(1001).addTimeout(PATIENCE, hall.reactor)
+    client.transport.loseConnection()
+    yield hall.ends[0].lost
+
+
+def test_a_descriptor_that_was_closed_without_a_word_is_the_next_owners(hall: Hall) -> None:
+    class Owner:
+        def __init__(self, descriptor: int) -> None:
+            self.descriptor = descriptor
+
+        def fileno(self) -> int:
+            return self.descriptor
+
+    left, right = socket.socketpair()
+    again, other = socket.socketpair()
+    first = Owner(left.fileno())
+    hall.hub.addReader(first)
+    number = left.fileno()
+    left.close()
+    os.dup2(again.fileno(), number)
+    second = Owner(number)
+    hall.hub.addReader(second)
+    assert hall.hub._owners[number] is second
+    other.send(b"x")
+    assert [event for event in hall.hub._epoll.poll(1) if event[0] == number] != []
+    hall.hub.removeReader(second)
+    os.close(number)
+    for end in (right, again, other):
+        end.close()
+
+
+def pause(hall: Hall) -> Deferred[None]:
+    turned: Deferred[None] = Deferred()
+    hall.reactor.callLater(0, turned.callback, None)
+    return turned
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_reactor_that_stops_ends_every_connection(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+    client = yield hall.connect()
+    client.transport.write(b"x")
+    while not hall.ends:
+        yield pause(hall)
+    hall.reactor.removeReader(hall.hub)
+    hall.hub.connectionLost(Failure(ConnectionLost()))
+    assert (yield hall.ends[0].lost) is ConnectionLost
+    yield client.lost.addTimeout(PATIENCE, hall.reactor)
+
+
+def test_it_stands_for_a_reactor_and_leaves_the_rest_to_the_real_one(hall: Hall) -> None:
+    assert IReactorTCP.providedBy(hall.hub)
+    assert IReactorFDSet.providedBy(hall.hub)
+    assert hall.hub.seconds == hall.reactor.seconds
+
+
+def test_a_reactor_that_watches_no_sockets_serves_alone() -> None:
+    class Timeless:
+        """A reactor with neither sockets nor time."""
+
+    reactor = Timeless()
+    assert sockets_of(reactor, WriteCoalescer()) is reactor
+    memory = MemoryReactorClock()
+    assert isinstance(sockets_of(memory, WriteCoalescer()), EpollHub) is IReactorFDSet.providedBy(memory)

@@ -1,0 +1,120 @@
+"""Which idle connection is used next, and which are let go."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_vllm.http.client.pool import KEEP, Pool
+
+#: seconds after which uvicorn, vLLM's server, closes an idle connection
+UVICORN_KEEP_ALIVE = 5.0
+
+
+def test_the_connection_used_last_is_taken_first() -> None:
+    pool: Pool[str] = Pool()
+    for now, name in enumerate(("first", "second", "third")):
+        assert pool.put("server", name, now) == []
+    assert [pool.take("server", 3.0) for _ in range(4)] == ["third", "second", "first", None]
+
+
+def test_a_server_gets_none_of_another_servers_connections() -> None:
+    pool: Pool[str] = Pool()
+    pool.put("one", "connection", 0)
+    assert pool.take("two", 0) is None
+    assert pool.take("one", 0) == "connection"
+
+
+def test_a_connection_that_was_idle_for_too_long_is_not_taken() -> None:
+    pool: Pool[str] = Pool(keep=4.0)
+    pool.put("server", "connection", 10.0)
+    assert pool.take("server", 14.0) is None
+    assert pool.take("server", 13.9) == "connection"
+
+
+def test_a_connection_is_kept_for_less_than_vllm_keeps_it() -> None:
+    assert KEEP < UVICORN_KEEP_ALIVE
+
+
+def test_what_is_over_the_count_is_let_go_the_oldest_first() -> None:
+    pool: Pool[str] = Pool(keep_count=2)
+    pool.put("server", "first", 0)
+    pool.put("server", "second", 1)
+    assert pool.put("server", "third", 2) == ["first"]
+    assert len(pool) == 2
+    assert pool.take("server", 2) == "third"
+
+
+def test_the_count_is_of_each_server() -> None:
+    pool: Pool[str] = Pool(keep_count=1)
+    assert pool.put("one", "a", 0) == []
+    assert pool.put("two", "b", 0) == []
+    assert len(pool) == 2
+
+
+def test_a_pool_that_keeps_nothing_lets_go_at_once() -> None:
+    pool: Pool[str] = Pool(keep_count=0)
+    assert pool.put("server", "connection", 0) == ["connection"]
+    assert len(pool) == 0
+
+
+def test_a_discarded_connection_is_not_taken() -> None:
+    pool: Pool[str] = Pool()
+    pool.put("server", "gone", 0)
+    pool.put("server", "there", 0)
+    pool.discard("server", "gone")
+    assert pool.take("server", 0) == "there"
+    assert pool.take("server", 0) is None
+
+
+def test_discarding_what_is_not_in_the_pool_does_nothing() -> None:
+    pool: Pool[str] = Pool()
+    pool.discard("server", "unknown")
+    pool.put("server", "connection", 0)
+    pool.discard("server", "unknown")
+    assert len(pool) == 1
+
+
+def test_clearing_gives_back_everything() -> None:
+    pool: Pool[str] = Pool()
+    pool.put("one", "a", 0)
+    pool.put("two", "b", 0)
+    assert sorted(pool.clear()) == ["a", "b"]
+    assert len(pool) == 0
+    assert pool.take("one", 0) is None
+
+
+def test_its_repr_tells_how_many_are_idle() -> None:
+    pool: Pool[str] = Pool()
+    assert repr(pool) == "<Pool idle {}>"
+    pool.put("vllm:8000", "secret-looking", 0)
+    assert repr(pool) == "<Pool idle {vllm:8000: 1}>"
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(("put", "take", "discard")), st.sampled_from("ab"), st.floats(0, 3)))
+
+
+@given(STEPS)
+def test_no_connection_is_ever_given_out_twice_or_lost(steps: list[tuple[str, str, float]]) -> None:
+    pool: Pool[int] = Pool(keep=4.0, keep_count=3)
+    inside: dict[int, tuple[str, float]] = {}
+    now, number = 0.0, 0
+    for action, server, seconds in steps:
+        now += seconds
+        if action == "put":
+            number += 1
+            inside[number] = (server, now)
+            for surplus in pool.put(server, number, now):
+                del inside[surplus]
+        elif action == "take":
+            taken = pool.take(server, now)
+            fresh = [key for key, (where, since) in inside.items() if where == server and since + 4.0 > now]
+            assert taken == (max(fresh) if fresh else None)
+            inside.pop(taken or 0, None)
+        else:
+            mine = [key for key, (where, _) in inside.items() if where == server]
+            if mine:
+                pool.discard(server, mine[0])
+                del inside[mine[0]]
+        assert len(pool) == len(inside)
+    assert sorted(pool.clear()) == sorted(inside)

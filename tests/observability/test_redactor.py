@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from twisted_vllm.observability.logging.redaction import Redactor
+
+SECRETS = ("sk-master-0123456789", "p@ss word/1", "vllm", 'quo"te\\d-secret')
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_configured_secret_is_taken_out(secret: str) -> None:
+    assert Redactor(SECRETS)(f"it is {secret}, is it not?") == "it is ***, is it not?"
+
+
+def test_a_secret_is_taken_out_in_the_forms_of_urls_reprs_and_json() -> None:
+    redact = Redactor(SECRETS)
+    assert redact("postgresql://u:p%40ss%20word%2F1@db/x") == "postgresql://u:***@db/x"
+    assert "quo" not in redact(repr({"key": SECRETS[3]}))
+    assert "te" not in redact('{"key": "quo\\"te\\\\d-secret"}')
+
+
+def test_of_a_database_url_only_the_password_is_a_secret() -> None:
+    redact = Redactor(
+        ["postgresql+psycopg://gateway:h%40nter2-h%40nter2@db.local/x?password=another-one", "sqlite:///a.db"]
+    )
+    assert redact("h@nter2-h@nter2, h%40nter2-h%40nter2 and another-one") == "***, *** and ***"
+    assert redact("gateway at db.local, sqlite:///a.db") == "gateway at db.local, sqlite:///a.db"
+
+
+def test_a_short_secret_does_not_blot_out_longer_words() -> None:
+    assert Redactor(SECRETS)("twisted_vllm asks vllm-1 with vllm.") == "twisted_vllm asks vllm-1 with ***."
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("unknown key sk-abcdEFGH_12-34.", "unknown key ***."),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("(b'Authorization', b'Basic dTpw')", "(b'Authorization', b'Basic ***')"),
+        ("bearer  xyz, and more", "bearer  ***, and more"),
+        ("x-api-key: 123456", "x-api-key: ***"),
+        ("?api_key=123456&model=m", "?api_key=***&model=m"),
+        ("realtime, openai-insecure-api-key.123456, b", "realtime, openai-insecure-api-key.***, b"),
+        ("postgresql+psycopg://user:hunter2@db.local:5432/x", "postgresql+psycopg://user:***@db.local:5432/x"),
+    ],
+)
+def test_what_looks_like_a_credential_is_taken_out(text: str, clean: str) -> None:
+    assert Redactor()(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key sk-...abcd was deleted",
+        "task-management of the disk-cache",
+        "http://127.0.0.1:8000/v1/models failed",
+        "api_key is missing: set HOSTED_VLLM_API_KEY",
+    ],
+)
+def test_plain_text_stays(text: str) -> None:
+    assert Redactor(["", "  "])(text) == text
+
+
+@given(st.text(), st.text(min_size=8).filter(str.strip), st.text())
+def test_a_long_secret_never_survives(before: str, secret: str, after: str) -> None:
+    assume("://" not in secret)
+    redacted = Redactor([secret])(before + secret + after)
+    assert secret not in redacted or secret in "***"
+
+
+def test_the_redactor_does_not_show_what_it_knows() -> None:
+    assert "master" not in repr(Redactor(SECRETS))

@@ -1,0 +1,216 @@
+"""Requests and responses without a wire, for the parts between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.iweb import UNKNOWN_LENGTH
+
+from twisted_vllm.auth.records import ANONYMOUS
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import Server, Timeouts
+from twisted_vllm.errors import GatewayError
+from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.headers import ResponseHead
+
+HeaderPairs = list[tuple[bytes, bytes]]
+
+
+def server(name: str = "gpu-1:8000", api_key: str | None = None, base_path: bytes = b"") -> Server:
+    host, _, port = name.partition(":")
+    secret = None if api_key is None else Secret(api_key)
+    return Server(name, host, int(port), False, base_path, name.encode(), secret, Timeouts())
+
+
+class FakeSite:
+    draining = False
+    aborted = False
+
+
+class FakePeer:
+    def __init__(self, host: str = "192.0.2.1", secure: bool = False) -> None:
+        self.host = host
+        self.secure = secure
+
+
+class FakeChannel:
+    def __init__(self) -> None:
+        self.site = FakeSite()
+        self.peer = FakePeer()
+
+
+class FakeRequest:
+    """What the gateway's parts use of a `GatewayRequest`, and a record of what they did with it."""
+
+    def __init__(
+        self,
+        method: bytes = b"POST",
+        uri: bytes = b"/vllm/v1/completions",
+        headers: HeaderPairs | None = None,
+        body: bytes = b"",
+        body_complete: bool = True,
+        body_length: int | None = None,
+    ) -> None:
+        self.channel = FakeChannel()
+        self.site = self.channel.site
+        self.method = method
+        self.uri = uri
+        self.known: Any = None
+        self.path = uri.partition(b"?")[0]
+        self.raw_headers = headers or []
+        self.header_names = [name.lower() for name, _ in self.raw_headers]
+        self.trailers: HeaderPairs = []
+        self.head: dict[bytes, bytes] = {}
+        for name, value in self.raw_headers:
+            self.head.setdefault(name.lower(), value)
+        self.body = body
+        self.body_complete = body_complete
+        self.body_received = len(body)
+        self.body_length = len(body) if body_length is None and body_complete else body_length
+        self.request_id = b"5f0e"
+        self.principal: Any = None
+        self.revoked = False
+        self.note: Any = None
+        self.work: Any = None
+        self.started = 10.0
+        self.first_byte: float | None = None
+        self.status = 0
+        self.protocols: frozenset[bytes] = frozenset()
+        self.error_code = ""
+        self.sentLength = 0
+        self.finished = False
+
+        self.answered: GatewayError | None = None
+        self.failures: list[Failure] = []
+        self.events: list[Any] = []
+        self.collecting: tuple[int, Callable[[bytes], None]] | None = None
+        self.sink: Callable[[bytes, bool], None] | None = None
+
+    # what a resource asks
+
+    def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
+        self.collecting = (limit, done)
+        if self.body_complete:
+            done(self.body)
+
+    def stream_body(self, sink: Callable[[bytes, bool], None]) -> None:
+        self.sink = sink
+        if self.body or self.body_complete:
+            sink(self.body, self.body_complete)
+
+    def ask_for_body(self) -> None:
+        self.events.append("ask for body")
+
+    def take_body(self) -> bytes:
+        return self.body
+
+    def awaits_continue(self) -> bool:
+        return b"expect" in self.head
+
+    def informational(self, status: int, reason: bytes, headers: HeaderPairs) -> None:
+        self.events.append(("informational", status))
+
+    def pause_body(self) -> None:
+        self.events.append("pause body")
+
+    def resume_body(self) -> None:
+        self.events.append("resume body")
+
+    # the response
+
+    def answer(self, error: GatewayError) -> None:
+        self.answered = error
+
+    def processingFailed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+    def relay_head(self, head: ResponseHead) -> None:
+        self.events.append(("head", head.status, head.reason, head.relayed))
+
+    def relay_body(self, data: bytes, last: bool, trailers: HeaderPairs | None = None) -> None:
+        self.events.append(("body", data, last))
+        self.trailers = trailers
+
+    def flush(self) -> None:
+        self.events.append("flush")
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self.events.append(("producer", streaming))
+
+    def abort(self) -> None:
+        self.events.append("abort")
+
+    @property
+    def written(self) -> list[tuple[bytes, bool]]:
+        return [event[1:] for event in self.events if event[0] == "body"]
+
+
+class FakeResponse:
+    """What the relay uses of an `UpstreamResponse`; the test says what comes and when."""
+
+    def __init__(
+        self,
+        code: int = 200,
+        headers: HeaderPairs | None = None,
+        length: Any = UNKNOWN_LENGTH,
+        early: bytes = b"",
+        complete: bool = False,
+    ) -> None:
+        self.head = ResponseHead(code, b"Fine", headers or [])
+        self.length = length
+        self.trailers: HeaderPairs = []
+        self.complete = complete
+        self.cuts = 0
+        self.calls: list[str] = []
+        self.protocol: Any = None
+        self._early = early
+
+    def deliverBody(self, protocol: Any) -> None:
+        self.protocol = protocol
+        protocol.makeConnection(self)
+        if self._early:
+            protocol.dataReceived(self._early)
+        if self.complete:
+            protocol.connectionLost(Failure(ResponseDone()))
+
+    def cut(self) -> None:
+        self.cuts += 1
+
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
+
+
+class FakeClient:
+    """Keeps what it was asked to forward."""
+
+    def __init__(self) -> None:
+        self.forwarded: list[UpstreamExchange] = []
+        self.cancelled = 0
+
+    def forward(self, exchange: UpstreamExchange) -> None:
+        exchange.at = self
+        self.forwarded.append(exchange)
+
+    def give_up(self, exchange: UpstreamExchange) -> None:
+        self.cancelled += 1
+
+
+class FakeAuthenticator:
+    """Lets everybody in as one principal, or refuses."""
+
+    def __init__(self, principal: Any = ANONYMOUS) -> None:
+        self.changes = 0
+        self.principal = principal
+        self.asked: list[tuple[Any, float]] = []
+
+    def authenticate(self, headers: Any, now: float) -> Any:
+        self.asked.append((headers, now))
+        if isinstance(self.principal, Exception):
+            raise self.principal
+        return self.principal

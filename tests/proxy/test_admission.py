@@ -1,0 +1,355 @@
+"""Who goes on, and where to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.proxy.gateway_fakes import server
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import ModelEntry, Server, TenantRoutes
+from twisted_vllm.errors import (
+    InvalidApiKey,
+    InvalidRequest,
+    MissingApiKey,
+    ModelNotAllowed,
+    ModelNotFound,
+    ModelUndetermined,
+    RouteNotAllowed,
+)
+from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.upstreams.router import Router
+
+DEFAULT = server("default:8000")
+ONE = server("one:8000")
+TWO = server("two:8000")
+MODELS = (ModelEntry("public", "private", ONE), ModelEntry("same", "same", TWO))
+JSON = {b"content-type": b"application/json"}
+FORM = {b"content-type": b"multipart/form-data; boundary=b"}
+TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")
+RESTRICTED = Principal(kind="key", name="team-b", hash_prefix="4567cdef", models=("public", "small-*"))
+
+#: bodies whose model two readers could take for different ones
+UNDETERMINED = [
+    (JSON, b'{"model": "public",}'),
+    (JSON, b'{"model": "public", "model": "secret"}'),
+    (JSON, b'{"model": "public", "\\u006dodel": "secret"}'),
+    (JSON, '{"model": "public"}'.encode("utf-16")),
+    (JSON, b'{"model": ["public"]}'),
+    (JSON, b'["public"]'),
+    (JSON, b"\xef\xbb\xbf" + b'{"model": "public"}'),
+    ({}, b'{"model": "public"}'),
+    ({b"content-type": b"text/plain"}, b'{"model": "public"}'),
+    ({b"content-type": b"application/x-www-form-urlencoded"}, b"model=public"),
+    (FORM, b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\npublic\r\n'),
+]
+
+
+def admission(
+    models: tuple[ModelEntry, ...] = (),
+    default: Server | None = DEFAULT,
+    master_key: str | None = "sk-master",
+    **options: Any,
+) -> Admission:
+    return Admission(
+        authenticator=Authenticator(None if master_key is None else Secret(master_key), KeyIndex()),
+        policy=RoutePolicy(options.pop("tenant_routes", TenantRoutes())),
+        router=Router(models, default),
+        path_aliases=options.pop("path_aliases", True),
+    )
+
+
+def admit(
+    asked: Admission,
+    body: bytes | None,
+    principal: Principal = TENANT,
+    headers: Any = JSON,
+    method: bytes = b"POST",
+    path: bytes = b"/v1/completions",
+) -> Admitted:
+    return asked.admit(asked.enter(principal, method, path), headers, body)
+
+
+def form(model: bytes) -> bytes:
+    return (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\x00\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + model + b"\r\n--b--\r\n"
+    )
+
+
+# who
+
+
+def test_an_open_gateway_takes_everybody_for_anonymous() -> None:
+    asked = admission(master_key=None)
+    assert asked.identify({}, 0) is ANONYMOUS
+    assert asked.identify({b"authorization": b"Bearer anything"}, 0) is ANONYMOUS
+
+
+def test_the_master_key_is_known_and_others_are_refused() -> None:
+    asked = admission()
+    assert asked.identify({b"x-api-key": b"sk-master"}, 0) is MASTER
+    with pytest.raises(InvalidApiKey):
+        asked.identify({b"authorization": b"Bearer sk-other"}, 0)
+    with pytest.raises(MissingApiKey):
+        asked.identify({}, 0)
+
+
+# what for
+
+
+@pytest.mark.parametrize(
+    "path", [b"/sleep", b"/v1/load_lora_adapter", b"/unheard/of", b"/v1//models", b"/v1/x/../models"]
+)
+def test_a_privileged_route_is_for_administrators(path: bytes) -> None:
+    asked = admission()
+    asked.enter(MASTER, b"POST", path)
+    asked.enter(ANONYMOUS, b"POST", path)
+    with pytest.raises(RouteNotAllowed):
+        asked.enter(TENANT, b"POST", path)
+
+
+def test_the_operator_may_open_a_route_to_every_key() -> None:
+    asked = admission(tenant_routes=TenantRoutes(allow=("/sleep",)))
+    assert asked.enter(TENANT, b"POST", b"/sleep").route.path == "/sleep"
+
+
+def test_an_alias_is_judged_as_the_path_that_the_server_sees() -> None:
+    entry = admission().enter(TENANT, b"POST", b"/chat/completions?a=%2F")
+    assert entry.target.forwarded == b"/v1/chat/completions?a=%2F"
+    with pytest.raises(RouteNotAllowed):
+        admission(path_aliases=False).enter(TENANT, b"POST", b"/chat/completions")
+
+
+def test_nobody_climbs_out() -> None:
+    with pytest.raises(InvalidRequest):
+        admission().enter(MASTER, b"GET", b"/../key/list")
+
+
+@pytest.mark.parametrize(
+    ("models", "principal", "method", "path", "needed"),
+    [
+        ((), TENANT, b"POST", b"/v1/completions", False),
+        (MODELS, TENANT, b"POST", b"/v1/completions", True),
+        ((), RESTRICTED, b"POST", b"/v1/completions", True),
+        (MODELS, RESTRICTED, b"GET", b"/v1/models", False),
+        (MODELS, MASTER, b"POST", b"/sleep", False),
+    ],
+)
+def test_the_body_is_awaited_only_where_the_model_decides_something(
+    models: Any, principal: Principal, method: bytes, path: bytes, needed: bool
+) -> None:
+    assert admission(models).enter(principal, method, path).needs_body is needed
+
+
+# where to
+
+
+def test_a_request_goes_to_the_server_of_its_model_under_the_name_that_it_has_there() -> None:
+    body = b'{ "model" : "public", "x": 1.0 }'
+    found = admit(admission(MODELS), body)
+    assert (found.server, found.path, found.model) == (ONE, b"/v1/completions", "public")
+    assert found.body == b'{ "model" : "private", "x": 1.0 }'
+
+
+def test_a_body_whose_model_keeps_its_name_is_the_same_object() -> None:
+    body = b'{"model": "same"}'
+    found = admit(admission(MODELS), body)
+    assert found.server is TWO
+    assert found.body is body
+
+
+def test_a_form_goes_to_the_server_of_its_model_under_the_name_that_it_has_there() -> None:
+    found = admit(admission(MODELS), form(b"public"), headers=FORM, path=b"/v1/audio/transcriptions")
+    assert (found.server, found.model, found.body) == (ONE, "public", form(b"private"))
+
+
+def test_a_model_that_no_entry_names_goes_to_the_default_server() -> None:
+    found = admit(admission(MODELS), b'{"model": "other"}')
+    assert (found.server, found.model, found.body) == (DEFAULT, "other", b'{"model": "other"}')
+
+
+def test_a_model_that_no_entry_names_is_not_found_without_a_default_server() -> None:
+    with pytest.raises(ModelNotFound, match="'other'"):
+        admit(admission(MODELS, None), b'{"model": "other"}')
+
+
+@pytest.mark.parametrize(("default", "expected"), [(DEFAULT, DEFAULT), (None, ONE)])
+def test_a_request_without_a_model_goes_to_the_default_server_else_to_the_first(default: Any, expected: Server) -> None:
+    asked = admission(MODELS, default)
+    assert admit(asked, b"", method=b"GET", path=b"/v1/models").server is expected
+    assert admit(asked, None, method=b"POST", path=b"/sleep", principal=MASTER).server is expected
+    assert admit(asked, b'{"prompt": "x"}').server is expected
+
+
+@pytest.mark.parametrize(("default", "expected"), [(DEFAULT, DEFAULT), (None, ONE)])
+@pytest.mark.parametrize(("headers", "body"), UNDETERMINED)
+def test_a_body_that_cannot_be_read_clearly_passes_unchanged_where_nothing_depends_on_it(
+    default: Any, expected: Server, headers: Any, body: bytes
+) -> None:
+    for principal in (TENANT, MASTER, ANONYMOUS):
+        found = admit(admission(MODELS, default), body, principal, headers)
+        assert (found.server, found.model) == (expected, "")
+        assert found.body is body
+
+
+# with which model
+
+
+@pytest.mark.parametrize(("headers", "body"), [*UNDETERMINED, (JSON, b'{"prompt": "x"}'), (JSON, b""), ({}, b"")])
+def test_a_restricted_key_must_say_clearly_which_model_it_means(headers: Any, body: bytes) -> None:
+    for asked in (admission(MODELS), admission()):
+        with pytest.raises(ModelUndetermined) as refused:
+            admit(asked, body, RESTRICTED, headers)
+        assert (refused.value.status, refused.value.code) == (400, "model_undetermined")
+
+
+@pytest.mark.parametrize("model", ["public", "small-1"])
+def test_a_restricted_key_may_use_its_models(model: str) -> None:
+    assert admit(admission(), b'{"model": "%b"}' % model.encode(), RESTRICTED).model == model
+
+
+@pytest.mark.parametrize("model", ["same", "Public", "public ", "private", "x/small-1", ""])
+def test_a_restricted_key_may_use_no_other(model: str) -> None:
+    with pytest.raises(ModelNotAllowed):
+        admit(admission(MODELS), b'{"model": "%b"}' % model.encode(), RESTRICTED)
+    with pytest.raises(ModelNotAllowed):
+        admit(admission(MODELS), form(model.encode()), RESTRICTED, FORM, path=b"/v1/audio/transcriptions")
+
+
+def test_a_restricted_key_gets_no_connection_whose_model_is_named_later() -> None:
+    with pytest.raises(ModelUndetermined):
+        admit(admission(), None, RESTRICTED, {}, b"GET", b"/v1/realtime")
+
+
+@given(st.binary(max_size=200), st.sampled_from([JSON, FORM, {}]))
+def test_no_body_takes_a_restricted_key_to_a_model_that_is_not_its_own(body: bytes, headers: Any) -> None:
+    asked = admission(MODELS)
+    try:
+        found = admit(asked, body, RESTRICTED, headers)
+    except (ModelUndetermined, ModelNotAllowed):
+        return
+    assert found.model == "public" or found.model.startswith("small-")
+
+
+@given(st.binary(max_size=200), st.sampled_from([JSON, FORM, {}]))
+def test_every_body_of_an_unrestricted_key_goes_somewhere(body: bytes, headers: Any) -> None:
+    found = admit(admission(), body, TENANT, headers)
+    assert (found.server, found.body) == (DEFAULT, body)
+
+
+def test_a_browsers_preflight_needs_no_key_and_opens_no_privileged_route() -> None:
+    asked = admission()
+    preflight = {b"origin": b"https://app.example", b"access-control-request-method": b"POST"}
+    principal = asked.identify(preflight, 0, b"OPTIONS")
+    assert asked.enter(principal, b"OPTIONS", b"/v1/chat/completions").route.path == "/v1/chat/completions"
+    with pytest.raises(RouteNotAllowed):
+        asked.enter(principal, b"OPTIONS", b"/sleep")
+
+
+def test_only_a_preflight_goes_without_a_key() -> None:
+    asked = admission()
+    with pytest.raises(MissingApiKey):
+        asked.identify({}, 0, b"OPTIONS")
+    with pytest.raises(MissingApiKey):
+        asked.identify({b"access-control-request-method": b"POST"}, 0, b"POST")
+    with pytest.raises(InvalidApiKey):
+        asked.identify({b"access-control-request-method": b"POST", b"api-key": b"sk-other"}, 0, b"OPTIONS")
+
+
+# the key's own names, and what its user and team allow
+
+ALIASED = Principal(kind="key", name="team-c", models=("public",), aliases={"gpt-4": "public", "public": "secret"})
+
+
+@pytest.mark.parametrize(
+    "make", [lambda name: (JSON, b'{"a": 1, "model": "%s"}' % name), lambda name: (FORM, form(name))]
+)
+def test_a_key_s_own_name_stands_for_the_model_it_means_in_permission_route_and_body(make: Any) -> None:
+    headers, body = make(b"gpt-4")
+    found = admit(admission(MODELS), body, ALIASED, headers)
+    assert (found.server, found.model) == (ONE, "public")
+    assert found.body == make(b"private")[1]
+
+
+def test_a_key_s_own_name_is_renamed_where_one_server_serves_all() -> None:
+    found = admit(admission(), b'{"model": "gpt-4"}', ALIASED)
+    assert (found.server, found.body) == (DEFAULT, b'{"model": "public"}')
+
+
+def test_a_name_is_replaced_once_and_the_model_that_it_means_must_be_allowed() -> None:
+    with pytest.raises(ModelNotAllowed, match="secret"):
+        admit(admission(MODELS), b'{"model": "public"}', ALIASED)
+
+
+def test_a_key_with_names_of_its_own_passes_other_bodies_as_they_are() -> None:
+    free = Principal(kind="key", name="team-d", aliases={"gpt-4": "public"})
+    for headers, body in [*UNDETERMINED, (JSON, b'{"model": "other"}'), (JSON, b"{}")]:
+        assert admit(admission(), body, free, headers).body == body
+
+
+@pytest.mark.parametrize(("level", "who"), [("models", "key"), ("user_models", "user"), ("team_models", "team")])
+def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who: str) -> None:
+    levels = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
+    assert admit(admission(), b'{"model": "public"}', Principal(kind="key", name="k", **levels)).model == "public"
+    refusing = Principal(kind="key", name="k", **{**levels, level: ("other",)})
+    with pytest.raises(ModelNotAllowed, match=f"the {who}'s models") as refused:
+        admit(admission(), b'{"model": "public"}', refusing)
+    assert "other" in refused.value.message
+
+
+@pytest.mark.parametrize("level", ["user_models", "team_models"])
+def test_a_body_whose_model_is_not_certain_is_refused_where_a_user_or_a_team_is_limited(level: str) -> None:
+    limited = Principal(kind="key", name="k", **{level: ("public",)})
+    for headers, body in UNDETERMINED:
+        with pytest.raises(ModelUndetermined):
+            admit(admission(), body, limited, headers)
+
+
+SALTED = Principal(kind="key", name="team-c", hash_prefix="89ab0123", cache_salt="pepper")
+UNCLEAR = ModelUndetermined("unclear")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED, SALTED])
+@pytest.mark.parametrize("name", ["public", "same", "other", "small-one", None])
+def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principal, name: str | None) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    field = (
+        b"" if name is None else b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % name.encode()
+    )
+    try:
+        held = decides.admit(entry, FORM, field + b"--b--\r\n")
+    except (ModelNotAllowed, ModelUndetermined) as refusal:
+        with pytest.raises(type(refusal)):
+            decides.admit_form(entry, name, None)
+        return
+    found = decides.admit_form(entry, name, None)
+    assert (found.server, found.path, found.model, found.body) == (held.server, held.path, held.model, None)
+    assert held.body is not None
+    assert (found.renamed or name or "").encode() in held.body
+    assert (found.renamed is None) == (held.body == field + b"--b--\r\n")
+
+
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT])
+def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Principal) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    assert decides.admit_form(entry, None, UNCLEAR).server is DEFAULT
+
+
+@pytest.mark.parametrize("principal", [RESTRICTED, SALTED])
+def test_an_unclear_form_that_streams_is_refused_where_its_model_or_its_cache_is_the_key_s(
+    principal: Principal,
+) -> None:
+    decides = admission(MODELS)
+    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    with pytest.raises(ModelUndetermined, match="unclear"):
+        decides.admit_form(entry, None, UNCLEAR)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_vllm.proxy.forwarded import client_address, client_headers
+
+TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+SPOOFED = {
+    b"x-forwarded-for": b"1.1.1.1",
+    b"x-forwarded-proto": b"https",
+    b"x-forwarded-host": b"bank.example",
+}
+
+
+def _headers(peer, headers=None, trusted=TRUSTED, secure=False, host=b"gw.example"):
+    return dict(client_headers(peer, secure, host, headers or {}, trusted))
+
+
+@pytest.mark.parametrize("trusted", [(), TRUSTED])
+def test_what_an_untrusted_peer_says_about_itself_is_written_anew(trusted):
+    assert _headers("203.0.113.9", SPOOFED, trusted) == {
+        b"X-Forwarded-For": b"203.0.113.9",
+        b"X-Forwarded-Proto": b"http",
+        b"X-Forwarded-Host": b"gw.example",
+    }
+
+
+def test_a_trusted_peers_chain_is_kept_and_continued():
+    assert _headers("10.1.2.3", SPOOFED) == {
+        b"X-Forwarded-For": b"1.1.1.1, 10.1.2.3",
+        b"X-Forwarded-Proto": b"https",
+        b"X-Forwarded-Host": b"bank.example",
+    }
+
+
+def test_what_a_trusted_peer_leaves_out_is_filled_in():
+    assert _headers("10.1.2.3", secure=True) == {
+        b"X-Forwarded-For": b"10.1.2.3",
+        b"X-Forwarded-Proto": b"https",
+        b"X-Forwarded-Host": b"gw.example",
+    }
+
+
+def test_a_request_without_host_gets_no_forwarded_host():
+    assert b"X-Forwarded-Host" not in _headers("192.0.2.1", host=None)
+
+
+def test_a_unix_socket_peer_is_unknown():
+    assert _headers("", SPOOFED)[b"X-Forwarded-For"] == b"unknown"
+    assert client_address("", SPOOFED, TRUSTED) == "unknown"
+    assert client_address("", SPOOFED, ()) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("peer", "chain", "expected"),
+    [
+        ("203.0.113.9", b"1.1.1.1", "203.0.113.9"),
+        ("10.0.0.1", b"", "10.0.0.1"),
+        ("10.0.0.1", b"203.0.113.9", "203.0.113.9"),
+        ("10.0.0.1", b"1.1.1.1, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
+        ("10.0.0.1", b"10.0.0.3,10.0.0.2", "10.0.0.3"),
+        ("10.0.0.1", b"1.1.1.1, nonsense, 10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", b"1.1.1.1,,10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", b"\xff\xfe", "10.0.0.1"),
+        ("10.0.0.1", b"203.0.113.9:4711", "203.0.113.9"),
+        ("10.0.0.1", b"fe80::1%" + b"x" * 9000, "10.0.0.1"),
+        ("10.0.0.1", b"fe80::1%eth0", "fe80::1%eth0"),
+        ("10.0.0.1", b'"[2001:4860::1]:443"', "2001:4860::1"),
+        ("10.0.0.1", b"2001:4860::1, 2001:db8::7", "2001:4860::1"),
+        ("::ffff:10.0.0.1", b"203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", b"1.1.1.1", "::ffff:203.0.113.9"),
+    ],
+)
+def test_the_client_is_the_rightmost_address_that_is_not_a_proxy(peer, chain, expected):
+    assert client_address(peer, {b"x-forwarded-for": chain}, TRUSTED) == expected
+
+
+def test_without_trusted_proxies_the_peer_is_the_client():
+    assert client_address("10.0.0.1", SPOOFED, ()) == "10.0.0.1"
+
+
+_ADDRESSES = st.ip_addresses(v=4).map(str)
+
+
+@given(st.lists(_ADDRESSES, max_size=5), _ADDRESSES.filter(lambda each: not each.startswith("10.")))
+def test_nothing_a_client_writes_hides_its_address_behind_a_trusted_proxy(claimed, client):
+    chain = ", ".join([*claimed, client]).encode()
+    assert client_address("10.9.9.9", {b"x-forwarded-for": chain}, TRUSTED) == str(ip_address(client))

@@ -1,0 +1,144 @@
+"""Which headers go to the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.proxy.gateway_fakes import HeaderPairs, server
+from twisted_vllm.auth.records import MASTER, Principal
+from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.proxy.upstream_headers import outgoing_headers
+
+TENANT = Principal(kind="key", name="team-a")
+FORWARDED = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Forwarded-Proto", b"https")]
+
+#: what stays with the gateway, whoever asks
+NEVER = (
+    "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate",
+    "Proxy-Authorization", "HTTP2-Settings", "Authorization", "x-litellm-api-key", "api-key", "x-api-key", "Host",
+    "Content-Length", "Expect", "X-Request-Id", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host",
+    "Sec-WebSocket-Protocol",
+)  # fmt: skip
+
+
+def outgoing(headers: HeaderPairs, **changes: Any) -> HeaderPairs:
+    """Return what is sent between ``Host`` and ``X-Request-Id``, unless `changes` add to it."""
+    values: dict[str, Any] = {
+        "server": server(),
+        "principal": TENANT,
+        "request_id": b"5f0e",
+        "forwarded": [],
+        "framing": None,
+        "connection": None,
+        "expects_continue": False,
+    }
+    names = [name.lower() for name, _ in headers]
+    return outgoing_headers(headers, names, **{**values, **changes})
+
+
+def test_what_the_client_sent_stays_as_it_is_between_what_the_gateway_says() -> None:
+    sent = [(b"ACCEPT", b"*/*"), (b"x-a", b"2"), (b"X-A", b"1"), (b"Cookie", b"a=b"), (b"X-Empty", b"")]
+    found = outgoing(sent, framing=(b"Content-Length", b"3"), forwarded=FORWARDED)
+    assert found == [
+        (b"Host", b"gpu-1:8000"),
+        *sent,
+        (b"Content-Length", b"3"),
+        *FORWARDED,
+        (b"X-Request-Id", b"5f0e"),
+    ]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("name", NEVER)
+def test_hop_by_hop_headers_credentials_and_what_is_written_anew_stay_behind(name: str, trusted: bool) -> None:
+    for spelling in (name, name.lower(), name.upper()):
+        found = outgoing([(spelling.encode(), b"the client's")], principal=MASTER if trusted else TENANT)
+        assert b"the client's" not in dict(found).values()
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS_HEADERS))
+def test_the_operator_s_headers_are_taken_from_administrators_alone(name: bytes) -> None:
+    sent = [(name.upper(), b"0")]
+    assert sent[0] not in outgoing(sent)
+    assert sent[0] in outgoing(sent, principal=MASTER)
+
+
+def test_headers_that_connection_nominates_stay_behind() -> None:
+    sent = [(b"X-Hop", b"1"), (b"x-hop", b"2"), (b"X-Hop-Not", b"3"), (b"X-Other", b"4")]
+    found = outgoing(sent, connection=b"close , X-HOP,x-other")
+    assert found[1:-1] == [(b"X-Hop-Not", b"3")]
+
+
+def test_connection_cannot_take_away_what_the_gateway_says_itself() -> None:
+    found = outgoing(
+        [],
+        connection=b"host, content-length, x-request-id, x-forwarded-for, authorization",
+        framing=(b"Content-Length", b"3"),
+        forwarded=FORWARDED,
+        server=server(api_key="servers-own"),
+    )
+    assert {name for name, _ in found} == {
+        b"Host", b"Content-Length", b"Authorization", b"X-Request-Id", b"X-Forwarded-For", b"X-Forwarded-Proto",
+    }  # fmt: skip
+
+
+def test_the_server_s_own_key_is_the_only_credential() -> None:
+    sent = [(b"Authorization", b"Bearer sk-client"), (b"api-key", b"sk-client")]
+    found = outgoing(sent, server=server(api_key="servers-own"))
+    assert found[1:-1] == [(b"Authorization", b"Bearer servers-own")]
+    assert outgoing(sent)[1:-1] == []
+
+
+def test_the_client_s_wait_for_100_continue_is_passed_on_only_where_it_waits() -> None:
+    sent = [(b"Expect", b"100-continue")]
+    assert (b"Expect", b"100-continue") in outgoing(sent, expects_continue=True)
+    assert outgoing(sent)[1:-1] == []
+
+
+TOKENS = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(str.encode)
+NAMES = TOKENS | st.sampled_from([name.encode() for name in NEVER]) | st.sampled_from(sorted(OPERATORS_HEADERS))
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=5))), st.booleans())
+def test_each_header_comes_once_from_the_gateway_or_as_often_as_the_client_sent_it(
+    sent: HeaderPairs, trusted: bool
+) -> None:
+    found = outgoing(
+        sent, principal=MASTER if trusted else TENANT, framing=(b"Content-Length", b"3"), forwarded=FORWARDED
+    )
+    own = [(b"Host", b"gpu-1:8000"), (b"Content-Length", b"3"), (b"X-Request-Id", b"5f0e"), *FORWARDED]
+    kept = [pair for pair in found if pair not in own]
+    assert kept == [
+        pair
+        for pair in sent
+        if pair[0].lower() not in {name.lower().encode() for name in NEVER}
+        and (trusted or pair[0].lower() not in OPERATORS_HEADERS)
+    ]
+    assert len(found) == len(kept) + len(own)
+
+
+def test_a_key_sets_the_headers_that_it_was_granted_and_no_others() -> None:
+    sent = [(b"X-Session-Id", b"a"), (b"X-Data-Parallel-Rank", b"1")]
+    granted = attrs.evolve(TENANT, granted_headers=frozenset({b"x-session-id"}))
+    assert outgoing(sent, principal=granted)[1:-1] == [(b"X-Session-Id", b"a")]
+
+
+@pytest.mark.parametrize("connection", [None, b"x-vllm-priority"])
+def test_the_key_s_priority_is_said_in_place_of_the_client_s(connection: bytes | None) -> None:
+    ranked = attrs.evolve(TENANT, priority=-7)
+    for sent in ([], [(b"x-vllm-priority", b"0")]):
+        assert outgoing(sent, principal=ranked, connection=connection)[1:-1] == [(b"X-Vllm-Priority", b"-7")]
+
+
+def test_a_key_that_may_say_its_priority_has_its_own_where_it_says_none() -> None:
+    ranked = attrs.evolve(TENANT, priority=0, granted_headers=frozenset({b"x-vllm-priority"}))
+    assert outgoing([(b"x-vllm-priority", b"9")], principal=ranked)[1:-1] == [(b"x-vllm-priority", b"9")]
+    assert outgoing([], principal=ranked)[1:-1] == [(b"X-Vllm-Priority", b"0")]
+    # a header that is taken back by `Connection` was not said
+    found = outgoing([(b"x-vllm-priority", b"9")], principal=ranked, connection=b"x-vllm-priority")
+    assert found[1:-1] == [(b"X-Vllm-Priority", b"0")]

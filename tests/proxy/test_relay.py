@@ -1,0 +1,221 @@
+"""The response's way to the client, and the body's way to the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed
+from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from zope.interface.verify import verifyObject
+
+from tests.proxy.gateway_fakes import FakeRequest, FakeResponse, server
+from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.proxy.relay import Relay, RequestBody
+
+DONE = Failure(ResponseDone())
+
+
+class Relayed:
+    """A relay that waits for its response."""
+
+    def __init__(self, method: bytes = b"GET") -> None:
+        self.request: Any = FakeRequest(method)
+        self.given_up = 0
+        self.relay = Relay(self.request)
+        self.relay.exchange = UpstreamExchange(server(), method, b"", None, self.relay)
+        self.relay.exchange.at = self
+
+    def give_up(self, _: object) -> None:
+        self.given_up += 1
+
+    def respond(self, *arguments: Any, **options: Any) -> Any:
+        response: Any = FakeResponse(*arguments, **options)
+        self.relay.responded(response)
+        return response
+
+
+@pytest.fixture
+def relayed() -> Relayed:
+    return Relayed()
+
+
+def test_the_head_goes_on_less_what_is_hop_by_hop(relayed: Relayed) -> None:
+    headers = [(b"X-A", b"1"), (b"Connection", b"close, x-b"), (b"x-b", b"2"), (b"Set-Cookie", b"a"), (b"X-A", b"3")]
+    relayed.respond(201, headers)
+    assert relayed.request.events[0] == ("head", 201, b"Fine", [(b"X-A", b"1"), (b"Set-Cookie", b"a"), (b"X-A", b"3")])
+    assert relayed.request.events[-1] == "flush"
+
+
+def test_a_small_response_leaves_in_one_piece(relayed: Relayed) -> None:
+    relayed.respond(early=b"whole", complete=True, length=5)
+    assert relayed.request.written == [(b"whole", True)]
+    assert ("producer", True) not in relayed.request.events
+    assert relayed.relay.outcome == "completed"
+
+
+@pytest.mark.parametrize("options", [{"code": 204}, {"code": 304}, {"length": 0}])
+def test_a_response_without_a_body_ends_with_its_head(relayed: Relayed, options: dict[str, Any]) -> None:
+    response = relayed.respond(complete=True, **options)
+    assert relayed.request.written == [(b"", True)]
+    assert ("producer", True) not in relayed.request.events
+    assert response.calls == []
+
+
+def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: Relayed) -> None:
+    response = relayed.respond()
+    for piece in (b"one", b"two"):
+        relayed.relay.dataReceived(piece)
+        assert relayed.request.written[-1] == (piece, False)
+    response.complete = True
+    relayed.relay.dataReceived(b"three")
+    relayed.relay.connectionLost(DONE)
+    assert relayed.request.written == [(b"one", False), (b"two", False), (b"three", True)]
+    assert relayed.relay.outcome == "completed"
+
+
+def test_trailers_follow_the_last_piece_less_those_that_frame_or_authenticate(relayed: Relayed) -> None:
+    response = relayed.respond()
+    response.trailers += [(b"X-Sum", b"1"), (b"Content-Length", b"9"), (b"Set-Cookie", b"a"), (b"connection", b"x")]
+    relayed.relay.connectionLost(DONE)
+    assert relayed.request.trailers == [(b"X-Sum", b"1")]
+
+
+def test_an_end_without_a_last_piece_ends_the_response(relayed: Relayed) -> None:
+    relayed.respond()
+    relayed.relay.dataReceived(b"one")
+    relayed.relay.connectionLost(DONE)
+    assert relayed.request.written == [(b"one", False), (b"", True)]
+
+
+def test_a_response_that_breaks_off_is_cut_and_says_why_in_the_log(relayed: Relayed) -> None:
+    relayed.respond(early=b"one")
+    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(UpstreamTimeout("too slow"))])))
+    assert relayed.request.events[-1] == "abort"
+    assert (relayed.relay.outcome, relayed.request.error_code) == ("upstream_failed", "upstream_timeout")
+    assert relayed.request.written == [(b"one", False)]
+
+
+def test_a_break_of_another_kind_counts_as_a_broken_answer(relayed: Relayed) -> None:
+    relayed.respond()
+    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(ValueError())])))
+    assert relayed.request.error_code == "upstream_protocol_error"
+
+
+def test_a_server_that_cannot_be_asked_is_answered_for(relayed: Relayed) -> None:
+    relayed.relay.failed(UpstreamUnreachable("not there"))
+    assert relayed.request.answered.code == "upstream_unreachable"
+    assert relayed.relay.outcome == "upstream_failed"
+
+
+def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
+    relayed.relay.failed(ZeroDivisionError())
+    [failure] = relayed.request.failures
+    assert failure.check(ZeroDivisionError)
+    assert relayed.relay.outcome == "failed"
+
+
+def test_a_client_that_leaves_before_the_head_gives_up_the_request(relayed: Relayed) -> None:
+    relayed.relay.cancel()
+    assert relayed.given_up == 1
+    assert relayed.relay.outcome == "client_disconnected"
+    assert relayed.request.events == []
+    assert relayed.request.answered is None
+
+
+def test_a_client_that_leaves_during_the_body_gives_up_the_response(relayed: Relayed) -> None:
+    relayed.respond(early=b"one")
+    relayed.relay.cancel()
+    relayed.relay.dataReceived(b"late")
+    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(CancelledError())])))
+    assert relayed.given_up == 1
+    assert relayed.request.written == [(b"one", False)]
+    assert "abort" not in relayed.request.events
+    assert relayed.relay.outcome == "client_disconnected"
+
+
+def test_a_client_that_leaves_after_the_end_changes_nothing(relayed: Relayed) -> None:
+    relayed.respond(early=b"whole", complete=True, length=5)
+    relayed.relay.cancel()
+    assert relayed.relay.outcome == "completed"
+
+
+def test_a_slow_client_slows_the_server_from_the_first_moment_on(relayed: Relayed) -> None:
+    relayed.request.registerProducer = lambda producer, streaming: producer.pauseProducing()
+    response = relayed.respond(early=b"one")
+    assert response.calls == ["pause"]
+    relayed.relay.resumeProducing()
+    assert response.calls == ["pause", "resume"]
+
+
+def test_a_response_that_has_ended_is_neither_paused_nor_resumed(relayed: Relayed) -> None:
+    response = relayed.respond()
+    relayed.relay.connectionLost(DONE)
+    relayed.relay.pauseProducing()
+    relayed.relay.resumeProducing()
+    assert response.calls == []
+
+
+# the request's body
+
+
+class Server:
+    """Takes the body."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.taken.append(data)
+
+
+def uploading(**options: Any) -> tuple[Any, RequestBody, Server, list[object]]:
+    request: Any = FakeRequest(body_complete=False, **options)
+    body = RequestBody(request)
+    server = Server()
+    ended: list[object] = []
+    body.startProducing(server).addBoth(ended.append)  # type: ignore[arg-type]  # it is all of a consumer that counts
+    return request, body, server, ended
+
+
+def test_a_body_is_a_body_producer_and_knows_its_length() -> None:
+    known: Any = FakeRequest(body_length=7, body_complete=False)
+    unknown: Any = FakeRequest(body_length=None, body_complete=False)
+    assert verifyObject(IBodyProducer, RequestBody(known))
+    assert RequestBody(known).length == 7
+    assert RequestBody(unknown).length is UNKNOWN_LENGTH
+
+
+def test_each_piece_of_a_body_goes_on_as_it_comes() -> None:
+    request, _, server, ended = uploading(body=b"one")
+    request.sink(b"two", False)
+    assert (server.taken, ended) == ([b"one", b"two"], [])
+    request.sink(b"three", True)
+    assert (server.taken, ended) == ([b"one", b"two", b"three"], [None])
+
+
+def test_a_body_s_trailers_go_on_less_those_that_a_server_must_not_take_for_headers() -> None:
+    request: Any = FakeRequest(body_length=None, body_complete=False)
+    body = RequestBody(request, frozenset((b"x-vllm-priority",)))
+    request.trailers += [(b"X-Sum", b"1"), (b"X-VLLM-Priority", b"0"), (b"Authorization", b"Bearer x")]
+    assert body.trailers == [(b"X-Sum", b"1")]
+
+
+def test_a_slow_server_slows_the_client() -> None:
+    request, body, _, _ = uploading()
+    body.pauseProducing()
+    body.resumeProducing()
+    assert request.events == ["pause body", "resume body"]
+
+
+def test_what_follows_an_answer_that_came_early_is_read_and_dropped() -> None:
+    request, body, server, ended = uploading()
+    request.sink(b"one", False)
+    body.stopProducing()
+    request.sink(b"two", False)
+    request.sink(b"", True)
+    assert (server.taken, ended) == ([b"one"], [])
+    assert request.events == ["resume body"]

@@ -1,0 +1,235 @@
+"""The resource at ``/vllm``: from a request's head to what is forwarded."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from twisted.internet.defer import maybeDeferred
+from twisted.web.iweb import UNKNOWN_LENGTH
+from twisted.web.resource import IResource
+from twisted.web.server import NOT_DONE_YET
+from zope.interface.verify import verifyObject
+
+from tests.proxy.gateway_fakes import FakeAuthenticator, FakeClient, FakePeer, FakeRequest, server
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes
+from twisted_vllm.errors import InvalidApiKey
+from twisted_vllm.http.server.request import IStreamingResource
+from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
+from twisted_vllm.upstreams.router import Router
+
+SERVER = server(base_path=b"/base")
+JSON = (b"Content-Type", b"application/json")
+TENANT = Principal(kind="key", name="team-a", models=("m",))
+
+
+def parse_head(raw: bytes) -> tuple[bytes, list[tuple[bytes, ...]]]:
+    first, *lines = raw.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    return first, [tuple(line.split(b": ", 1)) for line in lines]
+
+
+class Mounted:
+    """A resource with fakes around it."""
+
+    def __init__(self, principal: Any = ANONYMOUS, models: Any = (), limits: Limits = Limits(), **options: Any) -> None:  # noqa: B008
+        self.authenticator = FakeAuthenticator(principal)
+        self.client = FakeClient()
+        admission = Admission(
+            authenticator=self.authenticator,  # type: ignore[arg-type]  # it is asked for one thing
+            policy=RoutePolicy(TenantRoutes()),
+            router=Router(models, SERVER),
+            path_aliases=True,
+        )
+        self.resource = PassThroughResource(
+            admission=admission,
+            client=self.client,  # type: ignore[arg-type]  # likewise
+            limits=limits,
+            trusted_proxies=options.get("trusted_proxies", ()),
+            in_thread=maybeDeferred,
+            now=lambda: 1234.5,
+        )
+
+    def render(self, **options: Any) -> Any:
+        request: Any = FakeRequest(**options)
+        assert self.resource.render(request) == NOT_DONE_YET
+        return request
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The one request that was forwarded."""
+        [exchange] = self.client.forwarded
+        first, headers = parse_head(exchange.head)
+        method, target, _ = first.split(b" ")
+        return {
+            "server": exchange.server,
+            "method": method,
+            "target": target,
+            "headers": headers,
+            "body": exchange.body,
+            "asker": exchange.asker,
+        }
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent["headers"])
+
+
+def test_it_is_a_streaming_resource_that_owns_everything_below() -> None:
+    resource = Mounted().resource
+    assert verifyObject(IResource, resource)
+    assert IStreamingResource.providedBy(resource)
+    request: Any = FakeRequest()
+    assert resource.getChildWithDefault(b"x", request) is resource
+    with pytest.raises(TypeError):
+        resource.putChild(b"x", resource)
+
+
+def test_method_path_and_query_go_below_the_server_s_base() -> None:
+    mounted = Mounted()
+    request = mounted.render(method=b"GET", uri=b"/vllm/chat/completions?a=%2F&a=+")
+    assert mounted.sent["server"] is SERVER
+    assert (mounted.sent["method"], mounted.sent["target"]) == (b"GET", b"/base/v1/chat/completions?a=%2F&a=+")
+    assert mounted.sent["body"] is None
+    assert mounted.sent["asker"] is request.work
+    assert request.work.informational == request.informational
+    assert not {b"Content-Length", b"Transfer-Encoding"} & mounted.headers.keys()
+    assert isinstance(request.work, Relay)
+    assert request.note.relay is request.work
+
+
+def test_the_credential_is_judged_at_the_present_time() -> None:
+    mounted = Mounted()
+    request = mounted.render(headers=[(b"X-Api-Key", b"k")])
+    assert mounted.authenticator.asked == [({b"x-api-key": b"k"}, 1234.5)]
+    assert request.principal is ANONYMOUS
+
+
+def test_a_refused_request_is_answered_and_not_forwarded() -> None:
+    mounted = Mounted(InvalidApiKey("no"))
+    assert mounted.render().answered.code == "invalid_api_key"
+    assert mounted.client.forwarded == []
+
+
+def test_nothing_new_begins_while_the_gateway_drains() -> None:
+    mounted = Mounted()
+    request: Any = FakeRequest()
+    request.site.draining = True
+    mounted.resource.render(request)
+    assert (request.answered.code, request.answered.retry_after) == ("draining", 1)
+    assert mounted.client.forwarded == []
+
+
+def test_a_small_body_in_hand_is_looked_into_for_the_log() -> None:
+    mounted = Mounted()
+    request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
+    assert request.note.model == "m"
+    assert mounted.sent["body"] == b'{"model": "m"}'
+    assert mounted.headers[b"Content-Length"] == b"14"
+
+
+def test_a_large_body_that_nothing_depends_on_is_not_looked_into() -> None:
+    mounted = Mounted(limits=Limits(max_held_body_bytes=10))
+    request = mounted.render(headers=[JSON], body=b'{"model": "m"}' + b" " * PEEK_LIMIT)
+    assert request.note.model == ""
+    assert isinstance(mounted.sent["body"], RequestBody)
+
+
+def test_a_small_body_that_nothing_depends_on_is_not_held_to_the_cap_of_held_bodies() -> None:
+    mounted = Mounted(limits=Limits(max_held_body_bytes=10))
+    request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
+    assert request.answered is None
+
+
+def test_a_body_on_its_way_that_nothing_depends_on_streams() -> None:
+    mounted = Mounted()
+    mounted.render(headers=[JSON, (b"content-length", b"7")], body_complete=False, body_length=7)
+    assert mounted.sent["body"].length == 7
+    assert mounted.headers[b"Content-Length"] == b"7"
+    assert b"content-length" not in mounted.headers
+
+
+def test_a_chunked_body_streams_in_chunks() -> None:
+    mounted = Mounted()
+    mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
+    assert mounted.sent["body"].length is UNKNOWN_LENGTH
+    assert mounted.headers[b"Transfer-Encoding"] == b"chunked"
+
+
+def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
+    mounted = Mounted(TENANT, limits=Limits(max_held_body_bytes=99))
+    request = mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
+    assert mounted.client.forwarded == []
+    limit, done = request.collecting
+    assert limit == 99
+    done(b'{"model": "m"}')
+    assert mounted.sent["body"] == b'{"model": "m"}'
+    assert mounted.headers[b"Content-Length"] == b"14"
+    assert b"Transfer-Encoding" not in mounted.headers
+
+
+def test_a_body_with_a_model_that_is_not_allowed_is_refused_when_it_is_there() -> None:
+    mounted = Mounted(TENANT)
+    request = mounted.render(headers=[JSON], body_complete=False)
+    request.collecting[1](b'{"model": "other"}')
+    assert request.answered.code == "model_not_allowed"
+    assert mounted.client.forwarded == []
+
+
+def test_a_fault_of_the_gateway_s_own_after_the_body_came_is_answered_for() -> None:
+    mounted = Mounted(TENANT)
+    request = mounted.render(headers=[JSON], body_complete=False)
+    mounted.client.forward = None  # type: ignore[assignment]  # a fault that a test can make
+    mounted.resource._forward = None  # type: ignore[assignment]  # likewise
+    request.collecting[1](b'{"model": "m"}')
+    assert request.failures[0].check(TypeError)
+
+
+def test_the_model_s_name_is_changed_to_the_server_s_and_the_length_with_it() -> None:
+    mounted = Mounted(models=(ModelEntry("m", "longer", SERVER),))
+    mounted.render(headers=[JSON, (b"Content-Length", b"13")], body=b'{"model":"m"}')
+    assert mounted.sent["body"] == b'{"model":"longer"}'
+    assert [value for name, value in mounted.sent["headers"] if name.lower() == b"content-length"] == [b"18"]
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding"])
+def test_an_empty_body_that_was_declared_stays_declared(name: bytes) -> None:
+    mounted = Mounted()
+    mounted.render(headers=[(name, b"0")])
+    assert mounted.headers[b"Content-Length"] == b"0"
+
+
+@pytest.mark.parametrize(("principal", "kept"), [(MASTER, True), (ANONYMOUS, True), (TENANT, False)])
+def test_the_operator_s_headers_are_taken_from_administrators_alone(principal: Principal, kept: bool) -> None:
+    mounted = Mounted(principal)
+    mounted.render(method=b"GET", uri=b"/vllm/health", headers=[(b"X-Vllm-Priority", b"-1")])
+    assert (b"X-Vllm-Priority" in mounted.headers) is kept
+
+
+@pytest.mark.parametrize(("complete", "passed_on"), [(False, True), (True, False)])
+def test_a_client_that_waits_for_100_continue_waits_for_the_server_only_where_its_body_streams(
+    complete: bool, passed_on: bool
+) -> None:
+    mounted = Mounted()
+    mounted.render(headers=[(b"Expect", b"100-continue")], body_complete=complete, body_length=4)
+    assert (b"Expect" in mounted.headers) is passed_on
+
+
+def test_the_server_is_told_who_the_client_is() -> None:
+    mounted = Mounted()
+    request: Any = FakeRequest(headers=[(b"Host", b"gw"), (b"X-Forwarded-For", b"6.6.6.6")])
+    request.channel.peer = FakePeer("192.0.2.7", secure=True)
+    mounted.resource.render(request)
+    assert mounted.headers[b"X-Forwarded-For"] == b"192.0.2.7"
+    assert mounted.headers[b"X-Forwarded-Proto"] == b"https"
+    assert mounted.headers[b"X-Forwarded-Host"] == b"gw"
+
+
+def test_the_chain_of_a_trusted_proxy_goes_on_with_all_its_lines() -> None:
+    mounted = Mounted(trusted_proxies=(ip_network("192.0.2.0/24"),))
+    mounted.render(headers=[(b"X-Forwarded-For", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")])
+    assert mounted.headers[b"X-Forwarded-For"] == b"6.6.6.6, 198.51.100.1, 192.0.2.1"

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.database import Database
+
+# The ledger's rows are tests/ledger's.
+pytest.register_assert_rewrite("store_contract", "usage_contract", "usage_queries_contract", "usage_migration")
+
+
+@pytest.fixture
+def database(reactor: Any, tmp_path: Path) -> Iterator[Database]:
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
+    database.open()
+    yield database
+    pytest_twisted.blockon(database.stop())

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+
+from tests.storage.store_contract import MADE, key_record, put, token
+from twisted_vllm.auth.grants import EndUser
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL, ChangeFollower
+from twisted_vllm.storage.memory import MemoryDatabase
+from twisted_vllm.storage.records import EndUserRecord, TeamRecord, UserRecord
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.store import Store
+
+
+class FailingStore(Store):
+    """A store whose news fail for as long as it has an error."""
+
+    error: Exception | None = None
+
+    def news(self, revision: int) -> Deferred[Any]:
+        return super().news(revision) if self.error is None else fail(self.error)
+
+
+def following() -> tuple[Clock, FailingStore, Registry, ChangeFollower]:
+    store = FailingStore(MemoryDatabase())
+    registry, clock = Registry(store, KeyIndex()), Clock()
+    follower = ChangeFollower(registry, clock)
+    follower.start()
+    return clock, store, registry, follower
+
+
+def test_what_changed_is_known_after_the_interval() -> None:
+    clock, store, registry, follower = following()
+    put(store, key_record(1))
+    assert token(1) not in registry.index
+    clock.advance(FOLLOW_INTERVAL)
+    assert token(1) in registry.index
+    follower.stop()
+    follower.stop()
+    assert clock.getDelayedCalls() == []
+
+
+def test_limits_and_end_users_that_another_process_changed_are_known_within_a_second() -> None:
+    clock, store, registry, follower = following()
+    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
+    allowance = Allowance(rpm=5, max_budget=10**12)
+    put(store, key_record(1, user_id="ada", team_id="x"))
+    clock.advance(FOLLOW_INTERVAL)
+    assert registry.index.find(token(1)).principal.limited == ()
+
+    def limit(transaction: Any) -> None:
+        transaction.keys.replace(token(1), key_record(1, user_id="ada", team_id="x", allowance=allowance))
+        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
+        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
+        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **made))
+
+    store.change(limit)
+    assert registry.index.end_user("eve") is None
+    assert FOLLOW_INTERVAL < 1
+    clock.advance(FOLLOW_INTERVAL)
+    limited = registry.index.find(token(1)).principal.limited
+    assert [(each.kind, each.allowance) for each in limited] == [
+        ("key", allowance),
+        ("user", allowance),
+        ("team", allowance),
+    ]
+    assert registry.index.end_user("eve") == EndUser(Limited("end_user", "eve", allowance), blocked=True)
+    store.change(lambda transaction: transaction.end_users.delete(["eve"]))
+    clock.advance(FOLLOW_INTERVAL)
+    assert registry.index.end_user("eve") is None
+    follower.stop()
+
+
+def test_a_failure_does_not_end_it(logged_failures: Any) -> None:
+    clock, store, registry, follower = following()
+    for error in (StoreUnavailable("away"), ZeroDivisionError()):
+        store.error = error
+        clock.advance(FOLLOW_INTERVAL)
+    assert [failure.type for failure in logged_failures.flush()] == [ZeroDivisionError]
+    store.error = None
+    put(store, key_record(1))
+    clock.advance(FOLLOW_INTERVAL)
+    assert token(1) in registry.index
+    follower.stop()

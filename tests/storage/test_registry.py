@@ -1,0 +1,154 @@
+"""The index follows the store: this process's changes at once, another's when it looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+import pytest_twisted
+
+from tests.storage.store_contract import MADE, key_record, put, token
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.storage import tables
+from twisted_vllm.storage.database import Database
+from twisted_vllm.storage.records import EndUserRecord
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.store import Store
+from twisted_vllm.storage.transaction import KEPT_CHANGES
+
+
+@pytest.fixture
+def registry(database: Database) -> Registry:
+    store = Store(database)
+    registry = Registry(store, KeyIndex())
+    registry.take(store.load_now())
+    return registry
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_is_in_the_index_when_its_deferred_fires(registry: Registry) -> None:
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    assert token(1) in registry.index
+    await registry.change(lambda transaction: transaction.delete_keys([key_record(1)]))
+    assert token(1) not in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_change_that_fails_leaves_the_index_alone_and_the_next_one_runs(registry: Registry) -> None:
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(key_record(1))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await registry.change(work)
+    assert len(registry.index) == 0
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(2)))
+    assert token(2) in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_process_changed_is_taken_and_the_rest_kept(registry: Registry, database: Database) -> None:
+    await registry.change(lambda transaction: transaction.keys.insert(key_record(1)))
+    other = Store(database)
+    await put(other, key_record(2))
+    assert token(2) not in registry.index
+    await registry.follow()
+    assert token(2) in registry.index
+    kept = registry.index.find(token(1))
+    await registry.follow()
+    assert registry.index.find(token(1)) is kept
+    await other.change(lambda transaction: transaction.delete_keys([key_record(1)]))
+    await registry.follow()
+    assert token(1) not in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_missed_too_much_reads_everything(registry: Registry, database: Database) -> None:
+    def many(transaction: Any) -> None:
+        transaction.keys.insert(key_record(1))
+        for number in range(KEPT_CHANGES):
+            transaction.keys.delete([token(number + 2)])
+
+    await Store(database).change(many)
+    await registry.follow()
+    assert token(1) in registry.index
+    await put(Store(database), key_record(2))
+    await registry.follow()
+    assert token(2) in registry.index
+
+
+@pytest_twisted.ensureDeferred
+async def test_spend_that_was_set_anew_is_told_here_and_in_other_processes(database: Database) -> None:
+    told: list[Spend] = []
+    others: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+    other = Registry(Store(database), KeyIndex(), others.append)
+    await registry.change(lambda transaction: transaction.spend.set("key", "a", 5, 0))
+    await other.follow()
+    assert told == others == [Spend("key", "a", 5)]
+    await other.follow()
+    assert len(others) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_that_missed_too_much_is_told_all_that_was_spent(database: Database) -> None:
+    told: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+
+    def many(transaction: Any) -> None:
+        transaction.spend.set("team", "x", 5, 0)
+        transaction.keys.delete([token(number) for number in range(KEPT_CHANGES)])
+
+    await Store(database).change(many)
+    await registry.follow()
+    assert told == [Spend("team", "x", 5)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_budget_that_is_gone_is_told_and_one_that_stays_is_not(database: Database) -> None:
+    gone: list[tuple[str, str]] = []
+    registry = Registry(Store(database), KeyIndex(), budget_gone=lambda *scope: gone.append(scope))
+    record = key_record(1, allowance=Allowance(max_budget=5))
+    await registry.change(lambda transaction: transaction.keys.insert(record))
+    renewed = attrs.evolve(record, token=token(2))
+    await registry.change(lambda transaction: transaction.replace_key(record, renewed))
+    assert gone == []
+    limited = attrs.evolve(renewed, allowance=Allowance(rpm=5))
+    await registry.change(lambda transaction: transaction.replace_key(renewed, limited))
+    assert gone == [("key", record.key_id)]
+    await registry.change(lambda transaction: transaction.delete_keys([limited]))
+    assert len(gone) == 1
+
+    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
+    eve = EndUserRecord(user_id="eve", allowance=Allowance(soft_budget=5), **made)
+    other = Store(database)
+    await other.change(lambda transaction: transaction.end_users.insert(eve))
+    await registry.follow()
+    await other.change(lambda transaction: transaction.end_users.delete(["eve"]))
+    await registry.follow()
+    assert gone[1:] == [("end_user", "eve")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(database: Database) -> None:
+    told: list[Spend] = []
+    registry = Registry(Store(database), KeyIndex(), told.append)
+    record = key_record(1)
+
+    def work(transaction: Any) -> None:
+        transaction.keys.insert(record)
+        transaction.keys.insert(key_record(2, allowance=Allowance(max_budget=5)))
+        insert = tables.spend.insert().values(kind="key", id=record.key_id, period_start=0, spend=7, total_spend=7)
+        transaction._connection.execute(insert)
+
+    await registry.change(work)
+    assert told == []
+    limited = attrs.evolve(record, allowance=Allowance(max_budget=5))
+    await registry.change(lambda transaction: transaction.replace_key(record, limited))
+    assert told == [Spend("key", record.key_id, 7, 0, 7)]
+    renamed = attrs.evolve(limited, key_alias="other")
+    await registry.change(lambda transaction: transaction.replace_key(limited, renamed))
+    assert len(told) == 1

@@ -1,0 +1,351 @@
+"""What holds of the ledger in every database: each row once, and sums that are those of the rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, Engine, Table, delete, select
+
+from tests.usage.spool_rows import NOON, make_row, make_rows
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.engine import make_engine, parse_url
+from twisted_vllm.storage.schema import migrate
+from twisted_vllm.storage.tables import spend
+from twisted_vllm.storage.usage import references as usage_numbers
+from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.storage.usage.tables import (
+    usage,
+    usage_daily,
+    usage_monthly,
+    usage_payer_tags,
+    usage_payers,
+    usage_targets,
+    usage_totals,
+)
+from twisted_vllm.usage.interfaces import RowsRefused, Spent
+from twisted_vllm.usage.records import Payer, Target, UsageRow
+from twisted_vllm.usage.references import payer_of, refer, target_of
+
+DAY = 86_400
+SUMS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "audio_ms", "cost")
+
+EVERYTHING = UsageRow(
+    id="ab" * 16,
+    time=NOON * 1_000_000 + 123_456,
+    payer=refer(
+        Payer(
+            kind="key",
+            key_id="k1",
+            key_hash="0123abcd",
+            key_name="ada's",
+            user_id="ada",
+            team_id="red",
+            tags=("a", 'b,"c"', "a"),
+        )
+    ),
+    target=refer(
+        Target(
+            model="qwen",
+            server="gpu:8000",
+            route="/v1/chat/completions",
+            method="POST",
+            prices=(("name", "qwen"), ("input", "0.000001")),
+        )
+    ),
+    request_id="r-1",
+    end_user="Grace Hopper; DROP TABLE 'ü' \u2028",
+    headers={"x-project": "p'1"},
+    status=499,
+    outcome="client_disconnected",
+    error="draining",
+    stream=True,
+    prompt_tokens=1,
+    cached_tokens=2,
+    completion_tokens=3,
+    reasoning_tokens=4,
+    total_tokens=5,
+    audio_ms=6,
+    estimated=True,
+    cost=7 * 10**12,
+    first_byte_us=8,
+    total_us=9,
+    bytes_in=2**40,
+    bytes_out=11,
+)
+
+
+class Ledger:
+    """The ledger in one database, with budgets whose periods a test sets."""
+
+    def __init__(self, url: str) -> None:
+        self.periods: Callable[[str, str, float], int] = lambda kind, name, time: 0
+        self.now = float(NOON)
+        self.url = url
+        self.engine: Engine = make_engine(parse_url(Secret(url)))
+        migrate(self.engine)
+        self.database = self.another()
+
+    def another(self) -> UsageDatabase:
+        """Return a connection of another process."""
+        return UsageDatabase(Secret(self.url), lambda *asked: self.periods(*asked), lambda: self.now)
+
+    def write(self, *rows: UsageRow, own: bool = True) -> list[Spent]:
+        return self.database.write(rows, own)
+
+    def read(self, table: Table) -> list[dict[str, Any]]:
+        with self.engine.begin() as connection:
+            return [dict(row._mapping) for row in connection.execute(select(table))]
+
+    def run(self, work: Callable[[Connection], Any]) -> Any:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        self.database.close()
+        self.engine.dispose()
+
+
+def expected_sums(rows: Iterable[UsageRow]) -> dict[str, int]:
+    rows = list(rows)
+    successful = sum(row.outcome == "completed" and row.status < 400 for row in rows)
+    sums = {name: sum(getattr(row, name) for row in rows) for name in (*SUMS, "total_us")}
+    return {"requests": len(rows), "successful": successful, "failed": len(rows) - successful, **sums}
+
+
+def day_of(row: UsageRow) -> datetime:
+    return datetime.fromtimestamp(row.time / 1e6, UTC)
+
+
+def some_rows(count: int, seed: int) -> list[UsageRow]:
+    """Rows of a few months, keys, users, teams, end users, tags and models."""
+    chance = random.Random(seed)
+    return [
+        make_row(
+            seed * 1_000_000 + number,
+            time=(NOON + chance.randrange(90 * DAY)) * 1_000_000,
+            key_id=chance.choice(["", "k1", "k2"]),
+            user_id=chance.choice([None, "ada", "bob"]),
+            team_id=chance.choice([None, "red"]),
+            end_user=chance.choice([None, "e1", "e2"]),
+            tags=chance.choice([(), ("x",), ("x", "y", "x")]),
+            model=chance.choice(["", "qwen"]),
+            status=chance.choice([200, 500]),
+            outcome=chance.choice(["completed", "failed"]),
+            cost=chance.randrange(3) * 10**9,
+            audio_ms=chance.randrange(3),
+            reasoning_tokens=chance.randrange(9),
+            cached_tokens=chance.randrange(9),
+        )
+        for number in range(count)
+    ]
+
+
+def check_sums(ledger: Ledger, rows: list[UsageRow]) -> None:
+    """Compare every sum with what the rows say."""
+    assert {(row["time"], row["id"]) for row in ledger.read(usage)} == {(row.time, row.id) for row in rows}
+    groups: dict[tuple[Any, ...], list[UsageRow]] = {}
+    for row in rows:
+        day, payer, model = day_of(row).date(), payer_of(row.payer), target_of(row.target).model
+        whole = (payer.key_id, payer.user_id or "", payer.team_id or "", model)
+        groups.setdefault(("daily", day, *whole), []).append(row)
+        groups.setdefault(("monthly", day.replace(day=1), *whole), []).append(row)
+        values = [("all", ""), ("user", payer.user_id), ("team", payer.team_id)]
+        values += [("end_user", row.end_user), *(("tag", tag) for tag in sorted(set(payer.tags)))]
+        for dimension, value in values:
+            for period, start in (("day", day), ("month", day.replace(day=1))):
+                groups.setdefault((dimension, period, start, value or "", model), []).append(row)
+    found: dict[tuple[Any, ...], dict[str, int]] = {}
+    for name, table in (("daily", usage_daily), ("monthly", usage_monthly), ("", usage_totals)):
+        keys = [column.name for column in table.primary_key.columns]
+        for record in ledger.read(table):
+            key = tuple(record.pop(each) for each in keys)
+            found[(name, *key) if name else key] = record
+    assert found == {key: expected_sums(members) for key, members in groups.items()}
+    spent: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        payer = payer_of(row.payer)
+        named = {"key": payer.key_id, "user": payer.user_id, "team": payer.team_id, "end_user": row.end_user}
+        spent.update({(kind, name): row.cost for kind, name in named.items() if name and row.cost})
+    assert {(row["kind"], row["id"]): row["total_spend"] for row in ledger.read(spend)} == dict(spent)
+
+
+class UsageContract:
+    @pytest.fixture
+    def ledger(self) -> Any:
+        raise NotImplementedError
+
+    def test_every_field_of_a_row_is_kept(self, ledger: Ledger) -> None:
+        assert tuple(usage.columns.keys()) == UsageRow.__struct_fields__
+        least = UsageRow(id="cd" * 16, time=0, payer=refer(Payer()), target=refer(Target()))
+        ledger.write(EVERYTHING, least)
+        found = {row["id"]: row for row in ledger.read(usage)}
+        payers = {row.pop("id"): row for row in ledger.read(usage_payers)}
+        targets = {row.pop("id"): row for row in ledger.read(usage_targets)}
+        for row in (EVERYTHING, least):
+            kept = found[row.id]
+            payer, target = payers[kept.pop("payer")], targets[kept.pop("target")]
+            assert kept == {name: getattr(row, name) for name in kept} | {
+                name: getattr(row, name) or None for name in ("request_id", "error")
+            }
+            assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
+            assert target == msgspec.structs.asdict(target_of(row.target)) | {
+                "prices": dict(target_of(row.target).prices)
+            }
+        assert sorted(row["tag"] for row in ledger.read(usage_payer_tags)) == ["a", 'b,"c"']
+
+    def test_rows_refer_to_each_payer_and_target_once_whoever_writes_them(self, ledger: Ledger) -> None:
+        other = ledger.another()
+        for start in range(0, 40, 4):
+            rows = [make_row(number, key_id=f"k{number % 3}", tags=("t",)) for number in range(start, start + 4)]
+            (other.write(rows, True) if start % 8 else ledger.write(*rows))
+        other.close()
+        assert sorted(row["key_id"] for row in ledger.read(usage_payers)) == ["k0", "k1", "k2"]
+        assert len(ledger.read(usage_targets)) == 1
+        assert len(ledger.read(usage_payer_tags)) == 3
+
+    def test_more_payers_than_are_remembered_are_kept_as_well(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage_numbers, "MOST_KNOWN", 5)
+        rows = [make_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
+        for start in range(0, 100, 7):
+            ledger.write(*rows[start : start + 7])
+        assert len(ledger.read(usage_payers)) == 20
+        assert len(ledger.read(usage_targets)) == 9
+        check_sums(ledger, rows)
+
+    def test_what_was_rolled_back_is_written_again(self, ledger: Ledger) -> None:
+        with pytest.raises(RowsRefused):
+            ledger.write(make_row(1), make_row(2, prompt_tokens=10**30))
+        assert ledger.read(usage_payers) == []
+        ledger.write(make_row(1))
+        assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
+        # no row is new, but what it refers to may be
+        with ledger.engine.begin() as connection:
+            connection.execute(delete(usage_payers))
+        ledger.database.close()
+        ledger.write(make_row(1))
+        assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
+
+    def test_the_sums_are_those_of_the_rows(self, ledger: Ledger) -> None:
+        rows = some_rows(700, 1)
+        for start in range(0, 700, 300):
+            ledger.write(*rows[start : start + 300])
+        check_sums(ledger, rows)
+
+    def test_a_row_counts_once_however_often_it_is_written(self, ledger: Ledger) -> None:
+        rows = some_rows(400, 2)
+        ledger.write(*rows[:300])
+        ledger.write(*rows[:300])
+        ledger.write(*rows[200:], *rows[350:])
+        ledger.write(*reversed(rows))
+        check_sums(ledger, rows)
+
+    def test_nothing_is_written_of_nothing(self, ledger: Ledger) -> None:
+        assert ledger.write() == []
+        check_sums(ledger, [])
+
+    @pytest.mark.parametrize("fields", [{"prompt_tokens": 10**30}, {"total_us": -(2**63) - 1}, {"end_user": "\ud800"}])
+    def test_a_batch_with_a_row_that_cannot_be_kept_is_refused_whole(
+        self, ledger: Ledger, fields: dict[str, Any]
+    ) -> None:
+        with pytest.raises(RowsRefused):
+            ledger.write(*make_rows(300), make_row(300, **fields))
+        check_sums(ledger, [])
+        ledger.write(*make_rows(3))
+        check_sums(ledger, make_rows(3))
+
+    def test_processes_that_write_at_once_wait_for_each_other_and_lose_nothing(self, ledger: Ledger) -> None:
+        batches = [[some_rows(60, 10 * writer + number) for number in range(5)] for writer in range(4)]
+        databases = [ledger.another() for _ in batches]
+
+        def work(writer: int) -> None:
+            for rows in batches[writer]:
+                random.Random(writer).shuffle(rows)
+                databases[writer].write(rows, True)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        for database in databases:
+            database.close()
+        check_sums(ledger, [row for writer in batches for rows in writer for row in rows])
+
+    # spending
+
+    def test_what_was_paid_is_told_for_each_who_pays(self, ledger: Ledger) -> None:
+        row = make_row(1, user_id="ada", team_id="red", end_user="e", cost=5)
+        other = make_row(2, user_id="ada", key_id="k2", cost=3)
+        assert sorted(ledger.write(row, other), key=lambda spent: (spent.kind, spent.id)) == [
+            Spent("end_user", "e", 5, 5, 0),
+            Spent("key", "k1", 5, 5, 0),
+            Spent("key", "k2", 3, 3, 0),
+            Spent("team", "red", 5, 5, 0),
+            Spent("user", "ada", 8, 8, 0),
+        ]
+        assert ledger.write(make_row(3, cost=0), make_row(4, key_id="", cost=9)) == []
+
+    def test_rows_that_are_there_already_are_told_with_their_amount(self, ledger: Ledger) -> None:
+        """The first answer may have been lost with the connection; the limiter must hear of it once."""
+        ledger.write(*make_rows(3))
+        assert ledger.write(*make_rows(3)) == [Spent("key", "k1", 21, 21, 0)]
+        assert ledger.write(*make_rows(4)) == [Spent("key", "k1", 28, 28, 0)]
+
+    def test_no_amount_is_told_of_what_another_process_left(self, ledger: Ledger) -> None:
+        assert ledger.write(*make_rows(3), own=False) == [Spent("key", "k1", 0, 21, 0)]
+        assert ledger.write(*make_rows(3), own=False) == []
+
+    def test_a_new_period_begins_anew_and_the_total_goes_on(self, ledger: Ledger) -> None:
+        ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
+        today = NOON // DAY * DAY
+        tomorrow = {"time": (NOON + DAY) * 1_000_000}
+        assert ledger.write(make_row(1)) == [Spent("key", "k1", 7, 7, today)]
+        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, today)]
+        ledger.now += DAY
+        assert ledger.write(make_row(3, **tomorrow)) == [Spent("key", "k1", 7, 7, today + DAY)]
+        # one that comes late: the period that it belongs to is over
+        assert ledger.write(make_row(4)) == [Spent("key", "k1", 7, 7, today + DAY)]
+        assert ledger.write(make_row(5), make_row(6, **tomorrow)) == [Spent("key", "k1", 14, 14, today + DAY)]
+        [found] = ledger.read(spend)
+        assert (found["spend"], found["total_spend"]) == (14, 42)
+        assert found["period_start"] == (today + DAY) * 1_000_000
+
+    def test_rows_of_two_periods_in_a_batch_count_each_in_its_own(self, ledger: Ledger) -> None:
+        ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
+        ledger.now += DAY
+        rows = [make_row(1), make_row(2, time=(NOON + DAY) * 1_000_000)]
+        assert ledger.write(*rows) == [Spent("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
+
+    def test_a_longer_period_takes_over_what_the_shorter_one_had(self, ledger: Ledger) -> None:
+        today, month = NOON // DAY * DAY, NOON // DAY * DAY - 24 * DAY
+        ledger.periods = lambda kind, name, time: today
+        ledger.write(make_row(1))
+        ledger.periods = lambda kind, name, time: month
+        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, month)]
+        assert ledger.write(make_row(3)) == [Spent("key", "k1", 7, 21, month)]
+
+    def test_a_process_whose_clock_is_behind_does_not_take_a_period_back(self, ledger: Ledger) -> None:
+        ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
+        midnight = NOON // DAY * DAY + DAY
+        ledger.now = midnight + 1.0
+        ledger.write(make_row(1, time=midnight * 1_000_000))
+        ledger.now = midnight - 2.0
+        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 7, midnight)]
+
+    # retention
+
+    def test_old_rows_go_and_the_sums_stay(self, ledger: Ledger) -> None:
+        rows = [make_row(number, key_id=f"k{number}", tags=("t",)) for number in range(10)]
+        ledger.write(*rows)
+        before = ledger.read(usage_totals)
+        limit = rows[6].time
+        assert [ledger.database.delete_before(limit, 4) for _ in range(3)] == [4, 2, 0]
+        assert {row["id"] for row in ledger.read(usage)} == {row.id for row in rows[6:]}
+        assert len(ledger.read(usage_payer_tags)) == 10
+        assert ledger.read(usage_totals) == before

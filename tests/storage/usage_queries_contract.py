@@ -1,0 +1,207 @@
+"""What the queries about usage promise, of whichever database."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import Any
+
+from sqlalchemy import Connection, event
+
+from tests.usage.spool_rows import make_row
+from twisted_vllm.storage.usage.queries.daily import page_of_days
+from twisted_vllm.storage.usage.queries.logs import RowsAsked, count_rows, page_of_rows
+from twisted_vllm.storage.usage.queries.newest import rows_of
+from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Asked, Plan, Unanswerable, plan
+from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
+from twisted_vllm.storage.usage.queries.sums import SUMS, Cursor, Group, read_page
+from twisted_vllm.storage.usage.writes import write
+from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.references import payer_of, target_of
+
+START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+END = int(datetime(2026, 4, 1, tzinfo=UTC).timestamp()) * 1_000_000
+_COST = SUMS.index("cost")
+
+
+def some_rows(count: int = 200) -> list[UsageRow]:
+    """Return rows of every kind, over three months."""
+    chance = random.Random(3)
+    return [
+        make_row(
+            number,
+            time=chance.randrange(START, END),
+            key_id=chance.choice(("k1", "k2", "")),
+            user_id=chance.choice(("Ada", "bob", "É", None)),
+            team_id=chance.choice(("red", None)),
+            end_user=chance.choice(("eve", "tom%", None)),
+            tags=chance.choice(((), ("a",), ("a", "b"))),
+            model=chance.choice(("qwen", "llama")),
+            server=chance.choice(("gpu-1", "gpu-2")),
+            outcome=chance.choice(("completed", "client_disconnected")),
+            cost=chance.randrange(10**13),
+        )
+        for number in range(count)
+    ]
+
+
+def keep(connection: Connection, rows: list[UsageRow]) -> None:
+    """Write rows."""
+    write(connection, rows, lambda _kind, _id, _time: 0, 0.0)
+
+
+def groups_of(connection: Connection, planned: Plan, limit: int) -> Iterator[Group]:
+    """Return a whole report, read in pages of so many groups."""
+    cursor: Cursor | None = Cursor()
+    while cursor is not None:
+        page = read_page(connection, planned, cursor, limit)
+        assert len(page.groups) <= limit
+        yield from page.groups
+        cursor = page.cursor
+
+
+def check_that_pages_make_up_the_whole(connection: Connection) -> None:
+    """Every report is the same in pages of three, has each group once, in order, and adds up to the rows."""
+    rows = some_rows()
+    keep(connection, rows)
+    whole = sum(row.cost for row in rows)
+    for size in (0, 1, 2):
+        for group_by in combinations(DIMENSIONS, size):
+            for interval in ("hour", "day", "month") if size < 2 else ("day", "month"):
+                try:
+                    planned = plan(Asked(group_by, interval, START, END))
+                except Unanswerable:
+                    continue
+                found = list(groups_of(connection, planned, 5_000))
+                assert list(groups_of(connection, planned, 37)) == found
+                names = [(group.start, *group.values) for group in found]
+                assert len(set(names)) == len(names)
+                assert [name[0] for name in names] == sorted(name[0] for name in names)
+                if "tag" not in group_by:
+                    assert sum(group.sums[_COST] for group in found) == whole
+    assert Counter(len(group.sums) for group in found) == {len(SUMS): len(found)}
+
+
+def check_that_rows_come_in_pages(connection: Connection) -> None:
+    """Pages of rows make up what a filter leaves, the newest first."""
+    rows = some_rows()
+    keep(connection, rows)
+    for equals, matches in (
+        ({}, lambda _: True),
+        ({"key": "k1"}, lambda row: payer_of(row.payer).key_id == "k1"),
+        ({"key": ""}, lambda row: payer_of(row.payer).key_id == ""),
+        (
+            {"user": "É", "model": "qwen"},
+            lambda row: (payer_of(row.payer).user_id, target_of(row.target).model) == ("É", "qwen"),
+        ),
+        (
+            {"tag": "b", "team": "red"},
+            lambda row: "b" in payer_of(row.payer).tags and payer_of(row.payer).team_id == "red",
+        ),
+        ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
+    ):
+        asked = RowsAsked(START + 10**12, END - 10**12, equals, successful=True)
+        inside = [row for row in rows if asked.start <= row.time < asked.end and row.outcome == "completed"]
+        wanted = sorted((row for row in inside if matches(row)), key=lambda row: (-row.time, row.id))
+        got: list[Any] = []
+        while page := page_of_rows(connection, asked, len(got), 20):
+            got += page
+        assert [row.id for row in got] == [row.id for row in wanted]
+        assert count_rows(connection, asked) == len(wanted)
+
+
+def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
+    """A request is known by the id that was made for it, or by its client's, which another may have had as well."""
+    rows = [make_row(number, request_id="") for number in range(4)]
+    rows.append(make_row(4, request_id=rows[1].id))
+    # an id that says another second, as those of former versions
+    rows.append(make_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
+    rows += [make_row(number, request_id="mine") for number in range(6, 10)]
+    keep(connection, rows)
+    for request_id, wanted in (
+        (rows[0].id, [0]),
+        (rows[1].id, [4, 1]),
+        (rows[5].id, [5]),
+        ("mine", [9, 8, 7, 6]),
+        ("f" * 32, []),
+        ("another", []),
+    ):
+        asked = RowsAsked(request_id=request_id)
+        found = [page_of_rows(connection, asked, skip, 2) for skip in (0, 2)]
+        assert [row.id for page in found for row in page] == [rows[number].id for number in wanted]
+        assert {row.request_id for page in found for row in page} <= {request_id}
+        assert count_rows(connection, asked) == len(wanted)
+    assert page_of_rows(connection, RowsAsked(equals={"key": "k2"}, request_id="mine"), 0, 9) == []
+    assert [row.id for row in rows_of(connection, [(1, rows[0].id), (rows[0].time, rows[0].id)])] == [rows[0].id]
+
+
+def check_that_days_come_in_pages(connection: Connection) -> None:
+    """Pages of days make up all of them, the last first."""
+    rows = some_rows()
+    keep(connection, rows)
+    got: list[Any] = []
+    while True:
+        page, total = page_of_days(connection, {"user": "Ada"}, START, END, len(got), 10)
+        if not page:
+            break
+        got += page
+    assert total == len(got)
+    assert sum(row[3 + _COST] for row in got) == sum(row.cost for row in rows if payer_of(row.payer).user_id == "Ada")
+    assert [row[0] for row in got] == sorted((row[0] for row in got), reverse=True)
+    assert keys_by_spend(connection, 0, 10) == []
+    assert users_by_spend(connection, 0, 10) == []
+
+
+def plans_of(connection: Connection, work: Any) -> list[str]:
+    """Return how the database would run each statement of some work."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", note)
+    try:
+        work()
+    finally:
+        event.remove(connection, "before_cursor_execute", note)
+    explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    plans = []
+    for statement, parameters in statements:
+        lines = [str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters)]
+        plans.append("\n".join(["limited" if " LIMIT " in statement.replace("\n", " ") else "all", *lines]))
+    return plans
+
+
+def check_that_indexes_are_used(connection: Connection) -> None:
+    """No query that is asked often reads a whole table."""
+    keep(connection, some_rows())
+    if connection.dialect.name == "postgresql":
+        # so few rows are read faster without
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    plans = []
+    for group_by in ((), ("key",), ("user", "model"), ("tag",), ("end_user",), ("model",), ("key", "user", "team")):
+        for interval in ("day", "month"):
+            planned = plan(Asked(group_by, interval, START, END))
+            plans += plans_of(connection, lambda planned=planned: list(groups_of(connection, planned, 10)))
+    for equals in ({"key": "k1"}, {"user": "Ada"}, {"team": "red"}, {"end_user": "eve"}, {"tag": "a"}):
+        planned = plan(Asked(("model",), "hour", START, END, equals))
+        plans += plans_of(connection, lambda planned=planned: read_page(connection, planned, Cursor()))
+        asked = RowsAsked(equals=equals)
+        plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
+        plans += plans_of(connection, lambda asked=asked: count_rows(connection, asked))
+    for asked in (RowsAsked(), RowsAsked(request_id="f" * 32), RowsAsked(equals={"model": "qwen"})):
+        plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
+    plans += plans_of(connection, lambda: page_of_days(connection, {"user": "Ada"}, START, END, 0, 10))
+    assert len(plans) > 40
+    for found in plans:
+        lines = [line for line in found.splitlines() if "vllm_passthrough" in line or "usage" in line]
+        assert lines
+        for line in lines:
+            # SQLite: a table is scanned only along an index; PostgreSQL: not at all
+            assert "Seq Scan" not in line, found
+            # and along the rows themselves where they are in the order that is asked for
+            in_order = line == "SCAN vllm_passthrough_usage" and "TEMP B-TREE" not in found and "limited" in found
+            assert not line.startswith("SCAN") or "USING" in line or in_order, found

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twisted_vllm.config.settings import ModelEntry, Server, Timeouts
+from twisted_vllm.errors import ModelNotFound
+from twisted_vllm.upstreams.router import Destination, Router
+
+
+def _server(name: str) -> Server:
+    return Server(name, name, 8000, False, b"", name.encode(), None, Timeouts())
+
+
+A, B, C, DEFAULT = (_server(name) for name in ("a", "b", "c", "default"))
+
+
+def test_a_model_goes_to_its_server_under_the_servers_name():
+    router = Router([ModelEntry("chat", "qwen2.5", A)], None)
+    assert router.route("chat") == Destination(A, "qwen2.5")
+
+
+def test_a_model_of_the_same_name_on_both_sides_needs_no_renaming():
+    assert Router([ModelEntry("qwen", "qwen", A)], None).route("qwen") == Destination(A, None)
+
+
+def test_entries_of_one_name_take_turns_smoothly_by_weight():
+    entries = [ModelEntry("m", "m", A, 5), ModelEntry("m", "m", B, 1), ModelEntry("m", "m", C, 1)]
+    router = Router(entries, None)
+    # the sequence that nginx documents for the weights 5, 1, 1
+    assert "".join(router.route("m").server.name for _ in range(14)) == "aabacaa" * 2
+
+
+def test_models_take_turns_apart_from_each_other():
+    entries = [ModelEntry(name, name, server) for name in ("m", "n") for server in (A, B)]
+    router = Router(entries, None)
+    picks = [router.route(name).server.name for name in ("m", "n", "m", "n")]
+    assert picks == ["a", "a", "b", "b"]
+
+
+def test_each_entry_keeps_its_own_upstream_name():
+    router = Router([ModelEntry("m", "one", A), ModelEntry("m", "two", B)], None)
+    assert {router.route("m") for _ in range(2)} == {Destination(A, "one"), Destination(B, "two")}
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_one_round_gives_every_entry_exactly_its_weight(weights):
+    entries = [ModelEntry("m", str(index), A, weight) for index, weight in enumerate(weights)]
+    router = Router(entries, None)
+    picks = Counter(router.route("m").upstream_model for _ in range(sum(weights)))
+    assert picks == {str(index): weight for index, weight in enumerate(weights)}
+
+
+def test_an_unknown_model_goes_to_the_default_server_as_it_is():
+    assert Router([ModelEntry("m", "x", A)], DEFAULT).route("other") == Destination(DEFAULT, None)
+
+
+def test_an_unknown_model_without_a_default_server_is_not_found_and_the_answer_says_where_to_look():
+    with pytest.raises(ModelNotFound) as caught:
+        Router([ModelEntry("secret-model", "x", A)], None).route("other")
+    assert "'other'" in caught.value.message
+    assert "GET /vllm/v1/models" in caught.value.message
+    assert "secret-model" not in caught.value.message
+
+
+def test_a_long_model_name_is_clipped_in_the_answer():
+    with pytest.raises(ModelNotFound) as caught:
+        Router([], None).route("x" * 100_000)
+    assert len(caught.value.message) < 250
+
+
+def test_a_request_without_a_model_goes_to_the_default_server_else_to_the_first():
+    entries = [ModelEntry("m", "x", A), ModelEntry("n", "y", B)]
+    for router, server in ((Router(entries, DEFAULT), DEFAULT), (Router(entries, None), A)):
+        assert router.route(None) == Destination(server, None)
+        assert router.destination_for_undetermined() == Destination(server, None)
+
+
+def test_without_any_server_the_operator_is_told_what_to_set():
+    with pytest.raises(ModelNotFound, match="HOSTED_VLLM_API_BASE"):
+        Router([], None).route(None)
+
+
+def test_names_are_listed_once_and_in_order():
+    assert Router([ModelEntry(name, "x", A) for name in ("b", "a", "b")], None).names == ("b", "a")

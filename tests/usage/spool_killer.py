@@ -1,0 +1,91 @@
+"""Runs processes that keep a ledger, kills each with ``kill -9``, and prints the ids of the rows that they told.
+
+``DIRECTORY DATABASE_URL KILLS SHORTEST LONGEST``: two processes at a time live for so many seconds each. They are
+forks, which costs nothing. What they do is what a gateway does: rows are appended and flushed, and then told, as
+answers are. Every fourth has no database and leaves its spool alone to tell.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from tests.usage.spool_rows import make_numbered
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.writer import LedgerWriter
+
+
+class Threads:
+    """As much of a reactor as the writer needs."""
+
+    def callFromThread(self, function: Any, *arguments: Any) -> None:
+        pass
+
+
+def live(directory: Path, url: str | None, first: int, answers: int, parent: int) -> NoReturn:
+    """Write rows until the end comes."""
+    spool = Spool(directory, segment_bytes=20_000)
+    spool.open()
+    if url is not None:
+        store = UsageDatabase(Secret(url), lambda kind, name, time: 0)
+        LedgerWriter(Threads(), spool, store, lambda spent: None, interval=0.02).start()
+    number = first
+    pause = threading.Event()
+    while os.getppid() == parent:
+        ids = []
+        for _ in range(number % 7 + 1):
+            row = make_numbered(number)
+            spool.append(row)
+            ids.append(row.id)
+            number += 1
+        spool.flush()
+        os.write(answers, "".join(f"{each}\n" for each in ids).encode())
+        # about two thousand rows a second
+        pause.wait(0.002)
+    os._exit(1)
+
+
+def begin(directory: Path, url: str | None, first: int) -> tuple[int, IO[bytes]]:
+    answers: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the fork writes to it, `end` closes it
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        live(directory, url, first, answers.fileno(), parent)
+    return child, answers
+
+
+def end(child: int, answers: IO[bytes]) -> bytes:
+    """Kill a process and return what it told, without a last line that is cut."""
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with answers:
+        answers.seek(0)
+        told = answers.read()
+    return told[: told.rfind(b"\n") + 1]
+
+
+def main() -> None:
+    directory, url, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    shortest, longest = float(sys.argv[4]), float(sys.argv[5])
+    chance = random.Random(1)
+    running: list[tuple[int, IO[bytes]]] = []
+    for kill in range(kills):
+        running.append(begin(directory, None if kill % 4 == 3 else url, kill * 1_000_000))
+        time.sleep(chance.uniform(shortest, longest))
+        if len(running) == 2:
+            sys.stdout.buffer.write(end(*running.pop(0)))
+    for each in running:
+        sys.stdout.buffer.write(end(*each))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The ledger's metrics: a full disk, a database that is away and what was lost can be told apart from what is well."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.usage.spool_rows import NOON, MemoryUsageStore, make_row, make_rows
+from twisted_vllm.usage.metrics import LedgerCollector
+from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.spool.segment import Segment
+from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.writer import LedgerWriter
+
+BEGIN = "vllm_passthrough_ledger_"
+WELL = {
+    "spool_rows": 0,
+    "spool_bytes": 0,
+    "spool_oldest_row_seconds": 0,
+    "spool_writable": 1,
+    "unsaved_rows": 0,
+    "database_up": 1,
+    "rows_spooled_total": 0,
+    "rows_committed_total": 0,
+    "rows_lost_total": 0,
+    "set_aside_total": 0,
+    "spool_write_failures_total": 0,
+}
+
+
+class AtOnce:
+    """In place of the reactor: what another thread asks for is done in that thread."""
+
+    def callFromThread(self, function: Callable[..., object], *args: object) -> None:
+        function(*args)
+
+
+class Ledger:
+    """A spool and its writer, ten seconds after noon, whose turns the test takes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.seconds = 0.0
+        self.spool = Spool(directory / "spool", monotonic=lambda: self.seconds)
+        self.spool.open()
+        self.store = MemoryUsageStore()
+        self.writer = LedgerWriter(AtOnce(), self.spool, self.store, lambda spent: None, now=lambda: NOON + 10.0)
+        self._registry = CollectorRegistry()
+        self._registry.register(LedgerCollector(self.spool, self.writer))
+
+    def scrape(self) -> dict[str, float]:
+        """Return the metrics by their names, less what all begin with."""
+        families = text_string_to_metric_families(generate_latest(self._registry).decode())
+        samples = [sample for family in families for sample in family.samples]
+        assert all(sample.name.startswith(BEGIN) and not sample.labels for sample in samples)
+        return {sample.name.removeprefix(BEGIN): sample.value for sample in samples}
+
+    def put(self, *rows: UsageRow) -> None:
+        for row in rows:
+            self.spool.append(row)
+        self.spool.flush()
+
+    def move(self) -> bool:
+        """Take a turn of the writer's thread; return whether the database took what there was."""
+        return self.writer._move_all()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, logged_failures: Any) -> Iterator[Ledger]:
+    """A ledger that may log what would fail a test: these tests make it do so."""
+    ledger = Ledger(tmp_path)
+    yield ledger
+    ledger.spool.close()
+    logged_failures.flush()
+
+
+@pytest.fixture
+def full_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A disk that takes nothing more of the ledger's, until it is undone."""
+
+    def write(segment: Segment, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Segment, "write", write)
+        yield patched
+
+
+def test_an_idle_ledger_is_well(ledger: Ledger) -> None:
+    assert ledger.scrape() == WELL
+
+
+def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_moved(ledger: Ledger) -> None:
+    ledger.put(*make_rows(3))
+    waiting = ledger.scrape()
+    assert waiting.pop("spool_bytes") > 100
+    assert waiting.pop("spool_oldest_row_seconds") == pytest.approx(10.0, abs=0.01)
+    others = {name: WELL[name] for name in waiting}
+    assert waiting == others | {"spool_rows": 3, "rows_spooled_total": 3}
+    assert ledger.move()
+    assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
+
+
+def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledger) -> None:
+    ledger.store.away = True
+    ledger.put(*make_rows(3))
+    assert not ledger.move()
+    away = ledger.scrape()
+    assert (away["database_up"], away["spool_rows"], away["rows_committed_total"]) == (0, 3, 0)
+    ledger.store.away = False
+    assert ledger.move()
+    assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
+
+
+def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
+    ledger: Ledger, full_disk: pytest.MonkeyPatch
+) -> None:
+    ledger.put(*make_rows(3))
+    full = ledger.scrape()
+    assert (full["spool_writable"], full["unsaved_rows"], full["spool_write_failures_total"]) == (0, 3, 1)
+    assert (full["spool_rows"], full["rows_spooled_total"]) == (3, 0)
+    full_disk.undo()
+    ledger.seconds += 1
+    ledger.put(make_row(3))
+    well = ledger.scrape()
+    assert (well["spool_writable"], well["unsaved_rows"], well["rows_spooled_total"]) == (1, 0, 4)
+    assert (well["spool_write_failures_total"], well["rows_lost_total"]) == (1, 0)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_rows_that_neither_disk_nor_database_takes_are_told_with_their_age(ledger: Ledger) -> None:
+    ledger.store.away = True
+    ledger.put(*make_rows(3))
+    assert not ledger.move()
+    found = ledger.scrape()
+    assert (found["spool_writable"], found["database_up"], found["unsaved_rows"], found["spool_rows"]) == (0, 0, 3, 3)
+    assert found["spool_oldest_row_seconds"] == pytest.approx(10.0, abs=0.01)
+    ledger.store.away = False
+    assert ledger.move()
+    found = ledger.scrape()
+    assert (found["unsaved_rows"], found["spool_rows"], found["spool_oldest_row_seconds"]) == (0, 0, 0)
+    # no file ever had them
+    assert (found["rows_spooled_total"], found["rows_committed_total"]) == (0, 3)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_rows_for_which_memory_has_no_room_either_are_lost(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twisted_vllm.usage.spool.spool.UNSAVED_ROWS", 10)
+    ledger.put(*make_rows(15))
+    found = ledger.scrape()
+    assert (found["unsaved_rows"], found["rows_lost_total"]) == (10, 5)
+    assert ledger.move()
+    assert ledger.scrape()["rows_committed_total"] == 10
+
+
+def test_rows_whose_file_somebody_removed_are_lost(ledger: Ledger) -> None:
+    ledger.put(*make_rows(3))
+    ledger.spool._queue.forget_cached()
+    [file] = ledger.spool.directory.glob("*.spool")
+    file.unlink()
+    assert ledger.move()
+    found = ledger.scrape()
+    assert (found["rows_lost_total"], found["spool_rows"], found["rows_committed_total"]) == (3, 0, 0)
+
+
+def test_rows_that_the_database_refuses_are_set_aside_and_not_taken(ledger: Ledger) -> None:
+    ledger.store.refused = {"request-1"}
+    ledger.put(*make_rows(3))
+    assert ledger.move()
+    assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 2, "set_aside_total": 1}
+
+
+def test_damaged_lines_are_set_aside(ledger: Ledger) -> None:
+    ledger.put(make_row(0))
+    ledger.put(make_row(1))
+    ledger.spool._queue.forget_cached()
+    [file] = ledger.spool.directory.glob("*.spool")
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    assert ledger.move()
+    found = ledger.scrape()
+    assert (found["set_aside_total"], found["rows_committed_total"]) == (1, 1)

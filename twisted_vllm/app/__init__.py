@@ -1,0 +1,1 @@
+"""Starting, wiring and stopping the gateway."""

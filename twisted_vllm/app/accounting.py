@@ -1,0 +1,184 @@
+"""The books as a whole: the limiter, the spool and what moves its rows to the database; opened, started and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from twisted_vllm.app.start_error import StartError
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.ledger import spool_directory
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
+from twisted_vllm.ratelimit.refusals import dollars
+from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.metrics import LedgerCollector
+from twisted_vllm.usage.pricing import PriceTable
+from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.writer import LedgerWriter
+
+#: how long a start may take longer for what former runs left in the spool, in seconds
+TAKE_OVER_SECONDS = 10.0
+
+
+class AccountingService:
+    """What is reserved, used and written down.
+
+    Attributes:
+        limiter: counts.
+        accounts: opens an account for each request.
+        flush: writes the rows that were appended; called before anything is sent.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        index: KeyIndex,
+        make_id: Callable[[float], bytes],
+        metrics: Metrics,
+    ) -> None:
+        """Put them together; nothing is opened yet.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: what the operator decided.
+            index: who has limits.
+            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
+            metrics: tell of the ledger as well, once it is open.
+        """
+        self._index = index
+        self._metrics = metrics
+        local = LocalLimiter(self._crossed)
+        self.limiter: LocalLimiter | RedisLimiter = local
+        self._redis: RedisLimiter | None = None
+        if settings.redis is not None:
+            self.limiter = self._redis = RedisLimiter(
+                reactor,
+                settings.redis,
+                timeout=settings.timeouts.redis,
+                on_loss=settings.limits_on_redis_loss,
+                local=local,
+                on_soft_budget=self._crossed,
+            )
+        ledger = settings.ledger
+        self._reactor = reactor
+        self._settings = settings
+        self._spool: Spool | None = None
+        self._writer: LedgerWriter | None = None
+        self.flush: Callable[[], None] = _nothing
+        if ledger.enabled:
+            self._spool = spool = Spool(spool_directory(settings))
+            self.flush = spool.flush
+        self.accounts = Accounting(
+            limiter=self.limiter,
+            end_users=index,
+            prices=PriceTable(settings.models, settings.default_prices),
+            rows=self._spool,
+            refuses_unwritten=ledger.on_spool_failure == "refuse",
+            assumed_output_tokens=settings.limits.assumed_output_tokens,
+            end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
+            usage_headers=[name.encode("ascii") for name in ledger.usage_headers],
+            make_id=make_id,
+        )
+
+    def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
+        """Open the spool, move what former runs left in it, and take what the database then says was spent.
+
+        Args:
+            spends: asks the database, which is open.
+
+        Raises:
+            StartError: the spool cannot be written to.
+            StoreError: the database's URL cannot be used.
+        """
+        spool = self._spool
+        if spool is not None:
+            self._writer = LedgerWriter(
+                self._reactor,
+                spool,
+                UsageDatabase(self._settings.database_url, self._period_start),
+                self._committed,
+                retention=self._settings.ledger.usage_retention,
+            )
+            try:
+                spool.open()
+            except OSError as error:
+                raise StartError(
+                    f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
+                    "Name another directory in passthrough.ledger.spool_directory."
+                ) from None
+            self._writer.take_over(TAKE_OVER_SECONDS)
+            self._metrics.add(LedgerCollector(spool, self._writer))
+        for spend in spends():
+            self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
+
+    def start(self) -> None:
+        """Begin to move rows to the database, and to count with other processes; say so if it does not."""
+        if self._redis is None:
+            self._tell_of_neighbours()
+        if self._redis is not None:
+            self._redis.start()
+        if self._writer is not None:
+            self._writer.start()
+
+    def stop(self) -> Deferred[Any]:
+        """Move what is left, as far as that is quick, give back what is held, and fire."""
+        parts = [part.stop() for part in (self._redis, self._writer) if part is not None]
+        return gatherResults(parts)
+
+    def spend_set(self, spend: Spend) -> None:
+        """Take note that an administrator set what was spent."""
+        self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+
+    def _tell_of_neighbours(self) -> None:
+        spool = self._spool
+        try:
+            others = 0 if spool is None else spool.neighbours()
+        except OSError:
+            # it was opened a moment ago: whatever it is, the writer will meet it
+            others = 0
+        if others:
+            self._log.warn(
+                "Other processes share {directory}, {others} at present. Each counts limits for itself: together they "
+                "admit a multiple. Set passthrough.redis_url to have them count together",
+                directory=str(spool and spool.directory),
+                others=others,
+            )
+        elif not self._settings.database_url.reveal().startswith("sqlite"):
+            # others, on this machine or another, cannot be seen
+            self._log.info(
+                "Limits are counted by this process alone: where several share the database, set passthrough.redis_url "
+                "to have them count together"
+            )
+
+    def _committed(self, spent: Sequence[Spent]) -> None:
+        for each in spent:
+            self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
+
+    def _period_start(self, kind: str, id: str, time: float) -> int:
+        return period_of(self._index.allowance_of(kind, id).budget_duration, time)[0]
+
+    def _crossed(self, kind: str, id: str, spent: int, soft: int) -> None:
+        self._log.warn(
+            "The {kind} {id} has spent {spent} in this period, over its soft budget of {soft}",
+            kind=kind.replace("_", " "),
+            id=id,
+            spent=dollars(spent),
+            soft=dollars(soft),
+        )
+
+
+def _nothing() -> None:
+    """Where no rows are kept there is nothing to write."""

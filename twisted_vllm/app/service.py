@@ -1,0 +1,194 @@
+"""The root service: it builds the gateway from its settings, starts it in order, and drains it at the end."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import ILogObserver, Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.start_error import StartError
+from twisted_vllm.app.wiring import Wiring
+from twisted_vllm.config.collect import servers_of
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.http.net.open_files import open_files
+from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
+from twisted_vllm.storage.change_follower import ChangeFollower
+from twisted_vllm.storage.interfaces import StoreError
+
+#: seconds between two looks at whether the database answers
+PING_INTERVAL = 5.0
+
+
+class GatewayService(Service):
+    """The gateway.
+
+    Attributes:
+        ports: what it listens on, while it runs.
+        site: the factory of client connections.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        observer: ILogObserver,
+        companions: Sequence[IService] = (),
+        signals: StopSignals | None = None,
+    ) -> None:
+        """Build the gateway; nothing is opened yet.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: what the operator decided.
+            observer: where the log goes.
+            companions: services that start before the gateway and stop after it.
+            signals: what asks the process to end: the first drains, the second cuts what is left.
+
+        Raises:
+            ValueError: a listen string describes no endpoint.
+            InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+        """
+        self.ports: list[IListeningPort] = []
+        self._reactor = reactor
+        self._settings = settings
+        self._observer = observer
+        self._companions = companions
+        self._signals = signals
+        parts = self._parts = Wiring(reactor, settings, observer)
+        self.site = parts.site
+        self._drain = parts.drain
+        self._follower = ChangeFollower(parts.registry, reactor)
+
+    # start
+
+    def setServiceParent(self, parent: object) -> None:
+        """Join an application, and give it the log before twistd makes one of its own."""
+        give_to_twistd(self._observer, parent)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Begin to log and to listen, before twistd gives up the rights to low ports.
+
+        Connections wait in the kernel until the reactor runs, which is after `startService`.
+
+        Raises:
+            StartError: an address cannot be had.
+        """
+        super().privilegedStartService()
+        install(self._observer)
+        for companion in self._companions:
+            companion.privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        """Open the database, read the keys and begin to serve; it blocks, as nothing runs yet that could be delayed.
+
+        Raises:
+            StartError: the database cannot be used.
+        """
+        super().startService()
+        for companion in self._companions:
+            companion.startService()
+        if not self.ports:
+            self._listen()
+        try:
+            self._parts.database.open()
+            self._parts.registry.take(self._parts.store.load_now())
+            self._parts.books.open(self._parts.store.spend_now)
+        except (StoreError, StoreUnavailable, StartError) as error:
+            self._refuse_to_start(str(error))
+        # what there is now lasts as long as the process: the collector need not look at it again
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 10, 10)
+        if self._signals is not None:
+            self._signals.install(self._drain.signalled)
+        self._parts.sweeper.start()
+        self._parts.books.start()
+        self._parts.health.start()
+        self._follower.start()
+        if self._settings.revoke_running:
+            self._parts.revoker.start()
+        for warning in self._settings.warnings:
+            self._log.warn("{warning}", warning=warning)
+        cap = self.site.limits.max_connections
+        if cap != self._settings.limits.max_connections:
+            self._log.info(
+                "At most {cap} client connections at once: the process may open {files} files",
+                cap=cap,
+                files=open_files(),
+            )
+        for port in self.ports:
+            self._log.info("Listening on {address}", address=_address(port))
+        self._log.info(
+            "Serving {servers} with {keys} virtual keys, {mode}",
+            servers=", ".join(server.name for server in servers_of(self._settings)),
+            keys=len(self._parts.index),
+            mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
+        )
+
+    def _listen(self) -> None:
+        failures: list[Failure] = []
+        starting = True
+
+        def failed(failure: Failure) -> None:
+            if starting:
+                failures.append(failure)
+            else:
+                self._log.failure("One of the addresses cannot be listened on", failure)
+
+        for endpoint in self._parts.endpoints:
+            endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
+        starting = False
+        if failures:
+            self._refuse_to_start(failures[0].getErrorMessage())
+
+    def _refuse_to_start(self, reason: str) -> NoReturn:
+        self._log.critical("The gateway cannot start: {reason}", reason=reason)
+        ports, self.ports = self.ports, []
+        for port in ports:
+            port.stopListening()
+        raise StartError(reason) from None
+
+    # stop
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Drain, end everything else, and fire."""
+        super().stopService()
+        began = self._reactor.seconds()
+        yield self._drain.run(self.ports)
+        self._parts.agent.close()
+        self._parts.hangups.close()
+        self._parts.sweeper.stop()
+        self._follower.stop()
+        self._parts.revoker.stop()
+        self._parts.health.stop()
+        yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
+        yield self._parts.books.stop()
+        yield self._parts.database.stop()
+        self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+        if self._signals is not None:
+            self._signals.restore()
+        finish(self._observer)
+
+
+def _address(port: IListeningPort) -> str:
+    """Return where a port listens, as people write it."""
+    address: Any = port.getHost()
+    host = getattr(address, "host", None)
+    if host is None:
+        name = getattr(address, "name", None)
+        return os.fsdecode(name) if name else str(address)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"

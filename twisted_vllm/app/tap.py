@@ -1,0 +1,173 @@
+"""``twistd vllm-passthrough``: its options, and the service that they make."""
+
+from __future__ import annotations
+
+import os
+import sys
+from secrets import token_bytes
+
+from twisted.application.service import IService
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.python import usage
+
+from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
+from twisted_vllm.app.start_error import explain_start_errors
+from twisted_vllm.auth.authenticator import generate_key
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.collect import secrets_of
+from twisted_vllm.config.describe import describe
+from twisted_vllm.config.load import load
+from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.settings import Settings
+from twisted_vllm.errors import GatewayError
+from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
+from twisted_vllm.simulator.service import SimulatorService
+from twisted_vllm.simulator.settings import SimulatorSettings
+
+_MORE_HELP = """
+Environment (a value in the file wins, the command line wins over both):
+  HOSTED_VLLM_API_BASE   the vLLM server, such as http://10.0.0.5:8000
+  HOSTED_VLLM_API_KEY    that server's own key, where it was started with --api-key
+  LITELLM_MASTER_KEY     the administrator's key; without one, anybody on this machine may do everything
+  DATABASE_URL           postgresql://USER:PASSWORD@HOST/NAME; default: twisted_vllm.sqlite3 in the run directory
+Each also as VLLM_PASSTHROUGH_MASTER_KEY, _DATABASE_URL, _API_BASE, _API_KEY, which win over these.
+  VLLM_PASSTHROUGH_REDIS_URL  redis://HOST:PORT, where several processes count limits together
+
+Try it:
+  HOSTED_VLLM_API_BASE=http://127.0.0.1:8000 twistd -n vllm-passthrough
+  curl http://127.0.0.1:4000/vllm/v1/models
+
+Daemon, --pidfile, --logfile, --reactor and --uid are twistd's own: see twistd --help.
+"""
+
+
+class Options(usage.Options):
+    """The command line of ``twistd vllm-passthrough``.
+
+    Attributes:
+        settings: what was configured; set once the command line was parsed.
+        quickstart: what ``--quickstart`` decided, if it was given.
+    """
+
+    synopsis = "[options]"
+
+    longdesc = (
+        "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format, byte for byte; "
+        "virtual keys, permissions, limits, a ledger of what was used and a log are added."
+    )
+
+    optFlags = [
+        ("check", None, "Check the configuration, print what it would do, and start nothing."),
+        ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config_file: str | None = None
+        self.listen: list[str] = []
+        self.settings: Settings | None = None
+        self.quickstart: Quickstart | None = None
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the text of ``--help``; what follows the options is not wrapped, so that it can be copied."""
+        return str(super().getUsage(width)) + _MORE_HELP
+
+    def opt_config(self, file: str) -> None:
+        """The configuration file, YAML in LiteLLM's names; config/example.yaml explains every setting."""
+        self.config_file = file
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Listen on this Twisted endpoint; may be repeated. [default: tcp:4000:interface=127.0.0.1]"""
+        self.listen.append(endpoint)
+
+    def parseArgs(self, *surplus: str) -> None:
+        """Refuse what is not an option.
+
+        Raises:
+            UsageError: there are arguments, or options that contradict each other.
+        """
+        if surplus:
+            raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
+        if self["quickstart"] and self["check"]:
+            raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
+
+    def postOptions(self) -> None:
+        """Load the configuration, so that what is wrong is said before anything starts.
+
+        Raises:
+            SystemExit: the configuration cannot be used, or was only to be checked.
+        """
+        environ = dict(os.environ)
+        try:
+            if self["quickstart"]:
+                self.quickstart = prepare(
+                    environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
+                )
+            self.settings = self._load(environ)
+            self._check(self.settings)
+        except ConfigError as error:
+            raise SystemExit(f"The configuration cannot be used:\n{_indented(str(error))}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
+        if self["check"]:
+            print("\n".join(describe(self.settings)))
+            raise SystemExit(0)
+
+    def _load(self, environ: dict[str, str]) -> Settings:
+        chosen = self.quickstart
+        if chosen is None:
+            return load(file=self.config_file, environ=environ, listen=self.listen)
+        return load(
+            file=self.config_file,
+            environ=chosen.environ,
+            listen=self.listen,
+            default_database_url=chosen.database_url,
+            default_api_base=chosen.api_base,
+        )
+
+    def _check(self, settings: Settings) -> None:
+        """Check what only the parts themselves can judge."""
+        problems = []
+        for text in settings.listen:
+            try:
+                # parsing does not touch the reactor, and here there is none yet: twistd installs it later
+                serverFromString(None, text)
+            except Exception as error:  # each endpoint parser raises errors of its own
+                problems.append(f"listen: {text!r} is not an endpoint that can be used: {error}")
+        try:
+            RoutePolicy(settings.tenant_routes)
+        except GatewayError as error:
+            problems.append(f"passthrough.tenant_routes: {error.message}")
+        if problems:
+            raise SystemExit(f"The configuration cannot be used:\n{_indented(chr(10).join(problems))}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def makeService(options: Options) -> IService:
+    """Make the service that twistd runs."""
+    # here and not above: by now twistd has installed the reactor that --reactor names
+    from twisted.internet import reactor
+
+    from twisted_vllm.app.service import GatewayService
+
+    settings = options.settings
+    if settings is None:
+        raise ValueError("parse the options first")
+    explain_start_errors()
+    try:
+        observer = make_observer(settings.log, secrets_of(settings), sys.stdout, TwistdLog.from_options(options.parent))
+    except OSError as error:
+        raise SystemExit(f"The log file cannot be opened: {error}") from None
+    chosen = options.quickstart
+    companions = []
+    if chosen is not None:
+        sys.stdout.write(welcome(chosen, settings.listen[0]))
+        sys.stdout.flush()
+        if chosen.simulator is not None:
+            endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
+            companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
+    return GatewayService(reactor, settings, observer, companions, StopSignals(reactor))

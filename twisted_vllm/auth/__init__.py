@@ -1,0 +1,1 @@
+"""Who may do what: virtual keys, principals and permissions. Plain decisions, without reactor or I/O."""

@@ -1,0 +1,154 @@
+"""What the database says of who may do what and how much, as far as requests are concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+
+NEVER = float("inf")
+
+
+class KeyGrant(msgspec.Struct, frozen=True, gc=False):
+    """What the database says of a key, as far as requests are concerned; of a hundred thousand, little must be kept.
+
+    Attributes:
+        token: the SHA-256 of the key.
+        key_id: what the key is known by for good.
+        name: its alias, or ``sk-...abcd``.
+        expires: when it stops working, in Unix seconds; infinity is never.
+        blocked: whether it was blocked.
+
+    The others are as in `KeyRecord`.
+    """
+
+    token: str
+    key_id: str
+    name: str
+    expires: float = NEVER
+    blocked: bool = False
+    models: tuple[str, ...] = ()
+    allowed_routes: tuple[str, ...] = ()
+    aliases: dict[str, str] = {}
+    priority: int | None = None
+    granted_headers: tuple[str, ...] = ()
+    user_id: str | None = None
+    team_id: str | None = None
+    tags: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
+    cache_salt: str | None = None
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> KeyGrant:
+        """Return what of a record is kept."""
+        return cls(
+            token=record.token,
+            key_id=record.key_id,
+            name=record.key_alias or record.key_name,
+            expires=NEVER if record.expires is None else record.expires.timestamp(),
+            blocked=record.blocked,
+            models=record.models,
+            allowed_routes=record.allowed_routes,
+            aliases=record.aliases,
+            priority=record.priority,
+            granted_headers=record.granted_headers,
+            user_id=record.user_id,
+            team_id=record.team_id,
+            tags=record.tags,
+            allowance=record.allowance,
+            cache_salt=record.cache_salt,
+        )
+
+
+class FormerKey(msgspec.Struct, frozen=True, gc=False):
+    """The value that a key had before it was regenerated, which works for a while.
+
+    Attributes:
+        token: its SHA-256.
+        successor: the token of the key as it is now.
+        works_until: when it stops working, in Unix seconds.
+    """
+
+    token: str
+    successor: str
+    works_until: float
+
+
+class UserGrant(msgspec.Struct, frozen=True, gc=False):
+    """What requests need to know of a user: which models it may use, and how much."""
+
+    models: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
+
+
+class TeamGrant(msgspec.Struct, frozen=True, gc=False):
+    """What requests need to know of a team: which models it may use, and how much, and whether it was blocked."""
+
+    models: tuple[str, ...] = ()
+    blocked: bool = False
+    allowance: Allowance = UNLIMITED
+
+
+class EndUser(msgspec.Struct, frozen=True, gc=False):
+    """Somebody for whom a key's caller says that it asks, as requests meet it.
+
+    Attributes:
+        limited: its limits, which may be none.
+        blocked: whether it was blocked.
+    """
+
+    limited: Limited
+    blocked: bool = False
+
+    @property
+    def allowance(self) -> Allowance:
+        """Its limits."""
+        return self.limited.allowance
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What became of keys, users, teams and end users, by token or id; ``None`` for one that is not there any more.
+
+    Attributes:
+        spend: what was set anew of what somebody spent.
+        budgets: what those spent that have a budget now, where anything is known of it.
+    """
+
+    keys: Mapping[str, KeyGrant | None] = {}
+    former: Mapping[str, FormerKey | None] = {}
+    users: Mapping[str, UserGrant | None] = {}
+    teams: Mapping[str, TeamGrant | None] = {}
+    end_users: Mapping[str, EndUser | None] = {}
+    spend: tuple[Spend, ...] = ()
+    budgets: tuple[Spend, ...] = ()
+
+    def budgets_within(self) -> set[tuple[str, str]]:
+        """Return the kind and id of each that it gives a budget."""
+        found = {("key", grant.key_id) for grant in self.keys.values() if grant and grant.allowance.has_budget}
+        found.update(("user", id) for id, user in self.users.items() if user and user.allowance.has_budget)
+        found.update(("team", id) for id, team in self.teams.items() if team and team.allowance.has_budget)
+        found.update(("end_user", id) for id, each in self.end_users.items() if each and each.allowance.has_budget)
+        return found
+
+    @property
+    def concerns_keys(self) -> bool:
+        """Whether it changes what a request meets of its key."""
+        return bool(self.keys or self.former or self.users or self.teams)
+
+
+class Everything(msgspec.Struct, frozen=True):
+    """All that the database says of who may do what.
+
+    Attributes:
+        revision: the number of the last change that is in it.
+    """
+
+    revision: int = 0
+    keys: Iterable[KeyGrant] = ()
+    former: Iterable[FormerKey] = ()
+    users: Mapping[str, UserGrant] = {}
+    teams: Mapping[str, TeamGrant] = {}
+    end_users: Mapping[str, EndUser] = {}

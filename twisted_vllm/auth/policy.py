@@ -1,0 +1,217 @@
+"""What a principal may call and which models it may use.
+
+Administrators may do everything. A key with ``allowed_routes`` may call exactly these: they are the operator's explicit
+grant, and ``passthrough.tenant_routes`` neither adds to them nor takes from them. A key without may call the inference
+and read-only classes, plus ``tenant_routes.allow``, minus ``tenant_routes.deny``; deny beats allow.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import attrs
+
+from twisted_vllm.api_routes import (
+    INFERENCE_ROUTES,
+    Route,
+    RouteClass,
+    plain_path,
+    prefix_without_alias,
+    without_alias,
+)
+from twisted_vllm.auth.records import MANAGEMENT, Principal
+from twisted_vllm.config.settings import TenantRoutes
+from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
+
+#: how many characters of a caller's own words stand in a message
+CLIP = 100
+
+#: where the pass-through is mounted; rules may be written as the client sees the path
+MOUNT = "/vllm"
+
+#: LiteLLM's names of route groups that have a meaning here; its openai_routes hold ``/v1/models``
+LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
+
+DISPATCHER = "/invocations"
+
+
+@attrs.frozen
+class RouteRule:
+    """A set of routes; a route is in it when any of the attributes takes it in.
+
+    Attributes:
+        path: this path of the server's.
+        prefix: every path of the server's that begins with it; it ends in a slash.
+        route_class: every route of this class.
+    """
+
+    path: str | None = None
+    prefix: str | None = None
+    route_class: RouteClass | None = None
+
+    def matches(self, route: Route) -> bool:
+        """Tell whether the rule takes in `route`; one that is not certain is taken in by its class alone."""
+        if route.route_class is self.route_class:
+            return True
+        return route.certain and self.names(route.path)
+
+    def names(self, path: str) -> bool:
+        """Tell whether the rule takes in `path` by its name."""
+        return path == self.path or (self.prefix is not None and path.startswith(self.prefix))
+
+    def closes(self, route: Route) -> bool:
+        """Tell whether the rule, as a denial, closes `route`: a denied path is closed with everything below it.
+
+        vLLM answers ``/metrics/anything`` as it answers ``/metrics``.
+        """
+        return self.matches(route) or (self.path is not None and route.path.startswith(self.path + "/"))
+
+
+def parse_rule(text: str) -> RouteRule:
+    """Read one rule of ``allowed_routes`` or ``tenant_routes``.
+
+    Args:
+        text: a class name (``inference``, ``read_only``, ``privileged``), one of LiteLLM's groups (``llm_api_routes``,
+            ``openai_routes``: inference and ``/v1/models``), ``management`` (the gateway's own admin API, and none of
+            vLLM's routes), a path, or ``prefix/*`` for all that is below it. A path
+            may be the server's, or as the client sees it, with ``/vllm`` in front or without ``/v1``.
+
+    Raises:
+        InvalidRequest: it is none of these.
+    """
+    if text in LITELLM_GROUPS:
+        return RouteRule(path="/v1/models", route_class=RouteClass.INFERENCE)
+    if text == MANAGEMENT:
+        return RouteRule()
+    if not text.startswith("/"):
+        try:
+            return RouteRule(route_class=RouteClass(text))
+        except ValueError:
+            names = ", ".join([*(each.value for each in RouteClass), MANAGEMENT])
+            message = f"{text[:CLIP]!r} is not a route. Write a path, prefix/* or a class name ({names})."
+            raise InvalidRequest(message, param="allowed_routes") from None
+    path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
+    if path.startswith(MOUNT + "/"):
+        path = path.removeprefix(MOUNT)
+    # a lone surrogate becomes a question mark, which no plain path has
+    plain = plain_path(path.encode("utf-8", "replace"))
+    if plain is None or "*" in plain:
+        message = (
+            f"{text[:CLIP]!r} is not a plain path. Write it decoded, without query, empty or dot segments; "
+            "the only wildcard is a last /*."
+        )
+        raise InvalidRequest(message, param="allowed_routes")
+    if below:
+        return RouteRule(prefix=prefix_without_alias(plain))
+    return RouteRule(path=without_alias(plain.encode()).decode())
+
+
+@lru_cache(maxsize=1024)
+def _granted(rules: tuple[str, ...]) -> tuple[RouteRule, ...]:
+    """Read a key's stored rules; one that cannot be read grants nothing."""
+    found = []
+    for text in rules:
+        try:
+            found.append(parse_rule(text))
+        except InvalidRequest:
+            continue
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def _model_pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile patterns where ``*`` and ``?`` are the only wildcards.
+
+    fnmatch's translation uses atomic groups, so that no pattern makes a match take exponential time.
+    """
+    return re.compile("|".join(fnmatch.translate(pattern.replace("[", "[[]")) for pattern in patterns))
+
+
+class RoutePolicy:
+    """The operator's rules for every key, together with each key's own.
+
+    Args:
+        tenant_routes: what is opened to, or taken from, every key that has no ``allowed_routes``.
+
+    Raises:
+        InvalidRequest: a rule cannot be read.
+    """
+
+    def __init__(self, tenant_routes: TenantRoutes) -> None:
+        self._allow = tuple(parse_rule(text) for text in tenant_routes.allow)
+        deny = [parse_rule(text) for text in tenant_routes.deny]
+        dispatched = [Route(known.path, RouteClass.INFERENCE) for known in INFERENCE_ROUTES if known.takes_model]
+        if any(rule.closes(route) for rule in deny for route in dispatched):
+            # it does, by the shape of the body, what the denied route does
+            deny.append(RouteRule(path=DISPATCHER))
+        self._deny = tuple(deny)
+
+    def check_route(self, principal: Principal, route: Route) -> None:
+        """Return if `principal` may call `route`.
+
+        Raises:
+            RouteNotAllowed: it may not; the message says what would open the route.
+        """
+        if principal.is_administrator:
+            return
+        if principal.allowed_routes:
+            if not _any_matches(_granted(principal.allowed_routes), route):
+                raise _refusal(route, "its allowed_routes do not name it")
+            return
+        if self._is_denied(route):
+            raise _refusal(route, "the operator closed it in passthrough.tenant_routes.deny")
+        if route.route_class is RouteClass.PRIVILEGED and not _any_matches(self._allow, route):
+            raise _refusal(route, "it is a privileged route or one that the gateway does not know", openable=True)
+
+    def _is_denied(self, route: Route) -> bool:
+        if not self._deny:
+            return False
+        # who could read the path otherwise might find a denied route in it
+        return not route.certain or any(rule.closes(route) for rule in self._deny)
+
+    def check_model(self, principal: Principal, model: str) -> None:
+        """Return if `principal` may use `model`, compared with case; ``*`` and ``?`` in its patterns are wildcards.
+
+        Its key, its user and its team must all allow the model.
+
+        Raises:
+            ModelNotAllowed: one of them does not; the message says which.
+        """
+        if principal.is_administrator:
+            return
+        _check_level("This key", "key", principal.models, model)
+        if principal.user_models:
+            _check_level("The user of this key", "user", principal.user_models, model)
+        if principal.team_models:
+            _check_level("The team of this key", "team", principal.team_models, model)
+
+
+def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:
+    if not patterns or model in patterns or _model_pattern(patterns).match(model) is not None:
+        return
+    allowed = ", ".join(pattern[:CLIP] for pattern in patterns[:10]) + (", …" if len(patterns) > 10 else "")
+    raise ModelNotAllowed(
+        f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
+        f"An administrator can change the {level}'s models.",
+        param="model",
+    )
+
+
+def _any_matches(rules: Sequence[RouteRule], route: Route) -> bool:
+    return any(rule.matches(route) for rule in rules)
+
+
+def _refusal(route: Route, reason: str, openable: bool = False) -> RouteNotAllowed:
+    path = route.path[:CLIP]
+    if not route.certain:
+        return RouteNotAllowed(
+            f"This key may not call {path}: the path can be read in more than one way, and so it counts as privileged. "
+            "Send the plain path, without escapes, empty or dot segments, or use the master key."
+        )
+    opens = "The master key may call it, and a key whose allowed_routes names it"
+    if openable:
+        opens += "; the operator can open it to all keys in passthrough.tenant_routes.allow"
+    return RouteNotAllowed(f"This key may not call {path}: {reason}. {opens}.")

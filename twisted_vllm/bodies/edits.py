@@ -1,0 +1,129 @@
+"""Changes to a JSON body, each with the fewest bytes: every other byte stays as the client sent it.
+
+A body in which the place of a change is not clear, because a key is there twice, is not changed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from twisted_vllm.bodies.json_body import BodyFacts, ModelField
+from twisted_vllm.bodies.json_members import Member, byte_offset, members_of, only
+from twisted_vllm.errors import InvalidRequest
+
+_OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
+
+
+class Edit(msgspec.Struct, frozen=True, gc=False):
+    """What stands between two offsets, in bytes, gives way to something else.
+
+    Attributes:
+        start: the offset of the first byte that goes.
+        end: the offset just after the last; equal to `start` where something is only put in.
+        new: what comes in its place.
+    """
+
+    start: int
+    end: int
+    new: bytes
+
+
+def splice(body: bytes, edits: Iterable[Edit]) -> bytes:
+    """Return `body` with all edits made; they must not overlap."""
+    ordered = sorted(edits, key=lambda edit: (edit.start, edit.end))
+    if not ordered:
+        return body
+    parts: list[bytes] = []
+    at = 0
+    for edit in ordered:
+        parts += (body[at : edit.start], edit.new)
+        at = edit.end
+    parts.append(body[at:])
+    return b"".join(parts)
+
+
+def rename_edit(field: ModelField, new: str) -> Edit:
+    """Return the edit that gives the body `new` for its model."""
+    return Edit(field.start, field.end, msgspec.json.encode(new))
+
+
+def rename(body: bytes, field: ModelField, new: str) -> bytes:
+    """Return `body` with `new` as its model; every other byte stays."""
+    return splice(body, (rename_edit(field, new),))
+
+
+def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
+    """Return the edits that ask for the usage of a stream; none where the client asked, or where that is not clear.
+
+    vLLM 0.32 heeds ``continuous_usage_stats`` only together with ``include_usage`` (serve/utils/api_utils.py): where
+    the client set the one without the other, it is unset, or every event would have usage.
+    """
+    if not facts.stream or facts.asks_usage is not False:
+        return ()
+    # the key in quotes is not found within a string, where it would have backslashes; here it is there at least once
+    if facts.plain and not facts.options and body.find(b'"stream"') == body.rfind(b'"stream"'):
+        return (_member(body, b'"stream_options":{"include_usage":true}'),)
+    text = body.decode("utf-8")
+    try:
+        found = members_of(text)
+        if only(found, "stream") is None:
+            return ()
+        options = only(found, "stream_options")
+        if options is None:
+            return (_member(body, b'"stream_options":{"include_usage":true}'),)
+        if options.value is None:
+            return (_replaced(text, options, b'{"include_usage":true}'),)
+        return _options_edits(body, text, options)
+    except (LookupError, ValueError, RecursionError):
+        return ()
+
+
+def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
+    """Return the edit that keeps the prompt apart from others in vLLM's prefix cache.
+
+    A salt of the client's own is combined with `salt`, so that it tells its own prompts apart and reaches no others.
+
+    Raises:
+        InvalidRequest: the body has more than one ``cache_salt``, or one that is neither a string nor null.
+    """
+    if not facts.salted:
+        return _member(body, b'"cache_salt":' + msgspec.json.encode(salt))
+    text = body.decode("utf-8")
+    try:
+        own = only(members_of(text), "cache_salt")
+    except (LookupError, ValueError, RecursionError):
+        own = None
+    if own is None or not isinstance(own.value, (str, type(None))):
+        raise InvalidRequest('Send at most one "cache_salt", a string.', param="cache_salt")
+    if own.value is not None:
+        salt = hmac.digest(salt.encode("utf-8"), own.value.encode("utf-8", "surrogatepass"), "sha256").hex()
+    return _replaced(text, own, msgspec.json.encode(salt))
+
+
+def _member(body: bytes, new: bytes) -> Edit:
+    """Put a member in front of the others."""
+    opening = _OPENING.match(body)
+    at = body.index(b"{") + 1
+    return Edit(at, at, new if opening is not None and opening[1] else new + b",")
+
+
+def _replaced(text: str, member: Member, new: bytes) -> Edit:
+    return Edit(byte_offset(text, member.start), byte_offset(text, member.end), new)
+
+
+def _options_edits(body: bytes, text: str, options: Member) -> tuple[Edit, ...]:
+    inner = members_of(text, options.start, whole=False)
+    include = only(inner, "include_usage")
+    continuous = only(inner, "continuous_usage_stats")
+    if include is not None:
+        edits = [_replaced(text, include, b"true")]
+    else:
+        at = byte_offset(text, options.start) + 1
+        edits = [Edit(at, at, b'"include_usage":true' + (b"," if inner else b""))]
+    if continuous is not None and continuous.value is not None and continuous.value is not False:
+        edits.append(_replaced(text, continuous, b"false"))
+    return tuple(edits)

@@ -1,1 +1,0 @@
-"""The pass-through resource: admission, routing and relay."""

@@ -1,0 +1,1 @@
+"""Sockets, deadlines and flow control below HTTP."""

@@ -1,0 +1,92 @@
+"""What the gateway asks of a request's head beyond llhttp's strict reading.
+
+llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
+lengths, bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing
+or repeated ``Host``, and the absolute and authority forms of the request target: those are judged here; and the names
+of two other protocols, for which `twisted_vllm.http.start_line` looks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
+from twisted_vllm.http.headers import HeaderList, listed
+
+#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where it is anything else
+HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+#: protocols that carry HTTP requests, in which nobody would see who asks for what: an upgrade to one is ignored
+CARRY_REQUESTS = frozenset((b"h2c", b"h2", b"h3", b"http", b"https", b"tls", b"spdy", b"connect-udp", b"connect-ip"))
+
+#: methods without an upgrade: OPTIONS may come without a credential, the others have no use for it
+WITHOUT_UPGRADE = frozenset((b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"))
+
+
+def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList, first: Mapping[bytes, bytes]) -> bytes:
+    """Return the request target in origin form (RFC 9112 §3.2).
+
+    Args:
+        method: the method as it came.
+        target: the request target as it came.
+        version: ``1.0`` or ``1.1``, as llhttp gives it.
+        headers: all headers, as they came.
+        first: the same, by lower-case name.
+
+    Raises:
+        MalformedHttp: where RFC 9112 asks for a 400, or another reading of the request is possible.
+        MethodNotAllowed: for CONNECT.
+    """
+    if version not in ("1.1", "1.0") or method == b"SOURCE":
+        # the method of ICE, a protocol that llhttp takes for HTTP
+        raise MalformedHttp("Speak HTTP/1.1 or HTTP/1.0.")
+    host = first.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise MalformedHttp("The Host header is missing.")
+    elif len(first) != len(headers) and sum(name.lower() == b"host" for name, _ in headers) > 1:
+        raise MalformedHttp("The Host header stands more than once.")
+    elif not HOST.fullmatch(host):
+        raise MalformedHttp("The Host header is not a host name or an address.")
+    if target[:1] == b"/" and b"#" not in target and method != b"CONNECT":
+        return target
+    if b"#" in target:
+        raise MalformedHttp("The request target has a fragment.")
+    if method == b"CONNECT":
+        raise MethodNotAllowed("CONNECT is not for this server.")
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    for scheme in (b"http://", b"https://"):
+        if target[: len(scheme)].lower() == scheme:
+            authority, slash, rest = target[len(scheme) :].partition(b"/")
+            if authority.lower() != (host or b"").lower():
+                raise MalformedHttp("The request target names another host than the Host header.")
+            return slash + rest or b"/"
+    raise MalformedHttp("The request target is not a path.")
+
+
+def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
+    """Tell whether the client asks for the connection to end with this exchange; HTTP/1.0 always does here."""
+    if version != "1.1":
+        return True
+    connection = first.get(b"connection")
+    return connection is not None and b"close" in (token.strip() for token in connection.lower().split(b","))
+
+
+def asked_protocols(method: bytes, version: str, headers: HeaderList) -> frozenset[bytes]:
+    """Return the protocols, in lower case, that a request without a body asks to switch to (RFC 9110 §7.8).
+
+    Args:
+        method: the method as it came.
+        version: ``1.0`` or ``1.1``, as llhttp gives it.
+        headers: all headers, as they came; ``Connection`` names ``upgrade``, as llhttp has found.
+
+    Returns:
+        The protocols, or none where the upgrade is to be ignored: on HTTP/1.0, and where one of them carries requests.
+    """
+    if version != "1.1" or method in WITHOUT_UPGRADE:
+        return frozenset()
+    asked = frozenset(listed(headers, b"upgrade"))
+    carry_requests = any(protocol.partition(b"/")[0].strip() in CARRY_REQUESTS for protocol in asked)
+    return frozenset() if carry_requests else asked

@@ -1,1 +1,0 @@
-"""What was used: readers of usage, prices, rows, the spool and its writer."""

@@ -1,0 +1,175 @@
+"""The thread that writes the log, so that a slow disk or a stalled pipe never stops the reactor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from twisted_vllm.observability.logging.sinks import ISink
+
+MAX_QUEUED_BYTES = 8 * 1024 * 1024
+#: lines are handed to the sink in pieces of about this many bytes
+WRITE_BYTES = 256 * 1024
+#: after the first line, the thread waits this many seconds for more: a wake-up for each line would cost the reactor
+#: more than the line itself
+LINGER_SECONDS = 0.02
+#: how long, in seconds, ``flush`` and ``stop`` wait for a sink that does not take what is left
+FLUSH_SECONDS = 2.0
+
+
+class LogWriter:
+    """Queues lines from any thread and writes them on its own.
+
+    What does not fit into the queue is dropped and counted; once the sink takes lines again, one line tells how many.
+    Before ``start`` the lines are only queued: twistd forks after its first lines, and a thread does not survive that.
+
+    Attributes:
+        dropped: how many lines were dropped since the start of the process.
+    """
+
+    def __init__(
+        self,
+        sink: ISink,
+        loss_line: Callable[[int], bytes],
+        *,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+        linger_seconds: float = LINGER_SECONDS,
+    ) -> None:
+        """Make a writer that does not write yet.
+
+        Args:
+            sink: where the lines go.
+            loss_line: makes the line that tells how many lines were dropped.
+            max_queued_bytes: the most that is held, in bytes.
+            linger_seconds: how long lines are gathered before they are written.
+        """
+        self.sink = sink
+        self.dropped = 0
+        self._loss_line = loss_line
+        self._max_queued_bytes = max_queued_bytes
+        self._linger_seconds = linger_seconds
+        self._lock = threading.Lock()
+        self._lines: list[bytes] = []
+        self._queued_bytes = 0
+        self._told_dropped = 0
+        self._is_woken = False
+        self._is_finishing = False
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def write(self, line: bytes) -> None:
+        """Queue one line, its newline included; never raises, and never blocks before ``finish``."""
+        with self._lock:
+            queued = self._queued_bytes + len(line)
+            if queued > self._max_queued_bytes:
+                self.dropped += 1
+                return
+            self._queued_bytes = queued
+            self._lines.append(line)
+            is_first = not self._is_woken
+            if is_first:
+                self._is_woken = True
+                self._idle.clear()
+        if is_first:
+            self._wake.set()
+        if self._is_finishing and not self.flush():
+            # Once is enough: a process that ends must not wait again for each of its last lines.
+            self._is_finishing = False
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._is_finishing = False
+            # A daemon: a sink that never returns must not keep the process alive.
+            self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+            self._thread.start()
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Wait until everything queued is written.
+
+        Args:
+            timeout: seconds after which a sink that blocks is given up.
+
+        Returns:
+            Whether the sink took everything in time.
+        """
+        if self._thread is None:
+            self._write_queued()
+            return True
+        return self._idle.wait(timeout)
+
+    def finish(self) -> None:
+        """Write what is queued, and from now on each line before ``write`` returns: the process may end soon."""
+        self._is_finishing = True
+        self._is_finishing = self.flush()
+
+    def stop(self, timeout: float = FLUSH_SECONDS) -> None:
+        """Write what is queued and end the thread.
+
+        Args:
+            timeout: seconds after which a sink that blocks is given up, with the lines that it did not take.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            self._write_queued()
+        else:
+            self._stopping.set()
+            self._wake.set()
+            thread.join(timeout)
+            if thread.is_alive():
+                return
+        self.sink.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            if not self._is_finishing:
+                self._stopping.wait(self._linger_seconds)
+            self._write_queued()
+        # What was queued while the last batch was written.
+        self._write_queued()
+
+    def _write_queued(self) -> None:
+        with self._lock:
+            self._is_woken = False
+            lines, self._lines = self._lines, []
+        for piece in _pieces(lines):
+            data = b"".join(piece)
+            is_written = self._put(data)
+            with self._lock:
+                # Only now, so that what the sink has in hand counts as queued.
+                self._queued_bytes -= len(data)
+                if not is_written:
+                    self.dropped += len(piece)
+        lost = self.dropped - self._told_dropped
+        if lost and self._put(self._loss_line(lost)):
+            self._told_dropped += lost
+        with self._lock:
+            if not self._is_woken:
+                self._idle.set()
+
+    def _put(self, data: bytes) -> bool:
+        try:
+            self.sink.write(data)
+        except OSError:
+            return False
+        return True
+
+
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """Cut the lines into pieces of about WRITE_BYTES."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        if size >= WRITE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece

@@ -1,1 +1,0 @@
-"""What operators see of a running gateway: log observers and request records."""

@@ -1,0 +1,100 @@
+"""From the request target below ``/vllm`` to the one that the vLLM server is sent.
+
+The bytes of path and query stay as they came: ``%2F``, repeated parameters, their order and ``+``. Only the routes
+that vLLM has below ``/v1`` alone get their ``/v1`` back (the table is `twisted_vllm.api_routes`), so that one base
+URL serves ``/metrics`` and ``/chat/completions`` alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+import attrs
+
+from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
+from twisted_vllm.errors import InvalidRequest
+
+# RFC 9112 §3.2 has no fragment in a request target, and uvicorn (httptools) cuts one off or refuses other bytes:
+# what is left out here would be read differently on the two sides
+_TARGET = re.compile(rb"[!\"$-~]*")
+_SEGMENT_ENDS = re.compile(rb"[/\\]")
+
+
+@attrs.frozen
+class Target:
+    """Where a request goes on the server.
+
+    Attributes:
+        path: the path, raw, with its ``/v1``.
+        query: what follows the first ``?``, raw; None where there is none.
+        forwarded: what is sent after the server's base path.
+    """
+
+    path: bytes
+    query: bytes | None
+    forwarded: bytes
+
+
+def target(raw: bytes, aliases: bool = True) -> Target:
+    """Return where the request goes.
+
+    Args:
+        raw: the request target below ``/vllm`` as it came, such as ``b"/chat/completions?x=%2F"``.
+        aliases: whether the routes that vLLM has only below ``/v1`` also work without it.
+
+    Raises:
+        InvalidRequest: the target has bytes that a target may not have, or dot segments that climb out of ``/vllm``.
+    """
+    if len(raw) <= MEMOISED_LENGTH:
+        return _memoised(raw, aliases)
+    return _target(raw, aliases)
+
+
+def _target(raw: bytes, aliases: bool) -> Target:
+    path, mark, query = raw.partition(b"?")
+    path = path or b"/"
+    if not path.startswith(b"/"):
+        raise InvalidRequest("The path below /vllm must begin with a slash.")
+    if not _TARGET.fullmatch(raw):
+        raise InvalidRequest(
+            "The request target has a fragment, a control character, a space or a byte above 127. Percent-encode it."
+        )
+    if (b"." in path or b"%" in path) and _climbs(path):
+        raise InvalidRequest("The path's dot segments climb out of /vllm. Send the path that is meant, without them.")
+    if aliases:
+        path = without_alias(path)
+    return Target(path, query, path + b"?" + query) if mark else Target(path, None, path)
+
+
+def _climbs(path: bytes) -> bool:
+    """Tell whether any reader would resolve `path` to something above its root.
+
+    Read both as it stands (where an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does.
+    Backslashes end segments, ``;parameters`` are cut, and empty segments do not count: for each, some proxy does so.
+    To others a backslash is a character: where it is read as two segments, one more step up stays below the root.
+    """
+    readings = (re.sub(rb"%2e", b".", path, flags=re.IGNORECASE), unquote_to_bytes(path))
+    return any(
+        _goes_above_root(segments)
+        for reading in readings
+        for segments in (_SEGMENT_ENDS.split(reading), reading.split(b"/"))
+    )
+
+
+def _goes_above_root(segments: Iterable[bytes]) -> bool:
+    depth = 0
+    for piece in segments:
+        segment = piece.partition(b";")[0]
+        if segment == b"..":
+            depth -= 1
+            if depth < 0:
+                return True
+        elif segment not in (b"", b"."):
+            depth += 1
+    return False
+
+
+_memoised = lru_cache(maxsize=1024)(_target)

@@ -1,0 +1,70 @@
+"""Requests to switch to another protocol, such as a WebSocket's: what the server is asked, and what follows its 101."""
+
+from __future__ import annotations
+
+from twisted_vllm.auth.credentials import SUBPROTOCOLS, without_keys
+from twisted_vllm.errors import Draining
+from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.headers import HeaderList, ResponseHead, listed
+from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.http.tunnel import SwitchedResponse, Tunnel
+from twisted_vllm.proxy.relay import Relay
+
+#: the subprotocol that OpenAI's clients offer beside the key
+REALTIME = b"realtime"
+
+
+def upgrade_headers(request: GatewayRequest) -> HeaderList:
+    """Return the headers that ask a server for the upgrade that `request` asks for, without a key among them."""
+    asked = b", ".join(value for name, value in request.raw_headers if name.lower() == b"upgrade")
+    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", asked)]
+    subprotocols = without_keys(request.head.get(SUBPROTOCOLS, b""))
+    if subprotocols:
+        headers.append((b"Sec-WebSocket-Protocol", subprotocols))
+    return headers
+
+
+class UpgradeRelay(Relay):
+    """Carries a server's refusal to the client as any response, and joins the two after its 101."""
+
+    def __init__(self, request: GatewayRequest) -> None:
+        super().__init__(request)
+        self.protocols = request.protocols
+        self._tunnel: Tunnel | None = None
+
+    def cancel(self) -> None:
+        """The client has gone, or its request failed; a tunnel has seen to its end already, or is cut."""
+        if self._tunnel is None:
+            super().cancel()
+        elif not self._ended:
+            self._ended = True
+            self.outcome = "failed"
+            self._tunnel.cut()
+
+    def _begin_response(self, response: UpstreamResponse) -> None:
+        if not isinstance(response, SwitchedResponse):
+            super()._begin_response(response)
+        elif self._request.site.draining:
+            self._ended = True
+            self._request.answer(Draining("The gateway is shutting down; send the request again.", retry_after=1))
+        else:
+            self._tunnel = response.tunnel
+            response.tunnel.join(self._request, acknowledged(self._request, response.head), self._tunnel_ended)
+
+    def _tunnel_ended(self, outcome: str) -> None:
+        self._ended = True
+        self.outcome = outcome
+
+
+def acknowledged(request: GatewayRequest, head: ResponseHead) -> ResponseHead:
+    """Return the 101 as the client needs it: as it came, or with the subprotocol that stands beside a key.
+
+    A browser that offered subprotocols gives up a WebSocket whose server names none of them (Fetch, "WebSocket opening
+    handshake"). vLLM 0.32 names none; its server is not to blame, where the list is a way to send a key.
+    """
+    offered = request.head.get(SUBPROTOCOLS, b"")
+    if without_keys(offered) == offered or REALTIME not in [entry.strip() for entry in offered.split(b",")]:
+        return head
+    if listed(head.headers, SUBPROTOCOLS):
+        return head
+    return ResponseHead(head.status, head.reason, [*head.headers, (b"Sec-WebSocket-Protocol", REALTIME)])

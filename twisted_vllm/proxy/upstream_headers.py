@@ -1,0 +1,83 @@
+"""The header list that goes to a vLLM server: the client's, less what is not the server's business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.config.settings import Server
+from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated
+from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
+
+PRIORITY = b"x-vllm-priority"
+
+#: what the gateway writes itself; among the subprotocols may be a key
+_WRITTEN_ANEW = frozenset(
+    (
+        b"host",
+        b"content-length",
+        b"expect",
+        b"x-request-id",
+        FORWARDED_FOR,
+        FORWARDED_HOST,
+        FORWARDED_PROTO,
+        SUBPROTOCOLS,
+    )
+)
+
+_NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
+_NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
+
+
+def dropped_from(principal: Principal) -> frozenset[bytes]:
+    """Return the lower-case names that never go on from a caller: among them the operator's headers that it lacks."""
+    if principal.is_administrator:
+        return _NEVER
+    granted = principal.granted_headers
+    return _NEVER_FROM_TENANTS - granted if granted else _NEVER_FROM_TENANTS
+
+
+def outgoing_headers(
+    headers: HeaderList,
+    names: Sequence[bytes],
+    *,
+    server: Server,
+    principal: Principal,
+    request_id: bytes,
+    forwarded: Iterable[tuple[bytes, bytes]],
+    framing: tuple[bytes, bytes] | None,
+    connection: bytes | None,
+    expects_continue: bool,
+) -> HeaderList:
+    """Return the headers of the request to the server.
+
+    Args:
+        headers: the client's, as they came.
+        names: their names in lower case, in the same order.
+        server: where they go.
+        principal: who asks: which of the operator's headers it may set, and the priority that it has.
+        request_id: what ``X-Request-Id`` says.
+        forwarded: the ``X-Forwarded-*`` headers.
+        framing: ``Content-Length`` or ``Transfer-Encoding``, or None for a request without a body.
+        connection: the value of the client's ``Connection``, whose nominees stay behind.
+        expects_continue: whether the client waits for the server's ``100 Continue``.
+    """
+    drop = dropped_from(principal)
+    if connection is not None:
+        drop = drop | nominated(connection)
+    out: HeaderList = [(b"Host", server.host_header)]
+    out += [pair for name, pair in zip(names, headers, strict=True) if name not in drop]
+    if principal.priority is not None and (PRIORITY in drop or PRIORITY not in names):
+        out.append((b"X-Vllm-Priority", b"%d" % principal.priority))
+    if framing is not None:
+        out.append(framing)
+    if server.api_key is not None:
+        out.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
+    if expects_continue:
+        out.append((b"Expect", b"100-continue"))
+    out += forwarded
+    # last, where what is kept of a head ends
+    out.append((b"X-Request-Id", request_id))
+    return out

@@ -1,0 +1,1 @@
+"""Limits counted by several processes together, in Redis."""

@@ -1,0 +1,99 @@
+"""What a caller is told who may not go on: which limit, whose, and when to come again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import msgspec
+
+from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
+from twisted_vllm.money import to_dollars
+from twisted_vllm.ratelimit.headers import Headers
+
+#: how each level is called; its id may be somebody else's, and is not told
+LEVELS = {"key": "this key", "user": "this key's user", "team": "this key's team", "end_user": "this end user"}
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """One limit that does not let a request begin.
+
+    Attributes:
+        kind: whose limit: ``key``, ``user``, ``team`` or ``end_user``.
+        limit: its name: ``rpm``, ``tpm``, ``parallel``, ``model_rpm``, ``model_tpm`` or ``budget``.
+        allowed: the limit itself.
+        needed: what this request needs of it.
+        wait: the seconds after which it lets the request begin if nobody else comes; None if that is never.
+        model: the model, for a limit of one model.
+        spent: the money spent in the period, for a budget.
+    """
+
+    kind: str
+    limit: str
+    allowed: int
+    needed: int
+    wait: int | None
+    model: str = ""
+    spent: int = 0
+
+
+def error_of(refusals: Sequence[Refusal], headers: Headers) -> RateLimitExceeded | BudgetExceeded:
+    """Return the error for the limit that keeps the request waiting the longest, of those that refuse it."""
+    worst = max(refusals, key=_severity)
+    message, retry_after = message_of(worst), worst.wait
+    if worst.limit == "budget":
+        return BudgetExceeded(message, retry_after=retry_after)
+    return RateLimitExceeded(message, retry_after=retry_after, limit_headers=headers)
+
+
+def message_of(refusal: Refusal) -> str:
+    """Return the words for one refusal."""
+    level = LEVELS.get(refusal.kind, refusal.kind)
+    if refusal.limit == "budget":
+        return _budget_message(refusal, level)
+    if refusal.limit == "parallel":
+        what = f"{_count(refusal.allowed, 'request')} of {level} may be in work at a time (max_parallel_requests)"
+        return f"Too many requests at once: {what}.{_again(refusal)}"
+    unit = "request" if refusal.limit.endswith("rpm") else "token"
+    setting = f"{refusal.limit}_limit"
+    which = f" of the model {refusal.model}" if refusal.model else ""
+    allowed = f"{_count(refusal.allowed, unit)}{which} in 60 seconds ({setting})"
+    if unit == "token" and refusal.needed > refusal.allowed > 0:
+        return (
+            f"The request may use {refusal.needed} tokens, and {level} may use {allowed}. "
+            "Lower max_tokens or shorten the prompt."
+        )
+    need = f", and this request may use {refusal.needed}" if unit == "token" else ""
+    return f"Rate limit reached: {level} may use {allowed}{need}.{_again(refusal)}"
+
+
+def _budget_message(refusal: Refusal, level: str) -> str:
+    budget = f"{level} may spend {dollars(refusal.allowed)} (max_budget)"
+    if refusal.needed > refusal.allowed > 0:
+        return f"The request may cost {dollars(refusal.needed)}, and {budget}. Lower max_tokens or shorten the prompt."
+    if refusal.spent >= refusal.allowed:
+        return f"Budget exceeded: {budget} and has spent {dollars(refusal.spent)}.{_again(refusal)}"
+    return (
+        f"Budget exceeded: {budget}, has spent {dollars(refusal.spent)}, and the rest is less than this request "
+        f"and those in work may cost.{_again(refusal)}"
+    )
+
+
+def _severity(refusal: Refusal) -> float:
+    return float("inf") if refusal.wait is None else refusal.wait
+
+
+def _again(refusal: Refusal) -> str:
+    return "" if refusal.wait is None else f" Try again in {_count(refusal.wait, 'second')}."
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
+def dollars(picodollars: int) -> str:
+    """Return an amount as people read it."""
+    exact = to_dollars(picodollars)
+    rounded = exact.quantize(Decimal("0.000001")) if exact else exact
+    # An amount too small to show is not shown as nothing.
+    return f"{rounded if rounded else exact:f}".rstrip("0").rstrip(".") + " USD" if exact else "0 USD"

@@ -1,0 +1,188 @@
+"""The database, on threads of its own: nothing here blocks the reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from threading import Thread
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred, fail, inlineCallbacks
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.storage.engine import POSTGRESQL_CONNECTIONS, WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.storage.interfaces import IDatabase, StoreError
+from twisted_vllm.storage.schema import migrate
+
+T = TypeVar("T")
+
+_UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
+_RETRY_SECONDS = 5
+
+
+class _DaemonPool(ThreadPool):
+    """Threads that do not keep a process alive whose start failed after the database was opened."""
+
+    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called as the class would be
+
+
+@implementer(IDatabase)
+class Database:
+    """A SQLite or PostgreSQL database.
+
+    Open it, then give it work; the work of one Deferred is one transaction.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: IReactorFromThreads, url: Secret) -> None:
+        """Prepare; nothing is opened before :meth:`open`.
+
+        Args:
+            reactor: whose thread the Deferreds fire in.
+            url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
+        """
+        self._reactor = reactor
+        self._url = url
+        self._engine: Engine | None = None
+        self._pool: ThreadPool | None = None
+        self._running = 0
+        self._idle: Deferred[None] | None = None
+        self._reachable = True
+
+    def __repr__(self) -> str:
+        return f"<Database {'started' if self._engine is not None else 'stopped'}>"
+
+    def open(self) -> None:
+        """Open the database and bring its schema up to date.
+
+        It blocks: it is for the start, before the reactor runs, so that twistd can say why there is none.
+
+        Raises:
+            StoreError: it cannot be used; the message says why and names no password.
+        """
+        if self._pool is not None:
+            raise RuntimeError("the database was started already")
+        url = parse_url(self._url)
+        threads = 1 if url.get_backend_name() == "sqlite" else POSTGRESQL_CONNECTIONS
+        engine = make_engine(url)
+        try:
+            migrate(engine)
+        except SQLAlchemyError as error:
+            problem = StoreError(f"The database cannot be used: {reason_of(error, self._url)}")
+        except StoreError as error:
+            problem = error
+        else:
+            self._engine = engine
+            self._pool = _DaemonPool(0, threads, name="database")
+            self._pool.start()
+            return
+        engine.dispose()
+        # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
+        raise problem from None
+
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[Any], Any, None]:
+        """Wait for the work that was taken, then close every connection. The Deferred fires with ``None``."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        if self._running:
+            self._idle = Deferred()
+            yield self._idle
+        yield self._in_thread(engine.dispose)
+        self._stop_threads()
+
+    def _stop_threads(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            # It joins its threads; they have nothing to do any more.
+            pool.stop()
+
+    def run_now(self, work: Callable[[Connection], T]) -> T:
+        """Do work that only reads, at once and blocking: for the start, likewise.
+
+        Raises:
+            StoreUnavailable: the database failed, or is not open.
+        """
+        if self._engine is None:
+            raise StoreUnavailable(_UNAVAILABLE)
+        return self._judge(self._transact(self._engine, work, False))
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+        """Do work in one transaction, in a thread, and commit it.
+
+        Args:
+            work: what to do; it must touch nothing but its connection.
+            writes: whether it changes anything.
+
+        Raises:
+            StoreUnavailable: the database failed, or is not open; nothing was changed.
+        """
+        engine = self._engine
+        if engine is None:
+            return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
+
+        return self._in_thread(lambda: self._transact(engine, work, writes)).addCallback(self._judge)
+
+    def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Broken:
+        try:
+            with engine.execution_options(**{WRITES: writes}).begin() as connection:
+                return work(connection)
+        except SQLAlchemyError as error:
+            return _Broken(reason_of(error, self._url))
+
+    def _judge(self, result: T | _Broken) -> T:
+        if not isinstance(result, _Broken):
+            if not self._reachable:
+                self._reachable = True
+                self._log.info("the database is back")
+            return result
+        if self._reachable:
+            self._reachable = False
+            self._log.error("the database failed: {reason}", reason=result.reason)
+        else:
+            self._log.debug("the database failed again: {reason}", reason=result.reason)
+        raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS)
+
+    def ping(self) -> Deferred[bool]:
+        """Say whether the database answers."""
+
+        def ask(connection: Connection) -> bool:
+            return connection.execute(select(1)).scalar() == 1
+
+        def refused(failure: Failure) -> bool:
+            failure.trap(StoreUnavailable)
+            return False
+
+        return self.run(ask, writes=False).addErrback(refused)
+
+    def _in_thread(self, work: Callable[[], T]) -> Deferred[T]:
+        assert self._pool is not None
+        self._running += 1
+        done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, work)
+        return done.addBoth(self._finished)
+
+    def _finished(self, result: T) -> T:
+        self._running -= 1
+        if self._running == 0 and self._idle is not None:
+            idle, self._idle = self._idle, None
+            self._reactor.callFromThread(idle.callback, None)
+        return result
+
+
+class _Broken:
+    """The outcome of a transaction that the database refused, as plain words."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason

@@ -1,0 +1,183 @@
+"""What the index keeps, read without detours: a hundred thousand keys must not delay the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Column, Connection, Select, Text, cast, func, select
+from sqlalchemy.sql.elements import Cast
+
+from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.storage.repository import in_chunks
+from twisted_vllm.storage.spend import spend_of
+from twisted_vllm.storage.tables import changes, end_users, former_keys, keys, teams, users
+
+T = TypeVar("T")
+
+KEY, FORMER, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
+
+
+def _text(column: Column[Any]) -> Cast[str]:
+    # PostgreSQL's driver would decode each value by itself: most are the same few.
+    return cast(column, Text)
+
+
+_KEY_COLUMNS = (
+    keys.c.token,
+    keys.c.key_id,
+    func.coalesce(keys.c.key_alias, keys.c.key_name),
+    keys.c.expires,
+    keys.c.blocked,
+    _text(keys.c.models),
+    _text(keys.c.allowed_routes),
+    _text(keys.c.aliases),
+    keys.c.priority,
+    _text(keys.c.granted_headers),
+    keys.c.user_id,
+    keys.c.team_id,
+    _text(keys.c.tags),
+    _text(keys.c.allowance),
+    keys.c.cache_salt,
+)
+
+
+@lru_cache(maxsize=4096)
+def _labels(text: str) -> tuple[str, ...]:
+    return msgspec.json.decode(text, type=tuple[str, ...])
+
+
+@lru_cache(maxsize=4096)
+def _names(text: str) -> dict[str, str]:
+    return msgspec.json.decode(text, type=dict[str, str])
+
+
+@lru_cache(maxsize=4096)
+def _limits(text: str) -> Allowance:
+    return msgspec.json.decode(text, type=Allowance)
+
+
+def _key_grant(row: Any) -> KeyGrant:
+    token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
+    user_id, team_id, tags, allowance, cache_salt = others
+    return KeyGrant(
+        token,
+        key_id,
+        name,
+        float("inf") if expires is None else expires.timestamp(),
+        blocked,
+        _labels(models),
+        _labels(routes),
+        _names(aliases),
+        priority,
+        _labels(headers),
+        user_id,
+        team_id,
+        _labels(tags),
+        UNLIMITED if allowance is None else _limits(allowance),
+        cache_salt,
+    )
+
+
+_FORMER = select(former_keys.c.token, keys.c.token, former_keys.c.works_until).join(
+    keys, keys.c.key_id == former_keys.c.key_id
+)
+
+
+def _former_key(row: Any) -> FormerKey:
+    token, successor, works_until = row
+    return FormerKey(token, successor, works_until.timestamp())
+
+
+_NONE = "[]"
+_USER = select(users.c.user_id, _text(users.c.models), _text(users.c.allowance))
+_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked, _text(teams.c.allowance))
+_END_USER = select(end_users.c.user_id, end_users.c.blocked, _text(end_users.c.allowance))
+
+
+def _user_grant(row: Any) -> UserGrant:
+    _, models, allowance = row
+    return UserGrant(_labels(models), UNLIMITED if allowance is None else _limits(allowance))
+
+
+def _team_grant(row: Any) -> TeamGrant:
+    _, models, blocked, allowance = row
+    return TeamGrant(_labels(models), blocked, UNLIMITED if allowance is None else _limits(allowance))
+
+
+def _end_user(row: Any) -> EndUser:
+    user_id, blocked, allowance = row
+    return EndUser(Limited(END_USER, user_id, UNLIMITED if allowance is None else _limits(allowance)), blocked)
+
+
+def last_revision(connection: Connection) -> int:
+    """Return the number of the last change."""
+    found: int = connection.execute(select(func.coalesce(func.max(changes.c.revision), 0))).scalar_one()
+    return found
+
+
+def read_everything(connection: Connection) -> Everything:
+    """Return all that the index keeps."""
+    # The number first: a change that is committed in between is then taken twice, and not missed.
+    revision = last_revision(connection)
+    return Everything(
+        revision=revision,
+        keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
+        former=[_former_key(row) for row in connection.execute(_FORMER)],
+        # of the others there is nothing to know
+        users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
+        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2] or row[3]},
+        end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
+    )
+
+
+def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> Changes:
+    """Return what the named keys, users, teams and end users are now."""
+    names: dict[str, list[str]] = {KEY: [], FORMER: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
+    for kind, name in touched:
+        # a newer version may know more
+        names.setdefault(kind, []).append(name)
+
+    def now(kind: str, asked: Select[Any], column: Column[Any], made: Callable[[Any], T]) -> dict[str, T | None]:
+        found: dict[str, T | None] = dict.fromkeys(names[kind])
+        for some in in_chunks(names[kind]):
+            for row in connection.execute(asked.where(column.in_(some))):
+                found[row[0]] = made(row)
+        return found
+
+    found = Changes(
+        keys=now(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
+        former=now(FORMER, _FORMER, former_keys.c.token, _former_key),
+        users=now(USER, _USER, users.c.user_id, _user_grant),
+        teams=now(TEAM, _TEAM, teams.c.team_id, _team_grant),
+        end_users=now(END_USER, _END_USER, end_users.c.user_id, _end_user),
+        spend=tuple(_spend(connection, names[SPEND])),
+    )
+    return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))
+
+
+def spend_name(kind: str, identity: str) -> str:
+    """Return what a change of somebody's spend is noted as."""
+    return f"{kind}:{identity}"
+
+
+def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
+    """Return what was spent already by those who may have got a budget just now."""
+    ids: dict[str, list[str]] = {KEY: [], USER: [], TEAM: [], END_USER: []}
+    for kind, id in found.budgets_within():
+        ids[kind].append(id)
+    for kind, some in ids.items():
+        if some:
+            yield from (
+                spend for spend in spend_of(connection, kind, some).values() if spend.total_spend or spend.spend
+            )
+
+
+def _spend(connection: Connection, names: Iterable[str]) -> Iterator[Spend]:
+    for name in names:
+        kind, _, identity = name.partition(":")
+        yield spend_of(connection, kind, [identity])[identity]

@@ -1,0 +1,16 @@
+"""What Alembic runs: the steps, on the connection and in the transaction that ``store.schema`` opened."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,89 @@
+"""The store: transactions on a database, and what they mean for the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, select, text
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from twisted_vllm.auth.grants import Changes, Everything
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.storage.grants import last_revision, read_changed, read_everything
+from twisted_vllm.storage.interfaces import IDatabase, IStore
+from twisted_vllm.storage.spend import all_spend
+from twisted_vllm.storage.tables import changes
+from twisted_vllm.storage.transaction import Transaction
+
+T = TypeVar("T")
+
+#: the number of PostgreSQL's advisory lock that a changing transaction holds; SQLite has one writer at a time anyway
+_CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
+
+
+@implementer(IStore)
+class Store:
+    """An :class:`IStore` on a started database."""
+
+    def __init__(self, database: IDatabase) -> None:
+        self._database = database
+
+    def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Do work that only reads."""
+        return self._database.run(lambda connection: work(Transaction(connection)), writes=False)
+
+    def change(self, work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
+        """Do work that changes something, alone."""
+
+        def run(connection: Connection) -> tuple[T, Changes]:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CHANGE_LOCK})
+            transaction = Transaction(connection)
+            result = work(transaction)
+            return result, transaction.finish()
+
+        return self._database.run(run, writes=True)
+
+    def load(self) -> Deferred[Everything]:
+        """Return all that the index keeps."""
+        return self._database.run(read_everything, writes=False)
+
+    def load_now(self) -> Everything:
+        """Return it likewise, blocking: for the start, before the reactor runs.
+
+        Raises:
+            StoreUnavailable: the database failed.
+        """
+        return self._database.run_now(read_everything)
+
+    def spend(self) -> Deferred[list[Spend]]:
+        """Return what everybody spent."""
+        return self._database.run(all_spend, writes=False)
+
+    def spend_now(self) -> list[Spend]:
+        """Return it likewise, blocking: for the start, before the reactor runs.
+
+        Raises:
+            StoreUnavailable: the database failed.
+        """
+        return self._database.run_now(all_spend)
+
+    def news(self, revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
+        """Return what changed after a revision and the revision that it leads to."""
+
+        def look(connection: Connection) -> tuple[int, Changes | Everything | None]:
+            last = last_revision(connection)
+            if last == revision:
+                return revision, None
+            asked = select(changes).where(changes.c.revision > revision).order_by(changes.c.revision)
+            rows = connection.execute(asked).all()
+            # a last number that is lower than ours: the database was set back
+            if not rows or rows[0].revision != revision + 1:
+                everything = read_everything(connection)
+                return everything.revision, everything
+            touched = dict.fromkeys((row.kind, row.name) for row in rows)
+            return rows[-1].revision, read_changed(connection, touched)
+
+        return self._database.run(look, writes=False)

@@ -1,0 +1,211 @@
+"""The tables as the code of this version knows them.
+
+Their names carry the product's: an operator may point ``DATABASE_URL`` at a database that other programs use too.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+
+#: the table in which Alembic keeps the schema's revision
+VERSION_TABLE = "vllm_passthrough_schema"
+
+metadata = MetaData()
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment that comes back in UTC with its time zone, also from SQLite, which keeps none."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the moment in UTC; one without a time zone is a mistake of the caller's."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a stored time needs a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the moment in UTC, whatever time zone the session has."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Limits(TypeDecorator[Allowance]):
+    """What may be used, as a JSON object of what is limited; NULL for nothing. Money is in picodollars."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Allowance | None, dialect: Dialect) -> dict[str, Any] | None:
+        """Return what is limited."""
+        found = {} if value is None else msgspec.to_builtins(value)
+        return {name: each for name, each in found.items() if each is not None and each != {}} or None
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Allowance:
+        """Return the limits; what a newer version added is left out."""
+        return UNLIMITED if value is None else msgspec.convert(value, Allowance)
+
+
+keys = Table(
+    "vllm_passthrough_keys",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("key_name", String(16), nullable=False),
+    Column("key_alias", String(255)),
+    Column("models", JSON, nullable=False),
+    Column("allowed_routes", JSON, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("expires", UtcDateTime),
+    Column("metadata", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("user_id", String(255)),
+    Column("team_id", String(255)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("aliases", JSON, nullable=False),
+    Column("priority", Integer),
+    Column("granted_headers", JSON, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("rotation_count", Integer, nullable=False),
+    Column("last_rotation_at", UtcDateTime),
+    Column("key_id", String(32), nullable=False),
+    Column("allowance", Limits),
+    Column("cache_salt", String(64)),
+    UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
+    Index("vllm_passthrough_keys_id", "key_id", unique=True),
+    Index("vllm_passthrough_keys_user", "user_id"),
+    Index("vllm_passthrough_keys_team", "team_id"),
+    Index("vllm_passthrough_keys_created", "created_at", "token"),
+)
+
+#: the values that keys had before they were regenerated; they work for a while
+former_keys = Table(
+    "vllm_passthrough_former_keys",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("works_until", UtcDateTime, nullable=False),
+    Index("vllm_passthrough_former_keys_id", "key_id"),
+)
+
+users = Table(
+    "vllm_passthrough_users",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("user_alias", String(255)),
+    Column("user_email", String(255)),
+    Column("user_role", String(32), nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
+    UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
+    Index("vllm_passthrough_users_created", "created_at", "user_id"),
+)
+
+teams = Table(
+    "vllm_passthrough_teams",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("team_alias", String(255)),
+    Column("models", JSON, nullable=False),
+    Column("blocked", Boolean, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
+)
+
+#: for whom the callers of keys say that they ask; most are never made here, and have no row
+end_users = Table(
+    "vllm_passthrough_end_users",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("alias", String(255)),
+    Column("blocked", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("allowance", Limits),
+)
+
+members = Table(
+    "vllm_passthrough_members",
+    metadata,
+    Column("team_id", String(255), primary_key=True),
+    Column("user_id", String(255), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Index("vllm_passthrough_members_user", "user_id"),
+)
+
+#: what was changed, for other processes on the same database: ``revision`` counts without gaps
+changes = Table(
+    "vllm_passthrough_changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(255), nullable=False),
+)
+
+#: what administrators did
+audit = Table(
+    "vllm_passthrough_audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("actor_name", String(255), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("object_type", String(16), nullable=False),
+    Column("object_id", String(255), nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+    Column("request_id", String(128), nullable=False),
+    Column("client", String(64), nullable=False),
+    Index("vllm_passthrough_audit_object", "object_id"),
+    Index("vllm_passthrough_audit_actor", "actor", "id"),
+    Index("vllm_passthrough_audit_request", "request_id"),
+)
+
+#: what each key, user, team and end user spent, in picodollars: in its budget's period that began at ``period_start``
+#: (microseconds since 1970), and in all
+spend = Table(
+    "vllm_passthrough_spend",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("period_start", BigInteger, nullable=False),
+    Column("spend", BigInteger, nullable=False),
+    Column("total_spend", BigInteger, nullable=False),
+)

@@ -1,1 +1,0 @@
-"""The database: tables, migrations and repositories, off the reactor thread."""

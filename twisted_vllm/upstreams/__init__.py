@@ -1,0 +1,1 @@
+"""vLLM servers: routing, concurrency limits and queues."""

@@ -1,0 +1,1 @@
+"""What requests use: meters, pricing, records and the spool."""

@@ -1,0 +1,49 @@
+"""What the ledger says of itself to Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from twisted_vllm.usage.spool.spool import Spool
+from twisted_vllm.usage.spool.writer import LedgerWriter
+
+_PREFIX = "vllm_passthrough_ledger"
+
+
+class LedgerCollector(Collector):
+    """Reads the spool and its writer when it is asked; it belongs to the reactor's thread."""
+
+    def __init__(self, spool: Spool, writer: LedgerWriter) -> None:
+        """Ask these."""
+        self._spool = spool
+        self._writer = writer
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics as they are now."""
+        spool, pending = self._spool, self._writer.pending()
+        gauges: tuple[tuple[str, str, float], ...] = (
+            ("spool_rows", "Rows that the database does not have yet, of this process's requests.", pending.rows),
+            ("spool_bytes", "Bytes of the spool's files that the database does not have yet.", pending.bytes),
+            ("spool_oldest_row_seconds", "Age of the oldest row that waits; 0 without any.", pending.seconds),
+            ("spool_writable", "1 if rows can be written to the spool, 0 if its disk takes none.", spool.healthy),
+            ("unsaved_rows", "Rows that are in memory alone, as the spool's disk takes none.", spool.unsaved),
+            ("database_up", "1 if the database took the last batch of rows, 0 if not.", self._writer.batch_writer.reachable),
+        )
+        counters = (
+            ("rows_spooled", "Rows that were written to the spool.", spool.written),
+            ("rows_committed", "Rows that the database took.", self._writer.batch_writer.committed),
+            ("rows_lost", "Rows that are in no file and no database: the disk took none for too long.", spool.lost),
+            (
+                "set_aside",
+                "Lines of the spool and rows that were unfit, kept in a .damaged file.",
+                self._writer.batch_writer.aside,
+            ),
+            ("spool_write_failures", "Attempts to write to the spool that failed.", spool.failures),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)

@@ -1,0 +1,1 @@
+"""Readers of the usage that vLLM reports in its responses."""

@@ -1,0 +1,200 @@
+"""How vLLM's answers spell what they used, read into `Usage`.
+
+The shapes are vLLM 0.32's: ``UsageInfo`` (serve/engine/protocol.py), ``ResponseUsage`` (openai/responses/protocol.py),
+``AnthropicUsage`` (anthropic/protocol.py), ``RerankUsage`` (pooling/scoring/protocol.py), ``DecisionUsage``
+(generate/structured_decisions/protocol.py), ``CohereUsage`` (cohere/protocol.py) and ``TranscriptionUsageAudio``
+(speech_to_text/transcription/protocol.py). Their names do not collide, so one structure reads them all.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from twisted_vllm.usage.records import Usage
+
+Number: TypeAlias = int | float | None
+
+#: more than any answer has; what is above is nonsense, and would not fit into the database
+MAX_COUNT = 2**53
+
+
+class Details(msgspec.Struct, gc=False):
+    """What some of the tokens were."""
+
+    cached_tokens: Number = None
+    reasoning_tokens: Number = None
+
+
+class CohereTokens(msgspec.Struct, gc=False):
+    """Cohere's counts."""
+
+    input_tokens: Number = None
+    output_tokens: Number = None
+    image_tokens: Number = None
+
+
+class Counts(msgspec.Struct, gc=False):
+    """The value of ``usage``, whoever's it is."""
+
+    prompt_tokens: Number = None
+    completion_tokens: Number = None
+    total_tokens: Number = None
+    prompt_tokens_details: Details | None = None
+    completion_tokens_details: Details | None = None
+    input_tokens: Number = None
+    output_tokens: Number = None
+    input_tokens_details: Details | None = None
+    output_tokens_details: Details | None = None
+    cache_read_input_tokens: Number = None
+    cache_creation_input_tokens: Number = None
+    tokens: CohereTokens | None = None
+    cached_tokens: Number = None
+    seconds: Number = None
+
+
+def count(number: Number) -> int:
+    """Return a count; what is missing, negative or beyond sense is 0."""
+    return int(number) if number is not None and 0 <= number <= MAX_COUNT else 0
+
+
+def to_usage(counts: Counts) -> Usage:
+    """Return what was used."""
+    if counts.prompt_tokens is not None or counts.completion_tokens is not None:
+        return Usage(
+            count(counts.prompt_tokens),
+            0 if counts.prompt_tokens_details is None else count(counts.prompt_tokens_details.cached_tokens),
+            count(counts.completion_tokens),
+            0 if counts.completion_tokens_details is None else count(counts.completion_tokens_details.reasoning_tokens),
+            count(counts.total_tokens),
+        )
+    if counts.tokens is not None:
+        return _sum(counts.tokens.input_tokens, counts.cached_tokens, counts.tokens.output_tokens)
+    if counts.seconds is not None:
+        return Usage(audio_ms=count(counts.seconds * 1000))
+    # Anthropic's input tokens are those that neither came from the cache nor went into it
+    cached = count(counts.cache_read_input_tokens)
+    prompt = count(counts.input_tokens) + cached + count(counts.cache_creation_input_tokens)
+    if counts.input_tokens_details is not None:
+        cached = count(counts.input_tokens_details.cached_tokens)
+    completion = count(counts.output_tokens)
+    details = counts.output_tokens_details
+    reasoning = 0 if details is None else count(details.reasoning_tokens)
+    return Usage(prompt, cached, completion, reasoning, count(counts.total_tokens) or prompt + completion)
+
+
+def _sum(prompt: Number, cached: Number, completion: Number) -> Usage:
+    return Usage(count(prompt), count(cached), count(completion), 0, count(prompt) + count(completion))
+
+
+class Answer(msgspec.Struct, gc=False):
+    """A JSON answer with ``usage``."""
+
+    usage: Counts | None = None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
+class _PlainDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
+
+
+class _PlainCounts(msgspec.Struct, gc=False):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+    prompt_tokens_details: _PlainDetails | None = None
+    completion_tokens_details: _PlainDetails | None = None
+
+
+class _PlainAnswer(msgspec.Struct, gc=False):
+    usage: _PlainCounts
+
+
+_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
+
+
+def plain_usage_at_end(data: bytes) -> Usage | None:
+    """Return the usage of a JSON answer that ends with it, if that is plain; None does not say that there is none.
+
+    Servers write it last. A quote inside a string is escaped, so a comma, a quote and the key are a member wherever
+    they stand; and where that with all that follows is one whole object, it is a member of the outermost. So the
+    answer's text, the most of it, need not be decoded.
+    """
+    at = data.rfind(b',"usage":{')
+    if at < 0:
+        return None
+    try:
+        found = _decode_plain(b"{" + data[at + 1 :]).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    cached = reasoning = 0
+    if found.prompt_tokens_details is not None:
+        cached = found.prompt_tokens_details.cached_tokens or 0
+    if found.completion_tokens_details is not None:
+        reasoning = found.completion_tokens_details.reasoning_tokens or 0
+    return Usage(found.prompt_tokens, cached, found.completion_tokens, reasoning, found.total_tokens)
+
+
+class AudioAnswer(Answer, gc=False):
+    """A transcription or translation: ``verbose_json`` has a duration in its place."""
+
+    duration: int | float | str | None = None
+
+
+class TokenizeAnswer(msgspec.Struct, gc=False):
+    """The answer of ``/tokenize``."""
+
+    count: Number = None
+
+
+class CountAnswer(msgspec.Struct, gc=False):
+    """The answer of ``/v1/messages/count_tokens``."""
+
+    input_tokens: Number = None
+
+
+class _Meta(msgspec.Struct, gc=False):
+    billed_units: CohereTokens | None = None
+
+
+class CohereEmbedAnswer(msgspec.Struct, gc=False):
+    """The answer of ``/v2/embed``."""
+
+    meta: _Meta | None = None
+
+
+def of_answer(answer: Answer) -> Usage | None:
+    """Read an answer with ``usage``."""
+    return None if answer.usage is None else to_usage(answer.usage)
+
+
+def of_audio(answer: AudioAnswer) -> Usage | None:
+    """Read a transcription or translation."""
+    if answer.usage is not None or answer.duration is None:
+        return of_answer(answer)
+    try:
+        return Usage(audio_ms=count(float(answer.duration) * 1000))
+    except (ValueError, OverflowError):
+        return None
+
+
+def of_tokenize(answer: TokenizeAnswer) -> Usage | None:
+    """Read a count of tokens that no model was given: it stands in the total alone, which costs nothing."""
+    return None if answer.count is None else Usage(total_tokens=count(answer.count))
+
+
+def of_count(answer: CountAnswer) -> Usage | None:
+    """Read a count of tokens that no model was given, in Anthropic's words."""
+    return None if answer.input_tokens is None else Usage(total_tokens=count(answer.input_tokens))
+
+
+def of_cohere_embed(answer: CohereEmbedAnswer) -> Usage | None:
+    """Read embeddings in Cohere's words."""
+    units = None if answer.meta is None else answer.meta.billed_units
+    if units is None:
+        return None
+    return _sum(count(units.input_tokens) + count(units.image_tokens), 0, 0)

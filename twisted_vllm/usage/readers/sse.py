@@ -1,0 +1,134 @@
+"""Server-sent events, read as they pass (WHATWG HTML §9.2.6), with bounded memory.
+
+A line of JSON holds no raw line break, so no text of a user's can end an event, begin one, or name its kind.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from twisted_vllm.usage.readers.document import Document, Shape
+
+#: bytes of an event's name; vLLM's have some fifty
+MAX_NAME = 200
+#: bytes of a line that are kept until it is known what the line is
+MAX_LINE = 65_536
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_MARK = b"\xef\xbb\xbf"
+
+
+class EventSink(Protocol):
+    """Takes events."""
+
+    def event(self, name: bytes, data: bytes) -> None:
+        """Take one event: its name, or nothing, and its data, or what `Document` left of them."""
+
+
+def is_lone_event(data: bytes) -> bool:
+    """Tell whether `data` is one whole event of one line with a JSON object, as vLLM sends them."""
+    return data[:7] == b"data: {" and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and data.find(b"\r") < 0
+
+
+class EventParser:
+    """Splits a stream into events.
+
+    Attributes:
+        between: whether the stream is between two events, so that what comes next begins one.
+    """
+
+    def __init__(self, sink: EventSink, shape: Shape) -> None:
+        """Give each event to `sink`; of large data, keep `shape`."""
+        self.between = True
+        self._sink = sink
+        self._shape = shape
+        self._line: list[bytes] = []
+        self._line_size = 0
+        self._long = False
+        self._long_data = False
+        self._after_cr = False
+        self._first = True
+        self._name = b""
+        self._document: Document | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take what comes next."""
+        if self._after_cr and data:
+            self._after_cr = False
+            if data[0] == 10:
+                data = data[1:]
+        at = 0
+        for found in _LINE_END.finditer(data):
+            self._end_line(data[at : found.start()])
+            at = found.end()
+        if at < len(data):
+            self._part_of_line(data[at:])
+        elif data and data[-1] == 13:
+            self._after_cr = True
+        self.between = not (self._line or self._long or self._name or self._document is not None or self._after_cr)
+
+    def _part_of_line(self, part: bytes) -> None:
+        if self._long:
+            if self._long_data and self._document is not None:
+                self._document.feed(part)
+            return
+        self._line.append(part)
+        self._line_size += len(part)
+        if self._line_size > MAX_LINE:
+            line = self._take_line()
+            field, value = _split(line)
+            self._long = True
+            self._long_data = field == b"data"
+            if self._long_data:
+                self._data(value)
+
+    def _end_line(self, end: bytes) -> None:
+        if self._long:
+            self._part_of_line(end)
+            self._long = False
+            return
+        if self._line:
+            self._line.append(end)
+            line = self._take_line()
+        else:
+            line = end
+            if self._first:
+                line = self._without_mark(line)
+        if not line:
+            self._dispatch()
+            return
+        field, value = _split(line)
+        if field == b"data":
+            self._data(value)
+        elif field == b"event":
+            self._name = value[:MAX_NAME]
+
+    def _take_line(self) -> bytes:
+        line = b"".join(self._line)
+        self._line = []
+        self._line_size = 0
+        return self._without_mark(line) if self._first else line
+
+    def _without_mark(self, line: bytes) -> bytes:
+        self._first = False
+        return line.removeprefix(_MARK)
+
+    def _data(self, value: bytes) -> None:
+        if self._document is None:
+            self._document = Document(self._shape)
+        else:
+            self._document.feed(b"\n")
+        self._document.feed(value)
+
+    def _dispatch(self) -> None:
+        name, self._name = self._name, b""
+        document, self._document = self._document, None
+        if document is not None:
+            self._sink.event(name, document.read())
+
+
+def _split(line: bytes) -> tuple[bytes, bytes]:
+    """Return a line's field and value."""
+    field, _, value = line.partition(b":")
+    return field, value.removeprefix(b" ")

@@ -1,0 +1,182 @@
+"""A stream whose usage the gateway asked for, as it would have been had nobody asked.
+
+Where ``include_usage`` is set, vLLM 0.32 sends one more event, with ``"choices":[]``, and moves
+``system_fingerprint`` into it from the events that end an answer (openai/chat_completion/serving.py,
+openai/completion/serving.py). So that event is taken out, and the fingerprint put back where it would have been. A
+server started with ``--enable-force-include-usage`` sends usage to everybody, which shows in every event: then nothing
+is taken out.
+
+Whole events pass at once, but for those that end an answer: they wait for the event that follows them, which vLLM
+sends in the same breath unless another answer goes on. A part of an event waits for its rest, up to `MAX_HELD` bytes;
+a client can do nothing with it before.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from twisted_vllm.usage.readers.streams import USAGE, ChatStream, Chunk, CompletionStream, decode_chunk
+from twisted_vllm.usage.records import Usage
+
+#: bytes of a part of an event that are held back; vLLM's usage event has some 300
+MAX_HELD = 8192
+#: bytes that end answers and are held back together; beyond, they go on as they are
+MAX_HELD_ENDS = 65_536
+
+# after the comma this is a key: in a string, the quote would have a backslash in front
+_ENDS = b',"finish_reason":"'
+_FINGERPRINT = b'"system_fingerprint"'
+# an event that is too long to be held goes on but for its last bytes
+_OVERLAP = 256
+
+
+class Fingerprint:
+    """What a server last called itself, for an answer that ends while others of its request go on.
+
+    Attributes:
+        value: the fingerprint as JSON; empty where it is not known.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = b""
+
+
+class StreamFilter:
+    """Takes out of a stream what asking for its usage put in, and reads it."""
+
+    stream = True
+
+    def __init__(self, *, chat: bool, fingerprint: Fingerprint | None = None) -> None:
+        """Begin with a stream.
+
+        Args:
+            chat: whether it is a chat's, or a completion's.
+            fingerprint: what is known of the server; it is kept up to date.
+        """
+        self._reader: CompletionStream = ChatStream() if chat else CompletionStream()
+        self._fingerprint = fingerprint if fingerprint is not None else Fingerprint()
+        self._tail = b""
+        self._ends: list[bytes] = []
+        self._ends_size = 0
+        self._open = False
+        self._long = False
+        self._long_ends = False
+
+    @property
+    def chunks(self) -> int:
+        """Events that carried content and no usage."""
+        return self._reader.chunks
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came from the server; return what the client gets, which may be nothing yet."""
+        plain = self._reader.take(data)
+        if self._open:
+            return data
+        if plain and not self._tail and not self._ends and data.rfind(_ENDS) < 0:
+            return data
+        if b"\r" in data:
+            # not vLLM's framing: nothing is known of such a stream
+            return self._give_up(data)
+        return self._split(data)
+
+    def finish(self) -> bytes:
+        """Return what was held back when the stream ended."""
+        return self._give_up(b"")
+
+    def usage(self) -> Usage | None:
+        """Return what the server said that it used, or None where it did not."""
+        return self._reader.usage()
+
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return what it probably used; see `StreamReader.estimate`."""
+        return self._reader.estimate(prompt_tokens, answers)
+
+    def _give_up(self, data: bytes) -> bytes:
+        self._open = True
+        out: list[bytes] = []
+        self._release(out, self._fingerprint.value)
+        out += (self._tail, data)
+        self._tail = b""
+        return b"".join(out)
+
+    def _split(self, data: bytes) -> bytes:
+        out: list[bytes] = []
+        stream = self._tail + data
+        self._tail = b""
+        start = 0
+        while (end := stream.find(b"\n\n", start)) >= 0:
+            self._event(stream[start : end + 2], out)
+            start = end + 2
+            if self._open:
+                out.append(stream[start:])
+                return b"".join(out)
+        self._hold(stream[start:], out)
+        return b"".join(out)
+
+    def _hold(self, part: bytes, out: list[bytes]) -> None:
+        """Keep a part of an event until its rest is there, or only its last bytes where it is too long."""
+        if not self._long and len(part) > MAX_HELD:
+            self._long = True
+            self._release(out, self._fingerprint.value)
+        if not self._long:
+            self._tail = part
+            return
+        self._long_ends = self._long_ends or _ENDS in part
+        out.append(part[:-_OVERLAP])
+        self._tail = part[-_OVERLAP:]
+
+    def _event(self, event: bytes, out: list[bytes]) -> None:
+        if self._long:
+            ends = self._long_ends or _ENDS in event
+            self._long = self._long_ends = False
+            if ends and event.endswith(b"}\n\n") and _FINGERPRINT not in event:
+                self._hold_end(event, out)
+            else:
+                out.append(event)
+            return
+        if USAGE in event and (chunk := _chunk(event)) is not None and chunk.usage is not None:
+            self._open = True
+            if chunk.choices == []:
+                self._take_out(chunk, out)
+            else:
+                # the server sends usage to everybody
+                self._release(out, b"")
+                out.append(event)
+        elif _ENDS in event and event.endswith(b"}\n\n") and _FINGERPRINT not in event:
+            self._hold_end(event, out)
+        else:
+            self._release(out, self._fingerprint.value)
+            out.append(event)
+
+    def _hold_end(self, event: bytes, out: list[bytes]) -> None:
+        self._ends.append(event)
+        self._ends_size += len(event)
+        if self._ends_size > MAX_HELD_ENDS:
+            self._release(out, self._fingerprint.value)
+
+    def _take_out(self, chunk: Chunk, out: list[bytes]) -> None:
+        value = b"" if chunk.system_fingerprint is None else msgspec.json.encode(chunk.system_fingerprint)
+        self._fingerprint.value = value
+        self._release(out, value)
+
+    def _release(self, out: list[bytes], fingerprint: bytes) -> None:
+        if not self._ends:
+            return
+        if fingerprint:
+            addition = b',"system_fingerprint":' + fingerprint + b"}\n\n"
+            out.extend(end[:-3] + addition for end in self._ends)
+        else:
+            out.extend(self._ends)
+        self._ends = []
+        self._ends_size = 0
+
+
+def _chunk(event: bytes) -> Chunk | None:
+    if not event.startswith(b"data: {"):
+        return None
+    try:
+        return decode_chunk(event[6:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,189 @@
+"""How long the audio in a form is, read as the form passes: for the answers in which the server does not say.
+
+Only what is certain: one field "file" in a form in strict form (`FormScan`), which holds a WAV file whose header tells
+how many bytes make a second. vLLM reads it with libsndfile or FFmpeg, which both take the length that the header
+declares, or what is there of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from twisted_vllm.bodies.form_scanner import FormScan
+from twisted_vllm.bodies.multipart import field_name
+from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.http.headers import is_form
+
+#: bytes of a WAV file up to its samples
+MAX_WAV_HEAD = 65_536
+#: bytes behind the samples: labels and the like; more may be samples that another reader finds
+MAX_WAV_TAIL = 65_536
+
+_FORMAT = struct.Struct("<HHIIHH")
+_CHUNK = struct.Struct("<4sI")
+# PCM, IEEE float, A-law, mu-law: so many bytes to a sample; and the one that names one of these further on
+_PLAIN = frozenset((1, 3, 6, 7))
+_EXTENSIBLE = 0xFFFE
+_SUBFORMAT_AT = 24
+
+
+#: the routes that take audio in a form
+AUDIO_ROUTES = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
+
+
+class WavLength:
+    """Measures a WAV file that comes in pieces; keeps no more than its head."""
+
+    __slots__ = ("_at", "_declared", "_frame", "_head", "_rate", "_size", "_start", "_unclear")
+
+    def __init__(self) -> None:
+        """Begin with a file."""
+        self._head = bytearray()
+        self._at = 12
+        self._size = 0
+        self._frame = self._rate = 0
+        # where the samples begin, and how many bytes of them the file claims to have
+        self._start = self._declared = 0
+        self._unclear = False
+
+    def feed(self, data: bytes, start: int, end: int) -> None:
+        """Take what comes next: `data` from `start` to `end`."""
+        self._size += end - start
+        if self._start or self._unclear:
+            return
+        self._head += data[start : min(end, start + MAX_WAV_HEAD)]
+        try:
+            self._read_head()
+        except ValueError:
+            self._unclear = True
+        if self._start or self._unclear:
+            self._head.clear()
+
+    def milliseconds(self) -> int | None:
+        """Return how long the file is, now that all of it came; None where that is not certain."""
+        if not self._start:
+            return None
+        there = self._size - self._start
+        # what is written to a pipe does not know its length, and says more than there is; 0 is nothing to libsndfile,
+        # and to FFmpeg everything
+        samples = min(self._declared, there)
+        if there - samples > MAX_WAV_TAIL or (there and not samples):
+            return None
+        return samples // self._frame * 1000 // self._rate
+
+    def _read_head(self) -> None:
+        """Read the chunks that are there.
+
+        Raises:
+            ValueError: it is no WAV file, or not one that is clear.
+        """
+        head = self._head
+        if len(head) >= 12 and (head[:4] != b"RIFF" or head[8:12] != b"WAVE"):
+            raise ValueError
+        while len(head) >= self._at + _CHUNK.size:
+            name, size = _CHUNK.unpack_from(head, self._at)
+            content = self._at + _CHUNK.size
+            if name == b"data":
+                if not self._frame:
+                    raise ValueError
+                self._start, self._declared = content, size
+                return
+            if name == b"fmt ":
+                if len(head) < content + size:
+                    break
+                self._read_format(bytes(head[content : content + size]))
+            self._at = content + size + size % 2
+        if max(len(head), self._at) > MAX_WAV_HEAD:
+            raise ValueError
+
+    def _read_format(self, chunk: bytes) -> None:
+        if len(chunk) < _FORMAT.size or self._frame:
+            raise ValueError
+        kind, channels, rate, _, frame, bits = _FORMAT.unpack_from(chunk)
+        if kind == _EXTENSIBLE:
+            kind = int.from_bytes(chunk[_SUBFORMAT_AT : _SUBFORMAT_AT + 2], "little")
+        if kind not in _PLAIN or not rate or not frame or frame * 8 != channels * bits:
+            raise ValueError
+        self._frame, self._rate = frame, rate
+
+
+class _FileParts:
+    """Takes what a form has in its field "file".
+
+    Attributes:
+        file: what it has, if anything.
+        twice: whether there is more than one, of which another reader may take the other.
+    """
+
+    __slots__ = ("_inside", "file", "twice")
+
+    def __init__(self) -> None:
+        self.file: WavLength | None = None
+        self.twice = False
+        self._inside = False
+
+    def part(self, head: bytes) -> None:
+        """A part begins."""
+        self._inside = field_name(head) == b"file"
+        if self._inside:
+            self.twice = self.twice or self.file is not None
+            self.file = WavLength()
+
+    def content(self, data: bytes, start: int, end: int) -> None:
+        """A piece of its content has come."""
+        if self._inside and self.file is not None:
+            self.file.feed(data, start, end)
+
+
+class UploadedAudio:
+    """Looks on at a form, and tells how long the audio in its field "file" is."""
+
+    __slots__ = ("_parts", "_scan")
+
+    def __init__(self, content_type: bytes) -> None:
+        """Begin with a form.
+
+        Args:
+            content_type: the request's ``Content-Type``.
+        """
+        self._parts = _FileParts()
+        self._scan: FormScan | None
+        try:
+            self._scan = FormScan(content_type, self._parts)
+        except ModelUndetermined:
+            self._scan = None
+
+    def feed(self, data: bytes) -> None:
+        """Take what comes next."""
+        scan = self._scan
+        if scan is None:
+            return
+        try:
+            model = scan.model
+            scan.feed(data)
+            if scan.model is not model:
+                # it stops at the model
+                scan.feed(b"")
+        except ModelUndetermined:
+            self._scan = None
+
+    def milliseconds(self) -> int | None:
+        """Return how long the audio is, once the whole form was fed; None where that is not certain."""
+        file = self._parts.file
+        if self._scan is None or file is None or self._parts.twice:
+            return None
+        try:
+            self._scan.finish()
+        except ModelUndetermined:
+            return None
+        return file.milliseconds()
+
+
+def audio_uploaded(headers: Mapping[bytes, bytes]) -> UploadedAudio | None:
+    """Return what measures the audio that comes with a request to one of `AUDIO_ROUTES`, or None where none can come.
+
+    Args:
+        headers: the first value of each header, by lower-case name.
+    """
+    return UploadedAudio(headers[b"content-type"]) if is_form(headers) else None

@@ -1,0 +1,1 @@
+"""The usage spool: rows on disk until the database has them."""
