@@ -14,7 +14,7 @@ from twisted_vllm.storage.database import Database
 
 # The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
 # the limiters tests/limits'.
-_CONTRACTS = ("store_contract", "usage_contract", "usage_queries_contract", "usage_migration", "limiter_contract")
+_CONTRACTS = ("store_contract", "usage_contract", "usage_queries_contract", "limiter_contract")
 # those that were imported for other tests have been seen to
 pytest.register_assert_rewrite(*(name for name in _CONTRACTS if name not in sys.modules))
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
-from tests.storage.usage_migration import (
-    check_that_odd_rows_are_brought_along,
-    check_that_what_was_there_is_there_in_both_shapes,
-)
 from tests.usage.spool_rows import encode_line, make_row, make_rows
 from twisted_vllm.usage.interfaces import DatabaseAway, RowsRefused
 from twisted_vllm.usage.spool.lines import clean, decode_line
@@ -70,10 +66,3 @@ def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
         postgresql.start()
     ledger.write(*make_rows(3))
     check_sums(ledger, make_rows(3))
-
-
-@pytest.mark.parametrize(
-    "check", [check_that_what_was_there_is_there_in_both_shapes, check_that_odd_rows_are_brought_along]
-)
-def test_rows_of_former_versions_are_brought_along(ledger: Ledger, check: Callable[[Ledger], None]) -> None:
-    check(ledger)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
-from tests.storage.usage_migration import (
-    check_that_odd_rows_are_brought_along,
-    check_that_what_was_there_is_there_in_both_shapes,
-)
 from tests.usage.spool_rows import make_row, make_rows
 from twisted_vllm.storage import engine as engine_module
 from twisted_vllm.usage.interfaces import DatabaseAway
@@ -40,13 +36,4 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
     other.close()
     ledger.write(*make_rows(3))
     check_sums(ledger, make_rows(3))
-    ledger.close()
-
-
-@pytest.mark.parametrize(
-    "check", [check_that_what_was_there_is_there_in_both_shapes, check_that_odd_rows_are_brought_along]
-)
-def test_rows_of_former_versions_are_brought_along(tmp_path: Path, check: Callable[[Ledger], None]) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
-    check(ledger)
     ledger.close()

@@ -1,0 +1,33 @@
+"""What tests ask of the migrations, on whichever database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect
+
+import twisted_vllm.storage
+from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.tables import metadata
+
+_MIGRATIONS = Path(twisted_vllm.storage.__file__).parent / "migrations"
+
+
+def differences(connection: Connection) -> list[Any]:
+    """Return how the database's schema differs from the tables that the code knows."""
+    options = {"version_table": VERSION_TABLE, "compare_type": True}
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+
+
+def downgrade(connection: Connection) -> list[str]:
+    """Undo all migrations; return the names of the tables that are left."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.downgrade(config, "base")
+    return inspect(connection).get_table_names()
