@@ -20,7 +20,7 @@ _MIGRATIONS = Path(twisted_vllm.storage.__file__).parent / "migrations"
 
 def differences(connection: Connection) -> list[Any]:
     """Return how the database's schema differs from the tables that the code knows."""
-    options = {"version_table": VERSION_TABLE, "compare_type": True}
+    options = {"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": True}
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
 
