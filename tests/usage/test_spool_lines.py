@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.usage.spool_rows import encode_line, make_row, make_rows
 from twisted_vllm.usage.cleaning import MAX_NUMBER
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import payer_of, refer, target_of
+from twisted_vllm.usage.records import Payer, Target
+from twisted_vllm.usage.references import payer_of, target_of
 from twisted_vllm.usage.spool import lines as spool_lines
 from twisted_vllm.usage.spool.lines import NewerFormat, clean, decode_line, encode_rows, read_lines
 
@@ -162,48 +162,6 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("text", [b'[["a",5,["key"],[1]]]', b'[["a",5,{},["m"]]]', b'[["a",5,["key"],null]]'])
 def test_a_row_that_refers_to_nonsense_is_damaged(text: bytes) -> None:
     assert decode_line(b"%08x %b" % (spool_lines.crc32(text), text)) is None
-
-
-def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
-    """A line for each row, an object that names what it has."""
-    texts = [
-        b'{"id":"a","request_id":"r","time":5,"forgotten":[1]}',
-        b'{"id":"b","request_id":"s","time":6,"kind":"key","key_id":"k1","key_hash":"12ab","key_name":"sk-...abcd",'
-        b'"user_id":"ada","team_id":"t","end_user":"eve","tags":["x"],"headers":{"x-a":"1"},"model":"qwen",'
-        b'"server":"a","route":"/v1/chat/completions","method":"POST","status":200,"outcome":"completed",'
-        b'"stream":true,"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"cost":9,'
-        b'"prices":{"name":"qwen","input_cost_per_token":"0.1"},"first_byte_us":10,"total_us":20,"bytes_in":30}',
-    ]
-    lines = [b"%08x %b\n" % (spool_lines.crc32(text), text) for text in texts]
-    found = read_all(spool_file(tmp_path, b"vllm-passthrough-spool 1\n", *lines, lines[0][:-5] + b"\n"))
-    assert list(found.rows) == [
-        UsageRow("a", 5, refer(Payer()), refer(Target()), "r"),
-        UsageRow(
-            "b",
-            6,
-            refer(Payer("key", "k1", "12ab", "sk-...abcd", "ada", "t", ("x",))),
-            refer(
-                Target(
-                    *("qwen", "a", "/v1/chat/completions", "POST"),
-                    prices=(("name", "qwen"), ("input_cost_per_token", "0.1")),
-                )
-            ),
-            request_id="s",
-            end_user="eve",
-            headers={"x-a": "1"},
-            status=200,
-            outcome="completed",
-            stream=True,
-            prompt_tokens=3,
-            completion_tokens=4,
-            total_tokens=7,
-            cost=9,
-            first_byte_us=10,
-            total_us=20,
-            bytes_in=30,
-        ),
-    ]
-    assert len(found.damaged) == 1
 
 
 def test_a_file_of_a_newer_format_is_not_read(tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ import msgspec
 from twisted_vllm.usage.cleaning import clean_struct
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.references import payer_of, refer, target_of
-from twisted_vllm.usage.spool.format_1 import row_of_format_1
 
 #: of the format. Fields with defaults may be added at the end of `UsageRow` without a new one.
-VERSION = 2
+VERSION = 1
 #: rows in one line, at most
 LINE_ROWS = 256
 #: how much of a file is read at a time, in bytes
@@ -75,8 +74,6 @@ def decode_line(line: bytes) -> Sequence[UsageRow] | None:
     try:
         if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
             return None
-        if line[9:10] == b"{":
-            return (row_of_format_1(line[9:]),)
         rows = _decode(line[9:])
         # what rows refer to is not read with them
         for payer in {bytes(row.payer) for row in rows}:
