@@ -10,12 +10,12 @@ import attrs
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, NOW, Gateway, value_of
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.admin import answers, customer_answers, key_answers, people_answers
 from twisted_vllm.admin.openapi_operations import OPERATIONS
 from twisted_vllm.admin.reports import report_end_users, report_key, report_member, report_team, report_user
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import Allowance
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
 from twisted_vllm.storage.store import Store
 

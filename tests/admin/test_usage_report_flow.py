@@ -12,12 +12,12 @@ from zope.interface import implementer
 from tests.admin.admin_harness import MASTER_KEY, Gateway
 from tests.admin.usage_rows import keep, usage_row
 from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.storage.interfaces import IStore
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.usage.queries.sums import PAGE
 

@@ -22,7 +22,7 @@ from tests.end_to_end.test_tunnels import AGREED, handshake
 from tests.end_to_end.twistd_harness import Foreground
 from tests.free_ports import free_port
 from twisted_vllm.proxy.revocation import INTERVAL
-from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL
+from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 
 KEY = "sk-tenant-0123456789abcdef"
 OTHER = "sk-another-0123456789abcdef"

@@ -8,7 +8,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from tests.end_to_end.test_forwarding import OK
-from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL
+from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 
 PATIENCE_SECONDS = 5
 

@@ -16,7 +16,7 @@ from tests.storage.store_contract import StoreContract, all_keys, key_record, pu
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.tables import VERSION_TABLE
 

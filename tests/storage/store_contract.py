@@ -16,7 +16,8 @@ from zope.interface.verify import verifyObject
 from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
-from twisted_vllm.storage.interfaces import AliasExists, IStore, KeyExists
+from twisted_vllm.storage.errors import AliasExists, KeyExists
+from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.records import (
     AuditRecord,
     EndUserRecord,
@@ -235,7 +236,7 @@ class StoreContract:
             await store.change(work)
         assert await all_keys(store) == []
         assert (await store.read(lambda each: each.page_of_audit(PageQuery(sort_by="id"), None, None))).records == []
-        assert await store.news(0) == (0, None)
+        assert await store.changes_since(0) == (0, None)
 
     @pytest_twisted.ensureDeferred
     async def test_a_key_is_replaced_with_its_token_and_all(self, store: IStore) -> None:
@@ -285,7 +286,7 @@ class StoreContract:
         assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
         everything = await store.load()
         assert (everything.users, everything.teams) == (changes.users, {"x": changes.teams["x"]})
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         _, changes = await store.change(lambda each: each.teams.delete(["x", "z"]))
         assert changes.teams == {"x": None, "z": None}
 
@@ -324,7 +325,7 @@ class StoreContract:
         assert changes.end_users == {eve.user_id: known, "bob": EndUser(Limited("end_user", "bob", UNLIMITED))}
         assert await store.read(lambda each: each.end_users.find()) == [plain, eve]
         assert (await store.load()).end_users == {eve.user_id: known}
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         _, changes = await store.change(lambda each: each.end_users.delete(["bob"]))
         assert changes == Changes(end_users={"bob": None})
 
@@ -333,7 +334,7 @@ class StoreContract:
         assert await store.read(lambda each: each.spend.of("key", ["a"])) == {"a": Spend("key", "a")}
         _, changes = await store.change(lambda each: each.spend.set("key", "a", 2**62, 1_772_323_200))
         assert changes == Changes(spend=(Spend("key", "a", 2**62, 1_772_323_200),))
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         await store.change(lambda each: each.spend.set("key", "a", 5, 0))
         await store.change(lambda each: each.spend.set("team", "a", 6, 0))
         assert await store.read(lambda each: each.spend.of("key", ["a", "b"])) == {
@@ -398,13 +399,13 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_the_news_are_what_changed_since_and_each_once(self, store: IStore) -> None:
-        assert await store.news(0) == (0, None)
+        assert await store.changes_since(0) == (0, None)
         await put(store, key_record(1), key_record(2))
         await remove(store, key_record(1))
-        revision, news = await store.news(0)
+        revision, news = await store.changes_since(0)
         assert news == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
         assert (await store.load()).revision == revision == 3
-        assert await store.news(revision) == (revision, None)
+        assert await store.changes_since(revision) == (revision, None)
 
     @pytest_twisted.ensureDeferred
     async def test_who_missed_too_much_gets_everything(self, store: IStore) -> None:
@@ -414,14 +415,14 @@ class StoreContract:
 
         await store.change(many)
         await put(store, key_record(1))
-        revision, news = await store.news(0)
+        revision, news = await store.changes_since(0)
         assert news == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
         assert revision == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred
     async def test_a_database_that_was_set_back_is_read_anew(self, store: IStore) -> None:
         await put(store, key_record(1))
-        revision, news = await store.news(1000)
+        revision, news = await store.changes_since(1000)
         assert (revision, news) == (1, await store.load())
 
     @pytest_twisted.ensureDeferred

@@ -26,7 +26,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.engine import make_engine, parse_url, reason_of
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.tables import VERSION_TABLE

@@ -5,15 +5,14 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
+from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import MADE, key_record, put, token
 from twisted_vllm.auth.grants import EndUser
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
-from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL, ChangeFollower
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.records import EndUserRecord, TeamRecord, UserRecord
-from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.registry import FOLLOW_INTERVAL, ChangeFollower, Registry
 from twisted_vllm.storage.store import Store
 
 
@@ -22,8 +21,8 @@ class FailingStore(Store):
 
     error: Exception | None = None
 
-    def news(self, revision: int) -> Deferred[Any]:
-        return super().news(revision) if self.error is None else fail(self.error)
+    def changes_since(self, revision: int) -> Deferred[Any]:
+        return super().changes_since(revision) if self.error is None else fail(self.error)
 
 
 def following() -> tuple[Clock, FailingStore, Registry, ChangeFollower]:

@@ -24,7 +24,7 @@ from twisted_vllm.storage.transaction import KEPT_CHANGES
 def registry(database: Database) -> Registry:
     store = Store(database)
     registry = Registry(store, KeyIndex())
-    registry.take(store.load_now())
+    registry.load(store.load_now())
     return registry
 
 

@@ -21,8 +21,8 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.open_files import open_files
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
-from twisted_vllm.storage.change_follower import ChangeFollower
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
+from twisted_vllm.storage.registry import ChangeFollower
 
 #: seconds between two looks at whether the database answers
 PING_INTERVAL = 5.0
@@ -104,7 +104,7 @@ class GatewayService(Service):
             self._listen()
         try:
             self._parts.database.open()
-            self._parts.registry.take(self._parts.store.load_now())
+            self._parts.registry.load(self._parts.store.load_now())
             self._parts.books.open(self._parts.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))

@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version."""
+"""Migrates a database to the schema of this version."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from twisted_vllm.storage.engine import LOCK_SECONDS, WRITES
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: the number of PostgreSQL's advisory lock that one migrating process holds
+#: PostgreSQL's advisory lock of the process that migrates
 _ADVISORY_LOCK = int.from_bytes(b"vllmpass", "big")
 
-#: seconds that a process waits for another one to finish migrating
+#: seconds that a process waits for another one's migration
 _MIGRATION_SECONDS = 300
 
-# Alembic keeps the environment that it runs in a global of its module: one migration at a time in a process.
+# Alembic keeps its environment in a module global: a process can run one migration at a time.
 _alembic_lock = threading.Lock()
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the database to this version's schema, in one transaction that only one process at a time can be in.
+    """Migrate the database in one transaction. Processes that start together migrate one after the other.
 
     Raises:
         StoreError: the schema is newer than this version.
@@ -48,7 +48,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _use_write_ahead_log(engine: Engine) -> None:
-    """Set SQLite's journal mode, which the file keeps: readers and the one writer no longer wait for each other."""
+    """Set SQLite's journal mode, which is stored in the file: readers and the writer no longer wait for each other."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -59,7 +59,7 @@ def _use_write_ahead_log(engine: Engine) -> None:
                 connection.close()
             return
         except Exception as error:
-            # SQLite does not wait for a lock here, as it does elsewhere: two processes that start together collide.
+            # SQLite's timeout does not apply here: two processes that start together collide.
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise OperationalError("PRAGMA journal_mode = WAL", None, error) from None
         time.sleep(0.02)
@@ -67,7 +67,7 @@ def _use_write_ahead_log(engine: Engine) -> None:
 
 def _upgrade(connection: Connection) -> None:
     config = Config()
-    # ConfigParser would read a `%` of the path as the start of a reference.
+    # A `%` would be read as an interpolation.
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     scripts = ScriptDirectory.from_config(config)

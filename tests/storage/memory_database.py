@@ -1,4 +1,4 @@
-"""A database that lasts as long as the process and answers at once: for tests and trials."""
+"""A database in memory that answers at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @implementer(IDatabase)
 class MemoryDatabase:
-    """An :class:`IDatabase` on SQLite in memory, without threads: its Deferreds have fired."""
+    """An :class:`IDatabase` on SQLite in memory, without threads: its Deferreds have already fired."""
 
     def __init__(self) -> None:
         self._engine = create_engine("sqlite+pysqlite://", poolclass=StaticPool)
@@ -28,6 +28,6 @@ class MemoryDatabase:
         return execute(self.run_now, work)
 
     def run_now(self, work: Callable[[Connection], T]) -> T:
-        """Do work likewise, and return what it returns."""
+        """Do work in one transaction, and return its result."""
         with self._engine.begin() as connection:
             return work(connection)
