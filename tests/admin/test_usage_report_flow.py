@@ -19,7 +19,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.store import Store
-from twisted_vllm.storage.usage.queries.sums import PAGE
+from twisted_vllm.storage.usage.queries.reports import PAGE
 
 GROUPS = 2 * PAGE + 500
 

@@ -16,7 +16,7 @@ from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, check_sums
 from tests.usage.spool_rows import make_row
 from tests.usage.test_spool_crash import kill_and_check
-from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
 
@@ -45,7 +45,7 @@ async def test_an_outage_under_load_loses_nothing_and_is_caught_up(
     reactor: Any, tmp_path: Path, postgresql: PrivatePostgresql, ledger: Ledger
 ) -> None:
     """Rows come at a thousand a second before, during and after it."""
-    told: list[Spent] = []
+    told: list[SpendUpdate] = []
     rows = []
     slowest = 0.0
     spool = Spool(tmp_path, segment_bytes=200_000)

@@ -9,7 +9,7 @@ import pytest
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
 from tests.usage.spool_rows import encode_line, make_row, make_rows
-from twisted_vllm.usage.interfaces import DatabaseAway, RowsRefused
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, RowsRejected
 from twisted_vllm.usage.spool.lines import clean, decode_line
 
 
@@ -30,7 +30,7 @@ class TestUsageInPostgresql(UsageContract):
 
 @pytest.mark.parametrize("fields", [{"end_user": "a\0b"}, {"status": 2**40}])
 def test_what_postgresql_does_not_take_is_a_refusal_and_no_outage(ledger: Ledger, fields: dict[str, object]) -> None:
-    with pytest.raises(RowsRefused):
+    with pytest.raises(RowsRejected):
         ledger.write(*make_rows(3), make_row(3, **fields))
     ledger.write(*make_rows(3))
     check_sums(ledger, make_rows(3))
@@ -47,7 +47,7 @@ def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool_and_mended(le
 
 
 def test_what_is_too_long_is_refused_and_not_cut_without_a_word(ledger: Ledger) -> None:
-    with pytest.raises(RowsRefused):
+    with pytest.raises(RowsRejected):
         ledger.write(make_row(1, end_user="e" * 5000))
     check_sums(ledger, [])
 
@@ -59,7 +59,7 @@ def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
     postgresql.stop()
     try:
         for _ in range(2):
-            with pytest.raises(DatabaseAway) as away:
+            with pytest.raises(DatabaseUnavailable) as away:
                 ledger.write(*make_rows(3))
             assert postgresql.password not in str(away.value)
     finally:

@@ -11,7 +11,7 @@ import pytest
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
 from tests.usage.spool_rows import make_row, make_rows
 from twisted_vllm.storage import engine as engine_module
-from twisted_vllm.usage.interfaces import DatabaseAway
+from twisted_vllm.usage.interfaces import DatabaseUnavailable
 
 
 class TestUsageInSqlite(UsageContract):
@@ -30,7 +30,7 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
     ledger.write(make_row(0))
     other = sqlite3.connect(tmp_path / "usage.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(DatabaseAway, match="locked"):
+    with pytest.raises(DatabaseUnavailable, match="locked"):
         ledger.write(*make_rows(3))
     other.execute("ROLLBACK")
     other.close()

@@ -18,7 +18,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.tables import spend
-from twisted_vllm.storage.usage import references as usage_numbers
+from twisted_vllm.storage.usage import batch as batch_module
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.tables import (
     usage,
@@ -29,7 +29,7 @@ from twisted_vllm.storage.usage.tables import (
     usage_targets,
     usage_totals,
 )
-from twisted_vllm.usage.interfaces import RowsRefused, Spent
+from twisted_vllm.usage.interfaces import RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow
 from twisted_vllm.usage.references import payer_of, refer, target_of
 
@@ -96,7 +96,7 @@ class Ledger:
         """Return a connection of another process."""
         return UsageDatabase(Secret(self.url), lambda *asked: self.periods(*asked), lambda: self.now)
 
-    def write(self, *rows: UsageRow, own: bool = True) -> list[Spent]:
+    def write(self, *rows: UsageRow, own: bool = True) -> list[SpendUpdate]:
         return self.database.write(rows, own)
 
     def read(self, table: Table) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ class UsageContract:
     def test_more_payers_than_are_remembered_are_kept_as_well(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(usage_numbers, "MOST_KNOWN", 5)
+        monkeypatch.setattr(batch_module, "MAX_REMEMBERED", 5)
         rows = [make_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
         for start in range(0, 100, 7):
             ledger.write(*rows[start : start + 7])
@@ -222,7 +222,7 @@ class UsageContract:
         check_sums(ledger, rows)
 
     def test_what_was_rolled_back_is_written_again(self, ledger: Ledger) -> None:
-        with pytest.raises(RowsRefused):
+        with pytest.raises(RowsRejected):
             ledger.write(make_row(1), make_row(2, prompt_tokens=10**30))
         assert ledger.read(usage_payers) == []
         ledger.write(make_row(1))
@@ -256,7 +256,7 @@ class UsageContract:
     def test_a_batch_with_a_row_that_cannot_be_kept_is_refused_whole(
         self, ledger: Ledger, fields: dict[str, Any]
     ) -> None:
-        with pytest.raises(RowsRefused):
+        with pytest.raises(RowsRejected):
             ledger.write(*make_rows(300), make_row(300, **fields))
         check_sums(ledger, [])
         ledger.write(*make_rows(3))
@@ -283,35 +283,35 @@ class UsageContract:
         row = make_row(1, user_id="ada", team_id="red", end_user="e", cost=5)
         other = make_row(2, user_id="ada", key_id="k2", cost=3)
         assert sorted(ledger.write(row, other), key=lambda spent: (spent.kind, spent.id)) == [
-            Spent("end_user", "e", 5, 5, 0),
-            Spent("key", "k1", 5, 5, 0),
-            Spent("key", "k2", 3, 3, 0),
-            Spent("team", "red", 5, 5, 0),
-            Spent("user", "ada", 8, 8, 0),
+            SpendUpdate("end_user", "e", 5, 5, 0),
+            SpendUpdate("key", "k1", 5, 5, 0),
+            SpendUpdate("key", "k2", 3, 3, 0),
+            SpendUpdate("team", "red", 5, 5, 0),
+            SpendUpdate("user", "ada", 8, 8, 0),
         ]
         assert ledger.write(make_row(3, cost=0), make_row(4, key_id="", cost=9)) == []
 
     def test_rows_that_are_there_already_are_told_with_their_amount(self, ledger: Ledger) -> None:
         """The first answer may have been lost with the connection; the limiter must hear of it once."""
         ledger.write(*make_rows(3))
-        assert ledger.write(*make_rows(3)) == [Spent("key", "k1", 21, 21, 0)]
-        assert ledger.write(*make_rows(4)) == [Spent("key", "k1", 28, 28, 0)]
+        assert ledger.write(*make_rows(3)) == [SpendUpdate("key", "k1", 21, 21, 0)]
+        assert ledger.write(*make_rows(4)) == [SpendUpdate("key", "k1", 28, 28, 0)]
 
     def test_no_amount_is_told_of_what_another_process_left(self, ledger: Ledger) -> None:
-        assert ledger.write(*make_rows(3), own=False) == [Spent("key", "k1", 0, 21, 0)]
+        assert ledger.write(*make_rows(3), own=False) == [SpendUpdate("key", "k1", 0, 21, 0)]
         assert ledger.write(*make_rows(3), own=False) == []
 
     def test_a_new_period_begins_anew_and_the_total_goes_on(self, ledger: Ledger) -> None:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         today = NOON // DAY * DAY
         tomorrow = {"time": (NOON + DAY) * 1_000_000}
-        assert ledger.write(make_row(1)) == [Spent("key", "k1", 7, 7, today)]
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, today)]
+        assert ledger.write(make_row(1)) == [SpendUpdate("key", "k1", 7, 7, today)]
+        assert ledger.write(make_row(2)) == [SpendUpdate("key", "k1", 7, 14, today)]
         ledger.now += DAY
-        assert ledger.write(make_row(3, **tomorrow)) == [Spent("key", "k1", 7, 7, today + DAY)]
+        assert ledger.write(make_row(3, **tomorrow)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
         # one that comes late: the period that it belongs to is over
-        assert ledger.write(make_row(4)) == [Spent("key", "k1", 7, 7, today + DAY)]
-        assert ledger.write(make_row(5), make_row(6, **tomorrow)) == [Spent("key", "k1", 14, 14, today + DAY)]
+        assert ledger.write(make_row(4)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
+        assert ledger.write(make_row(5), make_row(6, **tomorrow)) == [SpendUpdate("key", "k1", 14, 14, today + DAY)]
         [found] = ledger.read(spend)
         assert (found["spend"], found["total_spend"]) == (14, 42)
         assert found["period_start"] == (today + DAY) * 1_000_000
@@ -320,15 +320,15 @@ class UsageContract:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         ledger.now += DAY
         rows = [make_row(1), make_row(2, time=(NOON + DAY) * 1_000_000)]
-        assert ledger.write(*rows) == [Spent("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
+        assert ledger.write(*rows) == [SpendUpdate("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
 
     def test_a_longer_period_takes_over_what_the_shorter_one_had(self, ledger: Ledger) -> None:
         today, month = NOON // DAY * DAY, NOON // DAY * DAY - 24 * DAY
         ledger.periods = lambda kind, name, time: today
         ledger.write(make_row(1))
         ledger.periods = lambda kind, name, time: month
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, month)]
-        assert ledger.write(make_row(3)) == [Spent("key", "k1", 7, 21, month)]
+        assert ledger.write(make_row(2)) == [SpendUpdate("key", "k1", 7, 14, month)]
+        assert ledger.write(make_row(3)) == [SpendUpdate("key", "k1", 7, 21, month)]
 
     def test_a_process_whose_clock_is_behind_does_not_take_a_period_back(self, ledger: Ledger) -> None:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
@@ -336,7 +336,7 @@ class UsageContract:
         ledger.now = midnight + 1.0
         ledger.write(make_row(1, time=midnight * 1_000_000))
         ledger.now = midnight - 2.0
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 7, midnight)]
+        assert ledger.write(make_row(2)) == [SpendUpdate("key", "k1", 7, 7, midnight)]
 
     # retention
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from twisted_vllm.usage.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow
 from twisted_vllm.usage.references import refer
 from twisted_vllm.usage.spool.lines import encode_rows
@@ -63,7 +63,7 @@ def make_numbered(number: int) -> UsageRow:
 class MemoryUsageStore:
     """Keeps rows in a dictionary; it can be away, and refuse rows."""
 
-    has_one_lock = False
+    single_writer = False
 
     def __init__(self) -> None:
         self.kept: dict[str, UsageRow] = {}
@@ -75,18 +75,18 @@ class MemoryUsageStore:
         self.closed = False
         self.changed = threading.Condition()
 
-    def write(self, rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+    def write(self, rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         with self.changed:
             self.attempts += 1
             self.changed.notify_all()
             if self.away:
-                raise DatabaseAway("it is away")
+                raise DatabaseUnavailable("it is away")
             if any(row.request_id in self.refused for row in rows):
-                raise RowsRefused("out of range")
+                raise RowsRejected("out of range")
             self.kept |= {row.id: row for row in rows}
             self.batches.append((len(rows), own))
             cost = sum(row.cost for row in rows)
-            return [Spent("key", "k1", cost if own else 0, sum(row.cost for row in self.kept.values()), 0)]
+            return [SpendUpdate("key", "k1", cost if own else 0, sum(row.cost for row in self.kept.values()), 0)]
 
     def delete_before(self, time: int, limit: int) -> int:
         with self.changed:

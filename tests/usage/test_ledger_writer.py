@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs as captured_logs
 
 from tests.usage.spool_rows import NOON, MemoryUsageStore, encode_line, make_row, make_rows
-from twisted_vllm.usage.interfaces import DatabaseAway, Spent
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool import batch_writer
 from twisted_vllm.usage.spool import writer as writer_module
@@ -36,13 +36,13 @@ class Bench:
         self.reactor = reactor
         self.store = MemoryUsageStore()
         self.spool = Spool(directory)
-        self.spent: list[Spent] = []
+        self.spent: list[SpendUpdate] = []
         self.now = float(NOON)
         self.writer = LedgerWriter(
             reactor, self.spool, self.store, self._committed, now=lambda: self.now, **({"interval": 0.01} | options)
         )
 
-    def _committed(self, spent: Sequence[Spent]) -> None:
+    def _committed(self, spent: Sequence[SpendUpdate]) -> None:
         assert self.reactor.running
         self.spent += spent
 
@@ -92,7 +92,7 @@ async def test_rows_reach_the_database_and_what_they_cost_is_reported(bench: Ben
     bench.put(*make_rows(5))
     await bench.until(lambda: bool(bench.spent))
     assert list(bench.store.kept.values()) == make_rows(5)
-    assert bench.spent == [Spent("key", "k1", 35, 35, 0)]
+    assert bench.spent == [SpendUpdate("key", "k1", 35, 35, 0)]
     assert bench.writer.pending().rows == 0
 
 
@@ -132,7 +132,7 @@ async def test_what_a_run_left_is_moved_by_the_next_and_no_amount_is_its_own(
     second.start()
     await second.until(lambda: bool(second.spent))
     assert list(second.store.kept.values()) == make_rows(5)
-    assert second.spent == [Spent("key", "k1", 0, 35, 0)]
+    assert second.spent == [SpendUpdate("key", "k1", 0, 35, 0)]
 
 
 @pytest_twisted.ensureDeferred
@@ -180,9 +180,9 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
     (tmp_path / "a1-000001.spool").write_bytes(head_line() + damaged + encode_rows(rows))
     bench = make_bench()
     bench.store.refused = {"request-1"}
-    write, given_up = bench.store.write, [DatabaseAway("it went away")] * 3
+    write, given_up = bench.store.write, [DatabaseUnavailable("it went away")] * 3
 
-    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         if given_up and rows[-1].request_id == "request-7" and len(rows) < 8:
             raise given_up.pop()
         return write(rows, own)
@@ -315,7 +315,7 @@ async def test_a_fault_of_the_writer_s_own_is_told_and_it_goes_on(bench: Bench, 
     original = bench.store.write
     failing = [True]
 
-    def write(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+    def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         if failing:
             failing.pop()
             raise ZeroDivisionError

@@ -16,11 +16,10 @@ from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import DatesQuery, KeyReportQuery, SpendListQuery, SpendUsersQuery, days_of
 from twisted_vllm.admin.spend_shapes import name_of_key
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.queries.logs import key_labels
-from twisted_vllm.storage.usage.queries.plan import MODEL, Asked
-from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
-from twisted_vllm.storage.usage.queries.sums import SUMS, read_all
-from twisted_vllm.storage.usage.tables import KEY, MONTH, TAG
+from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
+from twisted_vllm.storage.usage.queries.reports import keys_by_spend, read_all, users_by_spend
+from twisted_vllm.storage.usage.queries.rows import key_labels
+from twisted_vllm.storage.usage.tables import KEY, MONTH, SUMS, TAG
 
 _COST, _REQUESTS = SUMS.index("cost"), SUMS.index("requests")
 _INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
@@ -69,7 +68,7 @@ class SpendEndpoints:
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             found: dict[str, list[int]] = {}
-            for group in read_all(connection, Asked((TAG,), MONTH, start, end, {})):
+            for group in read_all(connection, UsageQuery((TAG,), MONTH, start, end, {})):
                 sums = found.setdefault(group.values[0], [0, 0])
                 sums[0] += group.sums[_REQUESTS]
                 sums[1] += group.sums[_COST]
@@ -94,7 +93,7 @@ class SpendEndpoints:
                     return []
                 equals[KEY] = key_id
             models: dict[str, dict[str, list[int]]] = {}
-            for group in read_all(connection, Asked((KEY, MODEL), MONTH, start, end, caller.narrowed(equals))):
+            for group in read_all(connection, UsageQuery((KEY, MODEL), MONTH, start, end, caller.narrowed(equals))):
                 key_id, model = group.values
                 sums = models.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
                 for place, number in enumerate((_COST, _INPUT, _OUTPUT)):

@@ -15,7 +15,7 @@ from twisted_vllm.admin.office import AdminContext
 from twisted_vllm.admin.respond import send_json
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import RouteNotAllowed
-from twisted_vllm.storage.usage.queries.logs import key_id_of
+from twisted_vllm.storage.usage.queries.rows import key_id_of
 from twisted_vllm.storage.usage.tables import KEY, TEAM, USER
 
 _KEY_ID = re.compile("[0-9a-f]{32}")

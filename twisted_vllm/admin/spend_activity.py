@@ -15,11 +15,10 @@ from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import ACTIVITY_DEFAULTS, DailyActivityQuery, days_of
 from twisted_vllm.admin.spend_shapes import PROVIDER, name_of_key, show_metrics
 from twisted_vllm.errors import RouteNotAllowed
-from twisted_vllm.storage.usage.queries.daily import page_of_days
-from twisted_vllm.storage.usage.queries.logs import KeyLabel, key_labels
 from twisted_vllm.storage.usage.queries.plan import MODEL
-from twisted_vllm.storage.usage.queries.sums import SUMS
-from twisted_vllm.storage.usage.tables import KEY, USER
+from twisted_vllm.storage.usage.queries.reports import page_of_days
+from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
+from twisted_vllm.storage.usage.tables import KEY, SUMS, USER
 
 Sums = list[int]
 

@@ -16,10 +16,10 @@ from twisted_vllm.admin.spend_access import answer, caller_of
 from twisted_vllm.admin.spend_queries import ActivityQuery, GlobalLogsQuery, TopQuery, days_of
 from twisted_vllm.admin.spend_shapes import name_of_key
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.queries.logs import key_labels
-from twisted_vllm.storage.usage.queries.plan import MODEL, Asked
-from twisted_vllm.storage.usage.queries.sums import SUMS, Group, read_all
-from twisted_vllm.storage.usage.tables import DAY, KEY, MONTH, TEAM
+from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
+from twisted_vllm.storage.usage.queries.reports import Group, read_all
+from twisted_vllm.storage.usage.queries.rows import key_labels
+from twisted_vllm.storage.usage.tables import DAY, KEY, MONTH, SUMS, TEAM
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
 _TOP = 10
@@ -38,7 +38,7 @@ class GlobalSpend:
         start, end = self._recent()
 
         def work(connection: Connection) -> dict[str, Any]:
-            groups = read_all(connection, Asked((), MONTH, start, end))
+            groups = read_all(connection, UsageQuery((), MONTH, start, end))
             return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 
         return await answer(self._office, request, work)
@@ -51,13 +51,13 @@ class GlobalSpend:
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             if not asked.api_key:
-                groups = read_all(connection, Asked((), DAY, start, end))
+                groups = read_all(connection, UsageQuery((), DAY, start, end))
                 return [{"date": group.start, "spend": money(group.sums[_COST])} for group in groups]
             key_id = caller.find_key(connection, asked.api_key)
             if key_id is None:
                 return []
             name = name_of_key(key_id, key_labels(connection, [key_id]))
-            groups = read_all(connection, Asked((), DAY, start, end, {KEY: key_id}))
+            groups = read_all(connection, UsageQuery((), DAY, start, end, {KEY: key_id}))
             return [{"date": group.start, "spend": money(group.sums[_COST]), "api_key": name} for group in groups]
 
         return await answer(self._office, request, work)
@@ -68,7 +68,7 @@ class GlobalSpend:
         start, end = self._recent()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
-            top = _top(read_all(connection, Asked((KEY,), MONTH, start, end)), limit)
+            top = _top(read_all(connection, UsageQuery((KEY,), MONTH, start, end)), limit)
             labels = key_labels(connection, [key_id for key_id, _ in top])
             found = []
             for key_id, sums in top:
@@ -91,7 +91,9 @@ class GlobalSpend:
         start, end = self._recent()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
-            top = _top((each for each in read_all(connection, Asked((MODEL,), MONTH, start, end)) if each[1][0]), limit)
+            top = _top(
+                (each for each in read_all(connection, UsageQuery((MODEL,), MONTH, start, end)) if each[1][0]), limit
+            )
             return [
                 {"model": model, "total_spend": money(sums[_COST]), "total_tokens": sums[_TOKENS]}
                 for model, sums in top
@@ -105,7 +107,7 @@ class GlobalSpend:
         start, end = self._recent()
 
         def work(connection: Connection) -> dict[str, Any]:
-            groups = list(read_all(connection, Asked((TEAM,), DAY, start, end)))
+            groups = list(read_all(connection, UsageQuery((TEAM,), DAY, start, end)))
             names = _team_names(connection, sorted({group.values[0] for group in groups}))
             days: dict[str, dict[str, Any]] = {}
             whole: dict[str, int] = {}
@@ -130,7 +132,7 @@ class GlobalSpend:
         asked = self._asked(request, ActivityQuery)
         start, end = days_of(asked.start_date, asked.end_date, self._office.now())
         return await answer(
-            self._office, request, lambda connection: _activity(read_all(connection, Asked((), DAY, start, end)))
+            self._office, request, lambda connection: _activity(read_all(connection, UsageQuery((), DAY, start, end)))
         )
 
     async def activity_of_models(self, request: IRequest) -> bytes:
@@ -140,7 +142,7 @@ class GlobalSpend:
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             models: dict[str, list[Group]] = {}
-            for group in read_all(connection, Asked((MODEL,), DAY, start, end)):
+            for group in read_all(connection, UsageQuery((MODEL,), DAY, start, end)):
                 models.setdefault(group.values[0], []).append(group)
             found = [{"model": model, **_activity(groups)} for model, groups in models.items()]
             return sorted(found, key=lambda each: -each["sum_api_requests"])[:_TOP]

@@ -15,11 +15,10 @@ from twisted_vllm.admin.spend_access import Caller, answer, caller_of
 from twisted_vllm.admin.spend_queries import LOGS_DEFAULTS, Filters, LogsQuery, PagedLogsQuery, Span, span_of
 from twisted_vllm.admin.spend_shapes import name_of_key, show_row
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.usage.batch import DAY_US
-from twisted_vllm.storage.usage.queries.logs import MOST_COUNTED, RowsAsked, count_rows, key_labels, page_of_rows
-from twisted_vllm.storage.usage.queries.plan import MODEL, Asked, moment_of
-from twisted_vllm.storage.usage.queries.sums import SUMS, read_all
-from twisted_vllm.storage.usage.tables import DAY, END_USER, KEY, TAG, TEAM, USER
+from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
+from twisted_vllm.storage.usage.queries.reports import read_all
+from twisted_vllm.storage.usage.queries.rows import MOST_COUNTED, RowFilter, count_rows, key_labels, page_of_rows
+from twisted_vllm.storage.usage.tables import DAY, DAY_US, END_USER, KEY, SUMS, TAG, TEAM, USER
 
 _COST = SUMS.index("cost")
 _FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "model", TAG: "tag"}
@@ -91,15 +90,15 @@ def filters_of(connection: Connection, caller: Caller, asked: Filters) -> dict[s
 
 def _rows_asked(
     connection: Connection, caller: Caller, asked: Filters, request_id: str, span: Span, successful: bool | None = None
-) -> RowsAsked | None:
+) -> RowFilter | None:
     equals = filters_of(connection, caller, asked)
     if equals is None:
         return None
-    return RowsAsked(span.start, span.end, equals, request_id or None, successful)
+    return RowFilter(span.start, span.end, equals, request_id or None, successful)
 
 
 def _shown(
-    connection: Connection, caller: Caller, wanted: RowsAsked | None, skip: int, limit: int
+    connection: Connection, caller: Caller, wanted: RowFilter | None, skip: int, limit: int
 ) -> list[dict[str, Any]]:
     if wanted is None or skip >= MOST_COUNTED:
         return []
@@ -116,7 +115,7 @@ def _days(connection: Connection, caller: Caller, asked: LogsQuery, start: int, 
         return []
     left = _MOST_GROUPS
     for name in (KEY, USER, MODEL):
-        for group in read_all(connection, Asked((name,), DAY, start, end, equals)):
+        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals)):
             left -= 1
             if left < 0:
                 raise InvalidRequest(

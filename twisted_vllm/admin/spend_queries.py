@@ -10,8 +10,8 @@ import msgspec
 
 from twisted_vllm.admin.queries import MOMENT, PageNumber, Query
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.storage.usage.batch import DAY_US
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, microseconds, moment_of
+from twisted_vllm.storage.usage.tables import DAY_US
 
 #: the days of which LiteLLM's reports without dates tell, today besides
 RECENT_DAYS = 30

@@ -9,8 +9,8 @@ from sqlalchemy import Row
 
 from twisted_vllm.admin.allowances import money
 from twisted_vllm.admin.spend_queries import iso
-from twisted_vllm.storage.usage.queries.logs import KeyLabel
-from twisted_vllm.storage.usage.queries.sums import SUMS
+from twisted_vllm.storage.usage.queries.rows import KeyLabel
+from twisted_vllm.storage.usage.tables import SUMS
 
 #: what LiteLLM calls the maker of everything that comes from a vLLM server
 PROVIDER = "hosted_vllm"

@@ -24,23 +24,22 @@ from twisted_vllm.admin.spend_logs import filters_of
 from twisted_vllm.admin.spend_queries import ReportQuery, days_of, span_of
 from twisted_vllm.admin.usage_report_format import CsvReport, JsonReport, ReportFormat
 from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
-from twisted_vllm.storage.usage.batch import DAY_US
-from twisted_vllm.storage.usage.queries.logs import key_labels
 from twisted_vllm.storage.usage.queries.plan import (
     DIMENSIONS,
     HOUR,
     ROUTE,
     ROWS,
     SERVER,
-    Asked,
     Plan,
     Unanswerable,
+    UsageQuery,
     microseconds,
     moment_of,
     plan,
 )
-from twisted_vllm.storage.usage.queries.sums import Cursor, first_row, read_page
-from twisted_vllm.storage.usage.tables import KEY, MONTH
+from twisted_vllm.storage.usage.queries.reports import Cursor, first_row, read_page
+from twisted_vllm.storage.usage.queries.rows import key_labels
+from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH
 
 #: the days before today of a report that names no first one
 _RECENT = {HOUR: 1, "day": 30, MONTH: 365}
@@ -141,8 +140,8 @@ class UsageReports:
             def page(connection: Connection, at: Cursor = here) -> tuple[bytes, Cursor | None]:
                 found = read_page(connection, opened.plan, at)
                 ids: list[str] = []
-                if KEY in opened.plan.asked.group_by:
-                    place = opened.plan.asked.group_by.index(KEY)
+                if KEY in opened.plan.query.group_by:
+                    place = opened.plan.query.group_by.index(KEY)
                     ids = sorted({group.values[place] for group in found.groups} - {""})
                 return opened.format.groups(found.groups, key_labels(connection, ids)), found.cursor
 
@@ -159,7 +158,7 @@ class UsageReports:
         """
         equals = filters_of(connection, caller, asked)
         start, end = self._span(asked)
-        wanted = Asked(group_by, asked.interval, start, end, equals or {})
+        wanted = UsageQuery(group_by, asked.interval, start, end, equals or {})
         for name, value in ((ROUTE, asked.route), (SERVER, asked.server)):
             if value:
                 wanted = attrs.evolve(wanted, equals={**wanted.equals, name: value})

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import msgspec
 
 from twisted_vllm.admin.allowances import money, money_text
-from twisted_vllm.storage.usage.queries.logs import KeyLabel
 from twisted_vllm.storage.usage.queries.plan import Plan
-from twisted_vllm.storage.usage.queries.sums import SUMS, Group
-from twisted_vllm.storage.usage.tables import KEY
+from twisted_vllm.storage.usage.queries.reports import Group
+from twisted_vllm.storage.usage.queries.rows import KeyLabel
+from twisted_vllm.storage.usage.tables import KEY, SUMS
 
 #: what a program that opens a table takes for a formula's beginning (OWASP, "CSV Injection")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -47,7 +47,7 @@ class JsonReport:
     content_type = b"application/json"
 
     def __init__(self, plan: Plan, about: Mapping[str, Any]) -> None:
-        self._columns = plan.asked.group_by
+        self._columns = plan.query.group_by
         self._about = about
         self._written = False
         self._totals = [0] * len(SUMS)
@@ -85,7 +85,7 @@ class CsvReport:
     content_type = b"text/csv; charset=utf-8; header=present"
 
     def __init__(self, plan: Plan) -> None:
-        self._columns = plan.asked.group_by
+        self._columns = plan.query.group_by
 
     def head(self) -> bytes:
         """Return what comes before the first group."""

@@ -20,7 +20,7 @@ from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
-from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.spool.spool import Spool
@@ -163,7 +163,7 @@ class AccountingService:
                 "to have them count together"
             )
 
-    def _committed(self, spent: Sequence[Spent]) -> None:
+    def _committed(self, spent: Sequence[SpendUpdate]) -> None:
         for each in spent:
             self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 from twisted.logger import Logger
 
-from twisted_vllm.usage.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.lines import clean, encode_rows
 from twisted_vllm.usage.spool.quarantine import quarantine
@@ -47,7 +47,7 @@ class BatchWriter:
         self._spool = spool
         self._store = store
 
-    def move(self, batch: Batch) -> list[Spent] | None:
+    def move(self, batch: Batch) -> list[SpendUpdate] | None:
         """Write a batch; return what it changed of the scopes' spending, or None where that cannot be done now.
 
         After None the same batch is to be moved again: it counts once, and what is unfit of it is set aside once.
@@ -55,7 +55,7 @@ class BatchWriter:
         refused: list[_Refused] = []
         try:
             spent = self._write(batch.rows, batch.own, refused)
-        except DatabaseAway as away:
+        except DatabaseUnavailable as away:
             level = self._log.error if self.reachable else self._log.debug
             level("The database does not take the ledger's rows, they wait in the spool: {reason}", reason=str(away))
             self.reachable = False
@@ -69,22 +69,22 @@ class BatchWriter:
         self.committed += len(batch.rows) - len(refused)
         return spent
 
-    def _write(self, rows: Sequence[UsageRow], own: bool, refused: list[_Refused]) -> list[Spent]:
+    def _write(self, rows: Sequence[UsageRow], own: bool, refused: list[_Refused]) -> list[SpendUpdate]:
         """Write rows; what the database refuses for good is found by halves, so that it does not hold up the rest."""
         if not rows:
             return []
         try:
             return self._store.write(rows, own)
-        except RowsRefused as error:
+        except RowsRejected as error:
             if len(rows) == 1:
                 return self._write_cleaned(rows[0], own, refused, str(error))
         half = len(rows) // 2
         return self._write(rows[:half], own, refused) + self._write(rows[half:], own, refused)
 
-    def _write_cleaned(self, row: UsageRow, own: bool, refused: list[_Refused], reason: str) -> list[Spent]:
+    def _write_cleaned(self, row: UsageRow, own: bool, refused: list[_Refused], reason: str) -> list[SpendUpdate]:
         try:
             return self._store.write([clean(row)], own)
-        except RowsRefused:
+        except RowsRejected:
             refused.append(_Refused(row, reason))
             return []
 

@@ -15,7 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twisted_vllm.usage.interfaces import DatabaseAway, IUsageStore, Spent
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, SpendUpdate
 from twisted_vllm.usage.spool.batch_writer import BatchWriter
 from twisted_vllm.usage.spool.orphans import OrphanRecovery
 from twisted_vllm.usage.spool.queue import Batch
@@ -70,7 +70,7 @@ class LedgerWriter:
         reactor: Any,
         spool: Spool,
         store: IUsageStore,
-        on_committed: Callable[[Sequence[Spent]], None],
+        on_committed: Callable[[Sequence[SpendUpdate]], None],
         *,
         retention: float | None = None,
         now: Callable[[], float] = time.time,
@@ -213,7 +213,7 @@ class LedgerWriter:
             self._held = None
             goal -= len(batch.rows) if batch.own else 0
             if not self._stopping.is_set():
-                share = PAUSE_SHARE if self._store.has_one_lock else 0.0
+                share = PAUSE_SHARE if self._store.single_writer else 0.0
                 self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
@@ -237,7 +237,7 @@ class LedgerWriter:
             return True
         try:
             deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             return False
         # More of them are likely where it was full; they go on while nothing else is to do.
         self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
