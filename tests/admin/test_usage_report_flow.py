@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
-from tests.admin.usage_rows import keep, usage_row
+from tests.admin.usage_rows import keep, row_at
 from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
 from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.errors import StoreUnavailable
@@ -52,7 +52,7 @@ class Reader:
     def __init__(self) -> None:
         self.store = SlowStore()
         gateway = Gateway(self.store)
-        keep(gateway, [usage_row(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
+        keep(gateway, [row_at(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
         house = House()
         site = GatewaySite(
             streaming={},

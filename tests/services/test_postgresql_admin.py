@@ -46,7 +46,8 @@ class Client:
             readiness=lambda: Readiness(draining=False, database=True),
             metrics=Metrics(),
         )
-        self._treq = StubTreq(app.resource())
+        # it has treq's functions as attributes, which it does not declare
+        self._treq: Any = StubTreq(app.resource())
 
     async def ask(self, method: str, path: str, body: object = None, key: str = MASTER_KEY) -> tuple[int, Any]:
         """Return the status and the JSON of the answer."""

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.builders import usage_row, usage_rows
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
-from tests.usage.spool_rows import encode_line, make_row, make_rows
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, RowsRejected
-from twisted_vllm.usage.spool.lines import clean, decode_line
+from twisted_vllm.usage.references import clean
+from twisted_vllm.usage.spool.format import decode_line, encode_rows
 
 
 @pytest.fixture
@@ -31,15 +32,15 @@ class TestUsageInPostgresql(UsageContract):
 @pytest.mark.parametrize("fields", [{"end_user": "a\0b"}, {"status": 2**40}])
 def test_what_postgresql_does_not_take_is_a_refusal_and_no_outage(ledger: Ledger, fields: dict[str, object]) -> None:
     with pytest.raises(RowsRejected):
-        ledger.write(*make_rows(3), make_row(3, **fields))
-    ledger.write(*make_rows(3))
-    check_sums(ledger, make_rows(3))
+        ledger.write(*usage_rows(3), usage_row(3, **fields))
+    ledger.write(*usage_rows(3))
+    check_sums(ledger, usage_rows(3))
 
 
 @pytest.mark.parametrize("text", ["\U0001f600" * 5000, "\0" * 300, "x\ud800"])
 def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool_and_mended(ledger: Ledger, text: str) -> None:
     names = ("request_id", "end_user", "model", "route")
-    rows = decode_line(encode_line(make_row(1, **dict.fromkeys(names, text), tags=(text,)))[:-1])
+    rows = decode_line(encode_rows([usage_row(1, **dict.fromkeys(names, text), tags=(text,))])[:-1])
     assert rows is not None
     mended = [clean(row) for row in rows]
     ledger.write(*mended)
@@ -48,21 +49,21 @@ def test_what_a_client_may_write_is_taken_once_it_was_in_the_spool_and_mended(le
 
 def test_what_is_too_long_is_refused_and_not_cut_without_a_word(ledger: Ledger) -> None:
     with pytest.raises(RowsRejected):
-        ledger.write(make_row(1, end_user="e" * 5000))
+        ledger.write(usage_row(1, end_user="e" * 5000))
     check_sums(ledger, [])
 
 
 def test_a_server_that_stopped_is_away_and_takes_the_rows_when_it_is_back(
     postgresql: PrivatePostgresql, ledger: Ledger
 ) -> None:
-    ledger.write(make_row(0))
+    ledger.write(usage_row(0))
     postgresql.stop()
     try:
         for _ in range(2):
             with pytest.raises(DatabaseUnavailable) as away:
-                ledger.write(*make_rows(3))
+                ledger.write(*usage_rows(3))
             assert postgresql.password not in str(away.value)
     finally:
         postgresql.start()
-    ledger.write(*make_rows(3))
-    check_sums(ledger, make_rows(3))
+    ledger.write(*usage_rows(3))
+    check_sums(ledger, usage_rows(3))

@@ -30,6 +30,13 @@ from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import KEPT_CHANGES
 
 MADE = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+#: fields of users, teams and end users
+CREATED: dict[str, Any] = {
+    "created_at": MADE,
+    "updated_at": MADE,
+    "created_by": "master",
+    "updated_by": "master",
+}
 
 
 def token(number: int) -> str:
@@ -270,10 +277,10 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_users_and_teams_come_back_and_the_index_is_told_of_them(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
-        user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **made)
-        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **made)
-        plain = TeamRecord(team_id="y", **made)
+        created = CREATED | {"updated_by": "0123abcd"}
+        user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **created)
+        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **created)
+        plain = TeamRecord(team_id="y", **created)
 
         def work(transaction: Any) -> None:
             transaction.users.insert(user)
@@ -292,12 +299,11 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_who_is_only_limited_is_kept_by_the_index_too(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
         allowance = Allowance(model_rpm={"a": 0})
 
         def work(transaction: Any) -> None:
-            transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
-            transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
+            transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **CREATED))
+            transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **CREATED))
 
         await store.change(work)
         everything = await store.load()
@@ -312,9 +318,9 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_end_users_come_back_and_the_index_is_told_of_those_that_matter(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
-        eve = EndUserRecord(user_id="é" * 255, alias="Eve", blocked=True, allowance=FULL_ALLOWANCE, **made)
-        plain = EndUserRecord(user_id="bob", **made)
+        created = CREATED | {"updated_by": "0123abcd"}
+        eve = EndUserRecord(user_id="é" * 255, alias="Eve", blocked=True, allowance=FULL_ALLOWANCE, **created)
+        plain = EndUserRecord(user_id="bob", **created)
 
         def work(transaction: Any) -> None:
             for record in (eve, plain):

@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from tests.storage.memory_database import MemoryDatabase
-from tests.storage.store_contract import MADE, key_record, put, token
+from tests.storage.store_contract import CREATED, key_record, put, token
 from twisted_vllm.auth.grants import EndUser
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.errors import StoreUnavailable
@@ -17,7 +17,7 @@ from twisted_vllm.storage.store import Store
 
 
 class FailingStore(Store):
-    """A store whose news fail for as long as it has an error."""
+    """A store that cannot tell what changed for as long as it has an error."""
 
     error: Exception | None = None
 
@@ -33,6 +33,13 @@ def following() -> tuple[Clock, FailingStore, Registry, ChangeFollower]:
     return clock, store, registry, follower
 
 
+def limited(registry: Registry) -> tuple[Limited, ...]:
+    """Return the limits of the first key, as requests see them."""
+    found = registry.index.find(token(1))
+    assert found is not None
+    return found.principal.limited
+
+
 def test_what_changed_is_known_after_the_interval() -> None:
     clock, store, registry, follower = following()
     put(store, key_record(1))
@@ -46,24 +53,22 @@ def test_what_changed_is_known_after_the_interval() -> None:
 
 def test_limits_and_end_users_that_another_process_changed_are_known_within_a_second() -> None:
     clock, store, registry, follower = following()
-    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
     allowance = Allowance(rpm=5, max_budget=10**12)
     put(store, key_record(1, user_id="ada", team_id="x"))
     clock.advance(FOLLOW_INTERVAL)
-    assert registry.index.find(token(1)).principal.limited == ()
+    assert limited(registry) == ()
 
     def limit(transaction: Any) -> None:
         transaction.keys.replace(token(1), key_record(1, user_id="ada", team_id="x", allowance=allowance))
-        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
-        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
-        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **made))
+        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **CREATED))
+        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **CREATED))
+        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **CREATED))
 
     store.change(limit)
     assert registry.index.end_user("eve") is None
     assert FOLLOW_INTERVAL < 1
     clock.advance(FOLLOW_INTERVAL)
-    limited = registry.index.find(token(1)).principal.limited
-    assert [(each.kind, each.allowance) for each in limited] == [
+    assert [(each.kind, each.allowance) for each in limited(registry)] == [
         ("key", allowance),
         ("user", allowance),
         ("team", allowance),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import usage_row, usage_rows
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
-from tests.usage.spool_rows import make_row, make_rows
 from twisted_vllm.storage import engine as engine_module
 from twisted_vllm.usage.interfaces import DatabaseUnavailable
 
@@ -27,13 +27,13 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
 ) -> None:
     monkeypatch.setattr(engine_module, "LOCK_SECONDS", 0.05)
     ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
-    ledger.write(make_row(0))
+    ledger.write(usage_row(0))
     other = sqlite3.connect(tmp_path / "usage.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseUnavailable, match="locked"):
-        ledger.write(*make_rows(3))
+        ledger.write(*usage_rows(3))
     other.execute("ROLLBACK")
     other.close()
-    ledger.write(*make_rows(3))
-    check_sums(ledger, make_rows(3))
+    ledger.write(*usage_rows(3))
+    check_sums(ledger, usage_rows(3))
     ledger.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
-from tests.usage.spool_rows import make_row
+from tests.builders import usage_row
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
@@ -36,7 +36,7 @@ def some_rows(count: int = 200) -> list[UsageRow]:
     """Return rows of every kind, over three months."""
     chance = random.Random(3)
     return [
-        make_row(
+        usage_row(
             number,
             time=chance.randrange(START, END),
             key_id=chance.choice(("k1", "k2", "")),
@@ -108,8 +108,9 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
         ),
         ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
     ):
-        asked = RowFilter(START + 10**12, END - 10**12, equals, successful=True)
-        inside = [row for row in rows if asked.start <= row.time < asked.end and row.outcome == "completed"]
+        start, end = START + 10**12, END - 10**12
+        asked = RowFilter(start, end, equals, successful=True)
+        inside = [row for row in rows if start <= row.time < end and row.outcome == "completed"]
         wanted = sorted((row for row in inside if matches(row)), key=lambda row: (-row.time, row.id))
         got: list[Any] = []
         while page := page_of_rows(connection, asked, len(got), 20):
@@ -120,11 +121,11 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
 
 def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
     """A request is known by the id that was made for it, or by its client's, which another may have had as well."""
-    rows = [make_row(number, request_id="") for number in range(4)]
-    rows.append(make_row(4, request_id=rows[1].id))
+    rows = [usage_row(number, request_id="") for number in range(4)]
+    rows.append(usage_row(4, request_id=rows[1].id))
     # an id that says another second, as those of former versions
-    rows.append(make_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
-    rows += [make_row(number, request_id="mine") for number in range(6, 10)]
+    rows.append(usage_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
+    rows += [usage_row(number, request_id="mine") for number in range(6, 10)]
     keep(connection, rows)
     for request_id, wanted in (
         (rows[0].id, [0]),

@@ -67,7 +67,7 @@ def check_a_year(connection: Connection) -> list[str]:
     whole = KEYS * MODELS * 365 * REQUESTS
     key = {"key": "key-7"}
     told = []
-    for group_by, interval, equals, requests in (
+    of_a_year: tuple[tuple[tuple[str, ...], str, dict[str, str], int], ...] = (
         ((), "month", {}, whole),
         ((), "day", {}, whole),
         (("model",), "day", {}, whole),
@@ -75,18 +75,20 @@ def check_a_year(connection: Connection) -> list[str]:
         (("key",), "month", {}, whole),
         (("model",), "day", key, whole // KEYS),
         (("model",), "month", key, whole // KEYS),
-    ):
+    )
+    for group_by, interval, equals, requests in of_a_year:
         took = timed(connection, UsageQuery(group_by, interval, START, END, equals))
         assert took.requests == requests
         told.append(
             f"{','.join(group_by) or 'all'} by {interval} {equals}: {took.groups} in {took.seconds * 1e3:.0f} ms"
         )
         assert not FULL or took.seconds < SOON, told
-    for group_by, interval, end in (
+    finer: tuple[tuple[tuple[str, ...], str, int], ...] = (
         (("key", "model"), "month", END),
         (("key", "user", "team", "model"), "month", END),
         (("key",), "hour", START + 30 * DAY_US),
-    ):
+    )
+    for group_by, interval, end in finer:
         took = timed(connection, UsageQuery(group_by, interval, START, end))
         assert not FULL or interval != "month" or took.seconds < SOON
         told.append(f"{','.join(group_by)} by {interval}: {took.groups} in {took.seconds * 1e3:.0f} ms")

@@ -119,7 +119,7 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self._writer.take_over(TAKE_OVER_SECONDS)
+            self._writer.recover(TAKE_OVER_SECONDS)
             self._metrics.add(LedgerCollector(spool, self._writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)

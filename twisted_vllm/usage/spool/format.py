@@ -1,7 +1,7 @@
-r"""A spool's lines: ``CHECKSUM JSON\n``, below a first line that says in which format.
+r"""The format of the spool's files: a header line with the version, then lines ``CHECKSUM JSON\n``.
 
-A line has the rows of one write, as an array. Its checksum (CRC-32 of the JSON, 8 hex digits) tells one that was cut or
-changed from one that was written so.
+A line holds the rows of one write as a JSON array. Its checksum (CRC-32 of the JSON, 8 hex digits) reveals a line that
+was cut or changed.
 """
 
 from __future__ import annotations
@@ -14,33 +14,32 @@ from zlib import crc32
 import attrs
 import msgspec
 
-from twisted_vllm.usage.cleaning import clean_struct
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, refer, target_of
+from twisted_vllm.usage.references import clean, payer_of, target_of
 
-#: of the format. Fields with defaults may be added at the end of `UsageRow` without a new one.
+#: of the format. Fields with defaults may be added at the end of `UsageRow` without a new version.
 VERSION = 1
 #: rows in one line, at most
 LINE_ROWS = 256
-#: how much of a file is read at a time, in bytes
+#: bytes that are read at once
 READ_BYTES = 1 << 20
-_HEAD = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
+_HEADER = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[UsageRow]).decode
 
 
 class NewerFormat(Exception):
-    """A later version wrote the file, in a format that this one does not know."""
+    """The file has a format that only a later version knows."""
 
 
 @attrs.frozen
 class Lines:
-    """A stretch of a file.
+    """A part of a file.
 
     Attributes:
-        rows: what it says.
-        damaged: the lines that cannot be read.
+        rows: the rows of its lines.
+        damaged: the lines that cannot be decoded.
         end: where it ends in the file, in bytes.
     """
 
@@ -49,33 +48,38 @@ class Lines:
     end: int
 
 
-def head_line() -> bytes:
+def header_line() -> bytes:
     """Return the first line of a file."""
     return b"vllm-passthrough-spool %d\n" % VERSION
 
 
 def encode_rows(rows: Sequence[UsageRow]) -> bytes:
-    """Return the lines of some rows."""
+    """Return rows as lines."""
     if len(rows) > LINE_ROWS:
         return b"".join([encode_rows(rows[at : at + LINE_ROWS]) for at in range(0, len(rows), LINE_ROWS)])
     try:
         text = _encode(rows)
     except UnicodeEncodeError:
-        # half of a surrogate pair, out of somebody's JSON
+        # half of a surrogate pair, from a client's JSON
         text = _encode([clean(row) for row in rows])
-    # a single byte is sought a good deal faster
+    # Searching for a single byte first is a good deal faster.
     if b"\\" in text and b"\\u0000" in text:
         text = _encode([clean(row) for row in rows])
+    return encode_line(text)
+
+
+def encode_line(text: bytes) -> bytes:
+    """Return JSON as a line."""
     return b"%08x %b\n" % (crc32(text), text)
 
 
 def decode_line(line: bytes) -> Sequence[UsageRow] | None:
-    """Return the rows of a line without its newline, or None where it is damaged."""
+    """Return the rows of a line without its newline; None for a damaged line."""
     try:
         if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
             return None
         rows = _decode(line[9:])
-        # what rows refer to is not read with them
+        # Payers and targets are not decoded with the rows.
         for payer in {bytes(row.payer) for row in rows}:
             payer_of(payer)
         for target in {bytes(row.target) for row in rows}:
@@ -85,34 +89,28 @@ def decode_line(line: bytes) -> Sequence[UsageRow] | None:
         return None
 
 
-def clean(row: UsageRow) -> UsageRow:
-    """Return a row that every database takes: no NUL, no lone surrogate, no text or number that is too large."""
-    payer, target = refer(clean_struct(payer_of(row.payer))), refer(clean_struct(target_of(row.target)))
-    return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
-
-
 def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
-    """Read on in a file.
+    """Read a part of a file.
 
     Args:
         path: the file.
-        start: where to begin, in bytes: 0, or the end of what was read before.
-        end: where what may be read ends; what follows the last newline before it counts as a line.
-        max_rows: how many rows are enough: no further line is read.
+        start: where to begin, in bytes: 0, or the end of the part before.
+        end: where to end. What follows the last newline before it counts as a line.
+        max_rows: no further line is read once there are as many rows.
 
     Raises:
         OSError: the file cannot be read.
-        NewerFormat: it is in a format that is not known here.
+        NewerFormat: only a later version knows its format.
     """
-    data, size, is_over = b"", READ_BYTES, False
+    data, size, at_end = b"", READ_BYTES, False
     with path.open("rb") as file:
         file.seek(start)
-        while b"\n" not in data and not is_over:
+        while b"\n" not in data and not at_end:
             more = file.read(min(size, end - start - len(data)))
             data += more
             size *= 2
-            # a file that is shorter than it should be is over as well
-            is_over = not more or start + len(data) >= end
+            # The file may be shorter than it should be.
+            at_end = not more or start + len(data) >= end
     *lines, rest = data.split(b"\n")
     rows: list[UsageRow] = []
     damaged: list[bytes] = []
@@ -120,24 +118,24 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
     for line in lines:
         if len(rows) >= max_rows:
             return Lines(rows, damaged, position)
-        is_head = position == 0 and _is_head(line)
+        is_header = position == 0 and _is_header(line)
         position += len(line) + 1
-        if not is_head:
+        if not is_header:
             found = decode_line(line)
             if found is None:
                 damaged.append(line)
             else:
                 rows += found
-    if is_over:
+    if at_end:
         damaged += [rest] if rest else []
         position = end
     return Lines(rows, damaged, position)
 
 
-def _is_head(line: bytes) -> bool:
-    head = _HEAD.fullmatch(line)
-    if head is None:
+def _is_header(line: bytes) -> bool:
+    header = _HEADER.fullmatch(line)
+    if header is None:
         return False
-    if int(head[1]) > VERSION:
-        raise NewerFormat(int(head[1]))
+    if int(header[1]) > VERSION:
+        raise NewerFormat(int(header[1]))
     return True

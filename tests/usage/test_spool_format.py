@@ -1,4 +1,4 @@
-"""The spool's lines: what is written is read, and nothing else is taken for it."""
+"""The spool's format: what was written is read back, and nothing else passes for it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.usage.spool_rows import encode_line, make_row, make_rows
-from twisted_vllm.usage.cleaning import MAX_NUMBER
-from twisted_vllm.usage.records import Payer, Target
-from twisted_vllm.usage.references import payer_of, target_of
-from twisted_vllm.usage.spool import lines as spool_lines
-from twisted_vllm.usage.spool.lines import NewerFormat, clean, decode_line, encode_rows, read_lines
+from tests.builders import usage_row, usage_rows
+from twisted_vllm.usage.records import Payer, Target, UsageRow
+from twisted_vllm.usage.references import MAX_NUMBER, clean, payer_of, target_of
+from twisted_vllm.usage.spool import format as spool_format
+from twisted_vllm.usage.spool.format import NewerFormat, decode_line, encode_line, encode_rows, header_line, read_lines
 
-ROW = make_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices=(("name", "q"),))
+ROW = usage_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices=(("name", "q"),))
 
 
 def spool_file(directory: Path, *lines: bytes) -> Path:
@@ -24,25 +23,25 @@ def spool_file(directory: Path, *lines: bytes) -> Path:
     return path
 
 
-def read_all(path: Path) -> spool_lines.Lines:
+def read_all(path: Path) -> spool_format.Lines:
     return read_lines(path, 0, path.stat().st_size, 1_000_000)
 
 
 def test_a_row_comes_back_as_it_was_on_one_line() -> None:
-    line = encode_line(ROW)
+    line = encode_rows([ROW])
     assert line.count(b"\n") == 1
     assert decode_line(line[:-1]) == [ROW]
 
 
 @given(st.text(), st.integers(-MAX_NUMBER, MAX_NUMBER), st.lists(st.text(max_size=9)))
 def test_any_text_that_fits_comes_back(text: str, number: int, tags: list[str]) -> None:
-    row = make_row(1, route=text[:100].replace("\0", ""), cost=number, tags=tuple(t.replace("\0", "") for t in tags))
-    assert decode_line(encode_line(row)[:-1]) == [row]
+    row = usage_row(1, route=text[:100].replace("\0", ""), cost=number, tags=tuple(t.replace("\0", "") for t in tags))
+    assert decode_line(encode_rows([row])[:-1]) == [row]
 
 
 @given(st.data())
 def test_a_line_with_any_bit_changed_is_told(data: st.DataObject) -> None:
-    line = bytearray(encode_line(ROW)[:-1])
+    line = bytearray(encode_rows([ROW])[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
     # the checksum's hex digits may change their case without a change of meaning
@@ -68,39 +67,39 @@ def test_bytes_that_are_no_line_are_told(data: bytes) -> None:
 def test_what_no_database_takes_is_mended_when_it_is_written(
     written: dict[str, object], kept: dict[str, object]
 ) -> None:
-    assert decode_line(encode_line(make_row(1, **written))[:-1]) == [make_row(1, **kept)]
+    assert decode_line(encode_rows([usage_row(1, **written)])[:-1]) == [usage_row(1, **kept)]
 
 
 def test_cleaning_brings_numbers_into_range_and_leaves_the_rest_alone() -> None:
-    assert clean(make_row(1, prompt_tokens=10**30, bytes_in=-(10**30))) == make_row(
+    assert clean(usage_row(1, prompt_tokens=10**30, bytes_in=-(10**30))) == usage_row(
         1, prompt_tokens=MAX_NUMBER, bytes_in=-MAX_NUMBER
     )
     assert clean(ROW) == ROW
 
 
 def test_cleaning_cuts_what_is_too_long() -> None:
-    row = clean(make_row(1, end_user="x" * 3000, route="/" + "x" * 5000, user_id="é" * 300))
-    assert row == make_row(1, end_user="x" * 255, route="/" + "x" * 4095, user_id="é" * 255)
+    row = clean(usage_row(1, end_user="x" * 3000, route="/" + "x" * 5000, user_id="é" * 300))
+    assert row == usage_row(1, end_user="x" * 255, route="/" + "x" * 4095, user_id="é" * 255)
 
 
 def test_many_rows_stand_in_lines_of_some(tmp_path: Path) -> None:
-    rows = make_rows(2 * spool_lines.LINE_ROWS + 1)
+    rows = usage_rows(2 * spool_format.LINE_ROWS + 1)
     lines = encode_rows(rows)
     assert lines.count(b"\n") == 3
-    assert list(read_all(spool_file(tmp_path, spool_lines.head_line(), lines)).rows) == rows
+    assert list(read_all(spool_file(tmp_path, header_line(), lines)).rows) == rows
 
 
 def test_a_line_is_read_whole_though_fewer_rows_are_enough(tmp_path: Path) -> None:
-    rows = make_rows(20)
-    path = spool_file(tmp_path, spool_lines.head_line(), encode_rows(rows[:10]), encode_rows(rows[10:]))
+    rows = usage_rows(20)
+    path = spool_file(tmp_path, header_line(), encode_rows(rows[:10]), encode_rows(rows[10:]))
     first = read_lines(path, 0, path.stat().st_size, 3)
     assert list(first.rows) == rows[:10]
     assert list(read_lines(path, first.end, path.stat().st_size, 3).rows) == rows[10:]
 
 
 def test_rows_are_read_from_where_one_stopped(tmp_path: Path) -> None:
-    rows = make_rows(10)
-    path = spool_file(tmp_path, spool_lines.head_line(), *map(encode_line, rows))
+    rows = usage_rows(10)
+    path = spool_file(tmp_path, header_line(), *(encode_rows([row]) for row in rows))
     size = path.stat().st_size
     first = read_lines(path, 0, size, 4)
     second = read_lines(path, first.end, size, 100)
@@ -109,10 +108,11 @@ def test_rows_are_read_from_where_one_stopped(tmp_path: Path) -> None:
 
 
 def test_a_line_longer_than_one_read_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_lines, "READ_BYTES", 16)
-    rows = make_rows(3)
-    path = spool_file(tmp_path, spool_lines.head_line(), *map(encode_line, rows))
-    found, position = [], 0
+    monkeypatch.setattr(spool_format, "READ_BYTES", 16)
+    rows = usage_rows(3)
+    path = spool_file(tmp_path, header_line(), *(encode_rows([row]) for row in rows))
+    found: list[UsageRow] = []
+    position = 0
     while position < path.stat().st_size:
         lines = read_lines(path, position, path.stat().st_size, 100)
         assert lines.damaged == []
@@ -122,7 +122,7 @@ def test_a_line_longer_than_one_read_is_read_whole(tmp_path: Path, monkeypatch: 
 
 
 def test_a_file_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    path = spool_file(tmp_path, spool_lines.head_line(), encode_line(ROW), b"rest")
+    path = spool_file(tmp_path, header_line(), encode_rows([ROW]), b"rest")
     size = path.stat().st_size
     first = read_lines(path, 0, size + 100, 100)
     assert (list(first.rows), first.end) == ([ROW], size - len(b"rest"))
@@ -132,17 +132,17 @@ def test_a_file_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 
 def test_damaged_lines_are_given_back_and_the_rest_is_read(tmp_path: Path) -> None:
-    good = [encode_line(row) for row in make_rows(3)]
+    good = [encode_rows([row]) for row in usage_rows(3)]
     torn = good[2][:-20]
-    path = spool_file(tmp_path, spool_lines.head_line(), good[0], b"zz\r" + good[1], b"\n", good[1], torn)
+    path = spool_file(tmp_path, header_line(), good[0], b"zz\r" + good[1], b"\n", good[1], torn)
     lines = read_all(path)
-    assert list(lines.rows) == make_rows(2)
+    assert list(lines.rows) == usage_rows(2)
     assert list(lines.damaged) == [b"zz\r" + good[1][:-1], b"", torn]
     assert lines.end == path.stat().st_size
 
 
 def test_a_file_whose_head_is_damaged_is_read(tmp_path: Path) -> None:
-    lines = read_all(spool_file(tmp_path, b"vllm-passthrough-sp\x00ol 1\n", encode_line(ROW)))
+    lines = read_all(spool_file(tmp_path, b"vllm-passthrough-sp\x00ol 1\n", encode_rows([ROW])))
     assert list(lines.rows) == [ROW]
     assert list(lines.damaged) == [b"vllm-passthrough-sp\x00ol 1"]
 
@@ -150,8 +150,8 @@ def test_a_file_whose_head_is_damaged_is_read(tmp_path: Path) -> None:
 def test_a_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows lack the fields that were added later, and have some that were taken away."""
     text = b'[["a",5,["key"],["m"],"","eve",null,200]]'
-    path = spool_file(tmp_path, spool_lines.head_line(), b"%08x %b\n" % (spool_lines.crc32(text), text))
-    monkeypatch.setattr(spool_lines, "VERSION", spool_lines.VERSION + 1)
+    path = spool_file(tmp_path, header_line(), encode_line(text))
+    monkeypatch.setattr(spool_format, "VERSION", spool_format.VERSION + 1)
     lines = read_all(path)
     [row] = lines.rows
     assert (row.id, row.time, row.end_user, row.headers, row.status, row.bytes_out) == ("a", 5, "eve", None, 200, 0)
@@ -161,7 +161,7 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("text", [b'[["a",5,["key"],[1]]]', b'[["a",5,{},["m"]]]', b'[["a",5,["key"],null]]'])
 def test_a_row_that_refers_to_nonsense_is_damaged(text: bytes) -> None:
-    assert decode_line(b"%08x %b" % (spool_lines.crc32(text), text)) is None
+    assert decode_line(encode_line(text)[:-1]) is None
 
 
 def test_a_file_of_a_newer_format_is_not_read(tmp_path: Path) -> None:
