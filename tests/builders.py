@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer
 
 #: 25 November 2025, 12:00 UTC, in Unix seconds
 NOON = 1_764_072_000

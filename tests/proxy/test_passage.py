@@ -12,8 +12,7 @@ from twisted_vllm.http.headers import write_request_head
 from twisted_vllm.proxy.admission import Entry
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization
 from twisted_vllm.proxy.paths import target
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 TENANT = Principal(kind="key", name="team-a", expires=100.0)
 HEADERS = [(b"Host", b"gpu-1:8000"), (b"X-A", b"Content-Length: "), (b"Accept", b"*/*")]

@@ -17,8 +17,7 @@ from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.relay import Relay
 from twisted_vllm.proxy.request_recorder import TEXT_LIMIT, RequestRecorder
 from twisted_vllm.proxy.resource import RequestContext
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 NOW = 1_767_225_600.0
 TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")

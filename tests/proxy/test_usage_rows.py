@@ -25,8 +25,7 @@ from twisted_vllm.proxy.resource import RequestContext
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import refer, target_of
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
 from twisted_vllm.usage.route_pricing import MOST_READINGS, Readings
 from twisted_vllm.usage.spool.format import encode_rows
 

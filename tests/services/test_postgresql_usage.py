@@ -10,8 +10,7 @@ from tests.builders import usage_row, usage_rows
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, RowsRejected
-from twisted_vllm.usage.references import clean
-from twisted_vllm.usage.spool.format import decode_line, encode_rows
+from twisted_vllm.usage.spool.format import clean, decode_line, encode_rows
 
 
 @pytest.fixture

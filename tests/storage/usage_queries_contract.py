@@ -24,8 +24,7 @@ from twisted_vllm.storage.usage.queries.reports import (
 from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
 from twisted_vllm.storage.usage.tables import SUMS
 from twisted_vllm.storage.usage.writes import write
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 END = int(datetime(2026, 4, 1, tzinfo=UTC).timestamp()) * 1_000_000

@@ -9,10 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import usage_row, usage_rows
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import MAX_NUMBER, clean, payer_of, target_of
+from twisted_vllm.usage.records import MAX_NUMBER, Payer, Target, UsageRow, payer_of, target_of
 from twisted_vllm.usage.spool import format as spool_format
-from twisted_vllm.usage.spool.format import NewerFormat, decode_line, encode_line, encode_rows, header_line, read_lines
+from twisted_vllm.usage.spool.format import (
+    NewerFormat,
+    clean,
+    decode_line,
+    encode_line,
+    encode_rows,
+    header_line,
+    read_lines,
+)
 
 ROW = usage_row(1, end_user="Ada\n\r\u2028é", tags=("a", "b"), headers={"x-project": "p"}, prices=(("name", "q"),))
 

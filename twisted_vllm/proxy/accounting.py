@@ -21,8 +21,7 @@ from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
-from twisted_vllm.usage.records import NOTHING_USED, Target, UsageRow
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import NOTHING_USED, Target, UsageRow, refer
 from twisted_vllm.usage.route_pricing import RoutePricing
 
 #: servers' fingerprints that are remembered, and tariffs

@@ -24,8 +24,7 @@ from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import Target, target
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.readers.registry import INJECTABLE
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
 MODEL_ELSEWHERE = frozenset(("/v1/realtime",))

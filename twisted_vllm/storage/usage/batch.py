@@ -17,8 +17,7 @@ from sqlalchemy import Connection
 
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS, usage_payer_tags, usage_payers, usage_targets
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, target_of
 
 #: payers, and targets, that are remembered as stored, apart from those of one batch
 MAX_REMEMBERED = 20_000

@@ -14,8 +14,7 @@ from zlib import crc32
 import attrs
 import msgspec
 
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import clean, payer_of, target_of
+from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
 
 #: of the format. Fields with defaults may be added at the end of `UsageRow` without a new version.
 VERSION = 1
@@ -87,6 +86,12 @@ def decode_line(line: bytes) -> Sequence[UsageRow] | None:
         return rows
     except ValueError:
         return None
+
+
+def clean(row: UsageRow) -> UsageRow:
+    """Return a row that every database takes, as `clean_struct` does with its payer and target."""
+    payer, target = refer(clean_struct(payer_of(row.payer))), refer(clean_struct(target_of(row.target)))
+    return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
 
 
 def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:

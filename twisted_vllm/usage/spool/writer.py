@@ -19,8 +19,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import clean
-from twisted_vllm.usage.spool.format import encode_rows
+from twisted_vllm.usage.spool.format import clean, encode_rows
 from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.recovery import OrphanRecovery
 from twisted_vllm.usage.spool.spool import Spool
