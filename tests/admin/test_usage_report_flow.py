@@ -13,9 +13,6 @@ from tests.admin.admin_harness import MASTER_KEY, Gateway
 from tests.admin.usage_rows import keep, usage_row
 from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
-from twisted_vllm.http.net.write_coalescing import WriteCoalescer
-from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.store import Store
@@ -54,18 +51,7 @@ class Reader:
         gateway = Gateway(self.store)
         keep(gateway, [usage_row(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
         house = House()
-        site = GatewaySite(
-            streaming={},
-            other=gateway.recorded,
-            sweeper=house.sweeper,
-            writes=WriteCoalescer(),
-            hangups=DisconnectWatcher(house.clock),
-            reactor=house.clock,
-            limits=house.site.limits,
-            timeouts=house.site.timeouts,
-            randbytes=lambda size: bytes(size),
-            on_finished=house.finished.append,
-        )
+        site = house.make_site({}, gateway.recorded)
         self.house = house
         self.client = Client(site, TcpTransport())
         self.store.slow = True

@@ -24,9 +24,6 @@ from twisted_vllm.observability.logging.setup import finish, give_to_twistd, ins
 from twisted_vllm.storage.change_follower import ChangeFollower
 from twisted_vllm.storage.interfaces import StoreError
 
-#: seconds between two looks at whether the database answers
-PING_INTERVAL = 5.0
-
 
 class GatewayService(Service):
     """The gateway.
@@ -65,10 +62,10 @@ class GatewayService(Service):
         self._observer = observer
         self._companions = companions
         self._signals = signals
-        parts = self._parts = Wiring(reactor, settings, observer)
-        self.site = parts.site
-        self._drain = parts.drain
-        self._follower = ChangeFollower(parts.registry, reactor)
+        wiring = self._wiring = Wiring(reactor, settings, observer)
+        self.site = wiring.site
+        self._drain = wiring.drain
+        self._follower = ChangeFollower(wiring.registry, reactor)
 
     # start
 
@@ -103,9 +100,9 @@ class GatewayService(Service):
         if not self.ports:
             self._listen()
         try:
-            self._parts.database.open()
-            self._parts.registry.take(self._parts.store.load_now())
-            self._parts.books.open(self._parts.store.spend_now)
+            self._wiring.database.open()
+            self._wiring.registry.take(self._wiring.store.load_now())
+            self._wiring.accounting.open(self._wiring.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again
@@ -114,12 +111,12 @@ class GatewayService(Service):
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
-        self._parts.sweeper.start()
-        self._parts.books.start()
-        self._parts.health.start()
+        self._wiring.sweeper.start()
+        self._wiring.accounting.start()
+        self._wiring.health.start()
         self._follower.start()
         if self._settings.revoke_running:
-            self._parts.revoker.start()
+            self._wiring.revoker.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -134,7 +131,7 @@ class GatewayService(Service):
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
             servers=", ".join(server.name for server in servers_of(self._settings)),
-            keys=len(self._parts.index),
+            keys=len(self._wiring.index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
 
@@ -148,7 +145,7 @@ class GatewayService(Service):
             else:
                 self._log.failure("One of the addresses cannot be listened on", failure)
 
-        for endpoint in self._parts.endpoints:
+        for endpoint in self._wiring.endpoints:
             endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
@@ -169,15 +166,15 @@ class GatewayService(Service):
         super().stopService()
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
-        self._parts.agent.close()
-        self._parts.hangups.close()
-        self._parts.sweeper.stop()
+        self._wiring.agent.close()
+        self._wiring.disconnects.close()
+        self._wiring.sweeper.stop()
         self._follower.stop()
-        self._parts.revoker.stop()
-        self._parts.health.stop()
+        self._wiring.revoker.stop()
+        self._wiring.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
-        yield self._parts.books.stop()
-        yield self._parts.database.stop()
+        yield self._wiring.accounting.stop()
+        yield self._wiring.database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
         if self._signals is not None:
             self._signals.restore()

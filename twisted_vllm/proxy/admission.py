@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.api_routes import Route, classify
+from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.policy import RoutePolicy
@@ -19,9 +19,10 @@ from twisted_vllm.bodies.edits import Edit, rename_edit, salt_edit, splice, usag
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.config.settings import Server
+from twisted_vllm.context import Authorization
 from twisted_vllm.errors import ModelUndetermined
 from twisted_vllm.http.headers import is_form, is_json
-from twisted_vllm.proxy.paths import Target, target
+from twisted_vllm.proxy.paths import target
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.readers.registry import INJECTABLE
 from twisted_vllm.usage.records import Payer
@@ -29,26 +30,6 @@ from twisted_vllm.usage.references import refer
 
 #: routes whose model is named where the gateway does not read it: in an event on a WebSocket
 MODEL_ELSEWHERE = frozenset(("/v1/realtime",))
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A request whose head was admitted.
-
-    Attributes:
-        principal: who asks.
-        route: what for.
-        target: the path and query below ``/vllm``.
-        needs_body: whether the body must be in hand before `Admission.admit`.
-        wants_body: whether it should be, if it can: what is read of it is for the ledger.
-        payer: who asks, as the ledger keeps it.
-    """
-
-    principal: Principal
-    route: Route
-    target: Target
-    needs_body: bool
-    wants_body: bool
-    payer: msgspec.Raw
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -126,7 +107,7 @@ class Admission:
             return PREFLIGHT
         return self._authenticate(headers, now)
 
-    def enter(self, principal: Principal, method: bytes, raw: bytes) -> Entry:
+    def authorize(self, principal: Principal, method: bytes, raw: bytes) -> Authorization:
         """Admit the head of a request.
 
         Args:
@@ -149,15 +130,17 @@ class Admission:
             or principal.counts_tokens
             or principal.counts_models
         )
-        return Entry(principal, route, where, needs, takes and self._reads_bodies, _payer_of(principal))
+        return Authorization(
+            principal, route, where.path, where.forwarded, needs, takes and self._reads_bodies, _payer_of(principal)
+        )
 
-    def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
+    def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
         """Admit the whole request.
 
         Args:
-            entry: what `enter` returned.
+            authorization: what `authorize` returned.
             headers: the first value of each header, by lower-case name.
-            body: the body, or None where it is not in hand; it must be where `Entry.needs_body`.
+            body: the body, or None where it is not in hand; it must be where `Authorization.needs_body`.
 
         Raises:
             ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
@@ -166,18 +149,18 @@ class Admission:
             InvalidRequest: the key's prompts stay apart in the prefix cache, and the body does not say clearly how.
         """
         form = is_form(headers)
-        facts = self._facts(entry, headers, body, form)
+        facts = self._facts(authorization, headers, body, form)
         field = facts.model
         if field is None:
             destination = self._router.destination_for_undetermined()
             model = name = ""
         else:
-            aliases = entry.principal.aliases
+            aliases = authorization.principal.aliases
             model = aliases.get(field.name, field.name) if aliases else field.name
-            self._policy.check_model(entry.principal, model)
+            self._policy.check_model(authorization.principal, model)
             destination = self._router.route(model)
             name = destination.upstream_model or model
-        forwarded = entry.target.forwarded
+        forwarded = authorization.forwarded
         if body is None or (form and field is None) or facts is UNREAD:
             return Admitted(destination.server, forwarded, model, body)
         if form:
@@ -186,45 +169,47 @@ class Admission:
             return Admitted(destination.server, forwarded, model, body, facts)
         edits = [] if field is None or name == field.name else [rename_edit(field, name)]
         asked: tuple[Edit, ...] = ()
-        if self._asks_usage and facts.stream and entry.route.path in INJECTABLE:
+        if self._asks_usage and facts.stream and authorization.route.path in INJECTABLE:
             asked = usage_edits(body, facts)
             edits += asked
-        if entry.principal.cache_salt:
-            edits.append(salt_edit(body, facts, entry.principal.cache_salt))
+        if authorization.principal.cache_salt:
+            edits.append(salt_edit(body, facts, authorization.principal.cache_salt))
         if edits:
             body = splice(body, edits)
         return Admitted(destination.server, forwarded, model, body, facts, bool(asked))
 
-    def admit_form(self, entry: Entry, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+    def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
         """Admit a request whose form streams.
 
         Args:
-            entry: what `enter` returned.
+            authorization: what `authorize` returned.
             name: the model that the form names, or None.
             fault: why that cannot be told, if it cannot.
 
         Raises:
             ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
         """
-        principal = entry.principal
+        principal = authorization.principal
         if fault is not None and (principal.restricts_models or principal.cache_salt):
             raise fault
         if name is None:
             if principal.restricts_models:
                 raise _unnamed()
-            return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
+            return Admitted(self._router.destination_for_undetermined().server, authorization.forwarded, "", None)
         model = principal.aliases.get(name, name)
         self._policy.check_model(principal, model)
         destination = self._router.route(model)
         upstream = destination.upstream_model or model
         renamed = None if upstream == name else upstream
-        return Admitted(destination.server, entry.target.forwarded, model, None, renamed=renamed)
+        return Admitted(destination.server, authorization.forwarded, model, None, renamed=renamed)
 
-    def _facts(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool) -> BodyFacts:
+    def _facts(
+        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
+    ) -> BodyFacts:
         """Return what the body asks for; `UNREAD` where it is passed on unread."""
-        principal = entry.principal
+        principal = authorization.principal
         restricted = principal.restricts_models
-        if entry.route.takes_model and body:
+        if authorization.route.takes_model and body:
             try:
                 if form:
                     facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
@@ -243,7 +228,7 @@ class Admission:
                 return UNREAD
             if facts.model is not None or not restricted:
                 return facts
-        if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
+        if restricted and (authorization.route.takes_model or authorization.route.path in MODEL_ELSEWHERE):
             raise _unnamed()
         return UNREAD
 

@@ -11,7 +11,6 @@ from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.usage.meter import UsageMeter
 
 
 class PendingReservation:
@@ -21,7 +20,6 @@ class PendingReservation:
         self,
         request: GatewayRequest,
         body: bytes | RequestBody,
-        charge: UsageMeter,
         reserved: Deferred[Reservation],
     ) -> None:
         """Begin to wait.
@@ -29,12 +27,10 @@ class PendingReservation:
         Args:
             request: the request.
             body: its body, of which nothing more is read until it goes on.
-            charge: takes the reservation.
             reserved: the reservation to come; what it would have got is given back where it is cancelled.
         """
         self._request = request
         self._body = body
-        self._charge = charge
         self._reserved = reserved
         self._given_up = False
         request.work = self
@@ -53,7 +49,7 @@ class PendingReservation:
 
     def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
         self._request.work = None
-        self._charge.reservation = reservation
+        self._request.context.reservation = reservation
         go_on()
 
     def _drop_body(self) -> None:

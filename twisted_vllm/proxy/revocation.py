@@ -20,7 +20,6 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import MissingApiKey
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.resource import RequestContext
 
 #: seconds between two looks; with those between two looks at what other processes changed it is less than a second
 INTERVAL = 0.2
@@ -85,9 +84,10 @@ class Revoker:
         # those of one key share its principal, which is kept for as long as it stands for the key here
         verdicts: dict[int, tuple[Principal, Principal | MissingApiKey]] = {}
         for request in self._running():
-            principal = request.principal
-            if not isinstance(request.note, RequestContext) or principal.kind != "key":
-                # it has ended meanwhile, or is an administrator's act, which is seen through
+            context = request.context
+            principal = context.principal
+            if context.ended or context.authorization is None or principal is None or principal.kind != "key":
+                # it has ended meanwhile, or is an administrator's, which is completed
                 continue
             if not changed and now < principal.expires:
                 continue
@@ -99,12 +99,12 @@ class Revoker:
                 request.revoke(verdict)
             elif verdict.kind == "key":
                 # it may say another time now
-                request.principal = verdict
+                context.principal = verdict
             if is_new and len(verdicts) % AT_ONCE == 0:
                 yield
 
     def _identify(self, request: GatewayRequest, now: float) -> Principal | MissingApiKey:
         try:
-            return self._admission.identify(request.head, now, request.method)
+            return self._admission.identify(request.head.first, now, request.method)
         except MissingApiKey as error:
             return error

@@ -1,71 +1,97 @@
-"""The server's side of a client connection: Twisted's HTTPChannel with llhttp as its parser.
+"""A client's connection: Twisted's HTTPChannel with llhttp as its parser.
 
 Requests are parsed as bytes arrive and answered in the order they came. A request is dispatched once the segment that
 holds the end of its head was parsed, so that a small body is in hand at that moment. While a request that was received
 whole is being answered, what follows it on the connection is held unparsed, up to a limit, and then left in the kernel.
+
+Flow control: a client is read from and written to no faster than the other side of the gateway can go.
 """
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from twisted.web import http
 
+from twisted_vllm.config.settings import Timeouts
+from twisted_vllm.context import Peer
 from twisted_vllm.errors import GatewayError, RequestTimeout
-from twisted_vllm.http.server.flow_control import FlowControlledConnection
+from twisted_vllm.http.header_cache import RequestHeaderCache
+from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
+from twisted_vllm.http.net.write_coalescing import WriteCoalescer, unsent_bytes
 from twisted_vllm.http.server.parser import RequestParser
-from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.http.server.request import GatewayRequest, RequestSite
 from twisted_vllm.http.tunnel import Tunnel
 
 #: bytes that are held for a request whose predecessor is still being answered, before reading stops
 HELD_LIMIT = 16_384
 
-#: requests that wait for their turn on one connection, from which on no more are parsed: they are fifty times as
-#: large as objects as they are as bytes
+#: requests that wait for their turn on one connection before no more are parsed: they take fifty times as much memory
+#: as objects than as bytes
 MOST_REQUESTS = 16
 
 #: bytes that are parsed at once where they may be many requests
 SLICE = 4_096
 
-#: seconds for which the rest of a refused request is read and thrown away, so that the client gets to see the answer
+#: seconds for which the rest of a refused request is read and dropped, so that the client can read the response
 #: (RFC 9112 §9.6: closing with unread data resets the connection)
 LINGER = 2.0
 
+#: seconds in which a client must read something of what was written to it
+STALL = 300.0
 
-class Peer:
-    """Where a connection comes from.
+
+class ConnectionSite(RequestSite, Protocol):
+    """What a connection asks of its site, beside what its requests ask."""
+
+    sweeper: DeadlineSweeper
+    writes: WriteCoalescer
+    disconnects: DisconnectWatcher
+    header_cache: RequestHeaderCache
+    timeouts: Timeouts
+
+    def connection_made(self, connection: DownstreamConnection) -> None:
+        """Count a connection in."""
+
+    def connection_lost(self, connection: DownstreamConnection) -> None:
+        """Count a connection out."""
+
+
+class DownstreamConnection(http.HTTPChannel):
+    """One client connection.
 
     Attributes:
-        host: the address, or empty on a UNIX socket.
-        secure: whether the connection is TLS.
-    """
-
-    __slots__ = ("host", "secure")
-
-    def __init__(self, host: str, secure: bool) -> None:
-        self.host = host
-        self.secure = secure
-
-
-class ServerConnection(FlowControlledConnection):
-    """One client connection; see `FlowControlledConnection` for how it is kept in step with the client.
-
-    Attributes:
+        site: the factory that built it.
+        peer: where it comes from.
         requests: the requests that were begun and not yet answered, oldest first.
-        peer: where the connection comes from.
         tunnel: what the connection was left to, once a server agreed to the first request's upgrade.
+        deadline: when `expired` is called, in the reactor's seconds.
     """
 
+    site: ConnectionSite
+    transport: Any
+    write: Any
+    send_now: Any
     requests: list[GatewayRequest]
     peer: Peer
     tunnel: Tunnel | None = None
+    deadline: float | None = None
+    _networkProducer: Any
+    _requestProducer: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.requests = []
         self._advancing = False
+        self._lingering = False
         self._held: list[bytes] = []
         self._held_size = 0
+        self._unsent = 0
+        self._read_pauses: set[str] = set()
 
     # connection
 
@@ -73,7 +99,7 @@ class ServerConnection(FlowControlledConnection):
         """Take up the connection."""
         super().connectionMade()
         self.write, self.send_now = self.site.writes.writer(self.transport)
-        self._reader = RequestParser(self._take_up, self.site.limits, self.site.known_heads)
+        self._parser = RequestParser(self._take_up, self.site.limits, self.site.header_cache)
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)
         self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)
@@ -93,7 +119,7 @@ class ServerConnection(FlowControlledConnection):
 
     def is_idle(self) -> bool:
         """Tell whether nothing was begun that is not finished."""
-        return not self.requests and self._reader.current is None and not self._lingering
+        return not self.requests and self._parser.current is None and not self._lingering
 
     def expired(self) -> None:
         """Act on the deadline: end an idle connection, refuse a late request, give up on a lingering connection."""
@@ -102,7 +128,7 @@ class ServerConnection(FlowControlledConnection):
         elif self._read_pauses:
             # it is the gateway that does not read
             self._set_deadline()
-        elif self._reader.current is None:
+        elif self._parser.current is None:
             self._close()
         else:
             self._fail(RequestTimeout("The request did not arrive in time."))
@@ -112,14 +138,14 @@ class ServerConnection(FlowControlledConnection):
         if self._waitingForTransport:
             # it has to read first, and `pauseProducing` gave it the time for that
             return
-        current = self._reader.current
+        current = self._parser.current
         if self.requests and current is not self.requests[0]:
             self.deadline = None
             return
         timeouts = self.site.timeouts
         if current is None:
             seconds = timeouts.keep_alive
-        elif self._reader.in_head:
+        elif self._parser.in_head:
             seconds = timeouts.client_head
         else:
             seconds = timeouts.client_body
@@ -139,10 +165,15 @@ class ServerConnection(FlowControlledConnection):
         if requests:
             self._advance()
 
+    @property
+    def surplus(self) -> bytes:
+        """What followed a request that asks for an upgrade, in the segment that ended its head."""
+        return self._parser.surplus
+
     def switch_to(self, tunnel: Tunnel) -> bytes:
         """Leave what comes to `tunnel`, until the first request is finished; return what has come already."""
         self.tunnel = tunnel
-        data = b"".join([self._reader.surplus, *self._held])
+        data = b"".join([self.surplus, *self._held])
         self._held.clear()
         self.resume_reading("held")
         return data
@@ -173,14 +204,14 @@ class ServerConnection(FlowControlledConnection):
 
     def _is_within_body(self, size: int) -> bool:
         """Tell whether so many more bytes are all of the body that is being read."""
-        current = self._reader.current
-        if current is None or self._reader.in_head or current.body_length is None:
+        current = self._parser.current
+        if current is None or self._parser.in_head or current.body_length is None:
             return False
         return current.body_received + size <= current.body_length
 
     def _feed_piece(self, data: bytes) -> bool:
         """Parse `data`; return whether more may follow."""
-        reader = self._reader
+        reader = self._parser
         was_in_head = reader.in_head
         error = reader.feed(data)
         if error is not None:
@@ -205,7 +236,7 @@ class ServerConnection(FlowControlledConnection):
 
     def _advance_once(self) -> bool:
         """Take one step; return whether another may follow."""
-        if self._held and not self._lingering and (not self.requests or self._reader.current is self.requests[0]):
+        if self._held and not self._lingering and (not self.requests or self._parser.current is self.requests[0]):
             # its turn has come, or that of the request which it continues
             data = b"".join(self._held)
             self._held.clear()
@@ -221,7 +252,7 @@ class ServerConnection(FlowControlledConnection):
                 return False
             if request.fault is not None:
                 if not request.failed:
-                    self._reader.final = True
+                    self._parser.final = True
                     request.persistent = False
                     request.fail(request.fault)
             elif not request.dispatched:
@@ -245,7 +276,7 @@ class ServerConnection(FlowControlledConnection):
 
     def _end(self, request: GatewayRequest) -> None:
         """Close, after the rest of the request was read for a while where there is a rest."""
-        self._reader.final = True
+        self._parser.final = True
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
         self._held.clear()
@@ -263,7 +294,7 @@ class ServerConnection(FlowControlledConnection):
 
     def _fail(self, error: GatewayError) -> None:
         """Answer `error` in place of the request that cannot be read, and close."""
-        request = self._reader.give_up()
+        request = self._parser.give_up()
         self._held.clear()
         request.fault = error
         request.head_complete = True
@@ -286,9 +317,82 @@ class ServerConnection(FlowControlledConnection):
             request.persistent = False
         if self.tunnel is not None:
             self.tunnel.drain()
-        current = self._reader.current
+        current = self._parser.current
         if self.is_idle():
             self._close()
         elif current is not None and current.finished:
             # answered already: the rest of its body is not worth waiting for
             self._end(current)
+
+    # reading from the client
+
+    def pause_reading(self, why: str) -> None:
+        """Read no more from the client until `why` is over."""
+        if not self._read_pauses:
+            # in a tunnel, the end of what the client sends comes after all that it sent
+            self.site.disconnects.watch(self.transport, resets_only=why == "tunnel")
+        self._read_pauses.add(why)
+        self._networkProducer.pauseProducing()
+
+    def resume_reading(self, why: str) -> None:
+        """Read again, if nothing else forbids it."""
+        if why in self._read_pauses:
+            self._read_pauses.discard(why)
+            if not self._read_pauses:
+                self.site.disconnects.forget(self.transport)
+                self._networkProducer.resumeProducing()
+                if not self._lingering:
+                    self._set_deadline()
+
+    def _end_pauses(self) -> None:
+        """Forget why nothing is read; reading itself is the caller's."""
+        if self._read_pauses:
+            self._read_pauses.clear()
+            self.site.disconnects.forget(self.transport)
+
+    # writing to the client
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Register who produces the answer; it is paused at once where the client has not yet read what went before."""
+        super().registerProducer(producer, streaming)
+        if streaming and self._waitingForTransport:
+            producer.pauseProducing()
+
+    def pauseProducing(self) -> None:
+        """The client reads slower than it is written to: stop whoever produces for it, and take no more requests."""
+        if not self._waitingForTransport:
+            self._waitingForTransport = True
+            self._await_reading(STALL)
+        if self._requestProducer is not None:
+            self._requestProducer.pauseProducing()
+        elif not self.requests:
+            self.pause_reading("unread")
+
+    def resumeProducing(self) -> None:
+        """The client has read what was written."""
+        self._waitingForTransport = False
+        if not self._lingering:
+            self._set_deadline()
+        self.resume_reading("unread")
+        if self._requestProducer is not None:
+            self._requestProducer.resumeProducing()
+        self._advance()
+
+    def _give_up_unless_it_reads(self) -> None:
+        """Cut the connection, unless the client has read since the last look: slowly is no fault, not at all is."""
+        unsent = unsent_bytes(self.transport)
+        if 0 < unsent < self._unsent:
+            self._unsent = unsent
+            self.deadline = self.site.sweeper.after(STALL)
+        else:
+            self.transport.abortConnection()
+
+    def _close(self) -> None:
+        """Close once everything was written; whoever neither reads nor closes is cut off."""
+        self._lingering = True
+        self._await_reading(STALL)
+        self.loseConnection()
+
+    def _await_reading(self, seconds: float) -> None:
+        self._unsent = unsent_bytes(self.transport)
+        self.deadline = self.site.sweeper.after(STALL if self._unsent else seconds)

@@ -1,4 +1,4 @@
-"""Any interleaving of requests and changes leaves nothing reserved in the accounts."""
+"""Any interleaving of requests and changes leaves nothing reserved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from decimal import Decimal
 from typing import Any
 
-import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -18,13 +17,12 @@ from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, UserGrant
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.settings import PriceList, TenantRoutes
+from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.errors import BudgetExceeded, EndUserBlocked, LedgerUnavailable, RateLimitExceeded
-from twisted_vllm.http.headers import ResponseHead
+from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.money import PICODOLLARS
-from twisted_vllm.observability.request_record import RequestRecord
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.resource import RequestContext
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
@@ -69,24 +67,8 @@ class Rows:
     def append(self, row: object) -> None:
         pass
 
-
-@attrs.define
-class Asked:
-    """What the accounts see of a request."""
-
-    method: bytes
-    head: dict[bytes, bytes]
-    body_length: int
-    note: Any
-    body_complete: bool = True
-    started: float = 0.0
-    first_byte: float | None = None
-
-
-def record(outcome: str, status: int) -> RequestRecord:
-    values: dict[str, Any] = dict.fromkeys(RequestRecord.__struct_fields__, "")
-    values.update(outcome=outcome, status=status, bytes_in=0, bytes_out=0, total_ms=1.0, first_byte_ms=None)
-    return RequestRecord(**values)
+    def flush(self) -> None:
+        pass
 
 
 class Requests(RuleBasedStateMachine):
@@ -96,13 +78,12 @@ class Requests(RuleBasedStateMachine):
         self.limiter = LocalLimiter()
         self.rows = Rows()
         self.index = KeyIndex()
-        self.accounts = Accounting(
+        self.accounting = Accounting(
             limiter=self.limiter,
             end_users=self.index,
             prices=PriceTable((), PRICES),
             rows=self.rows,
             refuses_unwritten=True,
-            make_id=lambda started: b"0" * 32,
             now=lambda: self.now,
         )
         self.admission = Admission(
@@ -112,7 +93,7 @@ class Requests(RuleBasedStateMachine):
             path_aliases=True,
             asks_usage=True,
         )
-        self.running: list[tuple[Asked, Any]] = []
+        self.running: list[RequestContext] = []
         self.change_key(UNLIMITED, None)
 
     def change_key(self, allowance: Allowance, user_id: str | None) -> None:
@@ -170,13 +151,14 @@ class Requests(RuleBasedStateMachine):
         found = self.index.find(TOKEN)
         assert found is not None
         body = json.dumps(fields).encode()
-        head = {b"content-type": b"application/json"}
-        entry = self.admission.enter(found.principal, b"POST", path)
-        admitted = self.admission.admit(entry, head, body)
-        request: Any = Asked(b"POST", head, len(body), RequestContext(entry))
+        context = RequestContext(Peer("192.0.2.1", False), self.now)
+        context.head = RequestHead(b"POST", path, b"HTTP/1.1", [(b"Content-Type", b"application/json")])
+        context.head.length = len(body)
+        authorization = context.authorization = self.admission.authorize(found.principal, b"POST", path)
+        admitted = self.admission.admit(authorization, context.head.first, body)
         before = self.held()
         try:
-            charge, reserved = self.accounts.open(request, entry, admitted)
+            reserved = self.accounting.open(context, authorization, admitted)
         except (RateLimitExceeded, BudgetExceeded, EndUserBlocked, LedgerUnavailable):
             # less money is reserved where another period has begun
             assert self.held() <= before, "what was refused holds something"
@@ -184,7 +166,7 @@ class Requests(RuleBasedStateMachine):
             return
         assert reserved is None
         assert classify(b"POST", path).takes_model or self.held() == before
-        self.running.append((request, charge))
+        self.running.append(context)
 
     @precondition(lambda self: self.running)
     @rule(
@@ -194,23 +176,28 @@ class Requests(RuleBasedStateMachine):
         kind=st.sampled_from([b"application/json", b"text/event-stream"]),
     )
     def a_request_ends(self, which: int, ending: tuple[str, bool, int, bool], answer: bytes, kind: bytes) -> None:
-        request, charge = self.running.pop(which % len(self.running))
+        context = self.running.pop(which % len(self.running))
         outcome, went_on, status, whole = ending
-        request.body_complete = whole
-        if went_on and status:
-            charge.answered(ResponseHead(status, b"", [(b"Content-Type", kind)]))
-            charge.passing(answer)
+        meter = context.meter
+        if went_on and status and meter is not None:
+            meter.answered(ResponseHead(status, b"", [(b"Content-Type", kind)]))
+            meter.passing(answer)
             if outcome == "completed":
-                charge.last(b"")
-        self.accounts.close(request, charge, went_on, record(outcome, status))
+                meter.last(b"")
+        self.end(context, outcome, went_on, whole)
+
+    def end(self, context: RequestContext, outcome: str, went_on: bool, whole: bool) -> None:
+        context.outcome, context.sent = outcome, went_on
+        context.finish(self.now, answered=False, drained=False, bytes_in=0, bytes_out=0, body_complete=whole)
+        self.accounting.finished(context)
 
     def held(self) -> tuple[int, int]:
         in_work = sum(scope.in_work for scope in self.limiter._scopes.values())
         return in_work, sum(budget.reserved for budget in self.limiter._budgets.values())
 
     def teardown(self) -> None:
-        for request, charge in self.running:
-            self.accounts.close(request, charge, True, record("client_disconnected", 0))
+        for context in self.running:
+            self.end(context, "client_disconnected", True, True)
         in_work, reserved = self.held()
         assert in_work == 0
         assert reserved == 0

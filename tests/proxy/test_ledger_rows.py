@@ -1,4 +1,4 @@
-"""What a request that is over leaves in the ledger: the row that the accounts make of it."""
+"""What a request that is over leaves in the ledger: the row that the accounting make of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.gateway_fakes import FakeRequest, server
+from tests.proxy.gateway_fakes import server
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.settings import PriceList, TenantRoutes
-from twisted_vllm.http.headers import ResponseHead
-from twisted_vllm.proxy import accounting as accounts_module
-from twisted_vllm.proxy.accounting import TEXT_LIMIT, Accounting
+from twisted_vllm.context import Peer, RequestContext
+from twisted_vllm.http.headers import RequestHead, ResponseHead
+from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.request_record import ClientText
+from twisted_vllm.proxy import accounting as accounting_module
+from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.relay import Relay
-from twisted_vllm.proxy.request_recorder import RequestRecorder
-from twisted_vllm.proxy.resource import RequestContext
+from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
@@ -38,22 +40,27 @@ CHAT = b"/vllm/v1/chat/completions"
 KEY = "ab" * 32
 
 
-class AccountingService:
+class Ledger:
     """Accounting whose rows are kept in a list, for one key."""
 
-    def __init__(self, prices: PriceList | None = None, **settings: Any) -> None:
+    def __init__(self, prices: PriceList | None = None, usage_headers: tuple[bytes, ...] = (), **settings: Any) -> None:
         self.kept: list[UsageRow] = []
         self.healthy = True
         self.index = KeyIndex()
         grant = KeyGrant(token=KEY, key_id="k1", name="ada's", user_id="ada", team_id="red", tags=("x",))
         self.index.apply(Changes(keys={KEY: grant}))
-        self.accounts = Accounting(
+        self.accounting = Accounting(
             limiter=LocalLimiter(),
             end_users=self.index,
             prices=PriceTable((), prices or PriceList()),
             rows=self,
-            make_id=lambda started: b"%08x" % int(started) + b"0b" * 12,
             **settings,
+        )
+        self.recorder = LedgerRecorder(
+            self,
+            ClientText(Redactor()),
+            lambda started: b"%08x" % int(started) + b"0b" * 12,
+            usage_headers=usage_headers,
         )
         self.admission = Admission(
             authenticator=Authenticator(None, self.index),
@@ -64,6 +71,9 @@ class AccountingService:
 
     def append(self, row: UsageRow) -> None:
         self.kept.append(row)
+
+    def flush(self) -> None:
+        """Nothing is written."""
 
     def principal(self) -> Principal:
         found = self.index.find(KEY)
@@ -85,33 +95,35 @@ class AccountingService:
     ) -> UsageRow | None:
         """Have a request served and closed; return its row."""
         body = json.dumps({"model": model, **fields}).encode()
-        request: Any = FakeRequest(
-            method=method, uri=uri, headers=[(b"Content-Type", b"application/json"), *headers], body=body
+        context = RequestContext(Peer("192.0.2.1", False), BEGAN)
+        context.head = RequestHead(method, uri, b"HTTP/1.1", [(b"Content-Type", b"application/json"), *headers])
+        context.head.length = len(body)
+        context.request_id = context.head.first.get(b"x-request-id", OWN_ID)
+        context.first_byte = BEGAN + 0.5
+        principal = context.principal = self.principal()
+        authorization = context.authorization = self.admission.authorize(principal, method, uri.removeprefix(b"/vllm"))
+        admitted = self.admission.admit(authorization, context.head.first, body)
+        assert self.accounting.open(context, authorization, admitted) is None
+        meter = context.meter
+        assert meter is not None
+        meter.answered(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
+        meter.last(ANSWER)
+        context.model, context.server, context.sent = admitted.model, admitted.server, went_on
+        context.outcome, context.status = outcome, 200
+        context.finish(
+            OVER, answered=True, drained=False, bytes_in=len(body), bytes_out=len(ANSWER), body_complete=True
         )
-        request.request_id = request.head.get(b"x-request-id", OWN_ID)
-        request.started, request.first_byte = BEGAN, BEGAN + 0.5
-        entry = self.admission.enter(self.principal(), method, uri.removeprefix(b"/vllm"))
-        admitted = self.admission.admit(entry, request.head, body)
-        charge, _ = self.accounts.open(request, entry, admitted)
-        assert charge is not None
-        charge.answered(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
-        charge.last(ANSWER)
-        note = request.note = RequestContext(entry)
-        note.charge, note.model, note.server, note.relay = charge, admitted.model, admitted.server.name, Relay(request)
-        note.relay.outcome = outcome
-        request.status, request.sentLength, request.finished = 200, len(ANSWER), True
-        request.principal = entry.principal
-        self.accounts.close(request, charge, went_on, RequestRecorder(now=lambda: OVER).record(request, OVER))
+        Lifecycle([self.accounting, self.recorder]).finished(context)
         return self.kept.pop() if self.kept else None
 
 
 @pytest.fixture
-def books() -> AccountingService:
-    return AccountingService()
+def ledger() -> Ledger:
+    return Ledger()
 
 
-def test_a_row_says_who_asked_what_of_whom_and_what_it_used(books: AccountingService) -> None:
-    assert books.serve() == UsageRow(
+def test_a_row_says_who_asked_what_of_whom_and_what_it_used(ledger: Ledger) -> None:
+    assert ledger.serve() == UsageRow(
         OWN_ID.decode(),
         1_764_072_000_250_000,
         refer(Payer("key", "k1", KEY[:8], "ada's", "ada", "red", ("x",))),
@@ -128,32 +140,30 @@ def test_a_row_says_who_asked_what_of_whom_and_what_it_used(books: AccountingSer
     )
 
 
-def test_requests_that_ask_the_same_share_what_they_ask(books: AccountingService) -> None:
-    first, second = books.serve(), books.serve()
+def test_requests_that_ask_the_same_share_what_they_ask(ledger: Ledger) -> None:
+    first, second = ledger.serve(), ledger.serve()
     assert first is not None and second is not None
     assert first.target is second.target
 
 
-def test_what_is_shared_is_forgotten_before_it_is_too_much(
-    books: AccountingService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accounts_module, "MOST_TARIFFS", 3)
+def test_what_is_shared_is_forgotten_before_it_is_too_much(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting_module, "MOST_PRICINGS", 3)
     for number in range(10):
-        row = books.serve(model=f"m{number}")
+        row = ledger.serve(model=f"m{number}")
         assert row is not None and target_of(row.target).model == f"m{number}"
-        assert len(books.accounts._tariffs) <= 3
+        assert ledger.accounting.pricings <= 3
 
 
-def test_what_is_named_at_great_length_is_not_remembered(books: AccountingService) -> None:
-    assert books.serve(model="m" * 1_000) is not None
-    assert not books.accounts._tariffs
+def test_what_is_named_at_great_length_is_not_remembered(ledger: Ledger) -> None:
+    assert ledger.serve(model="m" * 1_000) is not None
+    assert ledger.accounting.pricings == 0
 
 
 @pytest.mark.parametrize(
     "asked", [{"model": "n"}, {"uri": b"/vllm/v1/completions"}, {"uri": b"/vllm/v1/models", "method": b"GET"}]
 )
-def test_requests_that_ask_something_else_share_nothing(books: AccountingService, asked: Any) -> None:
-    first, second = books.serve(), books.serve(**asked)
+def test_requests_that_ask_something_else_share_nothing(ledger: Ledger, asked: Any) -> None:
+    first, second = ledger.serve(), ledger.serve(**asked)
     assert first is not None and second is not None
     assert first.target != second.target
 
@@ -162,8 +172,8 @@ def test_requests_that_ask_something_else_share_nothing(books: AccountingService
     ("status", "kind"),
     [(400, b"application/json"), (404, b"text/event-stream; charset=utf-8"), (500, b"application/json")],
 )
-def test_an_error_uses_nothing_whatever_it_says(books: AccountingService, status: int, kind: bytes) -> None:
-    row = books.serve(answered=status, kind=kind)
+def test_an_error_uses_nothing_whatever_it_says(ledger: Ledger, status: int, kind: bytes) -> None:
+    row = ledger.serve(answered=status, kind=kind)
     assert row is not None
     assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
 
@@ -176,39 +186,39 @@ def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_ma
         assert len(readings) <= MOST_READINGS
 
 
-def test_an_id_of_the_client_s_is_no_row_s_id(books: AccountingService) -> None:
-    row = books.serve(headers=((b"X-Request-Id", b"mine"),))
+def test_an_id_of_the_client_s_is_no_row_s_id(ledger: Ledger) -> None:
+    row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
     assert row is not None
     assert (row.id, row.request_id) == ("69259a40" + "0b" * 12, "mine")
 
 
-def test_the_id_tells_the_second_of_the_time(books: AccountingService) -> None:
-    row = books.serve(headers=((b"X-Request-Id", b"mine"),))
+def test_the_id_tells_the_second_of_the_time(ledger: Ledger) -> None:
+    row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
     assert row is not None
     assert int(row.id[:8], 16) == row.time // 1_000_000
 
 
-def test_a_route_with_an_id_in_it_goes_by_its_name(books: AccountingService) -> None:
+def test_a_route_with_an_id_in_it_goes_by_its_name(ledger: Ledger) -> None:
     for number in range(3):
-        row = books.serve(uri=b"/vllm/v1/responses/resp_%d" % number, method=b"GET")
+        row = ledger.serve(uri=b"/vllm/v1/responses/resp_%d" % number, method=b"GET")
         assert row is not None
         assert target_of(row.target).route == "/v1/responses/{id}"
 
 
-def test_a_long_model_s_name_is_cut(books: AccountingService) -> None:
-    row = books.serve(model="é" * 400)
+def test_a_long_model_s_name_is_cut(ledger: Ledger) -> None:
+    row = ledger.serve(model="é" * 400)
     assert row is not None
     assert target_of(row.target).model == "é" * TEXT_LIMIT
 
 
-def test_a_secret_in_the_place_of_a_model_s_name_is_struck_out(books: AccountingService) -> None:
-    row = books.serve(model="sk-0123456789abcdefghij")
+def test_a_secret_in_the_place_of_a_model_s_name_is_struck_out(ledger: Ledger) -> None:
+    row = ledger.serve(model="sk-0123456789abcdefghij")
     assert row is not None
     assert b"0123456789abcdefghij" not in encode_rows([row])
 
 
 def test_a_row_says_what_it_was_charged_at() -> None:
-    row = AccountingService(PriceList(input_cost_per_token=Decimal("0.1"), output_cost_per_token=Decimal(2))).serve()
+    row = Ledger(PriceList(input_cost_per_token=Decimal("0.1"), output_cost_per_token=Decimal(2))).serve()
     assert row is not None
     assert row.cost == 8_300_000_000_000
     assert dict(target_of(row.target).prices)["input_cost_per_token"] == "0.1"
@@ -224,7 +234,7 @@ def test_a_row_says_what_it_was_charged_at() -> None:
     ],
 )
 def test_the_headers_that_are_asked_for_are_kept(sent: Any, kept: Any) -> None:
-    row = AccountingService(usage_headers=(b"x-project", b"x-other")).serve(headers=sent)
+    row = Ledger(usage_headers=(b"x-project", b"x-other")).serve(headers=sent)
     assert row is not None
     assert row.headers == kept
 
@@ -241,10 +251,10 @@ def test_the_headers_that_are_asked_for_are_kept(sent: Any, kept: Any) -> None:
     ],
 )
 def test_the_end_user_is_who_the_client_names(sent: Any, named: str | None) -> None:
-    row = AccountingService(end_user_headers=(b"x-end-user",)).serve(**sent)
+    row = Ledger(end_user_headers=(b"x-end-user",)).serve(**sent)
     assert row is not None
     assert row.end_user == named
 
 
-def test_what_no_server_was_asked_leaves_no_row(books: AccountingService) -> None:
-    assert books.serve(went_on=False) is None
+def test_what_no_server_was_asked_leaves_no_row(ledger: Ledger) -> None:
+    assert ledger.serve(went_on=False) is None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from twisted.logger import LogEvent
 
-from tests.proxy.gateway_fakes import FakePeer, FakeRequest, server
+from tests.proxy.gateway_fakes import server
 from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.context import Authorization, Peer, RequestContext
+from twisted_vllm.http.headers import HeaderList, RequestHead
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.request_record import RequestRecord
-from twisted_vllm.proxy.admission import Entry
+from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
+from twisted_vllm.proxy.forwarded import address_of
 from twisted_vllm.proxy.paths import target
-from twisted_vllm.proxy.relay import Relay
-from twisted_vllm.proxy.request_recorder import TEXT_LIMIT, RequestRecorder
-from twisted_vllm.proxy.resource import RequestContext
 from twisted_vllm.usage.records import Payer
 from twisted_vllm.usage.references import refer
 
@@ -24,32 +26,53 @@ NOW = 1_767_225_600.0
 TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")
 
 
-def request(**changes: Any) -> Any:
-    """A request that was answered, with some attributes changed."""
-    made: Any = FakeRequest(uri=changes.pop("uri", b"/vllm/chat/completions?q=1"), headers=changes.pop("headers", []))
-    made.status, made.finished, made.first_byte, made.sentLength = 200, True, 10.25, 7
+def request(
+    uri: bytes = b"/vllm/chat/completions?q=1",
+    headers: HeaderList | None = None,
+    host: str = "192.0.2.1",
+    **changes: Any,
+) -> RequestContext:
+    """A request that was answered, with some attributes changed; it is not over yet."""
+    made = RequestContext(Peer(host, False), 10.0)
+    made.head = RequestHead(b"POST", uri, b"HTTP/1.1", headers or [])
+    made.request_id, made.status, made.first_byte = b"5f0e", 200, 10.25
     for name, value in changes.items():
         setattr(made, name, value)
     return made
 
 
-def forwarded(made: Any, model: str = "m", outcome: str = "completed") -> Any:
+def forwarded(made: RequestContext, model: str = "m", outcome: str = "completed") -> RequestContext:
     """Say of a request that it was forwarded."""
-    where = target(made.uri.removeprefix(b"/vllm"))
-    note = RequestContext(Entry(TENANT, classify(made.method, where.path), where, False, False, refer(Payer())))
-    note.model, note.server = model, server().name
-    note.relay = Relay(made)
-    note.relay.outcome = outcome
-    made.note, made.principal = note, TENANT
+    where = target(made.head.target.removeprefix(b"/vllm"))
+    made.authorization = Authorization(
+        TENANT, classify(b"POST", where.path), where.path, where.forwarded, False, False, refer(Payer())
+    )
+    made.principal, made.model, made.server, made.outcome = TENANT, model, server(), outcome
     return made
 
 
-def record(made: Any, recorder: RequestRecorder | None = None) -> RequestRecord:
-    return (recorder or RequestRecorder(now=lambda: NOW)).record(made, 11.5)
+def log(observer: Any = None, redact: Any = None, trusted: Any = ()) -> RequestLog:
+    return RequestLog(
+        observer or (lambda event: None),
+        ClientText(redact or Redactor()),
+        partial(address_of, trusted=trusted),
+        now=lambda: NOW,
+    )
+
+
+def record(
+    made: RequestContext,
+    made_by: RequestLog | None = None,
+    answered: bool = True,
+    drained: bool = False,
+    bytes_in: int = 0,
+) -> RequestRecord:
+    made.finish(11.5, answered=answered, drained=drained, bytes_in=bytes_in, bytes_out=7, body_complete=True)
+    return (made_by or log()).record(made)
 
 
 def test_a_forwarded_request_says_who_what_where_and_how_long() -> None:
-    assert record(forwarded(request(body_received=3))) == RequestRecord(
+    assert record(forwarded(request()), bytes_in=3) == RequestRecord(
         time="2025-12-31T23:59:58.500Z",
         request_id="5f0e",
         client="192.0.2.1",
@@ -88,11 +111,12 @@ def test_a_target_that_is_no_path_is_not_shown(uri: bytes) -> None:
         ({"status": 503, "error_code": "draining"}, "refused"),
         ({"status": 503, "error_code": "database_unavailable"}, "failed"),
         ({"status": 500, "error_code": "internal_error"}, "failed"),
-        ({"finished": False, "status": 0, "first_byte": None}, "client_disconnected"),
+        ({"answered": False, "status": 0, "first_byte": None}, "client_disconnected"),
     ],
 )
 def test_the_outcome_of_a_request_that_no_server_was_asked_about(changes: Any, outcome: str) -> None:
-    assert record(request(**changes)).outcome == outcome
+    answered = changes.pop("answered", True)
+    assert record(request(**changes), answered=answered).outcome == outcome
 
 
 @pytest.mark.parametrize("outcome", ["completed", "upstream_failed", "failed"])
@@ -113,32 +137,30 @@ def test_a_request_that_was_refused_after_it_was_forwarded_is_not_the_client_s_l
 
 
 def test_a_request_that_was_cut_at_the_end_of_the_drain_is_not_the_client_s_leaving() -> None:
-    made = forwarded(request(finished=False), outcome="client_disconnected")
-    assert record(made).outcome == "client_disconnected"
-    made.channel.site.aborted = True
-    assert (record(made).outcome, record(made).error) == ("failed", "draining")
+    found = record(forwarded(request(), outcome="client_disconnected"), answered=False)
+    assert (found.outcome, found.error) == ("client_disconnected", "")
+    found = record(forwarded(request(), outcome="client_disconnected"), answered=False, drained=True)
+    assert (found.outcome, found.error) == ("failed", "draining")
 
 
 def test_a_request_without_a_response_has_no_first_byte() -> None:
-    found = record(request(finished=False, status=0, first_byte=None))
+    found = record(request(status=0, first_byte=None), answered=False)
     assert (found.first_byte_ms, found.status) == (None, 0)
 
 
 def test_the_client_is_the_one_that_trusted_proxies_saw() -> None:
-    recorder = RequestRecorder((ip_network("192.0.2.0/24"),), now=lambda: NOW)
+    recorder = log(trusted=(ip_network("192.0.2.0/24"),))
     headers = [(b"X-Forwarded-For", b"6.6.6.6"), (b"X-Forwarded-For", b"198.51.100.1")]
     assert record(request(headers=headers), recorder).client == "198.51.100.1"
     assert record(request(headers=headers)).client == "192.0.2.1"
 
 
 def test_a_client_on_a_unix_socket_is_unknown() -> None:
-    made = request()
-    made.channel.peer = FakePeer("")
-    assert record(made).client == "unknown"
+    assert record(request(host="")).client == "unknown"
 
 
 def test_a_key_that_stands_where_it_does_not_belong_is_struck_out() -> None:
-    recorder = RequestRecorder(redact=Redactor(["master/key"]), now=lambda: NOW)
+    recorder = log(redact=Redactor(["master/key"]))
     made = forwarded(request(uri=b"/vllm/x/master/key/y", headers=[(b"X-Request-Id", b"sk-mine")]), model="sk-mine")
     made.request_id = b"sk-mine"
     found = record(made, recorder)
@@ -152,3 +174,12 @@ def test_what_a_client_wrote_is_cut_after_it_was_struck_out() -> None:
     assert len(found.route) <= TEXT_LIMIT
     assert len(found.model) == TEXT_LIMIT
     assert "sk-k" not in found.route
+
+
+def test_any_observer_of_twisted_s_sees_the_record_in_an_event() -> None:
+    events: list[LogEvent] = []
+    made = forwarded(request())
+    made.finish(11.5, answered=True, drained=False, bytes_in=0, bytes_out=7, body_complete=True)
+    log(events.append).finished(made)
+    [event] = events
+    assert event["request_record"] == log().record(made)
