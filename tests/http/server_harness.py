@@ -409,7 +409,7 @@ class House:
     def assert_clean(self) -> None:
         """Nothing of a past request or connection is remembered."""
         assert len(self.ids) == 0
-        assert len(self.site) == 0
+        assert not self.site.connections
         assert len(self.sweeper) == 0
         assert len(self.finished) == len(set(map(id, self.finished)))
 

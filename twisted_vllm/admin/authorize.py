@@ -51,7 +51,7 @@ class AdminAuthenticator:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
             raise self._failures.judge(error, self.client_of(request), now) from None
-        request.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
+        request.context.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
         return principal
 
     def administrator_of(self, request: IRequest) -> Principal:

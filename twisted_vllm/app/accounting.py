@@ -36,6 +36,7 @@ class AccountingService:
     Attributes:
         limiter: counts against limits, in memory or in Redis.
         spool: the rows of the ledger on their way to the database; None where the ledger is switched off.
+        writer: moves them; None before it is opened.
         observer: measures and limits requests.
     """
 
@@ -74,7 +75,7 @@ class AccountingService:
         self._reactor = reactor
         self._settings = settings
         self.spool: Spool | None = Spool(spool_directory(settings)) if ledger.enabled else None
-        self._writer: LedgerWriter | None = None
+        self.writer: LedgerWriter | None = None
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -97,7 +98,7 @@ class AccountingService:
         """
         spool = self.spool
         if spool is not None:
-            self._writer = LedgerWriter(
+            self.writer = LedgerWriter(
                 self._reactor,
                 spool,
                 UsageDatabase(self._settings.database_url, self._period_start),
@@ -111,8 +112,8 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self._writer.take_over(TAKE_OVER_SECONDS)
-            self._metrics.add(LedgerCollector(spool, self._writer))
+            self.writer.take_over(TAKE_OVER_SECONDS)
+            self._metrics.add(LedgerCollector(spool, self.writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
@@ -122,12 +123,12 @@ class AccountingService:
             self._tell_of_neighbours()
         if self._redis is not None:
             self._redis.start()
-        if self._writer is not None:
-            self._writer.start()
+        if self.writer is not None:
+            self.writer.start()
 
     def stop(self) -> Deferred[Any]:
         """Move what is left, as far as that is quick, give back what is held, and fire."""
-        parts = [part.stop() for part in (self._redis, self._writer) if part is not None]
+        parts = [part.stop() for part in (self._redis, self.writer) if part is not None]
         return gatherResults(parts)
 
     def spend_set(self, spend: Spend) -> None:

@@ -30,6 +30,7 @@ class GatewayService(Service):
 
     Attributes:
         ports: what it listens on, while it runs.
+        wiring: its parts.
         site: the factory of client connections.
     """
 
@@ -62,7 +63,7 @@ class GatewayService(Service):
         self._observer = observer
         self._companions = companions
         self._signals = signals
-        wiring = self._wiring = Wiring(reactor, settings, observer)
+        wiring = self.wiring = Wiring(reactor, settings, observer)
         self.site = wiring.site
         self._drain = wiring.drain
         self._follower = ChangeFollower(wiring.registry, reactor)
@@ -100,9 +101,9 @@ class GatewayService(Service):
         if not self.ports:
             self._listen()
         try:
-            self._wiring.database.open()
-            self._wiring.registry.take(self._wiring.store.load_now())
-            self._wiring.accounting.open(self._wiring.store.spend_now)
+            self.wiring.database.open()
+            self.wiring.registry.take(self.wiring.store.load_now())
+            self.wiring.accounting.open(self.wiring.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # what there is now lasts as long as the process: the collector need not look at it again
@@ -111,12 +112,12 @@ class GatewayService(Service):
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
-        self._wiring.sweeper.start()
-        self._wiring.accounting.start()
-        self._wiring.health.start()
+        self.wiring.sweeper.start()
+        self.wiring.accounting.start()
+        self.wiring.health.start()
         self._follower.start()
         if self._settings.revoke_running:
-            self._wiring.revoker.start()
+            self.wiring.revoker.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -131,7 +132,7 @@ class GatewayService(Service):
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
             servers=", ".join(server.name for server in servers_of(self._settings)),
-            keys=len(self._wiring.index),
+            keys=len(self.wiring.index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
 
@@ -145,7 +146,7 @@ class GatewayService(Service):
             else:
                 self._log.failure("One of the addresses cannot be listened on", failure)
 
-        for endpoint in self._wiring.endpoints:
+        for endpoint in self.wiring.endpoints:
             endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
@@ -166,15 +167,15 @@ class GatewayService(Service):
         super().stopService()
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
-        self._wiring.agent.close()
-        self._wiring.disconnects.close()
-        self._wiring.sweeper.stop()
+        self.wiring.agent.close()
+        self.wiring.disconnects.close()
+        self.wiring.sweeper.stop()
         self._follower.stop()
-        self._wiring.revoker.stop()
-        self._wiring.health.stop()
+        self.wiring.revoker.stop()
+        self.wiring.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
-        yield self._wiring.accounting.stop()
-        yield self._wiring.database.stop()
+        yield self.wiring.accounting.stop()
+        yield self.wiring.database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
         if self._signals is not None:
             self._signals.restore()

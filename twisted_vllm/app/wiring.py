@@ -63,6 +63,7 @@ class Wiring:
         sweeper: the deadlines of all connections.
         disconnects: notices clients that disconnect while nobody reads from them.
         agent: the connections to servers.
+        queues: the requests that wait for a busy server.
         site: the factory of client connections.
         revoker: ends requests whose key is not valid any more.
         drain: ends the requests in flight at the end.
@@ -84,7 +85,7 @@ class Wiring:
         self.sweeper = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(sockets, self.sweeper, writes)
-        queues = UpstreamQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        self.queues = queues = UpstreamQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)

@@ -33,6 +33,8 @@ class GatewaySite(server.Site):
         timeouts: waiting times towards clients.
         lifecycle: whom requests are told to.
         header_cache: the heads of requests that were parsed before.
+        ids: the ids of requests.
+        connections: the client connections that are open.
         draining: whether the gateway is shutting down: every response then closes its connection.
         aborted: whether the drain ran out of time and cut what was left.
     """
@@ -80,22 +82,15 @@ class GatewaySite(server.Site):
         self.aborted = False
         self.seconds = reactor.seconds
         self._streaming = streaming
-        self._ids = ids
+        self.ids = ids
         self.lifecycle = lifecycle
-        self._connections: set[DownstreamConnection] = set()
+        self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None
         cap = limits.max_connections
         self._connection_limit = (
             None if cap is None else ConnectionLimit(cap, sweeper, self.date, lambda: ids.make(self.seconds()))
         )
-
-    def __len__(self) -> int:
-        """Return the number of client connections."""
-        return len(self._connections)
-
-    def __bool__(self) -> bool:
-        return True
 
     def startFactory(self) -> None:
         """Begin: there is no access log of twisted.web's to open."""
@@ -119,12 +114,12 @@ class GatewaySite(server.Site):
 
     def take_request_id(self, given: bytes | None, started: float) -> bytes:
         """Return the id of a request; see `RequestIds.take`."""
-        return self._ids.take(given, started)
+        return self.ids.take(given, started)
 
     def finished(self, request: GatewayRequest) -> None:
         """Forget a request that was answered or given up, and tell the observers."""
         context = request.context
-        self._ids.release(context.request_id)
+        self.ids.release(context.request_id)
         context.finish(
             self.seconds(),
             answered=bool(request.finished),
@@ -140,31 +135,31 @@ class GatewaySite(server.Site):
 
     def running(self) -> list[GatewayRequest]:
         """Return the requests that are in flight."""
-        return [request for connection in self._connections for request in connection.requests if request.dispatched]
+        return [request for connection in self.connections for request in connection.requests if request.dispatched]
 
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Return what serves a connection, or refuses it."""
         limit = self._connection_limit
-        if limit is not None and len(self._connections) >= limit.most:
+        if limit is not None and len(self.connections) >= limit.most:
             return limit.refuse()
         return super().buildProtocol(addr)
 
     def connection_made(self, connection: DownstreamConnection) -> None:
         """Count a connection in."""
-        self._connections.add(connection)
+        self.connections.add(connection)
         self.sweeper.add(connection)
         if self.draining:
             connection.drain()
 
     def connection_lost(self, connection: DownstreamConnection) -> None:
         """Count a connection out."""
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         self.sweeper.discard(connection)
         if self._connection_limit is not None:
-            self._connection_limit.left(len(self._connections))
-        if self._drained is not None and not self._connections:
+            self._connection_limit.left(len(self.connections))
+        if self._drained is not None and not self.connections:
             self._drained.callback(None)
             self._drained = None
 
@@ -174,9 +169,9 @@ class GatewaySite(server.Site):
         if self._connection_limit is not None:
             self._connection_limit.close()
         done: Deferred[None] = Deferred()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.drain()
-        if self._connections:
+        if self.connections:
             self._drained = done
         else:
             done.callback(None)
@@ -185,7 +180,7 @@ class GatewaySite(server.Site):
     def abort(self) -> int:
         """Cut what is left; return how many connections that were."""
         self.aborted = True
-        connections = list(self._connections)
+        connections = list(self.connections)
         for connection in connections:
             connection.transport.abortConnection()
         return len(connections)
