@@ -1,4 +1,4 @@
-"""The root service: it builds the gateway from its settings, starts it in order, and drains it at the end."""
+"""The root service: builds the gateway from its settings, starts it in order, and drains it at the end."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class GatewayService(Service):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Begin to log and to listen, before twistd gives up the rights to low ports.
+        """Begin to log and to listen, before twistd drops the privileges for low ports.
 
         Connections wait in the kernel until the reactor runs, which is after `startService`.
 
@@ -90,7 +90,7 @@ class GatewayService(Service):
         self._listen()
 
     def startService(self) -> None:
-        """Open the database, read the keys and begin to serve; it blocks, as nothing runs yet that could be delayed.
+        """Open the database, load the keys and begin to serve. This blocks: nothing runs yet that could be delayed.
 
         Raises:
             StartError: the database cannot be used.
@@ -106,7 +106,7 @@ class GatewayService(Service):
             self.wiring.accounting.open(self.wiring.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
-        # what there is now lasts as long as the process: the collector need not look at it again
+        # these objects live as long as the process: exempt them from garbage collection
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 10)

@@ -1,7 +1,7 @@
-"""Whether a request goes on, and where to: decided without I/O, in two steps.
+"""Authorization of a request and the choice of its server, without I/O, in two steps.
 
-The head is enough to know who asks for which route. Only where the model decides something (a permission, or which
-server) must the body be read before the second step; everything else streams.
+The head says who asks for which route. The body is read before the second step only where the model decides something:
+a permission, or the server. Everything else streams.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Admission:
-    """Decides with the operator's settings and the keys in memory."""
+    """Authorizes and routes requests by the settings and the keys in memory."""
 
     def __init__(
         self,
@@ -89,11 +89,11 @@ class Admission:
 
     @property
     def changes(self) -> int:
-        """How often what decides was changed: what was decided before a change may not hold after it."""
+        """A counter of changes to keys, users and teams: decisions from before a change may not hold after it."""
         return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
-        """Tell who asks.
+        """Authenticate a request.
 
         Args:
             headers: the first value of each header, by lower-case name.
@@ -108,7 +108,7 @@ class Admission:
         return self._authenticate(headers, now)
 
     def authorize(self, principal: Principal, method: bytes, raw: bytes) -> Authorization:
-        """Admit the head of a request.
+        """Authorize a request by its head.
 
         Args:
             principal: who asks.
@@ -146,7 +146,7 @@ class Admission:
             ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
-            InvalidRequest: the key's prompts stay apart in the prefix cache, and the body does not say clearly how.
+            InvalidRequest: the key has its own prefix cache, and the body names its cache more than once.
         """
         form = is_form(headers)
         facts = self._facts(authorization, headers, body, form)
@@ -206,7 +206,7 @@ class Admission:
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
     ) -> BodyFacts:
-        """Return what the body asks for; `UNREAD` where it is passed on unread."""
+        """Return what the body asks for; `UNREAD` where it is forwarded unread."""
         principal = authorization.principal
         restricted = principal.restricts_models
         if authorization.route.takes_model and body:
@@ -222,7 +222,7 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined:
-                # vLLM may read it all the same, with a model of its choice, or a prefix cache that others share
+                # vLLM may still read it, with a model of its choice or in the prefix cache that others share
                 if restricted or principal.cache_salt:
                     raise
                 return UNREAD

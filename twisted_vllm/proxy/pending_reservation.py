@@ -1,4 +1,4 @@
-"""A request whose reservation is made elsewhere: it waits for the answer, and can be given up meanwhile."""
+"""A request that waits for its reservation, which another process makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted_vllm.ratelimit.reservation import Reservation
 
 
 class PendingReservation:
-    """Waits for a reservation; it is the request's `Work` meanwhile."""
+    """Waits for the reservation of one request, and is its `Work` meanwhile."""
 
     def __init__(
         self,
@@ -26,8 +26,8 @@ class PendingReservation:
 
         Args:
             request: the request.
-            body: its body, of which nothing more is read until it goes on.
-            reserved: the reservation to come; what it would have got is given back where it is cancelled.
+            body: its body, which is not read while the request waits.
+            reserved: the reservation to come; where it is cancelled, the limiter gives it back.
         """
         self._request = request
         self._body = body
@@ -38,7 +38,7 @@ class PendingReservation:
             body.hold()
 
     def then(self, go_on: Callable[[], None]) -> None:
-        """Call `go_on` once the reservation is made, if the request still is; answer for a refusal."""
+        """Call `go_on` once the reservation is made; answer the request if it is refused."""
         self._reserved.addCallback(self._made, go_on).addErrback(self._failed)
 
     def cancel(self) -> None:

@@ -96,7 +96,7 @@ class DownstreamConnection(http.HTTPChannel):
     # connection
 
     def connectionMade(self) -> None:
-        """Take up the connection."""
+        """Begin to serve the connection."""
         super().connectionMade()
         self.write, self.send_now = self.site.writes.writer(self.transport)
         self._parser = RequestParser(self._take_up, self.site.limits, self.site.header_cache)
@@ -105,7 +105,7 @@ class DownstreamConnection(http.HTTPChannel):
         self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the requests in work that their client has gone."""
+        """Tell the requests in flight that their client has disconnected."""
         self._end_pauses()
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
@@ -114,15 +114,15 @@ class DownstreamConnection(http.HTTPChannel):
             for request in requests:
                 request.connectionLost(reason)
         finally:
-            # last: a drain that waits for this connection must find its requests recorded
+            # a drain that waits for this connection must find its requests logged
             self.site.connection_lost(self)
 
     def is_idle(self) -> bool:
-        """Tell whether nothing was begun that is not finished."""
+        """Tell whether no request is in flight."""
         return not self.requests and self._parser.current is None and not self._lingering
 
     def expired(self) -> None:
-        """Act on the deadline: end an idle connection, refuse a late request, give up on a lingering connection."""
+        """Close an idle connection, refuse a request that came too slowly, or cut a lingering connection."""
         if self._lingering or self._waitingForTransport:
             self._give_up_unless_it_reads()
         elif self._read_pauses:
@@ -134,9 +134,9 @@ class DownstreamConnection(http.HTTPChannel):
             self._fail(RequestTimeout("The request did not arrive in time."))
 
     def _set_deadline(self) -> None:
-        """Set the deadline that fits what is awaited from the client."""
+        """Set the deadline for what the client has to do next."""
         if self._waitingForTransport:
-            # it has to read first, and `pauseProducing` gave it the time for that
+            # it has to read first; `pauseProducing` has set the deadline for that
             return
         current = self._parser.current
         if self.requests and current is not self.requests[0]:
@@ -154,7 +154,7 @@ class DownstreamConnection(http.HTTPChannel):
     # from the client
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse what came, or hold it until the request before it is answered."""
+        """Parse `data`, or hold it until the request before it is answered."""
         if self._lingering:
             return
         requests = self.requests
@@ -171,7 +171,7 @@ class DownstreamConnection(http.HTTPChannel):
         return self._parser.surplus
 
     def switch_to(self, tunnel: Tunnel) -> bytes:
-        """Leave what comes to `tunnel`, until the first request is finished; return what has come already."""
+        """Give what the client sends to `tunnel`, until the first request is finished; return what has come already."""
         self.tunnel = tunnel
         data = b"".join([self.surplus, *self._held])
         self._held.clear()
@@ -203,7 +203,7 @@ class DownstreamConnection(http.HTTPChannel):
             self._feed_piece(data)
 
     def _is_within_body(self, size: int) -> bool:
-        """Tell whether so many more bytes are all of the body that is being read."""
+        """Tell whether the next `size` bytes all belong to the body that is being read."""
         current = self._parser.current
         if current is None or self._parser.in_head or current.body_length is None:
             return False
@@ -211,14 +211,14 @@ class DownstreamConnection(http.HTTPChannel):
 
     def _feed_piece(self, data: bytes) -> bool:
         """Parse `data`; return whether more may follow."""
-        reader = self._parser
-        was_in_head = reader.in_head
-        error = reader.feed(data)
+        parser = self._parser
+        was_in_head = parser.in_head
+        error = parser.feed(data)
         if error is not None:
             self._fail(error)
             return False
-        if not (was_in_head and reader.in_head):
-            # a head that comes slowly does not move its deadline
+        if not (was_in_head and parser.in_head):
+            # the bytes of a slow head do not move its deadline
             self._set_deadline()
         return True
 
@@ -237,7 +237,7 @@ class DownstreamConnection(http.HTTPChannel):
     def _advance_once(self) -> bool:
         """Take one step; return whether another may follow."""
         if self._held and not self._lingering and (not self.requests or self._parser.current is self.requests[0]):
-            # its turn has come, or that of the request which it continues
+            # what is held begins the next request, or continues the first
             data = b"".join(self._held)
             self._held.clear()
             self._held_size = 0
@@ -248,7 +248,7 @@ class DownstreamConnection(http.HTTPChannel):
             if not request.head_complete or self._lingering:
                 return False
             if self._waitingForTransport and not request.dispatched:
-                # no more answers while the client does not read those that it has
+                # the client must read the earlier responses first
                 return False
             if request.fault is not None:
                 if not request.failed:
@@ -263,7 +263,7 @@ class DownstreamConnection(http.HTTPChannel):
         return False
 
     def requestDone(self, request: GatewayRequest) -> None:
-        """Go on to the next request, or end the connection: called when a request was answered."""
+        """Go on to the next request, or close the connection; called when a request was answered."""
         self.requests.remove(request)
         if not request.keeps_connection():
             self._end(request)
@@ -275,7 +275,7 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _end(self, request: GatewayRequest) -> None:
-        """Close, after the rest of the request was read for a while where there is a rest."""
+        """Close; where the request has a rest, read and drop it for a while first."""
         self._parser.final = True
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
@@ -299,7 +299,7 @@ class DownstreamConnection(http.HTTPChannel):
         request.fault = error
         request.head_complete = True
         if request.finished:
-            # answered early, and the rest of its body is not what it should be
+            # it was answered early, and the rest of its body is malformed
             self._end(request)
         elif self.requests[0] is request:
             request.persistent = False
@@ -312,7 +312,7 @@ class DownstreamConnection(http.HTTPChannel):
         return request
 
     def drain(self) -> None:
-        """End the connection when nothing is in work on it; called when the gateway shuts down."""
+        """Close the connection once nothing is in flight on it; called when the gateway shuts down."""
         for request in self.requests:
             request.persistent = False
         if self.tunnel is not None:
@@ -321,21 +321,21 @@ class DownstreamConnection(http.HTTPChannel):
         if self.is_idle():
             self._close()
         elif current is not None and current.finished:
-            # answered already: the rest of its body is not worth waiting for
+            # it is answered; do not wait for the rest of its body
             self._end(current)
 
     # reading from the client
 
     def pause_reading(self, why: str) -> None:
-        """Read no more from the client until `why` is over."""
+        """Read no more from the client until `resume_reading` is called with the same reason."""
         if not self._read_pauses:
-            # in a tunnel, the end of what the client sends comes after all that it sent
+            # in a tunnel, a FIN comes behind data that is still to be read
             self.site.disconnects.watch(self.transport, resets_only=why == "tunnel")
         self._read_pauses.add(why)
         self._networkProducer.pauseProducing()
 
     def resume_reading(self, why: str) -> None:
-        """Read again, if nothing else forbids it."""
+        """Read again, unless another reason forbids it."""
         if why in self._read_pauses:
             self._read_pauses.discard(why)
             if not self._read_pauses:
@@ -345,7 +345,7 @@ class DownstreamConnection(http.HTTPChannel):
                     self._set_deadline()
 
     def _end_pauses(self) -> None:
-        """Forget why nothing is read; reading itself is the caller's."""
+        """Forget the reasons not to read; the caller resumes reading itself."""
         if self._read_pauses:
             self._read_pauses.clear()
             self.site.disconnects.forget(self.transport)
@@ -353,13 +353,13 @@ class DownstreamConnection(http.HTTPChannel):
     # writing to the client
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Register who produces the answer; it is paused at once where the client has not yet read what went before."""
+        """Register the producer of the response; pause it while the client has not read what went before."""
         super().registerProducer(producer, streaming)
         if streaming and self._waitingForTransport:
             producer.pauseProducing()
 
     def pauseProducing(self) -> None:
-        """The client reads slower than it is written to: stop whoever produces for it, and take no more requests."""
+        """The client reads slower than it is written to: pause the producer, and take no more requests."""
         if not self._waitingForTransport:
             self._waitingForTransport = True
             self._await_reading(STALL)
@@ -379,7 +379,7 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _give_up_unless_it_reads(self) -> None:
-        """Cut the connection, unless the client has read since the last look: slowly is no fault, not at all is."""
+        """Cut the connection unless the client has read something since the last deadline."""
         unsent = unsent_bytes(self.transport)
         if 0 < unsent < self._unsent:
             self._unsent = unsent
@@ -388,7 +388,7 @@ class DownstreamConnection(http.HTTPChannel):
             self.transport.abortConnection()
 
     def _close(self) -> None:
-        """Close once everything was written; whoever neither reads nor closes is cut off."""
+        """Close once everything was written; cut off a client that neither reads nor closes."""
         self._lingering = True
         self._await_reading(STALL)
         self.loseConnection()

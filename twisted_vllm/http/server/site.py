@@ -1,4 +1,4 @@
-"""The factory of client connections: what they share, and how they end together."""
+"""The factory of client connections: what they share, and how they are drained."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class GatewaySite(server.Site):
     def stopFactory(self) -> None:
         """End."""
 
-    # what requests ask
+    # for requests
 
     def leaf_for(self, path: bytes) -> IResource:
         """Return the resource that `path` belongs to."""
@@ -140,7 +140,7 @@ class GatewaySite(server.Site):
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Return what serves a connection, or refuses it."""
+        """Return the protocol that serves a connection, or refuses it."""
         limit = self._connection_limit
         if limit is not None and len(self.connections) >= limit.most:
             return limit.refuse()
@@ -164,7 +164,7 @@ class GatewaySite(server.Site):
             self._drained = None
 
     def drain(self) -> Deferred[None]:
-        """Close idle connections, and each of the others when its request is answered; fire when none is left."""
+        """Close idle connections at once and the others when their request is answered; fire when none is left."""
         self.draining = True
         if self._connection_limit is not None:
             self._connection_limit.close()
@@ -178,7 +178,7 @@ class GatewaySite(server.Site):
         return done
 
     def abort(self) -> int:
-        """Cut what is left; return how many connections that were."""
+        """Cut the connections that are left; return how many."""
         self.aborted = True
         connections = list(self.connections)
         for connection in connections:
