@@ -50,6 +50,7 @@ class MemoryTransport(StringTransport):
 
     aborted = False
     write_closed = False
+    producer: Any
 
     def __init__(self) -> None:
         super().__init__(lenient=True)
@@ -268,17 +269,19 @@ class Ordinary(Resource):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Seen] = []
-        self.behaviour: Callable[[Request], bytes | int] | None = None
+        self.behaviour: Callable[[Any], Any] | None = None
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: Any) -> bytes | int:
         body = request.content.read()
         headers = [
             (name.lower(), value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values
         ]
         self.seen.append(Seen(request.method, request.uri, sorted(headers), body))
         if self.behaviour is not None:
-            return self.behaviour(request)
-        return bytes(request.path) + b" " + body
+            answered: bytes | int = self.behaviour(request)
+            return answered
+        answer: bytes = request.path + b" " + body
+        return answer
 
 
 class LoggedFailures(Protocol):
@@ -300,7 +303,7 @@ class Client:
         self.transport = transport
         self.gone = False
         self._inbox: list[bytes] = []
-        self.channel: Any = site.buildProtocol(None)  # type: ignore[arg-type]  # twisted.web takes None as well
+        self.channel: Any = site.buildProtocol(None)
         self.channel.makeConnection(transport)
 
     def send(self, *segments: bytes) -> None:

@@ -7,7 +7,8 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from twisted.logger import LogEvent
+from twisted.logger import ILogObserver, LogEvent
+from zope.interface import implementer
 
 from tests.proxy.gateway_fakes import server
 from twisted_vllm.api_routes import classify
@@ -51,9 +52,13 @@ def forwarded(made: RequestContext, model: str = "m", outcome: str = "completed"
     return made
 
 
+@implementer(ILogObserver)
+def _ignore(event: LogEvent) -> None: ...
+
+
 def log(observer: Any = None, redact: Any = None, trusted: Any = ()) -> RequestLog:
     return RequestLog(
-        observer or (lambda event: None),
+        observer or _ignore,
         ClientText(redact or Redactor()),
         partial(address_of, trusted=trusted),
         now=lambda: NOW,

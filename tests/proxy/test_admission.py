@@ -297,7 +297,7 @@ def test_a_key_with_names_of_its_own_passes_other_bodies_as_they_are() -> None:
 
 @pytest.mark.parametrize(("level", "who"), [("models", "key"), ("user_models", "user"), ("team_models", "team")])
 def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who: str) -> None:
-    levels = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
+    levels: Any = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
     assert admit(admission(), b'{"model": "public"}', Principal(kind="key", name="k", **levels)).model == "public"
     refusing = Principal(kind="key", name="k", **{**levels, level: ("other",)})
     with pytest.raises(ModelNotAllowed, match=f"the {who}'s models") as refused:
@@ -307,7 +307,8 @@ def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who
 
 @pytest.mark.parametrize("level", ["user_models", "team_models"])
 def test_a_body_whose_model_is_not_certain_is_refused_where_a_user_or_a_team_is_limited(level: str) -> None:
-    limited = Principal(kind="key", name="k", **{level: ("public",)})
+    models: Any = {level: ("public",)}
+    limited = Principal(kind="key", name="k", **models)
     for headers, body in UNDETERMINED:
         with pytest.raises(ModelUndetermined):
             admit(admission(), body, limited, headers)
