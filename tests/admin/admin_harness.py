@@ -16,7 +16,7 @@ from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import KeyRecord
