@@ -150,10 +150,9 @@ class AdminCall:
         request: the HTTP request.
         context: the app's context.
         principal: who calls.
-        action: the name of what the route does in the audit log, such as ``key/update``.
         path: the parameters in the path, by name.
         given: the names of the fields in the body, or of the parameters in the query that are not empty.
-        now: when the call came (UTC).
+        audit: who calls, when and for what, for the audit log.
     """
 
     def __init__(
@@ -168,25 +167,24 @@ class AdminCall:
         self.request = request
         self.context = context
         self.principal = principal
-        self.action = action
         self.path = path
         self.given = given
-        self.now = context.now().astimezone(UTC)
+        request_id: bytes = getattr(request, "request_id", b"")
+        self.audit = AuditContext(
+            action=action,
+            actor=principal.hash_prefix or principal.kind,
+            actor_name=principal.name,
+            unlimited=principal.is_administrator,
+            now=context.now().astimezone(UTC),
+            randbytes=context.randbytes,
+            request_id=request_id.decode("latin-1")[:128],
+            client=context.authenticator.client_of(request)[:64],
+        )
 
     @property
-    def audit(self) -> AuditContext:
-        """Who makes which change, for the audit log."""
-        request_id: bytes = getattr(self.request, "request_id", b"")
-        return AuditContext(
-            action=self.action,
-            actor=self.principal.hash_prefix or self.principal.kind,
-            actor_name=self.principal.name,
-            unlimited=self.principal.is_administrator,
-            now=self.now,
-            randbytes=self.context.randbytes,
-            request_id=request_id.decode("latin-1")[:128],
-            client=self.context.authenticator.client_of(self.request)[:64],
-        )
+    def now(self) -> datetime:
+        """When the request came (UTC)."""
+        return self.audit.now
 
     def new_id(self) -> str:
         """Return a random id for a user or a team."""

@@ -267,10 +267,9 @@ routes = Routes()
 @routes.post("/customer/new", "/end_user/new", body=NewCustomerRequest, response=CustomerReport, errors=(409,))
 async def new(call: AdminCall, body: NewCustomerRequest) -> Json:
     """Create a customer, with its own limits or budget."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        return report_customers(transaction, [add_customer(transaction, audit, body)], audit.now)[0]
+        return report_customers(transaction, [add_customer(transaction, call.audit, body)], call.now)[0]
 
     return await call.change(work)
 
@@ -299,10 +298,9 @@ async def info(call: AdminCall, query: CustomerInfoQuery) -> Json:
 )
 async def update(call: AdminCall, body: UpdateCustomerRequest) -> Json:
     """Change a customer. Fields that are absent stay as they are; null clears a field."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        return report_customers(transaction, [update_customer(transaction, audit, body, call.given)], audit.now)[0]
+        return report_customers(transaction, [update_customer(transaction, call.audit, body, call.given)], call.now)[0]
 
     return await call.change(work)
 
@@ -310,8 +308,7 @@ async def update(call: AdminCall, body: UpdateCustomerRequest) -> Json:
 @routes.post("/customer/delete", "/end_user/delete", body=CustomersRequest, response=DeletedCustomers, errors=(404,))
 async def delete(call: AdminCall, body: CustomersRequest) -> Json:
     """Delete customers: all that the request names, or none if one does not exist."""
-    audit = call.audit
-    count = await call.change(lambda transaction: delete_customers(transaction, audit, body.unique_ids))
+    count = await call.change(lambda transaction: delete_customers(transaction, call.audit, body.unique_ids))
     return {"deleted_customers": count, "message": f"{count} customers were deleted."}
 
 
@@ -338,10 +335,9 @@ async def list_customers(call: AdminCall, query: CustomerListQuery) -> list[Json
 @routes.post("/customer/block", "/end_user/block", body=CustomersRequest, response=BlockedCustomers)
 async def block(call: AdminCall, body: CustomersRequest) -> Json:
     """Block customers, from the next request on. One that was never created is created."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> list[Json]:
-        return report_customers(transaction, block_customers(transaction, audit, body.unique_ids), audit.now)
+        return report_customers(transaction, block_customers(transaction, call.audit, body.unique_ids), call.now)
 
     return {"blocked_users": await call.change(work)}
 
@@ -355,9 +351,8 @@ async def block(call: AdminCall, body: CustomersRequest) -> Json:
 )
 async def unblock(call: AdminCall, body: CustomersRequest) -> Json:
     """Unblock customers: all that the request names, or none if one does not exist."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> list[Json]:
-        return report_customers(transaction, unblock_customers(transaction, audit, body.unique_ids), audit.now)
+        return report_customers(transaction, unblock_customers(transaction, call.audit, body.unique_ids), call.now)
 
     return {"unblocked_users": await call.change(work)}

@@ -98,8 +98,8 @@ class Route:
 class Routes:
     """The routes of a noun, in the order of their declarations.
 
-    The arguments of the decorators are the attributes of `Route`. A handler may serve several paths; the first names it
-    in the audit log.
+    A handler may have several paths; the first names it in the audit log. The keyword arguments of the decorators are
+    attributes of `Route`.
     """
 
     def __init__(self) -> None:
@@ -109,13 +109,7 @@ class Routes:
         return iter(self._routes)
 
     def get(
-        self,
-        *paths: str,
-        query: type[QueryT],
-        response: Any,
-        access: Access = Access.ADMINISTRATOR,
-        errors: tuple[int, ...] = (),
-        media_types: tuple[str, ...] = (),
+        self, *paths: str, query: type[QueryT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[GetHandler[QueryT]], GetHandler[QueryT]]:
         """Declare a GET route."""
 
@@ -129,34 +123,15 @@ class Routes:
                 call = AdminCall(request, context, principal, _action(paths[0]), path, given)
                 return await handler(call, parse_query(parameters, query))
 
-            self._declare(
-                "GET",
-                paths,
-                handler,
-                handle,
-                query=query,
-                response=response,
-                access=access,
-                errors=errors,
-                media_types=media_types,
-            )
+            self._add("GET", paths, handler, handle, query=query, access=access, **options)
             return handler
 
         return declare
 
     def post(
-        self,
-        *paths: str,
-        body: type[BodyT],
-        response: Any,
-        errors: tuple[int, ...] = (),
-        constraint: Mapping[str, Any] | None = None,
-        may_be_empty: bool = False,
+        self, *paths: str, body: type[BodyT], **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
-        """Declare a POST route, which only administrators may call.
-
-        A parameter in the path that is also a field of the body becomes that field.
-        """
+        """Declare a POST route for administrators. A path parameter with the name of a field in the body sets it."""
 
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
@@ -165,57 +140,30 @@ class Routes:
                 call = AdminCall(request, context, principal, _action(paths[0]), path, given)
                 return await handler(call, parse_body(given, body))
 
-            self._declare(
-                "POST",
-                paths,
-                handler,
-                handle,
-                body=body,
-                response=response,
-                access=Access.ADMINISTRATOR,
-                errors=errors,
-                constraint=constraint,
-                may_be_empty=may_be_empty,
-            )
+            self._add("POST", paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)
             return handler
 
         return declare
 
-    def open(
-        self,
-        *paths: str,
-        response: Any,
-        errors: tuple[int, ...] = (),
-        unavailable: type[msgspec.Struct] | None = None,
-        media_types: tuple[str, ...] = (),
-    ) -> Callable[[OpenHandler], OpenHandler]:
+    def open(self, *paths: str, **options: Any) -> Callable[[OpenHandler], OpenHandler]:
         """Declare a GET route that needs no credential and ignores its query."""
 
         def declare(handler: OpenHandler) -> OpenHandler:
             async def handle(context: AdminContext, request: IRequest, _path: Mapping[str, str]) -> object:
                 return await handler(context, request)
 
-            self._declare(
-                "GET",
-                paths,
-                handler,
-                handle,
-                response=response,
-                access=Access.OPEN,
-                errors=errors,
-                unavailable=unavailable,
-                media_types=media_types,
-            )
+            self._add("GET", paths, handler, handle, access=Access.OPEN, **options)
             return handler
 
         return declare
 
-    def _declare(
+    def _add(
         self, method: str, paths: tuple[str, ...], handler: Callable[..., object], handle: Handle, **options: Any
     ) -> None:
         description = getdoc(handler) or ""
-        for path in paths:
-            self._routes.append(Route(method=method, path=path, handle=handle, description=description, **options))
+        self._routes += [
+            Route(method=method, path=path, handle=handle, description=description, **options) for path in paths
+        ]
 
 
 def _action(path: str) -> str:

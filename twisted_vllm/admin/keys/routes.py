@@ -79,13 +79,12 @@ async def generate_service_account(call: AdminCall, body: GenerateRequest) -> Js
 
 
 async def _create(call: AdminCall, body: GenerateRequest, **extra: Json) -> Json:
-    audit = call.audit
     key = _new_value(call, body.key, "key")
-    record = operations.new_record(key, {**body.values(body.__struct_fields__, audit), **extra}, audit)
+    record = operations.new_record(key, {**body.values(body.__struct_fields__, call.audit), **extra}, call.audit)
 
     def work(transaction: Transaction) -> Json:
-        operations.insert(transaction, audit, record)
-        return operations.report_key(transaction, record, audit.now)
+        operations.insert(transaction, call.audit, record)
+        return operations.report_key(transaction, record, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}
 
@@ -111,10 +110,11 @@ def _with_value(record: KeyRecord, key: str) -> dict[str, str]:
 )
 async def update(call: AdminCall, body: UpdateRequest) -> Json:
     """Change a key. Fields that are absent stay as they are; null clears a field."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        return operations.report_key(transaction, operations.update(transaction, audit, body, call.given), audit.now)
+        return operations.report_key(
+            transaction, operations.update(transaction, call.audit, body, call.given), call.now
+        )
 
     report = await call.change(work)
     return {**report, "key": body.key or report["token"]}
@@ -123,8 +123,7 @@ async def update(call: AdminCall, body: UpdateRequest) -> Json:
 @routes.post("/key/bulk_update", body=BulkRequest, response=BulkAnswer)
 async def bulk_update(call: AdminCall, body: BulkRequest) -> Json:
     """Change several keys. Each is changed on its own, and the response has a result for each."""
-    audit = call.audit
-    return await call.change(lambda transaction: operations.update_each(transaction, audit, body))
+    return await call.change(lambda transaction: operations.update_each(transaction, call.audit, body))
 
 
 @routes.post("/key/block", body=NameRequest, response=KeyReport, constraint=NAMES_KEY, errors=(404,))
@@ -140,12 +139,10 @@ async def unblock(call: AdminCall, body: NameRequest) -> Json:
 
 
 async def _set_blocked(call: AdminCall, body: NameRequest, blocked: bool) -> Json:
-    audit = call.audit
-
     def work(transaction: Transaction) -> Json:
         record = operations.find(transaction, body.key, body.key_alias)
-        changed = operations.change(transaction, audit, record, {"blocked": blocked})
-        return operations.report_key(transaction, changed, audit.now)
+        changed = operations.change(transaction, call.audit, record, {"blocked": blocked})
+        return operations.report_key(transaction, changed, call.now)
 
     return await call.change(work)
 
@@ -167,12 +164,11 @@ async def _set_blocked(call: AdminCall, body: NameRequest, blocked: bool) -> Jso
 )
 async def regenerate(call: AdminCall, body: RegenerateRequest) -> Json:
     """Give a key a new value. The response is the only one that shows it."""
-    audit = call.audit
     value = _new_value(call, body.new_key, "new_key")
 
     def work(transaction: Transaction) -> Json:
-        record = operations.regenerate(transaction, audit, body, call.given, value)
-        return {**operations.report_key(transaction, record, audit.now), **_with_value(record, value)}
+        record = operations.regenerate(transaction, call.audit, body, call.given, value)
+        return {**operations.report_key(transaction, record, call.now), **_with_value(record, value)}
 
     return await call.change(work)
 
@@ -180,8 +176,8 @@ async def regenerate(call: AdminCall, body: RegenerateRequest) -> Json:
 @routes.post("/key/<string:key>/reset_spend", body=ResetSpendRequest, response=ResetSpend, errors=(404, 409))
 async def reset_spend(call: AdminCall, body: ResetSpendRequest) -> Json:
     """Lower the spend of a key in its budget's current period. Its total spend stays."""
-    audit, key, reset_to = call.audit, call.path["key"], from_dollars(body.reset_to)
-    return await call.change(lambda transaction: operations.reset_spend(transaction, audit, key, reset_to))
+    key, reset_to = call.path["key"], from_dollars(body.reset_to)
+    return await call.change(lambda transaction: operations.reset_spend(transaction, call.audit, key, reset_to))
 
 
 @routes.post(
@@ -193,8 +189,7 @@ async def reset_spend(call: AdminCall, body: ResetSpendRequest) -> Json:
 )
 async def delete(call: AdminCall, body: DeleteRequest) -> Json:
     """Delete keys: all that the request names, or none if one of them does not exist."""
-    audit = call.audit
-    return {"deleted_keys": await call.change(lambda transaction: operations.delete(transaction, audit, body))}
+    return {"deleted_keys": await call.change(lambda transaction: operations.delete(transaction, call.audit, body))}
 
 
 @routes.get("/key/info", query=KeyInfoQuery, response=KeyInfo, access=Access.ANY_KEY, errors=(404,))

@@ -39,11 +39,10 @@ _NAMES_USER = one_of_fields("user_id", "user_email")
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     """Create a team with its first members."""
-    audit = call.audit
     team_id = call.new_id() if body.team_id is None else body.team_id
 
     def work(transaction: Transaction) -> Json:
-        return report_team(transaction, operations.add(transaction, audit, body, team_id), audit.now)
+        return report_team(transaction, operations.add(transaction, call.audit, body, team_id), call.now)
 
     return await call.change(work)
 
@@ -70,10 +69,9 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
 @routes.post("/team/update", body=UpdateTeamRequest, response=ChangedTeam, errors=(404,))
 async def update(call: AdminCall, body: UpdateTeamRequest) -> Json:
     """Change a team. Fields that are absent stay as they are; null clears a field."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        return report_team(transaction, operations.update(transaction, audit, body, call.given), audit.now)
+        return report_team(transaction, operations.update(transaction, call.audit, body, call.given), call.now)
 
     return {"team_id": body.team_id, "data": await call.change(work)}
 
@@ -81,8 +79,7 @@ async def update(call: AdminCall, body: UpdateTeamRequest) -> Json:
 @routes.post("/team/delete", body=DeleteTeamsRequest, response=DeletedTeams, errors=(404,))
 async def delete(call: AdminCall, body: DeleteTeamsRequest) -> Json:
     """Delete teams with their keys: all that the request names, or none if one does not exist."""
-    audit = call.audit
-    deleted = await call.change(lambda transaction: operations.delete(transaction, audit, body.team_ids))
+    deleted = await call.change(lambda transaction: operations.delete(transaction, call.audit, body.team_ids))
     return {"deleted_teams": deleted}
 
 
@@ -112,11 +109,9 @@ async def unblock(call: AdminCall, body: TeamRequest) -> Json:
 
 
 async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Json:
-    audit = call.audit
-
     def work(transaction: Transaction) -> Json:
-        team = operations.set_blocked(transaction, audit, body.team_id, blocked)
-        return report_team(transaction, team, audit.now)
+        team = operations.set_blocked(transaction, call.audit, body.team_id, blocked)
+        return report_team(transaction, team, call.now)
 
     return await call.change(work)
 
@@ -130,16 +125,15 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
 )
 async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
     """Add one member or several to a team. A user whose id is unknown is created."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
         team = find_team(transaction, body.team_id)
-        users = operations.add_members(transaction, audit, team, body.members)
+        users = operations.add_members(transaction, call.audit, team, body.members)
         added = {user.user_id for user in users}
         members = transaction.members.of_teams([team.team_id])[team.team_id]
         return {
-            **report_team(transaction, team, audit.now),
-            "updated_users": report_users(transaction, users, audit.now),
+            **report_team(transaction, team, call.now),
+            "updated_users": report_users(transaction, users, call.now),
             "updated_team_memberships": [report_membership(member) for member in members if member.user_id in added],
         }
 
@@ -155,8 +149,7 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
     """Change the role of a member of a team."""
-    audit = call.audit
-    team, user, member = await call.change(lambda transaction: operations.update_member(transaction, audit, body))
+    team, user, member = await call.change(lambda transaction: operations.update_member(transaction, call.audit, body))
     return {
         "team_id": team.team_id,
         "user_id": user.user_id,
@@ -175,9 +168,8 @@ async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
 )
 async def remove_member(call: AdminCall, body: RemoveMemberRequest) -> Json:
     """Remove a user from a team, and delete the user's keys of that team."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        return report_team(transaction, operations.remove_member(transaction, audit, body), audit.now)
+        return report_team(transaction, operations.remove_member(transaction, call.audit, body), call.now)
 
     return await call.change(work)

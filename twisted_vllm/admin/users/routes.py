@@ -43,21 +43,20 @@ routes = Routes()
 )
 async def new(call: AdminCall, body: NewUserRequest) -> Json:
     """Create a user, and a key for it unless `auto_create_key` is false."""
-    audit = call.audit
     user_id = call.new_id() if body.user_id is None else body.user_id
     key = record = None
     if body.auto_create_key is not False:
-        key = generate_key(audit.randbytes)
-        values = {"user_id": user_id, "key_alias": body.key_alias, "expires": expiry_of(body.duration, audit.now)}
-        record = keys.new_record(key, values, audit)
+        key = generate_key(call.context.randbytes)
+        values = {"user_id": user_id, "key_alias": body.key_alias, "expires": expiry_of(body.duration, call.now)}
+        record = keys.new_record(key, values, call.audit)
     elif body.key_alias is not None or body.duration is not None:
         raise InvalidRequest("`key_alias` and `duration` are a key's, and none is made.", param="auto_create_key")
 
     def work(transaction: Transaction) -> Json:
-        user = operations.add(transaction, audit, body, user_id, record)
+        user = operations.add(transaction, call.audit, body, user_id, record)
         return {
-            **({} if record is None else keys.report_key(transaction, record, audit.now)),
-            **report_user(transaction, user, audit.now),
+            **({} if record is None else keys.report_key(transaction, record, call.now)),
+            **report_user(transaction, user, call.now),
             "teams": body.teams or (),
             "key": key,
             "token_id": None if record is None else record.token,
@@ -104,11 +103,10 @@ async def info(call: AdminCall, query: UserInfoQuery) -> Json:
 )
 async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
     """Change a user. Fields that are absent stay as they are; null clears a field."""
-    audit = call.audit
 
     def work(transaction: Transaction) -> Json:
-        user = operations.update(transaction, audit, body, call.given)
-        return {"user_id": user.user_id, "data": report_user(transaction, user, audit.now)}
+        user = operations.update(transaction, call.audit, body, call.given)
+        return {"user_id": user.user_id, "data": report_user(transaction, user, call.now)}
 
     return await call.change(work)
 
@@ -116,8 +114,7 @@ async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
 @routes.post("/user/delete", body=DeleteUsersRequest, response=int, errors=(404,))
 async def delete(call: AdminCall, body: DeleteUsersRequest) -> int:
     """Delete users with their keys, and return how many: all that the request names, or none if one does not exist."""
-    audit = call.audit
-    return await call.change(lambda transaction: operations.delete(transaction, audit, body.user_ids))
+    return await call.change(lambda transaction: operations.delete(transaction, call.audit, body.user_ids))
 
 
 @routes.get("/user/list", query=UserListQuery, response=UserList)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from tests.admin.usage_rows import id_of, keep, usage_row
+from tests.admin.reports.usage_rows import id_of, keep, usage_row
 from twisted_vllm.storage.usage.queries.plan import moment_of
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.references import payer_of, target_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
-from tests.admin.usage_rows import id_of, keep, usage_row
+from tests.admin.reports.usage_rows import id_of, keep, usage_row
 
 
 @pytest.fixture

@@ -268,3 +268,14 @@ def test_metadata_may_hold_any_number_that_json_can_write(gateway: Gateway, numb
 def test_a_gateway_without_a_master_key_lets_everyone_make_keys() -> None:
     answer = Gateway(master_key=None).post("/key/generate", {}, key=None)
     assert (answer.status, answer.json["created_by"]) == (200, "anonymous")
+
+
+def test_a_service_account_belongs_to_a_team_and_to_nobody_in_it(gateway: Gateway) -> None:
+    answer = gateway.post("/key/service-account/generate", {"key_alias": "ci", "team_id": "x", "metadata": {"a": 1}})
+    assert answer.status == 200
+    assert (answer.json["team_id"], answer.json["user_id"]) == ("x", None)
+    assert answer.json["metadata"] == {"a": 1, "service_account_id": "ci"}
+    assert gateway.get("/key/info", key=answer.json["key"]).status == 200
+    for body, param in (({"key_alias": "ci"}, "team_id"), ({"team_id": "x", "user_id": "ada"}, "user_id")):
+        refused = gateway.post("/key/service-account/generate", body)
+        assert (refused.status, refused.error["param"]) == (400, param)

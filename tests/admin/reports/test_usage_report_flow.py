@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
-from tests.admin.usage_rows import keep, usage_row
+from tests.admin.reports.usage_rows import keep, usage_row
 from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -75,7 +75,8 @@ class Reader:
     @property
     def lines(self) -> int:
         """Return how many groups the client has got."""
-        return self.client.transport.value().count(b"2026-02-01,")
+        received: bytes = self.client.transport.value()
+        return received.count(b"2026-02-01,")
 
     @property
     def channel(self) -> Any:

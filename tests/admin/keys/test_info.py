@@ -63,3 +63,16 @@ def test_the_status_tells_what_became_of_the_key(gateway: Gateway) -> None:
     gateway.clock.advance(1)
     for status, key in made.items():
         assert gateway.get(f"/key/info?key={key['token']}").json["info"]["status"] == status
+
+
+def test_several_keys_are_shown_at_once_without_those_that_are_not_known(gateway: Gateway) -> None:
+    one, two = gateway.make_key(key_alias="one"), gateway.make_key(key_alias="two")
+    answer = gateway.post("/v2/key/info", {"keys": [two["key"], "sk-unknown-0123456789", one["token"]]})
+    assert answer.json["key"] == [two["key"], one["token"]]
+    assert [each["key_alias"] for each in answer.json["info"]] == ["two", "one"]
+    assert "sk-unknown" not in answer.body.decode()
+
+
+@pytest.mark.parametrize(("body", "status"), [({}, 400), ({"keys": "x"}, 400), ({"keys": ["sk-unknown"]}, 404)])
+def test_none_of_them_known_is_not_found(gateway: Gateway, body: object, status: int) -> None:
+    assert gateway.post("/v2/key/info", body).status == status

@@ -107,3 +107,21 @@ def test_a_list_is_filtered_by_status(gateway: Gateway) -> None:
 def test_a_parameter_that_is_not_taken_is_named(gateway: Gateway, query: str, param: str) -> None:
     answer = gateway.get(f"/key/list{query}")
     assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_the_aliases_come_in_their_order_by_page_and_by_what_they_hold(gateway: Gateway) -> None:
+    for alias in ("beta", "alpha", None, "gamma"):
+        gateway.make_key(key_alias=alias, team_id="x" if alias == "beta" else None)
+    answer = gateway.get("/key/aliases?size=2").json
+    assert answer == {
+        "aliases": ["alpha", "beta"],
+        "total_count": 3,
+        "current_page": 1,
+        "total_pages": 2,
+        "size": 2,
+    }
+    assert gateway.get("/key/aliases?size=2&page=2").json["aliases"] == ["gamma"]
+    assert gateway.get("/key/aliases?search=AM").json["aliases"] == ["gamma"]
+    assert gateway.get("/key/aliases?team_id=x").json["aliases"] == ["beta"]
+    assert gateway.get("/key/aliases?size=101").error["param"] == "size"
+    assert gateway.get("/key/aliases?colour=red").error["param"] == "colour"

@@ -21,9 +21,7 @@ def spent(gateway: Gateway, kind: str, identity: str, spend: int, duration: str 
 
 
 def key_id(gateway: Gateway, token: str) -> str:
-    found = gateway.index.find(token)
-    assert found is not None
-    return found.principal.key_id
+    return gateway.principal_of(token).key_id
 
 
 def test_what_was_spent_is_shown_in_dollars_wherever_a_record_is(gateway: Gateway) -> None:
@@ -86,7 +84,7 @@ def test_reset_spend_sets_what_the_period_has_and_leaves_the_total(gateway: Gate
 
     def total(transaction: Any) -> None:
         transaction.spend.set("key", identity, 7 * DOLLAR, start)
-        transaction._connection.exec_driver_sql(f"UPDATE vllm_passthrough_spend SET total_spend = {9 * DOLLAR}")
+        transaction.connection.exec_driver_sql(f"UPDATE vllm_passthrough_spend SET total_spend = {9 * DOLLAR}")
 
     value_of(gateway.store.change(total))
     answer = gateway.post(f"/key/{KEY}/reset_spend", {"reset_to": 2.5})

@@ -43,12 +43,12 @@ def test_a_team_without_an_id_gets_one(gateway: Gateway) -> None:
 def test_a_key_inherits_its_team_s_models_as_they_change(gateway: Gateway) -> None:
     key = gateway.make_key(team_id="x")
     new(gateway, team_id="x", models=["a"])
-    assert gateway.index.find(key["token"]).principal.team_models == ("a",)
+    assert gateway.principal_of(key["token"]).team_models == ("a",)
     answer = gateway.post("/team/update", {"team_id": "x", "models": ["b"]})
     assert (answer.json["team_id"], answer.json["data"]["models"]) == ("x", ["b"])
-    assert gateway.index.find(key["token"]).principal.team_models == ("b",)
+    assert gateway.principal_of(key["token"]).team_models == ("b",)
     gateway.post("/team/update", {"team_id": "x", "models": None})
-    assert not gateway.index.find(key["token"]).principal.restricts_models
+    assert not gateway.principal_of(key["token"]).restricts_models
 
 
 def test_a_blocked_team_s_keys_are_refused_and_the_refusal_says_so(gateway: Gateway) -> None:

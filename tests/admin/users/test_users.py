@@ -48,9 +48,9 @@ def test_a_user_is_shown_with_its_keys_and_teams(gateway: Gateway) -> None:
 
 def test_keys_that_had_the_id_as_a_label_are_the_user_s_from_then_on(gateway: Gateway) -> None:
     key = gateway.make_key(user_id="ada")
-    assert not gateway.index.find(key["token"]).principal.restricts_models
+    assert not gateway.principal_of(key["token"]).restricts_models
     new(gateway, user_id="ada", auto_create_key=False, models=["a"])
-    assert gateway.index.find(key["token"]).principal.user_models == ("a",)
+    assert gateway.principal_of(key["token"]).user_models == ("a",)
 
 
 def test_an_update_keeps_what_is_absent_clears_with_null_and_acts_at_once(gateway: Gateway) -> None:
@@ -61,7 +61,7 @@ def test_an_update_keeps_what_is_absent_clears_with_null_and_acts_at_once(gatewa
     assert answer.json["data"] == info(gateway, "ada")["user_info"]
     found = answer.json["data"]
     assert (found["models"], found["metadata"], found["user_alias"]) == ([], {"a": 1}, "A.")
-    assert not gateway.index.find(made["token_id"]).principal.restricts_models
+    assert not gateway.principal_of(made["token_id"]).restricts_models
 
 
 def test_ids_and_addresses_are_one_user_s(gateway: Gateway) -> None:

@@ -207,7 +207,7 @@ def test_a_key_is_held_to_its_own_limits_then_its_user_s_then_its_team_s(gateway
     gateway.post("/user/new", {"user_id": "ada", "auto_create_key": False, "rpm_limit": 2})
     gateway.post("/team/new", {"team_id": "x", "max_budget": 3})
     made = gateway.make_key(user_id="ada", team_id="x", tpm_limit=1)
-    limited = gateway.index.find(made["token"]).principal.limited
+    limited = gateway.principal_of(made["token"]).limited
     assert [(each.kind, each.id) for each in limited[1:]] == [("user", "ada"), ("team", "x")]
     assert [each.allowance for each in limited] == [
         Allowance(tpm=1),
@@ -216,7 +216,7 @@ def test_a_key_is_held_to_its_own_limits_then_its_user_s_then_its_team_s(gateway
     ]
     # regenerated, it is the same key to whoever counts
     new = gateway.post("/key/regenerate", {"key": made["key"], "rpm_limit": 9}).json
-    found = gateway.index.find(new["token"]).principal.limited
+    found = gateway.principal_of(new["token"]).limited
     assert (found[0].id, found[0].allowance) == (limited[0].id, Allowance(rpm=9, tpm=1))
 
 

@@ -23,7 +23,7 @@ FIELDS: dict[str, Any] = {
     "priority": 5,
     "granted_headers": ["x-session-id"],
 }
-EMPTY = {
+EMPTY: dict[str, Any] = {
     "key_alias": None,
     "expires": None,
     "models": [],

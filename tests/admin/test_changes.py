@@ -26,9 +26,10 @@ def held(store: HeldStore) -> Gateway:
     return Gateway(store)
 
 
-def begin(gateway: Gateway, path: str, body: object) -> tuple[StubTreq, list[Any], Deferred[Any]]:
+def begin(gateway: Gateway, path: str, body: object) -> tuple[Any, list[Any], Deferred[Any]]:
     """Send a request that the store will answer later."""
-    treq = StubTreq(gateway.recorded)
+    # StubTreq makes its methods when it is made.
+    treq: Any = StubTreq(gateway.recorded)
     answers: list[Any] = []
     headers = Headers({"Authorization": [f"Bearer {MASTER_KEY}"]})
     sent: Deferred[Any] = treq.request("POST", f"http://gateway{path}", headers=headers, data=json.dumps(body).encode())
