@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from twisted_vllm.admin.fields import PRINTABLE
-from twisted_vllm.admin.models import Error, Json, Query
+from twisted_vllm.admin.models import Body, Error, Json, Query
 from twisted_vllm.admin.routing import Access, Route
 from twisted_vllm.auth.credentials import KEY_HEADERS
 from twisted_vllm.errors import ERROR_HEADER
@@ -52,10 +52,10 @@ def make_document(routes: Iterable[Route]) -> Json:
     routes = list(routes)
     models = [model for route in routes for model in _models_of(route)]
     schemas, components = msgspec.json.schema_components([*models, Error], ref_template=_REF)
-    for route in routes:
-        if route.body is not None:
+    for model, schema in zip(models, schemas, strict=False):
+        if isinstance(model, type) and issubclass(model, Body):
             # Unknown fields are refused.
-            components[route.body.__name__]["additionalProperties"] = False
+            components[schema["$ref"].rpartition("/")[2]]["additionalProperties"] = False
     remaining = iter(schemas)
     paths: dict[str, Json] = {}
     for route in routes:

@@ -112,6 +112,7 @@ class Routes:
         self, *paths: str, query: type[QueryT], access: Access = Access.ADMINISTRATOR, **options: Any
     ) -> Callable[[GetHandler[QueryT]], GetHandler[QueryT]]:
         """Declare a GET route."""
+        action = _action(paths[0])
 
         def declare(handler: GetHandler[QueryT]) -> GetHandler[QueryT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
@@ -120,7 +121,7 @@ class Routes:
                 principal = authorize(request)
                 parameters = read_query(request)
                 given = {name for name, text in parameters.items() if text}
-                call = AdminCall(request, context, principal, _action(paths[0]), path, given)
+                call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_query(parameters, query))
 
             self._add("GET", paths, handler, handle, query=query, access=access, **options)
@@ -132,12 +133,13 @@ class Routes:
         self, *paths: str, body: type[BodyT], **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         """Declare a POST route for administrators. A path parameter with the name of a field in the body sets it."""
+        action = _action(paths[0])
 
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 principal = context.authenticator.administrator_of(request)
                 given = _with_path(read_object(request), path, body)
-                call = AdminCall(request, context, principal, _action(paths[0]), path, given)
+                call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 
             self._add("POST", paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)

@@ -112,9 +112,8 @@ async def update(call: AdminCall, body: UpdateRequest) -> Json:
     """Change a key. Fields that are absent stay as they are; null clears a field."""
 
     def work(transaction: Transaction) -> Json:
-        return operations.report_key(
-            transaction, operations.update(transaction, call.audit, body, call.given), call.now
-        )
+        changed = operations.update(transaction, call.audit, body, call.given)
+        return operations.report_key(transaction, changed, call.now)
 
     report = await call.change(work)
     return {**report, "key": body.key or report["token"]}
