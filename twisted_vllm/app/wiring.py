@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.auth.authenticator import Authenticator
