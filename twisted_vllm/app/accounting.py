@@ -11,7 +11,6 @@ from twisted.logger import Logger
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
-from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
@@ -79,7 +78,7 @@ class AccountingService:
         self._writer: LedgerWriter | None = None
         self.flush: Callable[[], None] = _nothing
         if ledger.enabled:
-            self._spool = spool = Spool(spool_directory(settings))
+            self._spool = spool = Spool(settings.spool_directory)
             self.flush = spool.flush
         self.accounts = Accounting(
             limiter=self.limiter,

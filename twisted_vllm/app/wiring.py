@@ -21,7 +21,6 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
-from twisted_vllm.config.collect import secrets_of, servers_of
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
@@ -123,12 +122,12 @@ class Wiring:
         self.hangups = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(sockets, self.sweeper, writes)
         self._request_log = RequestLog(observer)
-        self._recorder = RequestRecorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
+        self._recorder = RequestRecorder(settings.trusted_proxies, Redactor(settings.secrets))
         # a client that has its whole answer finds it in the ledger
         writes.before = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = AuthenticationThrottle(settings.limits.max_failed_authentications)
-        queues = self.queues = UpstreamQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        queues = self.queues = UpstreamQueues(settings.servers, self.agent.forward, self.sweeper, reactor.seconds)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
