@@ -156,6 +156,11 @@ def variables() -> list[Setting]:
     return [each for each in (*settings_of(Settings), *settings_of(ServerSettings)) if each.environment]
 
 
+def variables_of(attribute: str) -> tuple[str, ...]:
+    """Return the environment variables of the setting that an attribute holds; the first that is set wins."""
+    return _DECLARED[attribute].environment
+
+
 def _values(holder: type[attrs.AttrsInstance], found: Mapping[str, Any]) -> dict[str, Any]:
     return {each.attribute: found[each.attribute] for each in settings_of(holder) if each.attribute in found}
 
@@ -169,7 +174,7 @@ def _endpoints(listen: Sequence[str], written: tuple[str, ...], root: Place) -> 
 def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
     """Refuse to be open to others than this machine, unless the master key or the endpoint was refused already."""
     here = ("master_key", _DECLARED["allow_anonymous"].path, place.path)
-    if place.report.refused_below("general_settings", *_DECLARED["master_key"].environment, *here):
+    if place.report.refused_below("general_settings", *variables_of("master_key"), *here):
         return
     if not all(is_loopback(value) for value in endpoints):
         place.refuse(
