@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from twisted_vllm.http.headers import ResponseHead
-from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.readers.interfaces import UsageReader
 from twisted_vllm.usage.readers.registry import INJECTABLE, JsonKind, json_reader, reading
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
@@ -21,13 +20,11 @@ class UsageMeter(msgspec.Struct, eq=False):
     """One request that is paid for.
 
     Attributes:
-        tariff: what it costs, and how its answer is read.
-        end_user: for whom the caller says that it asks.
+        pricing: what it costs, and how its answer is read.
         prompt_tokens: an estimate of the prompt's.
         answers: how many answers it asks for.
         asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
         fingerprint: what the server says of itself where that was asked for.
-        reservation: what was reserved, where anything is limited.
         status: the status that the server answered with; 0 before.
         is_stream: whether the response is a stream of events.
         kind: of the JSON that the response is, if it is.
@@ -37,13 +34,11 @@ class UsageMeter(msgspec.Struct, eq=False):
         audio: looks on at the form, where it uploads audio.
     """
 
-    tariff: RoutePricing
-    end_user: str | None
+    pricing: RoutePricing
     prompt_tokens: int
     answers: int
     asked_usage: bool
     fingerprint: Fingerprint | None = None
-    reservation: Reservation | None = None
     status: int = 0
     is_stream: bool = False
     kind: JsonKind | None = None
@@ -57,9 +52,9 @@ class UsageMeter(msgspec.Struct, eq=False):
         self.status = status = head.status
         if not 200 <= status < 300:
             return
-        tariff = self.tariff
+        pricing = self.pricing
         coding = head.content_encoding
-        found = reading(tariff.route, head.content_type, coding) if coding else tariff.readings[head.content_type]
+        found = reading(pricing.route, head.content_type, coding) if coding else pricing.readings[head.content_type]
         if found is None:
             return
         if isinstance(found, JsonKind):
@@ -71,7 +66,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         reader = found(metadata)
         self.is_stream = reader.stream
         if self.asked_usage and reader.stream and head.length is None and not head.content_encoding:
-            self.filter = StreamFilter(chat=INJECTABLE[tariff.route], fingerprint=self.fingerprint)
+            self.filter = StreamFilter(chat=INJECTABLE[pricing.route], fingerprint=self.fingerprint)
         else:
             self.reader = reader
 
