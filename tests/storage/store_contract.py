@@ -408,8 +408,8 @@ class StoreContract:
         assert await store.changes_since(0) == (0, None)
         await put(store, key_record(1), key_record(2))
         await remove(store, key_record(1))
-        revision, news = await store.changes_since(0)
-        assert news == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
+        revision, update = await store.changes_since(0)
+        assert update == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
         assert (await store.load()).revision == revision == 3
         assert await store.changes_since(revision) == (revision, None)
 
@@ -421,15 +421,15 @@ class StoreContract:
 
         await store.change(many)
         await put(store, key_record(1))
-        revision, news = await store.changes_since(0)
-        assert news == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
+        revision, update = await store.changes_since(0)
+        assert update == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
         assert revision == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred
     async def test_a_database_that_was_set_back_is_read_anew(self, store: IStore) -> None:
         await put(store, key_record(1))
-        revision, news = await store.changes_since(1000)
-        assert (revision, news) == (1, await store.load())
+        revision, update = await store.changes_since(1000)
+        assert (revision, update) == (1, await store.load())
 
     @pytest_twisted.ensureDeferred
     async def test_the_audit_comes_back_by_page_time_and_object(self, store: IStore) -> None:

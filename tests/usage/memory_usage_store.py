@@ -19,8 +19,8 @@ class MemoryUsageStore:
 
     def __init__(self) -> None:
         self.kept: dict[str, UsageRow] = {}
-        self.away = False
-        self.refused: set[str] = set()
+        self.unavailable = False
+        self.rejected: set[str] = set()
         self.attempts = 0
         self.batches: list[tuple[int, bool]] = []
         self.deletions: list[int] = []
@@ -31,9 +31,9 @@ class MemoryUsageStore:
         with self.changed:
             self.attempts += 1
             self.changed.notify_all()
-            if self.away:
-                raise DatabaseUnavailable("it is away")
-            if any(row.request_id in self.refused for row in rows):
+            if self.unavailable:
+                raise DatabaseUnavailable("it is unavailable")
+            if any(row.request_id in self.rejected for row in rows):
                 raise RowsRejected("out of range")
             self.kept |= {row.id: row for row in rows}
             self.batches.append((len(rows), own))

@@ -128,12 +128,12 @@ def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_mo
 
 
 def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledger) -> None:
-    ledger.store.away = True
+    ledger.store.unavailable = True
     ledger.put(*usage_rows(3))
     assert not ledger.move()
     away = ledger.scrape()
     assert (away["database_up"], away["spool_rows"], away["rows_committed_total"]) == (0, 3, 0)
-    ledger.store.away = False
+    ledger.store.unavailable = False
     assert ledger.move()
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
 
@@ -155,13 +155,13 @@ def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
 
 @pytest.mark.usefixtures("full_disk")
 def test_rows_that_neither_disk_nor_database_takes_are_told_with_their_age(ledger: Ledger) -> None:
-    ledger.store.away = True
+    ledger.store.unavailable = True
     ledger.put(*usage_rows(3))
     assert not ledger.move()
     found = ledger.scrape()
     assert (found["spool_writable"], found["database_up"], found["unsaved_rows"], found["spool_rows"]) == (0, 0, 3, 3)
     assert found["spool_oldest_row_seconds"] == pytest.approx(10.0, abs=0.01)
-    ledger.store.away = False
+    ledger.store.unavailable = False
     assert ledger.move()
     found = ledger.scrape()
     assert (found["unsaved_rows"], found["spool_rows"], found["spool_oldest_row_seconds"]) == (0, 0, 0)
@@ -190,7 +190,7 @@ def test_rows_whose_file_somebody_removed_are_lost(uncached: Ledger) -> None:
 
 
 def test_rows_that_the_database_refuses_are_set_aside_and_not_taken(ledger: Ledger) -> None:
-    ledger.store.refused = {"request-1"}
+    ledger.store.rejected = {"request-1"}
     ledger.put(*usage_rows(3))
     assert ledger.move()
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 2, "set_aside_total": 1}

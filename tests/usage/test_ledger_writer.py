@@ -75,7 +75,7 @@ def make_bench(reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     yield make
     for bench in benches:
-        bench.store.away = False
+        bench.store.unavailable = False
         if bench.spool.name:
             pytest_twisted.blockon(bench.stop())
 
@@ -138,7 +138,7 @@ async def test_what_a_run_left_is_moved_by_the_next_and_no_amount_is_its_own(
 @pytest_twisted.ensureDeferred
 async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.1)
-    bench.store.away = True
+    bench.store.unavailable = True
     with captured_logs() as events:
         bench.put(*usage_rows(3))
         await bench.until(lambda: bench.store.attempts > 2)
@@ -147,7 +147,7 @@ async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypa
         assert (pending.rows, bench.writer.batch_writer.reachable) == (3, False)
         assert 29 < pending.seconds < 31
         bench.put(*usage_rows(2, 3))
-        bench.store.away = False
+        bench.store.unavailable = False
         await bench.until(lambda: len(bench.store.kept) == 5)
         await bench.until(lambda: bench.writer.batch_writer.reachable)
     told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
@@ -159,7 +159,7 @@ async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypa
 async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_kept(
     bench: Bench, logged_failures: Any
 ) -> None:
-    bench.store.refused = {"request-7", "request-8"}
+    bench.store.rejected = {"request-7", "request-8"}
     bench.put(*usage_rows(20))
     await bench.until(lambda: len(bench.store.kept) == 18)
     damaged = bench.spool.directory / f"{bench.spool.name}.damaged"
@@ -179,8 +179,8 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
     rows = usage_rows(8)
     (tmp_path / "a1-000001.spool").write_bytes(header_line() + damaged + encode_rows(rows))
     bench = make_bench()
-    bench.store.refused = {"request-1"}
-    write, given_up = bench.store.write, [DatabaseUnavailable("it went away")] * 3
+    bench.store.rejected = {"request-1"}
+    write, given_up = bench.store.write, [DatabaseUnavailable("it became unavailable")] * 3
 
     def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         if given_up and rows[-1].request_id == "request-7" and len(rows) < 8:
@@ -210,7 +210,7 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
         return quarantine(directory, name, lines)
 
     monkeypatch.setattr(writer_module, "quarantine", set_aside_at_last)
-    bench.store.refused = {"request-7"}
+    bench.store.rejected = {"request-7"}
     with captured_logs() as events:
         bench.put(*usage_rows(20))
         await bench.until(lambda: bench.writer.pending().rows == 0)
@@ -237,11 +237,11 @@ async def test_damaged_lines_are_kept_beside_and_told(
         header_line() + encode_rows([usage_row(1)]) + line + encode_rows([usage_row(3)])
     )
     bench = make_bench()
-    bench.store.away = True
+    bench.store.unavailable = True
     with captured_logs() as events:
         bench.start()
         await bench.until(lambda: bench.store.attempts > 1)
-        bench.store.away = False
+        bench.store.unavailable = False
         await bench.until(lambda: bench.writer.batch_writer.committed == 2)
     assert list(bench.store.kept.values()) == [usage_row(1), usage_row(3)]
     assert [event["count"] for event in events if event["log_level"].name == "critical"] == [1]
@@ -263,7 +263,7 @@ async def test_the_last_rows_are_moved_at_the_end(bench: Bench, tmp_path: Path) 
 async def test_an_end_without_a_database_leaves_the_rows_in_the_spool(
     bench: Bench, make_bench: Callable[..., Bench]
 ) -> None:
-    bench.store.away = True
+    bench.store.unavailable = True
     bench.put(*usage_rows(3))
     await bench.until(lambda: bench.store.attempts > 0)
     began = time.monotonic()
@@ -341,7 +341,7 @@ async def test_the_spool_is_synced_while_the_database_is_away(bench: Bench, monk
             synced.append(size)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    bench.store.away = True
+    bench.store.unavailable = True
     bench.put(usage_row(1))
     [segment] = bench.spool.directory.glob("*.spool")
     await bench.until(lambda: segment.stat().st_size in synced)

@@ -61,7 +61,7 @@ def encode_rows(rows: Sequence[UsageRow]) -> bytes:
     except UnicodeEncodeError:
         # half of a surrogate pair, from a client's JSON
         text = _encode([clean(row) for row in rows])
-    # Searching for a single byte first is a good deal faster.
+    # To search for a single byte first is faster.
     if b"\\" in text and b"\\u0000" in text:
         text = _encode([clean(row) for row in rows])
     return encode_line(text)

@@ -151,7 +151,7 @@ class SegmentQueue:
             self.notify()
 
     def backlog(self) -> Backlog:
-        """Return what is not acknowledged; for whoever holds the lock."""
+        """Return what is not acknowledged. Call it with the lock held."""
         size = sum(segment.end for segment in self._segments)
         if self._segments:
             size -= self._acknowledged_to + (len(self._segments) - 1) * _BEGIN
@@ -203,14 +203,14 @@ class SegmentQueue:
         self.remove_finished()
 
     def unsaved_taken(self, rows: Sequence[UsageRow]) -> None:
-        """Note rows that were taken and are in no segment; for whoever holds the lock."""
+        """Note rows that were taken and are in no segment. Call it with the lock held."""
         if not self.pending:
             self._oldest = ended(rows[0])
         self.pending += len(rows)
         self.unsaved += len(rows)
 
     def unsaved_requeued(self, rows: Sequence[UsageRow]) -> None:
-        """Note that such rows were put back; for whoever holds the lock."""
+        """Note that such rows were put back. Call it with the lock held."""
         self.pending -= len(rows)
         self.unsaved -= len(rows)
 

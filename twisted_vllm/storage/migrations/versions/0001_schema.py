@@ -114,7 +114,7 @@ def _create_principals() -> None:
 
 
 def _create_records() -> None:
-    """Create what is noted of keys, users and teams: changes for other processes, the audit log, and spend."""
+    """Create the changes for other processes, the audit log, and spend."""
     _create_table(
         "changes",
         sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
