@@ -1,8 +1,8 @@
 """Inserts many rows with few statements, without SQLAlchemy's compiler: the ledger spends microseconds on a row.
 
-SQLite gets one ``INSERT`` with many ``VALUES``. That takes a fifth less CPU than ``executemany``, and releases Python's
-lock once for all rows and not after each. PostgreSQL gets the rows as one JSON array, which the server expands:
-encoding it costs the gateway a fraction of what as many parameters do.
+SQLite gets one ``INSERT`` with many ``VALUES``. That takes 5 to 15 % less CPU time than ``executemany``, and releases
+Python's lock once for all rows and not after each. PostgreSQL gets the rows as one JSON array, which the server
+expands: encoding it costs the gateway a fraction of what as many parameters do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Column, Connection, String, Table
+from sqlalchemy import Column, Connection, String, Table
 from sqlalchemy.dialects import postgresql
 
 #: Rows in one SQLite statement. Each size is compiled once. SQLite takes at most 32,766 values.
@@ -101,9 +101,7 @@ class SparseInsert:
     def __init__(self, table: Table) -> None:
         """Prepare for a table of at most 32 columns."""
         self._head = f'INSERT OR IGNORE INTO "{table.name}"'
-        self._columns = [
-            (_empty(column), column.nullable, isinstance(column.type, Boolean)) for column in table.columns
-        ]
+        self._columns = [(_empty(column), column.nullable) for column in table.columns]
         self._statement = lru_cache(maxsize=MAX_STATEMENTS)(self._build_statement)
 
     @property
@@ -125,12 +123,11 @@ class SparseInsert:
         count = len(columns[0])
         bound: list[Sequence[Any]] = []
         is_bound: list[bool] = []
-        for (_, nullable, is_boolean), column in zip(self._columns, columns, strict=True):
+        for (_, nullable), column in zip(self._columns, columns, strict=True):
             is_empty = column.count(None) == count if nullable else not any(column)
             is_bound.append(not is_empty)
             if not is_empty:
-                # the driver binds an int faster than a bool
-                bound.append(tuple(map(int, column)) if is_boolean else column)
+                bound.append(column)
         pattern = tuple(is_bound)
         values = chain.from_iterable(zip(*bound, strict=True))
         inserted = 0
@@ -141,6 +138,6 @@ class SparseInsert:
         return inserted
 
     def _build_statement(self, is_bound: Sequence[bool], rows: int) -> str:
-        values = ("?" if each else empty for each, (empty, _, _) in zip(is_bound, self._columns, strict=True))
+        values = ("?" if each else empty for each, (empty, _) in zip(is_bound, self._columns, strict=True))
         row = f"({', '.join(values)})"
         return f"{self._head} VALUES {', '.join([row] * rows)}"
