@@ -50,7 +50,7 @@ class AdminAuthenticator:
         try:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
-            raise self._failures.judge(error, self.client_of(request), now) from None
+            raise self._failures.record_failure(error, self.client_of(request), now) from None
         request.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
         return principal
 

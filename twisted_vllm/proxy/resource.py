@@ -158,7 +158,7 @@ class PassThroughResource:
         try:
             return self._admission.identify(request.head, now, request.method)
         except MissingApiKey as error:
-            refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
+            refusal = self._failures.record_failure(error, address_of(request, self._trusted_proxies), now)
         raise refusal
 
     def _hold_form(self, request: GatewayRequest, entry: Entry) -> None:
