@@ -64,6 +64,11 @@ class LocalLimiter:
         return sum(scope.in_flight for scope in self._scopes.values())
 
     @property
+    def spent(self) -> int:
+        """What was spent in the present periods of all budgets, in picodollars."""
+        return sum(budget.spent for budget in self._budgets.values())
+
+    @property
     def reserved(self) -> int:
         """What requests in flight have reserved of all budgets, in picodollars."""
         return sum(budget.reserved for budget in self._budgets.values())
