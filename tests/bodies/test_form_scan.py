@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bodies.test_multipart import END, FILE, MODEL, TYPE, UNDETERMINED
-from twisted_vllm.bodies.form_scanner import MAX_NAME, FormScan
-from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
+from twisted_vllm.bodies.multipart import MAX_NAME, FormScan, find_model_in_form, rename_in_form
 from twisted_vllm.errors import ModelUndetermined
 
 

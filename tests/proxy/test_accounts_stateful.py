@@ -198,10 +198,10 @@ class Requests(RuleBasedStateMachine):
         outcome, went_on, status, whole = ending
         request.body_complete = whole
         if went_on and status:
-            charge.answered(ResponseHead(status, b"", [(b"Content-Type", kind)]))
-            charge.passing(answer)
+            charge.start(ResponseHead(status, b"", [(b"Content-Type", kind)]))
+            charge.feed(answer)
             if outcome == "completed":
-                charge.last(b"")
+                charge.finish(b"")
         self.accounts.close(request, charge, went_on, record(outcome, status))
 
     def held(self) -> tuple[int, int]:

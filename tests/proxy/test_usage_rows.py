@@ -27,7 +27,6 @@ from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.records import Payer, Target, UsageRow
 from twisted_vllm.usage.references import refer, target_of
-from twisted_vllm.usage.route_pricing import MOST_READINGS, Readings
 from twisted_vllm.usage.spool.lines import encode_rows
 
 #: when requests begin, and when they are over, in Unix seconds
@@ -94,8 +93,8 @@ class AccountingService:
         admitted = self.admission.admit(entry, request.head, body)
         charge, _ = self.accounts.open(request, entry, admitted)
         assert charge is not None
-        charge.answered(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
-        charge.last(ANSWER)
+        charge.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
+        charge.finish(ANSWER)
         note = request.note = RequestContext(entry)
         note.charge, note.model, note.server, note.relay = charge, admitted.model, admitted.server.name, Relay(request)
         note.relay.outcome = outcome
@@ -166,14 +165,6 @@ def test_an_error_uses_nothing_whatever_it_says(books: AccountingService, status
     row = books.serve(answered=status, kind=kind)
     assert row is not None
     assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
-
-
-def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_many() -> None:
-    readings = Readings("/v1/chat/completions")
-    json_kind = readings[b"application/json"]
-    for number in range(100):
-        assert readings[b"application/json; n=%d" % number] is json_kind
-        assert len(readings) <= MOST_READINGS
 
 
 def test_an_id_of_the_client_s_is_no_row_s_id(books: AccountingService) -> None:

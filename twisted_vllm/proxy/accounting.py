@@ -18,12 +18,11 @@ from twisted_vllm.proxy.interfaces import EndUsers, Limiter, Rows
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.usage.meter import UsageMeter
-from twisted_vllm.usage.pricing import FREE, PriceTable, cost_of, expected_cost
+from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
 from twisted_vllm.usage.records import NOTHING_USED, Target, UsageRow
 from twisted_vllm.usage.references import refer
-from twisted_vllm.usage.route_pricing import RoutePricing
 
 #: servers' fingerprints that are remembered, and tariffs
 MOST_FINGERPRINTS = MOST_TARIFFS = 1_000
@@ -32,15 +31,6 @@ LONGEST_KEY = 512
 
 #: characters of an end user's or a model's name, and of a header's value, that are kept
 TEXT_LIMIT = 255
-
-#: the routes that answer with tokens; the others use the prompt's alone
-GENERATING = frozenset(
-    (
-        *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-        "/invocations",
-    )
-)
 
 
 class Accounting:
@@ -143,7 +133,7 @@ class Accounting:
         prompt, audio = 0, None
         if tariff.takes_model:
             body = admitted.body
-            if tariff.hears:
+            if tariff.audio_uploads:
                 audio = audio_uploaded(request.head)
             if audio is None:
                 prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
@@ -164,7 +154,7 @@ class Accounting:
             )
         tokens = estimate_total(
             prompt,
-            generates=route.path in GENERATING,
+            generates=route.row.generates,
             max_tokens=facts.max_tokens,
             answers=facts.answers,
             assumed=self._assumed,
@@ -185,7 +175,7 @@ class Accounting:
             went_on: whether it was sent.
             record: its log record.
         """
-        tariff = charge.tariff
+        tariff = charge.pricing
         usage, cost = NOTHING_USED, 0
         try:
             # a server begins once it has the whole body
@@ -194,7 +184,7 @@ class Accounting:
                     # only now it is known how long it was
                     charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN if tariff.takes_model else 0
                 try:
-                    usage = charge.used(record.outcome)
+                    usage = charge.usage(record.outcome)
                 except Exception:
                     # its row must not depend on what a server's answer does to its reader, nor must its client
                     self._log.failure("The usage of {request_id} could not be read", request_id=record.request_id)

@@ -14,8 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
 
-from twisted_vllm.bodies.form_scanner import FormScan
-from twisted_vllm.bodies.multipart import written
+from twisted_vllm.bodies.multipart import FormScan, content_for
 from twisted_vllm.errors import GatewayError, ModelUndetermined
 from twisted_vllm.http.headers import is_form
 from twisted_vllm.http.server.request import GatewayRequest
@@ -169,7 +168,7 @@ class FormBody(RequestBody):
         if self.model is None:
             return
         own = self.model.encode("utf-8")
-        self._name = own if name is None else written(name)
+        self._name = own if name is None else content_for(name)
         if isinstance(self.length, int):
             self.length += len(self._name) - len(own)
 

@@ -144,7 +144,7 @@ class Relay(Protocol):
         request = self._request
         charge = self.charge
         if charge is not None:
-            charge.answered(response.head)
+            charge.start(response.head)
             if charge.reservation is not None:
                 request.added = charge.reservation.lines
         request.relay_head(response.head)
@@ -189,7 +189,7 @@ class Relay(Protocol):
         charge = self.charge
         if charge is not None:
             try:
-                data = charge.passing(data)
+                data = charge.feed(data)
             except Exception:
                 self._broken(Failure())
                 return
@@ -205,7 +205,7 @@ class Relay(Protocol):
         charge = self.charge
         if charge is not None:
             try:
-                data = charge.last(data)
+                data = charge.finish(data)
             except Exception:
                 # nobody else would end it: the server has done its part
                 self._broken(Failure())
@@ -228,7 +228,7 @@ class Relay(Protocol):
         request = self._request
         charge = self.charge
         try:
-            held = b"" if charge is None else charge.last(b"")
+            held = b"" if charge is None else charge.finish(b"")
         except Exception:
             self._broken(Failure())
             return
