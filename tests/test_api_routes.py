@@ -150,7 +150,7 @@ def test_a_new_route_is_one_row() -> None:
     assert classify(b"POST", b"/v1/poems/ode") == Route("/v1/poems/ode", RouteClass.PRIVILEGED)
 
     assert read_body(b'{"model":"m","max_verses":4,"max_tokens":9}', route.row.output_limits).max_tokens == 4
-    meter = UsageMeter(RoutePricing(route, FREE), None, 10, 1, False)
+    meter = UsageMeter(RoutePricing(route, FREE), 10, 1, False)
     meter.start(ResponseHead(200, b"OK", [(b"Content-Type", b"application/json")]))
     meter.finish(b'{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}')
     assert meter.usage("completed") == Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)

@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "ratelimit": PLAIN,
     # a principal carries its limits
     "auth": PLAIN | {"ratelimit"},
-    # seconds of audio are measured in the uploaded form; a meter carries its reservation
-    "usage": PLAIN | {"bodies", "observability", "ratelimit"},
+    # seconds of audio are measured in the uploaded form
+    "usage": PLAIN | {"bodies", "observability"},
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "http": PLAIN | {"context"},
     "observability": PLAIN | {"context"},

@@ -16,10 +16,10 @@ from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IStore
@@ -141,12 +141,19 @@ class Gateway:
         self.app = app
         self.recorded = Recorded(app.resource())
         self.agent = RequestTraversalAgent(self.recorded)
-        self._treq = StubTreq(self.recorded)
+        # StubTreq makes its methods when it is made.
+        self._treq: Any = StubTreq(self.recorded)
 
     def records(self) -> list[KeyRecord]:
         """Return the keys that the store holds."""
         found: list[KeyRecord] = value_of(self.store.read(lambda transaction: transaction.keys.find()))
         return found
+
+    def principal_of(self, token: str) -> Principal:
+        """Return whom the key of a token acts as."""
+        found = self.index.find(token)
+        assert found is not None
+        return found.principal
 
     def now(self) -> datetime:
         return NOW + timedelta(seconds=self.clock.seconds())

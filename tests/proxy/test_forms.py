@@ -67,7 +67,7 @@ class Held:
 def test_a_form_streams_unless_it_is_known_to_be_small(length: int | None, does: bool) -> None:
     request: Any = FakeRequest(headers=FORM, body_complete=False, body_length=length)
     assert streams(request) is does
-    request.head[b"content-type"] = b"application/json"
+    request.head.first[b"content-type"] = b"application/json"
     assert not streams(request)
 
 

@@ -26,8 +26,7 @@ class ResponseHandler:
         self.lab = lab
         self.error: BaseException | None = None
         self.request = FakeRequest()
-        self.request.note = self
-        self.relay = self
+        self.context = self.request.context
         self.exchange: Any = None
 
     def responded(self, response: object) -> None: ...
@@ -39,7 +38,7 @@ class ResponseHandler:
         self.end()
 
     def end(self) -> None:
-        self.lab.queues.finished(self.request)  # type: ignore[arg-type]  # all that it uses of a request
+        self.lab.queues.finished(self.context)
 
     def leave(self) -> None:
         """The client goes."""
@@ -141,7 +140,7 @@ def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
     relay = Relay(FakeRequest())  # type: ignore[arg-type]  # all that it uses of a request
     relay.exchange = UpstreamExchange(where, b"POST", b"", None, relay)
     lab.queues.forward(relay.exchange)
-    assert relay.queued is None
+    assert relay.context.queued is None
     lab.pass_time(2.5)
     if ending == "its turn":
         first.end()
@@ -149,7 +148,7 @@ def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
         relay.cancel()
     else:
         lab.pass_time(2)
-    assert relay.queued == (4.5 if ending == "too late" else 2.5)
+    assert relay.context.queued == (4.5 if ending == "too late" else 2.5)
 
 
 def test_without_a_limit_it_waits_for_ever() -> None:

@@ -1,7 +1,7 @@
-"""``--quickstart``: everything that a newcomer has not decided yet is decided for them, and kept.
+"""``--quickstart``: defaults for everything that a newcomer has not configured yet.
 
-The master key and the database stand in a directory of their own; where no vLLM server is named, the built-in simulator
-runs in the same process.
+The master key and the database are kept in a directory of their own. Where no vLLM server is named, the built-in
+simulator runs in the same process.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from twisted_vllm.http.net.write_coalescing import unsent_bytes
 
 if TYPE_CHECKING:
     from twisted_vllm.http.client.exchange import UpstreamExchange
-    from twisted_vllm.http.server.connection import ServerConnection
+    from twisted_vllm.http.server.connection import DownstreamConnection
     from twisted_vllm.http.server.request import GatewayRequest
 
 #: seconds that a server is given to take what is still on its way to it, or some of it, and to close its side
@@ -164,7 +164,7 @@ class Tunnel:
         request = self._request
         if request is None:
             return
-        request.error_code = error
+        request.context.error_code = error
         self._tell(outcome)
         self._request = None
         if not self._server_lost:
@@ -214,7 +214,7 @@ class Tunnel:
 class _ClientReading:
     """The client's side as what produces for the server's connection."""
 
-    def __init__(self, channel: ServerConnection) -> None:
+    def __init__(self, channel: DownstreamConnection) -> None:
         self._channel = channel
 
     def pauseProducing(self) -> None:

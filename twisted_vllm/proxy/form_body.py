@@ -27,7 +27,7 @@ HELD_WHOLE = 1_048_576
 
 def streams(request: GatewayRequest) -> bool:
     """Tell whether `request` has a form that is not held whole."""
-    return is_form(request.head) and (request.body_length is None or request.body_length > HELD_WHOLE)
+    return is_form(request.head.first) and (request.body_length is None or request.body_length > HELD_WHOLE)
 
 
 class _Is(Enum):
@@ -83,7 +83,7 @@ class FormBody(RequestBody):
         request = self._request
         request.work = self
         try:
-            self._scan = FormScan(request.head[b"content-type"])
+            self._scan = FormScan(request.head.first[b"content-type"])
         except ModelUndetermined as fault:
             self._decide(fault)
         if not request.finished:

@@ -19,7 +19,6 @@ from twisted_vllm.http.client.exchange import NO_PROTOCOLS, UpstreamExchange
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.usage.meter import UsageMeter
 
 
 @implementer(IBodyProducer)
@@ -41,7 +40,7 @@ class RequestBody:
             dropped: lower-case names of the headers that the server must not get from this client: a server may take
                 trailers for headers.
         """
-        self.length = UNKNOWN_LENGTH if request.body_length is None else request.body_length
+        self.length = UNKNOWN_LENGTH if request.head.length is None else request.head.length
         self._dropped = dropped
         self._request = request
         self._consumer: IConsumer | None = None
@@ -97,33 +96,27 @@ class Relay(Protocol):
 
     Attributes:
         exchange: the exchange with the server, until the response has ended.
-        charge: what the request is charged with, if anything: it looks on at the response.
-        outcome: how it ended, in the words of `RequestRecord`.
+        context: what is known of the request.
         protocols: none: a server that switches protocols is at fault.
-        queued: seconds for which the request waited for its server, or None.
-        went_on: whether the server was asked; False where it was too busy for that.
     """
 
     _log = Logger()
     exchange: UpstreamExchange | None = None
-    charge: UsageMeter | None = None
     #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
     transport: Any
-    outcome = ""
     protocols = NO_PROTOCOLS
-    queued: float | None = None
-    went_on = True
     _response: UpstreamResponse | None = None
     _ended = False
 
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
+        self.context = request.context
         self.informational = request.informational
 
     def cancel(self) -> None:
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
-        self.outcome = self.outcome or "client_disconnected"
+        self.context.outcome = self.context.outcome or "client_disconnected"
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.cancel()
@@ -142,11 +135,12 @@ class Relay(Protocol):
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
-        charge = self.charge
-        if charge is not None:
-            charge.start(response.head)
-            if charge.reservation is not None:
-                request.added = charge.reservation.lines
+        meter = self.context.meter
+        if meter is not None:
+            meter.start(response.head)
+        if self.context.reservation is not None:
+            request.added = self.context.reservation.lines
+
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
@@ -167,13 +161,13 @@ class Relay(Protocol):
         self._ended = True
         self.exchange = None
         # a request whose body turned out to be unfit is refused as well
-        self.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
+        self.context.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
         """A fault of our own: the client must not wait for ever."""
         self._ended = True
-        self.outcome = "failed"
+        self.context.outcome = "failed"
         self._request.processingFailed(failure)
 
     # the body
@@ -186,10 +180,10 @@ class Relay(Protocol):
         if response is not None and response.complete:
             self._finish(data)
             return
-        charge = self.charge
-        if charge is not None:
+        meter = self.context.meter
+        if meter is not None:
             try:
-                data = charge.feed(data)
+                data = meter.feed(data)
             except Exception:
                 self._broken(Failure())
                 return
@@ -200,12 +194,12 @@ class Relay(Protocol):
 
     def _finish(self, data: bytes) -> None:
         self._ended = True
-        self.outcome = "completed"
+        self.context.outcome = "completed"
         response = self._response
-        charge = self.charge
-        if charge is not None:
+        meter = self.context.meter
+        if meter is not None:
             try:
-                data = charge.finish(data)
+                data = meter.finish(data)
             except Exception:
                 # nobody else would end it: the server has done its part
                 self._broken(Failure())
@@ -223,22 +217,22 @@ class Relay(Protocol):
             self._finish(b"")
             return
         self._ended = True
-        self.outcome = "upstream_failed"
+        self.context.outcome = "upstream_failed"
         error = _cause(reason)
         request = self._request
-        charge = self.charge
+        meter = self.context.meter
         try:
-            held = b"" if charge is None else charge.finish(b"")
+            held = b"" if meter is None else meter.finish(b"")
         except Exception:
             self._broken(Failure())
             return
         if held:
             # what came before the cut is the client's
             request.relay_body(held, False)
-        request.error_code = error.code
+        self.context.error_code = error.code
         self._log.warn(
             "The response to {request_id} was cut short: {reason}",
-            request_id=request.request_id.decode("ascii"),
+            request_id=self.context.request_id.decode("ascii"),
             reason=error.message,
         )
         request.abort()

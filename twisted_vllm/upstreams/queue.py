@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from twisted.logger import Logger
 
 from twisted_vllm.config.settings import Server
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, ServerBusy
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Verdict
 
@@ -41,7 +42,7 @@ class _Waiting:
         self._expired(self._exchange)
 
 
-class UpstreamQueues:
+class UpstreamQueues(RequestObserver):
     """Sends each exchange as soon as its server may have one more; `finished` says when it has one less."""
 
     _log = Logger()
@@ -91,7 +92,7 @@ class UpstreamQueues:
             return
         verdict = slots.ask(exchange)
         if verdict is not Verdict.REFUSED:
-            self._entered[exchange.asker] = exchange
+            self._entered[getattr(exchange.asker, "context", exchange.asker)] = exchange
         if verdict is Verdict.GRANTED:
             self._send(exchange)
         elif verdict is Verdict.QUEUED:
@@ -107,9 +108,9 @@ class UpstreamQueues:
             _turned_away(exchange)
             exchange.fail(_busy("too many requests wait for the model's server"))
 
-    def finished(self, request: GatewayRequest) -> None:
+    def finished(self, context: RequestContext) -> None:
         """Take note that a request was answered or given up, whatever became of it."""
-        exchange = self._entered.get(getattr(request.note, "relay", None))
+        exchange = self._entered.get(context)
         if exchange is not None:
             self._leave(exchange)
 
@@ -124,7 +125,7 @@ class UpstreamQueues:
         exchange.fail(_busy("the model's server took no request in time"))
 
     def _leave(self, exchange: UpstreamExchange) -> None:
-        self._entered.pop(exchange.asker, None)
+        self._entered.pop(getattr(exchange.asker, "context", exchange.asker), None)
         self._forget(exchange)
         following = self._slots[exchange.server].leave(exchange)
         if following is None:
@@ -156,13 +157,13 @@ class UpstreamQueues:
         if waiting is not None:
             self._sweeper.discard(waiting)
             if isinstance(exchange.asker, Relay):
-                exchange.asker.queued = self._seconds() - waiting.since
+                exchange.asker.context.queued = self._seconds() - waiting.since
 
 
 def _turned_away(exchange: UpstreamExchange) -> None:
     """Note that no server was asked."""
     if isinstance(exchange.asker, Relay):
-        exchange.asker.went_on = False
+        exchange.asker.context.sent = False
 
 
 def _busy(reason: str) -> ServerBusy:

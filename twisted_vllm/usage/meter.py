@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from twisted_vllm.http.headers import ResponseHead
-from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.readers.registry import JsonFormat, JsonReader, UsageReader
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
@@ -22,12 +21,10 @@ class UsageMeter(msgspec.Struct, eq=False):
 
     Attributes:
         pricing: what the request costs, and how its answer is read.
-        end_user: the end user that the client names.
         prompt_tokens: the prompt's tokens, estimated.
         answers: how many answers it asks for.
         asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
         fingerprint: the server's fingerprint, if usage was asked for.
-        reservation: what was reserved, if anything is limited.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
         json: the format of the response, if it is JSON.
@@ -38,12 +35,10 @@ class UsageMeter(msgspec.Struct, eq=False):
     """
 
     pricing: RoutePricing
-    end_user: str | None
     prompt_tokens: int
     answers: int
     asked_usage: bool
     fingerprint: Fingerprint | None = None
-    reservation: Reservation | None = None
     status: int = 0
     is_stream: bool = False
     json: JsonFormat | None = None
