@@ -11,7 +11,6 @@ from treq.testing import RequestTraversalAgent, StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
@@ -21,6 +20,7 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.memory import MemoryDatabase
@@ -103,7 +103,7 @@ class HeldStore:
 
 
 class Recorded(Resource):
-    """Keeps the requests that pass, to see what the log would."""
+    """Gives requests the context that the gateway's own have, and keeps them, to see what the log would."""
 
     isLeaf = True
 
@@ -112,7 +112,9 @@ class Recorded(Resource):
         self._inner = inner
         self.requests: list[Any] = []
 
-    def render(self, request: IRequest) -> Any:
+    def render(self, request: Any) -> Any:
+        if not hasattr(request, "context"):
+            request.context = RequestContext(Peer("192.0.2.1", False), 0.0)
         self.requests.append(request)
         return self._inner.render(request)
 

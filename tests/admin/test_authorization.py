@@ -67,5 +67,5 @@ def test_the_principal_stands_on_the_request_for_the_log(gateway: Gateway) -> No
     made = gateway.make_key(key_alias="team")
     gateway.get("/key/info", key=made["key"])
     first, second = gateway.recorded.requests
-    assert first.principal is MASTER
-    assert (second.principal.name, second.principal.hash_prefix) == ("team", made["token"][:8])
+    assert first.context.principal is MASTER
+    assert (second.context.principal.name, second.context.principal.hash_prefix) == ("team", made["token"][:8])

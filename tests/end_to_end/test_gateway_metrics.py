@@ -59,7 +59,7 @@ async def test_without_a_ledger_there_is_what_the_process_says(
 
 @pytest_twisted.ensureDeferred
 async def test_the_operator_may_close_it_to_all_but_administrators(stand_in: Any, gateway_to: Any) -> None:
-    gateway = gateway_to(stand_in().port, metrics_are_open=False)
+    gateway = gateway_to(stand_in().port, require_auth_for_metrics_endpoint=True)
     refused = await gateway.ask("GET", "/metrics", None)
     assert (refused.status, refused.error["code"]) == (401, "missing_api_key")
     refused = await gateway.ask("GET", "/metrics", await gateway.make_key())

@@ -19,8 +19,8 @@ from tests.free_ports import free_port
 from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
 from tests.self_signed import self_signed_pem
 from tests.services.private_redis import PrivateRedis
-from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.errors import BudgetExceeded, LimitsUnavailable, RateLimitExceeded
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any, cast
 
 from twisted.web.iweb import IRequest
 
@@ -60,7 +61,8 @@ class AdminAuthenticator:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
             raise self._throttle.judge(error, self.client_of(request), now) from None
-        request.context.principal = principal  # type: ignore[attr-defined]  # not IRequest's: the gateway's own request class has it
+        # for the log; the type is not IRequest's: the gateway's own request has a context
+        cast(Any, request).context.principal = principal
         return principal
 
     def administrator_of(self, request: IRequest) -> Principal:

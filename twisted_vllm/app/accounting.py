@@ -11,7 +11,6 @@ from twisted.logger import Logger
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
-from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
@@ -74,7 +73,7 @@ class AccountingService:
         ledger = settings.ledger
         self._reactor = reactor
         self._settings = settings
-        self.spool: Spool | None = Spool(spool_directory(settings)) if ledger.enabled else None
+        self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
         self.writer: LedgerWriter | None = None
         self.observer = Accounting(
             limiter=self.limiter,

@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
-from twisted_vllm.config.collect import servers_of
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.open_files import open_files
@@ -131,7 +130,7 @@ class GatewayService(Service):
             self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
-            servers=", ".join(server.name for server in servers_of(self._settings)),
+            servers=", ".join(server.name for server in self._settings.servers),
             keys=len(self.wiring.index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )

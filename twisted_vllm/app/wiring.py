@@ -20,7 +20,6 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
-from twisted_vllm.config.collect import secrets_of, servers_of
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
@@ -85,7 +84,7 @@ class Wiring:
         self.sweeper = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(sockets, self.sweeper, writes)
-        self.queues = queues = UpstreamQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        self.queues = queues = UpstreamQueues(settings.servers, self.agent.forward, self.sweeper, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
@@ -98,7 +97,7 @@ class Wiring:
         )
 
         # the observers of requests, in their order: the ledger and the log keep what accounting has found out
-        text = ClientText(Redactor(secrets_of(settings)))
+        text = ClientText(Redactor(settings.secrets))
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
             # a client that has its whole response finds it in the ledger

@@ -10,8 +10,7 @@ from hmac import compare_digest
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
-from twisted_vllm.config.master_key import hash_of
-from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.secret import Secret, hash_of
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
 
 KEY_PREFIX = "sk-"

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
-from twisted_vllm.config.redis import RedisServer
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.ratelimit.redis.scripts import Script
 
 #: seconds between two attempts to connect

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from twisted_vllm.config.redis import RedisServer
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.errors import LimitsUnavailable
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter, SoftBudgetCrossed, tell_nobody

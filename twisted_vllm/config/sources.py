@@ -1,8 +1,12 @@
-"""The text of the configuration file as plain values: strict YAML, with the line of what is wrong."""
+"""What is read: the configuration file as plain values, and the environment.
+
+The file is strict YAML; a message says in which line something is wrong.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,23 @@ from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 from yaml.resolver import Resolver
 
-from twisted_vllm.config.problems import ConfigError, Problem, shown
+from twisted_vllm.config.checks import checker, kind_of
+from twisted_vllm.config.declaration import Setting
+from twisted_vllm.config.problems import (
+    ConfigError,
+    EnvironmentText,
+    Place,
+    Problem,
+    Rejected,
+    Report,
+    shown,
+    suggestion,
+)
+
+#: how the gateway's own variables begin
+PREFIX = "VLLM_PASSTHROUGH_"
+#: the block of the file that is laid over the environment
+BLOCK = "environment_variables"
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 #: what PyYAML quotes in its messages: pieces of the file, and the names of its tokens
@@ -113,3 +133,45 @@ _StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
     for first, resolvers in Resolver.yaml_implicit_resolvers.items()
 }
+
+
+def overlay(environ: Mapping[str, str], block: object, report: Report) -> dict[str, str]:
+    """Return the environment with the file's ``environment_variables`` laid over it; empty ones count as unset."""
+    merged = dict(environ)
+    place = Place(BLOCK, report, environ)
+    if block is not None and not isinstance(block, dict):
+        place.refuse(f"must be a mapping of names to values, not {kind_of(block)}")
+    for name, value in block.items() if isinstance(block, dict) else ():
+        here = place.key(name)
+        found = here.attempt(_variable, value)
+        if not isinstance(name, str) or not name:
+            here.refuse("must have a name that is text (put it into quotes)")
+        elif found:
+            merged[name] = found
+    return {name: value for name, value in merged.items() if value}
+
+
+@checker("text or number")
+def _variable(value: object, place: Place) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int, float)):
+        raise Rejected(f"must be text or a number, not {kind_of(value)}")
+    return str(value)
+
+
+def warn_of_misspelt(environ: Mapping[str, str], settings: Iterable[Setting], report: Report) -> None:
+    """Warn of each variable with the gateway's prefix that sets none of these settings."""
+    known = [name for each in settings for name in each.environment if name.startswith(PREFIX)]
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            report.warn(shown(name), f"not a known variable: ignored{suggestion(name, known)}")
+
+
+def from_environment(setting: Setting, root: Place) -> Any:
+    """Return the value of a setting in the environment, ``None`` where it has none or is refused."""
+    for name in setting.environment:
+        value = root.environ.get(name)
+        if value:
+            return root.at(name).attempt(setting.check, EnvironmentText(value))
+    return None

@@ -9,12 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.config.config_harness import Loader, default_server
+from twisted_vllm.config.declaration import Section
 from twisted_vllm.config.describe import describe
-from twisted_vllm.config.load import document, load
-from twisted_vllm.config.models import entry, litellm_params
+from twisted_vllm.config.load import DOCUMENT, load
 from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.servers import ENTRY_SECTION
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.config.shape import Section
 
 HUSH = "hush"
 
@@ -70,15 +72,20 @@ def is_url(secret: object) -> bool:
     return isinstance(secret, str) and "/" in secret
 
 
-def fields_of(section: Section[Any]) -> dict[str, Any]:
-    return {name: checker for name, checker in section.fields.items() if name != "model_list"}
+def section_of(section: Section[Any], name: str) -> Section[Any]:
+    (found,) = [each.check for each in section.settings if each.name == name]
+    assert isinstance(found, Section)
+    return found
 
 
 def mappings(section: Section[Any]) -> st.SearchStrategy[Any]:
     """Mappings with the names of a section, right and wrong, and values of any kind."""
     nested = {
-        name: mappings(checker) if isinstance(checker, Section) else st.one_of(scalars, st.lists(scalars, max_size=3))
-        for name, checker in fields_of(section).items()
+        each.name: mappings(each.check)
+        if isinstance(each.check, Section)
+        else st.one_of(scalars, st.lists(scalars, max_size=3))
+        for each in section.settings
+        if each.name != "model_list"
     }
     for name in ("master_key", "api_key", "api_base", "database_url"):
         if name in nested:
@@ -121,12 +128,15 @@ secret_places = st.fixed_dictionaries(
 )
 
 entries = st.fixed_dictionaries(
-    {"model_name": st.sampled_from(["a", "b", "a*", "", None, 7]), "litellm_params": mappings(litellm_params)},
+    {
+        "model_name": st.sampled_from(["a", "b", "a*", "", None, 7]),
+        "litellm_params": mappings(section_of(ENTRY_SECTION, "litellm_params")),
+    },
     optional={"model_info": scalars, "rpm": scalars, "wieght": scalars},
 )
 
 #: documents with the right and wrong names at every level
-shapes = st.tuples(mappings(document), st.lists(entries | mappings(entry), max_size=3) | scalars).map(
+shapes = st.tuples(mappings(DOCUMENT), st.lists(entries | mappings(ENTRY_SECTION), max_size=3) | scalars).map(
     lambda both: {**both[0], "model_list": both[1]} if isinstance(both[0], dict) else both[0]
 )
 
@@ -148,24 +158,30 @@ environments = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(secret_places, environments)
-def test_no_secret_is_shown_wherever_it_stands_and_whatever_else_is_wrong(tmp_path_factory, written, environ):
+def test_no_secret_is_shown_wherever_it_stands_and_whatever_else_is_wrong(
+    tmp_path_factory: pytest.TempPathFactory, written: Any, environ: dict[str, str]
+) -> None:
     assert HUSH not in outcome(tmp_path_factory, written, environ)
 
 
 @settings(max_examples=200, deadline=None)
 @given(shapes, environments)
-def test_any_document_loads_or_is_refused(tmp_path_factory, written, environ):
+def test_any_document_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, written: Any, environ: dict[str, str]
+) -> None:
     assert HUSH not in outcome(tmp_path_factory, written, environ)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=8))
-def test_any_yaml_in_place_of_any_section_loads_or_is_refused(tmp_path_factory, value):
-    for written in (value, *({name: value} for name in document.fields)):
+def test_any_yaml_in_place_of_any_section_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, value: Any
+) -> None:
+    for written in (value, *({name: value} for name in DOCUMENT.names)):
         outcome(tmp_path_factory, written, {"HOSTED_VLLM_API_BASE": "http://gpu"})
 
 
-def test_settings_with_every_secret_there_is_show_none(load_text):
+def test_settings_with_every_secret_there_is_show_none(load_text: Loader) -> None:
     found = load_text(
         f"""
         general_settings: {{master_key: sk-{HUSH}, database_url: "postgresql://u:{HUSH}@db/keys?password={HUSH}"}}
@@ -174,7 +190,7 @@ def test_settings_with_every_secret_there_is_show_none(load_text):
         """,
         {"HOSTED_VLLM_API_KEY": HUSH},
     )
-    assert found.default_server.api_key.reveal() == HUSH
+    assert default_server(found).api_key == Secret(HUSH)
     assert HUSH not in f"{found!r}{found}{describe(found)}"
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.config.config_harness import BASE, Loader
 from twisted_vllm.config.describe import describe
-from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.settings import Settings
 
-BASE = {"HOSTED_VLLM_API_BASE": "http://gpu:8000"}
 
-
-def ledger(load_text, written, environ=BASE):
+def ledger(load_text: Loader, written: str, environ: Mapping[str, str] = BASE) -> Settings:
     return load_text(f"passthrough: {{ledger: {{{written}}}}}", environ)
 
 
-def test_by_default_every_row_is_kept_and_requests_go_on_when_the_spool_fails(load_text):
+def test_by_default_every_row_is_kept_and_requests_go_on_when_the_spool_fails(load_text: Loader) -> None:
     found = load_text("", BASE).ledger
     assert (found.enabled, found.usage_retention, found.on_spool_failure) == (True, None, "continue")
 
@@ -30,14 +30,16 @@ def test_by_default_every_row_is_kept_and_requests_go_on_when_the_spool_fails(lo
         ("postgresql://u:p@db/name", "vllm_passthrough.spool"),
     ],
 )
-def test_the_spool_is_beside_the_database_or_in_the_run_directory(load_text, database, directory):
+def test_the_spool_is_beside_the_database_or_in_the_run_directory(
+    load_text: Loader, database: str, directory: str
+) -> None:
     environ = BASE | {"DATABASE_URL": database}
-    assert spool_directory(load_text("", environ)) == Path(directory)
-    assert spool_directory(ledger(load_text, "spool_directory: /srv/s", environ)) == Path("/srv/s")
+    assert load_text("", environ).spool_directory == Path(directory)
+    assert ledger(load_text, "spool_directory: /srv/s", environ).spool_directory == Path("/srv/s")
 
 
 @pytest.mark.parametrize(("written", "seconds"), [("90d", 90 * 86_400), ("24h", 86_400), ("2w", 1_209_600)])
-def test_a_retention_is_a_number_and_a_unit(load_text, written, seconds):
+def test_a_retention_is_a_number_and_a_unit(load_text: Loader, written: str, seconds: int) -> None:
     assert ledger(load_text, f"usage_retention: {written}").ledger.usage_retention == seconds
 
 
@@ -52,7 +54,7 @@ def test_a_retention_is_a_number_and_a_unit(load_text, written, seconds):
         ("spool_directroy: x", "did you mean 'spool_directory'"),
     ],
 )
-def test_what_means_nothing_is_refused(load_text, written, fault):
+def test_what_means_nothing_is_refused(load_text: Loader, written: str, fault: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ledger(load_text, written)
     assert fault in str(refused.value)
@@ -61,12 +63,12 @@ def test_what_means_nothing_is_refused(load_text, written, fault):
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("enabled: false", "off: nothing is noted of what requests use"),
+        ("enabled: false", "off: usage is not recorded"),
         (
             "usage_retention: 90d, on_spool_failure: refuse, spool_directory: s",
             "spool in s, rows kept for 90 days, requests refused while the spool cannot be written",
         ),
     ],
 )
-def test_the_check_says_what_becomes_of_rows(load_text, written, said):
+def test_the_check_says_what_becomes_of_rows(load_text: Loader, written: str, said: str) -> None:
     assert f"ledger:         {said}" in describe(ledger(load_text, written))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from twisted_vllm.config.describe import describe
+from tests.config.config_harness import BASE, Loader
+from twisted_vllm.config.declaration import values_of
+from twisted_vllm.config.describe import LINES, describe
+from twisted_vllm.config.settings import Settings
 
-BASE = {"HOSTED_VLLM_API_BASE": "http://gpu:8000"}
 
-
-def test_the_defaults_are_described_in_a_few_lines(load_text):
+def test_the_defaults_are_described_in_a_few_lines(load_text: Loader) -> None:
     assert describe(load_text("", BASE)) == [
         "listen:         tcp:4000:interface=127.0.0.1",
         "mode:           open: no master key is set, and anybody may do everything, from this machine",
@@ -20,7 +21,7 @@ def test_the_defaults_are_described_in_a_few_lines(load_text):
     ]
 
 
-def test_what_differs_from_the_defaults_is_described(load_text):
+def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
     settings = load_text(
         """
         general_settings: {master_key: sk-hush, database_url: "postgres://user:hush@db:5432/keys", allowed_ips: []}
@@ -67,8 +68,25 @@ def test_what_differs_from_the_defaults_is_described(load_text):
     ]
 
 
-def test_an_open_gateway_for_everybody_is_called_that(load_text):
+def test_an_open_gateway_for_everybody_is_called_that(load_text: Loader) -> None:
     settings = load_text("passthrough: {allow_anonymous: true}", BASE)
     assert describe(settings)[1] == (
         "mode:           open: no master key is set, and anybody may do everything, from any address"
     )
+
+
+def test_a_setting_without_a_line_of_its_own_is_named_where_it_differs(load_text: Loader) -> None:
+    settings = load_text(
+        "litellm_settings: {require_auth_for_metrics_endpoint: true}\npassthrough: {end_users: {headers: [x-a, x-b]}}",
+        BASE,
+    )
+    assert [line for line in describe(settings) if line.startswith("setting:")] == [
+        "setting:        litellm_settings.require_auth_for_metrics_endpoint true (default false)",
+        "setting:        passthrough.end_users.headers [x-a, x-b] (default [x-litellm-end-user-id])",
+    ]
+
+
+def test_each_line_covers_settings_that_there_are() -> None:
+    paths = [path for path, _, _ in values_of(Settings())]
+    covered = [path for line in LINES for path in line.settings]
+    assert [each for each in covered if not any(f"{path}.".startswith(f"{each}.") for path in paths)] == []

@@ -11,8 +11,9 @@ from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
+from tests.config.config_harness import Loader, Refusal, somewhere
 from twisted_vllm.config.listen import BACKLOG, DEFAULT_LISTEN, endpoint, is_loopback, with_backlog
-from twisted_vllm.config.place import Place, Rejected, Report
+from twisted_vllm.config.problems import Rejected
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ from twisted_vllm.config.place import Place, Rejected, Report
         "unix:/run/gateway.sock",
     ],
 )
-def test_what_only_this_machine_reaches_is_loopback(text):
+def test_what_only_this_machine_reaches_is_loopback(text: str) -> None:
     assert is_loopback(text)
 
 
@@ -54,7 +55,7 @@ def test_what_only_this_machine_reaches_is_loopback(text):
         "\\",
     ],
 )
-def test_whatever_others_may_reach_is_not(text):
+def test_whatever_others_may_reach_is_not(text: str) -> None:
     assert not is_loopback(text)
 
 
@@ -63,7 +64,7 @@ def test_whatever_others_may_reach_is_not(text):
     st.booleans(),
     st.permutations(["backlog=5", "interface"]),
 )
-def test_loopback_is_what_twisted_binds_to_loopback(interface, positional, order):
+def test_loopback_is_what_twisted_binds_to_loopback(interface: str, positional: bool, order: list[str]) -> None:
     quoted = quoteStringArgument(interface)
     arguments = [f"interface={quoted}" if piece == "interface" else piece for piece in order]
     text = f"tcp:4000:{quoted}:backlog=5" if positional else ":".join(["tcp:4000", *arguments])
@@ -88,13 +89,15 @@ def test_loopback_is_what_twisted_binds_to_loopback(interface, positional, order
         ("[::1]:4000", r"tcp:4000:interface=\:\:1"),
     ],
 )
-def test_a_port_or_a_host_and_port_gets_the_right_spelling(problems_of, load_text, written, meant):
+def test_a_port_or_a_host_and_port_gets_the_right_spelling(
+    problems_of: Refusal, load_text: Loader, written: str, meant: str
+) -> None:
     assert problems_of(listen=[written]) == [f"--listen: must be a Twisted endpoint (write {meant})"]
     environ = {"HOSTED_VLLM_API_BASE": "http://gpu", "LITELLM_MASTER_KEY": "sk-1"}
     assert load_text("", environ, listen=[meant]).listen == (meant,)
 
 
-def test_a_bare_port_in_the_file_gets_the_right_spelling(problems_of):
+def test_a_bare_port_in_the_file_gets_the_right_spelling(problems_of: Refusal) -> None:
     expected = "must be a Twisted endpoint (write tcp:4000:interface=127.0.0.1)"
     assert problems_of("passthrough: {listen: 4000}") == [f"passthrough.listen: {expected}"]
     assert problems_of("passthrough: {listen: ['unix:/x', 4000]}") == [f"passthrough.listen[1]: {expected}"]
@@ -116,17 +119,17 @@ def test_a_bare_port_in_the_file_gets_the_right_spelling(problems_of):
         (True, "must be text"),
     ],
 )
-def test_what_cannot_be_an_endpoint_is_refused(text, reason):
+def test_what_cannot_be_an_endpoint_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Rejected) as refusal:
-        endpoint(text, Place("listen", Report(), {}))
-    assert reason in refusal.value.message
+        endpoint(text, somewhere())
+    assert reason in str(refusal.value)
 
 
 @given(st.one_of(st.text(), st.text(st.sampled_from("tcp:=\\1270.[]unixsl"))))
-def test_any_text_is_an_endpoint_or_refused(text):
+def test_any_text_is_an_endpoint_or_refused(text: str) -> None:
     is_loopback(text)
     try:
-        assert endpoint(text, Place("listen", Report(), {})) == text
+        assert endpoint(text, somewhere()) == text
     except Rejected as refusal:
         assert refusal.message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.config.config_harness import Refusal
 from twisted_vllm.config.problems import ConfigError, Problem, nearest, shown
 
 KNOWN_SENTENCES = {
@@ -81,6 +82,10 @@ KNOWN_SENTENCES = {
         "passthrough.servers.http://gpu:8000.timeouts.keep_alive: does not belong here "
         "(it concerns clients: move it to passthrough.timeouts)"
     ),
+    "passthrough: {servers: {'http://gpu:8000': {max_body_bytes: 3}}}": (
+        "passthrough.servers.http://gpu:8000.max_body_bytes: does not belong here "
+        "(it concerns clients: move it to passthrough.limits)"
+    ),
     "passthrough: {servers: {gpu: {}}}": (
         "passthrough.servers[0]: must begin with http:// or https:// (such as http://gpu-1:8000)"
     ),
@@ -112,7 +117,7 @@ KNOWN_SENTENCES = {
 
 
 @pytest.mark.parametrize("text", KNOWN_SENTENCES, ids=lambda text: text[:50])
-def test_a_wrong_setting_is_refused_in_one_clear_line(problems_of, text):
+def test_a_wrong_setting_is_refused_in_one_clear_line(problems_of: Refusal, text: str) -> None:
     assert problems_of(text) == [KNOWN_SENTENCES[text]]
 
 
@@ -129,23 +134,23 @@ def test_a_wrong_setting_is_refused_in_one_clear_line(problems_of, text):
         ("environment_variables: {TOKEN: [hush]}", "hush"),
     ],
 )
-def test_what_may_be_a_secret_is_never_repeated(problems_of, text, value):
+def test_what_may_be_a_secret_is_never_repeated(problems_of: Refusal, text: str, value: str) -> None:
     assert value not in "".join(problems_of(text))
 
 
-def test_an_error_holds_its_problems_for_programs_and_renders_them_for_people():
+def test_an_error_holds_its_problems_for_programs_and_renders_them_for_people() -> None:
     error = ConfigError([Problem("a.b", "is wrong"), Problem("", "is missing")])
     assert error.problems == (Problem("a.b", "is wrong"), Problem("", "is missing"))
     assert str(error) == "a.b: is wrong\nis missing"
 
 
-def test_the_nearest_name_disregards_case_and_separators():
+def test_the_nearest_name_disregards_case_and_separators() -> None:
     assert nearest("Max-Head-Bytes", ["max_head_bytes", "max_body_bytes"]) == "max_head_bytes"
     assert nearest("zzz", ["max_head_bytes"]) is None
     assert nearest(7, ["max_head_bytes"]) is None
 
 
-def test_a_name_with_a_value_stuck_to_it_is_cut():
+def test_a_name_with_a_value_stuck_to_it_is_cut() -> None:
     assert (shown("api_key:abc"), shown("a b"), shown("plain"), shown(""), shown(b"x")) == (
         "api_key…",
         "a…",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from tests.config.config_harness import BASE as SERVER
+from tests.config.config_harness import Loader, Refusal, default_server
 from twisted_vllm.config.secret import Secret
 
-BASE = {"HOSTED_VLLM_API_BASE": "http://gpu:8000", "HOSTED_VLLM_API_KEY": "default-key"}
+BASE = SERVER | {"HOSTED_VLLM_API_KEY": "default-key"}
 
 
-def entry(name="a", model="hosted_vllm/m", info="{}", **params):
+def entry(name: str = "a", model: str = "hosted_vllm/m", info: str = "{}", **params: object) -> str:
     written = "".join(f", {key}: {value!r}" for key, value in params.items())
     return f"  - {{model_name: {name}, litellm_params: {{model: '{model}'{written}}}, model_info: {info}}}\n"
 
 
-def listed(*entries):
+def listed(*entries: str) -> str:
     return "model_list:\n" + "".join(entries)
 
 
-def test_the_guides_example_loads(load_text):
+def test_the_guides_example_loads(load_text: Loader) -> None:
     settings = load_text(
         """
         model_list:
@@ -35,58 +37,58 @@ def test_the_guides_example_loads(load_text):
     assert settings.warnings == ()
 
 
-def test_a_models_own_name_may_hold_slashes(load_text):
+def test_a_models_own_name_may_hold_slashes(load_text: Loader) -> None:
     assert load_text(listed(entry(model="hosted_vllm/org/m")), BASE).models[0].upstream_model == "org/m"
 
 
-def test_entries_of_one_name_stay_in_order_with_their_weights(load_text):
+def test_entries_of_one_name_stay_in_order_with_their_weights(load_text: Loader) -> None:
     settings = load_text(listed(entry(api_base="http://one", weight=3), entry(api_base="http://two", weight=1.0)))
     assert [(model.server.name, model.weight) for model in settings.models] == [("one:80", 3), ("two:80", 1)]
 
 
-def test_an_entry_without_api_base_runs_on_the_default_server_with_its_key(load_text):
+def test_an_entry_without_api_base_runs_on_the_default_server_with_its_key(load_text: Loader) -> None:
     settings = load_text(listed(entry(), entry(api_key="own")), BASE)
     assert settings.models[0].server == settings.default_server
     assert settings.models[0].server.api_key == Secret("default-key")
     assert settings.models[1].server.api_key == Secret("own")
 
 
-def test_the_default_servers_key_goes_to_no_other_server(load_text):
+def test_the_default_servers_key_goes_to_no_other_server(load_text: Loader) -> None:
     settings = load_text(listed(entry(api_base="http://gpu:8000/v1"), entry(api_base="http://elsewhere")), BASE)
     assert settings.models[0].server == settings.default_server
     assert settings.models[1].server.api_key is None
 
 
-def test_a_key_without_a_default_server_is_warned_of(load_text):
+def test_a_key_without_a_default_server_is_warned_of(load_text: Loader) -> None:
     settings = load_text(listed(entry(api_base="http://elsewhere")), {"HOSTED_VLLM_API_KEY": "k"})
     assert settings.models[0].server.api_key is None
     (warning,) = settings.warnings
     assert warning.startswith("HOSTED_VLLM_API_KEY: is not used")
 
 
-def test_every_spelling_of_one_server_is_the_same_server(load_text):
+def test_every_spelling_of_one_server_is_the_same_server(load_text: Loader) -> None:
     spellings = ["http://GPU", "http://gpu:80", "http://gpu/", "http://gpu/v1", "HTTP://gpu:80/v1/"]
     settings = load_text(listed(*(entry(api_base=base, api_key="k") for base in spellings)))
     assert len({model.server for model in settings.models}) == 1
 
 
-def test_another_key_makes_another_server(load_text):
+def test_another_key_makes_another_server(load_text: Loader) -> None:
     settings = load_text(listed(entry(api_base="http://gpu", api_key="k"), entry(api_base="http://gpu")))
     assert len({model.server for model in settings.models}) == 2
 
 
-def test_a_timeout_is_the_servers_and_the_longest_of_several_holds(load_text):
+def test_a_timeout_is_the_servers_and_the_longest_of_several_holds(load_text: Loader) -> None:
     text = listed(entry("a", timeout=10), entry("b"), entry("c", timeout=20.5), entry("d", api_base="http://x"))
     settings = load_text(text, BASE)
     assert [model.server.timeouts.total for model in settings.models] == [20.5, 20.5, 20.5, None]
-    assert settings.default_server.timeouts.total == 20.5
+    assert default_server(settings).timeouts.total == 20.5
     assert settings.warnings == (
         "model_list[2].litellm_params.timeout: differs from another entry's of the same server: "
         "the longest is used for both",
     )
 
 
-def test_overrides_of_a_server_win_over_entries_and_over_the_general_timeouts(load_text):
+def test_overrides_of_a_server_win_over_entries_and_over_the_general_timeouts(load_text: Loader) -> None:
     settings = load_text(
         listed(entry("a", timeout=10), entry("b", api_base="http://x"))
         + "passthrough: {timeouts: {idle: 7, total: 8}, servers: {'http://gpu:8000/v1': {timeouts: {total: null}}}}",
@@ -106,7 +108,9 @@ def test_overrides_of_a_server_win_over_entries_and_over_the_general_timeouts(lo
         ("vllm/qwen", " (vllm)", "write hosted_vllm/NAME to serve it"),
     ],
 )
-def test_an_entry_of_another_provider_is_skipped_with_one_warning(load_text, model, named, advice):
+def test_an_entry_of_another_provider_is_skipped_with_one_warning(
+    load_text: Loader, model: str, named: str, advice: str
+) -> None:
     settings = load_text(listed(entry("theirs", model, api_key="os.environ/UNSET"), entry("ours")), BASE)
     assert [kept.model_name for kept in settings.models] == ["ours"]
     assert settings.warnings == (
@@ -114,20 +118,20 @@ def test_an_entry_of_another_provider_is_skipped_with_one_warning(load_text, mod
     )
 
 
-def test_each_skipped_entry_is_named_and_so_is_a_list_of_nothing_else(load_text):
+def test_each_skipped_entry_is_named_and_so_is_a_list_of_nothing_else(load_text: Loader) -> None:
     settings = load_text(listed(entry("x", "openai/x"), entry("openai/*", "openai/*")), BASE)
     assert [warning.split(":")[0] for warning in settings.warnings] == ["model_list[0]", "model_list[1]", "model_list"]
     assert settings.warnings[2] == "model_list: every entry was skipped, so that no model of the list is served"
 
 
-def test_a_list_of_skipped_entries_alone_is_no_server(problems_of):
+def test_a_list_of_skipped_entries_alone_is_no_server(problems_of: Refusal) -> None:
     assert problems_of(listed(entry("x", "openai/x")), {"HOSTED_VLLM_API_BASE": ""}) == [
         "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
         "to try without one: --quickstart)"
     ]
 
 
-def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text):
+def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text: Loader) -> None:
     text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", rpm=3, tpm=4) for _ in range(3)))
     assert load_text(text, BASE).warnings == (
         "model_list[0].litellm_params.rpm: not implemented yet: ignored (and in 2 more)",
@@ -137,13 +141,13 @@ def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(lo
 
 
 @pytest.mark.parametrize("name", ["order", "stream_timeout", "max_retries", "output_cost_per_second", "tags"])
-def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text, name):
-    assert load_text(listed(entry(**{name: 1})), BASE).warnings == (
+def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text: Loader, name: str) -> None:
+    assert load_text(listed(entry("a", "hosted_vllm/m", "{}", **{name: 1})), BASE).warnings == (
         f"model_list[0].litellm_params.{name}: not implemented yet: ignored",
     )
 
 
-def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_text):
+def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_text: Loader) -> None:
     settings = load_text(
         """
         general_settings: {allowed_ips: [], alertin: []}
@@ -209,11 +213,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: text[12:70])
-def test_a_wrong_entry_is_refused_in_one_clear_line(problems_of, text):
+def test_a_wrong_entry_is_refused_in_one_clear_line(problems_of: Refusal, text: str) -> None:
     assert problems_of(text) == [WRONG[text]]
 
 
-def test_an_entry_needs_an_api_base_where_there_is_no_default_server(problems_of):
+def test_an_entry_needs_an_api_base_where_there_is_no_default_server(problems_of: Refusal) -> None:
     text = listed(entry(api_base="http://x"), entry())
     assert problems_of(text, {"HOSTED_VLLM_API_BASE": ""}) == [
         "model_list[1].litellm_params.api_base: is missing "
@@ -221,7 +225,7 @@ def test_an_entry_needs_an_api_base_where_there_is_no_default_server(problems_of
     ]
 
 
-def test_a_refused_default_server_is_one_problem_and_not_one_for_each_entry(problems_of):
+def test_a_refused_default_server_is_one_problem_and_not_one_for_each_entry(problems_of: Refusal) -> None:
     assert problems_of(listed(entry(), entry()), {"HOSTED_VLLM_API_BASE": "gpu:8000"}) == [
         "HOSTED_VLLM_API_BASE: must begin with http:// or https:// (such as http://gpu-1:8000)"
     ]
@@ -237,12 +241,12 @@ def test_a_refused_default_server_is_one_problem_and_not_one_for_each_entry(prob
         ("litellm_settings: {require_auth_for_metrics_endpoint: os.environ/CLOSED}", False),
     ],
 )
-def test_litellms_setting_says_who_may_read_the_metrics(load_text, section, is_open):
+def test_litellms_setting_says_who_may_read_the_metrics(load_text: Loader, section: str, is_open: bool) -> None:
     settings = load_text(section, BASE | {"CLOSED": "true"})
     assert (settings.metrics_are_open, settings.warnings) == (is_open, ())
 
 
-def test_who_may_read_the_metrics_is_not_guessed(problems_of):
+def test_who_may_read_the_metrics_is_not_guessed(problems_of: Refusal) -> None:
     assert problems_of("litellm_settings: {require_auth_for_metrics_endpoint: maybe}") == [
         "litellm_settings.require_auth_for_metrics_endpoint: must be true or false, not text"
     ]
