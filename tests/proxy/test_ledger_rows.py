@@ -27,8 +27,7 @@ from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import refer, target_of
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
 from twisted_vllm.usage.spool.lines import encode_rows
 
 #: when requests begin, and when they are over, in Unix seconds

@@ -24,8 +24,7 @@ from twisted_vllm.errors import ModelUndetermined
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.upstreams.router import Router
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
