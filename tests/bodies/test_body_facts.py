@@ -1,4 +1,4 @@
-"""What a body asks for, and the changes that are made to it."""
+"""What a JSON body asks for, and the edits to it."""
 
 from __future__ import annotations
 

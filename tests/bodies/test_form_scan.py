@@ -1,4 +1,4 @@
-"""The scan of a passing form says what the reader of whole forms says, however the form is cut."""
+"""A form is read the same in pieces as whole, however it is cut."""
 
 from __future__ import annotations
 

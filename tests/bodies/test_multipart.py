@@ -1,3 +1,5 @@
+"""The model of a form is found where every parser finds it, or the form is refused."""
+
 from __future__ import annotations
 
 import multipart

@@ -1,4 +1,4 @@
-"""Bytes that wait in memory, and from some size on in a file that a thread writes."""
+"""Forms are buffered in memory, and above some size in a file that a thread writes."""
 
 from __future__ import annotations
 

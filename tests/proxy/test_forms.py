@@ -1,4 +1,4 @@
-"""Large forms whose model decides, from their first piece to the last."""
+"""Large forms, from their first piece to the last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = field(b"file", b"RIFF" + bytes(3 * IN_MEMORY), b'; filename="a.wav"')
 
 
 class Server:
-    """What takes the form, perhaps slowly."""
+    """Takes the form, perhaps slowly."""
 
     def __init__(self, body: FormBody) -> None:
         self.received = b""
@@ -41,7 +41,7 @@ class Server:
 
 
 class Held:
-    """A form that a request brings, and what is decided about it."""
+    """A request with a form, and the forms whose model became known."""
 
     def __init__(
         self, length: int | None, headers: Any = FORM, limit: int = LIMIT, decide: Callable[[Any], None] | None = None

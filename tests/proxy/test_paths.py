@@ -1,3 +1,5 @@
+"""Which target the server gets for a target below ``/vllm``."""
+
 from __future__ import annotations
 
 import posixpath

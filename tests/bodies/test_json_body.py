@@ -1,3 +1,5 @@
+"""The model is found where `json.loads` finds it, or the body is refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""A value is found in JSON of any size that passes in pieces, whatever else stands in it."""
+"""A value is found in JSON of any size that comes in pieces, whatever else is in it."""
 
 from __future__ import annotations
 
