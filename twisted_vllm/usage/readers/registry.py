@@ -194,7 +194,11 @@ Reading: TypeAlias = JsonFormat | ReaderFactory | None
 
 
 class AnswerReaders:
-    """How the successful answers of one `UsageFormat` are read."""
+    """How the successful answers of one `UsageFormat` are read.
+
+    Attributes:
+        reading: returns how an answer is read, by its ``Content-Type`` and ``Content-Encoding``.
+    """
 
     def __init__(self, json_format: JsonFormat, stream: Callable[[], UsageReader]) -> None:
         """Bind the two ways.
@@ -205,7 +209,7 @@ class AnswerReaders:
         """
         self._json = json_format
         self._stream = stream
-        # most answers of a route have the same head: 0.05 µs in place of 0.25 µs
+        # most answers of a route have the same two: 0.07 µs in place of 0.2 µs
         self.reading = lru_cache(maxsize=MOST_READINGS)(self._reading)
 
     def _reading(self, content_type: bytes, content_encoding: bytes = b"") -> Reading:
