@@ -20,8 +20,7 @@ from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
 from twisted_vllm.proxy.forwarded import address_of
 from twisted_vllm.proxy.paths import target
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 NOW = 1_767_225_600.0
 TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")

@@ -180,10 +180,10 @@ class Requests(RuleBasedStateMachine):
         outcome, went_on, status, whole = ending
         meter = context.meter
         if went_on and status and meter is not None:
-            meter.answered(ResponseHead(status, b"", [(b"Content-Type", kind)]))
-            meter.passing(answer)
+            meter.start(ResponseHead(status, b"", [(b"Content-Type", kind)]))
+            meter.feed(answer)
             if outcome == "completed":
-                meter.last(b"")
+                meter.finish(b"")
         self.end(context, outcome, went_on, whole)
 
     def end(self, context: RequestContext, outcome: str, went_on: bool, whole: bool) -> None:

@@ -11,8 +11,7 @@ from twisted_vllm.context import Authorization, Peer
 from twisted_vllm.http.header_cache import MOST_HEADS
 from twisted_vllm.http.headers import HeaderList, write_request_head
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeadFormat
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, refer
 
 TENANT = Principal(kind="key", name="team-a", expires=100.0)
 HEADERS: HeaderList = [(b"Host", b"gpu-1:8000"), (b"X-A", b"Content-Length: "), (b"X-100%", b"%d %b %%")]

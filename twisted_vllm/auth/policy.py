@@ -15,7 +15,8 @@ from functools import lru_cache
 import attrs
 
 from twisted_vllm.api_routes import (
-    INFERENCE_ROUTES,
+    ROUTES,
+    ModelPlace,
     Route,
     RouteClass,
     plain_path,
@@ -34,8 +35,6 @@ MOUNT = "/vllm"
 
 #: the route groups of LiteLLM that are supported; its ``openai_routes`` include ``/v1/models``
 LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
-
-DISPATCHER = "/invocations"
 
 
 @attrs.frozen
@@ -145,10 +144,14 @@ class RoutePolicy:
     def __init__(self, tenant_routes: TenantRoutes) -> None:
         self._allow = tuple(parse_rule(text) for text in tenant_routes.allow)
         deny = [parse_rule(text) for text in tenant_routes.deny]
-        dispatched = [Route(known.path, RouteClass.INFERENCE) for known in INFERENCE_ROUTES if known.takes_model]
+        dispatched = [
+            Route(row.path, row.route_class)
+            for row in ROUTES
+            if row.route_class is RouteClass.INFERENCE and row.model is ModelPlace.BODY
+        ]
         if any(rule.denies(route) for rule in deny for route in dispatched):
-            # /invocations does what the denied route does, depending on the body.
-            deny.append(RouteRule(path=DISPATCHER))
+            # it does what the denied route does, depending on the body
+            deny += [RouteRule(path=row.path) for row in ROUTES if row.dispatches]
         self._deny = tuple(deny)
 
     def check_route(self, principal: Principal, route: Route) -> None:

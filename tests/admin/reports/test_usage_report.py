@@ -16,8 +16,7 @@ import pytest
 from tests.admin.admin_harness import Gateway
 from tests.admin.reports.usage_rows import id_of, keep, usage_row
 from twisted_vllm.storage.usage.queries.plan import moment_of
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 DIMENSIONS = ("key", "user", "team", "end_user", "tag", "model", "route", "server")
 KEYS = ("0" * 31 + "1", "0" * 31 + "2", "")
