@@ -58,7 +58,7 @@ class Log:
     def __init__(self, level: str = "info") -> None:
         self._sink = Memory()
         lines = JsonLines()
-        self.observer = LineObserver(LogWriter(self._sink, lines.loss), lines, level)
+        self.observer = LineObserver(LogWriter(self._sink, lines.dropped), lines, level)
 
     def read(self) -> list[dict[str, Any]]:
         self.observer.writer.stop()
@@ -102,7 +102,8 @@ def test_at_warn_only_failed_requests_are_logged() -> None:
 
 def test_any_other_observer_can_read_a_request_too() -> None:
     events: list[dict[str, Any]] = []
-    record_emitter(LogPublisher(events.append), now=lambda: 5.0)(RECORD)
+    keep: Any = events.append
+    record_emitter(LogPublisher(keep), now=lambda: 5.0)(RECORD)
     [event] = events
     assert event["request_record"] is RECORD
     assert event["log_time"] == 5.0

@@ -180,10 +180,10 @@ class Requests(RuleBasedStateMachine):
         outcome, went_on, status, whole = ending
         meter = context.meter
         if went_on and status and meter is not None:
-            meter.answered(ResponseHead(status, b"", [(b"Content-Type", kind)]))
-            meter.passing(answer)
+            meter.start(ResponseHead(status, b"", [(b"Content-Type", kind)]))
+            meter.feed(answer)
             if outcome == "completed":
-                meter.last(b"")
+                meter.finish(b"")
         self.end(context, outcome, went_on, whole)
 
     def end(self, context: RequestContext, outcome: str, went_on: bool, whole: bool) -> None:
@@ -192,18 +192,19 @@ class Requests(RuleBasedStateMachine):
         self.accounting.finished(context)
 
     def held(self) -> tuple[int, int]:
-        in_work = sum(scope.in_work for scope in self.limiter._scopes.values())
-        return in_work, sum(budget.reserved for budget in self.limiter._budgets.values())
+        return self.limiter.in_flight, self.limiter.reserved
 
     def teardown(self) -> None:
         for context in self.running:
             self.end(context, "client_disconnected", True, True)
-        in_work, reserved = self.held()
-        assert in_work == 0
+        in_flight, reserved = self.held()
+        assert in_flight == 0
         assert reserved == 0
-        for scope in self.limiter._scopes.values():
-            for window in (scope.requests, scope.tokens):
-                assert window is None or window.tidied(self.now).used >= 0
+        every = Allowance(rpm=1, tpm=1, model_rpm={"m": 1}, model_tpm={"m": 1})
+        for kind, id in (("key", "k1"), ("user", "ada"), ("end_user", "eve")):
+            used = self.limiter.used(Limited(kind, id, every), "m", self.now)
+            assert len(used) == 4
+            assert min(used.values()) >= 0
 
 
 TestRequests = Requests.TestCase

@@ -28,7 +28,6 @@ from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
-from twisted_vllm.usage.route_pricing import MOST_READINGS, Readings
 from twisted_vllm.usage.spool.format import encode_rows
 
 #: when requests begin, and when they are over, in Unix seconds
@@ -105,8 +104,8 @@ class Ledger:
         assert self.accounting.open(context, authorization, admitted) is None
         meter = context.meter
         assert meter is not None
-        meter.answered(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
-        meter.last(ANSWER)
+        meter.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
+        meter.finish(ANSWER)
         context.model, context.server, context.sent = admitted.model, admitted.server, went_on
         context.outcome, context.status = outcome, 200
         context.finish(
@@ -175,14 +174,6 @@ def test_an_error_uses_nothing_whatever_it_says(ledger: Ledger, status: int, kin
     row = ledger.serve(answered=status, kind=kind)
     assert row is not None
     assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
-
-
-def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_many() -> None:
-    readings = Readings("/v1/chat/completions")
-    json_kind = readings[b"application/json"]
-    for number in range(100):
-        assert readings[b"application/json; n=%d" % number] is json_kind
-        assert len(readings) <= MOST_READINGS
 
 
 def test_an_id_of_the_client_s_is_no_row_s_id(ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
 from tests.services.private_postgresql import PrivatePostgresql
-from tests.storage.migrations import differences, downgrade
+from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import start_together
 from tests.storage.store_contract import StoreContract, all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
@@ -37,12 +37,14 @@ def test_processes_that_start_at_the_same_moment_all_start(postgresql_url: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_the_migrations_make_the_tables_that_the_code_knows(postgresql_database: Database) -> None:
+    assert await postgresql_database.run(downgrade, writes=True) == [VERSION_TABLE]
+    await postgresql_database.run(upgrade, writes=True)
     assert await postgresql_database.run(differences, writes=False) == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_migrations_can_be_undone_and_made_again(postgresql_database: Database) -> None:
-    assert await postgresql_database.run(downgrade, writes=True) == [VERSION_TABLE]
+async def test_a_database_whose_migrations_were_undone_gets_its_tables_again(postgresql_database: Database) -> None:
+    await postgresql_database.run(downgrade, writes=True)
     await postgresql_database.stop()
     postgresql_database.open()
     assert await postgresql_database.run(differences, writes=False) == []

@@ -19,7 +19,7 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
-from tests.storage.migrations import differences, downgrade
+from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import ROOT, start_together
 from tests.storage.store_contract import all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
@@ -112,18 +112,17 @@ async def test_work_that_fails_changes_nothing(database: Database) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_migrations_make_the_tables_that_the_code_knows(database: Database) -> None:
+    assert await database.run(downgrade, writes=True) == [VERSION_TABLE]
+    await database.run(upgrade, writes=True)
     assert await database.run(differences, writes=False) == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_migrations_can_be_undone_and_made_again(reactor: Any, tmp_path: Path) -> None:
-    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
-    database.open()
-    assert await database.run(downgrade, writes=True) == [VERSION_TABLE]
+async def test_a_database_whose_migrations_were_undone_gets_its_tables_again(database: Database) -> None:
+    await database.run(downgrade, writes=True)
     await database.stop()
     database.open()
     assert await database.run(differences, writes=False) == []
-    await database.stop()
 
 
 @pytest_twisted.ensureDeferred

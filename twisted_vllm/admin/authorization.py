@@ -60,7 +60,7 @@ class AdminAuthenticator:
         try:
             principal = self._authenticator.authenticate(_credential_headers(request), now)
         except MissingApiKey as error:
-            raise self._throttle.judge(error, self.client_of(request), now) from None
+            raise self._throttle.record_failure(error, self.client_of(request), now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context
         cast(Any, request).context.principal = principal
         return principal

@@ -14,9 +14,9 @@ from twisted_vllm.auth.records import Spend
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
-from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.usage.interfaces import SpendUpdate
@@ -59,9 +59,12 @@ class AccountingService:
         self._index = index
         self._metrics = metrics
         local = LocalLimiter(self._crossed)
-        self.limiter: LocalLimiter | RedisLimiter = local
-        self._redis: RedisLimiter | None = None
+        self.limiter: Limiter = local
+        self._redis: SharedLimiter | None = None
         if settings.redis is not None:
+            # Imported here: only a gateway with Redis needs its client, which takes 1 MB.
+            from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
+
             self.limiter = self._redis = RedisLimiter(
                 reactor,
                 settings.redis,

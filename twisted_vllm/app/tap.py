@@ -21,8 +21,6 @@ from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
-from twisted_vllm.simulator.service import SimulatorService
-from twisted_vllm.simulator.settings import SimulatorSettings
 
 _MORE_HELP = f"""
 Environment (a value in the file wins, the command line wins over both):
@@ -162,6 +160,10 @@ def makeService(options: Options) -> IService:
         sys.stdout.write(welcome(chosen, settings.listen[0]))
         sys.stdout.flush()
         if chosen.simulator is not None:
+            # Imported here: only a gateway without servers needs the simulator, and it takes 2 MB.
+            from twisted_vllm.simulator.service import SimulatorService
+            from twisted_vllm.simulator.settings import SimulatorSettings
+
             endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
             companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
     return GatewayService(reactor, settings, observer, companions, StopSignals(reactor))

@@ -17,10 +17,9 @@ from twisted_vllm.proxy.interfaces import EndUsers, Limiter, UsageSink
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.usage.meter import UsageMeter
-from twisted_vllm.usage.pricing import FREE, PriceTable, cost_of, expected_cost
+from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
-from twisted_vllm.usage.route_pricing import RoutePricing
 
 #: fingerprints of servers, and pricings, that are kept
 MOST_FINGERPRINTS = MOST_PRICINGS = 1_000
@@ -29,15 +28,6 @@ LONGEST_KEY = 512
 
 #: characters of an end user's name that are kept
 TEXT_LIMIT = 255
-
-#: the routes that answer with tokens; the others use the prompt's alone
-GENERATING = frozenset(
-    (
-        *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-        "/invocations",
-    )
-)
 
 
 class Accounting(RequestObserver):
@@ -141,7 +131,7 @@ class Accounting(RequestObserver):
         prompt, audio = 0, None
         if pricing.takes_model:
             body = admitted.body
-            if pricing.hears:
+            if pricing.audio_uploads:
                 audio = audio_uploaded(head.first)
             if audio is None:
                 prompt = (head.length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
@@ -162,7 +152,7 @@ class Accounting(RequestObserver):
             )
         tokens = estimate_total(
             prompt,
-            generates=route.path in GENERATING,
+            generates=route.row.generates,
             max_tokens=facts.max_tokens,
             answers=facts.answers,
             assumed=self._assumed,
@@ -187,7 +177,7 @@ class Accounting(RequestObserver):
                     # the size of a chunked body is known only now
                     meter.prompt_tokens = context.bytes_in // BYTES_PER_TOKEN if pricing.takes_model else 0
                 try:
-                    context.usage = usage = meter.used(context.outcome)
+                    context.usage = usage = meter.usage(context.outcome)
                 except Exception:
                     # neither its row nor its client may depend on what a server's response does to its reader
                     request_id = context.request_id.decode("ascii")

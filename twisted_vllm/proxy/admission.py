@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.api_routes import classify
+from twisted_vllm.api_routes import ModelPlace, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.policy import RoutePolicy
@@ -24,11 +24,7 @@ from twisted_vllm.errors import ModelUndetermined
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.upstreams.router import Router
-from twisted_vllm.usage.readers.registry import INJECTABLE
 from twisted_vllm.usage.records import Payer, refer
-
-#: routes whose model is named where the gateway does not read it: in an event on a WebSocket
-MODEL_ELSEWHERE = frozenset(("/v1/realtime",))
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -168,7 +164,7 @@ class Admission:
             return Admitted(destination.server, forwarded, model, body, facts)
         edits = [] if field is None or name == field.name else [rename_edit(field, name)]
         asked: tuple[Edit, ...] = ()
-        if self._asks_usage and facts.stream and authorization.route.path in INJECTABLE:
+        if self._asks_usage and facts.stream and authorization.route.row.stream_options:
             asked = usage_edits(body, facts)
             edits += asked
         if authorization.principal.cache_salt:
@@ -213,7 +209,7 @@ class Admission:
                 if form:
                     facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
                 elif is_json(headers):
-                    facts = read_body(body)
+                    facts = read_body(body, authorization.route.row.output_limits)
                 else:
                     raise ModelUndetermined(
                         "The model cannot be told from a body of this Content-Type: send application/json, "
@@ -227,7 +223,7 @@ class Admission:
                 return UNREAD
             if facts.model is not None or not restricted:
                 return facts
-        if restricted and (authorization.route.takes_model or authorization.route.path in MODEL_ELSEWHERE):
+        if restricted and (authorization.route.takes_model or authorization.route.row.model is ModelPlace.EVENT):
             raise _unnamed()
         return UNREAD
 

@@ -11,8 +11,8 @@ from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.proxy.interfaces import UsageSink
+from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
-from twisted_vllm.usage.route_pricing import RoutePricing
 
 #: characters of a model's name, and of a header's value, that are kept
 TEXT_LIMIT = 255

@@ -137,7 +137,7 @@ class Relay(Protocol):
         request = self._request
         meter = self.context.meter
         if meter is not None:
-            meter.answered(response.head)
+            meter.start(response.head)
         if self.context.reservation is not None:
             request.added = self.context.reservation.lines
 
@@ -183,7 +183,7 @@ class Relay(Protocol):
         meter = self.context.meter
         if meter is not None:
             try:
-                data = meter.passing(data)
+                data = meter.feed(data)
             except Exception:
                 self._broken(Failure())
                 return
@@ -199,7 +199,7 @@ class Relay(Protocol):
         meter = self.context.meter
         if meter is not None:
             try:
-                data = meter.last(data)
+                data = meter.finish(data)
             except Exception:
                 # nobody else would end it: the server has done its part
                 self._broken(Failure())
@@ -222,7 +222,7 @@ class Relay(Protocol):
         request = self._request
         meter = self.context.meter
         try:
-            held = b"" if meter is None else meter.last(b"")
+            held = b"" if meter is None else meter.finish(b"")
         except Exception:
             self._broken(Failure())
             return

@@ -154,7 +154,7 @@ class PassThroughResource:
         try:
             return self._admission.identify(context.head.first, now, context.head.method)
         except MissingApiKey as error:
-            refusal = self._throttle.judge(error, address_of(context, self._trusted_proxies), now)
+            refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
 
     def _hold_form(self, request: GatewayRequest) -> None:

@@ -13,12 +13,10 @@ from itertools import chain, islice
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, String, Table
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Column, Connection, Dialect, String, Table
 
 #: Rows in one SQLite statement. Each size is compiled once. SQLite takes at most 32,766 values.
 _CHUNKS = (1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
-_POSTGRESQL = postgresql.dialect()
 
 #: statements that a `SparseInsert` keeps, each of up to 60 kB
 MAX_STATEMENTS = 128
@@ -29,9 +27,9 @@ Values = Sequence[str | int | None]
 _encode = msgspec.json.Encoder().encode
 
 
-def _cast_type(column: Column[Any]) -> str:
+def _cast_type(column: Column[Any], dialect: Dialect) -> str:
     # Not VARCHAR: a cast to it would silently cut a text that is too long, where an error is wanted.
-    return "TEXT" if isinstance(column.type, String) else column.type.compile(_POSTGRESQL)
+    return "TEXT" if isinstance(column.type, String) else column.type.compile(dialect)
 
 
 def _empty(column: Column[Any]) -> str:
@@ -51,10 +49,10 @@ def _chunks(count: int) -> Iterator[tuple[int, int]]:
 
 
 class BulkInsert:
-    """Inserts into one table, on SQLite or PostgreSQL."""
+    """Inserts into one table, on SQLite or PostgreSQL. A statement is built when it is first needed."""
 
     def __init__(self, table: Table, tail: str = "", *, postgresql_tail: str | None = None) -> None:
-        """Build the statements.
+        """Prepare.
 
         Args:
             table: a table of at most 32 columns.
@@ -62,17 +60,12 @@ class BulkInsert:
             postgresql_tail: the same for PostgreSQL, where it differs.
         """
         names = ", ".join(f'"{column.name}"' for column in table.columns)
-        head = f'INTO "{table.name}" ({names})'
-        row = f"({', '.join(['?'] * len(table.columns))})"
-        self._sqlite = {size: f"INSERT {head} VALUES {', '.join([row] * size)} {tail}" for size in _CHUNKS}
-        casts = ", ".join(
-            f"CAST(e.value ->> {number} AS {_cast_type(column)})" for number, column in enumerate(table.columns)
-        )
-        self._postgresql = (
-            f"INSERT {head} SELECT {casts} "
-            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
-            f"ORDER BY e.number {tail if postgresql_tail is None else postgresql_tail}"
-        )
+        self._table = table
+        self._head = f'INSERT INTO "{table.name}" ({names})'
+        self._tail = tail
+        self._postgresql_tail = tail if postgresql_tail is None else postgresql_tail
+        self._sqlite: dict[int, str] = {}
+        self._postgresql = ""
 
     def run(self, connection: Connection, rows: Sequence[Values]) -> list[Any]:
         """Insert rows in their order; return the rows that ``RETURNING`` gives.
@@ -82,13 +75,33 @@ class BulkInsert:
             OverflowError, UnicodeError: no database can store a value.
         """
         if connection.dialect.name == "postgresql":
+            self._postgresql = self._postgresql or self._postgresql_statement(connection.dialect)
             results = [connection.exec_driver_sql(self._postgresql, (_encode(rows).decode(),))] if rows else []
         else:
             results = [
-                connection.exec_driver_sql(self._sqlite[end - start], tuple(chain.from_iterable(rows[start:end])))
+                connection.exec_driver_sql(
+                    self._sqlite_statement(end - start), tuple(chain.from_iterable(rows[start:end]))
+                )
                 for start, end in _chunks(len(rows))
             ]
         return [row for result in results if result.returns_rows for row in result.fetchall()]
+
+    def _sqlite_statement(self, rows: int) -> str:
+        if rows not in self._sqlite:
+            row = f"({', '.join(['?'] * len(self._table.columns))})"
+            self._sqlite[rows] = f"{self._head} VALUES {', '.join([row] * rows)} {self._tail}"
+        return self._sqlite[rows]
+
+    def _postgresql_statement(self, dialect: Dialect) -> str:
+        casts = ", ".join(
+            f"CAST(e.value ->> {number} AS {_cast_type(column, dialect)})"
+            for number, column in enumerate(self._table.columns)
+        )
+        return (
+            f"{self._head} SELECT {casts} "
+            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
+            f"ORDER BY e.number {self._postgresql_tail}"
+        )
 
 
 class SparseInsert:

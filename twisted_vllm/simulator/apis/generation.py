@@ -1,4 +1,4 @@
-"""What the four generating APIs have in common: the parameters, their limits, the texts and their number of tokens."""
+"""What the generating APIs share: sampling parameters, prompts, generated texts and usage."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Any
 import attrs
 import msgspec
 
-from twisted_vllm.simulator.engine import Engine
+from twisted_vllm.simulator.engine import Choice, Engine, compose, count_tokens
 from twisted_vllm.simulator.fields import Fields, decode_object
-from twisted_vllm.simulator.refusals import Refusal, bad_parameter, unknown_model
-from twisted_vllm.simulator.replies import Call, Work
+from twisted_vllm.simulator.messages import ApiError, ApiRequest, Work, bad_parameter, unknown_model
 from twisted_vllm.simulator.settings import MAX_MODEL_LEN
-from twisted_vllm.simulator.text import Choice, compose, count_tokens
 
-#: the most choices of one request; far below vLLM's own bound, because they are all held in memory
+#: the most choices of one request; far below vLLM's bound, as all of them are held in memory
 MAX_CHOICES = 128
 
-#: stands for the token in an event that is encoded once; no header and no model name can hold a NUL
+#: the placeholder of the token in an encoded event; no header and no model name can contain a NUL
 MARK = "\0token\0"
 
 FINGERPRINT = "vllm-0.32.0-simulator"
@@ -26,16 +24,16 @@ FINGERPRINT = "vllm-0.32.0-simulator"
 
 @attrs.frozen
 class Sampling:
-    """How to write.
+    """The sampling parameters.
 
     Attributes:
-        limit: ``max_tokens``; ``None`` leaves it to the model's length.
-        n: choices for each prompt.
-        temperature: only checked.
-        top_p: only checked.
+        limit: ``max_tokens``; ``None`` is the model's length.
+        n: the choices for each prompt.
+        temperature: is only validated.
+        top_p: is only validated.
         seed: the caller's seed.
         min_tokens: the fewest tokens of a choice.
-        ignore_eos: whether to write until ``limit``.
+        ignore_eos: whether to write until `limit`.
     """
 
     limit: int | None
@@ -49,7 +47,7 @@ class Sampling:
 
 @attrs.frozen
 class Generation:
-    """Everything that an answer of a generating API is made of."""
+    """The content of a generating API's response."""
 
     model: str
     number: str
@@ -64,7 +62,7 @@ class Generation:
 
     @property
     def work(self) -> Work:
-        """What it costs the engine."""
+        """What the engine does for it."""
         return Work(
             model=self.model,
             prompt_tokens=self.prompt_tokens,
@@ -74,10 +72,10 @@ class Generation:
         )
 
     def steps(self) -> Iterator[list[tuple[int, str, str | None]]]:
-        """Go through the engine's steps.
+        """Iterate over the engine's steps.
 
         Yields:
-            For each choice that got a token: its index, the token, and the finish reason where it was the last one.
+            For each choice that gets a token: its index, the token, and the finish reason if it is the last token.
         """
         for step in range(self.work.steps):
             yield [
@@ -87,13 +85,13 @@ class Generation:
             ]
 
 
-def body_of(call: Call) -> Fields:
-    """Return the fields of a JSON body; raises ``Refusal``."""
-    return Fields(decode_object(call.body, call.header("content-type")))
+def body_of(request: ApiRequest) -> Fields:
+    """Return the fields of a JSON body; raises `ApiError`."""
+    return Fields(decode_object(request.body, request.header("content-type")))
 
 
 def served_model(engine: Engine, name: str | None, *, pooling: bool = False) -> str:
-    """Return the model to use; raises ``Refusal`` for one that is not served."""
+    """Return the model to use; raises `ApiError` if it is not served."""
     models = engine.settings.models
     if not name:
         return models[0]
@@ -103,11 +101,11 @@ def served_model(engine: Engine, name: str | None, *, pooling: bool = False) -> 
 
 
 def read_sampling(fields: Fields, *limits: str) -> Sampling:
-    """Read the sampling parameters; their values are judged later, by ``check_sampling``.
+    """Read the sampling parameters; `check_sampling` checks their values.
 
     Args:
         fields: the body.
-        limits: the names under which the limit of tokens may stand, the first that is sent counts.
+        limits: the names of the limit of tokens, in order of precedence.
     """
     found = [value for value in map(fields.integer, limits) if value is not None]
     n, seed, min_tokens = fields.integer("n"), fields.integer("seed"), fields.integer("min_tokens")
@@ -123,10 +121,10 @@ def read_sampling(fields: Fields, *limits: str) -> Sampling:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Refuse values that cannot be used, as vLLM's ``SamplingParams`` does.
+    """Check the values, as vLLM's ``SamplingParams`` does.
 
     Raises:
-        Refusal: the first value that is wrong.
+        ApiError: a value is invalid; the error names the first one.
     """
     if sampling.limit is not None and sampling.limit > MAX_MODEL_LEN:
         message = (
@@ -136,7 +134,7 @@ def check_sampling(sampling: Sampling) -> None:
         raise bad_parameter(message, "max_tokens", sampling.limit)
     if not 1 <= sampling.n <= MAX_CHOICES:
         bound = "at least 1" if sampling.n < 1 else f"at most {MAX_CHOICES}"
-        raise Refusal(f"n must be {bound}, got {sampling.n}.")
+        raise ApiError(f"n must be {bound}, got {sampling.n}.")
     temperature, top_p = sampling.temperature, sampling.top_p
     if temperature is not None and not temperature >= 0:
         raise bad_parameter(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
@@ -146,23 +144,25 @@ def check_sampling(sampling: Sampling) -> None:
         raise bad_parameter(f"max_tokens must be at least 1, got {sampling.limit}.", "max_tokens", sampling.limit)
 
 
-def generate(engine: Engine, call: Call, model: str, prompts: list[tuple[str, int]], sampling: Sampling) -> Generation:
-    """Write the answers.
+def generate(
+    engine: Engine, request: ApiRequest, model: str, prompts: list[tuple[str, int]], sampling: Sampling
+) -> Generation:
+    """Generate the texts.
 
     Args:
-        engine: gives the id and the time.
-        call: the request; its ``X-Request-Id`` becomes the id, as vLLM has it.
-        model: the model to name.
+        engine: makes the id and tells the time.
+        request: the request, whose ``X-Request-Id`` becomes the id, as in vLLM.
+        model: the model.
         prompts: each prompt's text and its number of tokens.
-        sampling: how to write.
+        sampling: the sampling parameters.
 
     Raises:
-        Refusal: a parameter's value cannot be used, a prompt is too long, or the server sleeps.
+        ApiError: a parameter is invalid, a prompt is too long, or the server sleeps.
     """
     check_sampling(sampling)
     if engine.sleep_level is not None:
-        # the simulator's own: a server that sleeps leaves its callers waiting, which shows less
-        raise Refusal("The simulated engine is asleep: POST /wake_up", status=503, type="ServiceUnavailableError")
+        # Unlike vLLM, which leaves its callers waiting.
+        raise ApiError("The simulated engine is asleep: POST /wake_up", status=503, type="ServiceUnavailableError")
     choices = []
     for text, tokens in prompts:
         room = MAX_MODEL_LEN - tokens
@@ -187,7 +187,7 @@ def generate(engine: Engine, call: Call, model: str, prompts: list[tuple[str, in
         ]
     return Generation(
         model=model,
-        number=call.header("x-request-id") or engine.new_id(),
+        number=request.header("x-request-id") or engine.new_id(),
         created=engine.now(),
         prompt_tokens=sum(tokens for _, tokens in prompts),
         choices=tuple(choices),
@@ -195,7 +195,7 @@ def generate(engine: Engine, call: Call, model: str, prompts: list[tuple[str, in
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return OpenAI's ``usage`` as it stands in a stream."""
+    """Return OpenAI's ``usage`` as in a stream."""
     return {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
@@ -204,13 +204,13 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def whole_usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return OpenAI's ``usage`` as it stands in an answer that is sent whole."""
+    """Return OpenAI's ``usage`` as in a response that is sent whole."""
     details = {"prompt_tokens_details": None, "completion_tokens_details": None}
     return usage_of(prompt_tokens, completion_tokens) | details
 
 
 def content_text(content: object) -> str:
-    """Return the text of a message's content: a string, or a list of parts some of which have text."""
+    """Return the text of a message's content, which is a string or a list of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -220,9 +220,9 @@ def content_text(content: object) -> str:
 
 
 def messages_prompt(fields: Fields, name: str = "messages", *instructions: object) -> tuple[str, int]:
-    """Return the text of a conversation and its number of tokens, at least 1; raises ``Refusal`` for an empty one."""
+    """Return the text of a conversation and its number of tokens, at least 1; raises `ApiError` if it is empty."""
     if fields.get(name) == []:
-        raise Refusal("Cannot apply chat template to an empty conversation. Provide at least one message.")
+        raise ApiError("Cannot apply chat template to an empty conversation. Provide at least one message.")
     messages = fields.items(name)
     fields.check()
     texts = [content_text(instruction) for instruction in instructions]
@@ -235,6 +235,6 @@ def messages_prompt(fields: Fields, name: str = "messages", *instructions: objec
 
 
 def split_event(event: bytes) -> tuple[bytes, bytes]:
-    """Cut an encoded event where ``MARK`` stands, so that each further event costs only the encoding of its token."""
+    """Split an encoded event at `MARK`, so that further events only need to encode their token."""
     before, _, after = event.partition(msgspec.json.encode(MARK))
     return before, after

@@ -1,14 +1,26 @@
+"""The model is found where `json.loads` finds it, or the body is refused."""
+
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.bodies.edits import rename
-from twisted_vllm.bodies.json_body import ModelField, find_model
+from twisted_vllm.bodies.edits import rename_edit, splice
+from twisted_vllm.bodies.json_body import ModelField, read_body
 from twisted_vllm.errors import ModelUndetermined
+
+
+def find_model(body: bytes) -> ModelField | None:
+    return read_body(body).model
+
+
+def rename(body: bytes, field: ModelField, new: str) -> bytes:
+    return splice(body, (rename_edit(field, new),))
+
 
 UNDETERMINED = {
     "empty": b"",
@@ -51,7 +63,7 @@ UNDETERMINED = {
 
 
 @pytest.mark.parametrize("body", UNDETERMINED.values(), ids=UNDETERMINED.keys())
-def test_a_body_with_more_than_one_reading_is_refused(body):
+def test_a_body_with_more_than_one_reading_is_refused(body: bytes) -> None:
     with pytest.raises(ModelUndetermined, match='Send one JSON object in UTF-8 with one "model"') as caught:
         find_model(body)
     assert caught.value.status == 400
@@ -82,7 +94,7 @@ def test_a_body_with_more_than_one_reading_is_refused(body):
         (b'{"Model": "x", "model ": "y", "model": "qwen"}', "qwen", b'"qwen"'),
     ],
 )
-def test_the_model_is_found_with_its_place(body, name, spelt):
+def test_the_model_is_found_with_its_place(body: bytes, name: str, spelt: bytes) -> None:
     field = find_model(body)
     assert field is not None
     assert field.name == name == json.loads(body)["model"]
@@ -102,18 +114,18 @@ def test_the_model_is_found_with_its_place(body, name, spelt):
         b'{"a": "\\u006d"}',
     ],
 )
-def test_an_object_without_a_model_has_none(body):
+def test_an_object_without_a_model_has_none(body: bytes) -> None:
     assert find_model(body) is None
 
 
-def test_renaming_changes_the_model_and_no_other_byte():
+def test_renaming_changes_the_model_and_no_other_byte() -> None:
     body = b'{ "messages":[{"model":"x"}],"model" : "qwen" ,"x":1.50}\n'
     field = find_model(body)
     assert field is not None
     assert rename(body, field, "Qwen/Qwen2.5") == b'{ "messages":[{"model":"x"}],"model" : "Qwen/Qwen2.5" ,"x":1.50}\n'
 
 
-def test_a_new_name_is_escaped():
+def test_a_new_name_is_escaped() -> None:
     body = b'{"model":"a"}'
     assert json.loads(rename(body, ModelField("a", 9, 12), 'x","model":"\\é\n'))["model"] == 'x","model":"\\é\n'
 
@@ -140,7 +152,9 @@ def _escaped_keys(text: str, escape: bool) -> str:
 
 
 @given(st.dictionaries(_TEXT, _VALUES, max_size=5), _TEXT, _TEXT, _SPELLING, st.booleans(), st.data())
-def test_what_is_found_is_what_json_loads_sees_and_renaming_changes_only_that(rest, name, new, spelling, escape, data):
+def test_what_is_found_is_what_json_loads_sees_and_renaming_changes_only_that(
+    rest: dict[str, Any], name: str, new: str, spelling: dict[str, Any], escape: bool, data: st.DataObject
+) -> None:
     pairs = [(key, value) for key, value in rest.items() if key != "model"]
     pairs.insert(data.draw(st.integers(0, len(pairs))), ("model", name))
     body = _escaped_keys(json.dumps(dict(pairs), **spelling), escape).encode()
@@ -184,7 +198,7 @@ _FRAGMENTS = st.sampled_from(
     st.lists(_FRAGMENTS, max_size=14).map("".join)
     | st.lists(_FRAGMENTS, max_size=8).map(lambda s: "{" + "".join(s) + "}")
 )
-def test_no_text_is_read_in_another_way_than_json_loads_reads_it(text):
+def test_no_text_is_read_in_another_way_than_json_loads_reads_it(text: str) -> None:
     body = text.encode()
     try:
         field = find_model(body)
@@ -198,7 +212,7 @@ def test_no_text_is_read_in_another_way_than_json_loads_reads_it(text):
 
 
 @given(st.binary(max_size=40))
-def test_no_bytes_raise_anything_but_a_refusal(body):
+def test_no_bytes_raise_anything_but_a_refusal(body: bytes) -> None:
     try:
         find_model(b"{" + body + b"}")
     except ModelUndetermined:

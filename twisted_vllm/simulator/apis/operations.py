@@ -1,12 +1,12 @@
-"""What an operator asks a server: its models, health, version, load and metrics; and the sleep of development mode."""
+"""The operator's routes: models, health, version, load, metrics, tokens, and the sleep of development mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from twisted_vllm.simulator.apis.generation import body_of, messages_prompt, served_model
 from twisted_vllm.simulator.engine import VERSION, Engine, ModelCounts
-from twisted_vllm.simulator.refusals import ValidationFailed
-from twisted_vllm.simulator.replies import Answer, Call, Reply, json_answer
+from twisted_vllm.simulator.messages import ApiRequest, ApiResponse, Response, ValidationError, json_response
 from twisted_vllm.simulator.settings import MAX_MODEL_LEN
 
 _METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
@@ -17,7 +17,7 @@ _SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 ReadMetric = Callable[[ModelCounts], Iterable[tuple[str, int]]]
 
 
-def models(call: Call, engine: Engine) -> Reply:
+def models(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``GET /v1/models``."""
     created = engine.now()
     data = [
@@ -48,51 +48,86 @@ def models(call: Call, engine: Engine) -> Reply:
         }
         for model in engine.settings.models
     ]
-    return json_answer({"object": "list", "data": data})
+    return json_response({"object": "list", "data": data})
 
 
-def health(call: Call, engine: Engine) -> Reply:
+def health(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``GET /health`` and ``/ping``."""
-    return Answer(content_type=None)
+    return ApiResponse(content_type=None)
 
 
-def version(call: Call, engine: Engine) -> Reply:
+def version(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``GET /version``."""
-    return json_answer({"version": VERSION})
+    return json_response({"version": VERSION})
 
 
-def load(call: Call, engine: Engine) -> Reply:
+def load(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``GET /load``."""
-    return json_answer({"server_load": engine.running})
+    return json_response({"server_load": engine.running})
 
 
-def sleep(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /sleep?level=``; generating routes answer 503 until the server is woken."""
-    given = call.query.get("level", ["1"])[-1]
+def sleep(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /sleep?level=``. Until ``/wake_up``, the generating routes answer 503."""
+    given = request.query.get("level", ["1"])[-1]
     if given not in ("0", "1", "2"):
         kind, message = "int_parsing", "Input should be a valid integer, unable to parse string as an integer"
         if given.lstrip("-").isdecimal():
             low = given.startswith("-")
             kind = "greater_than_equal" if low else "less_than_equal"
             message = f"Input should be {'greater than or equal to 0' if low else 'less than or equal to 2'}"
-        raise ValidationFailed([(kind, "query.level", message, given)])
+        raise ValidationError([(kind, "query.level", message, given)])
     engine.sleep_level = int(given)
-    return json_answer({"status": "sleeping", "level": int(given)})
+    return json_response({"status": "sleeping", "level": int(given)})
 
 
-def wake_up(call: Call, engine: Engine) -> Reply:
+def wake_up(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``POST /wake_up``."""
     engine.sleep_level = None
-    return json_answer({"status": "awake", "tags": call.query.get("tags")})
+    return json_response({"status": "awake", "tags": request.query.get("tags")})
 
 
-def is_sleeping(call: Call, engine: Engine) -> Reply:
+def is_sleeping(request: ApiRequest, engine: Engine) -> Response:
     """Answer ``GET /is_sleeping``."""
-    return json_answer({"is_sleeping": engine.sleep_level is not None})
+    return json_response({"is_sleeping": engine.sleep_level is not None})
 
 
-def metrics(call: Call, engine: Engine) -> Reply:
-    """Answer ``GET /metrics`` with some of vLLM's metrics, under vLLM's names; the numbers are the simulator's own."""
+def tokenize(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /tokenize``; raises `ApiError`."""
+    fields = body_of(request)
+    name, strings = fields.string("model"), fields.boolean("return_token_strs")
+    if fields.has("prompt"):
+        text = fields.string("prompt") or ""
+    elif fields.has("messages"):
+        text, _ = messages_prompt(fields)
+    else:
+        text = ""
+        fields.require("prompt", "messages")
+    fields.check()
+    served_model(engine, name)
+    words = text.split()
+    value = {
+        "count": len(words),
+        "max_model_len": MAX_MODEL_LEN,
+        "tokens": [engine.word_id(word) for word in words],
+        "token_strs": words if strings else None,
+    }
+    return json_response(value)
+
+
+def detokenize(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /detokenize``; raises `ApiError`."""
+    fields = body_of(request)
+    fields.require("tokens")
+    name, tokens = fields.string("model"), fields.items("tokens")
+    if not all(isinstance(token, int) for token in tokens):
+        fields.fail("int_type", "tokens", "Input should be a valid integer")
+    fields.check()
+    served_model(engine, name)
+    return json_response({"prompt": " ".join(engine.word(token) for token in tokens)})
+
+
+def metrics(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``GET /metrics`` with some of vLLM's metrics, counted by the simulator."""
     lines = ["# These are the numbers of twisted-vllm-simulator: no model runs here."]
     state = _SLEEP_STATES[engine.sleep_level or 0]
     for name, kind, text, read in (
@@ -111,7 +146,7 @@ def metrics(call: Call, engine: Engine) -> Reply:
             for labels, value in read(counts):
                 shown = _escaped(model)
                 lines.append(f'vllm:{name}{{engine="0",model_name="{shown}"{labels}}} {float(value)}')
-    return Answer("\n".join([*lines, ""]).encode(), content_type=_METRICS_TYPE)
+    return ApiResponse("\n".join([*lines, ""]).encode(), content_type=_METRICS_TYPE)
 
 
 def _plain(read: Callable[[ModelCounts], int]) -> ReadMetric:

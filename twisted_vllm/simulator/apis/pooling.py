@@ -1,4 +1,4 @@
-"""The pooling routes: embeddings, scores, reranking, classes; numbers made from the words, the same every time."""
+"""The pooling routes: embeddings, scores, reranking and classification. Their numbers are derived from the text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import math
 import struct
 from typing import Any
 
-from twisted_vllm.simulator.engine import Engine
+from twisted_vllm.simulator.apis.generation import body_of, content_text, served_model, whole_usage_of
+from twisted_vllm.simulator.engine import Engine, count_tokens
 from twisted_vllm.simulator.fields import Fields
-from twisted_vllm.simulator.generation import body_of, content_text, served_model, whole_usage_of
-from twisted_vllm.simulator.refusals import Refusal, ValidationFailed, bad_parameter
-from twisted_vllm.simulator.replies import Answer, Call, Reply, Work, json_answer
-from twisted_vllm.simulator.text import count_tokens
+from twisted_vllm.simulator.messages import (
+    ApiError,
+    ApiRequest,
+    ApiResponse,
+    Response,
+    ValidationError,
+    Work,
+    bad_parameter,
+    json_response,
+)
 
 DEFAULT_DIMENSIONS = 16
 MAX_DIMENSIONS = 4096
@@ -22,9 +29,9 @@ _LABELS = ("LABEL_0", "LABEL_1")
 _PAIR_NAMES = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 
 
-def embeddings(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/embeddings``; raises ``Refusal``."""
-    fields = body_of(call)
+def embeddings(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/embeddings``; raises `ApiError`."""
+    fields = body_of(request)
     inputs = _inputs(fields)
     name, encoding, dimensions = fields.string("model"), fields.string("encoding_format"), fields.integer("dimensions")
     fields.check()
@@ -38,31 +45,31 @@ def embeddings(call: Call, engine: Engine) -> Reply:
         {"index": index, "object": "embedding", "embedding": _packed(vector) if encoding == "base64" else vector}
         for index, vector in enumerate(vectors)
     ]
-    return _list_answer(engine, "embd", model, data, sum(tokens for _, tokens in inputs))
+    return _list_response(engine, "embd", model, data, sum(tokens for _, tokens in inputs))
 
 
-def score(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /score`` and ``/v1/score``; raises ``Refusal``."""
-    fields = body_of(call)
+def score(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /score`` and ``/v1/score``; raises `ApiError`."""
+    fields = body_of(request)
     name = fields.string("model")
     left_name, right_name = _pair_names(fields)
     fields.check()
     model = served_model(engine, name, pooling=True)
     left, right = _texts(fields.get(left_name)), _texts(fields.get(right_name))
     if not left or not right:
-        raise Refusal("At least one text_pair element must be given")
+        raise ApiError("At least one text_pair element must be given")
     if len(left) == 1:
         left *= len(right)
     if len(left) != len(right):
-        raise Refusal("Input lengths must be either 1:1, 1:N or N:N")
+        raise ApiError("Input lengths must be either 1:1, 1:N or N:N")
     pairs = list(zip(left, right, strict=True))
     data = [{"index": index, "object": "score", "score": similarity(*pair)} for index, pair in enumerate(pairs)]
-    return _list_answer(engine, "score", model, data, _pair_tokens(pairs))
+    return _list_response(engine, "score", model, data, _pair_tokens(pairs))
 
 
-def rerank(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /rerank``, ``/v1/rerank`` and ``/v2/rerank``; raises ``Refusal``."""
-    fields = body_of(call)
+def rerank(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /rerank``, ``/v1/rerank`` and ``/v2/rerank``; raises `ApiError`."""
+    fields = body_of(request)
     fields.require("query", "documents")
     name, top_n = fields.string("model"), fields.integer("top_n")
     fields.check()
@@ -70,7 +77,7 @@ def rerank(call: Call, engine: Engine) -> Reply:
     query = " ".join(_texts(fields.get("query")))
     documents = _texts(fields.get("documents"))
     if not documents:
-        raise Refusal("At least one text_pair element must be given")
+        raise ApiError("At least one text_pair element must be given")
     results: list[dict[str, Any]] = [
         {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": similarity(query, text)}
         for index, text in enumerate(documents)
@@ -85,28 +92,28 @@ def rerank(call: Call, engine: Engine) -> Reply:
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "results": results,
     }
-    return json_answer(value, work=Work(model, tokens))
+    return json_response(value, work=Work(model, tokens))
 
 
-def classify(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /classify``; raises ``Refusal``."""
-    model, inputs = _model_and_inputs(call, engine)
+def classify(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /classify``; raises `ApiError`."""
+    model, inputs = _model_and_inputs(request, engine)
     data = []
     for index, (text, _) in enumerate(inputs):
         first = _fraction(text)
         label = _LABELS[0 if first >= 0.5 else 1]
         data.append({"index": index, "label": label, "probs": [first, 1 - first], "num_classes": len(_LABELS)})
-    return _list_answer(engine, "classify", model, data, sum(tokens for _, tokens in inputs))
+    return _list_response(engine, "classify", model, data, sum(tokens for _, tokens in inputs))
 
 
-def pooling(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /pooling``; raises ``Refusal``."""
-    model, inputs = _model_and_inputs(call, engine, "data")
+def pooling(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /pooling``; raises `ApiError`."""
+    model, inputs = _model_and_inputs(request, engine, "data")
     data = [
         {"index": index, "object": "pooling", "data": _vector(text, DEFAULT_DIMENSIONS)}
         for index, (text, _) in enumerate(inputs)
     ]
-    return _list_answer(engine, "pooling", model, data, sum(tokens for _, tokens in inputs))
+    return _list_response(engine, "pooling", model, data, sum(tokens for _, tokens in inputs))
 
 
 def similarity(left: str, right: str) -> float:
@@ -116,8 +123,8 @@ def similarity(left: str, right: str) -> float:
     return round(0.05 + 0.85 * common + 0.1 * _fraction(f"{left}\0{right}"), 6)
 
 
-def _model_and_inputs(call: Call, engine: Engine, *also: str) -> tuple[str, list[tuple[str, int]]]:
-    fields = body_of(call)
+def _model_and_inputs(request: ApiRequest, engine: Engine, *also: str) -> tuple[str, list[tuple[str, int]]]:
+    fields = body_of(request)
     inputs = _inputs(fields, *also)
     name = fields.string("model")
     fields.check()
@@ -139,7 +146,7 @@ def _inputs(fields: Fields, *also: str) -> list[tuple[str, int]]:
     if not isinstance(given, list):
         fields.fail("list_type", "input", "Input should be a valid list")
     if not given:
-        raise Refusal("You must pass at least one prompt")
+        raise ApiError("You must pass at least one prompt")
     found = []
     for item in given:
         if isinstance(item, list):
@@ -158,8 +165,8 @@ def _pair_names(fields: Fields) -> tuple[str, str]:
     for names in _PAIR_NAMES:
         fields.require(*names)
     fields.check()
-    # both fields of a pair were sent, and one of them as null
-    raise ValidationFailed([("list_type", "body.text_1", "Input should be a valid list", "None")])
+    # Both fields of a pair were sent, one of them as null.
+    raise ValidationError([("list_type", "body.text_1", "Input should be a valid list", "None")])
 
 
 def _texts(given: object) -> list[str]:
@@ -177,7 +184,7 @@ def _pair_tokens(pairs: list[tuple[str, str]]) -> int:
     return sum(max(1, count_tokens(left) + count_tokens(right)) for left, right in pairs)
 
 
-def _list_answer(engine: Engine, prefix: str, model: str, data: list[dict[str, Any]], tokens: int) -> Answer:
+def _list_response(engine: Engine, prefix: str, model: str, data: list[dict[str, Any]], tokens: int) -> ApiResponse:
     value = {
         "id": f"{prefix}-{engine.new_id()}",
         "object": "list",
@@ -186,7 +193,7 @@ def _list_answer(engine: Engine, prefix: str, model: str, data: list[dict[str, A
         "data": data,
         "usage": whole_usage_of(tokens, 0),
     }
-    return json_answer(value, work=Work(model, tokens))
+    return json_response(value, work=Work(model, tokens))
 
 
 def _fraction(text: str) -> float:
@@ -196,10 +203,10 @@ def _fraction(text: str) -> float:
 
 def _vector(text: str, dimensions: int) -> list[float]:
     seed = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-    # SHAKE gives as many bytes as are asked for: two for each number
+    # SHAKE returns any number of bytes: two for each number.
     raw = struct.unpack(f">{dimensions}h", hashlib.shake_128(seed).digest(2 * dimensions))
     length = math.sqrt(sum(number * number for number in raw)) or 1.0
-    # rounded through float32, so that both encodings give the very same numbers
+    # Rounded to float32, so that both encodings give the same numbers.
     return list(struct.unpack(f"<{dimensions}f", struct.pack(f"<{dimensions}f", *(n / length for n in raw))))
 
 

@@ -1,4 +1,4 @@
-"""``/v1/messages`` and ``/v1/messages/count_tokens``, Anthropic's API in vLLM 0.32.0's shapes."""
+"""``/v1/messages`` and ``/v1/messages/count_tokens``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from twisted_vllm.simulator.engine import Engine
-from twisted_vllm.simulator.generation import (
+from twisted_vllm.simulator.apis.generation import (
     MARK,
     Generation,
     body_of,
@@ -18,45 +17,52 @@ from twisted_vllm.simulator.generation import (
     served_model,
     split_event,
 )
-from twisted_vllm.simulator.refusals import ValidationFailed
-from twisted_vllm.simulator.replies import Call, EventStream, Reply, json_answer, named_event
+from twisted_vllm.simulator.engine import Engine
+from twisted_vllm.simulator.messages import (
+    ApiRequest,
+    EventStream,
+    Response,
+    ValidationError,
+    json_response,
+    named_event,
+)
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
 
-def messages(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/messages``; raises ``Refusal``."""
-    fields = body_of(call)
+def messages(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/messages``; raises `ApiError`."""
+    fields = body_of(request)
     fields.require("model", "messages", "max_tokens")
     name = fields.string("model")
     sampling = read_sampling(fields, "max_tokens")
     stream = fields.boolean("stream")
     if sampling.limit is not None and sampling.limit < 1:
         problem = ("value_error", "body.max_tokens", "Value error, max_tokens must be positive", str(sampling.limit))
-        raise ValidationFailed([problem], context=", 'ctx': {'error': ValueError('max_tokens must be positive')}")
+        raise ValidationError([problem], context=", 'ctx': {'error': ValueError('max_tokens must be positive')}")
     fields.check()
     model = served_model(engine, name)
     prompt = messages_prompt(fields, "messages", fields.get("system"))
-    generation = generate(engine, call, model, [prompt], sampling)
+    generation = generate(engine, request, model, [prompt], sampling)
     return _stream(generation) if stream else _whole(generation)
 
 
-def count_message_tokens(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/messages/count_tokens``; raises ``Refusal``."""
-    fields = body_of(call)
+def count_message_tokens(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/messages/count_tokens``; raises `ApiError`."""
+    fields = body_of(request)
     fields.require("model", "messages")
     name = fields.string("model")
     fields.check()
     served_model(engine, name)
     _, tokens = messages_prompt(fields, "messages", fields.get("system"))
-    return json_answer({"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
+    return json_response({"input_tokens": tokens, "context_management": {"original_input_tokens": tokens}})
 
 
 def _usage(generation: Generation, written: int) -> dict[str, int]:
     return {"input_tokens": generation.prompt_tokens, "output_tokens": written}
 
 
-def _whole(generation: Generation) -> Reply:
+def _whole(generation: Generation) -> Response:
     choice = generation.choices[0]
     value = {
         "id": f"chatcmpl-{generation.number}",
@@ -67,10 +73,10 @@ def _whole(generation: Generation) -> Reply:
         "stop_reason": _STOP_REASONS[choice.finish_reason],
         "usage": _usage(generation, generation.completion_tokens),
     }
-    return json_answer(value, work=generation.work)
+    return json_response(value, work=generation.work)
 
 
-def _stream(generation: Generation) -> Reply:
+def _stream(generation: Generation) -> Response:
     message: dict[str, Any] = {
         "id": f"chatcmpl-{generation.number}",
         "type": "message",

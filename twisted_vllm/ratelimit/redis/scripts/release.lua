@@ -1,3 +1,3 @@
--- ARGV: process. What it holds counts no more.
+-- Drop what a process holds. ARGV: process.
 redis.call('DEL', lease(ARGV[1]), admissions(ARGV[1]))
 return {ok = 'done'}

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions`` and ``/v1/completions``, in the shapes that vLLM 0.32.0 was seen to give."""
+"""``/v1/chat/completions`` and ``/v1/completions``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from twisted_vllm.simulator.engine import Engine
-from twisted_vllm.simulator.fields import Fields
-from twisted_vllm.simulator.generation import (
+from twisted_vllm.simulator.apis.generation import (
     FINGERPRINT,
     MARK,
     Generation,
@@ -23,20 +21,29 @@ from twisted_vllm.simulator.generation import (
     usage_of,
     whole_usage_of,
 )
-from twisted_vllm.simulator.refusals import Refusal, bad_parameter
-from twisted_vllm.simulator.replies import DONE, Call, EventStream, Reply, data_event, json_answer
-from twisted_vllm.simulator.text import count_tokens
+from twisted_vllm.simulator.engine import Engine, count_tokens
+from twisted_vllm.simulator.fields import Fields
+from twisted_vllm.simulator.messages import (
+    DONE,
+    ApiError,
+    ApiRequest,
+    EventStream,
+    Response,
+    bad_parameter,
+    data_event,
+    json_response,
+)
 
-#: makes a chunk's choice of an index, a token and its finish reason
+#: makes a chunk's choice from an index, a token and a finish reason
 MakeChoice = Callable[[int, str, str | None], dict[str, Any]]
 
-#: makes a chunk's usage of the numbers of prompt and completion tokens
+#: makes a chunk's usage from the numbers of prompt and completion tokens
 MakeUsage = Callable[[int, int], dict[str, Any]]
 
 
 @attrs.frozen
 class StreamOptions:
-    """Whether and how to stream: ``stream`` and ``stream_options``."""
+    """``stream`` and ``stream_options``."""
 
     stream: bool
     include_usage: bool
@@ -54,20 +61,20 @@ def _read_stream_options(fields: Fields) -> StreamOptions:
     return StreamOptions(stream, include, include and continuous)
 
 
-def chat_completions(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/chat/completions``; raises ``Refusal``."""
-    fields = body_of(call)
+def chat_completions(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/chat/completions``; raises `ApiError`."""
+    fields = body_of(request)
     options = _read_stream_options(fields)
     name = fields.string("model")
     fields.require("messages")
     sampling = read_sampling(fields, "max_completion_tokens", "max_tokens")
     fields.check()
     model = served_model(engine, name)
-    generation = generate(engine, call, model, [messages_prompt(fields)], sampling)
+    generation = generate(engine, request, model, [messages_prompt(fields)], sampling)
     return _chat_stream(generation, options) if options.stream else _chat_whole(generation)
 
 
-def _chat_whole(generation: Generation) -> Reply:
+def _chat_whole(generation: Generation) -> Response:
     nothing = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
     choices = [
         {
@@ -82,10 +89,10 @@ def _chat_whole(generation: Generation) -> Reply:
         for index, choice in enumerate(generation.choices)
     ]
     unused = ("prompt_logprobs", "prompt_token_ids", "prompt_text", *_TRANSFER)
-    return json_answer(_whole(generation, "chatcmpl-", "chat.completion", choices, unused), work=generation.work)
+    return json_response(_whole(generation, "chatcmpl-", "chat.completion", choices, unused), work=generation.work)
 
 
-def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
+def _chat_stream(generation: Generation, options: StreamOptions) -> Response:
     head = _stream_head(generation, "chatcmpl-", "chat.completion.chunk")
     role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     usage = {"usage": _chat_usage(generation.prompt_tokens, 0)} if options.continuous_usage else {}
@@ -109,25 +116,25 @@ def _chat_stream(generation: Generation, options: StreamOptions) -> Reply:
     return _stream(generation, options, head, opening, choice, _chat_usage)
 
 
-def completions(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/completions``; raises ``Refusal``."""
-    fields = body_of(call)
+def completions(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/completions``; raises `ApiError`."""
+    fields = body_of(request)
     options = _read_stream_options(fields)
     name = fields.string("model")
     sampling = read_sampling(fields, "max_tokens")
     if sampling.limit is None:
-        # the API's own default, which vLLM keeps
+        # The API's default.
         sampling = attrs.evolve(sampling, limit=16)
     prompts = _prompts(fields)
     fields.check()
-    generation = generate(engine, call, served_model(engine, name), prompts, sampling)
+    generation = generate(engine, request, served_model(engine, name), prompts, sampling)
     return _completion_stream(generation, options) if options.stream else _completion_whole(generation)
 
 
 def _prompts(fields: Fields) -> list[tuple[str, int]]:
     given = fields.get("prompt")
     if given == []:
-        raise Refusal("You must pass at least one prompt")
+        raise ApiError("You must pass at least one prompt")
     if not given:
         raise bad_parameter("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], int)):
@@ -145,7 +152,7 @@ def _prompts(fields: Fields) -> list[tuple[str, int]]:
     return found
 
 
-def _completion_whole(generation: Generation) -> Reply:
+def _completion_whole(generation: Generation) -> Response:
     unused = dict.fromkeys(("token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"))
     choices = [
         {
@@ -158,10 +165,10 @@ def _completion_whole(generation: Generation) -> Reply:
         }
         for index, choice in enumerate(generation.choices)
     ]
-    return json_answer(_whole(generation, "cmpl-", "text_completion", choices, _TRANSFER), work=generation.work)
+    return json_response(_whole(generation, "cmpl-", "text_completion", choices, _TRANSFER), work=generation.work)
 
 
-def _completion_stream(generation: Generation, options: StreamOptions) -> Reply:
+def _completion_stream(generation: Generation, options: StreamOptions) -> Response:
     head = _stream_head(generation, "cmpl-", "text_completion")
 
     def choice(index: int, token: str, reason: str | None) -> dict[str, Any]:
@@ -214,8 +221,8 @@ def _stream(
     opening: bytes,
     make_choice: MakeChoice,
     make_usage: MakeUsage,
-) -> Reply:
-    # vLLM names its fingerprint once: in the usage event, or where there is none in each choice's last event
+) -> Response:
+    # vLLM sends its fingerprint in the usage event, or without one in the last event of each choice.
     fingerprint = {"system_fingerprint": FINGERPRINT}
     last = {} if options.include_usage else fingerprint
 

@@ -1,4 +1,4 @@
-"""``/v1/responses``, OpenAI's newer API in the shapes that vLLM 0.32.0 was seen to give; nothing is stored."""
+"""``/v1/responses``. No response is stored."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import msgspec
 
-from twisted_vllm.simulator.engine import Engine
-from twisted_vllm.simulator.fields import Fields
-from twisted_vllm.simulator.generation import (
+from twisted_vllm.simulator.apis.generation import (
     Generation,
     body_of,
     content_text,
@@ -18,15 +16,15 @@ from twisted_vllm.simulator.generation import (
     read_sampling,
     served_model,
 )
-from twisted_vllm.simulator.refusals import Refusal
-from twisted_vllm.simulator.replies import Call, EventStream, Reply, json_answer, named_event
+from twisted_vllm.simulator.engine import Engine, count_tokens
+from twisted_vllm.simulator.fields import Fields
+from twisted_vllm.simulator.messages import ApiError, ApiRequest, EventStream, Response, json_response, named_event
 from twisted_vllm.simulator.settings import MAX_MODEL_LEN
-from twisted_vllm.simulator.text import count_tokens
 
 
-def responses(call: Call, engine: Engine) -> Reply:
-    """Answer ``POST /v1/responses``; raises ``Refusal``."""
-    fields = body_of(call)
+def responses(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``POST /v1/responses``; raises `ApiError`."""
+    fields = body_of(request)
     fields.require("input")
     name = fields.string("model")
     instructions = fields.string("instructions")
@@ -34,19 +32,19 @@ def responses(call: Call, engine: Engine) -> Reply:
     sampling = read_sampling(fields, "max_output_tokens")
     stream = fields.boolean("stream")
     fields.check()
-    generation = generate(engine, call, served_model(engine, name), [prompt], sampling)
+    generation = generate(engine, request, served_model(engine, name), [prompt], sampling)
     limit = sampling.limit or MAX_MODEL_LEN - generation.prompt_tokens
     shape = _Shape(generation, engine.new_id(), fields, limit)
     if stream:
         return EventStream(shape.opening(), shape.deltas(), shape.closing(), generation.work)
-    return json_answer(shape.response(done=True), work=generation.work)
+    return json_response(shape.response(done=True), work=generation.work)
 
 
-def stored_response(call: Call, engine: Engine) -> Reply:
-    """Answer ``GET /v1/responses/{id}`` and ``POST /v1/responses/{id}/cancel``: there is never one."""
-    number = call.path.removeprefix("/v1/responses/").removesuffix("/cancel")
+def stored_response(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``GET /v1/responses/{id}`` and ``POST /v1/responses/{id}/cancel``: no response is stored."""
+    number = request.path.removeprefix("/v1/responses/").removesuffix("/cancel")
     message = f"Response with id '{number}' not found."
-    raise Refusal(message, status=404, type="invalid_request_error", param="response_id")
+    raise ApiError(message, status=404, type="invalid_request_error", param="response_id")
 
 
 def _prompt(fields: Fields, instructions: str | None) -> tuple[str, int]:
@@ -58,7 +56,7 @@ def _prompt(fields: Fields, instructions: str | None) -> tuple[str, int]:
 
 
 class _Shape:
-    """The pieces of one response, as it is sent whole and as events."""
+    """The parts of one response, for sending it whole or as events."""
 
     def __init__(self, generation: Generation, message_id: str, fields: Fields, limit: int) -> None:
         self._generation = generation
@@ -68,7 +66,7 @@ class _Shape:
         self._limit = limit
 
     def response(self, *, done: bool) -> dict[str, Any]:
-        """Return the response object, as it is at the beginning or at the end."""
+        """Return the response object, at the beginning or at the end."""
         fields, choice = self._fields, self._choice
         cut = done and choice.finish_reason == "length"
         return {
@@ -114,8 +112,8 @@ class _Shape:
         )
 
     def deltas(self) -> Iterator[bytes]:
-        """Go through the events of the tokens."""
-        # the sequence number changes with each event: two cuts, so the bytes between them are made by hand
+        """Yield the event of each token."""
+        # Built from bytes for speed: only the token and the sequence number change.
         head = b'event: response.output_text.delta\ndata: {"content_index":0,"delta":'
         middle = b',"item_id":' + msgspec.json.encode(self._message_id) + b',"logprobs":[],"output_index":0,'
         for number, token in enumerate(self._choice.tokens, 4):
@@ -139,7 +137,7 @@ class _Shape:
         return 1.0 if value is None else value
 
     def _events(self, first: int, *events: tuple[str, dict[str, Any]]) -> bytes:
-        # the fields of these events stand in the order of the alphabet
+        # vLLM sends the fields of these events in alphabetical order.
         return b"".join(
             named_event(dict(sorted({**value, "sequence_number": number, "type": kind}.items())))
             for number, (kind, value) in enumerate(events, first)
