@@ -390,12 +390,17 @@ async def revoked(scene: Scene) -> None:
     await done(scene.gateway, "/key/unblock", key=scene.key)
 
 
+class FaultyClient:
+    def request(self, *arguments: object, **options: object) -> object:
+        raise ZeroDivisionError
+
+
 async def a_fault_of_the_gateway_s_own(scene: Scene) -> None:
     resource = scene.gateway.service.site._streaming[b"vllm"]
-    forward, resource._forward = resource._forward, lambda exchange: 1 / 0
+    client, resource.client = resource.client, FaultyClient()
     answer = await scene.gateway.answer_to(scene.raw())
     assert answer.status == 500
-    resource._forward = forward
+    resource.client = client
 
 
 ENDINGS = [
@@ -466,7 +471,7 @@ async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
     for _ in range(3):
         client = await gateway.send(request_bytes("POST", CHAT, key, body=body_of()))
         if ending != "turned away":
-            await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) == 1)
+            await soon(reactor, lambda: len(gateway.service._parts.queues) == 1)
         if ending == "waited too long":
             gateway.pass_time(4)
         if ending == "left the queue":

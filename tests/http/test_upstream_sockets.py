@@ -21,6 +21,8 @@ from tests.self_signed import self_signed_pem
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -61,8 +63,8 @@ class SocketLab:
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self.sweeper = DeadlineSweeper(reactor)
-        self.agent = UpstreamAgent(reactor, self.sweeper, WriteCoalescer())
+        self.deadlines = DeadlineSweeper(reactor)
+        self.agent = UpstreamAgent(reactor, self.deadlines, WriteCoalescer(), ServersByURL())
         self.ends: list[End] = []
         self._ports: list[Any] = []
 
@@ -85,7 +87,9 @@ class SocketLab:
 
     def ask(self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Deferred[Any]:
         method = b"GET" if body is None else b"POST"
-        return self.agent.ask(server, method, b"/", ((b"Host", b"vllm"), *headers), body)
+        return self.agent.request(
+            method, server.url + b"/", RawHeaders.from_pairs([(b"Host", b"vllm"), *headers]), body
+        )
 
     async def read(self, response: Any) -> BodyReader:
         reader = BodyReader(response)
@@ -111,7 +115,7 @@ class SocketLab:
         for end in self.ends:
             if end.lost is None and end.transport is not None:
                 end.transport.abortConnection()
-        await self.until(lambda: not self.agent._connections)
+        await self.until(lambda: not self.agent.connections)
 
 
 @pytest.fixture
@@ -119,7 +123,7 @@ def lab(reactor: Any) -> Iterator[SocketLab]:
     lab = SocketLab(reactor)
     yield lab
     pytest_twisted.blockon(ensureDeferred(lab.stop()))
-    assert len(lab.sweeper) == 0
+    assert len(lab.deadlines) == 0
     assert len(lab.agent.pool) == 0
 
 
@@ -223,7 +227,7 @@ async def test_the_server_sees_at_once_that_nobody_waits_any_more(lab: SocketLab
     else:
         asking.cancel()
     await lab.until(lambda: lab.ends[0].lost is not None)
-    await lab.until(lambda: not lab.agent._connections)
+    await lab.until(lambda: not lab.agent.connections)
     assert upload is None or upload.stopped
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.proxy.gateway_fakes import FakePeer, server
 from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import MASTER, Principal
-from twisted_vllm.http.headers import write_request_head
+from twisted_vllm.http.headers import write_header_lines
 from twisted_vllm.proxy.admission import Entry
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization
 from twisted_vllm.proxy.paths import target
@@ -18,6 +18,7 @@ from twisted_vllm.usage.references import refer
 TENANT = Principal(kind="key", name="team-a", expires=100.0)
 HEADERS = [(b"Host", b"gpu-1:8000"), (b"X-A", b"Content-Length: "), (b"Accept", b"*/*")]
 PEER = FakePeer("192.0.2.1")
+URL = b"http://gpu-1:8000/v1/completions"
 
 
 def entry(principal: Principal = TENANT) -> Entry:
@@ -52,24 +53,25 @@ def test_who_does_not_expire_is_let_through_for_ever() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 9, 12_345])
-def test_a_kept_head_is_written_as_a_fresh_one_with_its_own_length_and_id(length: int) -> None:
+def test_kept_headers_are_written_as_fresh_ones_with_their_own_length_and_id(length: int) -> None:
     kept = passage()
     tail = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Request-Id", b"")]
-    kept.keep(server(), b"POST", b"/v1/completions", [*HEADERS, (b"Content-Length", b""), *tail])
+    kept.keep(server(), URL, [*HEADERS, (b"Content-Length", b""), *tail])
     fresh = [*HEADERS, (b"Content-Length", b"%d" % length), tail[0], (b"X-Request-Id", b"5f0e")]
-    assert kept.write(server(), length, b"5f0e") == write_request_head(b"POST", b"/v1/completions", fresh)
+    url, headers = kept.write(server(), length, b"5f0e")
+    assert (url, headers.lines) == (URL, write_header_lines(fresh))
 
 
-def test_a_kept_head_without_a_body_gets_no_length() -> None:
+def test_kept_headers_without_a_body_get_no_length() -> None:
     kept = passage()
-    kept.keep(server(), b"GET", b"/v1/models", [*HEADERS, (b"X-Request-Id", b"")])
-    fresh = write_request_head(b"GET", b"/v1/models", [*HEADERS, (b"X-Request-Id", b"5f0e")])
-    assert kept.write(server(), 0, b"5f0e") == fresh
+    kept.keep(server(), URL, [*HEADERS, (b"X-Request-Id", b"")])
+    _, headers = kept.write(server(), 0, b"5f0e")
+    assert headers.lines == write_header_lines([*HEADERS, (b"X-Request-Id", b"5f0e")])
 
 
 def test_each_server_has_its_own() -> None:
     kept = passage()
     for name in ("a:1", "b:2"):
-        kept.keep(server(name), b"GET", b"/" + name.encode(), [(b"X-Request-Id", b"")])
-    assert kept.write(server("a:1"), 0, b"x").startswith(b"GET /a:1 ")
-    assert kept.write(server("b:2"), 0, b"x").startswith(b"GET /b:2 ")
+        kept.keep(server(name), name.encode(), [(b"X-Request-Id", b"")])
+    assert kept.write(server("a:1"), 0, b"x")[0] == b"a:1"
+    assert kept.write(server("b:2"), 0, b"x")[0] == b"b:2"

@@ -25,6 +25,7 @@ from twisted_vllm.config.collect import secrets_of, servers_of
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -44,7 +45,7 @@ from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.store import Store
-from twisted_vllm.upstreams.queue import UpstreamQueues
+from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
 
 #: seconds between two looks at whether the database answers
@@ -93,7 +94,7 @@ class Wiring:
         sweeper: the deadlines of all connections.
         hangups: who has gone while nobody reads from him.
         agent: the connections to servers.
-        queues: what waits for a server that is busy.
+        queues: the requests that wait for a busy server.
         site: the factory of client connections.
         revoker: ends requests whose key is not valid any more.
         drain: how they end.
@@ -121,14 +122,15 @@ class Wiring:
         self.registry = Registry(self.store, self.index, books.spend_set, budget_gone=books.limiter.budget_forgotten)
         self.sweeper = DeadlineSweeper(reactor)
         self.hangups = DisconnectWatcher(reactor)
-        self.agent = UpstreamAgent(sockets, self.sweeper, writes)
+        servers = servers_of(settings)
+        self.agent = UpstreamAgent(sockets, self.sweeper, writes, ServersByURL(servers))
         self._request_log = RequestLog(observer)
         self._recorder = RequestRecorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         # a client that has its whole answer finds it in the ledger
         writes.before = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = AuthenticationThrottle(settings.limits.max_failed_authentications)
-        queues = self.queues = UpstreamQueues(servers_of(settings), self.agent.forward, self.sweeper, reactor.seconds)
+        queues = self.queues = QueueingAgent(self.agent, servers, self.sweeper, reactor.seconds)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
@@ -139,7 +141,7 @@ class Wiring:
         )
         pass_through = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
+            client=PassThroughClient(queues if queues.needed else self.agent),
             limits=settings.limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=lambda *call: deferToThreadPool(reactor, reactor.getThreadPool(), *call),
@@ -169,7 +171,7 @@ class Wiring:
             limits=attrs.evolve(limits, max_connections=cap_within(limits.max_connections, open_files())),
             timeouts=settings.timeouts,
             randbytes=os.urandom,
-            on_finished=self._finished_and_left if queues.needed else self._finished,
+            on_finished=self._finished,
         )
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
@@ -183,12 +185,6 @@ class Wiring:
             if not self._writes.holds:
                 self.books.flush()
         self._request_log.emit(record)
-
-    def _finished_and_left(self, request: GatewayRequest) -> None:
-        try:
-            self._finished(request)
-        finally:
-            self.queues.finished(request)
 
     def _readiness(self) -> Readiness:
         return Readiness(draining=self.drain.begun, database=self.health.answers)

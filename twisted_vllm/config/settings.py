@@ -71,6 +71,11 @@ class Server:
     max_concurrent_requests: int | None = None
     max_queued_requests: int = 100
 
+    @property
+    def url(self) -> bytes:
+        """The URL that the path of a request is appended to."""
+        return b"%b://%b%b" % (b"https" if self.tls else b"http", self.host_header, self.base_path)
+
 
 @attrs.frozen
 class PriceList:

@@ -8,7 +8,8 @@ decisions are the same too.
 from __future__ import annotations
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.headers import HeaderList, write_request_head
+from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.server.connection import Peer
 from twisted_vllm.proxy.admission import Entry
 
@@ -20,8 +21,8 @@ class CachedAuthorization:
 
     Attributes:
         entry: the admitted head.
-        heads: what goes to each server that was picked since, but for the length and the request's id: what stands
-            before and after the length, or the whole and None where there is no body.
+        heads: for each server that was picked since, the URL and the headers without the length and the request's id:
+            the lines before and after the length, or all of them and None where there is no body.
     """
 
     __slots__ = ("_changes", "_host", "_secure", "_until", "entry", "heads")
@@ -35,7 +36,7 @@ class CachedAuthorization:
             peer: where it came from.
         """
         self.entry = entry
-        self.heads: dict[Server, tuple[bytes, bytes | None]] = {}
+        self.heads: dict[Server, tuple[bytes, bytes, bytes | None]] = {}
         self._changes = changes
         self._until = entry.principal.expires
         self._host = peer.host
@@ -53,16 +54,22 @@ class CachedAuthorization:
             self._changes == changes and now < self._until and self._host == peer.host and self._secure == peer.secure
         )
 
-    def keep(self, server: Server, method: bytes, target: bytes, headers: HeaderList) -> None:
-        """Keep what goes to `server`, whose headers have an empty length, if any, and end with an empty id."""
-        written = write_request_head(method, target, headers)[:-4]
-        # a client's own length has been left out, and no other line can look like this one
-        before, length, after = written.partition(_LENGTH)
-        self.heads[server] = (before, b"\r\n" + after) if length else (written, None)
+    def keep(self, server: Server, url: bytes, headers: HeaderList) -> None:
+        """Keep what goes to `server`.
 
-    def write(self, server: Server, length: int, request_id: bytes) -> bytes:
-        """Return the head for `server`, which must be kept."""
-        before, after = self.heads[server]
+        Args:
+            server: the server.
+            url: what it is asked for.
+            headers: its headers, with an empty ``Content-Length``, if any, and an empty id at the end.
+        """
+        lines = write_header_lines(headers).removesuffix(b"\r\n")
+        # a client's own length has been left out, and no other line can look like this one
+        before, length, after = lines.partition(_LENGTH)
+        self.heads[server] = (url, before, b"\r\n" + after) if length else (url, lines, None)
+
+    def write(self, server: Server, length: int, request_id: bytes) -> tuple[bytes, RawHeaders]:
+        """Return the URL and the headers for `server`, which must be kept."""
+        url, before, after = self.heads[server]
         if after is None:
-            return b"%b%b\r\n\r\n" % (before, request_id)
-        return b"%b\r\nContent-Length: %d%b%b\r\n\r\n" % (before, length, after, request_id)
+            return url, RawHeaders(b"%b%b\r\n" % (before, request_id))
+        return url, RawHeaders(b"%b\r\nContent-Length: %d%b%b\r\n" % (before, length, after, request_id))

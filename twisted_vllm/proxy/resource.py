@@ -15,9 +15,9 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_json, write_request_head
+from twisted_vllm.http.headers import HeaderList, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted, Entry
@@ -60,7 +60,11 @@ class RequestContext:
 
 @implementer(IResource, IStreamingResource)
 class PassThroughResource:
-    """Forwards requests to vLLM servers."""
+    """Forwards requests to vLLM servers.
+
+    Attributes:
+        client: sends them.
+    """
 
     isLeaf = True
 
@@ -80,7 +84,7 @@ class PassThroughResource:
 
         Args:
             admission: decides.
-            client: forwards.
+            client: sends requests to servers.
             limits: caps.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
             in_thread: runs a function in another thread, for forms that are held in a file.
@@ -89,7 +93,7 @@ class PassThroughResource:
             now: the time in Unix seconds.
         """
         self._admission = admission
-        self._forward = client.forward
+        self.client = client
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
@@ -222,13 +226,13 @@ class PassThroughResource:
                 has_body = b"content-length" in request.head
                 passage.keep(
                     server,
-                    request.method,
-                    server.base_path + admitted.path,
+                    server.url + admitted.path,
                     self._headers(request, entry, server, (b"Content-Length", b"") if has_body else None, b"", False),
                 )
-            head = passage.write(server, len(admitted.body), request.request_id)
+            url, headers = passage.write(server, len(admitted.body), request.request_id)
         else:
-            headers = self._headers(
+            url = server.url + admitted.path
+            pairs = self._headers(
                 request,
                 entry,
                 server,
@@ -237,16 +241,26 @@ class PassThroughResource:
                 not isinstance(body, bytes) and request.awaits_continue(),
             )
             if request.protocols:
-                headers += upgrade_headers(request)
-            head = write_request_head(request.method, server.base_path + admitted.path, headers)
+                pairs += upgrade_headers(request)
+            headers = RawHeaders.from_pairs(pairs)
         relay = UpgradeRelay(request) if request.protocols else Relay(request)
         relay.charge = note.charge
         # not what was admitted: that holds the body, which is given up once it was sent
         note.model = admitted.model
         note.server = server.name
         note.relay = request.work = relay
-        relay.exchange = exchange = UpstreamExchange(server, request.method, head, body or None, relay)
-        self._forward(exchange)
+        relay.await_response(
+            self.client.request(
+                request.method,
+                url,
+                headers=headers,
+                data=body,
+                total_timeout=server.timeouts.total,
+                protocols=request.protocols,
+                informational=request.informational,
+                left_queue=relay.left_queue,
+            )
+        )
 
     def _headers(
         self,

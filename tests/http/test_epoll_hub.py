@@ -46,7 +46,8 @@ class Line(Protocol):
             pair[1].callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.lost.callback(type(reason.value))
+        assert reason.type is not None
+        self.lost.callback(reason.type)
 
     def until(self, count: int) -> Deferred[None]:
         waiting: Deferred[None] = Deferred()

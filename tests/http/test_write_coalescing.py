@@ -347,7 +347,7 @@ def test_what_is_queued_below_tls_is_counted() -> None:
 
 
 def test_twisted_still_keeps_what_is_queued_where_it_is_looked_for() -> None:
-    descriptor: Any = FileDescriptor(MemoryReactorClock())  # type: ignore[arg-type]  # a reactor for this purpose
+    descriptor: Any = FileDescriptor(MemoryReactorClock())
     descriptor.connected = 1
     assert (descriptor.dataBuffer, descriptor._tempDataBuffer, descriptor._tempDataLen) == (b"", [], 0)
     assert (descriptor.offset, descriptor.disconnecting) == (0, False)

@@ -44,6 +44,7 @@ class End(Protocol):
             self.arrived.callback(None)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is no type
+        assert reason.value is not None
         self.lost.callback(reason.value)
 
 
