@@ -39,6 +39,7 @@ class End(Protocol):
     """The server's end of a connection.
 
     Attributes:
+        on_data: called when something came.
         received: every byte that came.
         lost: why the connection ended, or None.
     """
@@ -48,11 +49,11 @@ class End(Protocol):
     def __init__(self, on_data: OnData) -> None:
         self.received = bytearray()
         self.lost: Failure | None = None
-        self._on_data = on_data
+        self.on_data = on_data
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
-        self._on_data(self)
+        self.on_data(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is no type
         self.lost = reason
@@ -179,7 +180,7 @@ async def test_an_upload_is_paused_while_the_server_does_not_read(lab: SocketLab
         await lab.turns(1)
     assert upload.paused, "the memory of a slow server's uploads would have no bound"
     end = lab.ends[0]
-    end._on_data = do_nothing
+    end.on_data = do_nothing
     end.transport.resumeProducing()
     while written < MUCH:
         await lab.until(lambda: not upload.paused)

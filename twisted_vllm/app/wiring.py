@@ -29,8 +29,8 @@ from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
-from twisted_vllm.http.net.epoll_hub import sockets_of
-from twisted_vllm.http.net.open_files import cap_within, open_files
+from twisted_vllm.http.net.epoll_hub import data_path_reactor
+from twisted_vllm.http.net.open_files import connections_within, open_file_limit
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.server.site import GatewaySite
@@ -108,7 +108,7 @@ class Wiring:
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
         """
         writes = self._writes = WriteCoalescer()
-        sockets = sockets_of(reactor, writes)
+        sockets = data_path_reactor(reactor, writes)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
@@ -127,7 +127,7 @@ class Wiring:
         self._request_log = RequestLog(observer)
         self._recorder = RequestRecorder(settings.trusted_proxies, Redactor(secrets_of(settings)))
         # a client that has its whole answer finds it in the ledger
-        writes.before = self.books.flush
+        writes.before_send = self.books.flush
         authenticator = Authenticator(settings.master_key, self.index)
         failures = AuthenticationThrottle(settings.limits.max_failed_authentications)
         queues = self.queues = QueueingAgent(self.agent, servers, self.sweeper, reactor.seconds)
@@ -168,7 +168,7 @@ class Wiring:
             writes=writes,
             hangups=self.hangups,
             reactor=reactor,
-            limits=attrs.evolve(limits, max_connections=cap_within(limits.max_connections, open_files())),
+            limits=attrs.evolve(limits, max_connections=connections_within(limits.max_connections, open_file_limit())),
             timeouts=settings.timeouts,
             randbytes=os.urandom,
             on_finished=self._finished,
@@ -182,7 +182,7 @@ class Wiring:
         if isinstance(note, RequestContext) and note.charge is not None:
             relay = note.relay
             self.books.accounts.close(request, note.charge, relay is not None and relay.went_on, record)
-            if not self._writes.holds:
+            if not self._writes.holding:
                 self.books.flush()
         self._request_log.emit(record)
 

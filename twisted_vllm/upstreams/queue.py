@@ -15,7 +15,8 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, ServerBusy
 from twisted_vllm.http.client.agent import UpstreamAgent
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, hold
+from twisted_vllm.http.client.body import hold
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper

@@ -23,9 +23,10 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, hold
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse

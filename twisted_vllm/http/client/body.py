@@ -14,6 +14,12 @@ from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.headers import write_last_chunk
 
 
+def hold(body: object) -> None:
+    """Hold a body that is asked for later, if it can be held."""
+    if IRelayedBody.providedBy(body):
+        body.hold()
+
+
 @implementer(IConsumer)
 class BodyUpload:
     """Streams one body; a body of unknown length is sent in chunks.

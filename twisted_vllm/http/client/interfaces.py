@@ -67,9 +67,3 @@ class IUpstreamAgent(IAgent):
             UpstreamProtocolError: the answer is not HTTP.
             ServerBusy: the request could not be queued, or waited too long.
         """
-
-
-def hold(body: object) -> None:
-    """Hold a body that is asked for later, if it can be held."""
-    if IRelayedBody.providedBy(body):
-        body.hold()

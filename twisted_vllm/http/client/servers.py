@@ -26,13 +26,13 @@ class ServersByURL:
             self.add(server)
 
     def add(self, server: Server) -> None:
-        """Add a server; nothing changes where its URL is known."""
+        """Add a server, unless there is one of this URL."""
         base = server.url + b"/"
         origin = server.url.removesuffix(server.base_path)
-        known = self._servers.setdefault(origin, [])
-        if base not in [url for url, _ in known]:
-            known.append((base, server))
-            known.sort(key=lambda entry: -len(entry[0]))
+        candidates = self._servers.setdefault(origin, [])
+        if base not in [url for url, _ in candidates]:
+            candidates.append((base, server))
+            candidates.sort(key=lambda entry: -len(entry[0]))
 
     def find(self, url: bytes) -> tuple[Server, bytes]:
         """Return the server of a URL without a fragment, and the request target; empty where the URL has no path.
