@@ -11,16 +11,17 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-processes test-rest format live live-url bench wheel clean
+.PHONY: help run test style test-processes test-rest format reference live live-url bench wheel clean
 
 help:
-	@echo 'make run     start the gateway with a simulated vLLM behind it: nothing to configure'
-	@echo 'make test    check format, lint and types, then run the tests'
-	@echo 'make format  format the sources and sort their imports'
-	@echo 'make live    run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
-	@echo 'make bench   compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
-	@echo 'make wheel   build dist/*.whl'
-	@echo 'make clean   remove what make made'
+	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
+	@echo 'make test      check format, lint and types, then run the tests'
+	@echo 'make format    format the sources and sort their imports'
+	@echo 'make reference write config/example.yaml and docs/configuration.md from the declarations of the settings'
+	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
+	@echo 'make bench     compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
+	@echo 'make wheel     build dist/*.whl'
+	@echo 'make clean     remove what make made'
 
 run: $(VENV)/installed
 	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
@@ -44,6 +45,10 @@ test-rest: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --select I --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# what is written of the settings, from their declarations
+reference: $(VENV)/installed
+	@$(BIN)/python -m twisted_vllm.config.reference
 
 live: live-url $(VENV)/installed-live
 	$(BIN)/python -m pytest -o 'addopts=-p no:cacheprovider -p no:schemathesis --strict-markers --strict-config' tests/live

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
 PLAIN = {"api_routes", "config", "errors", "http.headers", "money"}
-VALUES = PLAIN | {"auth", "bodies", "context", "ratelimit", "usage"}
+VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 
 #: what each part may import. A part is the longest prefix of a module's name that stands here.
@@ -32,9 +32,10 @@ MAY_IMPORT = {
     # seconds of audio are measured in the uploaded form
     "usage": PLAIN | {"bodies", "observability"},
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
-    "http": PLAIN | {"context"},
-    "observability": PLAIN | {"context"},
-    "upstreams": PLAIN | {"context", "http"},
+    "lifecycle": {"context"},
+    "http": PLAIN | {"context", "lifecycle"},
+    "observability": PLAIN | {"context", "lifecycle"},
+    "upstreams": PLAIN | {"context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,

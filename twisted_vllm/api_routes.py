@@ -1,20 +1,24 @@
-"""What kind of thing a request to a vLLM server does, read from its method and path. What is not known is privileged.
+"""vLLM's HTTP routes: one row for each, with everything that the gateway knows of it.
 
-The tables are vLLM 0.32's routes (``vllm/entrypoints/**/api_router.py``, ``launchers/dp_supervisor.py``). Endpoint
-plugins may add others, so a path that no table holds is privileged. So is a path that two readers could understand
-differently: uvicorn decodes percent escapes once and Starlette matches the result literally, while a proxy between may
-merge slashes, resolve dot segments or cut ``;parameters``.
+The rows are vLLM 0.32's routes (``vllm/entrypoints/**/api_router.py``, ``launchers/dp_supervisor.py``). A new route is
+one row in `ROUTES`; if its answer reports its usage in a new form, that is a `UsageFormat` with its readers in
+:mod:`twisted_vllm.usage.readers.registry`.
+
+Endpoint plugins may add routes, so a path without a row is privileged. So is a path that two readers could understand
+differently: uvicorn decodes percent escapes once and Starlette matches the result literally, while a proxy in between
+may merge slashes, resolve dot segments or cut ``;parameters``.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 
 import attrs
 
-#: longer paths are decided anew each time, so that the caches stay below a few hundred kilobytes
+#: longer paths are classified anew each time, so that the caches stay below a few hundred kilobytes
 MEMOISED_LENGTH = 256
 
 
@@ -23,10 +27,176 @@ class RouteClass(enum.Enum):
 
     #: uses a model
     INFERENCE = "inference"
-    #: tells how the server is
+    #: reports the state of the server
     READ_ONLY = "read_only"
     #: changes the server for everyone, or is not known
     PRIVILEGED = "privileged"
+
+
+class ModelPlace(enum.Enum):
+    """Where a request to a route names its model."""
+
+    #: it uses none
+    NONE = "none"
+    #: the member ``model`` of a JSON body, or the field ``model`` of a multipart form
+    BODY = "body"
+    #: an event on a WebSocket, which the gateway does not read
+    EVENT = "event"
+
+
+class UsageFormat(enum.Enum):
+    """How a route's successful answers report their usage."""
+
+    #: not at all; or the answer is a stored response, which was counted when it was made
+    NONE = "none"
+    #: ``usage`` in the JSON; in a stream, in chunks that each carry about one token
+    COMPLETIONS = "completions"
+    #: likewise; the first chunk of each answer names its role alone
+    CHAT = "chat"
+    #: ``usage`` in the JSON; in a stream, in the event that ends the response
+    RESPONSES = "responses"
+    #: ``usage`` in Anthropic's words; in a stream, in ``message_start`` and ``message_delta``
+    MESSAGES = "messages"
+    #: ``usage`` in Cohere's words; in a stream, in its last event
+    COHERE_CHAT = "cohere_chat"
+    #: ``meta.billed_units``
+    COHERE_EMBED = "cohere_embed"
+    #: the seconds of audio in ``usage`` or ``duration``; in a stream, as `COMPLETIONS`
+    TRANSCRIPTION = "transcription"
+    #: ``count``: tokens that no model was given
+    TOKENIZE = "tokenize"
+    #: ``input_tokens``: tokens that no model was given
+    TOKEN_COUNT = "token_count"
+
+
+@attrs.frozen
+class VllmRoute:
+    """What the gateway knows of one vLLM route: a row of `ROUTES`.
+
+    Attributes:
+        path: the path on the server; ``{id}`` stands for one segment, a last ``/*`` for everything below.
+        route_class: how far it reaches.
+        methods: the methods that vLLM serves.
+        model: where a request names its model.
+        alias: whether it also works without its ``/v1``: OpenAI's and Anthropic's routes that vLLM's root lacks.
+        usage: how its answers report their usage.
+        generates: whether it answers with tokens; the others use the prompt's alone.
+        output_limits: the members of a JSON body that limit the tokens of one answer; the first that is a number
+            counts.
+        stream_options: whether it has ``stream_options``, by which the gateway can ask for the usage of a stream. Its
+            `usage` is then `UsageFormat.CHAT` or `UsageFormat.COMPLETIONS`.
+        audio_uploads: whether its multipart form may hold audio.
+        dispatches: whether it does what other routes do, by the shape of the body.
+        repeatable: whether a request that a server may have begun can be sent to another one as well.
+    """
+
+    path: str
+    route_class: RouteClass = RouteClass.PRIVILEGED
+    methods: tuple[bytes, ...] = (b"POST",)
+    model: ModelPlace = ModelPlace.NONE
+    alias: bool = False
+    usage: UsageFormat = UsageFormat.NONE
+    generates: bool = False
+    output_limits: tuple[str, ...] = ()
+    stream_options: bool = False
+    audio_uploads: bool = False
+    dispatches: bool = False
+    repeatable: bool = False
+
+
+#: the row of a route that has none
+UNKNOWN = VllmRoute("", methods=())
+
+#: OpenAI's newer and older name, and that of Responses
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+_GET = (b"GET",)
+# what Starlette and FastAPI add by themselves
+_GET_OR_HEAD = (b"GET", b"HEAD")
+# a mounted application, which does not look at the method
+_ANY = (b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"PATCH", b"DELETE")
+
+_generating = partial(
+    VllmRoute,
+    route_class=RouteClass.INFERENCE,
+    model=ModelPlace.BODY,
+    generates=True,
+    output_limits=OUTPUT_LIMITS,
+    repeatable=True,
+)
+_prompt_only = partial(
+    VllmRoute,
+    route_class=RouteClass.INFERENCE,
+    model=ModelPlace.BODY,
+    usage=UsageFormat.COMPLETIONS,
+    repeatable=True,
+)
+_audio = partial(_generating, alias=True, usage=UsageFormat.TRANSCRIPTION, audio_uploads=True)
+_read_only = partial(VllmRoute, route_class=RouteClass.READ_ONLY, methods=_GET, repeatable=True)
+
+ROUTES = (
+    _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, stream_options=True),
+    _generating("/v1/chat/completions/batch", alias=True, usage=UsageFormat.CHAT),
+    _generating("/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, stream_options=True),
+    # a server may store the response: a second request would store another
+    _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, repeatable=False),
+    # grant with care: these name a response by its id alone, whoever made it
+    VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeatable=True),
+    VllmRoute("/v1/responses/{id}/cancel", RouteClass.INFERENCE, alias=True),
+    _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES),
+    _prompt_only("/v1/messages/count_tokens", alias=True, usage=UsageFormat.TOKEN_COUNT),
+    _prompt_only("/v1/embeddings", alias=True),
+    _audio("/v1/audio/transcriptions"),
+    _audio("/v1/audio/translations"),
+    # a WebSocket, opened by GET
+    VllmRoute("/v1/realtime", RouteClass.INFERENCE, methods=_GET, model=ModelPlace.EVENT, alias=True),
+    _generating("/cohere/v2/chat", usage=UsageFormat.COHERE_CHAT),
+    _prompt_only("/v2/embed", usage=UsageFormat.COHERE_EMBED),
+    _prompt_only("/score"),
+    _prompt_only("/v1/score"),
+    _prompt_only("/rerank"),
+    _prompt_only("/v1/rerank"),
+    _prompt_only("/v2/rerank"),
+    _prompt_only("/classify"),
+    _prompt_only("/pooling"),
+    _prompt_only("/generative_scoring"),
+    _prompt_only("/v1/systemone"),
+    _prompt_only("/tokenize", usage=UsageFormat.TOKENIZE),
+    _prompt_only("/detokenize", usage=UsageFormat.NONE),
+    # chat, completions or any of the pooling routes
+    _generating("/invocations", usage=UsageFormat.COMPLETIONS, stream_options=True, dispatches=True),
+    _read_only("/v1/models", alias=True),
+    _read_only("/health"),
+    _read_only("/ping", methods=(b"GET", b"POST")),
+    _read_only("/load"),
+    _read_only("/version"),
+    _read_only("/kv_event_sources"),
+    _read_only("/metrics", methods=_ANY),
+    _read_only("/metrics/*", methods=_ANY),
+    _read_only("/docs", methods=_GET_OR_HEAD),
+    _read_only("/docs/oauth2-redirect", methods=_GET_OR_HEAD),
+    _read_only("/redoc", methods=_GET_OR_HEAD),
+    _read_only("/openapi.json", methods=_GET_OR_HEAD),
+    _read_only("/ready"),
+    _read_only("/readyz"),
+    _read_only("/is_scaling_elastic_ep", methods=(b"POST",)),
+    # Every path without a row is privileged. These have a row because they use a model, because a row above would
+    # match them, or because they have an alias. A request may take over a KV cache, which is there once.
+    _generating(
+        "/inference/v1/generate",
+        route_class=RouteClass.PRIVILEGED,
+        usage=UsageFormat.COMPLETIONS,
+        stream_options=True,
+        repeatable=False,
+    ),
+    VllmRoute("/v1/responses/render"),
+    VllmRoute("/v1/load_lora_adapter", alias=True),
+    VllmRoute("/v1/unload_lora_adapter", alias=True),
+)
+
+#: A known path keeps its class for these methods: where vLLM does not serve one of them, it answers 405 and nothing
+#: happens. Any other method on a known path is privileged.
+ORDINARY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"POST"))
 
 
 @attrs.frozen
@@ -37,8 +207,9 @@ class Route:
         path: the path that the server sees, decoded; as it came where it is not `certain`.
         route_class: how far it reaches.
         takes_model: whether the request's body names a model.
-        certain: whether every reader understands the path alike. Where not, only a class name can open it.
+        certain: whether every reader understands the path alike. If not, only a rule that names a class can open it.
         name: the known route's path, with ``{id}`` where an id stands; empty where it is not known.
+        row: what is known of the path, by whatever method; `UNKNOWN` if nothing is.
     """
 
     path: str
@@ -46,85 +217,8 @@ class Route:
     takes_model: bool = False
     certain: bool = True
     name: str = ""
+    row: VllmRoute = UNKNOWN
 
-
-@attrs.frozen
-class KnownRoute:
-    """One row of the tables.
-
-    Attributes:
-        path: the path on the server; ``{id}`` stands for one segment, a last ``/*`` for everything below.
-        takes_model: whether a POST's body carries ``model``.
-        alias: whether it also works without its ``/v1``: OpenAI's and Anthropic's routes that vLLM's root lacks.
-    """
-
-    path: str
-    takes_model: bool = False
-    alias: bool = False
-
-
-INFERENCE_ROUTES = (
-    KnownRoute("/v1/chat/completions", takes_model=True, alias=True),
-    KnownRoute("/v1/chat/completions/batch", takes_model=True, alias=True),
-    KnownRoute("/v1/completions", takes_model=True, alias=True),
-    KnownRoute("/v1/responses", takes_model=True, alias=True),
-    # with care: these name a response by its id alone, whoever made it
-    KnownRoute("/v1/responses/{id}", alias=True),
-    KnownRoute("/v1/responses/{id}/cancel", alias=True),
-    KnownRoute("/v1/messages", takes_model=True, alias=True),
-    KnownRoute("/v1/messages/count_tokens", takes_model=True, alias=True),
-    KnownRoute("/v1/embeddings", takes_model=True, alias=True),
-    KnownRoute("/v1/audio/transcriptions", takes_model=True, alias=True),
-    KnownRoute("/v1/audio/translations", takes_model=True, alias=True),
-    # a WebSocket: its model comes in a `session.update` event, which the gateway does not read
-    KnownRoute("/v1/realtime", alias=True),
-    KnownRoute("/cohere/v2/chat", takes_model=True),
-    KnownRoute("/v2/embed", takes_model=True),
-    KnownRoute("/score", takes_model=True),
-    KnownRoute("/v1/score", takes_model=True),
-    KnownRoute("/rerank", takes_model=True),
-    KnownRoute("/v1/rerank", takes_model=True),
-    KnownRoute("/v2/rerank", takes_model=True),
-    KnownRoute("/classify", takes_model=True),
-    KnownRoute("/pooling", takes_model=True),
-    KnownRoute("/generative_scoring", takes_model=True),
-    KnownRoute("/v1/systemone", takes_model=True),
-    KnownRoute("/tokenize", takes_model=True),
-    KnownRoute("/detokenize", takes_model=True),
-    # dispatches by the shape of the body to any of the above
-    KnownRoute("/invocations", takes_model=True),
-)
-
-READ_ONLY_ROUTES = (
-    KnownRoute("/v1/models", alias=True),
-    KnownRoute("/health"),
-    KnownRoute("/ping"),
-    KnownRoute("/load"),
-    KnownRoute("/version"),
-    KnownRoute("/kv_event_sources"),
-    KnownRoute("/metrics"),
-    KnownRoute("/metrics/*"),
-    KnownRoute("/docs"),
-    KnownRoute("/docs/oauth2-redirect"),
-    KnownRoute("/redoc"),
-    KnownRoute("/openapi.json"),
-    KnownRoute("/ready"),
-    KnownRoute("/readyz"),
-    KnownRoute("/is_scaling_elastic_ep"),
-)
-
-#: Every other path is privileged without being named. These are named because a row above would take them in, or
-#: because they have an alias, or because they use a model, which is to be paid for.
-PRIVILEGED_ROUTES = (
-    KnownRoute("/inference/v1/generate", takes_model=True),
-    KnownRoute("/v1/responses/render"),
-    KnownRoute("/v1/load_lora_adapter", alias=True),
-    KnownRoute("/v1/unload_lora_adapter", alias=True),
-)
-
-#: A known path keeps its class for these methods: where vLLM does not take one of them, it answers 405 and nothing
-#: happens. Any other method on a known path is privileged.
-ORDINARY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"POST"))
 
 _ID = r"[A-Za-z0-9._~:@=+-]+"
 
@@ -134,84 +228,81 @@ _UNRESERVED_ESCAPE = re.compile(rb"%(2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F|7E)
 _PLAIN_PATH = re.compile(rb"/|(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
 
 
-def _as_pattern(path: str) -> str:
-    pattern = re.escape(path).replace(re.escape("{id}"), _ID)
-    return pattern.removesuffix(r"\*") + ".*" if path.endswith("/*") else pattern
+class RouteTable:
+    """Finds the row of a request."""
 
+    def __init__(self, rows: Iterable[VllmRoute]) -> None:
+        """Build the look-ups; a row without a pattern in its path wins over one with."""
+        self.rows = tuple(rows)
+        self._exact = {row.path: row for row in self.rows if _is_exact(row.path)}
+        self._patterns = [(re.compile(_pattern(row.path)), row) for row in self.rows if not _is_exact(row.path)]
+        self._aliases = [row.path.removeprefix("/v1") for row in self.rows if row.alias]
+        self._exact_aliases = frozenset(path.encode() for path in self._aliases if _is_exact(path))
+        patterns = "|".join(_pattern(path) for path in self._aliases if not _is_exact(path))
+        # (?!) matches nothing
+        self._alias_pattern = re.compile((patterns or "(?!)").encode())
+        self._memoised = lru_cache(maxsize=1024)(self._classify)
 
-def _exact(path: str) -> bool:
-    return "{id}" not in path and not path.endswith("/*")
+    def classify(self, method: bytes, path: bytes) -> Route:
+        """Return what a request asks for.
 
+        Args:
+            method: the HTTP method, as it came (methods are case-sensitive: RFC 9110 §9.1).
+            path: the path that is sent to the server, raw, without the query.
 
-_Row = tuple[RouteClass, bool, str]
-_ROWS: list[tuple[KnownRoute, _Row]] = [
-    (known, (route_class, known.takes_model, known.path))
-    for route_class, table in (
-        (RouteClass.PRIVILEGED, PRIVILEGED_ROUTES),
-        (RouteClass.READ_ONLY, READ_ONLY_ROUTES),
-        (RouteClass.INFERENCE, INFERENCE_ROUTES),
-    )
-    for known in table
-]
-_EXACT: dict[str, _Row] = {known.path: row for known, row in _ROWS if _exact(known.path)}
-_PATTERNS = [(re.compile(_as_pattern(known.path)), row) for known, row in _ROWS if not _exact(known.path)]
+        Returns:
+            The route; `RouteClass.PRIVILEGED` for every path that is not known or not certain, and for every method
+            outside `ORDINARY_METHODS`.
+        """
+        if len(path) <= MEMOISED_LENGTH and method in ORDINARY_METHODS:
+            return self._memoised(method, path)
+        return self._classify(method, path)
 
-_ALIASED = [known.path.removeprefix("/v1") for known, _ in _ROWS if known.alias]
-_EXACT_ALIASES = frozenset(path.encode() for path in _ALIASED if _exact(path))
-_ALIAS_PATTERN = re.compile("|".join(_as_pattern(path) for path in _ALIASED if not _exact(path)).encode())
+    def _classify(self, method: bytes, path: bytes) -> Route:
+        plain = plain_path(path)
+        if plain is None:
+            return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, certain=False)
+        row = self._exact.get(plain)
+        if row is None:
+            row = next((row for pattern, row in self._patterns if pattern.fullmatch(plain)), UNKNOWN)
+        if row is UNKNOWN or method not in ORDINARY_METHODS:
+            return Route(plain, RouteClass.PRIVILEGED, row=row)
+        takes_model = row.model is ModelPlace.BODY and method in row.methods
+        return Route(plain, row.route_class, takes_model, name=row.path, row=row)
 
+    def without_alias(self, path: bytes) -> bytes:
+        """Return the server's path for `path`, which may be one of vLLM's ``/v1`` routes without its ``/v1``.
 
-def without_alias(path: bytes) -> bytes:
-    """Return the server's path for `path`, which may be one of vLLM's ``/v1`` routes without its ``/v1``.
+        Only the plain spelling is an alias: vLLM's root routes and every other path come back as they are.
+        """
+        if path in self._exact_aliases or self._alias_pattern.fullmatch(path):
+            return b"/v1" + path
+        return path
 
-    Only the plain spelling is an alias: vLLM's root routes and every other path come back as they are.
-    """
-    if path in _EXACT_ALIASES or _ALIAS_PATTERN.fullmatch(path):
-        return b"/v1" + path
-    return path
-
-
-def prefix_without_alias(prefix: str) -> str:
-    """Return the server's prefix for `prefix` (with its last slash), if what is below it are aliases."""
-    if prefix != "/" and any(path.startswith(prefix) for path in _ALIASED):
-        return "/v1" + prefix
-    return prefix
+    def prefix_without_alias(self, prefix: str) -> str:
+        """Return the server's prefix for `prefix` (with its last slash), if there are aliases below it."""
+        if prefix != "/" and any(path.startswith(prefix) for path in self._aliases):
+            return "/v1" + prefix
+        return prefix
 
 
 def plain_path(path: bytes) -> str | None:
-    """Return `path` decoded where every reader understands it alike, else None."""
+    """Return `path` decoded, or None if two readers could understand it differently."""
     if b"%" in path:
         path = _UNRESERVED_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), path)
     return path.decode("ascii") if _PLAIN_PATH.fullmatch(path) else None
 
 
-def classify(method: bytes, path: bytes) -> Route:
-    """Tell what a request does.
-
-    Args:
-        method: the HTTP method, as it came (methods are case-sensitive: RFC 9110 §9.1).
-        path: the path that is sent to the server, raw, without the query.
-
-    Returns:
-        The route; `RouteClass.PRIVILEGED` for every path that is not known or not certain, and for every method outside
-        `ORDINARY_METHODS`.
-    """
-    if len(path) <= MEMOISED_LENGTH and method in ORDINARY_METHODS:
-        return _memoised(method, path)
-    return _classify(method, path)
+def _is_exact(path: str) -> bool:
+    return "{id}" not in path and not path.endswith("/*")
 
 
-def _classify(method: bytes, path: bytes) -> Route:
-    plain = plain_path(path)
-    if plain is None:
-        return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, certain=False)
-    row = _EXACT.get(plain)
-    if row is None:
-        row = next((row for pattern, row in _PATTERNS if pattern.fullmatch(plain)), None)
-    if row is None or method not in ORDINARY_METHODS:
-        return Route(plain, RouteClass.PRIVILEGED)
-    route_class, takes_model, name = row
-    return Route(plain, route_class, takes_model and method == b"POST", name=name)
+def _pattern(path: str) -> str:
+    pattern = re.escape(path).replace(re.escape("{id}"), _ID)
+    return pattern.removesuffix(r"\*") + ".*" if path.endswith("/*") else pattern
 
 
-_memoised = lru_cache(maxsize=1024)(_classify)
+_TABLE = RouteTable(ROUTES)
+classify = _TABLE.classify
+without_alias = _TABLE.without_alias
+prefix_without_alias = _TABLE.prefix_without_alias

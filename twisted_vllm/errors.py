@@ -1,4 +1,4 @@
-"""The one root of the errors that the gateway answers with, each with its HTTP status and code.
+"""The errors that the gateway answers with, each with its HTTP status and code.
 
 The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, and the header
 ``x-vllm-passthrough-error`` carries the code, so that a caller can tell the gateway's refusals from vLLM's own errors.
@@ -55,7 +55,7 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
-    """The request cannot be understood, or lacks what a decision needs."""
+    """The request is malformed, or lacks what a decision needs."""
 
     status = 400
     code = "invalid_request"
@@ -156,7 +156,7 @@ class RateLimitExceeded(GatewayError):
 
 
 class BudgetExceeded(GatewayError):
-    """What may be spent in this period is spent, or reserved by requests in work."""
+    """The budget of this period is spent, or reserved by requests in flight."""
 
     status = 429
     code = "budget_exceeded"
@@ -164,7 +164,7 @@ class BudgetExceeded(GatewayError):
 
 
 class LimitsUnavailable(GatewayError):
-    """What counts limits for all processes does not answer, and nobody with limits may go on without it."""
+    """Redis does not answer, and the operator lets no limited request go on without it."""
 
     status = 503
     code = "limits_unavailable"
@@ -193,7 +193,7 @@ class MethodNotAllowed(GatewayError):
 
 
 class Conflict(GatewayError):
-    """What was to be made exists already."""
+    """The record exists already."""
 
     status = 409
     code = "conflict"
@@ -201,7 +201,7 @@ class Conflict(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
-    """The request's body is over the cap."""
+    """The request's body is over the limit."""
 
     status = 413
     code = "body_too_large"
@@ -209,7 +209,7 @@ class BodyTooLarge(GatewayError):
 
 
 class HeadTooLarge(GatewayError):
-    """The request's head is over the cap."""
+    """The request's head is over the limit."""
 
     status = 431
     code = "head_too_large"
@@ -253,21 +253,21 @@ class Draining(GatewayError):
 
 
 class TooManyConnections(GatewayError):
-    """The gateway has as many client connections as it may have."""
+    """The limit of client connections is reached."""
 
     status = 503
     code = "too_many_connections"
 
 
 class ServerBusy(GatewayError):
-    """The server is in work on as many requests as it may have, and no place in its queue is left, or none in time."""
+    """The server has its limit of requests in flight, and its queue is full or took too long."""
 
     status = 503
     code = "server_busy"
 
 
 class LedgerUnavailable(GatewayError):
-    """What requests use cannot be written down, and the operator wants none served that is not."""
+    """Usage cannot be recorded, and the operator lets no request go unrecorded."""
 
     status = 503
     code = "ledger_unavailable"

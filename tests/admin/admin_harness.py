@@ -11,16 +11,16 @@ from treq.testing import RequestTraversalAgent, StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.memory import MemoryDatabase
@@ -103,7 +103,7 @@ class HeldStore:
 
 
 class Recorded(Resource):
-    """Keeps the requests that pass, to see what the log would."""
+    """Gives requests the context that the gateway's own have, and keeps them, to see what the log would."""
 
     isLeaf = True
 
@@ -112,7 +112,9 @@ class Recorded(Resource):
         self._inner = inner
         self.requests: list[Any] = []
 
-    def render(self, request: IRequest) -> Any:
+    def render(self, request: Any) -> Any:
+        if not hasattr(request, "context"):
+            request.context = RequestContext(Peer("192.0.2.1", False), 0.0)
         self.requests.append(request)
         return self._inner.render(request)
 
@@ -141,12 +143,19 @@ class Gateway:
         self.app = app
         self.recorded = Recorded(app.resource())
         self.agent = RequestTraversalAgent(self.recorded)
-        self._treq = StubTreq(self.recorded)
+        # StubTreq makes its methods when it is made.
+        self._treq: Any = StubTreq(self.recorded)
 
     def records(self) -> list[KeyRecord]:
         """Return the keys that the store holds."""
         found: list[KeyRecord] = value_of(self.store.read(lambda transaction: transaction.keys.find()))
         return found
+
+    def principal_of(self, token: str) -> Principal:
+        """Return whom the key of a token acts as."""
+        found = self.index.find(token)
+        assert found is not None
+        return found.principal
 
     def now(self) -> datetime:
         return NOW + timedelta(seconds=self.clock.seconds())

@@ -7,13 +7,13 @@ import pytest
 if TYPE_CHECKING:
     from tests.admin.admin_harness import Gateway
 
-# The site without sockets is tests/wire's, the ledger's rows are tests/ledger's.
-pytest.register_assert_rewrite("admin_harness", "server_harness")
+pytest.register_assert_rewrite("tests.admin.admin_harness", "tests.admin.reports.usage_rows")
 
 
 @pytest.fixture
 def gateway() -> Gateway:
-    """An AdminApp over a store in memory."""
+    """An admin app over a database in memory."""
+    # Not imported before its assertions are registered for rewriting.
     from tests.admin.admin_harness import Gateway
 
     return Gateway()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.admin.durations import expiry_of
+from twisted_vllm.admin.fields import expiry_of
 from twisted_vllm.errors import InvalidRequest
 
 NOW = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)

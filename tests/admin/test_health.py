@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 
 LIVENESS = ["/health/liveliness", "/health/liveness"]
 READINESS = "/health/readiness"

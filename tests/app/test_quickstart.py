@@ -52,7 +52,9 @@ def test_a_file_that_was_left_empty_gets_a_key(start: Starts) -> None:
     assert (start.directory / "master-key").read_text() == "sk-made-1\n"
 
 
-@pytest.mark.parametrize("name", ["LITELLM_MASTER_KEY", "VLLM_PASSTHROUGH_MASTER_KEY"])
+@pytest.mark.parametrize(
+    "name", ["LITELLM_MASTER_KEY", "VLLM_PASSTHROUGH_MASTER_KEY", "VLLM_PASSTHROUGH_LITELLM_MASTER_KEY"]
+)
 def test_a_key_that_was_given_is_used(start: Starts, name: str) -> None:
     chosen = start({name: "sk-mine"})
     assert chosen.master_key is None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import attrs
 
 from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
-from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.key_index import IndexedKey, KeyIndex
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
@@ -15,9 +16,15 @@ SECONDS = NOW.timestamp()
 TOKEN = hash_key("sk-tenant-0123456789abcd")
 
 
-def made(**changes: object) -> KeyRecord:
+def made(**changes: Any) -> KeyRecord:
     record = KeyRecord(token=TOKEN, key_name=name_key("sk-abcd"), created_at=NOW, updated_at=NOW, created_by="master")
     return attrs.evolve(record, **changes)
+
+
+def indexed(index: KeyIndex, token: str = TOKEN) -> IndexedKey:
+    found = index.find(token)
+    assert found is not None
+    return found
 
 
 def test_a_key_is_found_until_it_is_gone() -> None:
@@ -30,13 +37,13 @@ def test_a_key_is_found_until_it_is_gone() -> None:
 
 def test_a_change_acts_on_a_key_that_was_used_before() -> None:
     index = KeyIndex([made(key_alias="old")])
-    assert index.find(TOKEN).principal.name == "old"
+    assert indexed(index).principal.name == "old"
     index.add(made(key_alias="new", blocked=True))
-    found = index.find(TOKEN)
+    found = indexed(index)
     assert (found.principal.name, found.blocked) == ("new", True)
 
 
-def test_a_key_is_prepared_once() -> None:
+def test_a_key_is_joined_once() -> None:
     index = KeyIndex([made()])
     assert index.find(TOKEN) is index.find(TOKEN)
 
@@ -64,7 +71,7 @@ def test_the_principal_carries_what_requests_need() -> None:
         allowance=Allowance(rpm=1),
         cache_salt="salt",
     )
-    principal = KeyIndex([record]).find(TOKEN).principal
+    principal = indexed(KeyIndex([record])).principal
     assert principal == attrs.evolve(
         principal,
         kind="key",
@@ -88,16 +95,16 @@ def test_the_principal_carries_what_requests_need() -> None:
 def test_a_key_is_held_to_the_limits_of_itself_its_user_and_its_team_in_this_order() -> None:
     of_key, of_user, of_team = Allowance(rpm=0), Allowance(model_tpm={"a": 9}), Allowance(max_budget=10**12)
     index = KeyIndex([made(user_id="ada", team_id="x", allowance=of_key)])
-    assert index.find(TOKEN).principal.limited == (Limited("key", TOKEN[:32], of_key),)
+    assert indexed(index).principal.limited == (Limited("key", TOKEN[:32], of_key),)
     index.apply(Changes(users={"ada": UserGrant(allowance=of_user)}, teams={"x": TeamGrant(allowance=of_team)}))
-    assert index.find(TOKEN).principal.limited == (
+    assert indexed(index).principal.limited == (
         Limited("key", TOKEN[:32], of_key),
         Limited("user", "ada", of_user),
         Limited("team", "x", of_team),
     )
     index.add(made(user_id="ada", team_id="x"))
     index.apply(Changes(users={"ada": None}))
-    assert index.find(TOKEN).principal.limited == (Limited("team", "x", of_team),)
+    assert indexed(index).principal.limited == (Limited("team", "x", of_team),)
 
 
 def test_limits_are_found_by_what_a_ledger_row_names() -> None:
@@ -129,7 +136,7 @@ def test_limits_are_found_by_what_a_ledger_row_names() -> None:
 def test_who_has_no_limits_is_not_looked_at() -> None:
     index = KeyIndex([made(user_id="ada", allowance=Allowance())])
     index.apply(Changes(users={"ada": UserGrant(models=("a",))}))
-    principal = index.find(TOKEN).principal
+    principal = indexed(index).principal
     assert (principal.limited, principal.tags, principal.cache_salt) == ((), (), "")
 
 
@@ -148,26 +155,26 @@ def test_an_end_user_is_known_while_there_is_something_to_know() -> None:
 
 def test_a_key_has_the_models_and_the_block_of_its_user_and_team_where_these_exist() -> None:
     index = KeyIndex([made(user_id="ada", team_id="x")])
-    assert not index.find(TOKEN).principal.restricts_models
+    assert not indexed(index).principal.restricts_models
     index.apply(Changes(users={"ada": UserGrant(models=("a",))}, teams={"x": TeamGrant(models=("b",), blocked=True)}))
-    found = index.find(TOKEN)
+    found = indexed(index)
     assert (found.principal.user_models, found.principal.team_models, found.team_blocked) == (("a",), ("b",), True)
     assert found.principal.restricts_models
     index.apply(Changes(users={"ada": None}, teams={"x": None}))
-    assert not index.find(TOKEN).team_blocked
-    assert not index.find(TOKEN).principal.restricts_models
+    assert not indexed(index).team_blocked
+    assert not indexed(index).principal.restricts_models
 
 
 def test_a_former_value_acts_as_the_key_until_its_end_and_not_longer_than_the_key() -> None:
     old = "2" * 64
     index = KeyIndex([made(key_alias="team")])
     index.apply(Changes(former={old: FormerKey(old, TOKEN, SECONDS + 60)}))
-    found = index.find(old)
-    successor = index.find(TOKEN).principal
+    found = indexed(index, old)
+    successor = indexed(index).principal
     assert (found.token, found.replaced) == (TOKEN, True)
     assert found.principal == attrs.evolve(successor, expires=SECONDS + 60)
     index.add(made(expires=NOW + timedelta(seconds=30)))
-    assert index.find(old).principal.expires == SECONDS + 30
+    assert indexed(index, old).principal.expires == SECONDS + 30
     index.apply(Changes(keys={TOKEN: None}))
     assert index.find(old) is None
 
@@ -175,6 +182,6 @@ def test_a_former_value_acts_as_the_key_until_its_end_and_not_longer_than_the_ke
 def test_who_may_use_certain_models_only_is_not_granted_the_headers_that_choose_another() -> None:
     granted = ("x-session-id", "x-amzn-sagemaker-adapter-identifier")
     index = KeyIndex([made(granted_headers=granted, team_id="x")])
-    assert len(index.find(TOKEN).principal.granted_headers) == 2
+    assert len(indexed(index).principal.granted_headers) == 2
     index.apply(Changes(teams={"x": TeamGrant(models=("a",))}))
-    assert index.find(TOKEN).principal.granted_headers == {b"x-session-id"}
+    assert indexed(index).principal.granted_headers == {b"x-session-id"}

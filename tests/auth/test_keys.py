@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import attrs
 import pytest
@@ -23,7 +24,7 @@ KEY = "sk-tenant-0123456789abcd"
 MASTER_KEY = "sk-master-0123456789"
 
 
-def made(key: str = KEY, **changes: object) -> KeyRecord:
+def made(key: str = KEY, **changes: Any) -> KeyRecord:
     record = KeyRecord(token=hash_key(key), key_name=name_key(key), created_at=NOW, updated_at=NOW, created_by="master")
     return attrs.evolve(record, **changes)
 

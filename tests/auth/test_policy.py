@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +22,9 @@ def _key(*allowed_routes: str, models: tuple[str, ...] = ()) -> Principal:
     return Principal(kind="key", name="sk-...abcd", models=models, allowed_routes=allowed_routes)
 
 
-def _may(principal: Principal, path: str, *, method: bytes = b"POST", allow=(), deny=()) -> bool:
+def _may(
+    principal: Principal, path: str, *, method: bytes = b"POST", allow: Sequence[str] = (), deny: Sequence[str] = ()
+) -> bool:
     policy = RoutePolicy(TenantRoutes(allow=tuple(allow), deny=tuple(deny)))
     try:
         policy.check_route(principal, classify(method, path.encode()))
@@ -29,7 +33,7 @@ def _may(principal: Principal, path: str, *, method: bytes = b"POST", allow=(), 
     return True
 
 
-def _refusal(principal: Principal, path: str, **rules) -> str:
+def _refusal(principal: Principal, path: str, **rules: Any) -> str:
     policy = RoutePolicy(TenantRoutes(**rules))
     with pytest.raises(RouteNotAllowed) as caught:
         policy.check_route(principal, classify(b"POST", path.encode()))
@@ -38,11 +42,11 @@ def _refusal(principal: Principal, path: str, **rules) -> str:
 
 @pytest.mark.parametrize("principal", [MASTER, ANONYMOUS])
 @pytest.mark.parametrize("path", ["/sleep", "/unknown", "/v1%2Fmodels", "/v1/chat/completions"])
-def test_an_administrator_may_call_every_route_whatever_is_denied(principal, path):
+def test_an_administrator_may_call_every_route_whatever_is_denied(principal: Principal, path: str) -> None:
     assert _may(principal, path, deny=["inference", "privileged", "/sleep"])
 
 
-def test_a_key_may_call_inference_and_read_only_routes_and_nothing_else():
+def test_a_key_may_call_inference_and_read_only_routes_and_nothing_else() -> None:
     assert _may(TENANT, "/v1/chat/completions")
     assert _may(TENANT, "/metrics", method=b"GET")
     assert _may(TENANT, "/v1/chat/completions", method=b"OPTIONS")
@@ -52,7 +56,7 @@ def test_a_key_may_call_inference_and_read_only_routes_and_nothing_else():
     assert not _may(TENANT, "/v1//models")
 
 
-def test_a_key_with_allowed_routes_may_call_exactly_these():
+def test_a_key_with_allowed_routes_may_call_exactly_these() -> None:
     key = _key("/v1/embeddings", "/metrics")
     assert _may(key, "/v1/embeddings")
     assert _may(key, "/metrics")
@@ -61,23 +65,23 @@ def test_a_key_with_allowed_routes_may_call_exactly_these():
     assert not _may(key, "/sleep", allow=["/sleep"])
 
 
-def test_a_key_may_be_granted_a_privileged_route():
+def test_a_key_may_be_granted_a_privileged_route() -> None:
     assert _may(_key("/sleep"), "/sleep")
     assert not _may(_key("/sleep"), "/wake_up")
     assert _may(_key("privileged"), "/wake_up")
     assert not _may(_key("privileged"), "/v1/chat/completions")
 
 
-def test_a_keys_own_grant_beats_what_is_denied_to_all():
+def test_a_keys_own_grant_beats_what_is_denied_to_all() -> None:
     assert _may(_key("/score"), "/score", deny=["/score"])
 
 
-def test_a_route_may_be_written_as_the_client_sees_it():
+def test_a_route_may_be_written_as_the_client_sees_it() -> None:
     for text in ("/vllm/chat/completions", "/vllm/v1/chat/completions", "/chat/completions", "/v1/chat/completions"):
         assert _may(_key(text), "/v1/chat/completions"), text
 
 
-def test_a_prefix_takes_in_what_is_below_it_and_not_itself():
+def test_a_prefix_takes_in_what_is_below_it_and_not_itself() -> None:
     for text in ("/v1/responses/*", "/responses/*", "/vllm/responses/*"):
         assert _may(_key(text), "/v1/responses/resp_1/cancel"), text
         assert not _may(_key(text), "/v1/responses"), text
@@ -85,7 +89,7 @@ def test_a_prefix_takes_in_what_is_below_it_and_not_itself():
     assert _may(_key("/*"), "/v1/chat/completions")
 
 
-def test_litellms_group_names_stand_for_inference_and_the_model_list():
+def test_litellms_group_names_stand_for_inference_and_the_model_list() -> None:
     for group in ("llm_api_routes", "openai_routes"):
         assert _may(_key(group), "/v1/chat/completions")
         assert _may(_key(group), "/v1/models")
@@ -93,49 +97,49 @@ def test_litellms_group_names_stand_for_inference_and_the_model_list():
         assert not _may(_key(group), "/sleep")
 
 
-def test_a_prefix_does_not_open_a_path_that_climbs_out_of_it():
+def test_a_prefix_does_not_open_a_path_that_climbs_out_of_it() -> None:
     for path in ("/v1/../sleep", "/v1/x%2F..%2F..%2Fsleep", "/v1/..;/sleep", "/v1//x"):
         assert not _may(_key("/v1/*"), path)
         assert _may(_key("privileged"), path)
 
 
-def test_the_operator_can_open_a_route_to_all_keys():
+def test_the_operator_can_open_a_route_to_all_keys() -> None:
     assert _may(TENANT, "/tokenizer_info", allow=["/tokenizer_info"])
     assert _may(TENANT, "/v1/load_lora_adapter", allow=["/vllm/load_lora_adapter"])
     assert _may(TENANT, "/sleep", allow=["privileged"])
     assert not _may(TENANT, "/sleep", allow=["/tokenizer_info"])
 
 
-def test_the_operator_can_take_a_route_or_a_class_from_all_keys():
+def test_the_operator_can_take_a_route_or_a_class_from_all_keys() -> None:
     assert not _may(TENANT, "/metrics", deny=["/metrics"])
     assert not _may(TENANT, "/metrics", deny=["read_only"])
     assert _may(TENANT, "/v1/chat/completions", deny=["read_only"])
     assert not _may(TENANT, "/v1/audio/translations", deny=["/audio/*"])
 
 
-def test_a_denied_path_is_closed_with_everything_below_it():
+def test_a_denied_path_is_closed_with_everything_below_it() -> None:
     assert not _may(TENANT, "/metrics/x", deny=["/metrics"])
     assert not _may(TENANT, "/v1/responses/resp_1", deny=["/v1/responses"])
 
 
-def test_deny_beats_allow():
+def test_deny_beats_allow() -> None:
     assert not _may(TENANT, "/sleep", allow=["/sleep"], deny=["/sleep"])
     assert not _may(TENANT, "/v1/embeddings", allow=["/v1/embeddings"], deny=["inference"])
 
 
-def test_a_path_with_two_readings_cannot_reach_around_a_denial():
+def test_a_path_with_two_readings_cannot_reach_around_a_denial() -> None:
     assert _may(TENANT, "/x/..%2Fsleep", allow=["privileged"])
     assert not _may(TENANT, "/x/..%2Fsleep", allow=["privileged"], deny=["/sleep"])
 
 
-def test_the_dispatching_route_is_closed_when_something_it_dispatches_to_is():
+def test_the_dispatching_route_is_closed_when_something_it_dispatches_to_is() -> None:
     assert _may(TENANT, "/invocations")
     assert _may(TENANT, "/invocations", deny=["/metrics"])
     assert not _may(TENANT, "/invocations", deny=["/v1/chat/completions"])
     assert _may(_key("/invocations"), "/invocations", deny=["/v1/chat/completions"])
 
 
-def test_a_refusal_says_what_would_open_the_route():
+def test_a_refusal_says_what_would_open_the_route() -> None:
     privileged = _refusal(TENANT, "/sleep")
     assert "/sleep" in privileged
     assert "master key" in privileged
@@ -152,13 +156,13 @@ def test_a_refusal_says_what_would_open_the_route():
     assert "tenant_routes" not in not_granted
 
 
-def test_a_refusal_for_a_path_with_two_readings_says_so():
+def test_a_refusal_for_a_path_with_two_readings_says_so() -> None:
     message = _refusal(TENANT, "/v1//models")
     assert "more than one way" in message
     assert "plain path" in message
 
 
-def test_a_refusal_clips_a_long_path():
+def test_a_refusal_clips_a_long_path() -> None:
     assert len(_refusal(TENANT, "/" + "x" * 5000)) < 500
 
 
@@ -183,22 +187,22 @@ def test_a_refusal_clips_a_long_path():
         "/\ud800",
     ],
 )
-def test_a_rule_that_cannot_be_read_is_refused_with_what_is_right(text):
+def test_a_rule_that_cannot_be_read_is_refused_with_what_is_right(text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"prefix/\*|plain path"):
         parse_rule(text)
 
 
-def test_a_rule_of_the_operators_that_cannot_be_read_stops_the_start():
+def test_a_rule_of_the_operators_that_cannot_be_read_stops_the_start() -> None:
     with pytest.raises(InvalidRequest):
         RoutePolicy(TenantRoutes(deny=("metrics",)))
 
 
-def test_a_stored_rule_that_cannot_be_read_grants_nothing():
+def test_a_stored_rule_that_cannot_be_read_grants_nothing() -> None:
     assert not _may(_key("management_routes"), "/v1/chat/completions")
     assert _may(_key("management_routes", "/score"), "/score")
 
 
-def test_a_rule_is_kept_as_the_servers_path():
+def test_a_rule_is_kept_as_the_servers_path() -> None:
     assert parse_rule("/vllm/chat/completions") == RouteRule(path="/v1/chat/completions")
     assert parse_rule("/chat/*") == RouteRule(prefix="/v1/chat/")
     assert parse_rule("/score") == RouteRule(path="/score")
@@ -233,15 +237,17 @@ def _may_use(models: tuple[str, ...], model: str) -> bool:
         (("a\\*",), "a\\b", True),
     ],
 )
-def test_model_patterns_know_two_wildcards_and_compare_with_case(models, model, allowed):
+def test_model_patterns_know_two_wildcards_and_compare_with_case(
+    models: tuple[str, ...], model: str, allowed: bool
+) -> None:
     assert _may_use(models, model) is allowed
 
 
-def test_an_administrator_may_use_every_model():
+def test_an_administrator_may_use_every_model() -> None:
     RoutePolicy(TenantRoutes()).check_model(MASTER, "anything")
 
 
-def test_the_refusal_of_a_model_names_it_and_what_is_allowed():
+def test_the_refusal_of_a_model_names_it_and_what_is_allowed() -> None:
     with pytest.raises(ModelNotAllowed, match=r"'llama'.*qwen\*, gpt-4") as caught:
         RoutePolicy(TenantRoutes()).check_model(_key(models=("qwen*", "gpt-4")), "llama")
     assert caught.value.param == "model"
@@ -250,14 +256,14 @@ def test_the_refusal_of_a_model_names_it_and_what_is_allowed():
     assert len(caught.value.message) < 400
 
 
-def test_a_pattern_of_many_wildcards_is_decided_quickly():
+def test_a_pattern_of_many_wildcards_is_decided_quickly() -> None:
     began = time.perf_counter()
     assert not _may_use(("*a" * 30 + "b",), "a" * 5000)
     assert time.perf_counter() - began < 1
 
 
 @given(st.lists(st.text("ab*?.", max_size=6), min_size=1, max_size=4), st.text("ab.", max_size=6))
-def test_patterns_match_as_fnmatch_does(patterns, model):
+def test_patterns_match_as_fnmatch_does(patterns: list[str], model: str) -> None:
     expected = any(fnmatch.fnmatchcase(model, pattern) for pattern in patterns)
     assert _may_use(tuple(patterns), model) is expected
 

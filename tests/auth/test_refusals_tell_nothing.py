@@ -13,7 +13,8 @@ from statistics import median
 import pytest
 
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
-from twisted_vllm.auth.key_index import Everything, KeyGrant, KeyIndex, TeamGrant
+from twisted_vllm.auth.grants import Everything, KeyGrant, TeamGrant
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import MOST_ADDRESSES, AuthenticationThrottle
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, InvalidApiKey, MissingApiKey
@@ -65,7 +66,7 @@ def refusal(
     try:
         authenticator.authenticate({b"authorization": b"Bearer " + presented.encode()}, NOW)
     except MissingApiKey as error:
-        return failures.judge(error, address, NOW)
+        return failures.record_failure(error, address, NOW)
     raise AssertionError("it was let in")
 
 
@@ -142,12 +143,11 @@ def test_unknown_keys_fill_no_memory(authenticator: Authenticator) -> None:
 def test_unknown_keys_leave_the_index_as_it_was(authenticator: Authenticator, index: KeyIndex) -> None:
     failures = AuthenticationThrottle(None)
 
-    def sizes() -> dict[str, int]:
-        return {name: len(value) for name, value in vars(index).items() if hasattr(value, "__len__")}
-
-    before = sizes()
-    assert before["_grants"] == 4 * KEYS
+    # It tells the size of everything in it.
+    before = repr(index)
+    assert f" keys={4 * KEYS} joined=0 " in before
+    assert len(index) == 4 * KEYS
     for number in range(UNKNOWN):
         refusal(authenticator, failures, key("unknown", number), "192.0.2.1")
-    assert sizes() == before
+    assert repr(index) == before
     assert len(failures) == 0

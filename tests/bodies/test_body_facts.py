@@ -1,9 +1,10 @@
-"""What a body asks for, and the changes that are made to it."""
+"""What a JSON body asks for, and the edits to it."""
 
 from __future__ import annotations
 
 import hmac
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
 from twisted_vllm.errors import InvalidRequest, ModelUndetermined
 
 
-def facts(**body):
+def facts(**body: Any) -> BodyFacts:
     """Read a body in both ways: quickly, and by scanning, which an escaped key asks for."""
     quick = read_body(json.dumps(body).encode())
     scanned = read_body(json.dumps({**body, "Q": 1}).replace('"Q"', '"\\u0061q"').encode())
@@ -23,12 +24,12 @@ def facts(**body):
     return scanned
 
 
-def test_a_body_without_anything_asks_for_one_answer_at_once():
+def test_a_body_without_anything_asks_for_one_answer_at_once() -> None:
     assert facts() == BodyFacts()
     assert UNREAD.asks_usage is None
 
 
-def test_what_clients_usually_send_needs_no_scanning():
+def test_what_clients_usually_send_needs_no_scanning() -> None:
     body = {
         "model": "qwen",
         "messages": [{"role": "user", "content": 'say "model" and "stream"\n\u00e9'}],
@@ -45,9 +46,10 @@ def test_what_clients_usually_send_needs_no_scanning():
     assert read_body(json.dumps(body).encode()).plain
 
 
-def test_a_stream_is_one_where_stream_is_true():
+def test_a_stream_is_one_where_stream_is_true() -> None:
     assert facts(stream=True).stream
-    assert [facts(stream=value).stream for value in (False, None, 1, "true", [], 1.0)] == [False] * 6
+    others: list[Any] = [False, None, 1, "true", [], 1.0]
+    assert [facts(stream=value).stream for value in others] == [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_a_stream_is_one_where_stream_is_true():
         (True, None),
     ],
 )
-def test_whether_the_client_asked_for_usage_is_told_or_not_clear(options, asks):
+def test_whether_the_client_asked_for_usage_is_told_or_not_clear(options: object, asks: bool | None) -> None:
     found = facts(stream=True, stream_options=options)
     assert found.asks_usage is asks or (asks is None and not usage_edits(b"{}", found))
     assert found.options
@@ -91,8 +93,20 @@ def test_whether_the_client_asked_for_usage_is_told_or_not_clear(options, asks):
         ({"max_tokens": [5]}, None),
     ],
 )
-def test_the_most_tokens_of_an_answer(body, most):
+def test_the_most_tokens_of_an_answer(body: dict[str, Any], most: int | None) -> None:
     assert facts(**body).max_tokens == most
+
+
+def test_another_route_may_limit_its_output_by_other_members() -> None:
+    body = b'{"max_tokens":5,"max_length":7}'
+    escaped = body.replace(b"max_t", b"m\\u0061x_t")
+    for limits, most in (
+        (("max_length",), 7),
+        (("max_tokens", "max_length"), 5),
+        (("max_words", "max_length"), 7),
+        ((), None),
+    ):
+        assert read_body(body, limits).max_tokens == read_body(escaped, limits).max_tokens == most
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,7 @@ def test_the_most_tokens_of_an_answer(body, most):
         ({"messages": []}, 1),
     ],
 )
-def test_how_many_answers_are_asked_for(body, answers):
+def test_how_many_answers_are_asked_for(body: dict[str, Any], answers: int) -> None:
     assert facts(**body).answers == answers
 
 
@@ -135,16 +149,16 @@ def test_how_many_answers_are_asked_for(body, answers):
         ({"messages": [{"user": "eve"}]}, None),
     ],
 )
-def test_for_whom_the_client_asks(body, user):
+def test_for_whom_the_client_asks(body: dict[str, Any], user: str | None) -> None:
     assert facts(**body).end_user == user
 
 
-def test_of_two_equal_keys_the_last_counts_as_it_does_for_vllm():
+def test_of_two_equal_keys_the_last_counts_as_it_does_for_vllm() -> None:
     found = read_body(b'{"max_tokens":1,"user":"a","max_tokens":2,"user":"b","n":1,"n":4}')
     assert (found.max_tokens, found.end_user, found.answers) == (2, "b", 4)
 
 
-def test_a_body_that_is_no_object_is_refused():
+def test_a_body_that_is_no_object_is_refused() -> None:
     with pytest.raises(ModelUndetermined):
         read_body(b"[]")
 
@@ -182,7 +196,7 @@ INCLUDED = b'"stream_options":{"include_usage":true}'
         ),
     ],
 )
-def test_usage_is_asked_for_with_the_fewest_bytes(body, asked):
+def test_usage_is_asked_for_with_the_fewest_bytes(body: bytes, asked: bytes) -> None:
     assert splice(body, usage_edits(body, read_body(body))) == asked
     assert json.loads(asked)["stream_options"]["include_usage"] is True
 
@@ -204,12 +218,12 @@ def test_usage_is_asked_for_with_the_fewest_bytes(body, asked):
         b'{"stream":true,"stream_options":{"continuous_usage_stats":1,"continuous_usage_stats":1}}',
     ],
 )
-def test_a_body_that_asks_itself_or_is_not_clear_is_not_changed(body):
+def test_a_body_that_asks_itself_or_is_not_clear_is_not_changed(body: bytes) -> None:
     assert usage_edits(body, read_body(body)) == ()
     assert splice(body, ()) is body
 
 
-def test_a_salt_is_added_or_takes_the_place_of_null():
+def test_a_salt_is_added_or_takes_the_place_of_null() -> None:
     for body, salted in (
         (b'{"model":"a"}', b'{"cache_salt":"s1","model":"a"}'),
         (b"{ }", b'{"cache_salt":"s1" }'),
@@ -218,7 +232,7 @@ def test_a_salt_is_added_or_takes_the_place_of_null():
         assert splice(body, (salt_edit(body, read_body(body), "s1"),)) == salted
 
 
-def test_a_salt_of_the_clients_own_stays_apart_within_the_keys():
+def test_a_salt_of_the_clients_own_stays_apart_within_the_keys() -> None:
     body = '{"é":1,"cache_salt":"mine é"}'.encode()
     salted = splice(body, (salt_edit(body, read_body(body), "s1"),))
     expected = hmac.digest(b"s1", "mine é".encode(), "sha256").hex()
@@ -236,21 +250,22 @@ def test_a_salt_of_the_clients_own_stays_apart_within_the_keys():
         b'{"cache_salt":["a"]}',
     ],
 )
-def test_a_salt_that_is_not_clear_is_refused(body):
+def test_a_salt_that_is_not_clear_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="cache_salt"):
         salt_edit(body, read_body(body), "s1")
 
 
-def test_all_changes_are_made_at_once():
+def test_all_changes_are_made_at_once() -> None:
     body = b'{"messages":[],"model":"a","stream":true,"cache_salt":null}'
     found = read_body(body)
+    assert found.model is not None
     edits = (rename_edit(found.model, "org/m"), salt_edit(body, found, "s1"), *usage_edits(body, found))
     assert splice(body, edits) == (
         b'{"stream_options":{"include_usage":true},"messages":[],"model":"org/m","stream":true,"cache_salt":"s1"}'
     )
 
 
-def test_edits_at_one_place_come_in_their_order():
+def test_edits_at_one_place_come_in_their_order() -> None:
     assert splice(b"ab", (Edit(1, 1, b"x"), Edit(1, 1, b"y"), Edit(1, 2, b"z"))) == b"axyz"
 
 
@@ -290,7 +305,9 @@ _OPTIONS = st.none() | st.fixed_dictionaries(
     st.booleans(),
     st.sampled_from([None, 0, 1]),
 )
-def test_changes_change_what_they_should_and_nothing_else(rest, known, ascii_only, indent):
+def test_changes_change_what_they_should_and_nothing_else(
+    rest: dict[str, Any], known: dict[str, Any], ascii_only: bool, indent: int | None
+) -> None:
     original = {**{key: value for key, value in rest.items() if key not in ("model", "metadata")}, **known}
     body = json.dumps(original, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
     seen = json.loads(body)

@@ -1,4 +1,4 @@
-"""The scan of a passing form says what the reader of whole forms says, however the form is cut."""
+"""A form is read the same in pieces as whole, however it is cut."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bodies.test_multipart import END, FILE, MODEL, TYPE, UNDETERMINED
-from twisted_vllm.bodies.form_scanner import MAX_NAME, FormScan
-from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
+from twisted_vllm.bodies.multipart import MAX_NAME, FormScan, find_model_in_form, rename_in_form
 from twisted_vllm.errors import ModelUndetermined
 
 

@@ -1,3 +1,5 @@
+"""The model of a form is found where every parser finds it, or the form is refused."""
+
 from __future__ import annotations
 
 import multipart
@@ -35,7 +37,7 @@ MODEL = _field(b"model", b"whisper")
         _field("né".encode(), b"x") + MODEL + END,
     ],
 )
-def test_the_model_of_a_form_is_found_with_its_place(body):
+def test_the_model_of_a_form_is_found_with_its_place(body: bytes) -> None:
     field = find_model_in_form(body, TYPE)
     assert field is not None
     assert field.name == "whisper"
@@ -51,12 +53,12 @@ def test_the_model_of_a_form_is_found_with_its_place(body):
         b"multipart/form-data ; boundary=XX ",
     ],
 )
-def test_the_content_type_may_be_written_in_the_usual_ways(content_type):
+def test_the_content_type_may_be_written_in_the_usual_ways(content_type: bytes) -> None:
     assert find_model_in_form(MODEL + END, content_type) is not None
 
 
 @pytest.mark.parametrize("body", [FILE + END, END, _field(b"Model", b"x") + END, _field(b"model ", b"x") + END])
-def test_a_form_without_a_model_has_none(body):
+def test_a_form_without_a_model_has_none(body: bytes) -> None:
     assert find_model_in_form(body, TYPE) is None
 
 
@@ -100,7 +102,7 @@ UNDETERMINED = {
 
 
 @pytest.mark.parametrize("body", UNDETERMINED.values(), ids=UNDETERMINED.keys())
-def test_a_form_with_more_than_one_reading_is_refused(body):
+def test_a_form_with_more_than_one_reading_is_refused(body: bytes) -> None:
     with pytest.raises(ModelUndetermined, match="RFC 7578"):
         find_model_in_form(body, TYPE)
 
@@ -124,12 +126,12 @@ def test_a_form_with_more_than_one_reading_is_refused(body):
         b"multipart/form-data; boundary=" + b"X" * 71,
     ],
 )
-def test_a_content_type_with_more_than_one_reading_is_refused(content_type):
+def test_a_content_type_with_more_than_one_reading_is_refused(content_type: bytes) -> None:
     with pytest.raises(ModelUndetermined):
         find_model_in_form(MODEL + END, content_type)
 
 
-def test_renaming_changes_the_model_and_no_other_byte():
+def test_renaming_changes_the_model_and_no_other_byte() -> None:
     body = FILE + MODEL + _field(b"prompt", b"whisper") + END
     field = find_model_in_form(body, TYPE)
     assert field is not None
@@ -139,7 +141,7 @@ def test_renaming_changes_the_model_and_no_other_byte():
     )
 
 
-def test_a_new_name_cannot_end_the_field():
+def test_a_new_name_cannot_end_the_field() -> None:
     field = find_model_in_form(MODEL + END, TYPE)
     assert field is not None
     with pytest.raises(ModelUndetermined, match="line break"):
@@ -176,7 +178,7 @@ _NOISE = st.sampled_from([b"", b"", b"", b"\r\n", b"--XX\r\n", b"--XX--", b'name
 @given(
     st.lists(st.tuples(_PARTS, _NOISE).map(b"".join), max_size=5).map(b"".join), st.sampled_from([END, b"--XX--", b""])
 )
-def test_no_form_is_read_in_another_way_than_a_second_parser_reads_it(parts, end):
+def test_no_form_is_read_in_another_way_than_a_second_parser_reads_it(parts: bytes, end: bytes) -> None:
     body = parts + end
     try:
         field = find_model_in_form(body, TYPE)

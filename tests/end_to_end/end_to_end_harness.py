@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 
 from twisted_vllm.app.service import GatewayService
-from twisted_vllm.config.collect import secrets_of
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
 from twisted_vllm.errors import ERROR_HEADER
@@ -302,7 +301,7 @@ class Gateway:
             "log": LogSettings(format="json", file=str(self.log_file), level="debug"),
         }
         self.settings = Settings(default_server=server, **{**values, **settings})
-        self._observer = make_observer(self.settings.log, secrets_of(self.settings), io.StringIO())
+        self._observer = make_observer(self.settings.log, self.settings.secrets, io.StringIO())
         self.service = GatewayService(clocked, self.settings, self._observer)
         self.service.privilegedStartService()
         self.service.startService()

@@ -32,10 +32,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class MeasuredGateway(Configured):
     """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
 
-    def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "") -> None:
+    def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "", **variables: str) -> None:
         # a log file: nobody reads the pipe of the standard output meanwhile
         super().__init__(
-            directory, server, f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}", *arguments
+            directory,
+            server,
+            f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}",
+            *arguments,
+            **variables,
         )
 
     def _status(self, field: str) -> int:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted_vllm.config.settings import LedgerSettings
 
 CHAT = "/vllm/v1/chat/completions"
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
 OURS = re.compile(r"vllm_passthrough_\w+")
 
 
@@ -34,7 +34,11 @@ async def test_the_document_names_every_metric_and_no_other(stand_in: Any, gatew
 
 @pytest_twisted.ensureDeferred
 async def test_each_alert_of_the_document_asks_for_metrics_that_there_are(stand_in: Any, gateway_to: Any) -> None:
-    [rules] = [block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.DOTALL) if block.startswith("groups:")]
+    [rules] = [
+        block
+        for block in re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+        if block.startswith("groups:")
+    ]
     [group] = yaml.safe_load(rules)["groups"]
     assert len(group["rules"]) >= 3
     there = await names_of(gateway_to(stand_in().port))
@@ -55,7 +59,7 @@ async def test_without_a_ledger_there_is_what_the_process_says(
 
 @pytest_twisted.ensureDeferred
 async def test_the_operator_may_close_it_to_all_but_administrators(stand_in: Any, gateway_to: Any) -> None:
-    gateway = gateway_to(stand_in().port, metrics_are_open=False)
+    gateway = gateway_to(stand_in().port, require_auth_for_metrics_endpoint=True)
     refused = await gateway.ask("GET", "/metrics", None)
     assert (refused.status, refused.error["code"]) == (401, "missing_api_key")
     refused = await gateway.ask("GET", "/metrics", await gateway.make_key())

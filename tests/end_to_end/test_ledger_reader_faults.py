@@ -22,16 +22,16 @@ def fails(*_: object) -> None:
 
 #: the step that fails, whether a stream is read, the outcome and status of the row, and the end of what the client gets
 CASES = [
-    ("answered", False, "failed", 500, b"}}"),
-    ("answered", True, "failed", 500, b"}}"),
-    ("last", False, "failed", 500, b"}}"),
+    ("start", False, "failed", 500, b"}}"),
+    ("start", True, "failed", 500, b"}}"),
+    ("finish", False, "failed", 500, b"}}"),
     # a stream without an end is no whole answer
-    ("last", True, "failed", 200, chunk(EVENTS)),
-    ("last, as the server goes", True, "failed", 200, chunk(EVENTS)),
-    ("passing", True, "failed", 200, b"\r\n\r\n"),
+    ("finish", True, "failed", 200, chunk(EVENTS)),
+    ("finish, as the server goes", True, "failed", 200, chunk(EVENTS)),
+    ("feed", True, "failed", 200, b"\r\n\r\n"),
     # all is said by then, and it is but the count that is missing
-    ("used", False, "completed", 200, ANSWER),
-    ("used", True, "completed", 200, chunk(EVENTS) + LAST),
+    ("usage", False, "completed", 200, ANSWER),
+    ("usage", True, "completed", 200, chunk(EVENTS) + LAST),
 ]
 
 
@@ -62,7 +62,7 @@ async def test_a_fault_while_usage_is_read_leaves_one_row_and_ends_the_answer(
             upstream.send(whole(ANSWER))
         else:
             upstream.send(EVENT_STREAM + chunk(EVENTS))
-            if step.startswith(("last", "used")):
+            if step.startswith(("finish", "usage")):
                 await client.until_received(EVENTS)
                 if step.endswith("goes"):
                     upstream.cut()

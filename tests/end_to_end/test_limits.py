@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +16,9 @@ from tests.end_to_end.test_busy_server import capped
 from tests.end_to_end.test_client_gone import soon
 from tests.end_to_end.test_tunnels import AGREED, handshake
 from tests.free_ports import free_port
+from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, PriceList, Timeouts
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 
 CHAT = "/vllm/v1/chat/completions"
 MODEL = "simulated-model"
@@ -56,11 +59,15 @@ async def key_with(gateway: Any, level: str, **limits: Any) -> str:
     return key
 
 
+def limiter_of(gateway: Any) -> LocalLimiter:
+    found: LocalLimiter = gateway.service._parts.books.limiter
+    return found
+
+
 def in_work(gateway: Any) -> int:
-    """How many requests any level has in work, and how much money is reserved."""
-    limiter = gateway.service._parts.books.limiter
-    reserved = sum(budget.reserved for budget in limiter._budgets.values())
-    return sum(scope.in_work for scope in limiter._scopes.values()) + int(reserved)
+    """How many requests any level has in flight, and how much money is reserved."""
+    limiter = limiter_of(gateway)
+    return limiter.in_flight + limiter.reserved
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -193,10 +200,11 @@ async def test_tokens_and_money_settle_to_what_the_server_said(stand_in: Any, ga
         assert answer.status == 200
         # at the head, this request's own estimate is reserved; what went before it counts as what was used
         assert 9_400 - 7 * number < int(answer.header("x-ratelimit-remaining-tokens") or 0) < 9_500 - 7 * (number - 1)
-    [budget] = gateway.service._parts.books.limiter._budgets.values()
-    assert (budget.spent, budget.reserved) == (21 * 10**12, 0)
-    [scope] = gateway.service._parts.books.limiter._scopes.values()
-    assert scope.tokens.used == 21
+    limiter = limiter_of(gateway)
+    assert (limiter.spent, limiter.reserved) == (21 * 10**12, 0)
+    assert len(limiter) == 1
+    [who] = gateway.service._parts.index.find(hash_key(key)).principal.limited
+    assert limiter.used(who, "", time.time()) == {"tpm": 21}
 
 
 @pytest_twisted.ensureDeferred
@@ -206,8 +214,8 @@ async def test_an_error_of_the_server_s_costs_nothing(stand_in: Any, gateway_to:
     for _ in range(5):
         answer = await chat(gateway, key)
         assert (answer.status, answer.header("x-ratelimit-limit-tokens")) == (500, "100")
-    [budget] = gateway.service._parts.books.limiter._budgets.values()
-    assert (budget.spent, budget.reserved) == (0, 0)
+    limiter = limiter_of(gateway)
+    assert (len(limiter), limiter.spent, limiter.reserved) == (1, 0, 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -390,17 +398,12 @@ async def revoked(scene: Scene) -> None:
     await done(scene.gateway, "/key/unblock", key=scene.key)
 
 
-class FaultyClient:
-    def request(self, *arguments: object, **options: object) -> object:
-        raise ZeroDivisionError
-
-
 async def a_fault_of_the_gateway_s_own(scene: Scene) -> None:
     resource = scene.gateway.service.site._streaming[b"vllm"]
-    client, resource.client = resource.client, FaultyClient()
+    forward, resource._forward = resource._forward, lambda exchange: 1 / 0
     answer = await scene.gateway.answer_to(scene.raw())
     assert answer.status == 500
-    resource.client = client
+    resource._forward = forward
 
 
 ENDINGS = [
@@ -471,7 +474,7 @@ async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
     for _ in range(3):
         client = await gateway.send(request_bytes("POST", CHAT, key, body=body_of()))
         if ending != "turned away":
-            await soon(reactor, lambda: len(gateway.service._parts.queues) == 1)
+            await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) == 1)
         if ending == "waited too long":
             gateway.pass_time(4)
         if ending == "left the queue":
@@ -480,8 +483,7 @@ async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
         else:
             await client.until_received(b"server_busy")
     assert in_work(gateway) == 0
-    [budget] = gateway.service._parts.books.limiter._budgets.values()
-    assert budget.spent == 0
+    assert limiter_of(gateway).spent == 0
     upstream.send(JSON_ANSWER)
     server.answer = JSON_ANSWER
     await soon(reactor, lambda: gateway.request_lines()[-1]["status"] == 200)

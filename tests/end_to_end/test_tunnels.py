@@ -266,7 +266,7 @@ async def test_a_side_that_does_not_read_stops_the_other(stand_in: Any, gateway_
     await producer.until_stuck()
     assert producer.sent < 60_000_000
     [channel] = gateway.service.site._channels
-    [connection] = gateway.service._parts.agent.connections
+    [connection] = gateway.service._parts.agent._connections
     held = sum(
         len(transport.dataBuffer) + sum(map(len, transport._tempDataBuffer))
         for transport in (channel.transport, connection.transport)

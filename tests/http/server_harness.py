@@ -13,17 +13,20 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.http import Request
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Limits, Timeouts
+from twisted_vllm.context import RequestContext
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
 #: bytes that a TCP transport hands over at once (twisted.internet.abstract.FileDescriptor.bufferSize)
 SEGMENT = 65_536
@@ -47,6 +50,7 @@ class MemoryTransport(StringTransport):
 
     aborted = False
     write_closed = False
+    producer: Any
 
     def __init__(self) -> None:
         super().__init__(lenient=True)
@@ -265,17 +269,19 @@ class Ordinary(Resource):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Seen] = []
-        self.behaviour: Callable[[Request], bytes | int] | None = None
+        self.behaviour: Callable[[Any], Any] | None = None
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: Any) -> bytes | int:
         body = request.content.read()
         headers = [
             (name.lower(), value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values
         ]
         self.seen.append(Seen(request.method, request.uri, sorted(headers), body))
         if self.behaviour is not None:
-            return self.behaviour(request)
-        return bytes(request.path) + b" " + body
+            answered: bytes | int = self.behaviour(request)
+            return answered
+        answer: bytes = request.path + b" " + body
+        return answer
 
 
 class LoggedFailures(Protocol):
@@ -297,7 +303,7 @@ class Client:
         self.transport = transport
         self.gone = False
         self._inbox: list[bytes] = []
-        self.channel: Any = site.buildProtocol(None)  # type: ignore[arg-type]  # twisted.web takes None as well
+        self.channel: Any = site.buildProtocol(None)
         self.channel.makeConnection(transport)
 
     def send(self, *segments: bytes) -> None:
@@ -344,6 +350,16 @@ class Client:
         return answers[0]
 
 
+class Finished(RequestObserver):
+    """Keeps the requests that are over."""
+
+    def __init__(self, contexts: list[RequestContext]) -> None:
+        self._contexts = contexts
+
+    def finished(self, context: RequestContext) -> None:
+        self._contexts.append(context)
+
+
 class House:
     """A site with one streaming resource at ``/vllm`` and an ordinary one elsewhere.
 
@@ -357,19 +373,26 @@ class House:
         self.sweeper = DeadlineSweeper(self.clock)
         self.streaming = Streaming()
         self.ordinary = Ordinary()
-        self.finished: list[GatewayRequest] = []
+        self.finished: list[RequestContext] = []
+        self.ids = RequestIds(self._randbytes)
         self._drawn = 0
-        self.site = GatewaySite(
-            streaming={b"vllm": self.streaming},
-            other=self.ordinary,
+        self._limits = limits or Limits()
+        self._timeouts = timeouts or Timeouts()
+        self.site = self.make_site({b"vllm": self.streaming}, self.ordinary)
+
+    def make_site(self, streaming: dict[bytes, IResource], other: IResource) -> GatewaySite:
+        """Return a site with other resources, and everything else of this one."""
+        return GatewaySite(
+            streaming=streaming,
+            other=other,
             sweeper=self.sweeper,
             writes=WriteCoalescer(),
-            hangups=DisconnectWatcher(self.clock),
+            disconnects=DisconnectWatcher(self.clock),
             reactor=self.clock,
-            limits=limits or Limits(),
-            timeouts=timeouts or Timeouts(),
-            randbytes=self._randbytes,
-            on_finished=self.finished.append,
+            limits=self._limits,
+            timeouts=self._timeouts,
+            ids=self.ids,
+            lifecycle=Lifecycle([Finished(self.finished)]),
         )
 
     def _randbytes(self, size: int) -> bytes:
@@ -388,8 +411,8 @@ class House:
 
     def assert_clean(self) -> None:
         """Nothing of a past request or connection is remembered."""
-        assert not self.site._live_ids
-        assert not self.site._channels
+        assert len(self.ids) == 0
+        assert not self.site.connections
         assert len(self.sweeper) == 0
         assert len(self.finished) == len(set(map(id, self.finished)))
 

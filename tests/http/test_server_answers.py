@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from twisted.web.http import Request
@@ -184,7 +185,7 @@ def test_interim_responses_go_to_http_1_1_alone() -> None:
 
 def test_an_ordinary_resource_gets_an_ordinary_request() -> None:
     house = House()
-    seen: list[Request] = []
+    seen: list[Any] = []
 
     def look(request: Request) -> bytes:
         seen.append(request)

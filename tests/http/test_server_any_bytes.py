@@ -73,7 +73,7 @@ def read(segments: list[bytes], late: bool) -> tuple[list[Seen], bytes]:
             pieces.append(data)
             if last:
                 body = b"".join(pieces)
-                seen.append(Seen(request.method, request.uri, request.all_headers(), body))
+                seen.append(Seen(request.method, request.uri, request.head.headers, body))
                 if late:
                     due.append((request, body))
                 else:
@@ -122,7 +122,7 @@ def settle_for_good(house: House, segments: list[bytes]) -> None:
     house.assert_clean()
     assert all(
         answer.status in (200, 400, 405, 408, 413, 431)
-        for answer in client.answers(*(r.method for r in house.finished))
+        for answer in client.answers(*(context.head.method for context in house.finished))
     )
 
 

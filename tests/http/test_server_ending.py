@@ -38,7 +38,7 @@ def test_a_client_that_goes_stops_the_work_for_it_once() -> None:
     client.send(get())
     client.leave()
     assert house.streaming.works[0].cancelled == 1
-    assert house.finished == house.streaming.rendered
+    assert house.finished == [request.context for request in house.streaming.rendered]
     house.assert_clean()
 
 
@@ -182,7 +182,7 @@ def test_a_request_gets_an_id_that_the_answer_names() -> None:
     ids = [request_id(client, at) for at in range(3)]
     assert all(re.fullmatch(rb"[0-9a-f]{32}", found) for found in ids)
     assert len(set(ids)) == 3
-    assert ids == [request.request_id for request in house.finished]
+    assert ids == [context.request_id for context in house.finished]
 
 
 @pytest.mark.parametrize("target", [b"/vllm/a", b"/other/a"])
@@ -251,7 +251,7 @@ def test_a_finished_request_tells_what_was_answered() -> None:
     house.streaming.behaviour = lambda request: request.answer(NotFound("There is none."))
     client.send(get(b"/vllm/b"))
     first, second = house.finished
-    assert (first.status, first.error_code, first.sentLength, first.body_received) == (200, "", 12, 4)
+    assert (first.status, first.error_code, first.bytes_out, first.bytes_in) == (200, "", 12, 4)
     assert (second.status, second.error_code, second.first_byte) == (404, "not_found", house.clock.seconds())
 
 

@@ -86,8 +86,8 @@ def test_what_follows_an_upgrade_is_kept_whatever_it_speaks_of() -> None:
     head = get(b"/vllm/v1/realtime", b"Upgrade: websocket", b"Connection: upgrade", b"X: a RTSP/1.0")
     client.send(head + b"GET / RTSP/1.0\r\nframes\r\n")
     (request,) = house.streaming.rendered
-    assert request.protocols == {b"websocket"}
-    assert client.channel._reader.surplus == b"GET / RTSP/1.0\r\nframes\r\n"
+    assert request.head.protocols == {b"websocket"}
+    assert client.channel.surplus == b"GET / RTSP/1.0\r\nframes\r\n"
     client.leave()
 
 

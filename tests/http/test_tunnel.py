@@ -71,9 +71,9 @@ class Setting:
     def assert_over(self, outcome: str, error: str = "") -> None:
         assert self.outcomes == [outcome]
         assert self.closed == 1
-        [request] = self.house.finished
-        assert request.error_code == error
-        assert request.status == 101
+        [context] = self.house.finished
+        assert context.error_code == error
+        assert context.status == 101
         self.house.assert_clean()
 
 
@@ -83,7 +83,7 @@ def opened() -> Setting:
 
 def test_a_request_says_which_protocols_it_asks_for() -> None:
     setting = Setting().ask(get(b"/vllm/a", b"Connection: Upgrade", b"Upgrade: WebSocket", b"Upgrade: Other/1"))
-    assert setting.house.streaming.rendered[0].protocols == {b"websocket", b"other/1"}
+    assert setting.house.streaming.rendered[0].head.protocols == {b"websocket", b"other/1"}
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_an_upgrade_that_cannot_be_is_ignored(data: bytes) -> None:
     setting = Setting()
     setting.house.streaming.behaviour = lambda request: request.collect_body(9, lambda body: reply(request))
     setting.ask(data)
-    assert setting.house.streaming.rendered[0].protocols == frozenset()
+    assert setting.house.streaming.rendered[0].head.protocols == frozenset()
     assert setting.client.answer().status == 200
 
 
 def test_a_body_of_no_bytes_is_none() -> None:
     setting = Setting().ask(post(b"/vllm/a", b"", *UPGRADE))
-    assert setting.house.streaming.rendered[0].protocols == {b"websocket"}
+    assert setting.house.streaming.rendered[0].head.protocols == {b"websocket"}
 
 
 @pytest.mark.parametrize("step", [1, 5, 40, 10_000])

@@ -11,8 +11,17 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.observability.logging.escape import MAX_TEXT_LENGTH, json_line, many_lines, one_line, word
-from twisted_vllm.observability.logging.lines import INDENT, ILines, JsonLines, TextLines
+from twisted_vllm.observability.logging.lines import (
+    INDENT,
+    MAX_TEXT_LENGTH,
+    ILines,
+    JsonLines,
+    TextLines,
+    json_line,
+    many_lines,
+    one_line,
+    word,
+)
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.request_record import RequestRecord
 
@@ -62,7 +71,7 @@ def failure() -> Failure:
 @pytest.mark.parametrize("lines", [JsonLines(), TextLines(), TextLines(terminal=True)])
 def test_every_format_keeps_the_contract(lines: Any) -> None:
     assert verifyObject(ILines, lines)
-    for line in (lines.request(RECORD, "info"), lines.event(event("hello")), lines.loss(3)):
+    for line in (lines.request(RECORD, "info"), lines.event(event("hello")), lines.dropped(3)):
         assert line.endswith(b"\n")
         assert line.count(b"\n") == 1
 

@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 
 from twisted_vllm.observability.logging.lines import JsonLines
 from twisted_vllm.observability.logging.observer import LineObserver
-from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.request_log import record_emitter
 from twisted_vllm.observability.logging.sinks import ISink
 from twisted_vllm.observability.logging.writer import LogWriter
 from twisted_vllm.observability.request_record import RequestRecord
@@ -58,7 +58,7 @@ class Log:
     def __init__(self, level: str = "info") -> None:
         self._sink = Memory()
         lines = JsonLines()
-        self.observer = LineObserver(LogWriter(self._sink, lines.loss), lines, level)
+        self.observer = LineObserver(LogWriter(self._sink, lines.dropped), lines, level)
 
     def read(self) -> list[dict[str, Any]]:
         self.observer.writer.stop()
@@ -71,7 +71,7 @@ def test_the_observer_is_a_log_observer() -> None:
 
 def test_a_request_is_one_line() -> None:
     log = Log()
-    RequestLog(log.observer).emit(RECORD)
+    record_emitter(log.observer)(RECORD)
     [line] = log.read()
     assert line["request_id"] == "5f0e"
     assert line["status"] == 200
@@ -89,20 +89,21 @@ def test_a_request_is_one_line() -> None:
 )
 def test_a_request_that_failed_has_a_higher_level(outcome: str, level: str) -> None:
     log = Log()
-    RequestLog(log.observer).emit(msgspec.structs.replace(RECORD, outcome=outcome))
+    record_emitter(log.observer)(msgspec.structs.replace(RECORD, outcome=outcome))
     assert log.read()[0]["level"] == level
 
 
 def test_at_warn_only_failed_requests_are_logged() -> None:
     log = Log("warn")
     for outcome in ("completed", "refused", "upstream_failed"):
-        RequestLog(log.observer).emit(msgspec.structs.replace(RECORD, outcome=outcome))
+        record_emitter(log.observer)(msgspec.structs.replace(RECORD, outcome=outcome))
     assert [line["outcome"] for line in log.read()] == ["upstream_failed"]
 
 
 def test_any_other_observer_can_read_a_request_too() -> None:
     events: list[dict[str, Any]] = []
-    RequestLog(LogPublisher(events.append), seconds=lambda: 5.0).emit(RECORD)
+    keep: Any = events.append
+    record_emitter(LogPublisher(keep), now=lambda: 5.0)(RECORD)
     [event] = events
     assert event["request_record"] is RECORD
     assert event["log_time"] == 5.0

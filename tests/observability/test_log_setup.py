@@ -70,7 +70,8 @@ def test_a_file_gets_json_unless_text_was_asked_for(tmp_path: Path, log_format: 
 
 def test_an_operator_s_own_observer_is_reached_through_the_publisher(tmp_path: Path) -> None:
     observer = make(tmp_path, twistd=TwistdLog(has_logger=True))
-    assert observer is globalLogPublisher
+    publisher: object = globalLogPublisher
+    assert observer is publisher
     install(observer)
     give_to_twistd(observer, Application("test"))
     uninstall(observer)

@@ -38,7 +38,7 @@ from twisted.python import log, usage
 
 from twisted_vllm.config.settings import LogSettings
 from twisted_vllm.observability.request_record import RequestRecord
-from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.request_log import record_emitter
 from twisted_vllm.observability.logging.setup import TwistdLog, finish, give_to_twistd, install, make_observer
 
 RECORD = RequestRecord(
@@ -73,7 +73,7 @@ class Probe(MultiService):
         warnings.warn("a warning")
         print("printed")
         # once the reactor runs, a signal stops it; before, the process would just be killed
-        reactor.callWhenRunning(RequestLog(self.observer).emit, RECORD)
+        reactor.callWhenRunning(record_emitter(self.observer), RECORD)
         if not self.options["stay"]:
             reactor.callWhenRunning(reactor.stop)
 

@@ -61,7 +61,12 @@ def test_lines_of_several_threads_are_all_written() -> None:
     sink = Held()
     writer = make_writer(sink, max_queued_bytes=1_000_000)
     writer.start()
-    threads = [threading.Thread(target=lambda: [writer.write(b"x\n") for _ in range(500)]) for _ in range(4)]
+
+    def write() -> None:
+        for _ in range(500):
+            writer.write(b"x\n")
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -67,7 +67,9 @@ def twistd(python: Path, *arguments: str, cwd: Path) -> str:
 def test_the_wheel_holds_every_module_and_both_plugins_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = REPOSITORY / "twisted_vllm"
-    modules = {str(path.relative_to(REPOSITORY)) for kind in ("*.py", "*.lua") for path in package.rglob(kind)}
+    modules = {
+        str(path.relative_to(REPOSITORY)) for kind in ("*.py", "*.lua", "py.typed") for path in package.rglob(kind)
+    }
     plugins = {"twisted/plugins/vllm_passthrough.py", "twisted/plugins/vllm_simulator.py"}
     assert {name for name in names if ".dist-info/" not in name} == modules | plugins
     assert any(name.startswith("twisted_vllm/storage/migrations/versions/0") for name in names)

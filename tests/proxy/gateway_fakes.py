@@ -12,9 +12,10 @@ from zope.interface import implementer
 from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
+from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.interfaces import IUpstreamAgent
-from twisted_vllm.http.headers import ResponseHead
+from twisted_vllm.http.headers import RequestHead, ResponseHead
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
@@ -30,16 +31,9 @@ class FakeSite:
     aborted = False
 
 
-class FakePeer:
-    def __init__(self, host: str = "192.0.2.1", secure: bool = False) -> None:
-        self.host = host
-        self.secure = secure
-
-
 class FakeChannel:
     def __init__(self) -> None:
         self.site = FakeSite()
-        self.peer = FakePeer()
 
 
 class FakeRequest:
@@ -53,34 +47,23 @@ class FakeRequest:
         body: bytes = b"",
         body_complete: bool = True,
         body_length: int | None = None,
+        peer: Peer | None = None,
     ) -> None:
         self.channel = FakeChannel()
         self.site = self.channel.site
         self.method = method
         self.uri = uri
-        self.known: Any = None
         self.path = uri.partition(b"?")[0]
-        self.raw_headers = headers or []
-        self.header_names = [name.lower() for name, _ in self.raw_headers]
+        self.head = RequestHead(method, uri, b"HTTP/1.1", headers or [])
+        self.head.length = len(body) if body_length is None and body_complete else body_length
+        self.context = RequestContext(peer or Peer("192.0.2.1", False), 10.0)
+        self.context.head = self.head
+        self.context.request_id = b"5f0e"
         self.trailers: HeaderPairs | None = []
-        self.head: dict[bytes, bytes] = {}
-        for name, value in self.raw_headers:
-            self.head.setdefault(name.lower(), value)
         self.body = body
         self.body_complete = body_complete
         self.body_received = len(body)
-        self.body_length = len(body) if body_length is None and body_complete else body_length
-        self.request_id = b"5f0e"
-        self.principal: Any = None
-        self.revoked = False
-        self.note: Any = None
         self.work: Any = None
-        self.started = 10.0
-        self.first_byte: float | None = None
-        self.status = 0
-        self.protocols: frozenset[bytes] = frozenset()
-        self.error_code = ""
-        self.sentLength = 0
         self.finished = False
 
         self.answered: GatewayError | None = None
@@ -88,6 +71,10 @@ class FakeRequest:
         self.events: list[Any] = []
         self.collecting: tuple[int, Callable[[bytes], None]] | None = None
         self.sink: Callable[[bytes, bool], None] | None = None
+
+    @property
+    def body_length(self) -> int | None:
+        return self.head.length
 
     # what a resource asks
 
@@ -108,7 +95,7 @@ class FakeRequest:
         return self.body
 
     def awaits_continue(self) -> bool:
-        return b"expect" in self.head
+        return b"expect" in self.head.first
 
     def informational(self, status: int, reason: bytes, headers: HeaderPairs) -> None:
         self.events.append(("informational", status))

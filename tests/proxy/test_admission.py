@@ -74,7 +74,7 @@ def admit(
     method: bytes = b"POST",
     path: bytes = b"/v1/completions",
 ) -> Admitted:
-    return asked.admit(asked.enter(principal, method, path), headers, body)
+    return asked.admit(asked.authorize(principal, method, path), headers, body)
 
 
 def form(model: bytes) -> bytes:
@@ -110,27 +110,27 @@ def test_the_master_key_is_known_and_others_are_refused() -> None:
 )
 def test_a_privileged_route_is_for_administrators(path: bytes) -> None:
     asked = admission()
-    asked.enter(MASTER, b"POST", path)
-    asked.enter(ANONYMOUS, b"POST", path)
+    asked.authorize(MASTER, b"POST", path)
+    asked.authorize(ANONYMOUS, b"POST", path)
     with pytest.raises(RouteNotAllowed):
-        asked.enter(TENANT, b"POST", path)
+        asked.authorize(TENANT, b"POST", path)
 
 
 def test_the_operator_may_open_a_route_to_every_key() -> None:
     asked = admission(tenant_routes=TenantRoutes(allow=("/sleep",)))
-    assert asked.enter(TENANT, b"POST", b"/sleep").route.path == "/sleep"
+    assert asked.authorize(TENANT, b"POST", b"/sleep").route.path == "/sleep"
 
 
 def test_an_alias_is_judged_as_the_path_that_the_server_sees() -> None:
-    entry = admission().enter(TENANT, b"POST", b"/chat/completions?a=%2F")
-    assert entry.target.forwarded == b"/v1/chat/completions?a=%2F"
+    authorization = admission().authorize(TENANT, b"POST", b"/chat/completions?a=%2F")
+    assert authorization.forwarded == b"/v1/chat/completions?a=%2F"
     with pytest.raises(RouteNotAllowed):
-        admission(path_aliases=False).enter(TENANT, b"POST", b"/chat/completions")
+        admission(path_aliases=False).authorize(TENANT, b"POST", b"/chat/completions")
 
 
 def test_nobody_climbs_out() -> None:
     with pytest.raises(InvalidRequest):
-        admission().enter(MASTER, b"GET", b"/../key/list")
+        admission().authorize(MASTER, b"GET", b"/../key/list")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_nobody_climbs_out() -> None:
 def test_the_body_is_awaited_only_where_the_model_decides_something(
     models: Any, principal: Principal, method: bytes, path: bytes, needed: bool
 ) -> None:
-    assert admission(models).enter(principal, method, path).needs_body is needed
+    assert admission(models).authorize(principal, method, path).needs_body is needed
 
 
 # where to
@@ -171,12 +171,12 @@ def test_a_form_goes_to_the_server_of_its_model_under_the_name_that_it_has_there
     assert (found.server, found.model, found.body) == (ONE, "public", form(b"private"))
 
 
-def test_a_model_that_no_entry_names_goes_to_the_default_server() -> None:
+def test_a_model_that_no_authorization_names_goes_to_the_default_server() -> None:
     found = admit(admission(MODELS), b'{"model": "other"}')
     assert (found.server, found.model, found.body) == (DEFAULT, "other", b'{"model": "other"}')
 
 
-def test_a_model_that_no_entry_names_is_not_found_without_a_default_server() -> None:
+def test_a_model_that_no_authorization_names_is_not_found_without_a_default_server() -> None:
     with pytest.raises(ModelNotFound, match="'other'"):
         admit(admission(MODELS, None), b'{"model": "other"}')
 
@@ -249,9 +249,9 @@ def test_a_browsers_preflight_needs_no_key_and_opens_no_privileged_route() -> No
     asked = admission()
     preflight = {b"origin": b"https://app.example", b"access-control-request-method": b"POST"}
     principal = asked.identify(preflight, 0, b"OPTIONS")
-    assert asked.enter(principal, b"OPTIONS", b"/v1/chat/completions").route.path == "/v1/chat/completions"
+    assert asked.authorize(principal, b"OPTIONS", b"/v1/chat/completions").route.path == "/v1/chat/completions"
     with pytest.raises(RouteNotAllowed):
-        asked.enter(principal, b"OPTIONS", b"/sleep")
+        asked.authorize(principal, b"OPTIONS", b"/sleep")
 
 
 def test_only_a_preflight_goes_without_a_key() -> None:
@@ -297,7 +297,7 @@ def test_a_key_with_names_of_its_own_passes_other_bodies_as_they_are() -> None:
 
 @pytest.mark.parametrize(("level", "who"), [("models", "key"), ("user_models", "user"), ("team_models", "team")])
 def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who: str) -> None:
-    levels = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
+    levels: Any = {"models": ("p*",), "user_models": ("*",), "team_models": ("public", "small")}
     assert admit(admission(), b'{"model": "public"}', Principal(kind="key", name="k", **levels)).model == "public"
     refusing = Principal(kind="key", name="k", **{**levels, level: ("other",)})
     with pytest.raises(ModelNotAllowed, match=f"the {who}'s models") as refused:
@@ -307,7 +307,8 @@ def test_each_level_is_checked_and_the_refusal_says_which_it_was(level: str, who
 
 @pytest.mark.parametrize("level", ["user_models", "team_models"])
 def test_a_body_whose_model_is_not_certain_is_refused_where_a_user_or_a_team_is_limited(level: str) -> None:
-    limited = Principal(kind="key", name="k", **{level: ("public",)})
+    models: Any = {level: ("public",)}
+    limited = Principal(kind="key", name="k", **models)
     for headers, body in UNDETERMINED:
         with pytest.raises(ModelUndetermined):
             admit(admission(), body, limited, headers)
@@ -321,17 +322,17 @@ UNCLEAR = ModelUndetermined("unclear")
 @pytest.mark.parametrize("name", ["public", "same", "other", "small-one", None])
 def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principal, name: str | None) -> None:
     decides = admission(MODELS)
-    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
     field = (
         b"" if name is None else b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % name.encode()
     )
     try:
-        held = decides.admit(entry, FORM, field + b"--b--\r\n")
+        held = decides.admit(authorization, FORM, field + b"--b--\r\n")
     except (ModelNotAllowed, ModelUndetermined) as refusal:
         with pytest.raises(type(refusal)):
-            decides.admit_form(entry, name, None)
+            decides.admit_form(authorization, name, None)
         return
-    found = decides.admit_form(entry, name, None)
+    found = decides.admit_form(authorization, name, None)
     assert (found.server, found.path, found.model, found.body) == (held.server, held.path, held.model, None)
     assert held.body is not None
     assert (found.renamed or name or "").encode() in held.body
@@ -341,8 +342,8 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
 @pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT])
 def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Principal) -> None:
     decides = admission(MODELS)
-    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
-    assert decides.admit_form(entry, None, UNCLEAR).server is DEFAULT
+    authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
+    assert decides.admit_form(authorization, None, UNCLEAR).server is DEFAULT
 
 
 @pytest.mark.parametrize("principal", [RESTRICTED, SALTED])
@@ -350,6 +351,6 @@ def test_an_unclear_form_that_streams_is_refused_where_its_model_or_its_cache_is
     principal: Principal,
 ) -> None:
     decides = admission(MODELS)
-    entry = decides.enter(principal, b"POST", b"/v1/audio/transcriptions")
+    authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
     with pytest.raises(ModelUndetermined, match="unclear"):
-        decides.admit_form(entry, None, UNCLEAR)
+        decides.admit_form(authorization, None, UNCLEAR)

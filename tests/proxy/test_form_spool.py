@@ -1,4 +1,4 @@
-"""Bytes that wait in memory, and from some size on in a file that a thread writes."""
+"""Forms are buffered in memory, and above some size in a file that a thread writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from twisted_vllm.errors import BodyTooLarge
-from twisted_vllm.proxy.form_spool import IN_MEMORY, Spool
+from twisted_vllm.proxy.form_spool import IN_MEMORY, FormSpool
 
 LIMIT = 100 * IN_MEMORY
 
@@ -47,7 +47,7 @@ def unnamed_files() -> int:
     return found
 
 
-def contents(spool: Spool, threads: Threads) -> bytes:
+def contents(spool: FormSpool, threads: Threads) -> bytes:
     found = b""
     while True:
         pieces: list[bytes] = []
@@ -60,7 +60,7 @@ def contents(spool: Spool, threads: Threads) -> bytes:
 
 def test_a_little_stays_in_memory() -> None:
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     assert spool.write(b"a" * 1_000) is None
     assert spool.write(b"b" * 1_000) is None
     assert not threads.waiting
@@ -69,7 +69,7 @@ def test_a_little_stays_in_memory() -> None:
 
 def test_whoever_writes_is_told_to_wait_while_the_file_is_written() -> None:
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     done = spool.write(bytes(IN_MEMORY))
     assert done is not None
     assert spool.busy
@@ -83,7 +83,7 @@ def test_whoever_writes_is_told_to_wait_while_the_file_is_written() -> None:
 
 def test_what_came_meanwhile_is_written_before_more_may_come() -> None:
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     done = spool.write(b"a" * IN_MEMORY)
     spool.write(b"b" * IN_MEMORY)
     assert done is not None
@@ -100,7 +100,7 @@ def test_what_came_meanwhile_is_written_before_more_may_come() -> None:
 @given(st.lists(st.tuples(st.integers(0, IN_MEMORY), st.booleans()), max_size=8))
 def test_what_was_written_comes_back_in_order(pieces: list[tuple[int, bool]]) -> None:
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     written = b""
     for number, (size, runs) in enumerate(pieces):
         data = bytes([number]) * size
@@ -115,7 +115,7 @@ def test_what_was_written_comes_back_in_order(pieces: list[tuple[int, bool]]) ->
 
 
 def test_more_than_it_takes_is_refused() -> None:
-    spool = Spool(Threads(), 10)
+    spool = FormSpool(Threads(), 10)
     spool.write(bytes(10))
     with pytest.raises(BodyTooLarge):
         spool.write(b"a")
@@ -125,7 +125,7 @@ def test_more_than_it_takes_is_refused() -> None:
 def test_the_file_is_gone_when_it_is_closed(when: str) -> None:
     before = unnamed_files()
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     spool.write(bytes(IN_MEMORY))
     if when != "while it is written":
         threads.run()
@@ -140,7 +140,7 @@ def test_the_file_is_gone_when_it_is_closed(when: str) -> None:
 def test_the_file_is_gone_with_the_spool_where_nobody_closed_it() -> None:
     before = unnamed_files()
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     spool.write(bytes(IN_MEMORY))
     threads.run()
     assert unnamed_files() == before + 1
@@ -152,7 +152,7 @@ def test_the_file_is_gone_with_the_spool_where_nobody_closed_it() -> None:
 def test_a_file_that_cannot_be_written_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     threads = Threads()
-    spool = Spool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT)
     done = spool.write(bytes(IN_MEMORY))
     assert done is not None
     failures: list[Any] = []

@@ -1,4 +1,4 @@
-"""Large forms whose model decides, from their first piece to the last."""
+"""Large forms, from their first piece to the last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.bodies.test_multipart import END, FILE, MODEL, TYPE
 from tests.proxy.gateway_fakes import FakeRequest
 from tests.proxy.test_form_spool import Threads
 from twisted_vllm.errors import ModelUndetermined
-from twisted_vllm.proxy.form_body import HELD_WHOLE, FormBody, streams
+from twisted_vllm.proxy.form_body import MAX_BUFFERED, FormBody, streams
 from twisted_vllm.proxy.form_spool import IN_MEMORY
 
 FORM = [(b"Content-Type", TYPE)]
@@ -25,7 +25,7 @@ LONG = field(b"file", b"RIFF" + bytes(3 * IN_MEMORY), b'; filename="a.wav"')
 
 
 class Server:
-    """What takes the form, perhaps slowly."""
+    """Takes the form, perhaps slowly."""
 
     def __init__(self, body: FormBody) -> None:
         self.received = b""
@@ -41,16 +41,17 @@ class Server:
 
 
 class Held:
-    """A form that a request brings, and what is decided about it."""
+    """A request with a form, and the forms whose model became known."""
 
     def __init__(
         self, length: int | None, headers: Any = FORM, limit: int = LIMIT, decide: Callable[[Any], None] | None = None
     ) -> None:
-        self.request: Any = FakeRequest(headers=headers, body_complete=False, body_length=length)
+        request: Any = FakeRequest(headers=headers, body_complete=False, body_length=length)
+        self.request = request
         self.threads = Threads()
         self.known: list[FormBody] = []
         self.form = FormBody(
-            self.request, frozenset(), in_thread=self.threads, limit=limit, on_model=decide or self.known.append
+            request, frozenset(), in_thread=self.threads, limit=limit, on_model=decide or self.known.append
         )
         self.form.hold_for_model()
 
@@ -63,11 +64,13 @@ class Held:
         self.request.sink(data, last)
 
 
-@pytest.mark.parametrize(("length", "does"), [(None, True), (HELD_WHOLE + 1, True), (HELD_WHOLE, False), (0, False)])
+@pytest.mark.parametrize(
+    ("length", "does"), [(None, True), (MAX_BUFFERED + 1, True), (MAX_BUFFERED, False), (0, False)]
+)
 def test_a_form_streams_unless_it_is_known_to_be_small(length: int | None, does: bool) -> None:
     request: Any = FakeRequest(headers=FORM, body_complete=False, body_length=length)
     assert streams(request) is does
-    request.head[b"content-type"] = b"application/json"
+    request.head.first[b"content-type"] = b"application/json"
     assert not streams(request)
 
 

@@ -1,3 +1,5 @@
+"""What vLLM is told of the client, and whom the log takes for it."""
+
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
@@ -6,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.proxy.forwarded import client_address, client_headers
+from twisted_vllm.proxy.forwarded import Network, client_address, client_headers
 
-TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
+TRUSTED: tuple[Network, ...] = (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))
 SPOOFED = {
     b"x-forwarded-for": b"1.1.1.1",
     b"x-forwarded-proto": b"https",
@@ -16,12 +18,18 @@ SPOOFED = {
 }
 
 
-def _headers(peer, headers=None, trusted=TRUSTED, secure=False, host=b"gw.example"):
+def _headers(
+    peer: str,
+    headers: dict[bytes, bytes] | None = None,
+    trusted: tuple[Network, ...] = TRUSTED,
+    secure: bool = False,
+    host: bytes | None = b"gw.example",
+) -> dict[bytes, bytes]:
     return dict(client_headers(peer, secure, host, headers or {}, trusted))
 
 
 @pytest.mark.parametrize("trusted", [(), TRUSTED])
-def test_what_an_untrusted_peer_says_about_itself_is_written_anew(trusted):
+def test_what_an_untrusted_peer_says_about_itself_is_written_anew(trusted: tuple[Network, ...]) -> None:
     assert _headers("203.0.113.9", SPOOFED, trusted) == {
         b"X-Forwarded-For": b"203.0.113.9",
         b"X-Forwarded-Proto": b"http",
@@ -29,7 +37,7 @@ def test_what_an_untrusted_peer_says_about_itself_is_written_anew(trusted):
     }
 
 
-def test_a_trusted_peers_chain_is_kept_and_continued():
+def test_a_trusted_peers_chain_is_kept_and_continued() -> None:
     assert _headers("10.1.2.3", SPOOFED) == {
         b"X-Forwarded-For": b"1.1.1.1, 10.1.2.3",
         b"X-Forwarded-Proto": b"https",
@@ -37,7 +45,7 @@ def test_a_trusted_peers_chain_is_kept_and_continued():
     }
 
 
-def test_what_a_trusted_peer_leaves_out_is_filled_in():
+def test_what_a_trusted_peer_leaves_out_is_filled_in() -> None:
     assert _headers("10.1.2.3", secure=True) == {
         b"X-Forwarded-For": b"10.1.2.3",
         b"X-Forwarded-Proto": b"https",
@@ -45,11 +53,11 @@ def test_what_a_trusted_peer_leaves_out_is_filled_in():
     }
 
 
-def test_a_request_without_host_gets_no_forwarded_host():
+def test_a_request_without_host_gets_no_forwarded_host() -> None:
     assert b"X-Forwarded-Host" not in _headers("192.0.2.1", host=None)
 
 
-def test_a_unix_socket_peer_is_unknown():
+def test_a_unix_socket_peer_is_unknown() -> None:
     assert _headers("", SPOOFED)[b"X-Forwarded-For"] == b"unknown"
     assert client_address("", SPOOFED, TRUSTED) == "unknown"
     assert client_address("", SPOOFED, ()) == "unknown"
@@ -75,11 +83,11 @@ def test_a_unix_socket_peer_is_unknown():
         ("::ffff:203.0.113.9", b"1.1.1.1", "::ffff:203.0.113.9"),
     ],
 )
-def test_the_client_is_the_rightmost_address_that_is_not_a_proxy(peer, chain, expected):
+def test_the_client_is_the_rightmost_address_that_is_not_a_proxy(peer: str, chain: bytes, expected: str) -> None:
     assert client_address(peer, {b"x-forwarded-for": chain}, TRUSTED) == expected
 
 
-def test_without_trusted_proxies_the_peer_is_the_client():
+def test_without_trusted_proxies_the_peer_is_the_client() -> None:
     assert client_address("10.0.0.1", SPOOFED, ()) == "10.0.0.1"
 
 
@@ -87,6 +95,6 @@ _ADDRESSES = st.ip_addresses(v=4).map(str)
 
 
 @given(st.lists(_ADDRESSES, max_size=5), _ADDRESSES.filter(lambda each: not each.startswith("10.")))
-def test_nothing_a_client_writes_hides_its_address_behind_a_trusted_proxy(claimed, client):
+def test_nothing_a_client_writes_hides_its_address_behind_a_trusted_proxy(claimed: list[str], client: str) -> None:
     chain = ", ".join([*claimed, client]).encode()
     assert client_address("10.9.9.9", {b"x-forwarded-for": chain}, TRUSTED) == str(ip_address(client))

@@ -78,7 +78,7 @@ def test_a_small_response_leaves_in_one_piece(relayed: Relayed) -> None:
     relayed.respond(early=b"whole", complete=True)
     assert relayed.request.written == [(b"whole", True)]
     assert ("producer", True) not in relayed.request.events
-    assert relayed.relay.outcome == "completed"
+    assert relayed.request.context.outcome == "completed"
 
 
 @pytest.mark.parametrize("options", [{"code": 204}, {"code": 304}, {"headers": [(b"Content-Length", b"0")]}])
@@ -98,7 +98,7 @@ def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: 
     response.received(b"three")
     response.ended(DONE)
     assert relayed.request.written == [(b"one", False), (b"two", False), (b"three", True)]
-    assert relayed.relay.outcome == "completed"
+    assert relayed.request.context.outcome == "completed"
 
 
 def test_trailers_follow_the_last_piece_less_those_that_frame_or_authenticate(relayed: Relayed) -> None:
@@ -119,33 +119,36 @@ def test_a_response_that_breaks_off_is_cut_and_says_why_in_the_log(relayed: Rela
     response = relayed.respond(early=b"one")
     response.ended(Failure(ResponseFailed([Failure(UpstreamTimeout("too slow"))])))
     assert relayed.request.events[-1] == "abort"
-    assert (relayed.relay.outcome, relayed.request.error_code) == ("upstream_failed", "upstream_timeout")
+    assert (relayed.request.context.outcome, relayed.request.context.error_code) == (
+        "upstream_failed",
+        "upstream_timeout",
+    )
     assert relayed.request.written == [(b"one", False)]
 
 
 def test_a_break_of_another_kind_counts_as_a_broken_answer(relayed: Relayed) -> None:
     response = relayed.respond()
     response.ended(Failure(ResponseFailed([Failure(ValueError())])))
-    assert relayed.request.error_code == "upstream_protocol_error"
+    assert relayed.request.context.error_code == "upstream_protocol_error"
 
 
 def test_a_server_that_cannot_be_asked_is_answered_for(relayed: Relayed) -> None:
     relayed.pending.errback(UpstreamUnreachable("not there"))
     assert relayed.request.answered.code == "upstream_unreachable"
-    assert relayed.relay.outcome == "upstream_failed"
+    assert relayed.request.context.outcome == "upstream_failed"
 
 
 def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
     relayed.pending.errback(ZeroDivisionError())
     [failure] = relayed.request.failures
     assert failure.check(ZeroDivisionError)
-    assert relayed.relay.outcome == "failed"
+    assert relayed.request.context.outcome == "failed"
 
 
 def test_a_client_that_leaves_before_the_head_gives_up_the_request(relayed: Relayed) -> None:
     relayed.relay.cancel()
     assert relayed.given_up == 1
-    assert relayed.relay.outcome == "client_disconnected"
+    assert relayed.request.context.outcome == "client_disconnected"
     assert relayed.request.events == []
     assert relayed.request.answered is None
 
@@ -158,13 +161,13 @@ def test_a_client_that_leaves_during_the_body_gives_up_the_response(relayed: Rel
     assert relayed.given_up == 1
     assert relayed.request.written == [(b"one", False)]
     assert "abort" not in relayed.request.events
-    assert relayed.relay.outcome == "client_disconnected"
+    assert relayed.request.context.outcome == "client_disconnected"
 
 
 def test_a_client_that_leaves_after_the_end_changes_nothing(relayed: Relayed) -> None:
     relayed.respond(early=b"whole", complete=True)
     relayed.relay.cancel()
-    assert relayed.relay.outcome == "completed"
+    assert relayed.request.context.outcome == "completed"
     assert relayed.given_up == 0
 
 

@@ -13,10 +13,11 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
-from tests.proxy.gateway_fakes import FakeAgent, FakeAuthenticator, FakePeer, FakeRequest, SentRequest, server
+from tests.proxy.gateway_fakes import FakeAgent, FakeAuthenticator, FakeRequest, SentRequest, server
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeouts
+from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.server.request import IStreamingResource
@@ -84,18 +85,19 @@ def test_method_path_and_query_go_below_the_server_s_base() -> None:
     assert mounted.sent.url == b"http://gpu-1:8000/base/v1/chat/completions?a=%2F&a=+"
     assert not mounted.sent.body
     assert mounted.sent.options["informational"] == request.informational
-    assert mounted.sent.options["protocols"] == request.protocols
+    assert mounted.sent.options["protocols"] == request.head.protocols
     assert mounted.sent.options["total_timeout"] == SERVER.timeouts.total
     assert not {b"Content-Length", b"Transfer-Encoding"} & mounted.headers.keys()
     assert isinstance(request.work, Relay)
-    assert request.note.relay is request.work
+    assert request.context.sent
+    assert request.context.server is SERVER
 
 
 def test_the_credential_is_judged_at_the_present_time() -> None:
     mounted = Mounted()
     request = mounted.render(headers=[(b"X-Api-Key", b"k")])
     assert mounted.authenticator.asked == [({b"x-api-key": b"k"}, 1234.5)]
-    assert request.principal is ANONYMOUS
+    assert request.context.principal is ANONYMOUS
 
 
 def test_a_refused_request_is_answered_and_not_forwarded() -> None:
@@ -116,7 +118,7 @@ def test_nothing_new_begins_while_the_gateway_drains() -> None:
 def test_a_small_body_in_hand_is_looked_into_for_the_log() -> None:
     mounted = Mounted()
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
-    assert request.note.model == "m"
+    assert request.context.model == "m"
     assert mounted.sent.body == b'{"model": "m"}'
     assert mounted.headers[b"Content-Length"] == b"14"
 
@@ -124,7 +126,7 @@ def test_a_small_body_in_hand_is_looked_into_for_the_log() -> None:
 def test_a_large_body_that_nothing_depends_on_is_not_looked_into() -> None:
     mounted = Mounted(limits=Limits(max_held_body_bytes=10))
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}' + b" " * PEEK_LIMIT)
-    assert request.note.model == ""
+    assert request.context.model == ""
     assert isinstance(mounted.sent.body, RequestBody)
 
 
@@ -209,8 +211,8 @@ def test_a_client_that_waits_for_100_continue_waits_for_the_server_only_where_it
 
 def test_the_server_is_told_who_the_client_is() -> None:
     mounted = Mounted()
-    request: Any = FakeRequest(headers=[(b"Host", b"gw"), (b"X-Forwarded-For", b"6.6.6.6")])
-    request.channel.peer = FakePeer("192.0.2.7", secure=True)
+    peer = Peer("192.0.2.7", True)
+    request: Any = FakeRequest(headers=[(b"Host", b"gw"), (b"X-Forwarded-For", b"6.6.6.6")], peer=peer)
     mounted.resource.render(request)
     assert mounted.headers[b"X-Forwarded-For"] == b"192.0.2.7"
     assert mounted.headers[b"X-Forwarded-Proto"] == b"https"

@@ -64,7 +64,7 @@ def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
     ],
 )
 def test_the_server_is_asked_for_what_the_client_asks_for_less_its_key(sent: HeaderPairs, asked: HeaderPairs) -> None:
-    assert upgrade_headers(request(*sent)) == [(b"Connection", b"Upgrade"), *asked]
+    assert upgrade_headers(request(*sent).head) == [(b"Connection", b"Upgrade"), *asked]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_101_joins_the_two_and_the_outcome_is_the_tunnel_s() -> None:
     assert asking.events == []
     ended("completed")
     relay.cancel()
-    assert (relay.outcome, tunnel.cuts) == ("completed", 0)
+    assert (relay.context.outcome, tunnel.cuts) == ("completed", 0)
 
 
 def test_a_101_that_comes_during_the_drain_is_answered_for() -> None:
@@ -111,7 +111,7 @@ def test_a_request_that_fails_cuts_its_tunnel_once() -> None:
     relay = relayed(switched(tunnel), request())
     relay.cancel()
     relay.cancel()
-    assert (relay.outcome, tunnel.cuts) == ("failed", 1)
+    assert (relay.context.outcome, tunnel.cuts) == ("failed", 1)
 
 
 def test_a_client_that_goes_before_the_101_gives_the_request_up() -> None:
@@ -119,7 +119,7 @@ def test_a_client_that_goes_before_the_101_gives_the_request_up() -> None:
     relay = UpgradeRelay(request())
     relay.await_response(Deferred(cancelled.append))
     relay.cancel()
-    assert (relay.outcome, len(cancelled)) == ("client_disconnected", 1)
+    assert (relay.context.outcome, len(cancelled)) == ("client_disconnected", 1)
 
 
 def test_the_server_may_switch_to_what_the_client_asked_for() -> None:

@@ -92,7 +92,7 @@ class LimiterContract:
         assert (await self.refused(driver, who)).retry_after == 60
 
     @pytest_twisted.ensureDeferred
-    async def test_no_more_requests_than_allowed_are_in_work(self, driver: Driver) -> None:
+    async def test_no_more_requests_than_allowed_are_in_flight(self, driver: Driver) -> None:
         who = key(parallel=2)
         first = await self.admit(driver, who)
         await self.admit(driver, who)

@@ -17,7 +17,7 @@ from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.ratelimit.windows import GRAIN
+from twisted_vllm.ratelimit.windows import BUCKET_SECONDS
 
 KEYS = [("key", "k1"), ("team", "t1")]
 DURATION = "1h"
@@ -81,8 +81,8 @@ class Limits(RuleBasedStateMachine):
         """The limits of a scope that a request would break, by the list of all events."""
         allowance, found = self.allowances[scope], set()
         tokens, cost = max(tokens, 1), max(cost, 1)
-        in_work = sum(scope in request.scopes for request in self.running)
-        if allowance.parallel is not None and in_work + 1 > allowance.parallel:
+        in_flight = sum(scope in request.scopes for request in self.running)
+        if allowance.parallel is not None and in_flight + 1 > allowance.parallel:
             found.add("parallel")
         for name, limit, amount in (
             ("rpm", allowance.rpm, 1),
@@ -108,7 +108,7 @@ class Limits(RuleBasedStateMachine):
     def a_request_comes(self, scopes: list[tuple[str, str]], model: str, tokens: int, cost: int) -> None:
         limited = [Limited(*scope, self.allowances[scope]) for scope in scopes]
         full = {scope: self.full(scope, model, tokens, cost, 60.0) for scope in scopes}
-        surely_full = {scope: self.full(scope, model, tokens, cost, 60.0 + GRAIN) for scope in scopes}
+        surely_full = {scope: self.full(scope, model, tokens, cost, 60.0 + BUCKET_SECONDS) for scope in scopes}
         try:
             reservation = self.limiter.admit(limited, model, tokens, cost, self.now)
         except (RateLimitExceeded, BudgetExceeded) as error:
@@ -215,7 +215,7 @@ class Limits(RuleBasedStateMachine):
     def teardown(self) -> None:
         for request in list(self.running):
             self.end(request, request.tokens // 2, request.cost // 2)
-        self.now += 60.0 + GRAIN
+        self.now += 60.0 + BUCKET_SECONDS
         # All is free again: each limit lets exactly one through that allows one.
         for scope in KEYS:
             spent = self.saved[scope, self.period] + self.unsaved[scope, self.period]

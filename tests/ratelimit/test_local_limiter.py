@@ -68,7 +68,7 @@ def test_those_who_are_idle_are_forgotten_whatever_their_number() -> None:
     assert len(limiter) == 1
 
 
-def test_who_has_a_request_in_work_is_not_forgotten() -> None:
+def test_who_has_a_request_in_flight_is_not_forgotten() -> None:
     limiter = LocalLimiter()
     long = limiter.admit((key("slow", parallel=1),), "", 0, 0, NOON)
     for minute in range(10):

@@ -16,8 +16,8 @@ from twisted.internet.defer import DeferredList
 from twisted.internet.stdio import StandardIO
 from twisted.protocols.basic import LineOnlyReceiver
 
-from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.redis.limiter import RedisLimiter

@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.free_ports import free_port
-from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.urls import RedisServer
 
 START_SECONDS = 15
 

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.health import Readiness
+from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.secret import Secret

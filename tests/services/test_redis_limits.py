@@ -19,8 +19,8 @@ from tests.free_ports import free_port
 from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
 from tests.self_signed import self_signed_pem
 from tests.services.private_redis import PrivateRedis
-from twisted_vllm.config.redis import RedisServer
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.errors import BudgetExceeded, LimitsUnavailable, RateLimitExceeded
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
@@ -72,12 +72,15 @@ class Stranger(Factory):
         self.received = b""
 
     def buildProtocol(self, addr: Any) -> Protocol:
-        protocol = Protocol()
-        protocol.dataReceived = self._received
-        return protocol
+        return StrangersConnection(self)
 
-    def _received(self, data: bytes) -> None:
-        self.received += data
+
+class StrangersConnection(Protocol):
+    def __init__(self, stranger: Stranger) -> None:
+        self._stranger = stranger
+
+    def dataReceived(self, data: bytes) -> None:
+        self._stranger.received += data
 
 
 @pytest.fixture
@@ -86,8 +89,8 @@ def make_limiter(reactor: Any, redis: PrivateRedis) -> Iterator[MakeLimiter]:
     made: list[RedisLimiter] = []
 
     async def make(server: RedisServer | None = None, *, wait: bool = True, **options: Any) -> RedisLimiter:
-        options = {"timeout": 5.0, "on_loss": "refuse", "local": LocalLimiter()} | options
-        limiter = RedisLimiter(reactor, server or redis.server, **options)
+        defaults: dict[str, Any] = {"timeout": 5.0, "on_loss": "refuse", "local": LocalLimiter()}
+        limiter = RedisLimiter(reactor, server or redis.server, **(defaults | options))
         made.append(limiter)
         limiter.start()
         if wait:
@@ -150,20 +153,42 @@ async def test_every_key_expires_and_has_the_gateway_s_name(make_limiter: MakeLi
         assert int(redis.command("PTTL", name).removeprefix(b":")) > 0
     limiter.settle(held, 5, 5, NOON)
     await admitted(limiter, key("flush"))
-    assert "vllm-passthrough:work:key:2:k1" not in redis.names()
+    assert "vllm-passthrough:parallel:key:2:k1" not in redis.names()
+
+
+async def end_lease(reactor: Any, limiter: RedisLimiter, redis: PrivateRedis) -> None:
+    """Bring the end of a lease forward, long before the process would renew it."""
+    held = [name for name in redis.names() if limiter.process in name]
+    assert len(held) == 2, "the lease, and the numbers of what was admitted"
+    for name in held:
+        assert redis.command("PEXPIRE", name, "1") == b":1"
+    await until(reactor, lambda: not any(limiter.process in name for name in redis.names()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lease_is_short_and_renewed_while_its_process_runs(
+    reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
+) -> None:
+    limiter = await make_limiter(lease=0.6)
+    await admitted(limiter, key(parallel=1))
+    process = limiter.process
+    await deferLater(reactor, 1.0, lambda: None)
+    assert limiter.process == process, "it was renewed"
+    [lease] = [name for name in redis.names() if name.endswith(f"process:{process}")]
+    assert 0 < int(redis.command("PTTL", lease).removeprefix(b":")) <= 600
+    await refused(limiter, key(parallel=1))
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_process_that_is_gone_gives_back_what_it_held(
     reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
 ) -> None:
-    gone, here = await make_limiter(lease=0.4), await make_limiter()
+    gone, here = await make_limiter(), await make_limiter()
     await admitted(gone, key(parallel=1, max_budget=10), cost=10)
     await refused(here, key(parallel=1))
     await refused(here, key(max_budget=10))
-    # Its process is gone, and renews nothing any more.
-    gone._renewal.stop()
-    await until(reactor, lambda: not any(gone._process in name for name in redis.names()))
+    # It is gone, and renews nothing any more.
+    await end_lease(reactor, gone, redis)
     await admitted(here, key(parallel=1, max_budget=10), cost=10)
     await refused(here, key(parallel=1))
 
@@ -172,10 +197,9 @@ async def test_a_process_that_is_gone_gives_back_what_it_held(
 async def test_a_process_that_was_asleep_begins_again_and_gives_back_nothing_twice(
     reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
 ) -> None:
-    asleep, here = await make_limiter(lease=0.4, on_loss="local"), await make_limiter()
+    asleep, here = await make_limiter(on_loss="local"), await make_limiter()
     old = await admitted(asleep, key(parallel=1))
-    asleep._renewal.stop()
-    await until(reactor, lambda: not any(asleep._process in name for name in redis.names()))
+    await end_lease(reactor, asleep, redis)
     await admitted(here, key(parallel=1))
     with captured_logs() as events:
         await admitted(asleep, key("other"))
@@ -251,7 +275,7 @@ async def test_a_redis_that_hangs_is_waited_for_no_longer_than_allowed_and_leaks
     await until(reactor, lambda: limiter.is_ready)
     assert "it gave no answer for 0.25 seconds" in texts(events)[0]
     # Neither the admission that was asked for in vain nor the one that ended meanwhile holds anything.
-    await until(reactor, lambda: limiter._unsettled.is_empty)
+    await until(reactor, lambda: not limiter.unconfirmed)
     await admitted(limiter, key(parallel=1, max_budget=10), cost=10)
 
 
@@ -278,13 +302,15 @@ async def test_a_long_line_of_requests_is_no_sign_that_redis_is_away(make_limite
 
 
 @pytest_twisted.ensureDeferred
-async def test_scripts_that_redis_forgot_are_sent_again(make_limiter: MakeLimiter, redis: PrivateRedis) -> None:
+async def test_scripts_that_redis_forgot_are_sent_again(
+    reactor: Any, make_limiter: MakeLimiter, redis: PrivateRedis
+) -> None:
     limiter = await make_limiter()
     redis.command("SCRIPT", "FLUSH")
     held = await admitted(limiter, key(rpm=2, parallel=1))
     redis.command("SCRIPT", "FLUSH")
     limiter.settle(held, 0, 0, NOON)
-    await until(limiter._renewal.clock, lambda: limiter._unsettled.is_empty)
+    await until(reactor, lambda: not limiter.unconfirmed)
     await admitted(limiter, key(rpm=2, parallel=1))
 
 

@@ -10,7 +10,7 @@ import attrs
 from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
@@ -82,7 +82,7 @@ class Pending(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self.body += data
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.ended = reason
 
     def begin(self, response: IResponse) -> None:

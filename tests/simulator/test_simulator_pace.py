@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from tests.simulator.simulator_harness import Simulator, user
-from twisted_vllm.simulator.pace import PacedEvents
+from twisted_vllm.simulator.sender import PacedEvents
 from twisted_vllm.simulator.settings import SimulatorSettings
 
 CHAT = "/v1/chat/completions"

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.simulator.simulator_harness import Simulator, user
-from twisted_vllm.simulator.audio import duration, read_upload
-from twisted_vllm.simulator.pooling import similarity
-from twisted_vllm.simulator.refusals import Refusal
+from twisted_vllm.simulator.apis.audio import duration, read_upload
+from twisted_vllm.simulator.apis.pooling import similarity
+from twisted_vllm.simulator.messages import ApiError
 
 WHOLE_USAGE = {"completion_tokens": 0, "prompt_tokens_details": None, "completion_tokens_details": None}
 
@@ -186,6 +186,6 @@ def test_any_upload_is_read_or_refused(body: bytes, content_type: str) -> None:
     for candidate in (body, b"--XX\r\n" + body, form(body)[0]):
         try:
             upload = read_upload(candidate, content_type)
-        except Refusal:
+        except ApiError:
             continue
         assert upload.audio is None or isinstance(upload.audio, bytes)

@@ -111,7 +111,7 @@ async def test_without_the_key_there_is_no_session(talk: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_leaves_ends_its_work(reactor: Any, talk: Talk, service: SimulatorService) -> None:
-    engine = service._site.resource.engine
+    engine = service.engine
 
     def conversation(socket: ClientConnection) -> None:
         hear(socket)

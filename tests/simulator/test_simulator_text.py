@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.simulator.text import compose, count_tokens
+from twisted_vllm.simulator.engine import compose, count_tokens
 
 
 def test_the_text_says_that_it_is_simulated() -> None:

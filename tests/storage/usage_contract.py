@@ -30,8 +30,7 @@ from twisted_vllm.storage.usage.tables import (
     usage_totals,
 )
 from twisted_vllm.usage.interfaces import RowsRefused, Spent
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import payer_of, refer, target_of
+from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, refer, target_of
 
 DAY = 86_400
 SUMS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "audio_ms", "cost")

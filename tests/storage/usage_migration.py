@@ -15,8 +15,7 @@ from tests.storage.usage_contract import EVERYTHING, Ledger, check_sums, day_of,
 from tests.usage.spool_rows import make_row
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.newest import rows_of
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 _MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 

@@ -19,8 +19,7 @@ from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Asked, Plan, Una
 from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
 from twisted_vllm.storage.usage.queries.sums import SUMS, Cursor, Group, read_page
 from twisted_vllm.storage.usage.writes import write
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
 START = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 END = int(datetime(2026, 4, 1, tzinfo=UTC).timestamp()) * 1_000_000

@@ -196,8 +196,10 @@ def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
     lab = Lab(where)
     first = lab.ask(where)
     relay = Relay(FakeRequest())  # type: ignore[arg-type]  # all that it uses of a request
-    relay.await_response(lab.queues.request(b"POST", where.url + b"/1", left_queue=relay.left_queue))
-    before = relay.queued
+    context = relay.context
+    context.sent = True
+    relay.await_response(lab.queues.request(b"POST", where.url + b"/1", left_queue=context.left_queue))
+    before = context.queued
     lab.pass_time(2.5)
     if ending == "its turn":
         first.end()
@@ -205,8 +207,8 @@ def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
         relay.cancel()
     else:
         lab.pass_time(2)
-    assert (before, relay.queued) == (None, 4.5 if ending == "too late" else 2.5)
-    assert relay.went_on is (ending == "its turn")
+    assert (before, context.queued) == (None, 4.5 if ending == "too late" else 2.5)
+    assert context.sent is (ending == "its turn")
 
 
 def test_what_did_not_wait_has_no_time_in_the_queue() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 from zope.interface import implementer
 
 from twisted_vllm.usage.interfaces import DatabaseAway, IUsageStore, RowsRefused, Spent
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer
 from twisted_vllm.usage.spool.lines import encode_rows
 
 #: 25 November 2025, 12:00 UTC

@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.usage.spool_rows import encode_line, make_row, make_rows
-from twisted_vllm.usage.cleaning import MAX_NUMBER
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import payer_of, refer, target_of
+from twisted_vllm.usage.records import MAX_NUMBER, Payer, Target, UsageRow, payer_of, refer, target_of
 from twisted_vllm.usage.spool import lines as spool_lines
 from twisted_vllm.usage.spool.lines import NewerFormat, clean, decode_line, encode_rows, read_lines
 

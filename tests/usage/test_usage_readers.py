@@ -10,16 +10,20 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.usage.usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces, spellings
-from tests.usage_reading import reader_for
+from tests.usage_reading import reader_for, reading_of
+from twisted_vllm.api_routes import ROUTES, UsageFormat
 from twisted_vllm.usage.readers.document import MAX_WHOLE
-from twisted_vllm.usage.readers.interfaces import MAX_INFLATED
+from twisted_vllm.usage.readers.registry import MAX_INFLATED, MOST_READINGS, READERS
+from twisted_vllm.usage.readers.streams import ChunkStream
 from twisted_vllm.usage.records import Usage
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -27,14 +31,14 @@ JSON = b"application/json"
 SSE = b"text/event-stream; charset=utf-8"
 
 
-def read(route, parts, content_type=JSON, **headers):
+def read(route: str, parts: list[bytes], content_type: bytes = JSON, **headers: bytes) -> Usage | None:
     reader = reader_for(route, content_type, **headers)
     for part in parts:
         reader.feed(part)
     return reader.usage()
 
 
-def used(prompt, completion=0, total=None, **others):
+def used(prompt: int, completion: int = 0, total: int | None = None, **others: Any) -> Usage:
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -84,7 +88,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("name", "route", "usage"), RECORDED, ids=[name for name, _, _ in RECORDED])
-def test_what_vllm_answered_is_read_in_any_pieces(name, route, usage):
+def test_what_vllm_answered_is_read_in_any_pieces(name: str, route: str, usage: Usage) -> None:
     answer = (ANSWERS / name).read_bytes()
     content_type = SSE if name.endswith(".sse") else JSON
     assert read(route, [answer], content_type) == usage
@@ -94,12 +98,12 @@ def test_what_vllm_answered_is_read_in_any_pieces(name, route, usage):
 
 
 @pytest.mark.parametrize(("name", "route", "usage"), [("pooling", "/pooling", 1), ("embeddings", "/v1/embeddings", 10)])
-def test_embeddings_sent_as_bytes_name_their_usage_in_a_header(name, route, usage):
+def test_embeddings_sent_as_bytes_name_their_usage_in_a_header(name: str, route: str, usage: int) -> None:
     metadata = (ANSWERS / f"{name}.bytes.metadata").read_bytes()
     assert read(route, [b"\x0b\x08\x03?"], b"application/octet-stream", metadata=metadata) == used(usage)
 
 
-def test_embeddings_sent_as_bytes_only_are_estimated():
+def test_embeddings_sent_as_bytes_only_are_estimated() -> None:
     reader = reader_for("/v1/embeddings", b"application/octet-stream")
     reader.feed(b"\x0b\x08\x03?")
     assert reader.usage() is None
@@ -201,7 +205,7 @@ SHAPED = {
 
 
 @pytest.mark.parametrize(("route", "answer", "usage"), SHAPED.values(), ids=SHAPED.keys())
-def test_answers_of_every_shape_are_read_small_and_large(route, answer, usage):
+def test_answers_of_every_shape_are_read_small_and_large(route: str, answer: dict[str, Any], usage: Usage) -> None:
     small = json.dumps(answer).encode()
     large = json.dumps({"before": "x" * MAX_WHOLE, **answer, "after": [1.5] * MAX_WHOLE}).encode()
     for body in (small, large):
@@ -230,7 +234,7 @@ def test_answers_of_every_shape_are_read_small_and_large(route, answer, usage):
 @pytest.mark.parametrize(
     ("route", "prompt"), [("/v1/chat/completions", 11), ("/v1/audio/transcriptions", 0), ("/tokenize", 0)]
 )
-def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route, prompt, answer):
+def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route: str, prompt: int, answer: bytes) -> None:
     reader = reader_for(route, JSON)
     reader.feed(answer)
     assert reader.usage() in (None, Usage())
@@ -238,12 +242,12 @@ def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route, prompt, 
     assert reader.estimate(11) == used(prompt, estimated=True)
 
 
-def test_a_translation_names_no_usage():
+def test_a_translation_names_no_usage() -> None:
     """It does only in verbose JSON (TranslationResponse, speech_to_text/translation/protocol.py)."""
     assert read("/v1/audio/translations", [(ANSWERS / "translation.json").read_bytes()]) is None
 
 
-def test_figures_beyond_sense_count_as_none():
+def test_figures_beyond_sense_count_as_none() -> None:
     answer = b'{"usage":{"prompt_tokens":-5,"completion_tokens":1e300,"total_tokens":123456789012345678901234567890}}'
     assert read("/v1/completions", [answer]) == Usage()
 
@@ -260,18 +264,39 @@ def test_figures_beyond_sense_count_as_none():
         ("/v1/chat/completions", b""),
     ],
 )
-def test_what_uses_nothing_has_no_reader(route, content_type):
-    assert reader_for(route, content_type) is None
+def test_what_uses_nothing_has_no_reader(route: str, content_type: bytes) -> None:
+    assert reading_of(route, content_type) is None
 
 
-def test_a_reader_says_whether_it_reads_a_stream():
+def test_every_format_of_usage_has_its_readers() -> None:
+    assert set(READERS) == set(UsageFormat)
+    assert [usage for usage, readers in READERS.items() if readers is None] == [UsageFormat.NONE]
+
+
+def test_a_stream_whose_usage_can_be_asked_for_is_one_that_the_filter_understands() -> None:
+    asked = [row for row in ROUTES if row.stream_options]
+    assert len(asked) == 4
+    for row in asked:
+        assert isinstance(reader_for(row.path, SSE), ChunkStream)
+
+
+def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_many() -> None:
+    readers = READERS[UsageFormat.CHAT]
+    assert readers is not None
+    json_format = readers.reading(JSON)
+    for number in range(100):
+        assert readers.reading(b"application/json; n=%d" % number) is json_format
+        assert readers.reading.cache_info().currsize <= MOST_READINGS
+
+
+def test_a_reader_says_whether_it_reads_a_stream() -> None:
     assert reader_for("/v1/completions", SSE).stream
     assert reader_for("/v1/completions", SSE, content_encoding=b"gzip").stream
     assert not reader_for("/v1/completions", b"Application/JSON; charset=utf-8").stream
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
-def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress):
+def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress: Callable[[bytes], bytes]) -> None:
     for name, route, usage in RECORDED:
         packed = compress((ANSWERS / name).read_bytes())
         content_type = SSE if name.endswith(".sse") else JSON
@@ -282,7 +307,7 @@ def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress):
 
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, gzip", b"compress"])
 @pytest.mark.parametrize(("content_type", "stream"), [(JSON, False), (SSE, True)])
-def test_an_answer_in_another_coding_is_estimated(content_type, stream, coding):
+def test_an_answer_in_another_coding_is_estimated(content_type: bytes, stream: bool, coding: bytes) -> None:
     reader = reader_for("/v1/completions", content_type, content_encoding=coding)
     reader.feed(b"\x1b\x0f")
     assert reader.stream is stream
@@ -290,7 +315,7 @@ def test_an_answer_in_another_coding_is_estimated(content_type, stream, coding):
     assert reader.estimate(11) == used(11, estimated=True)
 
 
-def test_what_does_not_decompress_or_to_far_too_much_names_no_usage():
+def test_what_does_not_decompress_or_to_far_too_much_names_no_usage() -> None:
     answer = (ANSWERS / "chat.json").read_bytes()
     assert read("/v1/chat/completions", [answer], content_encoding=b"gzip") is None
     bomb = gzip.compress(b" " * (MAX_INFLATED + 1) + answer)
@@ -299,7 +324,9 @@ def test_what_does_not_decompress_or_to_far_too_much_names_no_usage():
 
 @PATIENT
 @given(st.dictionaries(TEXTS, NESTED, max_size=4), COUNTS, COUNTS, st.booleans(), st.data())
-def test_no_text_of_a_user_changes_what_an_answer_counts(theirs, prompt, completion, large, data):
+def test_no_text_of_a_user_changes_what_an_answer_counts(
+    theirs: dict[str, Any], prompt: int, completion: int, large: bool, data: st.DataObject
+) -> None:
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     answer = {"metadata": theirs, "tools": [theirs], "usage": usage, "text": data.draw(TEXTS)}
     if large:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from tests.usage.usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces
 from tests.usage_reading import reader_for
 from twisted_vllm.usage.readers.document import MAX_WHOLE, Shape
 from twisted_vllm.usage.readers.sse import MAX_LINE, EventParser
+from twisted_vllm.usage.readers.streams import ChunkStream, CohereStream, MessageStream, ResponseStream
 from twisted_vllm.usage.records import Usage
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -20,24 +23,14 @@ SSE = b"text/event-stream"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
-class Events:
-    def __init__(self):
-        self.seen = []
-
-    def event(self, name, data):
-        self.seen.append((name, data))
+def events_of(parts: list[bytes]) -> list[tuple[bytes, bytes]]:
+    parser = EventParser(Shape((b"usage",)))
+    return [event for part in parts for event in parser.feed(part)]
 
 
-def events_of(parts):
-    events = Events()
-    parser = EventParser(events, Shape((b"usage",)))
-    for part in parts:
-        parser.feed(part)
-    return events.seen
-
-
-def reader_of(route, parts):
+def reader_of(route: str, parts: list[bytes]) -> ChunkStream | ResponseStream | MessageStream | CohereStream:
     reader = reader_for(route, SSE)
+    assert isinstance(reader, (ChunkStream, ResponseStream, MessageStream, CohereStream))
     for part in parts:
         reader.feed(part)
     return reader
@@ -45,7 +38,7 @@ def reader_of(route, parts):
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_events_are_split_as_the_standard_says(end, size):
+def test_events_are_split_as_the_standard_says(end: bytes, size: int) -> None:
     stream = end.join(
         [
             b"\xef\xbb\xbfdata: first",
@@ -71,7 +64,7 @@ def test_events_are_split_as_the_standard_says(end, size):
     assert events_of(parts) == [(b"", b"first"), (b"two", b"\nsecond\n third"), (b"", b"last")]
 
 
-def test_a_line_too_long_to_be_kept_is_scanned():
+def test_a_line_too_long_to_be_kept_is_scanned() -> None:
     long = b'{"pad":"' + b"x" * (2 * MAX_LINE) + b'","usage":{"prompt_tokens":4}}'
     stream = b"data: " + long + b"\n\n: " + b"y" * (2 * MAX_LINE) + b"\n\ndata: {}\n\n"
     for size in (1000, len(stream)):
@@ -80,7 +73,7 @@ def test_a_line_too_long_to_be_kept_is_scanned():
 
 
 @pytest.mark.parametrize(("name", "route"), [("chat", CHAT), ("completions", COMPLETIONS)])
-def test_a_stream_without_usage_is_counted_by_its_chunks(name, route):
+def test_a_stream_without_usage_is_counted_by_its_chunks(name: str, route: str) -> None:
     stream = (ANSWERS / f"{name}.sse").read_bytes()
     for size in (1, 100, len(stream)):
         reader = reader_of(route, [stream[at : at + size] for at in range(0, len(stream), size)])
@@ -89,7 +82,7 @@ def test_a_stream_without_usage_is_counted_by_its_chunks(name, route):
 
 
 @pytest.mark.parametrize("name", ["chat_usage", "completions_usage"])
-def test_a_stream_that_ends_early_is_counted_by_the_chunks_that_came(name):
+def test_a_stream_that_ends_early_is_counted_by_the_chunks_that_came(name: str) -> None:
     events = (ANSWERS / f"{name}.sse").read_bytes().split(b"\n\n")
     route = CHAT if name.startswith("chat") else COMPLETIONS
     lead_in = 1 if route == CHAT else 0
@@ -100,32 +93,33 @@ def test_a_stream_that_ends_early_is_counted_by_the_chunks_that_came(name):
     assert reader_of(route, []).estimate(9).completion_tokens == 0
 
 
-def test_continuous_usage_makes_a_stream_that_ends_early_exact():
+def test_continuous_usage_makes_a_stream_that_ends_early_exact() -> None:
     events = (ANSWERS / "chat_continuous.sse").read_bytes().split(b"\n\n")
     for tokens in range(7):
         reader = reader_of(CHAT, [event + b"\n\n" for event in events[: tokens + 1]])
         assert reader.usage() == Usage(prompt_tokens=8, completion_tokens=tokens, total_tokens=8 + tokens)
 
 
-def chunk(index, tokens, prompt=8):
+def chunk(index: int, tokens: int, prompt: int = 8) -> bytes:
     usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
     return b"data: %b\n\n" % json.dumps({"choices": [{"index": index, "text": "a"}], "usage": usage}).encode()
 
 
-def test_continuous_usage_of_several_answers_is_added_up():
+def test_continuous_usage_of_several_answers_is_added_up() -> None:
     parts = [chunk(0, 1), chunk(1, 1), chunk(0, 2), chunk(1, 2), chunk(0, 3)]
     assert reader_of(CHAT, parts).usage() == Usage(prompt_tokens=8, completion_tokens=5, total_tokens=13)
     # the answers of completions may be to several prompts, of which each event counts one
-    assert reader_of(COMPLETIONS, parts).usage().estimated
+    several = reader_of(COMPLETIONS, parts).usage()
+    assert several is not None and several.estimated
 
 
-def test_usage_null_is_no_usage():
+def test_usage_null_is_no_usage() -> None:
     reader = reader_of(CHAT, [b'data: {"choices":[{"index":0}],"usage":null}\n\n'] * 3)
     assert reader.usage() is None
     assert reader.chunks == 3
 
 
-def test_an_error_in_a_stream_is_no_token():
+def test_an_error_in_a_stream_is_no_token() -> None:
     error = b'data: {"error":{"message":"EngineCore encountered an issue","type":"InternalServerError","code":500}}\n\n'
     first = (ANSWERS / "completions.sse").read_bytes().split(b"\n\n")[0] + b"\n\n"
     for parts in ([first, error, b"data: [DONE]\n\n"], [first + error + b"data: [DONE]\n\n"]):
@@ -135,7 +129,7 @@ def test_an_error_in_a_stream_is_no_token():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_responses_and_messages_count_their_deltas_where_the_end_is_missing(whole):
+def test_responses_and_messages_count_their_deltas_where_the_end_is_missing(whole: bool) -> None:
     for name, route, prompt in (("responses", "/v1/responses", 9), ("messages", "/v1/messages", 8)):
         stream = (ANSWERS / f"{name}.sse").read_bytes()
         deltas = stream.count(b".delta\n") + stream.count(b"content_block_delta\n")
@@ -149,7 +143,7 @@ def test_responses_and_messages_count_their_deltas_where_the_end_is_missing(whol
         assert (estimate.prompt_tokens, estimate.completion_tokens, estimate.estimated) == (prompt, deltas, True)
 
 
-def test_a_message_may_name_its_prompt_at_the_start_alone():
+def test_a_message_may_name_its_prompt_at_the_start_alone() -> None:
     stream = (
         b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":5,'
         b'"cache_read_input_tokens":3,"output_tokens":0}}}\n\n'
@@ -160,7 +154,7 @@ def test_a_message_may_name_its_prompt_at_the_start_alone():
     )
 
 
-def test_cohere_names_usage_in_its_last_event():
+def test_cohere_names_usage_in_its_last_event() -> None:
     stream = (
         b'data: {"type":"content-delta","index":0,"delta":{"message":{"content":{"text":"a"}}}}\n\n'
         b'data: {"type":"message-end","delta":{"finish_reason":"COMPLETE","usage":{"billed_units":{"input_tokens":9,'
@@ -171,7 +165,7 @@ def test_cohere_names_usage_in_its_last_event():
     assert reader.chunks == 1
 
 
-def test_a_stream_of_cohere_that_ends_early_is_counted_by_its_deltas():
+def test_a_stream_of_cohere_that_ends_early_is_counted_by_its_deltas() -> None:
     events = (ANSWERS / "cohere_chat.sse").read_bytes().split(b"\n\n")
     end = next(number for number, event in enumerate(events) if b'"message-end"' in event)
     for number in range(end + 1):
@@ -182,14 +176,14 @@ def test_a_stream_of_cohere_that_ends_early_is_counted_by_its_deltas():
     assert deltas > 0
 
 
-def test_a_transcription_without_usage_is_counted_by_its_chunks_and_its_prompt_is_not_guessed():
+def test_a_transcription_without_usage_is_counted_by_its_chunks_and_its_prompt_is_not_guessed() -> None:
     reader = reader_of("/v1/audio/transcriptions", [(ANSWERS / "transcription.sse").read_bytes()])
     assert reader.usage() is None
     assert reader.estimate(26_000) == Usage(completion_tokens=4, total_tokens=4, estimated=True)
 
 
-def test_a_last_event_of_any_size_is_read():
-    response = {"output": ["x" * MAX_WHOLE], "metadata": {"usage": {"input_tokens": 1}}}
+def test_a_last_event_of_any_size_is_read() -> None:
+    response: dict[str, Any] = {"output": ["x" * MAX_WHOLE], "metadata": {"usage": {"input_tokens": 1}}}
     response["usage"] = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
     event = b"event: response.completed\ndata: %b\n\n" % json.dumps({"response": response}).encode()
     for size in (1000, len(event)):
@@ -200,9 +194,9 @@ def test_a_last_event_of_any_size_is_read():
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
-def framed(data, draw, name=b""):
+def framed(data: bytes, draw: Callable[[st.SearchStrategy[Any]], Any], name: bytes = b"") -> bytes:
     """Frame an event in one of the ways that the standard allows."""
-    end = draw(ENDS)
+    end: bytes = draw(ENDS)
     field = b"data:" if draw(st.booleans()) else b"data: "
     lines = [b"event: " + name] if name else []
     # JSON may be spread over several lines between its tokens
@@ -214,7 +208,9 @@ def framed(data, draw, name=b""):
 
 @PATIENT
 @given(st.lists(TEXTS, max_size=5), COUNTS, COUNTS, NESTED, st.data())
-def test_no_text_of_a_user_changes_what_a_chat_counts(texts, prompt, completion, arguments, data):
+def test_no_text_of_a_user_changes_what_a_chat_counts(
+    texts: list[str], prompt: int, completion: int, arguments: Any, data: st.DataObject
+) -> None:
     stream = b""
     for text in texts:
         delta = {"content": text, "tool_calls": [{"function": {"name": text, "arguments": json.dumps(arguments)}}]}
@@ -234,7 +230,9 @@ def test_no_text_of_a_user_changes_what_a_chat_counts(texts, prompt, completion,
 
 @PATIENT
 @given(st.lists(TEXTS, max_size=4), COUNTS, COUNTS, NESTED, st.data())
-def test_no_text_of_a_user_changes_what_a_response_counts(texts, prompt, completion, theirs, data):
+def test_no_text_of_a_user_changes_what_a_response_counts(
+    texts: list[str], prompt: int, completion: int, theirs: Any, data: st.DataObject
+) -> None:
     stream = b""
     for text in texts:
         name = b"response.output_text.delta"
@@ -250,6 +248,6 @@ def test_no_text_of_a_user_changes_what_a_response_counts(texts, prompt, complet
 
 @PATIENT
 @given(st.binary(max_size=300), st.data())
-def test_bytes_that_are_no_stream_do_no_harm(noise, data):
+def test_bytes_that_are_no_stream_do_no_harm(noise: bytes, data: st.DataObject) -> None:
     for route in (CHAT, "/v1/responses", "/v1/messages", "/cohere/v2/chat"):
         reader_of(route, data.draw(pieces(b"data: {" + noise + b"\n\nevent: message_delta\ndata: " + noise))).usage()

@@ -1,4 +1,4 @@
-"""Texts that a user may write to be taken for usage, and ways to cut a stream into pieces."""
+"""Texts by which a user may try to forge usage, and ways to cut a stream into pieces."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-#: a machine may be busy: an example may take its time
+#: without a deadline, as the machine may be busy
 PATIENT = settings(deadline=None)
 
-#: what a user would write who wants another figure in the ledger
+#: what a user may write to get another figure into the ledger
 EVIL = (
     '"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}',
     ',"usage":{"prompt_tokens":1}',
@@ -35,7 +35,7 @@ EVIL = (
 
 TEXTS = st.text(max_size=12) | st.sampled_from(EVIL) | st.lists(st.sampled_from(EVIL), max_size=3).map("".join)
 
-#: what a user may put where vLLM gives back JSON: metadata, the schema of a tool, keys and all
+#: what a user may put where vLLM returns the client's JSON, keys included: metadata, the schema of a tool
 NESTED: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | TEXTS,
     lambda inner: (

@@ -1,14 +1,15 @@
-"""The gateway's own routes, on Klein.
+"""The admin API: the gateway's own routes, on Klein.
 
-Importing Klein imports Twisted's reactor: import this module only once the reactor is chosen.
+Importing Klein imports Twisted's reactor. Import this module only after the reactor was chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from functools import cache
 
+import msgspec
 from klein import Klein
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
@@ -16,19 +17,17 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin.audit import AuditEndpoints
-from twisted_vllm.admin.authorize import AdminAuthenticator
-from twisted_vllm.admin.customers import CustomerEndpoints
-from twisted_vllm.admin.health import HealthEndpoints, Readiness
-from twisted_vllm.admin.key_views import KeyViews
-from twisted_vllm.admin.keys import KeyEndpoints
-from twisted_vllm.admin.metrics import MetricsEndpoint
-from twisted_vllm.admin.office import AdminContext
-from twisted_vllm.admin.openapi import OpenApiEndpoint
-from twisted_vllm.admin.respond import refuse, send_error, send_json
-from twisted_vllm.admin.spend_routes import spend_routes
-from twisted_vllm.admin.teams import TeamEndpoints
-from twisted_vllm.admin.users import UserEndpoints
+from twisted_vllm.admin import audit, customers, health
+from twisted_vllm.admin.authorization import AdminAuthenticator
+from twisted_vllm.admin.context import AdminContext, Readiness
+from twisted_vllm.admin.keys import routes as keys
+from twisted_vllm.admin.models import Json, Response
+from twisted_vllm.admin.openapi import make_document
+from twisted_vllm.admin.reports import routes as reports
+from twisted_vllm.admin.responses import send_error, send_failure
+from twisted_vllm.admin.routing import Route, Routes
+from twisted_vllm.admin.teams import routes as teams
+from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.errors import InvalidRequest
@@ -53,15 +52,57 @@ WELCOME = {
 }
 
 
+class Welcome(Response, kw_only=True):
+    """What this server is."""
+
+    service: str
+    about: str
+    routes: dict[str, str]
+    docs: str
+
+
+about = Routes()
+
+
+@about.open("/", response=Welcome)
+async def welcome(_context: AdminContext, _request: IRequest) -> Json:
+    """Return what this server is, and an overview of its routes."""
+    return WELCOME
+
+
+@about.open("/openapi.json", response=Json)
+async def openapi(_context: AdminContext, _request: IRequest) -> msgspec.Raw:
+    """Return this document. It contains no secrets."""
+    return _document()
+
+
+@cache
+def _document() -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(make_document(ROUTES)))
+
+
+#: every route of the admin API
+ROUTES: tuple[Route, ...] = (
+    *keys.routes,
+    *users.routes,
+    *teams.routes,
+    *customers.routes,
+    *audit.routes,
+    *reports.routes,
+    *health.routes,
+    *about,
+)
+
+
 def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
 
 
 class AdminApp:
-    """Everything that the gateway answers itself: virtual keys, health, and a welcome.
+    """All routes of the gateway's own.
 
     Attributes:
-        url_map: the routes, as werkzeug keeps them.
+        url_map: the routes, as werkzeug has them.
     """
 
     def __init__(
@@ -78,45 +119,40 @@ class AdminApp:
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
     ) -> None:
-        """Bind the routes.
+        """Bind the routes to what they need.
 
         Args:
-            authenticator: says who calls.
-            registry: where keys are kept, in the store and in memory.
-            clock: measures how long a client waits for the store.
-            now: returns the present moment, with a time zone.
+            authenticator: authenticates callers.
+            registry: the keys in the database and in memory.
+            clock: measures how long a client waits for the database.
+            now: returns the current time, with a time zone.
             randbytes: returns that many bytes, fit for secrets.
-            readiness: tells how fit the process is to serve; it is asked for each request and must not block.
-            metrics: what the gateway says of itself.
-            metrics_are_open: whether everybody may read them, and not administrators alone.
+            readiness: returns the state of the process; it must not block.
+            metrics: the gateway's own metrics.
+            metrics_are_open: whether everybody may read them, or only administrators.
             client_of: returns the address that a request comes from.
-            failures: slows guessing down.
+            failures: limits failed attempts to authenticate; None for no limit.
         """
-        gatekeeper = AdminAuthenticator(
-            authenticator,
-            registry.index,
-            now,
-            client_of,
-            AuthenticationThrottle(None) if failures is None else failures,
-        )
-        office = AdminContext(
-            authenticator=authenticator,
-            gatekeeper=gatekeeper,
+        throttle = AuthenticationThrottle(None) if failures is None else failures
+        context = AdminContext(
+            authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle),
             registry=registry,
             clock=clock,
             now=now,
             randbytes=randbytes,
+            readiness=readiness,
+            metrics=metrics,
+            metrics_are_open=metrics_are_open,
         )
         app = Klein()
-        # Without these, werkzeug answers a doubled or trailing slash with a redirect, built from the Host header.
+        # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
-        app.handle_errors(Exception)(refuse)
-        routes = {**_routes(office), **_open_routes(readiness)}
-        routes["/metrics"] = ("GET", MetricsEndpoint(metrics, None if metrics_are_open else gatekeeper).metrics)
-        routes["/openapi.json"] = ("GET", OpenApiEndpoint(routes).openapi)
-        for path, (method, endpoint) in routes.items():
-            app.route(path, methods=[method], endpoint=path)(endpoint)
+        app.handle_errors(Exception)(send_failure)
+        for route in ROUTES:
+            app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(
+                route.endpoint(context)
+            )
         self.url_map = app.url_map
         self._app = app
 
@@ -125,69 +161,9 @@ class AdminApp:
         return AdminResource(self._app)
 
 
-def _routes(office: AdminContext) -> dict[str, tuple[str, Any]]:
-    """Return the method and the endpoint of each route that asks who calls."""
-    keys, key_views, users, teams = KeyEndpoints(office), KeyViews(office), UserEndpoints(office), TeamEndpoints(office)
-    end_users = CustomerEndpoints(office)
-    customers = {
-        "new": ("POST", end_users.new),
-        "info": ("GET", end_users.info),
-        "update": ("POST", end_users.update),
-        "delete": ("POST", end_users.delete),
-        "list": ("GET", end_users.list_customers),
-        "block": ("POST", end_users.block),
-        "unblock": ("POST", end_users.unblock),
-    }
-    return {
-        "/key/generate": ("POST", keys.generate),
-        "/key/service-account/generate": ("POST", keys.generate_service_account),
-        "/key/update": ("POST", keys.update),
-        "/key/bulk_update": ("POST", keys.bulk_update),
-        "/key/block": ("POST", keys.block),
-        "/key/unblock": ("POST", keys.unblock),
-        "/key/regenerate": ("POST", keys.regenerate),
-        "/key/<string:key>/regenerate": ("POST", keys.regenerate),
-        "/key/<string:key>/reset_spend": ("POST", keys.reset_spend),
-        "/key/delete": ("POST", keys.delete),
-        "/key/info": ("GET", key_views.info),
-        "/v2/key/info": ("POST", key_views.info_of_several),
-        "/key/list": ("GET", key_views.list_keys),
-        "/key/aliases": ("GET", key_views.list_aliases),
-        "/user/new": ("POST", users.new),
-        "/user/info": ("GET", users.info),
-        "/user/update": ("POST", users.update),
-        "/user/delete": ("POST", users.delete),
-        "/user/list": ("GET", users.list_users),
-        "/team/new": ("POST", teams.new),
-        "/team/info": ("GET", teams.info),
-        "/team/update": ("POST", teams.update),
-        "/team/delete": ("POST", teams.delete),
-        "/team/list": ("GET", teams.list_teams),
-        "/team/block": ("POST", teams.block),
-        "/team/unblock": ("POST", teams.unblock),
-        "/team/member_add": ("POST", teams.add_members),
-        "/team/member_update": ("POST", teams.update_member),
-        "/team/member_delete": ("POST", teams.remove_member),
-        **{f"/{name}/{path}": route for name in ("customer", "end_user") for path, route in customers.items()},
-        "/audit/list": ("GET", AuditEndpoints(office).list_entries),
-        **spend_routes(office),
-    }
-
-
-def _open_routes(readiness: Callable[[], Readiness]) -> dict[str, tuple[str, Any]]:
-    """Return the method and the endpoint of each route that is open to everyone."""
-    health = HealthEndpoints(readiness)
-    return {
-        "/": ("GET", _welcome),
-        "/health/liveliness": ("GET", health.liveliness),
-        "/health/liveness": ("GET", health.liveliness),
-        "/health/readiness": ("GET", health.readiness),
-    }
-
-
 @implementer(IResource)
 class AdminResource(Resource):
-    """Klein's resource, with the gateway's own answers to what Klein does not hand to its error handlers."""
+    """Klein's resource. It also responds to what Klein does not pass to its error handlers."""
 
     isLeaf = True
 
@@ -196,20 +172,15 @@ class AdminResource(Resource):
         self._klein: IResource = app.resource()
 
     def render(self, request: IRequest) -> bytes | int:
-        """Answer a request."""
+        """Respond to a request."""
         try:
             for part in (*request.prepath, *request.postpath, request.getRequestHostname(), request.method):
                 part.decode("utf-8")
         except UnicodeDecodeError:
             return send_error(request, InvalidRequest("The path and the Host header must be UTF-8."))
         try:
-            answer: bytes | int = self._klein.render(request)
+            response: bytes | int = self._klein.render(request)
         except Exception:
-            # For one, werkzeug refuses some Host headers before it looks for a route.
-            return refuse(request, Failure())
-        return answer
-
-
-def _welcome(request: IRequest) -> bytes:
-    """Answer ``GET /``: what this is."""
-    return send_json(request, WELCOME)
+            # For example, werkzeug refuses some Host headers before it looks for a route.
+            return send_failure(request, Failure())
+        return response

@@ -1,103 +1,126 @@
-"""The endpoint of the audit: what administrators did."""
+"""The audit log: what administrators did, when, and what it was before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import attrs
-from twisted.web.iweb import IRequest
+import msgspec
 
-from twisted_vllm.admin.authorize import token_of
-from twisted_vllm.admin.office import AdminContext
-from twisted_vllm.admin.queries import AuditQuery, parse_query
-from twisted_vllm.admin.respond import read_query, send_json
+from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.models import (
+    MOMENT_SCHEMA,
+    MOMENT_WORDS,
+    Json,
+    NumberedPage,
+    PageNumber,
+    PageSize,
+    Query,
+    Response,
+    SortOrder,
+)
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.repository import PageQuery
 
-_FILTERS = ("actor", "action", "object_type", "object_id", "request_id")
-
-#: the length of a date without a time, as in 2026-03-01
-_DATE_LENGTH = 10
+_DATE_LENGTH = len("2026-03-01")
 
 
-@attrs.frozen
-class AuditSearch:
-    """What ``/audit/list`` was asked.
+class AuditQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /audit/list``."""
 
-    Attributes:
-        query: which page of what.
-        since: the first moment that counts.
-        until: the first moment that does not count any more.
-    """
+    page: PageNumber = 1
+    page_size: PageSize = 25
+    actor: Annotated[
+        str, msgspec.Meta(description="Who did it: `master`, or a key, its hash, or the first digits of its hash.")
+    ] = ""
+    action: Annotated[str, msgspec.Meta(description="What was done, such as `key/update`.")] = ""
+    object_type: Annotated[str, msgspec.Meta(description="`key`, `user`, `team` or `end_user`.")] = ""
+    object_id: Annotated[
+        str, msgspec.Meta(description="The id of a user, a team or an end user, or a key as in `actor`.")
+    ] = ""
+    request_id: str = ""
+    start_date: Annotated[
+        str, msgspec.Meta(description=f"The first moment: {MOMENT_WORDS}.", extra_json_schema=MOMENT_SCHEMA)
+    ] = ""
+    end_date: Annotated[
+        str,
+        msgspec.Meta(
+            description="The last day (included), or the moment at which the result ends (excluded).",
+            extra_json_schema=MOMENT_SCHEMA,
+        ),
+    ] = ""
+    sort_order: SortOrder = "desc"
 
-    query: PageQuery
-    since: datetime | None
-    until: datetime | None
-
-
-class AuditEndpoints:
-    """Shows who did what, when, and what it was before."""
-
-    def __init__(self, office: AdminContext) -> None:
-        self._office = office
-
-    async def list_entries(self, request: IRequest) -> bytes:
-        """Answer ``GET /audit/list``: a page of what administrators did, the newest first."""
-        self._office.gatekeeper.administrator_of(request)
-        asked = parse_audit(read_query(request))
-        page = await self._office.read(
-            lambda transaction: transaction.page_of_audit(asked.query, asked.since, asked.until)
-        )
-        return send_json(
-            request,
-            {
-                "audit_logs": [attrs.asdict(entry, recurse=False) for entry in page.records],
-                "total": page.total_count,
-                "page": page.current_page,
-                "page_size": asked.query.size,
-                "total_pages": page.total_pages,
-            },
-        )
-
-
-def parse_audit(query: Mapping[str, str]) -> AuditSearch:
-    """Return what is asked of ``/audit/list``.
-
-    Args:
-        query: the parameters of the query. Dates are ISO 8601 and in UTC unless they say otherwise; a last date without
-            a time is meant with its whole day.
-
-    Raises:
-        InvalidRequest: a parameter is not known, or its value is not one that it takes.
-    """
-    asked = parse_query(query, AuditQuery)
-    equals = {name: getattr(asked, name) for name in _FILTERS if getattr(asked, name)}
-    for name in ("object_id", "actor"):
-        if name in equals:
-            equals[name] = _prefix_of(equals[name])
-    return AuditSearch(
-        query=PageQuery(
-            page=asked.page,
-            size=asked.page_size,
+    def page_query(self) -> PageQuery:
+        """Return the page that is asked for, without the time."""
+        names = ("actor", "action", "object_type", "object_id", "request_id")
+        equals = {name: getattr(self, name) for name in names if getattr(self, name)}
+        for name in ("object_id", "actor"):
+            if name in equals:
+                equals[name] = _prefix_of(equals[name])
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
             equals=equals,
             sort_by="id",
-            descending=asked.sort_order == "desc",
-        ),
-        since=_moment(asked.start_date, "start_date"),
-        until=_moment(asked.end_date, "end_date", end=True),
-    )
+            descending=self.sort_order == "desc",
+        )
+
+
+class AuditEntry(Response, kw_only=True):
+    """A change of one object."""
+
+    id: int
+    at: datetime
+    actor: str
+    actor_name: str
+    action: str
+    object_type: str
+    object_id: str
+    before: Json | None
+    after: Json | None
+    request_id: str
+    client: str
+
+
+class AuditList(NumberedPage, kw_only=True):
+    """A page of the audit log."""
+
+    audit_logs: tuple[AuditEntry, ...]
+
+
+routes = Routes()
+
+
+@routes.get("/audit/list", query=AuditQuery, response=AuditList)
+async def list_entries(call: AdminCall, query: AuditQuery) -> Json:
+    """Return a page of the audit log, the newest entries first."""
+    page_query = query.page_query()
+    since = _moment(query.start_date, "start_date")
+    until = _moment(query.end_date, "end_date", end=True)
+    page = await call.read(lambda transaction: transaction.page_of_audit(page_query, since, until))
+    return {
+        "audit_logs": [attrs.asdict(entry, recurse=False) for entry in page.records],
+        "total": page.total_count,
+        "page": page.current_page,
+        "page_size": query.page_size,
+        "total_pages": page.total_pages,
+    }
 
 
 def _prefix_of(identity: str) -> str:
-    """Return what the audit calls a key that is given as it is or as its hash; anything else as it is."""
+    """Return the hash prefix of a key or its hash, which the audit log has in place of a key; other ids as they are."""
     token = token_of(identity)
     is_key = identity.startswith("sk-") or token == identity.lower()
     return token[:HASH_PREFIX_LENGTH] if is_key else identity
 
 
 def _moment(text: str, name: str, *, end: bool = False) -> datetime | None:
+    """Return a date or a moment in UTC. As an end, a date without a time includes its day."""
     if not text:
         return None
     try:

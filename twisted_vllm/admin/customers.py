@@ -1,118 +1,358 @@
-"""The endpoints of end users, in the shapes of LiteLLM's customers."""
+"""Customers, LiteLLM's name for the end users whom the callers of keys name in their requests.
+
+The models, the operations on one transaction, and the routes. Each change is written to the audit log.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
 
-from twisted.web.iweb import IRequest
+import attrs
+import msgspec
 
-from twisted_vllm.admin import customer_operations as operations
-from twisted_vllm.admin.customer_schemas import (
-    CustomerInfoQuery,
-    CustomerListQuery,
-    NewCustomerRequest,
-    UpdateCustomerRequest,
-    parse_customer,
-    parse_customers,
-)
-from twisted_vllm.admin.office import AdminContext
-from twisted_vllm.admin.queries import parse_query
-from twisted_vllm.admin.reports import report_end_users, report_unmade_end_user
-from twisted_vllm.admin.respond import read_object, read_query, send_json
-from twisted_vllm.errors import InvalidRequest, NotFound
+from twisted_vllm.admin.context import AdminCall, AuditContext
+from twisted_vllm.admin.fields import MAX_ITEMS, Alias, check_alias, redacted
+from twisted_vllm.admin.limits import LimitFields, report_limits, report_usage
+from twisted_vllm.admin.models import Body, Json, Limits, PageNumber, Query, Response
+from twisted_vllm.admin.routing import Routes
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.records import EndUserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
+#: customers in one response
+MAX_CUSTOMERS = 1000
 
-class CustomerEndpoints:
-    """Makes, shows, changes, blocks and deletes end users."""
+#: what the audit log and the spend table call a customer
+_KIND = "end_user"
 
-    def __init__(self, office: AdminContext) -> None:
-        self._office = office
 
-    async def new(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/new``: an end user with limits or a budget of its own."""
-        act = self._office.act(request, "customer/new")
-        asked = parse_customer(read_object(request), NewCustomerRequest)
+class CustomerFields(LimitFields, frozen=True, kw_only=True):
+    """The fields of a customer that an administrator may set."""
 
-        def work(transaction: Transaction) -> dict[str, Any]:
-            return report_end_users(transaction, [operations.add(transaction, act, asked)], act.now)[0]
+    UNSUPPORTED = {
+        **dict.fromkeys(("budget_id", "default_model", "allowed_model_region", "object_permission", "tpd_limit")),
+        "model_max_budget": {},
+        "spend": 0.0,
+    }
 
-        return send_json(request, await self._office.change(work))
+    user_id: Alias
+    alias: Alias | None = None
+    blocked: bool | None = None
 
-    async def info(self, request: IRequest) -> bytes:
-        """Answer ``GET /customer/info``: an end user, also one that only used something."""
-        self._office.gatekeeper.administrator_of(request)
-        user_id = parse_query(read_query(request), CustomerInfoQuery).end_user_id
-        now = self._office.now()
+    def check(self) -> None:
+        """Check the id, the name and the limits."""
+        check_alias(self.user_id, "user_id")
+        check_alias(self.alias, "alias")
+        super().check()
 
-        def work(transaction: Transaction) -> dict[str, Any]:
-            record = transaction.end_users.get(user_id)
-            if record is not None:
-                return report_end_users(transaction, [record], now)[0]
-            spend = transaction.spend.of("end_user", [user_id])[user_id]
-            if not spend.total_spend:
-                raise NotFound("No such customer is known.", param="end_user_id")
-            return report_unmade_end_user(spend, now)
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of an `EndUserRecord` that a request sets. null sets the empty value.
 
-        return send_json(request, await self._office.read(work))
+        Args:
+            given: the names of the fields that the request has.
+            before: the limits until now.
+        """
+        found: dict[str, Any] = {"alias": self.alias, "blocked": bool(self.blocked)}
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
 
-    async def update(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/update``: what is absent stays, null clears."""
-        act = self._office.act(request, "customer/update")
-        body = read_object(request)
-        asked = parse_customer(body, UpdateCustomerRequest)
 
-        def work(transaction: Transaction) -> dict[str, Any]:
-            return report_end_users(transaction, [operations.update(transaction, act, asked, body)], act.now)[0]
+class NewCustomerRequest(CustomerFields, frozen=True, kw_only=True):
+    """The body of ``POST /customer/new``."""
 
-        return send_json(request, await self._office.change(work))
 
-    async def delete(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/delete``: all that were named, or none."""
-        act = self._office.act(request, "customer/delete")
-        user_ids = parse_customers(read_object(request))
-        count = await self._office.change(lambda transaction: operations.delete(transaction, act, user_ids))
-        return send_json(request, {"deleted_customers": count, "message": f"{count} customers were deleted."})
+class UpdateCustomerRequest(CustomerFields, frozen=True, kw_only=True):
+    """The body of ``POST /customer/update``. Fields that are absent stay as they are; null clears a field."""
 
-    async def list_customers(self, request: IRequest) -> bytes:
-        """Answer ``GET /customer/list``: all that were made, by page where there are many."""
-        self._office.gatekeeper.administrator_of(request)
-        query = read_query(request)
-        asked = parse_query(query, CustomerListQuery)
-        now = self._office.now()
 
-        def work(transaction: Transaction) -> list[dict[str, Any]]:
-            page = transaction.end_users.page(
-                PageQuery(page=asked.page, size=asked.page_size, sort_by="user_id", descending=False)
+class CustomersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /customer/delete``, ``/customer/block`` and ``/customer/unblock``."""
+
+    user_ids: Annotated[tuple[Alias, ...], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+
+    @property
+    def unique_ids(self) -> list[str]:
+        """The ids, each once."""
+        return list(dict.fromkeys(self.user_ids))
+
+    def check(self) -> None:
+        """Check the ids."""
+        for number, user_id in enumerate(self.unique_ids):
+            check_alias(user_id, f"user_ids[{number}]")
+
+
+class CustomerInfoQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /customer/info``."""
+
+    end_user_id: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class CustomerListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /customer/list``."""
+
+    page: PageNumber = 1
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_CUSTOMERS, description="Entries per page.")] = MAX_CUSTOMERS
+
+
+class BudgetTable(Response, kw_only=True):
+    """A customer's limits, in the place where LiteLLM has them."""
+
+    max_budget: float | None
+    soft_budget: float | None
+    max_parallel_requests: int | None
+    tpm_limit: int | None
+    rpm_limit: int | None
+    budget_duration: str | None
+
+
+class CustomerReport(Limits, kw_only=True):
+    """A customer. The times are null for one that only appeared in requests."""
+
+    user_id: str
+    alias: str | None
+    blocked: bool
+    allowed_model_region: None
+    default_model: None
+    budget_id: None
+    litellm_budget_table: BudgetTable | None
+    created_at: datetime | None
+    created_by: str | None
+    updated_at: datetime | None
+    updated_by: str | None
+
+
+class DeletedCustomers(Response, kw_only=True):
+    """The number of customers that were deleted."""
+
+    deleted_customers: int
+    message: str
+
+
+class BlockedCustomers(Response, kw_only=True):
+    """The customers that were blocked."""
+
+    blocked_users: tuple[CustomerReport, ...]
+
+
+class UnblockedCustomers(Response, kw_only=True):
+    """The customers that were unblocked."""
+
+    unblocked_users: tuple[CustomerReport, ...]
+
+
+def add_customer(transaction: Transaction, audit: AuditContext, body: NewCustomerRequest) -> EndUserRecord:
+    """Create a customer.
+
+    Raises:
+        Conflict: the customer exists.
+    """
+    if transaction.end_users.get(body.user_id) is not None:
+        raise Conflict("Another customer has this id already. Send another `user_id`.", param="user_id")
+    return _insert(transaction, audit, body.user_id, body.values(body.__struct_fields__))
+
+
+def update_customer(
+    transaction: Transaction, audit: AuditContext, body: UpdateCustomerRequest, given: Container[str]
+) -> EndUserRecord:
+    """Change a customer.
+
+    Args:
+        transaction: the transaction.
+        audit: who asks.
+        body: the request.
+        given: the names of the fields that it has.
+
+    Raises:
+        NotFound: there is no such customer.
+    """
+    record = transaction.end_users.get(body.user_id)
+    if record is None:
+        raise NotFound(f"No customer has the id `{redacted(body.user_id)}`.", param="user_id")
+    return _change(transaction, audit, record, body.values(given, record.allowance))
+
+
+def block_customers(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str]) -> list[EndUserRecord]:
+    """Block customers. One that was never created is created."""
+    known = {record.user_id: record for record in transaction.end_users.among("user_id", user_ids)}
+    blocked = {"blocked": True}
+    return [
+        _change(transaction, audit, known[user_id], blocked)
+        if user_id in known
+        else _insert(transaction, audit, user_id, blocked)
+        for user_id in user_ids
+    ]
+
+
+def unblock_customers(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str]) -> list[EndUserRecord]:
+    """Unblock customers, all or none.
+
+    Raises:
+        NotFound: one of them does not exist.
+    """
+    return [_change(transaction, audit, record, {"blocked": False}) for record in _find_all(transaction, user_ids)]
+
+
+def delete_customers(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str]) -> int:
+    """Delete customers, all or none, and return how many. The ledger keeps what they used.
+
+    Raises:
+        NotFound: one of them does not exist.
+    """
+    records = _find_all(transaction, user_ids)
+    ids = [record.user_id for record in records]
+    transaction.end_users.delete(ids)
+    transaction.spend.forget(_KIND, ids)
+    for record in records:
+        audit.record(transaction, _KIND, record.user_id, record, None)
+    return len(records)
+
+
+def _insert(transaction: Transaction, audit: AuditContext, user_id: str, values: Mapping[str, Any]) -> EndUserRecord:
+    record = EndUserRecord(user_id=user_id, **audit.created, **values)
+    transaction.end_users.insert(record)
+    audit.record(transaction, _KIND, record.user_id, None, record)
+    return record
+
+
+def _change(
+    transaction: Transaction, audit: AuditContext, record: EndUserRecord, values: Mapping[str, Any]
+) -> EndUserRecord:
+    changed = attrs.evolve(record, **values, **audit.updated)
+    transaction.end_users.replace(record.user_id, changed)
+    audit.record(transaction, _KIND, record.user_id, record, changed)
+    return changed
+
+
+def _find_all(transaction: Transaction, user_ids: Sequence[str]) -> list[EndUserRecord]:
+    known = {record.user_id: record for record in transaction.end_users.among("user_id", user_ids)}
+    for user_id in user_ids:
+        if user_id not in known:
+            raise NotFound(f"No customer has the id `{redacted(user_id)}`. Nothing was changed.", param="user_ids")
+    return [known[user_id] for user_id in user_ids]
+
+
+def report_customers(transaction: Transaction, records: Sequence[EndUserRecord], now: datetime) -> list[Json]:
+    """Return customers as `CustomerReport` describes them."""
+    spend = transaction.spend.of(_KIND, [record.user_id for record in records])
+    return [_report(record.user_id, record, spend[record.user_id], now) for record in records]
+
+
+def _report(user_id: str, record: EndUserRecord | None, spend: Spend, now: datetime) -> Json:
+    """Return a customer; one without a record was never created and only appeared in requests."""
+    allowance = UNLIMITED if record is None else record.allowance
+    limits = report_limits(allowance)
+    return {
+        **report_usage(allowance, spend, now),
+        "user_id": user_id,
+        "alias": None if record is None else record.alias,
+        "blocked": record is not None and record.blocked,
+        "allowed_model_region": None,
+        "default_model": None,
+        "budget_id": None,
+        "litellm_budget_table": None
+        if allowance.is_unlimited
+        else {name: limits[name] for name in BudgetTable.__struct_fields__},
+        **{name: getattr(record, name, None) for name in ("created_at", "created_by", "updated_at", "updated_by")},
+    }
+
+
+routes = Routes()
+
+
+@routes.post("/customer/new", "/end_user/new", body=NewCustomerRequest, response=CustomerReport, errors=(409,))
+async def new(call: AdminCall, body: NewCustomerRequest) -> Json:
+    """Create a customer, with its own limits or budget."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_customers(transaction, [add_customer(transaction, call.audit, body)], call.now)[0]
+
+    return await call.change(work)
+
+
+@routes.get("/customer/info", "/end_user/info", query=CustomerInfoQuery, response=CustomerReport, errors=(404,))
+async def info(call: AdminCall, query: CustomerInfoQuery) -> Json:
+    """Return a customer, also one that was never created and only appeared in requests."""
+    user_id = query.end_user_id
+
+    def work(transaction: Transaction) -> Json:
+        record = transaction.end_users.get(user_id)
+        spend = transaction.spend.of(_KIND, [user_id])[user_id]
+        if record is None and not spend.total_spend:
+            raise NotFound("No such customer is known.", param="end_user_id")
+        return _report(user_id, record, spend, call.now)
+
+    return await call.read(work)
+
+
+@routes.post(
+    "/customer/update",
+    "/end_user/update",
+    body=UpdateCustomerRequest,
+    response=CustomerReport,
+    errors=(404,),
+)
+async def update(call: AdminCall, body: UpdateCustomerRequest) -> Json:
+    """Change a customer. Fields that are absent stay as they are; null clears a field."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_customers(transaction, [update_customer(transaction, call.audit, body, call.given)], call.now)[0]
+
+    return await call.change(work)
+
+
+@routes.post("/customer/delete", "/end_user/delete", body=CustomersRequest, response=DeletedCustomers, errors=(404,))
+async def delete(call: AdminCall, body: CustomersRequest) -> Json:
+    """Delete customers: all that the request names, or none if one does not exist."""
+    count = await call.change(lambda transaction: delete_customers(transaction, call.audit, body.unique_ids))
+    return {"deleted_customers": count, "message": f"{count} customers were deleted."}
+
+
+@routes.get("/customer/list", "/end_user/list", query=CustomerListQuery, response=tuple[CustomerReport, ...])
+async def list_customers(call: AdminCall, query: CustomerListQuery) -> list[Json]:
+    """Return all customers that were created. If there are more than 1000, ask for them by page."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        page = transaction.end_users.page(
+            PageQuery(page=query.page, size=query.page_size, sort_by="user_id", descending=False)
+        )
+        if page.total_pages > 1 and not ("page" in call.given or "page_size" in call.given):
+            # LiteLLM's response is a bare list, which cannot say that it is incomplete.
+            raise InvalidRequest(
+                f"There are {page.total_count} customers: ask for one page after the other, as in "
+                "/customer/list?page=1&page_size=1000.",
+                param="page",
             )
-            if page.total_pages > 1 and not (query.get("page") or query.get("page_size")):
-                # LiteLLM's answer is a bare list, which cannot say that it is not the whole
-                raise InvalidRequest(
-                    f"There are {page.total_count} customers: ask for one page after the other, as in "
-                    "/customer/list?page=1&page_size=1000.",
-                    param="page",
-                )
-            return report_end_users(transaction, page.records, now)
+        return report_customers(transaction, page.records, call.now)
 
-        return send_json(request, await self._office.read(work))
+    return await call.read(work)
 
-    async def block(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/block``: requests for them are refused; one that is not known yet is made."""
-        act = self._office.act(request, "customer/block")
-        user_ids = parse_customers(read_object(request))
 
-        def work(transaction: Transaction) -> list[dict[str, Any]]:
-            return report_end_users(transaction, operations.block(transaction, act, user_ids), act.now)
+@routes.post("/customer/block", "/end_user/block", body=CustomersRequest, response=BlockedCustomers)
+async def block(call: AdminCall, body: CustomersRequest) -> Json:
+    """Block customers, from the next request on. One that was never created is created."""
 
-        return send_json(request, {"blocked_users": await self._office.change(work)})
+    def work(transaction: Transaction) -> list[Json]:
+        return report_customers(transaction, block_customers(transaction, call.audit, body.unique_ids), call.now)
 
-    async def unblock(self, request: IRequest) -> bytes:
-        """Answer ``POST /customer/unblock``: all that were named, or none."""
-        act = self._office.act(request, "customer/unblock")
-        user_ids = parse_customers(read_object(request))
+    return {"blocked_users": await call.change(work)}
 
-        def work(transaction: Transaction) -> list[dict[str, Any]]:
-            return report_end_users(transaction, operations.unblock(transaction, act, user_ids), act.now)
 
-        return send_json(request, {"unblocked_users": await self._office.change(work)})
+@routes.post(
+    "/customer/unblock",
+    "/end_user/unblock",
+    body=CustomersRequest,
+    response=UnblockedCustomers,
+    errors=(404,),
+)
+async def unblock(call: AdminCall, body: CustomersRequest) -> Json:
+    """Unblock customers: all that the request names, or none if one does not exist."""
+
+    def work(transaction: Transaction) -> list[Json]:
+        return report_customers(transaction, unblock_customers(transaction, call.audit, body.unique_ids), call.now)
+
+    return {"unblocked_users": await call.change(work)}

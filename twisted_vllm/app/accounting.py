@@ -1,4 +1,4 @@
-"""The books as a whole: the limiter, the spool and what moves its rows to the database; opened, started and stopped."""
+"""The limiter, the usage spool and the writer that moves its rows to the database, started and stopped together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from twisted.logger import Logger
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
-from twisted_vllm.config.ledger import spool_directory
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
-from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.usage.interfaces import Spent
@@ -31,12 +30,13 @@ TAKE_OVER_SECONDS = 10.0
 
 
 class AccountingService:
-    """What is reserved, used and written down.
+    """What counts, limits and keeps usage.
 
     Attributes:
-        limiter: counts.
-        accounts: opens an account for each request.
-        flush: writes the rows that were appended; called before anything is sent.
+        limiter: counts against limits, in memory or in Redis.
+        spool: the rows of the ledger on their way to the database; None where the ledger is switched off.
+        writer: moves them; None before it is opened.
+        observer: measures and limits requests.
     """
 
     _log = Logger()
@@ -46,24 +46,25 @@ class AccountingService:
         reactor: Any,
         settings: Settings,
         index: KeyIndex,
-        make_id: Callable[[float], bytes],
         metrics: Metrics,
     ) -> None:
-        """Put them together; nothing is opened yet.
+        """Make them; nothing is opened yet.
 
         Args:
             reactor: Twisted's reactor.
             settings: what the operator decided.
             index: who has limits.
-            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
-            metrics: tell of the ledger as well, once it is open.
+            metrics: get the ledger's collector once it is open.
         """
         self._index = index
         self._metrics = metrics
         local = LocalLimiter(self._crossed)
-        self.limiter: LocalLimiter | RedisLimiter = local
-        self._redis: RedisLimiter | None = None
+        self.limiter: Limiter = local
+        self._redis: SharedLimiter | None = None
         if settings.redis is not None:
+            # Imported here: only a gateway with Redis needs its client, which takes 1 MB.
+            from twisted_vllm.ratelimit.redis.limiter import RedisLimiter
+
             self.limiter = self._redis = RedisLimiter(
                 reactor,
                 settings.redis,
@@ -75,22 +76,16 @@ class AccountingService:
         ledger = settings.ledger
         self._reactor = reactor
         self._settings = settings
-        self._spool: Spool | None = None
-        self._writer: LedgerWriter | None = None
-        self.flush: Callable[[], None] = _nothing
-        if ledger.enabled:
-            self._spool = spool = Spool(spool_directory(settings))
-            self.flush = spool.flush
-        self.accounts = Accounting(
+        self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
+        self.writer: LedgerWriter | None = None
+        self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
             prices=PriceTable(settings.models, settings.default_prices),
-            rows=self._spool,
+            rows=self.spool,
             refuses_unwritten=ledger.on_spool_failure == "refuse",
             assumed_output_tokens=settings.limits.assumed_output_tokens,
             end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
-            usage_headers=[name.encode("ascii") for name in ledger.usage_headers],
-            make_id=make_id,
         )
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
@@ -103,9 +98,9 @@ class AccountingService:
             StartError: the spool cannot be written to.
             StoreError: the database's URL cannot be used.
         """
-        spool = self._spool
+        spool = self.spool
         if spool is not None:
-            self._writer = LedgerWriter(
+            self.writer = LedgerWriter(
                 self._reactor,
                 spool,
                 UsageDatabase(self._settings.database_url, self._period_start),
@@ -119,8 +114,8 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self._writer.take_over(TAKE_OVER_SECONDS)
-            self._metrics.add(LedgerCollector(spool, self._writer))
+            self.writer.take_over(TAKE_OVER_SECONDS)
+            self._metrics.add(LedgerCollector(spool, self.writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
@@ -130,12 +125,12 @@ class AccountingService:
             self._tell_of_neighbours()
         if self._redis is not None:
             self._redis.start()
-        if self._writer is not None:
-            self._writer.start()
+        if self.writer is not None:
+            self.writer.start()
 
     def stop(self) -> Deferred[Any]:
         """Move what is left, as far as that is quick, give back what is held, and fire."""
-        parts = [part.stop() for part in (self._redis, self._writer) if part is not None]
+        parts = [part.stop() for part in (self._redis, self.writer) if part is not None]
         return gatherResults(parts)
 
     def spend_set(self, spend: Spend) -> None:
@@ -143,7 +138,7 @@ class AccountingService:
         self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def _tell_of_neighbours(self) -> None:
-        spool = self._spool
+        spool = self.spool
         try:
             others = 0 if spool is None else spool.neighbours()
         except OSError:
@@ -178,7 +173,3 @@ class AccountingService:
             spent=dollars(spent),
             soft=dollars(soft),
         )
-
-
-def _nothing() -> None:
-    """Where no rows are kept there is nothing to write."""

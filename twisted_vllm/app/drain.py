@@ -1,4 +1,4 @@
-"""The end of the process: it drains at the first SIGTERM or SIGINT, and cuts what is left at the second."""
+"""Stopping: the first SIGTERM or SIGINT drains, the second cuts the requests that are left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.http.server.site import GatewaySite
 
-#: what asks the process to end
+#: the signals that stop the process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 GetHandler = Callable[[int], Any]
@@ -21,10 +21,10 @@ SetHandler = Callable[[int, Any], Any]
 
 
 class StopSignals:
-    """Tells of each signal that asks the process to end, in the reactor's own thread and turn.
+    """Handles the signals that stop the process, in the reactor's thread.
 
-    Twisted's own handlers take no notice of a second signal, and end the process by the first one when it is done, as
-    if it had not ended in order. These take their place while the reactor runs.
+    Twisted's handlers ignore a second signal, and end the process by the signal even after a clean stop, which an
+    orchestrator may take for a crash. These replace them while the reactor runs.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class StopSignals:
         get_handler: GetHandler = signal.getsignal,
         set_handler: SetHandler = signal.signal,
     ) -> None:
-        """Make it; nothing is installed yet.
+        """Make the handlers; nothing is installed yet.
 
         Args:
-            reactor: whose handlers are replaced; others, such as a debugger's, stay.
+            reactor: its handlers are replaced; others, such as a debugger's, stay.
             get_handler: returns the handler of a signal.
             set_handler: sets it.
         """
@@ -46,7 +46,7 @@ class StopSignals:
         self._replaced: dict[int, Any] = {}
 
     def install(self, told: Callable[[str], None]) -> None:
-        """Call `told` with the name of each signal from when the reactor runs: its handlers come with that."""
+        """Call `told` with the name of each signal, once the reactor runs and has installed its own handlers."""
         self._reactor.callWhenRunning(self._install, told)
 
     def _install(self, told: Callable[[str], None]) -> None:
@@ -60,29 +60,29 @@ class StopSignals:
                 self._set_handler(number, received)
 
     def restore(self) -> None:
-        """Put back what was there."""
+        """Restore the reactor's handlers."""
         replaced, self._replaced = self._replaced, {}
         for number, handler in replaced.items():
             self._set_handler(number, handler)
 
 
 class Drain:
-    """How the gateway ends: new clients are sent away, what runs may end, and what does not is cut.
+    """Drains the gateway: accepts no new clients, lets running requests end, and cuts those that do not.
 
     Attributes:
-        begun: whether it has begun: the gateway is not ready for anything new.
+        begun: whether it has begun; from then on the gateway is not ready.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any, site: GatewaySite, delay: float, timeout: float) -> None:
-        """Make it.
+        """Make the drain.
 
         Args:
-            reactor: the clock, and what a first signal stops.
+            reactor: the clock, and what the first signal stops.
             site: the connections.
-            delay: seconds in which the gateway serves on, so that those who ask for readiness learn of its end.
-            timeout: seconds after these that running requests are given.
+            delay: seconds in which the gateway still serves, so that load balancers notice that it is not ready.
+            timeout: seconds after the delay in which running requests may end.
         """
         self.begun = False
         self._reactor = reactor
@@ -93,7 +93,7 @@ class Drain:
         self._serving_on: Deferred[None] | None = None
 
     def signalled(self, name: str) -> None:
-        """Act on a signal of this name: stop the reactor, which has the drain begin; at the next one, hurry."""
+        """Handle a signal: the first stops the reactor, which begins the drain; the next one cuts."""
         if self.begun or self._stopping:
             self._log.warn("Received {name} again: what still runs is cut", name=name)
             self.hurry()
@@ -103,7 +103,7 @@ class Drain:
             self._reactor.stop()
 
     def hurry(self) -> None:
-        """Wait for nothing any more."""
+        """Cut what is left, without waiting."""
         self._hurried = True
         if self._serving_on is not None:
             self._end_delay()
@@ -115,7 +115,7 @@ class Drain:
         """Drain, and fire when no client is left.
 
         Args:
-            ports: what is listened on; the list is emptied when that ends.
+            ports: the listening ports; the list is emptied when they are closed.
         """
         self.begun = True
         if self._delay and ports and not self._hurried:

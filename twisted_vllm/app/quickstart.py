@@ -1,7 +1,7 @@
-"""``--quickstart``: everything that a newcomer has not decided yet is decided for them, and kept.
+"""``--quickstart``: defaults for everything that a newcomer has not configured yet.
 
-The master key and the database stand in a directory of their own; where no vLLM server is named, the built-in simulator
-runs in the same process.
+The master key and the database are kept in a directory of their own. Where no vLLM server is named, the built-in
+simulator runs in the same process.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 import attrs
 
 from twisted_vllm.config.listen import split
+from twisted_vllm.config.load import variables_of
 
 #: where what was made is kept, below the directory that twistd is started in
 DIRECTORY = ".run"
 
-_MASTER_KEY_NAMES = ("VLLM_PASSTHROUGH_MASTER_KEY", "LITELLM_MASTER_KEY")
-_API_BASE_NAMES = ("VLLM_PASSTHROUGH_API_BASE", "VLLM_PASSTHROUGH_HOSTED_VLLM_API_BASE", "HOSTED_VLLM_API_BASE")
+_MASTER_KEY_NAMES = variables_of("master_key")
+_API_BASE_NAMES = variables_of("api_base")
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""The root service: it builds the gateway from its settings, starts it in order, and drains it at the end."""
+"""The root service: builds the gateway from its settings, starts it in order, and drains it at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from twisted.python.failure import Failure
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
-from twisted_vllm.config.collect import servers_of
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.open_files import open_file_limit
@@ -24,15 +23,13 @@ from twisted_vllm.observability.logging.setup import finish, give_to_twistd, ins
 from twisted_vllm.storage.change_follower import ChangeFollower
 from twisted_vllm.storage.interfaces import StoreError
 
-#: seconds between two looks at whether the database answers
-PING_INTERVAL = 5.0
-
 
 class GatewayService(Service):
     """The gateway.
 
     Attributes:
         ports: what it listens on, while it runs.
+        wiring: its parts.
         site: the factory of client connections.
     """
 
@@ -65,10 +62,10 @@ class GatewayService(Service):
         self._observer = observer
         self._companions = companions
         self._signals = signals
-        parts = self._parts = Wiring(reactor, settings, observer)
-        self.site = parts.site
-        self._drain = parts.drain
-        self._follower = ChangeFollower(parts.registry, reactor)
+        wiring = self.wiring = Wiring(reactor, settings, observer)
+        self.site = wiring.site
+        self._drain = wiring.drain
+        self._follower = ChangeFollower(wiring.registry, reactor)
 
     # start
 
@@ -78,7 +75,7 @@ class GatewayService(Service):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Begin to log and to listen, before twistd gives up the rights to low ports.
+        """Begin to log and to listen, before twistd drops the privileges for low ports.
 
         Connections wait in the kernel until the reactor runs, which is after `startService`.
 
@@ -92,7 +89,7 @@ class GatewayService(Service):
         self._listen()
 
     def startService(self) -> None:
-        """Open the database, read the keys and begin to serve; it blocks, as nothing runs yet that could be delayed.
+        """Open the database, load the keys and begin to serve. This blocks: nothing runs yet that could be delayed.
 
         Raises:
             StartError: the database cannot be used.
@@ -103,23 +100,23 @@ class GatewayService(Service):
         if not self.ports:
             self._listen()
         try:
-            self._parts.database.open()
-            self._parts.registry.take(self._parts.store.load_now())
-            self._parts.books.open(self._parts.store.spend_now)
+            self.wiring.database.open()
+            self.wiring.registry.take(self.wiring.store.load_now())
+            self.wiring.accounting.open(self.wiring.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
-        # what there is now lasts as long as the process: the collector need not look at it again
+        # these objects live as long as the process: exempt them from garbage collection
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
-        self._parts.sweeper.start()
-        self._parts.books.start()
-        self._parts.health.start()
+        self.wiring.sweeper.start()
+        self.wiring.accounting.start()
+        self.wiring.health.start()
         self._follower.start()
         if self._settings.revoke_running:
-            self._parts.revoker.start()
+            self.wiring.revoker.start()
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -133,8 +130,8 @@ class GatewayService(Service):
             self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
-            servers=", ".join(server.name for server in servers_of(self._settings)),
-            keys=len(self._parts.index),
+            servers=", ".join(server.name for server in self._settings.servers),
+            keys=len(self.wiring.index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
 
@@ -148,7 +145,7 @@ class GatewayService(Service):
             else:
                 self._log.failure("One of the addresses cannot be listened on", failure)
 
-        for endpoint in self._parts.endpoints:
+        for endpoint in self.wiring.endpoints:
             endpoint.listen(self.site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
@@ -169,15 +166,15 @@ class GatewayService(Service):
         super().stopService()
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
-        self._parts.agent.close()
-        self._parts.hangups.close()
-        self._parts.sweeper.stop()
+        self.wiring.agent.close()
+        self.wiring.disconnects.close()
+        self.wiring.sweeper.stop()
         self._follower.stop()
-        self._parts.revoker.stop()
-        self._parts.health.stop()
+        self.wiring.revoker.stop()
+        self.wiring.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
-        yield self._parts.books.stop()
-        yield self._parts.database.stop()
+        yield self.wiring.accounting.stop()
+        yield self.wiring.database.stop()
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
         if self._signals is not None:
             self._signals.restore()

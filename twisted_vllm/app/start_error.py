@@ -1,4 +1,4 @@
-"""A start that fails says why in one line, and not in a traceback that hides it."""
+"""A failed start: one line that says why, in place of a traceback."""
 
 from __future__ import annotations
 

@@ -15,24 +15,16 @@ from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.app.start_error import explain_start_errors
 from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.auth.policy import RoutePolicy
-from twisted_vllm.config.collect import secrets_of
-from twisted_vllm.config.describe import describe
+from twisted_vllm.config.describe import describe, describe_environment
 from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
-from twisted_vllm.simulator.service import SimulatorService
-from twisted_vllm.simulator.settings import SimulatorSettings
 
-_MORE_HELP = """
+_MORE_HELP = f"""
 Environment (a value in the file wins, the command line wins over both):
-  HOSTED_VLLM_API_BASE   the vLLM server, such as http://10.0.0.5:8000
-  HOSTED_VLLM_API_KEY    that server's own key, where it was started with --api-key
-  LITELLM_MASTER_KEY     the administrator's key; without one, anybody on this machine may do everything
-  DATABASE_URL           postgresql://USER:PASSWORD@HOST/NAME; default: twisted_vllm.sqlite3 in the run directory
-Each also as VLLM_PASSTHROUGH_MASTER_KEY, _DATABASE_URL, _API_BASE, _API_KEY, which win over these.
-  VLLM_PASSTHROUGH_REDIS_URL  redis://HOST:PORT, where several processes count limits together
+{describe_environment()}
 
 Try it:
   HOSTED_VLLM_API_BASE=http://127.0.0.1:8000 twistd -n vllm-passthrough
@@ -74,7 +66,7 @@ class Options(usage.Options):
         return str(super().getUsage(width)) + _MORE_HELP
 
     def opt_config(self, file: str) -> None:
-        """The configuration file, YAML in LiteLLM's names; config/example.yaml explains every setting."""
+        """The configuration file, YAML in LiteLLM's names; docs/configuration.md explains every setting."""
         self.config_file = file
 
     def opt_listen(self, endpoint: str) -> None:
@@ -159,7 +151,7 @@ def makeService(options: Options) -> IService:
         raise ValueError("parse the options first")
     explain_start_errors()
     try:
-        observer = make_observer(settings.log, secrets_of(settings), sys.stdout, TwistdLog.from_options(options.parent))
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, TwistdLog.from_options(options.parent))
     except OSError as error:
         raise SystemExit(f"The log file cannot be opened: {error}") from None
     chosen = options.quickstart
@@ -168,6 +160,10 @@ def makeService(options: Options) -> IService:
         sys.stdout.write(welcome(chosen, settings.listen[0]))
         sys.stdout.flush()
         if chosen.simulator is not None:
+            # Imported here: only a gateway without servers needs the simulator, and it takes 2 MB.
+            from twisted_vllm.simulator.service import SimulatorService
+            from twisted_vllm.simulator.settings import SimulatorSettings
+
             endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
             companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
     return GatewayService(reactor, settings, observer, companions, StopSignals(reactor))

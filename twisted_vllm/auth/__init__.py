@@ -1,1 +1,1 @@
-"""Who may do what: virtual keys, principals and permissions. Plain decisions, without reactor or I/O."""
+"""Authentication and authorization: virtual keys, principals and permissions. No reactor and no I/O."""

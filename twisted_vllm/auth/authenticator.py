@@ -1,4 +1,4 @@
-"""Who presents a credential: decided without a database."""
+"""Authenticates requests by their credential, without asking the database."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hmac import compare_digest
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
-from twisted_vllm.config.master_key import hash_of
-from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.secret import Secret, hash_of
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey
 
 KEY_PREFIX = "sk-"
@@ -21,12 +20,12 @@ KEY_RANDOM_BYTES = 32
 
 
 def hash_key(key: str) -> str:
-    """Return the SHA-256 of a key as 64 lower-case hex digits: what LiteLLM calls its token."""
+    """Return the SHA-256 of a key in 64 lower-case hex digits, which LiteLLM calls its token."""
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def name_key(key: str) -> str:
-    """Return what a key is recognised by, as LiteLLM writes it: ``sk-...`` and its last four characters."""
+    """Return a key's name in LiteLLM's format: ``sk-...`` and its last four characters."""
     return f"{KEY_PREFIX}...{key[-4:]}"
 
 
@@ -34,7 +33,7 @@ def generate_key(randbytes: Callable[[int], bytes]) -> str:
     """Return a new key: ``sk-`` and 43 characters that are safe in a URL.
 
     Args:
-        randbytes: returns that many bytes from a source fit for secrets, such as ``secrets.token_bytes``.
+        randbytes: returns so many bytes of a cryptographic random source, such as ``secrets.token_bytes``.
     """
     return KEY_PREFIX + urlsafe_b64encode(randbytes(KEY_RANDOM_BYTES)).rstrip(b"=").decode("ascii")
 
@@ -44,10 +43,10 @@ _REPLACED = "This API key was replaced by another and does not work any more. Us
 
 
 class Authenticator:
-    """Says who presents a credential.
+    """Finds the principal of a request.
 
-    Without a master key the gateway is open: a request acts as anonymous, whatever credential it carries, unless that
-    is a virtual key. Such a key keeps its own permissions, so that a tenant's expired key does not come back to life.
+    Without a master key the gateway is open: a request acts as anonymous, whatever credential it carries. A virtual key
+    keeps its own permissions even then, so a tenant's expired key stays expired.
     """
 
     def __init__(self, master_key: Secret | None, index: KeyIndex) -> None:
@@ -56,7 +55,7 @@ class Authenticator:
 
     @property
     def changes(self) -> int:
-        """How often keys, users and teams were changed."""
+        """Counts the changes of keys, users and teams."""
         return self._index.changes
 
     @property
@@ -65,21 +64,21 @@ class Authenticator:
         return self._master_token is None
 
     def is_master(self, key: str) -> bool:
-        """Say whether this is the master key, in a time that does not depend on how much of it is right."""
+        """Return whether this is the master key. The comparison takes constant time."""
         return self._master_token is not None and compare_digest(hash_key(key), self._master_token)
 
     def authenticate(self, headers: Mapping[bytes, bytes], now: float) -> Principal:
-        """Return whom a request acts as.
+        """Return the principal that a request acts as.
 
         Args:
-            headers: the lower-case names of the request's headers and the first value of each.
+            headers: the request's headers: lower-case names, and the first value of each.
             now: the time in Unix seconds.
 
         Raises:
-            MissingApiKey: no credential came, and the gateway is not open.
+            MissingApiKey: the request has no credential, and the gateway is not open.
             InvalidApiKey: the credential is not known.
-            ExpiredApiKey: it was, and has expired.
-            BlockedApiKey: it is, and was blocked, or its team was.
+            ExpiredApiKey: the key has expired, or was replaced.
+            BlockedApiKey: the key or its team is blocked.
         """
         credential = credential_of(headers)
         master_token = self._master_token
@@ -90,20 +89,20 @@ class Authenticator:
         token = hash_key(credential)
         if master_token is not None and compare_digest(token, master_token):
             return MASTER
-        known = self._index.find(token)
-        if known is None:
+        key = self._index.find(token)
+        if key is None:
             if master_token is None:
                 return ANONYMOUS
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."
             )
-        if known.blocked:
+        if key.blocked:
             raise BlockedApiKey("This API key was blocked. Ask an administrator to unblock it.")
-        if known.team_blocked:
+        if key.team_blocked:
             raise BlockedApiKey("The team of this API key was blocked. Ask an administrator to unblock the team.")
-        if now >= known.principal.expires:
-            raise ExpiredApiKey(_REPLACED if known.replaced else _EXPIRED)
-        return known.principal
+        if now >= key.principal.expires:
+            raise ExpiredApiKey(_REPLACED if key.replaced else _EXPIRED)
+        return key.principal
 
 
 def _missing_message(headers: Mapping[bytes, bytes]) -> str:

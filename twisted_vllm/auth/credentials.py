@@ -1,7 +1,7 @@
-"""Where a request carries its credential.
+"""Finds the credential of a request.
 
-``Authorization: Bearer K`` comes first, as OpenAI's clients send it; then the headers that LiteLLM's users know. Of a
-WebSocket's handshake a browser can set the subprotocols alone: there OpenAI's clients put the key among them.
+``Authorization: Bearer KEY``, which OpenAI's clients send, wins over the other headers that LiteLLM accepts. A browser
+cannot set headers for a WebSocket except the subprotocols, so OpenAI's clients put the key among these.
 """
 
 from __future__ import annotations
@@ -10,43 +10,43 @@ from collections.abc import Mapping
 
 AUTHORIZATION = b"authorization"
 
-#: the other headers that may hold a key, the first one that does wins
+#: the other headers that may hold a key, in order of precedence
 KEY_HEADERS = (b"x-litellm-api-key", b"api-key", b"x-api-key")
 
-#: every header, in lower case, that may hold a key: none of them may reach a vLLM server
+#: all headers that may hold a key, in lower case. They are never forwarded to a server.
 CREDENTIAL_HEADERS: frozenset[bytes] = frozenset((AUTHORIZATION, *KEY_HEADERS))
 
-#: the subprotocols that a WebSocket's client offers, separated by commas (RFC 6455 §11.3.4)
+#: the header with the subprotocols that a WebSocket's client offers (RFC 6455 §11.3.4)
 SUBPROTOCOLS = b"sec-websocket-protocol"
 
-#: what the one of them begins with that is a key
+#: the prefix of a subprotocol that is a key
 KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 
 _BEARER = b"bearer "
 
 
 def _text(value: bytes) -> str | None:
-    """Return a header's value as text, or ``None`` where nothing but space is left of it."""
+    """Return a header's value as text; ``None`` if it is blank."""
     value = value.strip()
     if not value:
         return None
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        # Obsolete field bytes (RFC 9110 §5.5): any text will do that maps the same bytes to the same key.
+        # Obsolete field bytes (RFC 9110 §5.5): any decoding works that maps the same bytes to the same key.
         return value.decode("latin-1")
 
 
 def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the credential that a request carries.
+    """Return the credential of a request.
 
-    An ``Authorization`` of another scheme is not a credential of the gateway's: the next header is asked.
+    An ``Authorization`` with another scheme is skipped. Never raises.
 
     Args:
-        headers: the lower-case names of the request's headers and the first value of each.
+        headers: the request's headers: lower-case names, and the first value of each.
 
     Returns:
-        The key without its scheme, or ``None``. Never an empty string, and no input makes it raise.
+        The key without its scheme, never empty; ``None`` without a credential.
     """
     value = headers.get(AUTHORIZATION)
     if value is not None and value[:7].lower() == _BEARER and (found := _text(value[7:])) is not None:
@@ -56,7 +56,7 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
         if value is None:
             continue
         value = value.strip()
-        # SDKs that put their `api_key` into a header of the operator's choice often keep the scheme.
+        # SDKs that send their `api_key` in a configurable header often keep the scheme.
         if value[:7].lower() == _BEARER:
             value = value[7:]
         if value.lower() != b"bearer" and (found := _text(value)) is not None:
@@ -68,7 +68,7 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def without_keys(offered: bytes) -> bytes:
-    """Return a list of subprotocols as a server may see it: unchanged, or without the entries that are keys.
+    """Return a list of subprotocols without the keys in it; unchanged if there are none.
 
     Args:
         offered: the values of all ``Sec-WebSocket-Protocol`` headers, joined with commas.

@@ -1,4 +1,4 @@
-"""What the database says of who may do what and how much, as far as requests are concerned."""
+"""What requests need to know of keys, users, teams and end users: plain values, read from the database."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NEVER = float("inf")
 
 
 class KeyGrant(msgspec.Struct, frozen=True, gc=False):
-    """What the database says of a key, as far as requests are concerned; of a hundred thousand, little must be kept.
+    """What requests need to know of a key. It is kept small, as there may be a hundred thousand keys.
 
     Attributes:
         token: the SHA-256 of the key.
-        key_id: what the key is known by for good.
+        key_id: the key's permanent id.
         name: its alias, or ``sk-...abcd``.
         expires: when it stops working, in Unix seconds; infinity is never.
         blocked: whether it was blocked.
@@ -43,7 +43,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
-        """Return what of a record is kept."""
+        """Return the grant of a record."""
         return cls(
             token=record.token,
             key_id=record.key_id,
@@ -64,11 +64,11 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
 
 
 class FormerKey(msgspec.Struct, frozen=True, gc=False):
-    """The value that a key had before it was regenerated, which works for a while.
+    """The former value of a key that was regenerated. It works for a grace period.
 
     Attributes:
         token: its SHA-256.
-        successor: the token of the key as it is now.
+        successor: the token of the key's present value.
         works_until: when it stops working, in Unix seconds.
     """
 
@@ -78,14 +78,14 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a user: which models it may use, and how much."""
+    """What requests need to know of a user: its models and its limits."""
 
     models: tuple[str, ...] = ()
     allowance: Allowance = UNLIMITED
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a team: which models it may use, and how much, and whether it was blocked."""
+    """What requests need to know of a team: its models and limits, and whether it is blocked."""
 
     models: tuple[str, ...] = ()
     blocked: bool = False
@@ -93,11 +93,11 @@ class TeamGrant(msgspec.Struct, frozen=True, gc=False):
 
 
 class EndUser(msgspec.Struct, frozen=True, gc=False):
-    """Somebody for whom a key's caller says that it asks, as requests meet it.
+    """An end user, whom the caller of a key names in a request.
 
     Attributes:
-        limited: its limits, which may be none.
-        blocked: whether it was blocked.
+        limited: its limits, which may be empty.
+        blocked: whether an administrator blocked it.
     """
 
     limited: Limited
@@ -110,11 +110,11 @@ class EndUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What became of keys, users, teams and end users, by token or id; ``None`` for one that is not there any more.
+    """Changes of keys, users, teams and end users, by token or id; ``None`` is deleted.
 
     Attributes:
-        spend: what was set anew of what somebody spent.
-        budgets: what those spent that have a budget now, where anything is known of it.
+        spend: the spending that an administrator set.
+        budgets: the spending, as far as it is known, of those that have a budget after the changes.
     """
 
     keys: Mapping[str, KeyGrant | None] = {}
@@ -126,7 +126,7 @@ class Changes(msgspec.Struct, frozen=True):
     budgets: tuple[Spend, ...] = ()
 
     def budgets_within(self) -> set[tuple[str, str]]:
-        """Return the kind and id of each that it gives a budget."""
+        """Return the kind and id of each that has a budget after the changes."""
         found = {("key", grant.key_id) for grant in self.keys.values() if grant and grant.allowance.has_budget}
         found.update(("user", id) for id, user in self.users.items() if user and user.allowance.has_budget)
         found.update(("team", id) for id, team in self.teams.items() if team and team.allowance.has_budget)
@@ -135,15 +135,15 @@ class Changes(msgspec.Struct, frozen=True):
 
     @property
     def concerns_keys(self) -> bool:
-        """Whether it changes what a request meets of its key."""
+        """Whether a key may have other permissions or limits after the changes."""
         return bool(self.keys or self.former or self.users or self.teams)
 
 
 class Everything(msgspec.Struct, frozen=True):
-    """All that the database says of who may do what.
+    """All keys, users, teams and end users.
 
     Attributes:
-        revision: the number of the last change that is in it.
+        revision: the number of the last change that is included.
     """
 
     revision: int = 0

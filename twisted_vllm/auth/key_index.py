@@ -1,8 +1,8 @@
-"""Virtual keys in memory, by the SHA-256 of the key: what a request needs to know of its key, and no more."""
+"""All virtual keys in memory, by the SHA-256 of the key."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import TypeVar
 
 import attrs
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 @attrs.frozen
 class IndexedKey:
-    """A key as requests meet it, with what its user and team decide.
+    """A key, joined with its user and team.
 
     Attributes:
-        token: the key's token; that of the present key for one that was replaced.
-        principal: whom its requests act as.
-        blocked: whether it was blocked.
-        team_blocked: whether its team was blocked.
-        replaced: whether the key was regenerated since, and this is the former value.
+        token: the key's token; for a former value, the token of the present one.
+        principal: the principal of its requests.
+        blocked: whether the key is blocked.
+        team_blocked: whether its team is blocked.
+        replaced: whether this is the former value of a key that was regenerated.
     """
 
     token: str
@@ -35,18 +35,18 @@ class IndexedKey:
 
 
 class KeyIndex:
-    """Every virtual key, by its token, with the users, teams and end users. It belongs to the reactor's thread.
+    """All keys, users, teams and end users. Only the reactor's thread may change it.
 
-    What a request meets is made when the key is first used, and forgotten with any change: a change of a team concerns
-    keys that nobody counted.
+    A key is joined with its user and team at its first use. Every change drops all joined keys, as a team's change may
+    concern any key.
 
     Attributes:
-        changes: how often keys, users or teams were changed: what was decided before a change may not hold after it.
+        changes: counts the changes of keys, users and teams. A decision made before a change may not hold after it.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self.changes = 0
-        self._ready: dict[str, IndexedKey] = {}
+        self._joined: dict[str, IndexedKey] = {}
         self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
 
     def __len__(self) -> int:
@@ -55,8 +55,20 @@ class KeyIndex:
     def __contains__(self, token: object) -> bool:
         return token in self._grants
 
+    def __repr__(self) -> str:
+        tables: dict[str, Sized] = {
+            "keys": self._grants,
+            "joined": self._joined,
+            "limited": self._by_key_id,
+            "former": self._former,
+            "users": self._users,
+            "teams": self._teams,
+            "end_users": self._end_users,
+        }
+        return f"<KeyIndex {' '.join(f'{name}={len(each)}' for name, each in tables.items())}>"
+
     def replace_all(self, everything: Everything) -> None:
-        """Forget what was known and take this."""
+        """Replace the whole content."""
         self._grants = {grant.token: grant for grant in everything.keys}
         self._by_key_id = {
             grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
@@ -65,11 +77,11 @@ class KeyIndex:
         self._users = dict(everything.users)
         self._teams = dict(everything.teams)
         self._end_users = dict(everything.end_users)
-        self._ready.clear()
+        self._joined.clear()
         self.changes += 1
 
     def apply(self, changes: Changes) -> None:
-        """Take what changed."""
+        """Apply changes."""
         for token in changes.keys:
             old = self._grants.get(token)
             if old is not None:
@@ -83,26 +95,25 @@ class KeyIndex:
         _apply(self._teams, changes.teams)
         _apply(self._end_users, changes.end_users)
         if changes.concerns_keys:
-            self._ready.clear()
+            self._joined.clear()
             self.changes += 1
 
     def add(self, record: KeyRecord) -> None:
-        """Take a record; one of the same token is replaced."""
+        """Add a key, or replace the one with its token."""
         self.apply(Changes(keys={record.token: KeyGrant.of(record)}))
 
     def find(self, token: str) -> IndexedKey | None:
-        """Return a key in the form that requests meet."""
-        found = self._ready.get(token)
-        return self._prepare(token) if found is None else found
+        """Return a key, joined with its user and team; ``None`` if it is not known."""
+        return self._joined.get(token) or self._join(token)
 
     def allowance_of(self, kind: str, identity: str) -> Allowance:
-        """Return the limits of somebody as a ledger row names it; of one that is not known there are none.
+        """Return the limits of somebody, by the id in a usage row; `UNLIMITED` if it is not known.
 
-        It may be asked in any thread.
+        Any thread may call it.
 
         Args:
             kind: ``key``, ``user``, ``team`` or ``end_user``.
-            identity: the key's lasting id, or the id of the others.
+            identity: the key's permanent id, or the id of the others.
         """
         if kind == "key":
             return self._by_key_id.get(identity, UNLIMITED)
@@ -114,15 +125,15 @@ class KeyIndex:
 
     @property
     def knows_end_users(self) -> bool:
-        """Whether anything is known of any end user: then it matters whom a request is made for."""
+        """Whether any end user has limits or is blocked, so that requests must be searched for theirs."""
         return bool(self._end_users)
 
     def end_user(self, user_id: str) -> EndUser | None:
-        """Return an end user with its limits; ``None`` where there is nothing to know of it."""
+        """Return an end user; ``None`` if it has no limits and is not blocked."""
         return self._end_users.get(user_id)
 
-    def known_of(self, changes: Changes) -> Changes:
-        """Return what is known at present of those that changes concern."""
+    def before(self, changes: Changes) -> Changes:
+        """Return the present state of everything that changes would change."""
         return Changes(
             keys={token: self._grants.get(token) for token in changes.keys},
             users={id: self._users.get(id) for id in changes.users},
@@ -130,7 +141,7 @@ class KeyIndex:
             end_users={id: self._end_users.get(id) for id in changes.end_users},
         )
 
-    def _prepare(self, token: str) -> IndexedKey | None:
+    def _join(self, token: str) -> IndexedKey | None:
         grant = self._grants.get(token)
         former = None
         if grant is None:
@@ -142,7 +153,7 @@ class KeyIndex:
         team = self._teams.get(grant.team_id) if grant.team_id is not None else None
         granted = frozenset(name.encode() for name in grant.granted_headers)
         if granted and (grant.models or (user and user.models) or (team and team.models)):
-            # who may use certain models only must not put another in the place of the body's
+            # These headers replace the body's model, which would evade the restriction.
             granted -= ADAPTER_HEADERS
         expires = grant.expires if former is None else min(grant.expires, former.works_until)
         principal = Principal(
@@ -164,14 +175,14 @@ class KeyIndex:
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
         )
-        made = self._ready[token] = IndexedKey(
+        joined = self._joined[token] = IndexedKey(
             token=grant.token,
             principal=principal,
             blocked=grant.blocked,
             team_blocked=team is not None and team.blocked,
             replaced=former is not None,
         )
-        return made
+        return joined
 
 
 def _limited(grant: KeyGrant, user: UserGrant | None, team: TeamGrant | None) -> tuple[Limited, ...]:
@@ -185,9 +196,9 @@ def _limited(grant: KeyGrant, user: UserGrant | None, team: TeamGrant | None) ->
     return tuple(each for each in found if not each.allowance.is_unlimited)
 
 
-def _apply(known: dict[str, T], changed: Mapping[str, T | None]) -> None:
-    for name, value in changed.items():
+def _apply(table: dict[str, T], changes: Mapping[str, T | None]) -> None:
+    for name, value in changes.items():
         if value is None:
-            known.pop(name, None)
+            table.pop(name, None)
         else:
-            known[name] = value
+            table[name] = value

@@ -1,8 +1,8 @@
-"""What a principal may call and which models it may use.
+"""Authorizes routes and models.
 
-Administrators may do everything. A key with ``allowed_routes`` may call exactly these: they are the operator's explicit
-grant, and ``passthrough.tenant_routes`` neither adds to them nor takes from them. A key without may call the inference
-and read-only classes, plus ``tenant_routes.allow``, minus ``tenant_routes.deny``; deny beats allow.
+Administrators may do everything. A key with ``allowed_routes`` may call exactly these:
+``passthrough.tenant_routes`` neither adds to them nor takes from them. A key without ``allowed_routes`` may call the
+inference and read-only classes, plus ``tenant_routes.allow``, minus ``tenant_routes.deny``. Deny wins over allow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import lru_cache
 import attrs
 
 from twisted_vllm.api_routes import (
-    INFERENCE_ROUTES,
+    ROUTES,
+    ModelPlace,
     Route,
     RouteClass,
     plain_path,
@@ -26,26 +27,24 @@ from twisted_vllm.auth.records import MANAGEMENT, Principal
 from twisted_vllm.config.settings import TenantRoutes
 from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
 
-#: how many characters of a caller's own words stand in a message
+#: how many characters of a caller's own text an error message quotes
 CLIP = 100
 
-#: where the pass-through is mounted; rules may be written as the client sees the path
+#: where the pass-through is mounted; rules may include it
 MOUNT = "/vllm"
 
-#: LiteLLM's names of route groups that have a meaning here; its openai_routes hold ``/v1/models``
+#: the route groups of LiteLLM that are supported; its ``openai_routes`` include ``/v1/models``
 LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
-
-DISPATCHER = "/invocations"
 
 
 @attrs.frozen
 class RouteRule:
-    """A set of routes; a route is in it when any of the attributes takes it in.
+    """Matches routes by any of its attributes.
 
     Attributes:
-        path: this path of the server's.
-        prefix: every path of the server's that begins with it; it ends in a slash.
-        route_class: every route of this class.
+        path: a path of the server.
+        prefix: the beginning of the server's paths; it ends with a slash.
+        route_class: a class of routes.
     """
 
     path: str | None = None
@@ -53,19 +52,19 @@ class RouteRule:
     route_class: RouteClass | None = None
 
     def matches(self, route: Route) -> bool:
-        """Tell whether the rule takes in `route`; one that is not certain is taken in by its class alone."""
+        """Return whether the rule matches a route. An ambiguous path is matched by its class only."""
         if route.route_class is self.route_class:
             return True
         return route.certain and self.names(route.path)
 
     def names(self, path: str) -> bool:
-        """Tell whether the rule takes in `path` by its name."""
+        """Return whether the rule matches a path by its name."""
         return path == self.path or (self.prefix is not None and path.startswith(self.prefix))
 
-    def closes(self, route: Route) -> bool:
-        """Tell whether the rule, as a denial, closes `route`: a denied path is closed with everything below it.
+    def denies(self, route: Route) -> bool:
+        """Return whether the rule denies a route. A denied path includes everything below it.
 
-        vLLM answers ``/metrics/anything`` as it answers ``/metrics``.
+        vLLM serves ``/metrics`` at ``/metrics/anything`` too.
         """
         return self.matches(route) or (self.path is not None and route.path.startswith(self.path + "/"))
 
@@ -74,10 +73,12 @@ def parse_rule(text: str) -> RouteRule:
     """Read one rule of ``allowed_routes`` or ``tenant_routes``.
 
     Args:
-        text: a class name (``inference``, ``read_only``, ``privileged``), one of LiteLLM's groups (``llm_api_routes``,
-            ``openai_routes``: inference and ``/v1/models``), ``management`` (the gateway's own admin API, and none of
-            vLLM's routes), a path, or ``prefix/*`` for all that is below it. A path
-            may be the server's, or as the client sees it, with ``/vllm`` in front or without ``/v1``.
+        text: one of these:
+
+            - a class name: ``inference``, ``read_only`` or ``privileged``
+            - a group of LiteLLM: ``llm_api_routes`` or ``openai_routes``, which are inference and ``/v1/models``
+            - ``management``: the gateway's admin API, and no route of vLLM
+            - a path, or ``prefix/*`` for everything below it; with or without ``/vllm`` and ``/v1``
 
     Raises:
         InvalidRequest: it is none of these.
@@ -96,7 +97,7 @@ def parse_rule(text: str) -> RouteRule:
     path, below = (text[:-1], True) if text.endswith("/*") else (text, False)
     if path.startswith(MOUNT + "/"):
         path = path.removeprefix(MOUNT)
-    # a lone surrogate becomes a question mark, which no plain path has
+    # A lone surrogate becomes a question mark, which makes the path invalid.
     plain = plain_path(path.encode("utf-8", "replace"))
     if plain is None or "*" in plain:
         message = (
@@ -111,7 +112,7 @@ def parse_rule(text: str) -> RouteRule:
 
 @lru_cache(maxsize=1024)
 def _granted(rules: tuple[str, ...]) -> tuple[RouteRule, ...]:
-    """Read a key's stored rules; one that cannot be read grants nothing."""
+    """Parse a key's stored rules; an invalid one grants nothing."""
     found = []
     for text in rules:
         try:
@@ -123,18 +124,18 @@ def _granted(rules: tuple[str, ...]) -> tuple[RouteRule, ...]:
 
 @lru_cache(maxsize=1024)
 def _model_pattern(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile patterns where ``*`` and ``?`` are the only wildcards.
+    """Compile patterns with the wildcards ``*`` and ``?``.
 
-    fnmatch's translation uses atomic groups, so that no pattern makes a match take exponential time.
+    fnmatch translates them to atomic groups, so no pattern takes exponential time.
     """
     return re.compile("|".join(fnmatch.translate(pattern.replace("[", "[[]")) for pattern in patterns))
 
 
 class RoutePolicy:
-    """The operator's rules for every key, together with each key's own.
+    """Checks routes and models by the operator's rules and those of each key.
 
     Args:
-        tenant_routes: what is opened to, or taken from, every key that has no ``allowed_routes``.
+        tenant_routes: the rules for keys without ``allowed_routes``.
 
     Raises:
         InvalidRequest: a rule cannot be read.
@@ -143,17 +144,21 @@ class RoutePolicy:
     def __init__(self, tenant_routes: TenantRoutes) -> None:
         self._allow = tuple(parse_rule(text) for text in tenant_routes.allow)
         deny = [parse_rule(text) for text in tenant_routes.deny]
-        dispatched = [Route(known.path, RouteClass.INFERENCE) for known in INFERENCE_ROUTES if known.takes_model]
-        if any(rule.closes(route) for rule in deny for route in dispatched):
-            # it does, by the shape of the body, what the denied route does
-            deny.append(RouteRule(path=DISPATCHER))
+        dispatched = [
+            Route(row.path, row.route_class)
+            for row in ROUTES
+            if row.route_class is RouteClass.INFERENCE and row.model is ModelPlace.BODY
+        ]
+        if any(rule.denies(route) for rule in deny for route in dispatched):
+            # it does what the denied route does, depending on the body
+            deny += [RouteRule(path=row.path) for row in ROUTES if row.dispatches]
         self._deny = tuple(deny)
 
     def check_route(self, principal: Principal, route: Route) -> None:
-        """Return if `principal` may call `route`.
+        """Check that a principal may call a route.
 
         Raises:
-            RouteNotAllowed: it may not; the message says what would open the route.
+            RouteNotAllowed: it may not; the message says what would allow it.
         """
         if principal.is_administrator:
             return
@@ -169,16 +174,16 @@ class RoutePolicy:
     def _is_denied(self, route: Route) -> bool:
         if not self._deny:
             return False
-        # who could read the path otherwise might find a denied route in it
-        return not route.certain or any(rule.closes(route) for rule in self._deny)
+        # A server may read an ambiguous path as a denied one.
+        return not route.certain or any(rule.denies(route) for rule in self._deny)
 
     def check_model(self, principal: Principal, model: str) -> None:
-        """Return if `principal` may use `model`, compared with case; ``*`` and ``?`` in its patterns are wildcards.
+        """Check that a principal may use a model. Its key, user and team must all allow it.
 
-        Its key, its user and its team must all allow the model.
+        Patterns are case-sensitive; ``*`` and ``?`` are wildcards.
 
         Raises:
-            ModelNotAllowed: one of them does not; the message says which.
+            ModelNotAllowed: one of them does not allow it; the message says which.
         """
         if principal.is_administrator:
             return

@@ -1,4 +1,4 @@
-"""The records that the database holds, and the principal that a request acts as."""
+"""Records of keys and of spending, and the principal of a request."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import attrs
 
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
-#: how many hex digits of a key's SHA-256 stand in logs, to tell keys apart without naming them
+#: how many hex digits of a key's SHA-256 are logged, to tell keys apart
 HASH_PREFIX_LENGTH = 8
 
-#: what stands among a key's ``allowed_routes`` and lets it administer
+#: the entry of ``allowed_routes`` that lets a key administer
 MANAGEMENT = "management"
 
 
@@ -24,32 +24,32 @@ def _derived_id(record: KeyRecord) -> str:
 
 @attrs.frozen
 class KeyRecord:
-    """A virtual key as the database holds it; the key itself is not kept.
+    """A virtual key in the database, which holds its hash and not the key.
 
     Attributes:
-        token: the SHA-256 of the key, 64 lower-case hex digits; another one after it was regenerated.
-        key_name: ``sk-...`` and the last four characters, to recognise the key by.
-        created_at: when it was made (UTC, with a time zone).
+        token: the SHA-256 of the key, 64 lower-case hex digits. It changes when the key is regenerated.
+        key_name: ``sk-...`` and the last four characters of the key.
+        created_at: when it was created (UTC, with a time zone).
         updated_at: when it was last changed, likewise.
-        created_by: who made it: ``master``, ``anonymous`` or a key's hash prefix.
+        created_by: who created it: ``master``, ``anonymous`` or a key's hash prefix.
         key_alias: a unique name given by the administrator.
-        models: the model names that it may use, ``*`` and ``?`` as wildcards; empty allows all.
-        allowed_routes: paths, ``prefix/*`` and class names that it may call; empty leaves the default.
+        models: the models that it may use, with the wildcards ``*`` and ``?``; empty is all.
+        allowed_routes: the routes that it may call, as `parse_rule` takes them; empty is the default.
         blocked: whether an administrator blocked it.
         expires: when it stops working (UTC, with a time zone); ``None`` is never.
         metadata: a JSON object of the administrator's.
         tags: labels of the administrator's.
-        user_id: whose key it is: a user's id, or a mere label where there is no such user.
-        team_id: which team's key it is, likewise.
-        aliases: names of models as this key's callers write them, and the model that each stands for.
-        priority: what ``X-Vllm-Priority`` says of its requests; ``None`` says nothing.
-        granted_headers: which of the operator's headers its callers may set themselves, in lower case.
+        user_id: the key's user, or a label if there is no such user.
+        team_id: the key's team, likewise.
+        aliases: the key's own names of models, and the model of each.
+        priority: the ``X-Vllm-Priority`` of its requests; ``None`` sends none.
+        granted_headers: the operator's headers that its callers may set, in lower case.
         updated_by: who changed it last.
         rotation_count: how often it was regenerated.
         last_rotation_at: when it was last regenerated.
-        key_id: what it is known by for good, through every regeneration: 32 hex digits.
+        key_id: its permanent id, 32 hex digits, which regeneration does not change.
         allowance: its limits.
-        cache_salt: what keeps its prompts apart in vLLM's prefix cache, made here and never shown; ``None`` shares the
+        cache_salt: separates its prompts in vLLM's prefix cache; it is generated and never shown. ``None`` shares the
             cache.
     """
 
@@ -79,25 +79,25 @@ class KeyRecord:
 
     @property
     def hash_prefix(self) -> str:
-        """The first digits of the hash, which stand for the key in logs."""
+        """The first digits of the hash, by which logs name the key."""
         return self.token[:HASH_PREFIX_LENGTH]
 
     @property
     def manages(self) -> bool:
-        """Whether it administers."""
+        """Whether it may administer."""
         return MANAGEMENT in self.allowed_routes
 
 
 @attrs.frozen
 class Spend:
-    """What a key, user, team or end user spent, as the database says.
+    """What a key, user, team or end user has spent.
 
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
-        id: the key's lasting id, or the id of the others.
-        spend: in the period that began at `period_start`, in picodollars.
-        period_start: when that was, in Unix seconds; 0 where there are no periods.
-        total_spend: in all, in picodollars.
+        id: the key's permanent id, or the id of the others.
+        spend: in the budget period that began at `period_start`, in picodollars.
+        period_start: in Unix seconds; 0 without periods.
+        total_spend: since ever, in picodollars.
     """
 
     kind: str
@@ -109,26 +109,26 @@ class Spend:
 
 @attrs.frozen
 class Principal:
-    """Who a request acts as.
+    """Whom a request acts as.
 
     Attributes:
         kind: ``anonymous`` (open mode), ``master``, ``key`` or ``preflight``.
-        name: what logs call it: the key's alias or ``sk-...abcd``, else the kind.
+        name: its name in logs: the key's alias or ``sk-...abcd``, else the kind.
         hash_prefix: the first digits of the key's hash; empty for the other kinds.
-        models: the model patterns that it may use; empty allows all.
-        allowed_routes: the route rules of its key; empty leaves the default.
-        key_id: the key's lasting id; empty for the other kinds.
+        models: the model patterns of its key; empty is all models.
+        allowed_routes: the route rules of its key; empty is the default.
+        key_id: the key's permanent id; empty for the other kinds.
         user_id: the user or label of its key.
         team_id: the team or label of its key.
-        user_models: the model patterns of its user; empty allows all.
-        team_models: the model patterns of its team; empty allows all.
-        aliases: the key's own names of models, and the model that each stands for.
-        priority: what ``X-Vllm-Priority`` says of its requests.
-        granted_headers: which of the operator's headers it may set, in lower case.
+        user_models: the model patterns of its user; empty is all models.
+        team_models: the model patterns of its team; empty is all models.
+        aliases: the key's own names of models, and the model of each.
+        priority: the ``X-Vllm-Priority`` of its requests.
+        granted_headers: the operator's headers that it may set, in lower case.
         expires: when its key stops working, in Unix seconds; infinity is never.
-        limited: the key, user and team that have limits, each with its own; empty where none has.
-        tags: its key's labels.
-        cache_salt: what keeps its prompts apart in vLLM's prefix cache; empty shares the cache.
+        limited: those of key, user and team that have limits.
+        tags: the labels of its key.
+        cache_salt: separates its prompts in vLLM's prefix cache; empty shares the cache.
     """
 
     kind: str
@@ -156,28 +156,27 @@ class Principal:
 
     @property
     def may_administer(self) -> bool:
-        """Whether it may call the admin API: an administrator, or a key that was made for it."""
+        """Whether it may call the admin API: an administrator, or a management key."""
         return self.is_administrator or MANAGEMENT in self.allowed_routes
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the tokens or the money of its requests are limited."""
+        """Whether admission needs an estimate of tokens or cost."""
         return any(each.allowance.counts_tokens for each in self.limited)
 
     @property
     def counts_models(self) -> bool:
-        """Whether the use of certain models is limited."""
+        """Whether there are limits by model."""
         return any(each.allowance.counts_models for each in self.limited)
 
     @property
     def restricts_models(self) -> bool:
-        """Whether its key, user or team may use certain models only."""
+        """Whether its key, user or team is restricted to certain models."""
         return bool(self.models or self.user_models or self.team_models)
 
 
 ANONYMOUS = Principal(kind="anonymous", name="anonymous")
 MASTER = Principal(kind="master", name="master")
 
-#: a browser's question before a request from another origin (Fetch §4.8: it carries no credentials); it may reach what
-#: every key may reach, and no more
+#: a browser's CORS preflight, which carries no credentials (Fetch §4.8); it may call what every key may call
 PREFLIGHT = Principal(kind="preflight", name="preflight")

@@ -1,9 +1,8 @@
-"""The request headers that steer vLLM's scheduler and routing, and are the operator's to set."""
+"""Request headers that steer vLLM's scheduling and routing. Only the operator may set them."""
 
 from __future__ import annotations
 
-#: vLLM 0.32: its serving layers read these. The adapter headers put another model in the place of the body's on
-#: /invocations.
+#: the headers that vLLM 0.32 reads
 OPERATORS_HEADERS = frozenset(
     (
         b"x-vllm-priority",
@@ -17,5 +16,5 @@ OPERATORS_HEADERS = frozenset(
     )
 )
 
-#: those among them that put another model in the place of the body's
+#: those among them that replace the body's model on /invocations
 ADAPTER_HEADERS = frozenset((b"x-amzn-sagemaker-adapter-identifier", b"x-amzn-sagemaker-adapter-alias"))

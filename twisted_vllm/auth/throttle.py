@@ -1,7 +1,6 @@
-"""Guessing slowed: how many credentials a client's address may get wrong in a minute.
+"""Per-address throttling of failed authentication.
 
-A key is looked up first, and one that is right is served, whatever came before from its address: tenants behind one
-address translator must not be able to lock each other out. Only what fails is counted, and refused.
+A valid key is always served, whatever failed before: tenants behind one NAT must not be able to lock each other out.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from math import ceil
 
 from twisted_vllm.errors import GatewayError, MissingApiKey, TooManyFailures
 
-#: seconds over which failures are counted, from the first of them on
-WINDOW = 60.0
+#: how long failures are counted, in seconds from the first one
+WINDOW_SECONDS = 60.0
 
-#: addresses that are remembered; the one that failed longest ago is forgotten first
+#: how many addresses are remembered; the one that failed longest ago is dropped first
 MOST_ADDRESSES = 4096
 
-#: bytes of an IPv6 address that are one client's: a /64 is what one line gets
+#: bytes of an IPv6 address that name one client: providers assign a /64 to a line
 _IPV6_BYTES = 8
 
 
@@ -26,7 +25,7 @@ class AuthenticationThrottle:
     """Counts failed authentications by address.
 
     Args:
-        limit: how many an address may have in a minute; ``None`` counts nothing.
+        limit: how many failures an address may have in a minute; ``None`` is no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -36,34 +35,37 @@ class AuthenticationThrottle:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def judge(self, error: MissingApiKey, address: str, now: float) -> GatewayError:
-        """Count a failure, and return what the client is told: what was wrong, or that it failed too often.
+    def record_failure(self, error: MissingApiKey, address: str, now: float) -> GatewayError:
+        """Count a failure, and return the error for the client.
 
         Args:
-            error: what was wrong. A request without any credential is no guess, and not counted.
-            address: where the request came from.
+            error: why authentication failed. A request without a credential is not counted.
+            address: the client's address.
             now: the time in seconds.
+
+        Returns:
+            `error`, or `TooManyFailures`.
         """
         if self._limit is None or type(error) is MissingApiKey:
             return error
         client = _client(address)
-        begun, count = self._windows.pop(client, (now, 0))
-        if not 0 <= now - begun < WINDOW:
-            begun, count = now, 0
+        start, count = self._windows.pop(client, (now, 0))
+        if not 0 <= now - start < WINDOW_SECONDS:
+            start, count = now, 0
         over = count >= self._limit
-        self._windows[client] = (begun, count if over else count + 1)
+        self._windows[client] = (start, count if over else count + 1)
         if len(self._windows) > MOST_ADDRESSES:
             self._windows.popitem(last=False)
         if not over:
             return error
         return TooManyFailures(
             "Too many requests from this address came with keys that are not valid. A valid key still works.",
-            retry_after=max(1, ceil(begun + WINDOW - now)),
+            retry_after=max(1, ceil(start + WINDOW_SECONDS - now)),
         )
 
 
 def _client(address: str) -> str | bytes:
-    """Return what stands for a client: its address, or of an IPv6 address the network."""
+    """Return a client's IPv4 address or IPv6 network."""
     if ":" not in address:
         return address
     try:

@@ -1,6 +1,6 @@
-"""Changes to a JSON body, each with the fewest bytes: every other byte stays as the client sent it.
+"""Edits to a JSON body, each of the fewest bytes: every other byte stays as the client sent it.
 
-A body in which the place of a change is not clear, because a key is there twice, is not changed.
+A body in which the place of an edit is not clear, because a key is there twice, is not edited.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from collections.abc import Iterable
 
 import msgspec
 
-from twisted_vllm.bodies.json_body import BodyFacts, ModelField
-from twisted_vllm.bodies.json_members import Member, byte_offset, members_of, only
+from twisted_vllm.bodies.json_body import BodyFacts, Member, ModelField, byte_offset, members_of, only
 from twisted_vllm.errors import InvalidRequest
 
 _OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
 
 
 class Edit(msgspec.Struct, frozen=True, gc=False):
-    """What stands between two offsets, in bytes, gives way to something else.
+    """Replaces the bytes between two offsets.
 
     Attributes:
-        start: the offset of the first byte that goes.
-        end: the offset just after the last; equal to `start` where something is only put in.
-        new: what comes in its place.
+        start: the offset of the first byte that is replaced.
+        end: the offset just after the last; equal to `start` for an insertion.
+        new: the bytes that replace them.
     """
 
     start: int
@@ -51,20 +50,16 @@ def rename_edit(field: ModelField, new: str) -> Edit:
     return Edit(field.start, field.end, msgspec.json.encode(new))
 
 
-def rename(body: bytes, field: ModelField, new: str) -> bytes:
-    """Return `body` with `new` as its model; every other byte stays."""
-    return splice(body, (rename_edit(field, new),))
-
-
 def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
-    """Return the edits that ask for the usage of a stream; none where the client asked, or where that is not clear.
+    """Return the edits that ask for the usage of a stream; none if the client asked, or if that is not clear.
 
-    vLLM 0.32 heeds ``continuous_usage_stats`` only together with ``include_usage`` (serve/utils/api_utils.py): where
-    the client set the one without the other, it is unset, or every event would have usage.
+    vLLM 0.32 ignores ``continuous_usage_stats`` without ``include_usage`` (serve/utils/api_utils.py). If the client set
+    the one without the other, it is unset, or every event would have usage.
     """
     if not facts.stream or facts.asks_usage is not False:
         return ()
-    # the key in quotes is not found within a string, where it would have backslashes; here it is there at least once
+    # inside a string the quotes of the key would have backslashes; if it occurs once, it is the member
+    # (1 µs for a body of 2 KB, in place of 10 µs below)
     if facts.plain and not facts.options and body.find(b'"stream"') == body.rfind(b'"stream"'):
         return (_member(body, b'"stream_options":{"include_usage":true}'),)
     text = body.decode("utf-8")
@@ -83,9 +78,9 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
 
 
 def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
-    """Return the edit that keeps the prompt apart from others in vLLM's prefix cache.
+    """Return the edit that isolates the prompt in vLLM's prefix cache.
 
-    A salt of the client's own is combined with `salt`, so that it tells its own prompts apart and reaches no others.
+    A salt of the client's own is combined with `salt`: it still separates the client's prompts, and reaches no others'.
 
     Raises:
         InvalidRequest: the body has more than one ``cache_salt``, or one that is neither a string nor null.
@@ -105,7 +100,7 @@ def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
 
 
 def _member(body: bytes, new: bytes) -> Edit:
-    """Put a member in front of the others."""
+    """Insert a member before the others."""
     opening = _OPENING.match(body)
     at = body.index(b"{") + 1
     return Edit(at, at, new if opening is not None and opening[1] else new + b",")

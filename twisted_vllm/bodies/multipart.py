@@ -1,17 +1,18 @@
 """Which model a multipart form names (audio transcription and translation), and the same form with another name.
 
-vLLM reads forms with Starlette over python-multipart, which is lenient: it skips what stands before the first boundary,
-pads boundaries, unquotes in its own way and takes the last of two equal fields. What other parsers make of such forms
-differs. So this reads only the strict form of RFC 7578 that clients write, where all of them agree and where the
-offsets are plain, and refuses the rest. The ``multipart`` package tells no offsets; the tests hold both to the same
-answer.
+vLLM reads forms with Starlette over python-multipart, which is lenient: it skips what is before the first boundary,
+pads boundaries, unquotes in its own way and takes the last of two equal fields. Other parsers differ. So this reads
+only the strict form of RFC 7578 that clients write, which all of them read alike and in which offsets are plain, and
+refuses the rest. The ``multipart`` package reports no offsets; the tests hold both to the same answer.
+
+A form in memory and one that streams are read by the same code: `FormWalker` walks over a buffer, and `FormScan` fills
+the buffer piece by piece.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from twisted_vllm.bodies.json_body import ModelField
 from twisted_vllm.errors import ModelUndetermined
@@ -20,19 +21,22 @@ from twisted_vllm.errors import ModelUndetermined
 MAX_PARTS = 2000
 #: bytes of a part's headers together; python-multipart takes 4,224 in a line
 MAX_PART_HEAD = 8192
-
-TWICE = '"model" is there more than once'
+#: bytes of a model's name that are kept until its end comes
+MAX_NAME = 4096
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # a token, or a quoted string in which nothing is escaped
 _PARAMETER = re.compile(rb";[ \t]*(" + _TOKEN + rb")=(?:(" + _TOKEN + rb')|"([^"\\]*)")[ \t]*')
 _HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-# RFC 2046 §5.1.1, less the space
+# RFC 2046 §5.1.1, without the space
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=?-]{1,70}")
+
+# what comes next in a form; numbers, as with an enum a small form takes 17 µs in place of 13
+_OPENING, _AFTER_DELIMITER, _HEAD, _CONTENT, _MODEL, _EPILOGUE = range(6)
 
 
 def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
-    """Return where the form names its model (the offsets of the field's content), or None where it has no such field.
+    """Return where the form names its model (the offsets of the field's content), or None if it has no such field.
 
     Args:
         body: the whole form.
@@ -42,28 +46,26 @@ def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
         ModelUndetermined: the form is not in the strict form of RFC 7578, or its ``model`` is there twice, is a file or
             is not UTF-8.
     """
-    found = None
-    for head_start, start, end in _parts(body, delimiter_of(content_type)):
-        headers = headers_of_model(body[head_start : start - 4])
-        if headers is not None:
-            if found is not None:
-                refuse(TWICE)
-            found = ModelField(name_in(headers, body[start:end]), start, end)
-    return found
+    walker = FormWalker(content_type)
+    walker.walk(body, 0)
+    if walker.model is not None:
+        walker.walk(body, walker.model.end)
+    walker.finish()
+    return walker.model
 
 
 def rename_in_form(body: bytes, field: ModelField, new: str) -> bytes:
-    """Return `body` with `new` as its model; every other byte stays, also a ``Content-Length`` of the field's own.
+    """Return `body` with `new` as its model; every other byte stays, even a ``Content-Length`` of the field's own.
 
     RFC 7578 §4.8 has receivers ignore that header, and python-multipart does.
 
     Raises:
         ModelUndetermined: `new` holds a line break, so that it could end the field.
     """
-    return body[: field.start] + written(new) + body[field.end :]
+    return body[: field.start] + content_for(new) + body[field.end :]
 
 
-def written(name: str) -> bytes:
+def content_for(name: str) -> bytes:
     """Return the content of a field "model" with this name.
 
     Raises:
@@ -74,39 +76,8 @@ def written(name: str) -> bytes:
     return name.encode("utf-8")
 
 
-def delimiter_of(content_type: bytes) -> bytes:
-    """Return what ends each part of a form with this ``Content-Type``."""
-    return b"\r\n--" + _boundary(content_type)
-
-
-def headers_of_model(head: bytes) -> dict[bytes, bytes] | None:
-    """Return the headers of a part, by lower-case name, if it is the field "model"; None if it is another.
-
-    Args:
-        head: the part's head, without the empty line that ends it.
-    """
-    headers = _headers(head)
-    parameters = _parameters_of_part(headers)
-    if parameters[b"name"] != b"model":
-        return None
-    if parameters.keys() != {b"name"}:
-        refuse('"model" is a file')
-    return headers
-
-
-def field_name(head: bytes) -> bytes:
-    """Return the name of the field that a part with this head is."""
-    return _parameters_of_part(_headers(head))[b"name"]
-
-
-def name_in(headers: dict[bytes, bytes], content: bytes) -> str:
-    """Return the name that the field "model" with these headers has for its content."""
-    _check_plain_text(headers, len(content))
-    return _name(content)
-
-
 def refuse(reason: str) -> NoReturn:
-    """Say that the model of a form cannot be told."""
+    """Raise `ModelUndetermined`."""
     raise ModelUndetermined(
         f"The gateway cannot tell which model this form is for: {reason}. "
         'Send multipart/form-data as RFC 7578 has it, with one field "model".',
@@ -114,18 +85,191 @@ def refuse(reason: str) -> NoReturn:
     )
 
 
-def _parameters_of_part(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return what a part's ``Content-Disposition`` says, a name among it."""
-    disposition = headers.get(b"content-disposition")
-    if disposition is None:
-        refuse("a part has no Content-Disposition")
-    kind, parameters = _value_and_parameters(disposition)
-    name = parameters.get(b"name")
-    if kind != b"form-data" or name is None:
-        refuse("a part's Content-Disposition is not form-data with a name")
-    if b"%" in name or b"name*" in parameters or name == b"_charset_":
-        refuse("a part's name can be read in more than one way")
-    return parameters
+class FormObserver(Protocol):
+    """Observes the parts of a form."""
+
+    def part(self, name: bytes) -> None:
+        """The part that is the field with this name begins."""
+
+    def content(self, data: bytes, start: int, end: int) -> None:
+        """A piece of its content came: `data` from `start` to `end`. Not called for the field "model"."""
+
+
+class FormWalker:
+    """Walks over a form in a buffer, which may not hold all of it yet.
+
+    Attributes:
+        model: the field "model", with its offsets in the buffer in which it ended; None before it.
+    """
+
+    __slots__ = ("_delimiter", "_epilogue", "_model_headers", "_observer", "_parts", "_state", "model")
+
+    def __init__(self, content_type: bytes, observer: FormObserver | None = None) -> None:
+        """Begin.
+
+        Args:
+            content_type: the request's ``Content-Type``.
+            observer: is told of the parts.
+
+        Raises:
+            ModelUndetermined: it does not name a boundary as RFC 2046 has it.
+        """
+        self.model: ModelField | None = None
+        self._observer = observer
+        self._delimiter = b"\r\n--" + _boundary(content_type)
+        self._state = _OPENING
+        self._model_headers: dict[bytes, bytes] = {}
+        self._parts = 0
+        self._epilogue = b""
+
+    def walk(self, data: bytes, at: int) -> int:
+        """Judge `data` from `at` on, and return up to where: to the beginning of what must come whole.
+
+        It stops at the content of the field "model" once that is whole; `model` then tells where to continue.
+
+        Raises:
+            ModelUndetermined: the form can be read in more than one way.
+        """
+        delimiter = self._delimiter
+        while True:
+            state = self._state
+            if state == _CONTENT:
+                end = data.find(delimiter, at)
+                # all but what may be the beginning of a delimiter
+                safe = len(data) - len(delimiter) + 1 if end < 0 else end
+                if safe > at:
+                    if self._observer is not None:
+                        self._observer.content(data, at, safe)
+                    at = safe
+                if end < 0:
+                    return at
+                self._state = _AFTER_DELIMITER
+                at = end + len(delimiter)
+            elif state == _HEAD:
+                end = data.find(b"\r\n\r\n", at, at + MAX_PART_HEAD)
+                if end < 0:
+                    if len(data) - at >= MAX_PART_HEAD:
+                        refuse("a part has too long a head")
+                    return at
+                self._begin_part(data[at:end])
+                at = end + 4
+            elif state == _AFTER_DELIMITER:
+                if len(data) - at < 2:
+                    return at
+                self._judge_delimiter(data[at : at + 2])
+                at += 2
+            elif state == _MODEL:
+                end = data.find(delimiter, at)
+                if end >= 0:
+                    self.model = ModelField(_model_name(self._model_headers, data[at:end]), at, end)
+                    self._state = _CONTENT
+                elif len(data) - at > MAX_NAME + len(delimiter):
+                    refuse("the model's name is too long")
+                return at
+            elif state == _OPENING:
+                opening = delimiter[2:]
+                if not opening.startswith(data[: len(opening)]):
+                    refuse("it does not begin with its boundary")
+                if len(data) < len(opening):
+                    return at
+                self._state = _AFTER_DELIMITER
+                at = len(opening)
+            else:
+                self._epilogue += data[at : at + 3]
+                if not b"\r\n".startswith(self._epilogue):
+                    refuse("something follows its last boundary")
+                return len(data)
+
+    def finish(self) -> None:
+        """Check that the form has ended.
+
+        Raises:
+            ModelUndetermined: it has no end.
+        """
+        if self._state != _EPILOGUE or self._epilogue == b"\r":
+            refuse("a part has no end")
+
+    def _judge_delimiter(self, mark: bytes) -> None:
+        if mark == b"--":
+            self._state = _EPILOGUE
+        elif mark == b"\r\n":
+            self._parts += 1
+            if self._parts > MAX_PARTS:
+                refuse("it has too many parts")
+            self._state = _HEAD
+        else:
+            refuse("a line begins with its boundary and goes on")
+
+    def _begin_part(self, head: bytes) -> None:
+        headers = _headers(head)
+        disposition = _disposition(headers)
+        if self._observer is not None:
+            self._observer.part(disposition[b"name"])
+        if disposition[b"name"] != b"model":
+            self._state = _CONTENT
+        elif disposition.keys() != {b"name"}:
+            refuse('"model" is a file')
+        elif self.model is not None:
+            refuse('"model" is there more than once')
+        else:
+            self._state = _MODEL
+            self._model_headers = headers
+
+
+class FormScan:
+    """Reads a form that comes in pieces; lets nothing of it go before it was judged.
+
+    So a part that would give the form a second model is never passed on.
+
+    Attributes:
+        model: the name in the field "model", once that came whole.
+    """
+
+    def __init__(self, content_type: bytes, observer: FormObserver | None = None) -> None:
+        """Begin.
+
+        Args:
+            content_type: the request's ``Content-Type``.
+            observer: is told of the parts.
+
+        Raises:
+            ModelUndetermined: it does not name a boundary as RFC 2046 has it.
+        """
+        self.model: str | None = None
+        self._walker = FormWalker(content_type, observer)
+        self._unjudged = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next piece, and return what was judged since the last call.
+
+        The content of the field "model" is not in it. If a call sets `model`, what that returns ends just before that
+        content, and what follows the content is returned from the next call on.
+
+        Raises:
+            ModelUndetermined: the form can be read in more than one way. What was not returned is `unjudged`.
+        """
+        data = self._unjudged = self._unjudged + data if self._unjudged else data
+        walker = self._walker
+        judged = walker.walk(data, 0)
+        if self.model is None and walker.model is not None:
+            self.model = walker.model.name
+            self._unjudged = data[walker.model.end :]
+        else:
+            self._unjudged = data[judged:]
+        return data[:judged]
+
+    @property
+    def unjudged(self) -> bytes:
+        """What was fed and not returned, except the content of the field "model"."""
+        return self._unjudged
+
+    def finish(self) -> None:
+        """Check that the form has ended.
+
+        Raises:
+            ModelUndetermined: it has no end.
+        """
+        self._walker.finish()
 
 
 def _boundary(content_type: bytes) -> bytes:
@@ -140,7 +284,7 @@ def _boundary(content_type: bytes) -> bytes:
 
 
 def _value_and_parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """Split ``value; name=x; name="y"``; whatever is not that is refused, and so is a parameter that comes twice."""
+    """Split ``value; name=x; name="y"``; refuse whatever is not that, and a parameter that is there twice."""
     value = header.partition(b";")[0]
     parameters: dict[bytes, bytes] = {}
     at = len(value)
@@ -153,31 +297,8 @@ def _value_and_parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     return value.strip(b" \t").lower(), parameters
 
 
-def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield for each part where its headers start and where its content starts and ends."""
-    opening = delimiter[2:]
-    if not body.startswith(opening):
-        refuse("it does not begin with its boundary")
-    at = len(opening)
-    for _ in range(MAX_PARTS + 1):
-        mark = body[at : at + 2]
-        if mark == b"--":
-            if body[at + 2 : at + 5] not in (b"", b"\r\n"):
-                refuse("something follows its last boundary")
-            return
-        if mark != b"\r\n":
-            refuse("a line begins with its boundary and goes on")
-        head_start = at + 2
-        head_end = body.find(b"\r\n\r\n", head_start, head_start + MAX_PART_HEAD)
-        end = -1 if head_end < 0 else body.find(delimiter, head_end + 4)
-        if end < 0:
-            refuse("a part has no end, or too long a head")
-        yield head_start, head_end + 4, end
-        at = end + len(delimiter)
-    refuse("it has too many parts")
-
-
 def _headers(head: bytes) -> dict[bytes, bytes]:
+    """Return the headers of a part by lower-case name."""
     headers: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
         found = _HEADER.fullmatch(line)
@@ -187,22 +308,36 @@ def _headers(head: bytes) -> dict[bytes, bytes]:
     return headers
 
 
-def _check_plain_text(headers: dict[bytes, bytes], size: int) -> None:
-    """Refuse headers of the field that some reader might decode it by; Starlette reads none of them."""
+def _disposition(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return the parameters of a part's ``Content-Disposition``, which has a name."""
+    disposition = headers.get(b"content-disposition")
+    if disposition is None:
+        refuse("a part has no Content-Disposition")
+    kind, parameters = _value_and_parameters(disposition)
+    name = parameters.get(b"name")
+    if kind != b"form-data" or name is None:
+        refuse("a part's Content-Disposition is not form-data with a name")
+    if b"%" in name or b"name*" in parameters or name == b"_charset_":
+        refuse("a part's name can be read in more than one way")
+    return parameters
+
+
+def _model_name(headers: dict[bytes, bytes], content: bytes) -> str:
+    """Return the content of the field "model" as text; refuse headers by which a reader might decode it otherwise.
+
+    Starlette reads none of them.
+    """
     for name, value in headers.items():
         if name == b"content-type":
             kind, parameters = _value_and_parameters(value)
             charset = parameters.pop(b"charset", b"utf-8").lower()
             plain = kind == b"text/plain" and not parameters and charset in (b"utf-8", b"utf8", b"us-ascii")
         elif name == b"content-length":
-            plain = value == b"%d" % size
+            plain = value == b"%d" % len(content)
         else:
             plain = name == b"content-disposition"
         if not plain:
             refuse('"model" is not plain text in UTF-8')
-
-
-def _name(content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:

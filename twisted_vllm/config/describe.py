@@ -1,79 +1,103 @@
-"""What the gateway would do with its settings, in lines for a person: ``--check``."""
+"""What a person is told of the settings: ``--check``, and the environment's part of ``--help``.
+
+A line says what several settings come to together. A setting that no such line covers is named where it differs from
+its default, so a new one is shown without a change here.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 
 import attrs
 
-from twisted_vllm.config.database import describe_database
-from twisted_vllm.config.ledger import spool_directory
-from twisted_vllm.config.redis import RedisServer
-from twisted_vllm.config.settings import LogSettings, ModelEntry, PriceList, Server, Settings, Timeouts
+from twisted_vllm.config.declaration import Setting, values_of, yaml_of
+from twisted_vllm.config.load import variables
+from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
+from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
+from twisted_vllm.config.urls import describe_database
+
+_HELP_WIDTH = 100
 
 
 def describe(settings: Settings) -> list[str]:
     """Return what the settings come to, one line for each piece and none with a secret."""
-    return [*_facts(settings), *_models(settings), *_timeouts(settings), *_warnings(settings)]
+    return [f"{line.label + ':':16}{text}" for line in LINES for text in line.says(settings)]
 
 
-def _facts(settings: Settings) -> Iterator[str]:
-    yield from (_line("listen", endpoint) for endpoint in settings.listen)
-    yield _line("mode", _mode(settings))
-    yield _line("database", describe_database(settings.database_url))
+def describe_environment() -> str:
+    """Return the environment variables and what each sets: the usual name and the gateway's own, which wins."""
+    lines = []
+    for each in variables():
+        own, usual = each.environment[0], each.environment[-1]
+        lines.append(f"  {usual}" + (f", or {own}, which wins" if own != usual else ""))
+        sentence = each.doc.partition(". ")[0].removesuffix(".") + "."
+        lines.append(textwrap.fill(sentence, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def _mode(settings: Settings) -> Iterator[str]:
+    if settings.master_key is not None:
+        yield "master key and virtual keys"
+    else:
+        anywhere = "from any address" if settings.allow_anonymous else "from this machine"
+        yield f"open: no master key is set, and anybody may do everything, {anywhere}"
+
+
+def _limits_together(settings: Settings) -> Iterator[str]:
     if settings.redis is not None:
-        yield _line("limits", _limits(settings.redis, settings.limits_on_redis_loss))
+        local = settings.limits_on_redis_loss == "local"
+        without = "each process counts for itself" if local else "requests with limits are refused"
+        yield f"counted in {settings.redis.name}; while it is away, {without}"
+
+
+def _default_server(settings: Settings) -> Iterator[str]:
     default = settings.default_server
-    yield _line("default server", _server(default) if default else "none: a request must name a model of the list")
-    yield _line("path aliases", "on" if settings.path_aliases else "off: only vLLM's own paths work")
-    yield from (_line("open to keys", rule) for rule in settings.tenant_routes.allow)
-    yield from (_line("closed to keys", rule) for rule in settings.tenant_routes.deny)
-    yield from (_line("trusted proxy", str(network)) for network in settings.trusted_proxies)
+    yield _server(default) if default else "none: a request must name a model of the list"
+
+
+def _drain(settings: Settings) -> Iterator[str]:
     delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
-    yield _line("drain", f"{settings.drain_timeout:g} s{delay}")
-    if settings.revoke_running:
-        yield _line("revoking", "running requests end when their key is not valid any more")
-    for field, value, usual in _differing(settings.limits, type(settings.limits)()):
-        yield _line("limit", f"{field} {_cap(value)} (default {_cap(usual)})")
-    yield _line("ledger", _ledger(settings))
-    if settings.ledger.count_stream_usage == "passive":
-        yield _line("stream usage", "passive: a stream whose client does not ask for usage is estimated by its chunks")
-    yield from (_line("noted header", name) for name in settings.ledger.usage_headers)
-    if prices := _priced(settings.default_prices):
-        yield _line("default prices", prices.removeprefix(", "))
-    yield _line("log", _log(settings.log))
+    yield f"{settings.drain_timeout:g} s{delay}"
 
 
-def _ledger(settings: Settings) -> str:
+def _ledger(settings: Settings) -> Iterator[str]:
     found = settings.ledger
     if not found.enabled:
-        return "off: nothing is noted of what requests use"
+        yield "off: usage is not recorded"
+        return
     kept = "rows kept for ever"
     if found.usage_retention is not None:
         kept = f"rows kept for {found.usage_retention / 86_400:g} days"
     failing = ", requests refused while the spool cannot be written" if found.on_spool_failure == "refuse" else ""
-    return f"spool in {spool_directory(settings)}, {kept}{failing}"
+    yield f"spool in {settings.spool_directory}, {kept}{failing}"
 
 
-def _mode(settings: Settings) -> str:
-    if settings.master_key is not None:
-        return "master key and virtual keys"
-    anywhere = ", from any address" if settings.allow_anonymous else ", from this machine"
-    return f"open: no master key is set, and anybody may do everything{anywhere}"
+def _stream_usage(settings: Settings) -> Iterator[str]:
+    if settings.ledger.count_stream_usage == "passive":
+        yield "passive: a stream whose client does not ask for usage is estimated by its chunks"
 
 
-def _limits(server: RedisServer, on_loss: str) -> str:
-    without = "each process counts for itself" if on_loss == "local" else "requests with limits are refused"
-    return f"counted in {server.name}; while it is away, {without}"
+def _default_prices(settings: Settings) -> Iterator[str]:
+    if prices := _priced(settings.default_prices):
+        yield prices.removeprefix(", ")
+
+
+def _log(settings: Settings) -> Iterator[str]:
+    log = settings.log
+    target = "standard output"
+    if log.file is not None:
+        target = f"{log.file}, rotated at {log.rotate_bytes} bytes, {log.keep_files} old files kept"
+    yield f"{log.format}, level {log.level}, to {target}"
 
 
 def _models(settings: Settings) -> Iterator[str]:
     shares: Counter[str] = Counter()
     for entry in settings.models:
         shares[entry.model_name] += entry.weight
-    for entry in settings.models:
-        yield _line("model", _model(entry, shares[entry.model_name]))
+    return (_model(entry, shares[entry.model_name]) for entry in settings.models)
 
 
 def _model(entry: ModelEntry, total: int) -> str:
@@ -90,45 +114,128 @@ def _server(server: Server) -> str:
     return f"{scheme}://{server.name}{', with its own key' if server.api_key else ''}"
 
 
+def _limits(settings: Settings) -> Iterator[str]:
+    return _differing(settings.limits)
+
+
 def _timeouts(settings: Settings) -> Iterator[str]:
-    for field, value, usual in _differing(settings.timeouts, Timeouts()):
-        yield _line("timeout", f"{field} {_seconds(value)} (default {_seconds(usual)})")
-    default = [settings.default_server] if settings.default_server else []
-    servers = dict.fromkeys([*default, *(entry.server for entry in settings.models)])
-    for server in servers:
-        for field, value, usual in _differing(server.timeouts, settings.timeouts):
-            yield _line("timeout", f"{field} {_seconds(value)} for {server.name} (elsewhere {_seconds(usual)})")
-        for field in ("max_concurrent_requests", "max_queued_requests"):
-            cap, usual = getattr(server, field), getattr(settings.limits, field)
-            if cap != usual:
-                yield _line("limit", f"{field} {_cap(cap)} for {server.name} (elsewhere {_cap(usual)})")
+    return _differing(settings.timeouts)
 
 
-def _differing(found: attrs.AttrsInstance, usual: attrs.AttrsInstance) -> Iterator[tuple[str, object, object]]:
-    for field in attrs.fields(type(found)):
-        value, other = getattr(found, field.name), getattr(usual, field.name)
-        if value != other:
-            yield field.name, value, other
+def _server_limits(settings: Settings) -> Iterator[str]:
+    for server in settings.servers:
+        yield from _elsewhere(server, server, settings.limits, SERVER_LIMITS)
 
 
-def _cap(value: object) -> object:
-    return "none" if value is None else value
+def _server_timeouts(settings: Settings) -> Iterator[str]:
+    for server in settings.servers:
+        yield from _elsewhere(server, server.timeouts, settings.timeouts, SERVER_TIMEOUTS)
 
 
-def _log(log: LogSettings) -> str:
-    target = "standard output"
-    if log.file is not None:
-        target = f"{log.file}, rotated at {log.rotate_bytes} bytes, {log.keep_files} old files kept"
-    return f"{log.format}, level {log.level}, to {target}"
+def _elsewhere(server: Server, own: object, general: object, declared: Iterable[Setting]) -> Iterator[str]:
+    for each in declared:
+        value, usual = getattr(own, each.attribute), getattr(general, each.attribute)
+        if value != usual:
+            yield f"{each.name} {_shown(value, each)} for {server.name} (elsewhere {_shown(usual, each)})"
 
 
-def _warnings(settings: Settings) -> Iterator[str]:
-    yield from (_line("warning", warning) for warning in settings.warnings)
+def _others(settings: Settings) -> Iterator[str]:
+    covered = {path for line in LINES for path in line.settings}
+    for path, each, value in values_of(settings):
+        if value != each.default and not any(f"{path}.".startswith(f"{other}.") for other in covered):
+            yield f"{path} {_changed(value, each)}"
 
 
-def _seconds(value: object) -> str:
-    return "no limit" if value is None else f"{value:g} s"
+def _differing(holder: attrs.AttrsInstance) -> Iterator[str]:
+    for _, each, value in values_of(holder):
+        if value != each.default:
+            yield f"{each.name} {_changed(value, each)}"
 
 
-def _line(name: str, value: str) -> str:
-    return f"{name + ':':16}{value}"
+def _changed(value: object, each: Setting) -> str:
+    return f"{_shown(value, each)} (default {_shown(each.default, each)})"
+
+
+def _shown(value: object, each: Setting) -> str:
+    in_seconds = (each.unit or getattr(each.check, "unit", "")) == "seconds"
+    if value is None:
+        return "no limit" if in_seconds else "none"
+    if isinstance(value, float) and in_seconds:
+        return f"{value:g} s"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_shown(item, each) for item in value)}]"
+    # repr: no value of another class shows a secret in it
+    return yaml_of(value) if isinstance(value, (bool, int, float, str, Decimal)) else repr(value)
+
+
+@attrs.frozen
+class Line:
+    """A line of ``--check``, or several with the same label.
+
+    Attributes:
+        label: what stands before the colon.
+        says: returns what stands behind it, for each line.
+        settings: the paths of the settings that it covers, or of the mappings that hold them.
+    """
+
+    label: str
+    says: Callable[[Settings], Iterable[str]]
+    settings: tuple[str, ...] = ()
+
+
+LINES = (
+    Line("listen", lambda settings: settings.listen, ("passthrough.listen",)),
+    Line("mode", _mode, ("general_settings.master_key", "passthrough.allow_anonymous")),
+    Line("database", lambda settings: [describe_database(settings.database_url)], ("general_settings.database_url",)),
+    Line("limits", _limits_together, ("passthrough.redis_url", "passthrough.limits_on_redis_loss")),
+    Line("default server", _default_server),
+    Line(
+        "path aliases",
+        lambda settings: ["on" if settings.path_aliases else "off: only vLLM's own paths work"],
+        ("passthrough.path_aliases",),
+    ),
+    Line("open to keys", lambda settings: settings.tenant_routes.allow, ("passthrough.tenant_routes.allow",)),
+    Line("closed to keys", lambda settings: settings.tenant_routes.deny, ("passthrough.tenant_routes.deny",)),
+    Line(
+        "trusted proxy",
+        lambda settings: map(str, settings.trusted_proxies),
+        ("passthrough.trusted_proxies",),
+    ),
+    Line("drain", _drain, ("passthrough.drain_delay", "passthrough.drain_timeout")),
+    Line(
+        "revoking",
+        lambda settings: ["running requests end when their key is not valid any more"] * settings.revoke_running,
+        ("passthrough.revoke_running",),
+    ),
+    Line("limit", _limits, ("passthrough.limits",)),
+    Line(
+        "ledger",
+        _ledger,
+        (
+            "passthrough.ledger.enabled",
+            "passthrough.ledger.spool_directory",
+            "passthrough.ledger.usage_retention",
+            "passthrough.ledger.on_spool_failure",
+        ),
+    ),
+    Line("stream usage", _stream_usage, ("passthrough.ledger.count_stream_usage",)),
+    Line("usage header", lambda settings: settings.ledger.usage_headers, ("passthrough.ledger.usage_headers",)),
+    Line("default prices", _default_prices, ("passthrough.default_prices",)),
+    Line(
+        "log",
+        _log,
+        (
+            "passthrough.log.format",
+            "passthrough.log.file",
+            "passthrough.log.rotate_bytes",
+            "passthrough.log.keep_files",
+            "passthrough.log.level",
+        ),
+    ),
+    Line("model", _models),
+    Line("timeout", _timeouts, ("passthrough.timeouts",)),
+    Line("timeout", _server_timeouts),
+    Line("limit", _server_limits),
+    Line("setting", _others),
+    Line("warning", lambda settings: settings.warnings),
+)

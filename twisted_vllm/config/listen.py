@@ -1,12 +1,12 @@
-"""What can be told of a Twisted endpoint string without a reactor: whether it is one, and who can reach it."""
+"""Twisted endpoint strings, read without a reactor: whether one is valid, and who can reach it."""
 
 from __future__ import annotations
 
 import re
 from ipaddress import ip_address
 
-from twisted_vllm.config.place import Place, Rejected
-from twisted_vllm.config.shape import text
+from twisted_vllm.config.checks import checker, text
+from twisted_vllm.config.problems import Place, Rejected
 
 DEFAULT_LISTEN = "tcp:4000:interface=127.0.0.1"
 
@@ -16,8 +16,8 @@ _PORT_POSITION = {"tcp": 0, "ssl": 0, "tcp6": 0, "tls": 1}
 #: the position of ``backlog``, likewise
 _BACKLOG_POSITION = {"tcp": 2, "ssl": 5, "tcp6": 1, "unix": 2}
 
-#: connections that may wait to be accepted; Twisted's 50 are less than a burst of clients, whose connections the kernel
-#: then drops, so that they come a second later. The kernel caps it (``net.core.somaxconn``)
+#: connections that may wait to be accepted. Twisted's 50 overflow in a burst of clients: the kernel drops the rest,
+#: which try again after a second. The kernel's own limit (``net.core.somaxconn``) holds as well.
 BACKLOG = 4096
 
 _HOST_PORT = re.compile(
@@ -28,6 +28,7 @@ _TYPE = re.compile(r"[a-z][a-z0-9_-]*")
 _BARE_IPV6 = re.compile(r"(?:^|:)interface=\[?[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
 
 
+@checker("endpoint")
 def endpoint(value: object, place: Place) -> str:
     """Check for an endpoint string: its type and, for TCP, its port. The rest is Twisted's to parse."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -47,7 +48,7 @@ def endpoint(value: object, place: Place) -> str:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Tell whether an endpoint can be reached from this machine alone; what is not known is not."""
+    """Tell whether only this machine can reach an endpoint; False for types that are not known."""
     while endpoint.startswith(_WRAPPER):
         endpoint = endpoint.removeprefix(_WRAPPER)
     kind, arguments, named = split(endpoint)
@@ -66,7 +67,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def with_backlog(endpoint: str) -> str:
-    """Return an endpoint string with room for bursts of clients, unless it says itself for how many."""
+    """Return an endpoint string with `BACKLOG` as its backlog, unless it names one."""
     plain = endpoint
     while plain.startswith(_WRAPPER):
         plain = plain.removeprefix(_WRAPPER)
@@ -85,7 +86,7 @@ def _check_port(kind: str, arguments: list[str], named: dict[str, str]) -> None:
 
 
 def _suggest(host: str | None, port: str) -> str:
-    """Return the endpoint that somebody meant who wrote ``HOST:PORT`` or a mere port."""
+    """Return the endpoint that ``HOST:PORT`` or a port alone stands for."""
     if host is None or host in ("localhost", "127.0.0.1"):
         return f"tcp:{port}:interface=127.0.0.1"
     if host in ("", "*", "0.0.0.0"):

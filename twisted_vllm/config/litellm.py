@@ -1,20 +1,14 @@
-"""LiteLLM's own sections: the settings that the gateway knows by name and does not implement."""
+"""LiteLLM's settings that the gateway knows by name and does not implement: each is warned of and ignored."""
 
 from __future__ import annotations
-
-from typing import Any
-
-from twisted_vllm.config.database import database_url
-from twisted_vllm.config.master_key import master_key
-from twisted_vllm.config.shape import Section, flag, optional
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: sections of LiteLLM's file that have no counterpart here
-OTHER_SECTIONS = _names(
+#: blocks at the top of the file
+BLOCKS = _names(
     """
     assistant_settings callback_settings credential_list files_settings finetune_settings guardrails mcp_servers
     mcp_tools prompts search_tools vector_store_registry default_vertex_config policies
@@ -90,7 +84,10 @@ GENERAL_SETTINGS = _names(
     """
 )
 
-#: settings of an entry's ``litellm_params`` other than those that are used
+#: settings of an entry of ``model_list``
+ENTRY = frozenset({"rpm", "tpm"})
+
+#: settings of an entry's ``litellm_params``
 ENTRY_PARAMS = _names(
     """
     additional_drop_params allowed_openai_params api_version auto_router_config aws_access_key_id aws_region_name
@@ -105,31 +102,11 @@ ENTRY_PARAMS = _names(
     """
 )
 
-#: what of ``model_info`` would change a bill or a permission; the rest is a description, and free
+#: what of an entry's ``model_info`` would change a bill or a permission; every other name is free there
 MODEL_INFO = _names(
     """
     access_via_team_ids blocked cache_creation_input_token_cost
     disable_background_health_check health_check_max_tokens health_check_model health_check_timeout health_check_voice
     output_cost_per_second
     """
-)
-
-#: names that must never pass as unknown outside ``general_settings``: without them the gateway is open
-_GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to general_settings")
-
-general_settings: Section[dict[str, Any]] = Section(
-    dict,
-    {"master_key": optional(master_key), "database_url": optional(database_url)},
-    ignored=GENERAL_SETTINGS,
-    tolerant=True,
-)
-litellm_settings: Section[dict[str, Any]] = Section(
-    dict,
-    {"require_auth_for_metrics_endpoint": flag},
-    ignored=LITELLM_SETTINGS,
-    hints=_GENERAL_ONLY,
-    tolerant=True,
-)
-router_settings: Section[dict[str, Any]] = Section(
-    dict, {}, ignored=ROUTER_SETTINGS, hints=_GENERAL_ONLY, tolerant=True
 )

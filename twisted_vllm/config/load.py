@@ -3,52 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from twisted_vllm.config import environment
-from twisted_vllm.config.address import api_base
-from twisted_vllm.config.database import database_url
-from twisted_vllm.config.document import read
+import attrs
+
+from twisted_vllm.config import litellm
+from twisted_vllm.config.checks import Checker, checker, optional
+from twisted_vllm.config.declaration import OWN_BLOCK, Items, Section, Setting, Unknown, section, setting, settings_of
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
-from twisted_vllm.config.litellm import OTHER_SECTIONS, general_settings, litellm_settings, router_settings
-from twisted_vllm.config.master_key import master_key as master_key_checker
-from twisted_vllm.config.models import Row, rows
-from twisted_vllm.config.passthrough import passthrough
-from twisted_vllm.config.place import EnvironmentText, Place, Report
-from twisted_vllm.config.problems import ConfigError
-from twisted_vllm.config.redis import redis_url
-from twisted_vllm.config.servers import Fleet, assemble
-from twisted_vllm.config.settings import Limits, Settings, Timeouts
-from twisted_vllm.config.shape import Checker, Section, secret
-
-T = TypeVar("T")
-
-DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
+from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
+from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
+from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, Settings, Timeouts
+from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
+from twisted_vllm.config.urls import api_base, database_url
 
 #: how the arguments of the command line are called in messages
 _LISTEN_OPTION = "--listen"
 
+#: every setting that stands in a block of the file, by the attribute that holds it
+_DECLARED = {each.attribute: each for each in (*settings_of(ServerSettings), *settings_of(Settings))}
 
-def _seen(value: object, place: Place) -> None:
-    """Take a section that was read before the others."""
+#: without these the gateway is open, or forgets its keys: no misspelling of them passes as an unknown name
+_GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to general_settings")
 
 
-document: Section[dict[str, Any]] = Section(
-    dict,
-    {
-        "model_list": rows,
-        "general_settings": general_settings,
-        "litellm_settings": litellm_settings,
-        "router_settings": router_settings,
-        environment.BLOCK: _seen,
-        "passthrough": passthrough,
-    },
-    ignored=OTHER_SECTIONS,
+def _block(
+    name: str,
+    *,
+    ignored: frozenset[str] = frozenset(),
+    hints: Mapping[str, str] | None = None,
+    unknown: Unknown = Unknown.WARN,
+) -> Section[dict[str, Any]]:
+    """Return the checker of a mapping at the top of the file; the values come by the attributes that hold them."""
+    held = tuple(_nullable(each) for each in _DECLARED.values() if each.block == name)
+    return Section(dict, held, ignored, hints or {}, unknown)
+
+
+def _nullable(each: Setting) -> Setting:
+    """Let the file say null where the environment is then asked, whether or not the value may be None."""
+    if not each.environment or not isinstance(each.check, Checker) or each.check.null:
+        return each
+    return attrs.evolve(each, check=optional(each.check, "as if left out"))
+
+
+@checker("mapping of names to text")
+def _read_before(value: object, place: Place) -> dict[str, str]:
+    """Take the variables, which `overlay` checks before the rest of the file is read."""
+    return {}
+
+
+@attrs.frozen
+class Document:
+    """The whole file: its blocks, each as its settings by the attributes that hold them."""
+
+    environment_variables: dict[str, str] = setting(
+        {}, _read_before, "Variables laid over the environment before anything else is read.", block="", name=BLOCK
+    )
+    model_list: tuple[Row, ...] = setting(
+        (),
+        rows,
+        "The models by the names that callers use. Entries with the same model_name share its requests. Entries of "
+        "other providers than hosted_vllm are skipped with a warning.",
+        block="",
+        items=Items(ENTRY_SECTION, "[]", more=SECOND_ENTRY),
+    )
+    general_settings: dict[str, Any] = setting(
+        {},
+        _block("general_settings", ignored=litellm.GENERAL_SETTINGS),
+        "LiteLLM's general settings. Those that are not listed here cause a warning.",
+        block="",
+    )
+    litellm_settings: dict[str, Any] = setting(
+        {},
+        _block("litellm_settings", ignored=litellm.LITELLM_SETTINGS, hints=_GENERAL_ONLY),
+        "LiteLLM's own settings. Those that are not listed here cause a warning.",
+        block="",
+    )
+    router_settings: dict[str, Any] = setting(
+        {},
+        _block("router_settings", ignored=litellm.ROUTER_SETTINGS, hints=_GENERAL_ONLY),
+        "LiteLLM's router settings. Each causes a warning.",
+        block="",
+    )
+    passthrough: dict[str, Any] = setting(
+        {},
+        _block(
+            OWN_BLOCK, hints={**_GENERAL_ONLY, "model_list": "move it to the top of the file"}, unknown=Unknown.REFUSE
+        ),
+        "The settings that only this gateway has.",
+        block="",
+    )
+
+
+#: the checker of the file, from which its description is generated as well
+DOCUMENT = section(
+    Document,
+    ignored=litellm.BLOCKS,
     hints={
-        "master_key": "move it to general_settings",
-        "database_url": "move it to general_settings",
+        **_GENERAL_ONLY,
         "include": "other files are not read: put everything into this one",
-        **dict.fromkeys(passthrough.fields, "move it to passthrough"),
+        **{each.name: f"move it to {OWN_BLOCK}" for each in _DECLARED.values() if each.block == OWN_BLOCK},
     },
 )
 
@@ -75,47 +129,40 @@ def load(
     """
     written = read(file) if file is not None else {}
     report = Report()
-    root = Place("", report, environment.overlay(environ, written.get(environment.BLOCK), report))
-    environment.warn_of_misspelt(root.environ, report)
+    root = Place("", report, overlay(environ, written.get(BLOCK), report))
+    warn_of_misspelt(root.environ, variables(), report)
 
-    found = root.attempt(document, written) or {}
-    general, own = found.get("general_settings", {}), found.get("passthrough", {})
-    master_key = _choose(general, "master_key", master_key_checker, root)
-    database = _choose(general, "database_url", database_url, root)
-    endpoints = _endpoints(listen, own.get("listen", ()), root)
-    allow_anonymous = own.get("allow_anonymous", False)
-    if master_key is None and not allow_anonymous:
-        _refuse_open_mode(endpoints, root.at(_LISTEN_OPTION if listen else "passthrough.listen"))
-    redis = _choose(own, "redis_url", redis_url, root)
-    fleet = _fleet(found, own, default_api_base, root)
-    if database is None:
-        database = root.at("default_database_url").attempt(database_url, default_database_url)
+    document = root.attempt(DOCUMENT, written) or Document()
+    found = {**document.general_settings, **document.litellm_settings, **document.passthrough}
+    for each in variables():
+        if found.get(each.attribute) is None:
+            found[each.attribute] = from_environment(each, root)
+    found["listen"] = _endpoints(listen, found.get("listen", ()), root)
+    if found["master_key"] is None and not found.get("allow_anonymous"):
+        _refuse_open_mode(found["listen"], root.at(_LISTEN_OPTION if listen else _DECLARED["listen"].path))
+    fleet = _fleet(document.model_list, found, default_api_base, root)
+    if found["database_url"] is None:
+        found["database_url"] = root.at("default_database_url").attempt(database_url, default_database_url)
 
-    if report.problems or database is None:
+    if report.problems:
         raise ConfigError(report.problems)
-    optional = (
-        *("path_aliases", "tenant_routes", "trusted_proxies", "limits", "timeouts"),
-        *("drain_delay", "drain_timeout", "revoke_running", "log", "ledger", "end_users", "default_prices"),
-        "limits_on_redis_loss",
-    )
     return Settings(
-        listen=endpoints,
-        master_key=master_key,
-        allow_anonymous=allow_anonymous,
-        database_url=database,
-        default_server=fleet.default,
-        models=fleet.models,
-        redis=redis,
-        metrics_are_open=not found.get("litellm_settings", {}).get("require_auth_for_metrics_endpoint", False),
-        warnings=report.warnings(),
-        **{name: own[name] for name in optional if name in own},
+        **_values(Settings, found), default_server=fleet.default, models=fleet.models, warnings=report.warnings()
     )
 
 
-def _choose(section: Mapping[str, Any], setting: str, checker: Checker[T], root: Place) -> T | None:
-    """Return a setting of the file, else of the environment."""
-    written: T | None = section.get(setting)
-    return environment.from_environment(setting, checker, root) if written is None else written
+def variables() -> list[Setting]:
+    """Return the settings that the environment may set."""
+    return [each for each in (*settings_of(Settings), *settings_of(ServerSettings)) if each.environment]
+
+
+def variables_of(attribute: str) -> tuple[str, ...]:
+    """Return the environment variables of the setting that an attribute holds; the first that is set wins."""
+    return _DECLARED[attribute].environment
+
+
+def _values(holder: type[attrs.AttrsInstance], found: Mapping[str, Any]) -> dict[str, Any]:
+    return {each.attribute: found[each.attribute] for each in settings_of(holder) if each.attribute in found}
 
 
 def _endpoints(listen: Sequence[str], written: tuple[str, ...], root: Place) -> tuple[str, ...]:
@@ -126,8 +173,8 @@ def _endpoints(listen: Sequence[str], written: tuple[str, ...], root: Place) -> 
 
 def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
     """Refuse to be open to others than this machine, unless the master key or the endpoint was refused already."""
-    here = ("master_key", "passthrough.allow_anonymous", place.path)
-    if place.report.refused_below("general_settings", *environment.VARIABLES["master_key"], *here):
+    here = ("master_key", _DECLARED["allow_anonymous"].path, place.path)
+    if place.report.refused_below("general_settings", *variables_of("master_key"), *here):
         return
     if not all(is_loopback(value) for value in endpoints):
         place.refuse(
@@ -137,26 +184,30 @@ def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
         )
 
 
-def _fleet(found: Mapping[str, Any], own: Mapping[str, Any], default_api_base: str | None, root: Place) -> Fleet:
-    table: tuple[Row, ...] = found.get("model_list", ())
-    base = _choose(own, "api_base", api_base, root)
-    key = _choose(own, "api_key", secret, root)
-    bases_refused = root.report.refused_below("passthrough.api_base", *environment.VARIABLES["api_base"])
-    if bases_refused:
+def _needs_default(table: Sequence[Row]) -> bool:
+    return not table or not all(row.entry.litellm_params.api_base for row in table)
+
+
+def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: str | None, root: Place) -> Fleet:
+    servers = ServerSettings(**_values(ServerSettings, found))
+    base = _DECLARED["api_base"]
+    base_refused = root.report.refused_below(base.path, *base.environment)
+    if base_refused:
         # What lacks an api_base lacks the refused one: one problem is enough.
-        table = tuple(row for row in table if row.api_base)
-    elif base is None and default_api_base is not None and not (table and all(row.api_base for row in table)):
-        base = root.at("default_api_base").attempt(api_base, default_api_base)
-    complete = not (bases_refused or root.report.refused_below("model_list"))
-    if complete and base is None and not table:
+        table = tuple(row for row in table if row.entry.litellm_params.api_base)
+    elif servers.api_base is None and default_api_base is not None and _needs_default(table):
+        servers = attrs.evolve(servers, api_base=root.at("default_api_base").attempt(api_base, default_api_base))
+    complete = not (base_refused or root.report.refused_below("model_list"))
+    if complete and servers.api_base is None and not table:
         root.refuse(
             "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
             "to try without one: --quickstart)"
         )
-    if key is not None and base is None:
+    if servers.api_key is not None and servers.api_base is None:
         root.at("HOSTED_VLLM_API_KEY").warn(
             "is not used, as it goes to the default server alone, and there is none (set HOSTED_VLLM_API_BASE, or "
             "write api_key: os.environ/HOSTED_VLLM_API_KEY below litellm_params)"
         )
-    overrides = own.get("servers", {}) if complete else {}
-    return assemble(table, base, key, own.get("timeouts", Timeouts()), own.get("limits", Limits()), overrides)
+    if not complete:
+        servers = attrs.evolve(servers, servers={})
+    return assemble(table, servers, found.get("timeouts", Timeouts()), found.get("limits", Limits()))

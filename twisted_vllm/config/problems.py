@@ -1,17 +1,25 @@
-"""What is wrong with a configuration, all of it at once, without ever quoting a value."""
+"""What is wrong with a configuration: all of it at once, each with its place, and no value quoted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 import attrs
+
+T = TypeVar("T")
+
+#: how LiteLLM's files name an environment variable, as the whole of a value
+REFERENCE = "os.environ/"
 
 #: a name that may be shown as it stands: what settings are called
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 #: how the keys of OpenAI, LiteLLM and this gateway begin: never shown, not even where a name was expected
 _KEY_PREFIX = re.compile(r"sk[-_]", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_INDEX = re.compile(r"\[[0-9]+\]")
 
 
 @attrs.frozen
@@ -43,6 +51,126 @@ class ConfigError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+
+class Rejected(Exception):
+    """A value that means nothing where it stands.
+
+    Attributes:
+        message: what is wrong with it; ``None`` where the report already says so.
+    """
+
+    def __init__(self, message: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class EnvironmentText(str):
+    """A value from the environment: always text, whatever type its setting has."""
+
+    __slots__ = ()
+
+
+class Report:
+    """The problems and warnings that loading found."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._warnings: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def refuse(self, path: str, message: str) -> None:
+        """Add a problem."""
+        self.problems.append(Problem(path, message))
+
+    def warn(self, path: str, message: str) -> None:
+        """Add a warning; the same one for further items of a list is only counted."""
+        same = (_INDEX.sub("[]", path), message)
+        first, count = self._warnings.get(same, (path, 0))
+        self._warnings[same] = (first, count + 1)
+
+    def refused_below(self, *paths: str) -> bool:
+        """Whether there is a problem at or below one of the paths."""
+        refused = [problem.path for problem in self.problems]
+        return any(at == path or at.startswith((f"{path}.", f"{path}[")) for at in refused for path in paths)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return one line for each warning."""
+        return tuple(
+            located(first, message + (f" (and in {count - 1} more)" if count > 1 else ""))
+            for (_, message), (first, count) in self._warnings.items()
+        )
+
+
+@attrs.frozen
+class Place:
+    """Where a value stands.
+
+    Attributes:
+        path: the names and indices that lead to it.
+        report: where problems and warnings go.
+        environ: what ``os.environ/NAME`` refers to.
+    """
+
+    path: str
+    report: Report
+    environ: Mapping[str, str]
+
+    def key(self, name: object) -> Place:
+        """Return the place of a setting in this mapping."""
+        return self.at(f"{self.path}.{shown(name)}" if self.path else shown(name))
+
+    def item(self, index: int) -> Place:
+        """Return the place of an item of this list."""
+        return self.at(f"{self.path}[{index}]")
+
+    def at(self, path: str) -> Place:
+        """Return another place, with the same report and environment."""
+        return attrs.evolve(self, path=path)
+
+    def refuse(self, message: str) -> None:
+        """Add a problem at this place."""
+        self.report.refuse(self.path, message)
+
+    def warn(self, message: str) -> None:
+        """Add a warning at this place."""
+        self.report.warn(self.path, message)
+
+    def note(self, rejected: Rejected) -> None:
+        """Add the problem of a rejected value, unless the report already has it."""
+        if rejected.message is not None:
+            self.refuse(rejected.message)
+
+    def resolve(self, value: object) -> object:
+        """Return the value that ``os.environ/NAME`` stands for, or the value itself.
+
+        Raises:
+            Rejected: the variable is not set.
+        """
+        if not isinstance(value, str) or isinstance(value, EnvironmentText) or not value.startswith(REFERENCE):
+            return value
+        name = value.removeprefix(REFERENCE)
+        if not _VARIABLE.fullmatch(name):
+            raise Rejected(f"does not name a variable of the environment (write {REFERENCE}NAME)")
+        found = self.environ.get(name, "")
+        if not found:
+            raise Rejected(f"the environment variable {name} is not set, or empty (set it, or write the value here)")
+        return EnvironmentText(found)
+
+    def check(self, check: Callable[[object, Place], T], value: object) -> T:
+        """Resolve a value and check it.
+
+        Raises:
+            Rejected: it means nothing here.
+        """
+        return check(self.resolve(value), self)
+
+    def attempt(self, check: Callable[[object, Place], T], value: object) -> T | None:
+        """Resolve a value and check it; report why it was rejected, and return ``None`` then."""
+        try:
+            return self.check(check, value)
+        except Rejected as error:
+            self.note(error)
+            return None
 
 
 def located(path: str, message: str) -> str:

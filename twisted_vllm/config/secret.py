@@ -1,6 +1,13 @@
-"""A value that must not be shown."""
+"""Values that must not be shown, and the form in which a master key may be given without itself."""
 
 from __future__ import annotations
+
+import re
+
+#: what stands before the SHA-256 of a master key that is given as its hash
+HASH_PREFIX = "sha256:"
+
+_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class Secret:
@@ -23,3 +30,9 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((Secret, self._value))
+
+
+def hash_of(master_key: Secret) -> str | None:
+    """Return the SHA-256 that stands for a master key, in lower-case hex; ``None`` where the key itself is given."""
+    found = _HASH.fullmatch(master_key.reveal())
+    return None if found is None else found[1].lower()

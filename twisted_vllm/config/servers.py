@@ -1,18 +1,318 @@
-"""From what was written of servers to the servers: one equal value for each, whoever names it."""
+"""What the file says of vLLM servers, and the servers that come of it: one equal value for each, whoever names it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from twisted_vllm.config.address import Address
-from twisted_vllm.config.models import Row
-from twisted_vllm.config.passthrough import Override
-from twisted_vllm.config.problems import nearest
+from twisted_vllm.config.checks import checker, kind_of, list_of, optional, seconds, secret, text, whole
+from twisted_vllm.config.declaration import (
+    Inherited,
+    Items,
+    Required,
+    Section,
+    Setting,
+    Unknown,
+    section,
+    setting,
+    settings_of,
+)
+from twisted_vllm.config.litellm import ENTRY, ENTRY_PARAMS, MODEL_INFO
+from twisted_vllm.config.problems import Place, Rejected, nearest
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import Limits, ModelEntry, Server, Timeouts
+from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
+from twisted_vllm.config.urls import Address, api_base
+
+#: LiteLLM's name for vLLM servers, the one provider that the gateway speaks to
+PROVIDER = "hosted_vllm"
+
+_WILDCARD = re.compile(r"[*?]")
+_PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
+_EXAMPLE_BASE = "http://gpu-1:8000"
+#: shows in the example how two servers share a model's requests
+SECOND_ENTRY = """\
+- model_name: qwen
+  litellm_params:
+    model: hosted_vllm/Qwen/Qwen2.5-7B-Instruct
+    api_base: https://gpu-2.example.com/vllm/v1
+    weight: 1
+"""
+#: the prices of the example, by name; of no model in particular
+_EXAMPLE_PRICES = {
+    "input_cost_per_token": "0.0000002",
+    "output_cost_per_token": "0.0000006",
+    "cache_read_input_token_cost": "0.00000005",
+}
+_PRICES = tuple(
+    attrs.evolve(each, example=_EXAMPLE_PRICES.get(each.name, ""), block="") for each in settings_of(PriceList)
+)
+
+
+@checker("text", "no wildcards")
+def model_name(value: object, place: Place) -> str:
+    """Check for the name of one model."""
+    found = text(value, place)
+    if _WILDCARD.search(found):
+        raise Rejected("must name one model: wildcards are not supported (write one entry for each model)")
+    return found
+
+
+@checker("text", f"{PROVIDER}/NAME")
+def hosted_model(value: object, place: Place) -> str:
+    """Check for ``hosted_vllm/NAME`` and return NAME."""
+    provider, _, name = text(value, place).partition("/")
+    if provider != PROVIDER:
+        raise Rejected(f"must be {PROVIDER}/NAME; did you mean '{PROVIDER}'?")
+    if not name.strip():
+        raise Rejected(f"names no model after {PROVIDER}/ (write the name that the server uses)")
+    return model_name(name, place)
+
+
+@attrs.frozen
+class ModelParams:
+    """The ``litellm_params`` of an entry; its prices stand among its other settings in the file."""
+
+    model: str = setting(
+        Required(f"write {PROVIDER}/NAME"),
+        hosted_model,
+        f"{PROVIDER}/ and the name that the server uses (vLLM's --served-model-name).",
+        example="hosted_vllm/Qwen/Qwen2.5-7B-Instruct",
+    )
+    api_base: Address | None = setting(
+        None,
+        optional(api_base, "the server of passthrough.api_base", empty=True),
+        "The URL of the server. A trailing /v1 makes no difference.",
+        example=_EXAMPLE_BASE,
+    )
+    api_key: Secret | None = setting(
+        None,
+        optional(secret, "none; on the default server, passthrough.api_key", empty=True),
+        "The server's own key (vLLM's --api-key).",
+        example="os.environ/HOSTED_VLLM_API_KEY",
+    )
+    timeout: float | None = setting(
+        None,
+        optional(seconds(), "passthrough.timeouts.total"),
+        "How long a whole exchange with this server may take. Where entries of one server differ, the longest is used.",
+        example="600",
+    )
+    max_parallel_requests: int | None = setting(
+        None,
+        optional(whole(), "passthrough.limits.max_concurrent_requests"),
+        "Requests in flight at this server at a time; more are queued. Where entries of one server differ, the "
+        "smallest is used.",
+        unit="requests",
+        example="64",
+    )
+    weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    prices: PriceList = attrs.field(factory=PriceList)
+
+
+def _model_params(**found: Any) -> ModelParams:
+    prices = PriceList(**{each.attribute: found.pop(each.attribute, None) for each in _PRICES})
+    return ModelParams(prices=prices, **found)
+
+
+@attrs.frozen
+class Entry:
+    """One entry of ``model_list``, checked by itself."""
+
+    model_name: str = setting(
+        Required("write the name that callers use"),
+        model_name,
+        'The name that callers use: the "model" of a request.',
+        example="qwen",
+    )
+    litellm_params: ModelParams = setting(
+        Required(f"write model: {PROVIDER}/NAME and api_base below it"),
+        Section(
+            _model_params,
+            (*settings_of(ModelParams), *_PRICES),
+            ignored=ENTRY_PARAMS,
+            hints={"base_url": "write api_base"},
+            unknown=Unknown.WARN,
+        ),
+        "Where the model runs, and what it costs in US dollars: exact decimals, with or without quotes. An entry that "
+        "names no price has passthrough.default_prices.",
+    )
+    model_info: PriceList = setting(
+        PriceList(),
+        section(PriceList, ignored=MODEL_INFO, unknown=Unknown.ACCEPT),
+        "LiteLLM's description of the model. Prices may stand here as well; those of litellm_params win.",
+        example="{}",
+    )
+
+    @property
+    def prices(self) -> PriceList:
+        """What the model costs: as LiteLLM has it, the parameters win over the description."""
+        return self.litellm_params.prices.over(self.model_info)
+
+
+ENTRY_SECTION = section(
+    Entry,
+    ignored=ENTRY,
+    hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
+    unknown=Unknown.WARN,
+)
+
+
+@attrs.frozen
+class Row:
+    """An entry of ``model_list`` and where it stands."""
+
+    place: Place
+    entry: Entry
+
+
+@checker("row")
+def row(value: object, place: Place) -> Row | None:
+    """Check one entry; ``None`` for one of another provider, which is skipped with a warning."""
+    provider = _other_provider(value, place)
+    if provider is not None:
+        advice = f"only {PROVIDER}/NAME is served" if provider != "vllm" else f"write {PROVIDER}/NAME to serve it"
+        place.warn(f"{_entry_name(value)} is of another provider{_named(provider)}: skipped ({advice})")
+        return None
+    entry = ENTRY_SECTION(value, place)
+    if place.report.refused_below(place.path):
+        raise Rejected(None)
+    return Row(place, entry)
+
+
+@checker("list of models")
+def rows(value: object, place: Place) -> tuple[Row, ...]:
+    """Check all entries."""
+    found = tuple(each for each in list_of(row)(value, place) if each is not None)
+    if value and not found and not place.report.refused_below(place.path):
+        place.warn("every entry was skipped, so that no model of the list is served")
+    return found
+
+
+def _other_provider(value: object, place: Place) -> str | None:
+    """Return the provider of an entry that is not vLLM's nor meant to be; ``None`` for all that must be checked."""
+    params = value.get("litellm_params") if isinstance(value, dict) else None
+    model = params.get("model") if isinstance(params, dict) else None
+    try:
+        model = place.resolve(model)
+    except Rejected:
+        return None
+    if not isinstance(model, str) or not model.strip():
+        return None
+    provider, slash, _ = model.partition("/")
+    if provider == PROVIDER or nearest(provider, [PROVIDER], cutoff=0.8):
+        return None
+    return provider if slash else ""
+
+
+def _named(provider: str) -> str:
+    return f" ({provider})" if _PROVIDER_NAME.fullmatch(provider) else ""
+
+
+def _entry_name(value: Any) -> str:
+    name = value.get("model_name")
+    return f"the entry '{name[:80]}'" if isinstance(name, str) and name.isprintable() else "the entry"
+
+
+def _per_server(holder: type[attrs.AttrsInstance], place: str) -> tuple[Setting, ...]:
+    return tuple(
+        attrs.evolve(each, default=Inherited(f"{place}.{each.name}"), example=each.per_server)
+        for each in settings_of(holder)
+        if each.per_server
+    )
+
+
+def _hints(holder: type[attrs.AttrsInstance], place: str) -> dict[str, str]:
+    return {
+        each.name: f"it concerns {each.concerns}: move it to {place}" for each in settings_of(holder) if each.concerns
+    }
+
+
+#: the timeouts and limits that may differ from server to server
+SERVER_TIMEOUTS = _per_server(Timeouts, "passthrough.timeouts")
+SERVER_LIMITS = _per_server(Limits, "passthrough.limits")
+
+OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
+    dict,
+    (
+        Setting(
+            {},
+            Section(dict, SERVER_TIMEOUTS, hints=_hints(Timeouts, "passthrough.timeouts")),
+            "How long the gateway waits for this server. total wins over an entry's timeout.",
+            name="timeouts",
+            attribute="timeouts",
+        ),
+        *SERVER_LIMITS,
+    ),
+    hints=_hints(Limits, "passthrough.limits"),
+)
+
+
+@attrs.frozen
+class Override:
+    """What ``passthrough.servers`` says of one server.
+
+    Attributes:
+        place: where it stands.
+        timeouts: the timeouts that differ for it, by name.
+        limits: the limits that differ for it, by name.
+    """
+
+    place: Place
+    timeouts: Mapping[str, Any]
+    limits: Mapping[str, Any]
+
+
+@checker("mapping of api_base to settings")
+def overrides(value: object, place: Place) -> Mapping[Address, Override]:
+    """Check for a mapping of ``api_base`` to what differs for that server."""
+    if value is not None and not isinstance(value, dict):
+        raise Rejected(f"must be a mapping of api_base to settings, not {kind_of(value)}")
+    found: dict[Address, Override] = {}
+    for index, (base, content) in enumerate((value or {}).items()):
+        # The index stands for the name until it is known to be a URL without a password.
+        address = place.item(index).attempt(api_base, base)
+        if address is None:
+            continue
+        here = place.at(f"{place.path}.{address.url}")
+        if address in found:
+            here.refuse("stands twice, in two spellings (keep one)")
+        limits = here.attempt(OVERRIDE_SECTION, content) or {}
+        found[address] = Override(here, limits.pop("timeouts", {}), limits)
+    return found
+
+
+@attrs.frozen
+class ServerSettings:
+    """The settings of vLLM servers. They are resolved into `Fleet`, and nothing else reads them."""
+
+    api_base: Address | None = setting(
+        None,
+        optional(api_base, "none", empty=True),
+        "The default server: for requests whose model is not in model_list, and for requests without a model, such as "
+        "GET /vllm/metrics.",
+        example="http://127.0.0.1:8000",
+        environment=(
+            "VLLM_PASSTHROUGH_API_BASE",
+            "VLLM_PASSTHROUGH_HOSTED_VLLM_API_BASE",
+            "HOSTED_VLLM_API_BASE",
+        ),
+    )
+    api_key: Secret | None = setting(
+        None,
+        optional(secret, "none", empty=True),
+        "The default server's own key (vLLM's --api-key). It is sent to no other server.",
+        example="os.environ/HOSTED_VLLM_API_KEY",
+        environment=("VLLM_PASSTHROUGH_API_KEY", "VLLM_PASSTHROUGH_HOSTED_VLLM_API_KEY", "HOSTED_VLLM_API_KEY"),
+    )
+    servers: Mapping[Address, Override] = setting(
+        {},
+        overrides,
+        "What differs for one server, by its api_base: timeouts that concern servers, and two of the limits. "
+        "max_concurrent_requests wins over an entry's max_parallel_requests.",
+        items=Items(OVERRIDE_SECTION, ".API_BASE", key=_EXAMPLE_BASE),
+    )
 
 
 @attrs.frozen
@@ -20,50 +320,54 @@ class Fleet:
     """Every server that is used.
 
     Attributes:
-        default: what serves a request that no entry names.
-        models: the rows of ``model_list`` with their servers.
+        default: serves requests that no entry names.
+        models: the entries of ``model_list`` with their servers.
     """
 
     default: Server | None
     models: tuple[ModelEntry, ...]
 
 
-def assemble(
-    rows: Sequence[Row],
-    default: Address | None,
-    default_key: Secret | None,
-    timeouts: Timeouts,
-    limits: Limits,
-    overrides: Mapping[Address, Override],
-) -> Fleet:
-    """Give each row its server; what cannot be is noted at the place of the row or of the override."""
-    placed: list[tuple[Row, Address, Secret | None]] = []
-    for row in rows:
-        address = row.api_base or default
+@attrs.frozen
+class _Placed:
+    """An entry, and the server that runs it."""
+
+    place: Place
+    entry: Entry
+    address: Address
+    key: Secret | None
+
+
+def assemble(table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits) -> Fleet:
+    """Give each entry its server; report what cannot be at the place of the entry or of the override."""
+    default = servers.api_base
+    placed: list[_Placed] = []
+    for row in table:
+        params = row.entry.litellm_params
+        address = params.api_base or default
         if address is None:
             row.place.key("litellm_params").key("api_base").refuse(
                 "is missing (write it, or set HOSTED_VLLM_API_BASE for all entries without one)"
             )
             continue
         # The default server's key goes to that server alone.
-        key = row.api_key or (default_key if address == default else None)
-        placed.append((row, address, key))
+        key = params.api_key or (servers.api_key if address == default else None)
+        placed.append(_Placed(row.place, row.entry, address, key))
 
     longest = _longest_timeouts(placed)
-    smallest = _smallest_caps(placed)
-    _refuse_strangers(overrides, [address for _, address, _ in placed] + ([default] if default else []))
+    smallest = _smallest_limits(placed)
+    _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
 
     def server(address: Address, key: Secret | None) -> Server:
-        own = timeouts
+        own_timeouts: dict[str, Any] = {}
         if (address, key) in longest:
-            own = attrs.evolve(own, total=longest[address, key])
-        caps: dict[str, Any] = {
-            "max_concurrent_requests": smallest.get(address, limits.max_concurrent_requests),
-            "max_queued_requests": limits.max_queued_requests,
-        }
-        if address in overrides:
-            own = overrides[address].apply(own)
-            caps.update(overrides[address].caps)
+            own_timeouts["total"] = longest[address, key]
+        own_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
+        if address in smallest:
+            own_limits["max_concurrent_requests"] = smallest[address]
+        if address in servers.servers:
+            own_timeouts |= servers.servers[address].timeouts
+            own_limits |= servers.servers[address].limits
         return Server(
             name=address.name,
             host=address.host,
@@ -72,57 +376,62 @@ def assemble(
             base_path=address.base_path.encode("ascii"),
             host_header=address.host_header,
             api_key=key,
-            timeouts=own,
-            **caps,
+            timeouts=attrs.evolve(timeouts, **own_timeouts),
+            **own_limits,
         )
 
     return Fleet(
-        default=server(default, default_key) if default else None,
+        default=server(default, servers.api_key) if default else None,
         models=tuple(
-            ModelEntry(row.model_name, row.model, server(address, key), row.weight, row.prices)
-            for row, address, key in placed
+            ModelEntry(
+                model_name=each.entry.model_name,
+                upstream_model=each.entry.litellm_params.model,
+                server=server(each.address, each.key),
+                weight=each.entry.litellm_params.weight,
+                prices=each.entry.prices,
+            )
+            for each in placed
         ),
     )
 
 
-def _longest_timeouts(
-    placed: Sequence[tuple[Row, Address, Secret | None]],
-) -> dict[tuple[Address, Secret | None], float]:
-    """Return the total timeout of each server that an entry gives one; where entries differ, the longest holds."""
+def _longest_timeouts(placed: Sequence[_Placed]) -> dict[tuple[Address, Secret | None], float]:
+    """Return the total timeout of each server whose entries name one; where they differ, the longest."""
     longest: dict[tuple[Address, Secret | None], float] = {}
-    for row, address, key in placed:
-        if row.timeout is None:
+    for each in placed:
+        timeout = each.entry.litellm_params.timeout
+        if timeout is None:
             continue
-        known = longest.setdefault((address, key), row.timeout)
-        if row.timeout != known:
-            longest[address, key] = max(known, row.timeout)
-            row.place.key("litellm_params").key("timeout").warn(
+        known = longest.setdefault((each.address, each.key), timeout)
+        if timeout != known:
+            longest[each.address, each.key] = max(known, timeout)
+            each.place.key("litellm_params").key("timeout").warn(
                 "differs from another entry's of the same server: the longest is used for both"
             )
     return longest
 
 
-def _smallest_caps(placed: Sequence[tuple[Row, Address, Secret | None]]) -> dict[Address, int]:
-    """Return the cap of each address that an entry gives one; where entries differ, the smallest holds."""
+def _smallest_limits(placed: Sequence[_Placed]) -> dict[Address, int]:
+    """Return the limit of each address whose entries name one; where they differ, the smallest."""
     smallest: dict[Address, int] = {}
-    for row, address, _ in placed:
-        cap = row.max_parallel_requests
-        if cap is None:
+    for each in placed:
+        limit = each.entry.litellm_params.max_parallel_requests
+        if limit is None:
             continue
-        known = smallest.setdefault(address, cap)
-        if cap != known:
-            smallest[address] = min(known, cap)
-            row.place.key("litellm_params").key("max_parallel_requests").warn(
+        known = smallest.setdefault(each.address, limit)
+        if limit != known:
+            smallest[each.address] = min(known, limit)
+            each.place.key("litellm_params").key("max_parallel_requests").warn(
                 "differs from another entry's of the same server: the smallest is used for both"
             )
     return smallest
 
 
-def _refuse_strangers(overrides: Mapping[Address, Override], used: Sequence[Address]) -> None:
-    names = {address.url: address for address in used}
-    for address, override in overrides.items():
+def _refuse_strangers(named: Mapping[Address, Override], used: Sequence[Address]) -> None:
+    known = {address.url: address for address in used}
+    for address, override in named.items():
         if address not in used:
-            close = nearest(address.url, names, cutoff=0.6)
+            close = nearest(address.url, known, cutoff=0.6)
             override.place.refuse(
                 "is the api_base of no server here (write it as model_list does)"
                 + (f"; did you mean '{close}'?" if close else "")

@@ -1,45 +1,268 @@
-"""What the operator decided, as plain frozen values: the result of loading, and what the rest is given."""
+"""The settings: each declared once, and held as plain frozen values that the rest of the gateway is given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from urllib.parse import quote
 
 import attrs
+from sqlalchemy.engine import make_url
 
-from twisted_vllm.config.redis import RedisServer
+from twisted_vllm.config.checks import (
+    duration,
+    flag,
+    header_name,
+    list_of,
+    master_key,
+    network,
+    one_of,
+    optional,
+    price,
+    route_rule,
+    seconds,
+    text,
+    whole,
+)
+from twisted_vllm.config.declaration import section, setting
+from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.urls import RedisServer, database_url, redis_url
+
+DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
+
+#: what the spool's directory is called: this after the name of the database's file, or the other in the run directory
+SPOOL_SUFFIX = ".spool"
+SPOOL_NAME = "vllm_passthrough.spool"
+
+
+@attrs.frozen
+class TenantRoutes:
+    """Routes that the operator opened or closed to every virtual key."""
+
+    allow: tuple[str, ...] = setting((), list_of(route_rule), "Opened to every key, such as /tokenizer_info.")
+    deny: tuple[str, ...] = setting((), list_of(route_rule), "Closed to every key, such as /metrics or read_only.")
+
+
+@attrs.frozen
+class Limits:
+    """Limits that protect the process and the servers."""
+
+    max_head_bytes: int = setting(
+        65_536, whole(), "The request line and all headers of a request together.", unit="bytes", concerns="clients"
+    )
+    max_header_count: int = setting(200, whole(), "The headers of a request.", unit="headers", concerns="clients")
+    max_body_bytes: int = setting(
+        1_073_741_824,
+        whole(),
+        "The body of a request.",
+        unit="bytes",
+        concerns="clients",
+        litellm="general_settings.max_request_size_mb",
+    )
+    max_held_body_bytes: int = setting(
+        67_108_864,
+        whole(),
+        "A JSON body that must be buffered whole to find its model, and the part of a multipart form before its field "
+        '"model".',
+        unit="bytes",
+        concerns="clients",
+    )
+    max_admin_body_bytes: int = setting(
+        1_048_576,
+        whole(),
+        "The body of a request to the gateway's own endpoints, such as POST /key/generate.",
+        unit="bytes",
+        concerns="clients",
+    )
+    max_connections: int | None = setting(
+        10_000,
+        optional(whole(), "no limit"),
+        "Client connections at a time; one more is answered 503 too_many_connections. Each needs up to two open files: "
+        "where the open-file limit (ulimit -n) is too low, this limit is lowered at the start, which the log says.",
+        unit="connections",
+        concerns="clients",
+    )
+    max_concurrent_requests: int | None = setting(
+        None,
+        optional(whole(), "no limit"),
+        "Requests in flight at one server (one address) at a time. More are queued, first come, first served, for "
+        "timeouts.queue; after that, or when the queue is full, they are answered 503 server_busy.",
+        unit="requests",
+        per_server="128",
+    )
+    max_queued_requests: int = setting(
+        100, whole(0), "Requests that may be queued for one server.", unit="requests", per_server="500"
+    )
+    max_failed_authentications: int | None = setting(
+        60,
+        optional(whole(), "no limit"),
+        "Failed authentications from one address (IPv6: one /64) in a minute; more are answered 429. A valid key works "
+        "whatever others from its address do.",
+        unit="attempts",
+        concerns="clients",
+    )
+    assumed_output_tokens: int = setting(
+        1024,
+        whole(),
+        "The output tokens to reserve for a request that names no max_tokens, where tokens or money are limited.",
+        unit="tokens",
+        concerns="requests",
+    )
 
 
 @attrs.frozen
 class Timeouts:
-    """How long the gateway waits, in seconds; ``None`` waits without limit.
+    """How long the gateway waits, in seconds; ``None`` waits without limit."""
 
-    Attributes:
-        connect: for a TCP (and TLS) connection to a vLLM server.
-        response_head: from the end of the request to the head of the response.
-        idle: between two pieces of a response.
-        total: for the whole exchange; a tunnel is none.
-        tunnel_idle: for a byte in either direction of a tunnel: a WebSocket, or another protocol that a request
-            switched to.
-        queue: for a server that has its ``max_concurrent_requests`` in work.
-        client_head: for the whole head of a client's request.
-        client_body: between two pieces of a client's body.
-        keep_alive: for a client's idle connection.
-        redis: for an answer of Redis, and for a connection to it.
-    """
+    connect: float = setting(5.0, seconds(), "For a connection to a server, TLS included.", per_server="2")
+    response_head: float | None = setting(
+        600.0,
+        optional(seconds(), "no limit"),
+        "From the end of the request to the status and headers of the response.",
+        per_server="1200",
+    )
+    idle: float | None = setting(
+        300.0, optional(seconds(), "no limit"), "Between two chunks of a response.", per_server="600"
+    )
+    total: float | None = setting(
+        None,
+        optional(seconds(), "no limit"),
+        "For a whole exchange with a server; tunnels are exempt.",
+        litellm="litellm_settings.request_timeout",
+        per_server="1800",
+    )
+    queue: float | None = setting(
+        30.0,
+        optional(seconds(), "no limit"),
+        "In the queue of a server that has max_concurrent_requests in flight.",
+        per_server="60",
+    )
+    tunnel_idle: float | None = setting(
+        300.0,
+        optional(seconds(), "no limit"),
+        "For a byte in either direction of a tunnel: a WebSocket, or another protocol that a request switched to. vLLM "
+        "sends a ping every 20 s and closes a WebSocket whose pong does not come.",
+        per_server="3600",
+    )
+    client_head: float = setting(
+        15.0, seconds(), "For the request line and all headers of a client's request.", concerns="clients"
+    )
+    client_body: float = setting(60.0, seconds(), "Between two pieces of a client's body.", concerns="clients")
+    keep_alive: float = setting(
+        75.0, seconds(), "For a client's next request on an idle connection.", concerns="clients"
+    )
+    redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")
 
-    connect: float = 5.0
-    response_head: float | None = 600.0
-    idle: float | None = 300.0
-    total: float | None = None
-    queue: float | None = 30.0
-    tunnel_idle: float | None = 300.0
-    client_head: float = 15.0
-    client_body: float = 60.0
-    keep_alive: float = 75.0
-    redis: float = 0.25
+
+@attrs.frozen
+class LedgerSettings:
+    """How the usage of requests is counted and stored; times are in seconds."""
+
+    enabled: bool = setting(True, flag, "Whether usage is recorded. Budgets and reports need it.")
+    spool_directory: str | None = setting(
+        None,
+        optional(
+            text, "beside the SQLite file, as in twisted_vllm.sqlite3.spool; with PostgreSQL, vllm_passthrough.spool"
+        ),
+        "Where rows wait until the database has them: a directory on a local disk, relative to the run directory. "
+        "Processes may share it or have one each.",
+    )
+    usage_retention: float | None = setting(
+        None,
+        # A day: a spool that waited for longer would bring back rows that were deleted.
+        optional(duration("1d"), "for ever"),
+        "How long the row of a request is kept, such as 90d. Sums stay.",
+        litellm="general_settings.maximum_spend_logs_retention_period",
+    )
+    on_spool_failure: str = setting(
+        "continue",
+        one_of("continue", "refuse"),
+        "What happens while the spool cannot be written (a full disk). continue: requests go on, and their rows wait "
+        "in memory for the database; the log says how many found no room and were lost. refuse: requests are "
+        "answered 503.",
+    )
+    count_stream_usage: str = setting(
+        "inject",
+        one_of("inject", "passive"),
+        "How the usage of a stream is counted whose client does not ask for it (stream_options.include_usage). inject: "
+        "the gateway asks, and removes the extra event from the answer. passive: no body is changed; the gateway "
+        "counts chunks and marks the figures as estimated. Multipart forms (audio) are never changed.",
+        litellm="general_settings.always_include_stream_usage",
+    )
+    usage_headers: tuple[str, ...] = setting(
+        (),
+        list_of(header_name),
+        "Request headers to store with each row, such as x-project.",
+        litellm="litellm_settings.extra_spend_tag_headers",
+    )
+
+
+@attrs.frozen
+class EndUserSettings:
+    """How a caller names the end user that it asks for."""
+
+    headers: tuple[str, ...] = setting(
+        ("x-litellm-end-user-id",),
+        list_of(header_name),
+        "Request headers that name the end user. The first one present wins, and wins over the body's field (user).",
+        litellm="general_settings.user_header_name",
+    )
+
+
+@attrs.frozen
+class PriceList:
+    """What a model costs, in US dollars, by LiteLLM's names."""
+
+    input_cost_per_token: Decimal | None = setting(None, optional(price, "free"), "Price of a prompt token.")
+    output_cost_per_token: Decimal | None = setting(
+        None, optional(price, "free"), "Price of an output token, reasoning included."
+    )
+    cache_read_input_token_cost: Decimal | None = setting(
+        None,
+        optional(price, "as any prompt token"),
+        "Price of a prompt token that came from the prefix cache.",
+    )
+    input_cost_per_second: Decimal | None = setting(
+        None, optional(price, "free"), "Price of a second of audio that is transcribed."
+    )
+    input_cost_per_request: Decimal | None = setting(
+        None, optional(price, "free"), "Price of each request that is answered."
+    )
+
+    def named(self) -> Mapping[str, Decimal | None]:
+        """Return the prices by name."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(PriceList)}
+
+    def over(self, other: PriceList) -> PriceList:
+        """Return these prices, and the other's where these name none."""
+        return PriceList(
+            **{name: other.named()[name] if found is None else found for name, found in self.named().items()}
+        )
+
+
+@attrs.frozen
+class LogSettings:
+    """Where and how the log is written."""
+
+    format: str = setting(
+        "auto",
+        one_of("auto", "json", "text"),
+        "The format of a line. auto: text on a terminal, else JSON.",
+        litellm="litellm_settings.json_logs",
+    )
+    file: str | None = setting(
+        None,
+        optional(text, "standard output"),
+        "The file to write, relative to where twistd is started. It is rotated.",
+    )
+    rotate_bytes: int = setting(100_000_000, whole(), "The size at which the file is rotated.", unit="bytes")
+    keep_files: int = setting(10, whole(), "Rotated files to keep.", unit="files")
+    level: str = setting(
+        "info", one_of("debug", "info", "warn", "error", "critical"), "The lowest level that is written."
+    )
 
 
 @attrs.frozen(cache_hash=True)
@@ -51,13 +274,12 @@ class Server:
         host: the host name or address to connect to.
         port: its TCP port.
         tls: whether to speak TLS to it.
-        base_path: what stands before every path, without a trailing slash and without ``/v1``: ``b""`` or
-            ``b"/prefix"``.
+        base_path: the prefix of every path, without a trailing slash and without ``/v1``: ``b""`` or ``b"/prefix"``.
         host_header: the value of ``Host``.
         api_key: the server's own key, sent as ``Authorization: Bearer``.
-        timeouts: the waiting times for this server.
-        max_concurrent_requests: in work at its address, at a time; ``None`` is no cap.
-        max_queued_requests: that may wait for that.
+        timeouts: how long to wait for this server.
+        max_concurrent_requests: requests in flight at its address at a time; ``None`` is no limit.
+        max_queued_requests: requests that may be queued for it.
     """
 
     name: str
@@ -68,8 +290,8 @@ class Server:
     host_header: bytes
     api_key: Secret | None
     timeouts: Timeouts
-    max_concurrent_requests: int | None = None
-    max_queued_requests: int = 100
+    max_concurrent_requests: int | None = Limits().max_concurrent_requests
+    max_queued_requests: int = Limits().max_queued_requests
 
     @property
     def url(self) -> bytes:
@@ -78,36 +300,13 @@ class Server:
 
 
 @attrs.frozen
-class PriceList:
-    """What a model costs, in US dollars, by LiteLLM's names; what is None costs nothing.
-
-    Attributes:
-        input_cost_per_token: for a token of the prompt.
-        output_cost_per_token: for a token of the answer, reasoning included.
-        cache_read_input_token_cost: for a token of the prompt that came from the prefix cache; None: as any other.
-        input_cost_per_second: for a second of audio that was read.
-        input_cost_per_request: for an answer at all.
-    """
-
-    input_cost_per_token: Decimal | None = None
-    output_cost_per_token: Decimal | None = None
-    cache_read_input_token_cost: Decimal | None = None
-    input_cost_per_second: Decimal | None = None
-    input_cost_per_request: Decimal | None = None
-
-    def named(self) -> Mapping[str, Decimal | None]:
-        """Return the prices by name."""
-        return {field.name: getattr(self, field.name) for field in attrs.fields(PriceList)}
-
-
-@attrs.frozen
 class ModelEntry:
-    """One row of ``model_list``.
+    """One entry of ``model_list``, resolved.
 
     Attributes:
         model_name: the name that callers use.
         upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
-        server: where it runs.
+        server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: what it costs; where it names no price at all, the default prices hold.
     """
@@ -120,148 +319,159 @@ class ModelEntry:
 
 
 @attrs.frozen
-class TenantRoutes:
-    """Routes that the operator opened to, or took from, every virtual key: paths, ``prefix/*`` and class names."""
-
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class LogSettings:
-    """Where and how the log is written.
-
-    Attributes:
-        format: ``json``, ``text``, or ``auto``: text on a terminal, else JSON.
-        file: the file to write, rotated; ``None`` is standard output.
-        rotate_bytes: the size in bytes at which the file is rotated.
-        keep_files: how many rotated files are kept.
-        level: the lowest level written: ``debug``, ``info``, ``warn``, ``error`` or ``critical``.
-    """
-
-    format: str = "auto"
-    file: str | None = None
-    rotate_bytes: int = 100_000_000
-    keep_files: int = 10
-    level: str = "info"
-
-
-@attrs.frozen
-class LedgerSettings:
-    """How what requests used is counted and kept.
-
-    Attributes:
-        enabled: whether there is a ledger; budgets need it.
-        spool_directory: where rows are until the database has them; None is beside the database's file, or in the run
-            directory where the database is a server.
-        usage_retention: the age in seconds at which a request's row is deleted; None keeps all. Sums stay.
-        on_spool_failure: while the spool cannot be written: ``continue`` keeps rows in memory, ``refuse`` takes no
-            requests.
-        count_stream_usage: ``inject`` asks vLLM for the usage of a stream where the client did not, and takes it out
-            again; ``passive`` changes no body and counts the chunks of such a stream.
-        usage_headers: the request headers that are noted, in lower case.
-    """
-
-    enabled: bool = True
-    spool_directory: str | None = None
-    usage_retention: float | None = None
-    on_spool_failure: str = "continue"
-    count_stream_usage: str = "inject"
-    usage_headers: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class EndUserSettings:
-    """How a caller says for whom it asks.
-
-    Attributes:
-        headers: the request headers that name the end user, in lower case, the first one present winning; they win
-            over what the body says.
-    """
-
-    headers: tuple[str, ...] = ("x-litellm-end-user-id",)
-
-
-@attrs.frozen
-class Limits:
-    """Caps that protect the process.
-
-    Attributes:
-        max_head_bytes: of a request's line and headers together, in bytes.
-        max_header_count: of a request's headers.
-        max_body_bytes: of a request's body, in bytes.
-        max_held_body_bytes: of a JSON body that must be held whole to find its model, and of what of a form comes
-            before its field "model", in bytes.
-        max_admin_body_bytes: of a body sent to the admin API, in bytes.
-        max_connections: of clients, at a time; ``None`` is no cap.
-        max_concurrent_requests: in work at one server, at a time; ``None`` is no cap.
-        max_queued_requests: that may wait for one server.
-        max_failed_authentications: of keys that are not valid from one address in a minute; ``None`` is no cap.
-        assumed_output_tokens: of an answer whose request names no most, to be reserved where tokens or money are
-            limited.
-    """
-
-    max_head_bytes: int = 65_536
-    max_header_count: int = 200
-    max_body_bytes: int = 1_073_741_824
-    max_held_body_bytes: int = 67_108_864
-    max_admin_body_bytes: int = 1_048_576
-    max_connections: int | None = 10_000
-    max_concurrent_requests: int | None = None
-    max_queued_requests: int = 100
-    max_failed_authentications: int | None = 60
-    assumed_output_tokens: int = 1024
-
-
-@attrs.frozen
 class Settings:
     """Everything that was configured, checked and resolved.
 
+    What the file says of servers (``model_list``, ``api_base``, ``api_key``, ``servers``) is declared in ``servers``,
+    and resolved here.
+
     Attributes:
-        listen: Twisted endpoint strings.
-        master_key: the administrator's key; ``None`` is open mode.
-        allow_anonymous: whether open mode may listen on other addresses than loopback.
-        database_url: an SQLAlchemy URL (``sqlite:///FILE`` or ``postgresql+psycopg://…``); it may hold a password.
-        default_server: what serves a request that no entry of ``models`` names (``HOSTED_VLLM_API_BASE``).
-        models: the rows of ``model_list``, in order.
-        path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
-        tenant_routes: routes opened to, or taken from, every virtual key.
-        trusted_proxies: networks whose ``X-Forwarded-*`` headers are believed.
-        limits: caps.
-        timeouts: waiting times, before a server's own overrides.
-        drain_delay: seconds at shutdown for which the gateway serves on, and says that it is not ready.
-        drain_timeout: seconds that running requests are given at shutdown.
-        revoke_running: whether running requests end when their key is not valid any more.
-        log: the log.
-        ledger: how use is counted.
-        end_users: how a caller says for whom it asks.
-        default_prices: what models cost whose entries name no price, or that no entry names.
-        redis: where processes count limits together; ``None`` has each count for itself.
-        limits_on_redis_loss: what happens to requests while Redis does not answer: ``local``, each process counts for
-            itself, or ``refuse``.
-        metrics_are_open: whether everybody may read the gateway's metrics, and not administrators alone.
+        default_server: serves requests that no entry of ``models`` names.
+        models: the entries of ``model_list``, in order.
         warnings: one line each on what was accepted and is not used.
     """
 
-    listen: tuple[str, ...]
-    master_key: Secret | None
-    allow_anonymous: bool
-    database_url: Secret
-    default_server: Server | None
-    models: tuple[ModelEntry, ...]
-    path_aliases: bool = True
-    tenant_routes: TenantRoutes = TenantRoutes()
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    limits: Limits = Limits()
-    timeouts: Timeouts = Timeouts()
-    drain_delay: float = 0.0
-    drain_timeout: float = 30.0
-    revoke_running: bool = False
-    log: LogSettings = LogSettings()
-    ledger: LedgerSettings = LedgerSettings()
-    end_users: EndUserSettings = EndUserSettings()
-    default_prices: PriceList = PriceList()
-    redis: RedisServer | None = None
-    limits_on_redis_loss: str = "local"
-    metrics_are_open: bool = True
+    master_key: Secret | None = setting(
+        None,
+        optional(master_key, "open mode"),
+        "The administrator's key, which creates virtual keys with POST /key/generate: itself, or sha256: and its "
+        "SHA-256 in hex. Without one the gateway is in open mode: whoever reaches it may do everything, and it listens "
+        "on this machine only.",
+        block="general_settings",
+        example="os.environ/LITELLM_MASTER_KEY",
+        environment=("VLLM_PASSTHROUGH_MASTER_KEY", "VLLM_PASSTHROUGH_LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY"),
+    )
+    database_url: Secret = setting(
+        Secret(DEFAULT_DATABASE_URL),
+        database_url,
+        "Where keys and usage are stored: postgresql://USER:PASSWORD@HOST:5432/NAME, sqlite:///FILE (relative to the "
+        "run directory) or sqlite:////DIRECTORY/FILE.",
+        block="general_settings",
+        environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
+    )
+    require_auth_for_metrics_endpoint: bool = setting(
+        False,
+        flag,
+        "Whether GET /metrics needs an administrator's key. Without it, whoever reaches the port may read them. They "
+        "name no key, user or model. LiteLLM's own default is true.",
+        block="litellm_settings",
+    )
+
+    listen: tuple[str, ...] = setting(
+        (DEFAULT_LISTEN,),
+        list_of(endpoint, lone=True),
+        "Where to listen: Twisted endpoints, one or a list. tcp:4000 listens on every IPv4 address; "
+        "ssl:443:privateKey=key.pem:certKey=cert.pem, unix:/run/vllm.sock and systemd:domain=INET:index=0 work as "
+        "well. The colons of an IPv6 address need a backslash each. The backlog is 4096 unless the endpoint names one "
+        "(tcp:4000:backlog=50). The option --listen wins over it.",
+    )
+    allow_anonymous: bool = setting(
+        False, flag, "Whether a gateway without a master key may listen on addresses that other machines reach."
+    )
+    path_aliases: bool = setting(
+        True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
+    )
+    tenant_routes: TenantRoutes = setting(
+        TenantRoutes(),
+        section(TenantRoutes),
+        "Routes opened or closed to virtual keys. Without rules they may call the classes inference and read_only, and "
+        "not privileged: LoRA loading, sleep, profiling, and every route that is not known. A rule is a path, "
+        "/prefix/* or one of these three classes.",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
+        (),
+        list_of(network),
+        "Addresses and networks of proxies in front whose X-Forwarded-* headers are trusted, such as 10.0.0.0/8.",
+    )
+    limits: Limits = setting(Limits(), section(Limits), "Limits that protect the process and the servers.")
+    timeouts: Timeouts = setting(Timeouts(), section(Timeouts), "How long the gateway waits.")
+    drain_delay: float = setting(
+        0.0,
+        seconds(zero=True),
+        "How long the gateway serves on after it is told to stop (SIGTERM), while /health/readiness answers 503: time "
+        "for a load balancer to take it out. After that it takes no new connections.",
+    )
+    drain_timeout: float = setting(
+        30.0,
+        seconds(zero=True),
+        "How long running requests may take after that. A second SIGTERM or SIGINT ends them at once.",
+    )
+    revoke_running: bool = setting(
+        False,
+        flag,
+        "Whether a running request (a stream, a WebSocket, an upload, a queued request) ends within a second when its "
+        "key is blocked, deleted, replaced or expires, or its team is blocked. Without it, only the next request "
+        "is refused.",
+    )
+    redis: RedisServer | None = setting(
+        None,
+        optional(redis_url, "each process counts for itself", empty=True),
+        "Where several processes count the limits of keys, users, teams and end users together: "
+        "redis://USER:PASSWORD@HOST:6379/0, or rediss:// with TLS. Percent-encode special characters of the password. "
+        "Without it, N processes admit up to N times as much.",
+        name="redis_url",
+        # a REDIS_URL in the environment may be meant for another program
+        environment=("VLLM_PASSTHROUGH_REDIS_URL",),
+        litellm="router_settings.redis_url",
+    )
+    limits_on_redis_loss: str = setting(
+        "local",
+        one_of("local", "refuse"),
+        "What happens to requests with limits while Redis does not answer. local: each process counts for itself. "
+        "refuse: they are answered 503.",
+    )
+    ledger: LedgerSettings = setting(
+        LedgerSettings(),
+        section(LedgerSettings),
+        "What each request used: a row in the database, and sums by day and month that outlast it.",
+    )
+    end_users: EndUserSettings = setting(
+        EndUserSettings(), section(EndUserSettings), "How a caller names the end user that it asks for."
+    )
+    default_prices: PriceList = setting(
+        PriceList(),
+        section(PriceList),
+        "What models cost in US dollars whose entries name no price, and those that are in no entry.",
+    )
+    log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+
+    default_server: Server | None = None
+    models: tuple[ModelEntry, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def metrics_are_open(self) -> bool:
+        """Whether everybody may read ``GET /metrics``, and not administrators alone."""
+        return not self.require_auth_for_metrics_endpoint
+
+    @property
+    def servers(self) -> list[Server]:
+        """Every vLLM server that is named, each once, the default server first."""
+        default = [self.default_server] if self.default_server is not None else []
+        return list(dict.fromkeys([*default, *(entry.server for entry in self.models)]))
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret that is held, for the log to redact."""
+        found = [self.database_url.reveal()]
+        password = make_url(self.database_url.reveal()).password
+        if password is not None:
+            found.append(password)
+        if self.redis is not None and self.redis.password is not None:
+            # as it is, and as a URL spells it
+            revealed = self.redis.password.reveal()
+            found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
+        if self.master_key is not None:
+            found.append(self.master_key.reveal())
+        found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
+        return found
+
+    @property
+    def spool_directory(self) -> Path:
+        """The directory of the ledger's spool; a relative one is below the run directory."""
+        if self.ledger.spool_directory is not None:
+            return Path(self.ledger.spool_directory)
+        url = make_url(self.database_url.reveal())
+        if url.get_backend_name() == "sqlite" and url.database:
+            return Path(f"{url.database}{SPOOL_SUFFIX}")
+        return Path(SPOOL_NAME)

@@ -1,177 +1,188 @@
-"""Heads that were read before, so that the next request or response with the same head is not read again.
+"""Heads that were parsed before, so that the next request or response with the same head is not parsed again.
 
-A client library sends one head over and over: the same target, key and headers, and a ``Content-Length`` that changes;
-and a server's answers to it differ as little. A head whose every other byte was accepted before is accepted with the
-same meaning, without a parser. Only whole messages in one segment come this way; whatever is not known goes through
-llhttp.
+A client library sends one head over and over: the same target, key and headers. Only a few values change with each
+request: the length of the body, and the ids of a traced client. A server's responses differ as little. A head that is
+equal to an accepted one in all other bytes has the same meaning. Only whole messages in one segment are looked up;
+everything else goes through llhttp.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.http.headers import BODILESS, HeaderList, ResponseHead
-
-if TYPE_CHECKING:
-    from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.http.headers import BODILESS, PER_REQUEST_HEADERS, RequestHead, ResponseHead
 
 #: heads that are kept, for all connections together, and the longest of them in bytes
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: the one header that may differ; its digits, as they would be written anew, are left out of what is compared
+#: a length as the cache would write it anew
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
-#: what changes with every request, so that the head would never come again
-_NEVER_AGAIN = frozenset((b"x-request-id", b"traceparent", b"expect", b"transfer-encoding"))
+#: a header of `PER_REQUEST_HEADERS`: group 1 is a length, group 2 the value of another. A value of visible ASCII means
+#: the same to every parser, with nothing to trim around it.
+_PER_REQUEST = re.compile(
+    rb"\r\n(?:content-length: (0|[1-9][0-9]{0,8})|(?:traceparent|tracestate|x-request-id): ([\x21-\x7e]{1,256}))"
+    rb"(?=\r\n)",
+    re.IGNORECASE,
+)
 
-_Key = bytes | tuple[bytes, bytes]
+#: headers of which no head is kept: what they announce is not in the same segment
+_NEVER_KEPT = frozenset((b"expect", b"transfer-encoding"))
+
 Head = TypeVar("Head")
 
 
 class _HeaderCache(Generic[Head]):
-    """Heads by their bytes, but for the digits of the length; the oldest makes room for a new one."""
+    """Heads by their bytes without the values that may differ. The oldest makes room for a new one."""
 
     def __init__(self, longest: int) -> None:
-        self._heads: dict[_Key, Head] = {}
+        self._heads: dict[tuple[bytes, ...], Head] = {}
         self._longest = longest
 
     def __len__(self) -> int:
         return len(self._heads)
 
-    def _keep(self, key: _Key, head: Head) -> None:
+    def _keep(self, key: tuple[bytes, ...], head: Head) -> None:
         if len(self._heads) >= MOST_HEADS:
             del self._heads[next(iter(self._heads))]
         self._heads[key] = head
 
 
-class CachedRequestHead:
-    """What a request's head says.
+class RequestTemplate:
+    """What the heads of one cache entry have in common.
 
     Attributes:
-        method: the method.
-        uri: the request target in origin form.
-        headers: the headers as they came, but for the value of ``Content-Length``, which is empty.
-        names: their names in lower case.
-        first: the first value of each, by lower-case name, likewise.
-        note: what the resource wants to know again of the next request with this head.
+        head: the first of them.
     """
 
-    __slots__ = ("first", "headers", "method", "names", "note", "uri")
+    __slots__ = ("_at", "head")
 
-    def __init__(self, request: GatewayRequest) -> None:
-        self.method = request.method
-        self.uri = request.uri
-        self.headers: HeaderList = request.raw_headers
-        self.names = request.header_names
-        self.first = request.head
-        if b"content-length" in self.first:
-            self.headers = self.headers.copy()
-            at = self.names.index(b"content-length")
-            self.headers[at] = (self.headers[at][0], b"")
-            self.first = {**self.first, b"content-length": b""}
-        self.note: Any = None
+    def __init__(self, head: RequestHead) -> None:
+        """Take `head`, in which each of `PER_REQUEST_HEADERS` stands at most once."""
+        self.head = head
+        # the places in the header list of what differs, in their order
+        self._at = tuple(at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS)
+
+    def with_values(self, length: int, values: list[bytes]) -> RequestHead:
+        """Return the head with other values of `PER_REQUEST_HEADERS`, in their order; `length` is the body's."""
+        first = self.head
+        head: RequestHead = RequestHead.__new__(RequestHead)
+        head.method = first.method
+        head.target = first.target
+        head.version = first.version
+        head.names = names = first.names
+        head.length = length
+        head.keep_alive = True
+        head.protocols = first.protocols
+        head.template = self
+        head.headers = headers = first.headers
+        head.first = indexed = first.first
+        if values:
+            head.headers = headers = headers.copy()
+            head.first = indexed = indexed.copy()
+            for at, value in zip(self._at, values, strict=True):
+                headers[at] = (headers[at][0], value)
+                indexed[names[at]] = value
+        return head
 
 
-class RequestHeaderCache(_HeaderCache[CachedRequestHead]):
-    """The heads of requests that all connections of a site have read."""
+class RequestHeaderCache(_HeaderCache[RequestTemplate]):
+    """The heads of requests, shared by all connections of a site."""
 
     def __init__(self, limits: Limits) -> None:
-        """Make it; `limits` are the caps that every head that is learnt has kept to."""
+        """Make an empty cache; every head that it learns has kept to `limits`."""
+        # a recalled length may have more digits than the learnt one
         super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
         self._most_bytes = limits.max_body_bytes
 
-    def recall(self, data: bytes, begin: Callable[[], GatewayRequest]) -> bool:
-        """Read `data`, the first bytes of a request, if it is all of one whose head is known.
+    def recall(self, data: bytes) -> tuple[RequestHead, bytes] | None:
+        """Return head and body of the request that `data` is, if it is one whole request whose head is known.
 
         Args:
-            data: what came.
-            begin: makes the request.
-
-        Returns:
-            Whether it was read.
+            data: what arrived where a request may begin.
         """
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
-            return False
-        key, length = _split(data, end)
-        known = self._heads.get(key)
+            return None
+        key, length, values = _split(data, end)
+        template = self._heads.get(key)
         start = end + 4
-        if known is None or len(data) - start != length or length > self._most_bytes:
-            return False
-        request = begin()
-        request.known = known
-        request.method = known.method
-        request.uri = known.uri
-        request.clientproto = b"HTTP/1.1"
-        request.header_names = known.names
-        request.raw_headers = known.headers
-        request.head = known.first
-        request.body_length = request.body_received = length
-        if length:
-            request.body_pieces.append(data[start:])
-        request.head_complete = request.body_complete = True
-        return True
+        if template is None or len(data) - start != length or length > self._most_bytes:
+            return None
+        return template.with_values(length, values), data[start:]
 
-    def learn(self, data: bytes, request: GatewayRequest) -> None:
-        """Keep the head of `request`, which `data` holds whole, if the like of it may come again."""
+    def learn(self, data: bytes, head: RequestHead) -> None:
+        """Keep `head`, which llhttp accepted, if `data` is its whole request and the like of it may come again."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if (
             end < 0
-            or len(data) - end - 4 != request.body_length
-            or request.fault is not None
-            or not request.persistent
-            or request.protocols
-            or request.clientproto != b"HTTP/1.1"
-            or not _NEVER_AGAIN.isdisjoint(request.head)
+            or len(data) - end - 4 != head.length
+            or not head.keep_alive
+            or head.protocols
+            or head.version != b"HTTP/1.1"
+            or not _NEVER_KEPT.isdisjoint(head.first)
         ):
             return
-        key, length = _split(data, end)
-        if length != request.body_length or (b"content-length" in request.head) is isinstance(key, bytes):
-            # a length that is written in another way
-            return
-        self._keep(key, CachedRequestHead(request))
+        key, length, values = _split(data, end)
+        present = [name for name in head.names if name in PER_REQUEST_HEADERS]
+        # each of them must be cut out of the key: written in the usual way, and not repeated
+        if length == head.length and len(values) == len(present) == len(set(present)):
+            self._keep(key, RequestTemplate(head))
 
 
 class ResponseHeaderCache(_HeaderCache[ResponseHead]):
-    """The heads of responses that all connections of an agent have read."""
+    """The heads of responses, shared by all connections of an agent."""
 
     def __init__(self) -> None:
         super().__init__(LONGEST_HEAD)
 
     def recall(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
-        """Return the head and the body of `data`, the first bytes of a response, if it is whole and its head known."""
+        """Return head and body of the response that `data` is, if it is one whole response whose head is known."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
             return None
-        key, length = _split(data, end)
-        known = self._heads.get(key)
+        found = _LENGTH.search(data, 0, end + 2)
+        if found is None:
+            return None
+        first, last = found.span(1)
+        known = self._heads.get((data[:first], data[last : end + 4]))
+        length = int(found[1])
         if known is None or len(data) - end - 4 != length:
             return None
         return known.of_length(length), data[end + 4 :]
 
     def learn(self, data: bytes, head: ResponseHead) -> None:
-        """Keep the head of a response that `data` was, whole, if the like of it may come again."""
+        """Keep the head of a response that `data` is, whole, if the like of it may come again."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
             return
-        key, length = _split(data, end)
-        # a head without a length, or with one that is written in another way, is none that can be told by its bytes
-        if isinstance(key, tuple) and length == head.length == len(data) - end - 4:
-            self._keep(key, head.as_template())
+        found = _LENGTH.search(data, 0, end + 2)
+        # a head without a length, or with one that is written in another way, cannot be told by its bytes
+        if found is not None and int(found[1]) == head.length == len(data) - end - 4:
+            first, last = found.span(1)
+            self._keep((data[:first], data[last : end + 4]), head.as_template())
 
 
-def _split(data: bytes, end: int) -> tuple[_Key, int]:
-    """Return what a head is known by, and its body's length.
+def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
+    """Return the key of a request's head, its body's length, and the values that may differ, in their order.
 
-    A head with a length is known by what stands before and after the digits. A pair is never equal to the bytes by
-    which a head without one is known, so that nothing in place of the digits passes for a length.
+    The key is what stands around those values. Each piece of it but the last ends with the name of the header whose
+    value follows, so equal keys have the same headers in the same places.
     """
-    found = _LENGTH.search(data, 0, end + 2)
-    if found is None:
-        return data[: end + 4], 0
-    first, last = found.span(1)
-    return (data[:first], data[last : end + 4]), int(found[1])
+    pieces: list[bytes] = []
+    values: list[bytes] = []
+    length = at = 0
+    for found in _PER_REQUEST.finditer(data, 0, end + 2):
+        group = found.lastindex or 0
+        first, last = found.span(group)
+        value = data[first:last]
+        if group == 1:
+            length = int(value)
+        pieces.append(data[at:first])
+        values.append(value)
+        at = last
+    pieces.append(data[at : end + 4])
+    return tuple(pieces), length, values

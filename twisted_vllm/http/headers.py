@@ -30,6 +30,15 @@ FRAMING = (b"content-length", b"transfer-encoding")
 BODILESS = frozenset((204, 304))
 
 
+#: headers whose values count together: each may nominate headers, say "close" or hold a key
+JOINED_HEADERS = frozenset((b"connection", b"sec-websocket-protocol"))
+
+#: headers whose values differ from request to request of one client
+PER_REQUEST_HEADERS = frozenset((b"content-length", b"traceparent", b"tracestate", b"x-request-id"))
+
+NO_PROTOCOLS: frozenset[bytes] = frozenset()
+
+
 def nominated(connection: bytes | None) -> frozenset[bytes]:
     """Return the lower-case names that a ``Connection`` value nominates as hop-by-hop (RFC 9110 §7.6.1).
 
@@ -55,6 +64,62 @@ def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset())
     """
     never = _NO_TRAILERS | drop
     return [pair for pair in trailers if pair[0].lower() not in never]
+
+
+class RequestHead:
+    """A request's head.
+
+    The parser builds it and nobody changes it afterwards: heads are shared by requests that are alike.
+
+    Attributes:
+        method: the method; empty where the request line was not read.
+        target: the request target in origin form (RFC 9112 §3.2.1); in a head that was refused, as far as it came.
+        version: ``HTTP/1.1`` or ``HTTP/1.0``.
+        headers: the headers as they came, in order.
+        names: their names in lower case, in the same order.
+        first: the first value of each header by its lower-case name; of `JOINED_HEADERS` all values, with commas.
+        length: the body's declared size in bytes, 0 without a body, None for a chunked one.
+        keep_alive: whether the client keeps the connection after the response.
+        protocols: the protocols, in lower case, to one of which the connection may switch if a server agrees.
+        template: what all heads have in common that differ from this one in `PER_REQUEST_HEADERS` alone; None where the
+            header cache does not hold it.
+    """
+
+    __slots__ = (
+        "first",
+        "headers",
+        "keep_alive",
+        "length",
+        "method",
+        "names",
+        "protocols",
+        "target",
+        "template",
+        "version",
+    )
+
+    def __init__(self, method: bytes, target: bytes, version: bytes, headers: HeaderList) -> None:
+        """Index the headers of a request without a body; the parser sets what it finds beyond."""
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.names = names = [pair[0].lower() for pair in headers]
+        first: dict[bytes, bytes] = {}
+        for name, (_, value) in zip(names, headers, strict=True):
+            if name not in first:
+                first[name] = value
+            elif name in JOINED_HEADERS:
+                first[name] += b", " + value
+        self.first = first
+        self.length: int | None = 0
+        self.keep_alive = True
+        self.protocols: frozenset[bytes] = NO_PROTOCOLS
+        self.template: object = None
+
+
+#: stands for a head that was not read
+NO_REQUEST_HEAD = RequestHead(b"", b"", b"HTTP/1.1", [])
 
 
 class ResponseHead:
@@ -158,7 +223,7 @@ class ResponseHead:
         return made
 
 
-#: stands for a head that has not come
+#: stands for a response's head that was not read
 NO_HEAD = ResponseHead(0, b"", [])
 
 

@@ -1,20 +1,15 @@
-"""The protocol that a start line names: llhttp reads RTSP's and ICE's messages as if they were HTTP, and tells nobody.
+"""Start lines of other protocols, which llhttp reads as if they were HTTP: RTSP and ICE.
 
-What hands its bytes to llhttp asks here about the lines in which another name may stand. That is rare: hardly a segment
-holds such a name, or ends within a start line.
+The parsers check here the lines that may name another protocol. That is rare: hardly a segment holds such a name, or
+ends within a start line.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from twisted_vllm.http.server.request import GatewayRequest
-
 #: what stands in a request line of RTSP's; ICE has but the method ``SOURCE``, which `origin_form` refuses
 OTHER_PROTOCOL = b" RTSP/"
 
-#: bytes at the end of an unfinished line that tell, with what follows, which protocol it names
+#: bytes at the end of an unfinished line that must be kept to recognise the protocol with what follows
 KEPT = len(OTHER_PROTOCOL)
 
 _HTTP_1 = b"HTTP/1."
@@ -26,19 +21,20 @@ _ENOUGH = len(b"HTTP/1.1 200")
 _SHARED_METHODS = (b"GET", b"POST", b"OPTIONS")
 
 
-def unfinished_request_line(data: bytes, request: GatewayRequest) -> bytes:
-    """Return the end of the request line that `data` ends within, or nothing where it has ended.
+def unfinished_request_line(data: bytes, target: bytes, has_headers: bool) -> bytes:
+    """Return the end of the request line that `data` ends within; nothing where the line has ended.
 
     Args:
         data: a segment.
-        request: the request whose head has not ended with it, as far as it was read.
+        target: the request target, as far as it was read.
+        has_headers: whether a header of this request was read.
     """
-    if request.raw_headers:
+    if has_headers:
         return b""
     line = data[data.rfind(b"\n") + 1 :]
-    if request.uri:
+    if target:
         # a line that follows the request's, or the request's own, perhaps behind the end of another's body
-        before, found, after = line.rpartition(b" " + request.uri)
+        before, found, after = line.rpartition(b" " + target)
         named = after.lstrip(b" ")
         if not found or not before.rstrip(b" ").endswith(_SHARED_METHODS) or not OTHER_PROTOCOL[1:].startswith(named):
             return b""

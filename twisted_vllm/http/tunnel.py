@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransp
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import Draining, UpstreamProtocolError, UpstreamTimeout
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead
@@ -43,13 +44,13 @@ class ClientRequest(Protocol):
 
     Attributes:
         channel: the client's connection.
+        context: what is known of the request.
         body_received: bytes received from the client.
-        error_code: the code of the gateway's own error, or empty.
     """
 
     channel: ClientConnection
+    context: RequestContext
     body_received: int
-    error_code: str
 
     def relay_switch(self, head: ResponseHead) -> None:
         """Begin the response with a 101."""
@@ -115,7 +116,7 @@ class Tunnel:
         Args:
             request: the client's request; it stays in flight until the tunnel is over.
             head: the server's 101.
-            on_outcome: called once with the outcome, in the words of `RequestRecord`, before the request is finished.
+            on_outcome: called once with the outcome, in the words of `RequestContext`, before the request is finished.
         """
         self._request = request
         self._on_outcome = on_outcome
@@ -201,7 +202,7 @@ class Tunnel:
         request = self._request
         if request is None:
             return
-        request.error_code = error
+        request.context.error_code = error
         self._request = None
         self._report(outcome)
         if not self._server_lost:

@@ -1,7 +1,4 @@
-"""The gateway's own metrics, in Prometheus' formats.
-
-What they say is read when somebody asks: between two scrapes they cost nothing.
-"""
+"""The gateway's own metrics, in Prometheus' formats. They are collected at a scrape, and cost nothing between two."""
 
 from __future__ import annotations
 
@@ -11,18 +8,18 @@ from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-#: what the names of the gateway's own metrics begin with
+#: the prefix of the metrics' names
 PREFIX = "vllm_passthrough"
 
-#: versions of either format that a client may ask for; none is as good as a known one
+#: the versions of either format that a client may ask for; empty is any
 _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
 
 
 class Metrics:
-    """The metrics of one gateway: a registry of its own, as a process may hold several."""
+    """The metrics of one gateway. Each has its own registry, as a process may run several gateways."""
 
     def __init__(self) -> None:
-        """Begin with what the process and its interpreter say."""
+        """Add the metrics of the process and of Python."""
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -31,23 +28,23 @@ class Metrics:
         about.info({"version": version("twisted-vllm")})
 
     def add(self, collector: Collector) -> None:
-        """Ask `collector` as well."""
+        """Add a collector."""
         self._registry.register(collector)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their media type: OpenMetrics where the client takes it, else Prometheus' text.
+        """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.
 
         Args:
-            accept: the request's ``Accept``; what cannot be understood of it is left out.
+            accept: the request's ``Accept`` header; what cannot be parsed is ignored.
         """
         encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
         return encode(self._registry), content_type
 
 
 def _is_known(media_range: str) -> bool:
-    """Return whether the version that part of an ``Accept`` asks for, if any, is one that is written here.
+    """Return whether a media range of ``Accept`` asks for a known version, or for none.
 
-    `choose_encoder` compares versions as numbers, which fails at other text, and promises any that is high enough.
+    `choose_encoder` fails at a version that is not a number, and accepts versions that do not exist.
     """
     parameters = (parameter.strip().partition("=") for parameter in media_range.split(";")[1:])
     return all(value in _VERSIONS for name, _, value in parameters if name == "version")

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import msgspec
+
+from twisted_vllm.context import RequestContext
+
+#: characters of a path, or of a model's name, that stand in the log
+TEXT_LIMIT = 512
+#: characters that are searched for secrets: a secret that is cut through would not be recognised
+READ_LIMIT = 1024
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,7 +36,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.
         first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
-        queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in work, in milliseconds;
+        queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in flight, in milliseconds;
             ``None`` where it did not.
     """
 
@@ -47,3 +57,32 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     first_byte_ms: float | None
     total_ms: float
     queued_ms: float | None = None
+
+
+class ClientText:
+    """Takes secrets out of what a client wrote, such as a key in a path or in the place of a model's name.
+
+    Attributes:
+        clean: returns a text without secrets, cut to `TEXT_LIMIT` characters. The same few paths and models come again
+            and again, so results are cached.
+    """
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+        self.clean = lru_cache(maxsize=1024)(lambda text: redact(text[:READ_LIMIT])[:TEXT_LIMIT])
+
+    def request_id(self, context: RequestContext) -> str:
+        """Return the id of a request; where the client chose it, without secrets."""
+        request_id = context.request_id.decode("ascii")
+        return self._redact(request_id) if b"x-request-id" in context.head.first else request_id
+
+
+def route_of(context: RequestContext) -> bytes:
+    """Return the path that the server saw, or the gateway's own path; nothing of a target that is no path.
+
+    Such a target may hold a password (``http://user:password@host``).
+    """
+    if context.authorization is not None:
+        return context.authorization.path
+    path = context.head.target.partition(b"?")[0]
+    return path if path.startswith(b"/") else b""

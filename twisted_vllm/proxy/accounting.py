@@ -1,50 +1,37 @@
-"""The books of the pass-through: what a request may use is reserved before it goes on, and what it used is written."""
+"""Accounting of the pass-through: reserves what a request may use, and settles what it has used."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.api_routes import Route, RouteClass
+from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
-from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.observability.request_record import RequestRecord
-from twisted_vllm.proxy.admission import Admitted, Entry
-from twisted_vllm.proxy.interfaces import EndUsers, Limiter, Rows
+from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.proxy.admission import Admitted
+from twisted_vllm.proxy.interfaces import EndUsers, Limiter, UsageSink
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.usage.meter import UsageMeter
-from twisted_vllm.usage.pricing import FREE, PriceTable, cost_of, expected_cost
+from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
-from twisted_vllm.usage.records import NOTHING_USED, Target, UsageRow
-from twisted_vllm.usage.references import refer
-from twisted_vllm.usage.route_pricing import RoutePricing
 
-#: servers' fingerprints that are remembered, and tariffs
-MOST_FINGERPRINTS = MOST_TARIFFS = 1_000
-#: characters of model, path and method up to which a tariff is remembered
+#: fingerprints of servers, and pricings, that are kept
+MOST_FINGERPRINTS = MOST_PRICINGS = 1_000
+#: characters of model, path and method up to which a pricing is kept
 LONGEST_KEY = 512
 
-#: characters of an end user's or a model's name, and of a header's value, that are kept
+#: characters of an end user's name that are kept
 TEXT_LIMIT = 255
 
-#: the routes that answer with tokens; the others use the prompt's alone
-GENERATING = frozenset(
-    (
-        *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/cohere/v2/chat", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-        "/invocations",
-    )
-)
 
-
-class Accounting:
-    """Opens an account for each request that goes to a server, and closes it when the request is over."""
+class Accounting(RequestObserver):
+    """Measures and limits each request that goes to a server."""
 
     _log = Logger()
 
@@ -54,15 +41,13 @@ class Accounting:
         limiter: Limiter,
         end_users: EndUsers,
         prices: PriceTable,
-        rows: Rows | None,
+        rows: UsageSink | None,
         refuses_unwritten: bool = False,
         assumed_output_tokens: int = 1024,
         end_user_headers: Sequence[bytes] = (),
-        usage_headers: Sequence[bytes] = (),
-        make_id: Callable[[float], bytes],
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Open the books.
+        """Bind what measures and limits.
 
         Args:
             limiter: counts.
@@ -70,10 +55,8 @@ class Accounting:
             prices: what models cost.
             rows: where the ledger's rows go; None keeps none.
             refuses_unwritten: whether a request is refused whose row cannot be written.
-            assumed_output_tokens: what an answer is taken to have at most, where the client does not say.
+            assumed_output_tokens: tokens that a response is assumed to have at most, where the client does not say.
             end_user_headers: lower-case names of the headers that name an end user, the first of which counts.
-            usage_headers: lower-case names of the headers that rows keep.
-            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
             now: the time in Unix seconds.
         """
         self._limiter = limiter
@@ -84,34 +67,38 @@ class Accounting:
         self._refuses_unwritten = refuses_unwritten
         self._assumed = assumed_output_tokens
         self._end_user_headers = tuple(end_user_headers)
-        self._usage_headers = tuple(usage_headers)
-        self._make_id = make_id
         self._now = now
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
-        self._tariffs: dict[tuple[str, str, str, bytes], RoutePricing] = {}
+        self._pricings: dict[tuple[str, str, str, bytes], RoutePricing] = {}
+
+    @property
+    def pricings(self) -> int:
+        """The number of pricings that are kept."""
+        return len(self._pricings)
 
     @property
     def needs_end_user(self) -> bool:
-        """Whether it must be known for whom a request is made: somebody has limits of his own, or was blocked."""
+        """Whether the end user of a request must be known: one of them is limited or blocked."""
         return self._end_users.knows_end_users
 
     def open(
-        self, request: GatewayRequest, entry: Entry, admitted: Admitted
-    ) -> tuple[UsageMeter | None, Deferred[Reservation] | None]:
-        """Reserve what a request may use.
+        self, context: RequestContext, authorization: Authorization, admitted: Admitted
+    ) -> Deferred[Reservation] | None:
+        """Begin to measure a request, and reserve what it may use.
+
+        The context gets its end user, its meter, and its reservation if that is made at once.
 
         Args:
-            request: the request.
-            entry: its admitted head.
+            context: the request.
+            authorization: what its head was authorized for.
             admitted: what was admitted.
 
         Returns:
-            The charge, if anybody wants to know what is used; and where the reservation comes later, a Deferred of it,
-            which fails as this does.
+            The reservation to come, where the limiter's answer comes later; it fails as this does.
 
         Raises:
-            EndUserBlocked: an administrator blocked whom it asks for.
-            RateLimitExceeded, BudgetExceeded: a limit does not let it begin.
+            EndUserBlocked: an administrator blocked the end user.
+            RateLimitExceeded, BudgetExceeded: a limit does not let the request begin.
             LedgerUnavailable: its row could not be written.
             ModelUndetermined: the use of certain models is limited, and it cannot be told which this one is.
         """
@@ -121,14 +108,15 @@ class Accounting:
                 retry_after=5,
             )
         facts = admitted.facts
+        head = context.head
         end_user = facts.end_user
         for name in self._end_user_headers:
-            if name in request.head:
-                end_user = request.head[name].decode("latin-1").strip() or end_user
+            if name in head.first:
+                end_user = head.first[name].decode("latin-1").strip() or end_user
                 break
-        limited = entry.principal.limited
+        limited = authorization.principal.limited
         if end_user is not None:
-            end_user = end_user[:TEXT_LIMIT]
+            context.end_user = end_user = end_user[:TEXT_LIMIT]
             known = self._find_end_user(end_user)
             if known is not None:
                 if known.blocked:
@@ -136,26 +124,26 @@ class Accounting:
                 if not known.limited.allowance.is_unlimited:
                     limited = (*limited, known.limited)
         if self._rows is None and not limited:
-            return None, None
-        route = entry.route
-        key = (admitted.model, admitted.server.name, route.path, request.method)
-        tariff = self._tariffs.get(key) or self._tariff(key, route)
+            return None
+        route = authorization.route
+        key = (admitted.model, admitted.server.name, route.path, head.method)
+        pricing = self._pricings.get(key) or self._pricing(key, route)
         prompt, audio = 0, None
-        if tariff.takes_model:
+        if pricing.takes_model:
             body = admitted.body
-            if tariff.hears:
-                audio = audio_uploaded(request.head)
+            if pricing.audio_uploads:
+                audio = audio_uploaded(head.first)
             if audio is None:
-                prompt = (request.body_length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
-        # not what was admitted: that holds the request's body
-        charge = UsageMeter(tariff, end_user, prompt, facts.answers, admitted.asked_usage)
+                prompt = (head.length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+        # the meter does not keep `admitted`, which holds the body
+        context.meter = meter = UsageMeter(pricing, prompt, facts.answers, admitted.asked_usage)
         if audio is not None:
             # its size tells nothing of tokens
-            charge.audio, prompt = audio, TOKENS_PER_MEDIUM
+            meter.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.asked_usage:
-            charge.fingerprint = self._fingerprint(admitted, route.path)
+            meter.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
-            return charge, None
+            return None
         if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
             raise ModelUndetermined(
                 "How much of certain models may be used is limited here, and the gateway cannot read from this request "
@@ -164,108 +152,58 @@ class Accounting:
             )
         tokens = estimate_total(
             prompt,
-            generates=route.path in GENERATING,
+            generates=route.row.generates,
             max_tokens=facts.max_tokens,
             answers=facts.answers,
             assumed=self._assumed,
         )
-        cost = expected_cost(prompt, tokens - prompt, tariff.prices)
+        cost = expected_cost(prompt, tokens - prompt, pricing.prices)
         reserved = self._limiter.admit(limited, admitted.model, tokens, cost, self._now())
         if isinstance(reserved, Reservation):
-            charge.reservation = reserved
-            return charge, None
-        return charge, reserved
+            context.reservation = reserved
+            return None
+        return reserved
 
-    def close(self, request: GatewayRequest, charge: UsageMeter, went_on: bool, record: RequestRecord) -> None:
-        """Settle, and write the row of a request that went on to a server.
-
-        Args:
-            request: the request that is over.
-            charge: what it was charged with.
-            went_on: whether it was sent.
-            record: its log record.
-        """
-        tariff = charge.tariff
-        usage, cost = NOTHING_USED, 0
+    def finished(self, context: RequestContext) -> None:
+        """Find out what a request has used and what that costs, and settle its reservation."""
+        meter = context.meter
+        if meter is None:
+            return
+        pricing = meter.pricing
         try:
             # a server begins once it has the whole body
-            if went_on and (charge.status or request.body_complete):
-                if request.body_length is None and not (charge.prompt_tokens or charge.audio):
-                    # only now it is known how long it was
-                    charge.prompt_tokens = request.body_received // BYTES_PER_TOKEN if tariff.takes_model else 0
+            if context.sent and (meter.status or context.body_complete):
+                if context.head.length is None and not (meter.prompt_tokens or meter.audio):
+                    # the size of a chunked body is known only now
+                    meter.prompt_tokens = context.bytes_in // BYTES_PER_TOKEN if pricing.takes_model else 0
                 try:
-                    usage = charge.used(record.outcome)
+                    context.usage = usage = meter.usage(context.outcome)
                 except Exception:
-                    # its row must not depend on what a server's answer does to its reader, nor must its client
-                    self._log.failure("The usage of {request_id} could not be read", request_id=record.request_id)
+                    # neither its row nor its client may depend on what a server's response does to its reader
+                    request_id = context.request_id.decode("ascii")
+                    self._log.failure("The usage of {request_id} could not be read", request_id=request_id)
+                    usage = context.usage
                 # an error costs nothing
-                if tariff.prices is not FREE and (usage.estimated or 200 <= charge.status < 300):
-                    cost = cost_of(usage, tariff.prices)
+                if pricing.prices is not FREE and (usage.estimated or 200 <= meter.status < 300):
+                    context.cost = cost_of(usage, pricing.prices)
         finally:
-            # whatever a server's answer does to its reader: nothing stays reserved
-            if charge.reservation is not None:
-                tokens = usage.prompt_tokens + usage.completion_tokens
-                self._limiter.settle(charge.reservation, tokens, cost, self._now(), went_on=went_on)
-        if self._rows is None or not went_on:
-            return
-        entry = request.note.entry
-        head = request.head
-        started = request.started
-        first_byte = request.first_byte
-        row_id, request_id = record.request_id, ""
-        if b"x-request-id" in head:
-            # only an id that was made here is nobody else's
-            row_id, request_id = self._make_id(started).decode("ascii"), row_id
-        self._rows.append(
-            # in the order of its fields: by their names it costs twice as much
-            UsageRow(
-                row_id,
-                int(started * 1e6),
-                entry.payer,
-                tariff.target or _target(tariff, entry.route, record),
-                request_id,
-                charge.end_user,
-                self._kept(head) if self._usage_headers else None,
-                record.status,
-                record.outcome,
-                record.error,
-                charge.is_stream,
-                usage.prompt_tokens,
-                usage.cached_tokens,
-                usage.completion_tokens,
-                usage.reasoning_tokens,
-                usage.total_tokens,
-                usage.audio_ms,
-                usage.estimated,
-                cost,
-                None if first_byte is None else int((first_byte - started) * 1e6),
-                round(record.total_ms * 1000),
-                record.bytes_in,
-                record.bytes_out,
-            )
-        )
+            if context.reservation is not None:
+                tokens = context.usage.prompt_tokens + context.usage.completion_tokens
+                self._limiter.settle(context.reservation, tokens, context.cost, self._now(), went_on=context.sent)
 
-    def _tariff(self, key: tuple[str, str, str, bytes], route: Route) -> RoutePricing:
-        """Return what holds for a request, the same for all that ask the same."""
+    def _pricing(self, key: tuple[str, str, str, bytes], route: Route) -> RoutePricing:
+        """Return what is the same for all requests for one model, server, route and method."""
         model, server, path, method = key
         found = RoutePricing(route, self._prices_of(model, server) if route.takes_model else FREE)
         # a client may write anything, at any length
         if len(model) + len(path) + len(method) <= LONGEST_KEY:
-            if len(self._tariffs) >= MOST_TARIFFS:
-                self._tariffs.clear()
-            self._tariffs[key] = found
+            if len(self._pricings) >= MOST_PRICINGS:
+                self._pricings.clear()
+            self._pricings[key] = found
         return found
 
-    def _kept(self, head: Mapping[bytes, bytes]) -> dict[str, str] | None:
-        found = {
-            name.decode("ascii"): head[name].decode("latin-1")[:TEXT_LIMIT]
-            for name in self._usage_headers
-            if name in head
-        }
-        return found or None
-
     def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
-        # not every route's answers have one
+        # not every route's responses have one
         key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
@@ -273,10 +211,3 @@ class Accounting:
                 self._fingerprints.clear()
             found = self._fingerprints[key] = Fingerprint()
         return found
-
-
-def _target(tariff: RoutePricing, route: Route, record: RequestRecord) -> msgspec.Raw:
-    """Return what requests of a tariff ask of whom, in the words of the log, from which secrets are struck out."""
-    model, where = record.model[:TEXT_LIMIT], route.name or record.route
-    found = tariff.target = refer(Target(model, record.server, where, record.method, tariff.prices.text))
-    return found

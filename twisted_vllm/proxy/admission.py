@@ -1,7 +1,7 @@
-"""Whether a request goes on, and where to: decided without I/O, in two steps.
+"""Authorization of a request and the choice of its server, without I/O, in two steps.
 
-The head is enough to know who asks for which route. Only where the model decides something (a permission, or which
-server) must the body be read before the second step; everything else streams.
+The head says who asks for which route. The body is read before the second step only where the model decides something:
+a permission, or the server. Everything else streams.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.api_routes import Route, classify
+from twisted_vllm.api_routes import ModelPlace, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.policy import RoutePolicy
@@ -19,36 +19,12 @@ from twisted_vllm.bodies.edits import Edit, rename_edit, salt_edit, splice, usag
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.config.settings import Server
+from twisted_vllm.context import Authorization
 from twisted_vllm.errors import ModelUndetermined
 from twisted_vllm.http.headers import is_form, is_json
-from twisted_vllm.proxy.paths import Target, target
+from twisted_vllm.proxy.paths import target
 from twisted_vllm.upstreams.router import Router
-from twisted_vllm.usage.readers.registry import INJECTABLE
-from twisted_vllm.usage.records import Payer
-from twisted_vllm.usage.references import refer
-
-#: routes whose model is named where the gateway does not read it: in an event on a WebSocket
-MODEL_ELSEWHERE = frozenset(("/v1/realtime",))
-
-
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A request whose head was admitted.
-
-    Attributes:
-        principal: who asks.
-        route: what for.
-        target: the path and query below ``/vllm``.
-        needs_body: whether the body must be in hand before `Admission.admit`.
-        wants_body: whether it should be, if it can: what is read of it is for the ledger.
-        payer: who asks, as the ledger keeps it.
-    """
-
-    principal: Principal
-    route: Route
-    target: Target
-    needs_body: bool
-    wants_body: bool
-    payer: msgspec.Raw
+from twisted_vllm.usage.records import Payer, refer
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -75,7 +51,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Admission:
-    """Decides with the operator's settings and the keys in memory."""
+    """Authorizes and routes requests by the settings and the keys in memory."""
 
     def __init__(
         self,
@@ -108,11 +84,11 @@ class Admission:
 
     @property
     def changes(self) -> int:
-        """How often what decides was changed: what was decided before a change may not hold after it."""
+        """A counter of changes to keys, users and teams: decisions from before a change may not hold after it."""
         return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
-        """Tell who asks.
+        """Authenticate a request.
 
         Args:
             headers: the first value of each header, by lower-case name.
@@ -126,8 +102,8 @@ class Admission:
             return PREFLIGHT
         return self._authenticate(headers, now)
 
-    def enter(self, principal: Principal, method: bytes, raw: bytes) -> Entry:
-        """Admit the head of a request.
+    def authorize(self, principal: Principal, method: bytes, raw: bytes) -> Authorization:
+        """Authorize a request by its head.
 
         Args:
             principal: who asks.
@@ -149,35 +125,37 @@ class Admission:
             or principal.counts_tokens
             or principal.counts_models
         )
-        return Entry(principal, route, where, needs, takes and self._reads_bodies, _payer_of(principal))
+        return Authorization(
+            principal, route, where.path, where.forwarded, needs, takes and self._reads_bodies, _payer_of(principal)
+        )
 
-    def admit(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
+    def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
         """Admit the whole request.
 
         Args:
-            entry: what `enter` returned.
+            authorization: what `authorize` returned.
             headers: the first value of each header, by lower-case name.
-            body: the body, or None where it is not in hand; it must be where `Entry.needs_body`.
+            body: the body, or None where it is not in hand; it must be where `Authorization.needs_body`.
 
         Raises:
             ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
-            InvalidRequest: the key's prompts stay apart in the prefix cache, and the body does not say clearly how.
+            InvalidRequest: the key has its own prefix cache, and the body names its cache more than once.
         """
         form = is_form(headers)
-        facts = self._facts(entry, headers, body, form)
+        facts = self._facts(authorization, headers, body, form)
         field = facts.model
         if field is None:
             destination = self._router.destination_for_undetermined()
             model = name = ""
         else:
-            aliases = entry.principal.aliases
+            aliases = authorization.principal.aliases
             model = aliases.get(field.name, field.name) if aliases else field.name
-            self._policy.check_model(entry.principal, model)
+            self._policy.check_model(authorization.principal, model)
             destination = self._router.route(model)
             name = destination.upstream_model or model
-        forwarded = entry.target.forwarded
+        forwarded = authorization.forwarded
         if body is None or (form and field is None) or facts is UNREAD:
             return Admitted(destination.server, forwarded, model, body)
         if form:
@@ -186,50 +164,52 @@ class Admission:
             return Admitted(destination.server, forwarded, model, body, facts)
         edits = [] if field is None or name == field.name else [rename_edit(field, name)]
         asked: tuple[Edit, ...] = ()
-        if self._asks_usage and facts.stream and entry.route.path in INJECTABLE:
+        if self._asks_usage and facts.stream and authorization.route.row.stream_options:
             asked = usage_edits(body, facts)
             edits += asked
-        if entry.principal.cache_salt:
-            edits.append(salt_edit(body, facts, entry.principal.cache_salt))
+        if authorization.principal.cache_salt:
+            edits.append(salt_edit(body, facts, authorization.principal.cache_salt))
         if edits:
             body = splice(body, edits)
         return Admitted(destination.server, forwarded, model, body, facts, bool(asked))
 
-    def admit_form(self, entry: Entry, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+    def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
         """Admit a request whose form streams.
 
         Args:
-            entry: what `enter` returned.
+            authorization: what `authorize` returned.
             name: the model that the form names, or None.
             fault: why that cannot be told, if it cannot.
 
         Raises:
             ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
         """
-        principal = entry.principal
+        principal = authorization.principal
         if fault is not None and (principal.restricts_models or principal.cache_salt):
             raise fault
         if name is None:
             if principal.restricts_models:
                 raise _unnamed()
-            return Admitted(self._router.destination_for_undetermined().server, entry.target.forwarded, "", None)
+            return Admitted(self._router.destination_for_undetermined().server, authorization.forwarded, "", None)
         model = principal.aliases.get(name, name)
         self._policy.check_model(principal, model)
         destination = self._router.route(model)
         upstream = destination.upstream_model or model
         renamed = None if upstream == name else upstream
-        return Admitted(destination.server, entry.target.forwarded, model, None, renamed=renamed)
+        return Admitted(destination.server, authorization.forwarded, model, None, renamed=renamed)
 
-    def _facts(self, entry: Entry, headers: Mapping[bytes, bytes], body: bytes | None, form: bool) -> BodyFacts:
-        """Return what the body asks for; `UNREAD` where it is passed on unread."""
-        principal = entry.principal
+    def _facts(
+        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
+    ) -> BodyFacts:
+        """Return what the body asks for; `UNREAD` where it is forwarded unread."""
+        principal = authorization.principal
         restricted = principal.restricts_models
-        if entry.route.takes_model and body:
+        if authorization.route.takes_model and body:
             try:
                 if form:
                     facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
                 elif is_json(headers):
-                    facts = read_body(body)
+                    facts = read_body(body, authorization.route.row.output_limits)
                 else:
                     raise ModelUndetermined(
                         "The model cannot be told from a body of this Content-Type: send application/json, "
@@ -237,13 +217,13 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined:
-                # vLLM may read it all the same, with a model of its choice, or a prefix cache that others share
+                # vLLM may still read it, with a model of its choice or in the prefix cache that others share
                 if restricted or principal.cache_salt:
                     raise
                 return UNREAD
             if facts.model is not None or not restricted:
                 return facts
-        if restricted and (entry.route.takes_model or entry.route.path in MODEL_ELSEWHERE):
+        if restricted and (authorization.route.takes_model or authorization.route.row.model is ModelPlace.EVENT):
             raise _unnamed()
         return UNREAD
 

@@ -1,6 +1,6 @@
-"""Bytes that must wait: a little in memory, more in a file without a name, which a thread writes and reads.
+"""Buffers a form: a little of it in memory, more in an unnamed file, which a thread writes and reads.
 
-The file is made where ``TMPDIR`` says, as Python's ``tempfile`` has it.
+The file is in the directory that Python's ``tempfile`` chooses (``TMPDIR``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.errors import BodyTooLarge
 
-#: bytes that are kept in memory; with them, as many may be on their way to the file
+#: bytes that are kept in memory; as many again may be on their way to the file
 IN_MEMORY = 524_288
 #: bytes that are read from the file at a time
 PIECE = 262_144
@@ -25,10 +25,10 @@ PIECE = 262_144
 InThread = Callable[..., Deferred[Any]]
 
 
-class Spool:
-    """Keeps what is written to it, and gives it back in order, once.
+class FormSpool:
+    """Keeps what is written to it, and returns it in order, once.
 
-    Whoever writes is to stop while the file is written: what it writes even so is taken, and is in memory.
+    The writer should pause while the file is written; what it writes meanwhile is kept in memory.
 
     Attributes:
         size: bytes that were written to it.
@@ -39,7 +39,7 @@ class Spool:
 
         Args:
             in_thread: runs a function in another thread.
-            limit: bytes that it takes.
+            limit: the most bytes that it takes.
         """
         self.size = 0
         self._in_thread = in_thread
@@ -58,7 +58,7 @@ class Spool:
         return self._busy is not None
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        """Take `data`; return None, or a Deferred if more should wait until it fires.
+        """Keep `data`; return None, or a Deferred that fires when more may be written.
 
         Raises:
             BodyTooLarge: it is more than the spool takes.
@@ -86,7 +86,7 @@ class Spool:
         if self._descriptor < 0:
             with tempfile.TemporaryFile(buffering=0) as file:
                 self._descriptor = os.dup(file.fileno())
-            # also where nobody says that it is not needed any more
+            # also if nobody calls close()
             self._close_file = weakref.finalize(self, os.close, self._descriptor)
         view = memoryview(data)
         while view:
@@ -110,7 +110,7 @@ class Spool:
         done.errback(failure)
 
     def read(self) -> Deferred[bytes]:
-        """Return the next piece, which is empty after the last; nothing may be written any more, nor be on its way."""
+        """Return the next piece, empty after the last. Nothing may be written after the first call, or be `busy`."""
         if self._read_to < self._in_file:
             self._busy = self._in_thread(os.pread, self._descriptor, PIECE, self._read_to)
             return self._busy.addBoth(self._was_read)
@@ -127,7 +127,7 @@ class Spool:
         return data
 
     def close(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         self._closed = True
         self._memory.clear()
         self._in_memory = 0
@@ -135,7 +135,7 @@ class Spool:
             self._discard_file()
 
     def _discard_file(self) -> None:
-        # the blocks of a large file take a while to be given back
+        # in a thread: the disk takes a while to free the blocks of a large file
         close_file, self._close_file = self._close_file, None
         if close_file is not None:
             self._in_thread(close_file)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any
+
+from twisted_vllm.context import RequestContext
 
 Network = IPv4Network | IPv6Network
 HeaderPairs = list[tuple[bytes, bytes]]
@@ -96,10 +97,12 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
     return address
 
 
-def address_of(request: Any, trusted: Sequence[Network]) -> str:
+def address_of(context: RequestContext, trusted: Sequence[Network]) -> str:
     """Return the address of the client that a request came from, as `client_address` does."""
-    peer = request.channel.peer.host
-    return client_address(peer, said_by_proxies(request.raw_headers, trusted), trusted) if trusted else peer or UNKNOWN
+    peer = context.peer.host
+    if not trusted:
+        return peer or UNKNOWN
+    return client_address(peer, said_by_proxies(context.head.headers, trusted), trusted)
 
 
 def _bare_address(entry: str) -> str:

@@ -1,4 +1,4 @@
-"""What the books of the pass-through need of others."""
+"""What the accounting of the pass-through needs of others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EndUsers(Protocol):
         """Return one; None where there is nothing to know of it."""
 
 
-class Rows(Protocol):
+class UsageSink(Protocol):
     """Where rows go: the spool.
 
     Attributes:
@@ -50,4 +50,7 @@ class Rows(Protocol):
     def healthy(self) -> bool: ...
 
     def append(self, row: UsageRow) -> None:
-        """Take a row, to be written with the others of its turn."""
+        """Take a row, to be written at the next `flush`."""
+
+    def flush(self) -> None:
+        """Write the rows that were appended."""

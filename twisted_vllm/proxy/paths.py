@@ -1,8 +1,8 @@
-"""From the request target below ``/vllm`` to the one that the vLLM server is sent.
+"""Maps a request target below ``/vllm`` to the target that the vLLM server gets.
 
-The bytes of path and query stay as they came: ``%2F``, repeated parameters, their order and ``+``. Only the routes
-that vLLM has below ``/v1`` alone get their ``/v1`` back (the table is `twisted_vllm.api_routes`), so that one base
-URL serves ``/metrics`` and ``/chat/completions`` alike.
+The bytes of path and query stay as they came: ``%2F``, repeated parameters, their order and ``+``. Only routes that
+vLLM has below ``/v1`` alone get their ``/v1`` back (`VllmRoute.alias`), so that one base URL serves both ``/metrics``
+and ``/chat/completions``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import attrs
 from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
 from twisted_vllm.errors import InvalidRequest
 
-# RFC 9112 §3.2 has no fragment in a request target, and uvicorn (httptools) cuts one off or refuses other bytes:
-# what is left out here would be read differently on the two sides
+# RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. What
+# this leaves out would be read differently on the two sides.
 _TARGET = re.compile(rb"[!\"$-~]*")
 _SEGMENT_ENDS = re.compile(rb"[/\\]")
 
@@ -29,8 +29,8 @@ class Target:
 
     Attributes:
         path: the path, raw, with its ``/v1``.
-        query: what follows the first ``?``, raw; None where there is none.
-        forwarded: what is sent after the server's base path.
+        query: what follows the first ``?``, raw; None without one.
+        forwarded: the path and query that are sent after the server's base path.
     """
 
     path: bytes
@@ -43,10 +43,10 @@ def target(raw: bytes, aliases: bool = True) -> Target:
 
     Args:
         raw: the request target below ``/vllm`` as it came, such as ``b"/chat/completions?x=%2F"``.
-        aliases: whether the routes that vLLM has only below ``/v1`` also work without it.
+        aliases: whether routes that vLLM has only below ``/v1`` also work without it.
 
     Raises:
-        InvalidRequest: the target has bytes that a target may not have, or dot segments that climb out of ``/vllm``.
+        InvalidRequest: the target has bytes that a target may not have, or dot segments that lead out of ``/vllm``.
     """
     if len(raw) <= MEMOISED_LENGTH:
         return _memoised(raw, aliases)
@@ -72,9 +72,9 @@ def _target(raw: bytes, aliases: bool) -> Target:
 def _climbs(path: bytes) -> bool:
     """Tell whether any reader would resolve `path` to something above its root.
 
-    Read both as it stands (where an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does.
-    Backslashes end segments, ``;parameters`` are cut, and empty segments do not count: for each, some proxy does so.
-    To others a backslash is a character: where it is read as two segments, one more step up stays below the root.
+    The path is read both as it is (where an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does.
+    As some proxies do, backslashes end segments, ``;parameters`` are cut and empty segments do not count. As others do,
+    a backslash is also read as a character: read as an end, it makes one more segment, which hides one step up.
     """
     readings = (re.sub(rb"%2e", b".", path, flags=re.IGNORECASE), unquote_to_bytes(path))
     return any(

@@ -1,4 +1,4 @@
-"""A request whose reservation is made elsewhere: it waits for the answer, and can be given up meanwhile."""
+"""A request that waits for its reservation, which another process makes."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.usage.meter import UsageMeter
 
 
 class PendingReservation:
-    """Waits for a reservation; it is the request's `Work` meanwhile."""
+    """Waits for the reservation of one request, and is its `Work` meanwhile."""
 
     def __init__(
         self,
         request: GatewayRequest,
         body: bytes | RequestBody,
-        charge: UsageMeter,
         reserved: Deferred[Reservation],
     ) -> None:
         """Begin to wait.
 
         Args:
             request: the request.
-            body: its body, of which nothing more is read until it goes on.
-            charge: takes the reservation.
-            reserved: the reservation to come; what it would have got is given back where it is cancelled.
+            body: its body, which is not read while the request waits.
+            reserved: the reservation to come; where it is cancelled, the limiter gives it back.
         """
         self._request = request
         self._body = body
-        self._charge = charge
         self._reserved = reserved
         self._given_up = False
         request.work = self
@@ -42,7 +38,7 @@ class PendingReservation:
             body.hold()
 
     def then(self, go_on: Callable[[], None]) -> None:
-        """Call `go_on` once the reservation is made, if the request still is; answer for a refusal."""
+        """Call `go_on` once the reservation is made; answer the request if it is refused."""
         self._reserved.addCallback(self._made, go_on).addErrback(self._failed)
 
     def cancel(self) -> None:
@@ -53,7 +49,7 @@ class PendingReservation:
 
     def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
         self._request.work = None
-        self._charge.reservation = reservation
+        self._request.context.reservation = reservation
         go_on()
 
     def _drop_body(self) -> None:

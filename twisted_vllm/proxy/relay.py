@@ -19,7 +19,6 @@ from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.usage.meter import UsageMeter
 
 
 @implementer(IRelayedBody)
@@ -41,7 +40,7 @@ class RequestBody:
             dropped: lower-case names of headers that the server must not get from this client as trailers either: it
                 may take them for headers.
         """
-        self.length = UNKNOWN_LENGTH if request.body_length is None else request.body_length
+        self.length = UNKNOWN_LENGTH if request.head.length is None else request.head.length
         self._dropped = dropped
         self._request = request
         self._consumer: IConsumer | None = None
@@ -96,41 +95,30 @@ class Relay(Protocol):
     """Carries one response to the client: a protocol that receives the response's body. It is the request's `Work`.
 
     Attributes:
-        charge: what the request is charged with, if anything: it looks on at the response.
-        outcome: how it ended, in the words of `RequestRecord`.
-        queued: seconds for which the request waited in its server's queue, or None.
-        went_on: whether the request went to its server; False where the queue kept it.
+        context: what is known of the request.
     """
 
     _log = Logger()
-    charge: UsageMeter | None = None
-    #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
+    #: the response, which pauses and resumes the server's connection, while its body is delivered
     transport: Any
-    outcome = ""
-    queued: float | None = None
-    went_on = True
     _pending: Deferred[UpstreamResponse] | None = None
     _response: UpstreamResponse | None = None
     _ended = False
 
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
+        self.context = request.context
 
     def cancel(self) -> None:
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
-        self.outcome = self.outcome or "client_disconnected"
+        self.context.outcome = self.context.outcome or "client_disconnected"
         pending, self._pending = self._pending, None
         response, self._response = self._response, None
         if pending is not None:
             pending.cancel()
         elif response is not None:
             response.stopProducing()
-
-    def left_queue(self, seconds: float | None, goes_on: bool) -> None:
-        """Note how long the request waited for its server, and whether it went there."""
-        self.queued = seconds
-        self.went_on = goes_on
 
     # the head
 
@@ -152,18 +140,18 @@ class Relay(Protocol):
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
-        charge = self.charge
-        if charge is not None:
-            charge.answered(response.head)
-            if charge.reservation is not None:
-                request.added = charge.reservation.lines
+        meter = self.context.meter
+        if meter is not None:
+            meter.start(response.head)
+        if self.context.reservation is not None:
+            request.added = self.context.reservation.lines
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
-            # what there is of a body follows at once
+            # its body follows at once
             return
         if not self._ended:
-            # not before: until the body is delivered there is nothing yet that a slow client could pause
+            # only now is there a body to pause, if the client reads slowly
             request.registerProducer(self, True)
         request.flush()
 
@@ -177,13 +165,13 @@ class Relay(Protocol):
             return
         self._ended = True
         # a request whose body turned out to be unfit is refused as well
-        self.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
+        self.context.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
         """Answer for a fault of the gateway's own."""
         self._ended = True
-        self.outcome = "failed"
+        self.context.outcome = "failed"
         self._request.processingFailed(failure)
 
     # the body
@@ -196,28 +184,28 @@ class Relay(Protocol):
         if response is not None and response.complete:
             self._finish(data)
             return
-        charge = self.charge
-        if charge is not None:
+        meter = self.context.meter
+        if meter is not None:
             try:
-                data = charge.passing(data)
+                data = meter.feed(data)
             except Exception:
                 self._broken(Failure())
                 return
             if not data:
-                # held back until its rest comes
+                # the meter keeps it until the rest of it arrives
                 return
         self._request.relay_body(data, False)
 
     def _finish(self, data: bytes) -> None:
         self._ended = True
-        self.outcome = "completed"
+        self.context.outcome = "completed"
         response = self._response
-        charge = self.charge
-        if charge is not None:
+        meter = self.context.meter
+        if meter is not None:
             try:
-                data = charge.last(data)
+                data = meter.finish(data)
             except Exception:
-                # nobody else would end it: the server has done its part
+                # the server has done its part, so nothing else would end the response
                 self._broken(Failure())
                 return
         trailers = response.trailers if response is not None else None
@@ -233,22 +221,22 @@ class Relay(Protocol):
             self._finish(b"")
             return
         self._ended = True
-        self.outcome = "upstream_failed"
+        self.context.outcome = "upstream_failed"
         error = _cause(reason)
         request = self._request
-        charge = self.charge
+        meter = self.context.meter
         try:
-            held = b"" if charge is None else charge.last(b"")
+            held = b"" if meter is None else meter.finish(b"")
         except Exception:
             self._broken(Failure())
             return
         if held:
             # what came before the cut is the client's
             request.relay_body(held, False)
-        request.error_code = error.code
+        self.context.error_code = error.code
         self._log.warn(
             "The response to {request_id} was cut short: {reason}",
-            request_id=request.request_id.decode("ascii"),
+            request_id=self.context.request_id.decode("ascii"),
             reason=error.message,
         )
         request.abort()

@@ -14,14 +14,16 @@ from zope.interface import implementer
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
+from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.admission import Admission, Admitted, Entry
-from twisted_vllm.proxy.authorization_cache import CachedAuthorization
+from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
@@ -29,42 +31,17 @@ from twisted_vllm.proxy.pending_reservation import PendingReservation
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import dropped_from, outgoing_headers
-from twisted_vllm.usage.meter import UsageMeter
 
 #: where the pass-through stands
 MOUNT = b"/vllm"
 
-#: bytes up to which a body that is in hand is looked into for its model although nothing depends on it, for the log
+#: bytes up to which a buffered body is read for its model although nothing but the log depends on it
 PEEK_LIMIT = 65_536
-
-
-class RequestContext:
-    """What is known of a request that was forwarded: the request's `note`, for its log record.
-
-    Attributes:
-        entry: the admitted head.
-        model: the model that the body names, by its own name; empty where it names none or was not read.
-        server: the name of the server that it went to; empty before.
-        charge: what it is charged with.
-        relay: the response's way back.
-    """
-
-    __slots__ = ("charge", "entry", "model", "relay", "server")
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        self.model = self.server = ""
-        self.charge: UsageMeter | None = None
-        self.relay: Relay | None = None
 
 
 @implementer(IResource, IStreamingResource)
 class PassThroughResource:
-    """Forwards requests to vLLM servers.
-
-    Attributes:
-        client: sends them.
-    """
+    """Forwards requests to vLLM servers."""
 
     isLeaf = True
 
@@ -76,8 +53,9 @@ class PassThroughResource:
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
-        failures: AuthenticationThrottle | None = None,
-        accounts: Accounting | None = None,
+        throttle: AuthenticationThrottle | None = None,
+        accounting: Accounting | None = None,
+        lifecycle: Lifecycle | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -85,21 +63,24 @@ class PassThroughResource:
         Args:
             admission: decides.
             client: sends requests to servers.
-            limits: caps.
+            limits: limits of bodies.
             trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
-            in_thread: runs a function in another thread, for forms that are held in a file.
-            failures: slows guessing down.
-            accounts: reserve what requests use, and write it down; None lets all through.
+            in_thread: runs a function in another thread, for forms that are buffered in a file.
+            throttle: slows down guessing of keys.
+            accounting: measures and limits what requests use; None lets all through.
+            lifecycle: whom requests are told to.
             now: the time in Unix seconds.
         """
         self._admission = admission
-        self.client = client
+        self._client = client
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
-        self._failures = AuthenticationThrottle(None) if failures is None else failures
-        self._accounts = accounts
+        self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
+        self._accounting = accounting
+        self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self._now = now
+        self._cache = AuthorizationCache()
 
     def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
         """Return itself: every path below is its own."""
@@ -120,63 +101,76 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        known = request.known
-        passage: CachedAuthorization | None = None if known is None else known.note
-        if passage is not None and passage.holds(self._admission.changes, self._now(), request.channel.peer):
-            entry = passage.entry
-            request.principal = entry.principal
-        else:
-            principal = request.principal = self._identify(request)
-            entry = self._admission.enter(principal, request.method, request.uri[len(MOUNT) :])
-            if known is not None:
-                known.note = passage = CachedAuthorization(entry, self._admission.changes, request.channel.peer)
-        request.note = RequestContext(entry)
+        cached = self._authorize(request)
+        context = request.context
+        authorization = context.authorization
+        assert authorization is not None
+        head = context.head
         most = self._limits.max_held_body_bytes
-        if request.body_complete and request.body_received <= (most if entry.needs_body else PEEK_LIMIT):
-            self._admit(request, entry, request.take_body(), passage)
-        elif entry.needs_body and streams(request):
-            self._hold_form(request, entry)
+        needs_body = authorization.needs_body
+        if request.body_complete and request.body_received <= (most if needs_body else PEEK_LIMIT):
+            self._admit(request, request.take_body(), cached)
+        elif needs_body and streams(request):
+            self._hold_form(request)
         elif (
-            entry.needs_body
+            needs_body
             or (
                 # what need not be read, and is too large for it, streams
-                entry.wants_body
-                and request.body_length is not None
-                and request.body_length <= most
-                and is_json(request.head)
+                authorization.wants_body and head.length is not None and head.length <= most and is_json(head.first)
             )
             or (
-                # who is limited or blocked is named in it
-                entry.route.takes_model
-                and self._accounts is not None
-                and self._accounts.needs_end_user
-                and is_json(request.head)
+                # it names the end user, who is limited or blocked
+                authorization.route.takes_model
+                and self._accounting is not None
+                and self._accounting.needs_end_user
+                and is_json(head.first)
             )
         ):
-            request.collect_body(most, lambda body: self._collected(request, entry, body))
+            request.collect_body(most, lambda body: self._collected(request, body))
         else:
-            self._admit(request, entry, None, None)
+            self._admit(request, None, None)
 
-    def _identify(self, request: GatewayRequest) -> Principal:
+    def _authorize(self, request: GatewayRequest) -> CachedAuthorization | None:
+        """Authorize the request by its head; return the cache's entry, if the head may come again."""
+        context = request.context
+        template = context.head.template
+        cached = None if template is None else self._cache.get(template)
+        changes = self._admission.changes
+        if cached is not None and cached.holds(changes, self._now(), context.peer):
+            context.authorization = cached.authorization
+            context.principal = cached.authorization.principal
+            return cached
+        principal = context.principal = self._identify(context)
+        authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
+        context.authorization = authorization
+        if template is None:
+            return None
+        cached = CachedAuthorization(authorization, changes, context.peer)
+        self._cache.keep(template, cached)
+        return cached
+
+    def _identify(self, context: RequestContext) -> Principal:
         now = self._now()
         try:
-            return self._admission.identify(request.head, now, request.method)
+            return self._admission.identify(context.head.first, now, context.head.method)
         except MissingApiKey as error:
-            refusal = self._failures.judge(error, address_of(request, self._trusted_proxies), now)
+            refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
 
-    def _hold_form(self, request: GatewayRequest, entry: Entry) -> None:
+    def _hold_form(self, request: GatewayRequest) -> None:
+        principal = request.context.principal
+        assert principal is not None
         FormBody(
             request,
-            dropped_from(entry.principal),
+            dropped_from(principal),
             in_thread=self._in_thread,
             limit=self._limits.max_held_body_bytes,
-            on_model=lambda form: self._collected(request, entry, form),
+            on_model=lambda form: self._collected(request, form),
         ).hold_for_model()
 
-    def _collected(self, request: GatewayRequest, entry: Entry, body: bytes | FormBody) -> None:
+    def _collected(self, request: GatewayRequest, body: bytes | FormBody) -> None:
         try:
-            self._admit(request, entry, body, None)
+            self._admit(request, body, None)
         except GatewayError as error:
             request.answer(error)
         except Exception:
@@ -184,107 +178,108 @@ class PassThroughResource:
             request.processingFailed(Failure())
 
     def _admit(
-        self, request: GatewayRequest, entry: Entry, held: bytes | FormBody | None, passage: CachedAuthorization | None
+        self, request: GatewayRequest, held: bytes | FormBody | None, cached: CachedAuthorization | None
     ) -> None:
+        context = request.context
+        authorization = context.authorization
+        assert authorization is not None
         body: bytes | RequestBody
         if isinstance(held, FormBody):
-            admitted = self._admission.admit_form(entry, held.model, held.fault)
+            admitted = self._admission.admit_form(authorization, held.model, held.fault)
             held.name_model(admitted.renamed)
             body = held
         else:
-            admitted = self._admission.admit(entry, request.head, held)
-            body = RequestBody(request, dropped_from(entry.principal)) if admitted.body is None else admitted.body
-        if self._accounts is None:
-            self._send(request, admitted, body, passage)
-            return
-        charge, reserved = self._accounts.open(request, entry, admitted)
-        request.note.charge = charge
-        if charge is not None and charge.audio is not None:
-            if isinstance(body, bytes):
-                charge.audio.feed(body)
-            else:
-                body.watch = charge.audio.feed
-        if reserved is None or charge is None:
-            self._send(request, admitted, body, passage)
-        else:
-            PendingReservation(request, body, charge, reserved).then(
-                lambda: self._send(request, admitted, body, passage)
+            admitted = self._admission.admit(authorization, context.head.first, held)
+            body = (
+                admitted.body
+                if admitted.body is not None
+                else RequestBody(request, dropped_from(authorization.principal))
             )
+        reserved = None
+        if self._accounting is not None:
+            reserved = self._accounting.open(context, authorization, admitted)
+            meter = context.meter
+            if meter is not None and meter.audio is not None:
+                if isinstance(body, bytes):
+                    meter.audio.feed(body)
+                else:
+                    body.watch = meter.audio.feed
+        if reserved is None:
+            self._send(request, admitted, body, cached)
+        else:
+            PendingReservation(request, body, reserved).then(lambda: self._send(request, admitted, body, cached))
 
     def _send(
         self,
         request: GatewayRequest,
         admitted: Admitted,
         body: bytes | RequestBody,
-        passage: CachedAuthorization | None,
+        cached: CachedAuthorization | None,
     ) -> None:
-        note = request.note
-        entry = note.entry
-        server = admitted.server
-        if passage is not None and admitted.body is not None:
-            if server not in passage.heads:
-                has_body = b"content-length" in request.head
-                passage.keep(
-                    server,
-                    server.url + admitted.path,
-                    self._headers(request, entry, server, (b"Content-Length", b"") if has_body else None, b"", False),
-                )
-            url, headers = passage.write(server, len(admitted.body), request.request_id)
+        context = request.context
+        server = context.server = admitted.server
+        # the context does not keep `admitted`, which holds the body
+        context.model = admitted.model
+        for observe in self._lifecycle.admitted:
+            observe(context)
+        first = context.head.first
+        if cached is not None and admitted.body is not None:
+            form = cached.formats.get(server)
+            if form is None:
+                framing = (b"Content-Length", b"") if b"content-length" in first else None
+                pairs = self._headers(context, server, framing, expects_continue=False)
+                form = cached.formats[server] = HeaderFormat(server.url + admitted.path, pairs)
+            url = form.url
+            headers = form.write(len(admitted.body), context.request_id, first)
         else:
+            waits = not isinstance(body, bytes) and request.awaits_continue()
+            pairs = self._headers(context, server, _framing(body, first), expects_continue=waits)
+            if context.head.protocols:
+                pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
-            pairs = self._headers(
-                request,
-                entry,
-                server,
-                _framing(body, request.head),
-                request.request_id,
-                not isinstance(body, bytes) and request.awaits_continue(),
-            )
-            if request.protocols:
-                pairs += upgrade_headers(request)
             headers = RawHeaders.from_pairs(pairs)
-        relay = UpgradeRelay(request) if request.protocols else Relay(request)
-        relay.charge = note.charge
-        # not what was admitted: that holds the body, which is given up once it was sent
-        note.model = admitted.model
-        note.server = server.name
-        note.relay = request.work = relay
+        relay = UpgradeRelay(request) if context.head.protocols else Relay(request)
+        request.work = relay
+        context.sent = True
+        for observe in self._lifecycle.sent:
+            observe(context)
         relay.await_response(
-            self.client.request(
+            self._client.request(
                 request.method,
                 url,
                 headers=headers,
                 data=body,
                 total_timeout=server.timeouts.total,
-                protocols=request.protocols,
+                protocols=context.head.protocols,
                 informational=request.informational,
-                left_queue=relay.left_queue,
+                left_queue=context.left_queue,
             )
         )
 
     def _headers(
         self,
-        request: GatewayRequest,
-        entry: Entry,
+        context: RequestContext,
         server: Server,
         framing: tuple[bytes, bytes] | None,
-        request_id: bytes,
+        *,
         expects_continue: bool,
     ) -> HeaderList:
-        peer = request.channel.peer
+        principal = context.principal
+        assert principal is not None
+        peer = context.peer
         proxies = self._trusted_proxies
-        head = request.head
+        head = context.head
         return outgoing_headers(
-            request.raw_headers,
-            request.header_names,
+            head.headers,
+            head.names,
             server=server,
-            principal=entry.principal,
-            request_id=request_id,
+            principal=principal,
+            request_id=context.request_id,
             forwarded=client_headers(
-                peer.host, peer.secure, head.get(b"host"), said_by_proxies(request.raw_headers, proxies), proxies
+                peer.host, peer.secure, head.first.get(b"host"), said_by_proxies(head.headers, proxies), proxies
             ),
             framing=framing,
-            connection=head.get(b"connection"),
+            connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
         )
 

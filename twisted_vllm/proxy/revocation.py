@@ -1,7 +1,7 @@
-"""Ends running requests whose key would not be let in any more: `passthrough.revoke_running`.
+"""Ends running requests whose key is not valid any more: `passthrough.revoke_running`.
 
-Nothing is kept for a request. Once something has changed, those in work are looked through, and each is identified
-again by its own head, as it would be if it came now; between changes only those are whose keys' time is over.
+Nothing is stored per request. After a change of keys, users or teams, each request in flight is authenticated again by
+its own head. Between changes only requests whose key has expired are.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import MissingApiKey
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.resource import RequestContext
 
-#: seconds between two looks; with those between two looks at what other processes changed it is less than a second
+#: seconds between two checks; together with the poll for changes of other processes it stays below a second
 INTERVAL = 0.2
 
-#: keys that are looked up in one turn of the reactor
+#: keys that are authenticated in one turn of the reactor
 AT_ONCE = 200
 
 
 class Revoker:
-    """Looks after the running requests, from `start` to `stop`."""
+    """Checks the running requests from `start` to `stop`."""
 
     _log = Logger()
 
@@ -44,9 +43,9 @@ class Revoker:
         """Make the revoker.
 
         Args:
-            admission: says whom a request acts as, and how often keys, users and teams were changed.
-            running: returns the requests that are in work.
-            clock: says when to look.
+            admission: authenticates requests, and counts changes of keys, users and teams.
+            running: returns the requests in flight.
+            clock: the reactor.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -60,11 +59,11 @@ class Revoker:
         self._looping.clock = clock
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to check."""
         self._looping.start(INTERVAL, now=False)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._looping.running:
             self._looping.stop()
         self._turns.stop()
@@ -74,7 +73,7 @@ class Revoker:
         return looked.addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        # the next look must come all the same
+        # the next check must come all the same
         if not failure.check(SchedulerStopped):
             self._log.failure("The running requests could not be looked through", failure)
 
@@ -82,12 +81,14 @@ class Revoker:
         changes, now = self._admission.changes, self._now()
         changed = changes != self._seen
         self._seen = changes
-        # those of one key share its principal, which is kept for as long as it stands for the key here
+        # the requests of one key share its principal: one lookup serves them all; the principal is kept so that its id
+        # stays its own
         verdicts: dict[int, tuple[Principal, Principal | MissingApiKey]] = {}
         for request in self._running():
-            principal = request.principal
-            if not isinstance(request.note, RequestContext) or principal.kind != "key":
-                # it has ended meanwhile, or is an administrator's act, which is seen through
+            context = request.context
+            principal = context.principal
+            if context.ended or context.authorization is None or principal is None or principal.kind != "key":
+                # it has ended meanwhile, or is an administrator's, which is completed
                 continue
             if not changed and now < principal.expires:
                 continue
@@ -99,12 +100,12 @@ class Revoker:
                 request.revoke(verdict)
             elif verdict.kind == "key":
                 # it may say another time now
-                request.principal = verdict
+                context.principal = verdict
             if is_new and len(verdicts) % AT_ONCE == 0:
                 yield
 
     def _identify(self, request: GatewayRequest, now: float) -> Principal | MissingApiKey:
         try:
-            return self._admission.identify(request.head, now, request.method)
+            return self._admission.identify(request.head.first, now, request.method)
         except MissingApiKey as error:
             return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted_vllm.auth.credentials import SUBPROTOCOLS, without_keys
 from twisted_vllm.errors import Draining
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.headers import HeaderList, ResponseHead, listed
+from twisted_vllm.http.headers import HeaderList, RequestHead, ResponseHead, listed
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.tunnel import SwitchedResponse, Tunnel
 from twisted_vllm.proxy.relay import Relay
@@ -14,11 +14,11 @@ from twisted_vllm.proxy.relay import Relay
 REALTIME = b"realtime"
 
 
-def upgrade_headers(request: GatewayRequest) -> HeaderList:
-    """Return the headers that ask the server for the upgrade that `request` asks for, without the client's key."""
-    asked = b", ".join(value for name, value in request.raw_headers if name.lower() == b"upgrade")
+def upgrade_headers(head: RequestHead) -> HeaderList:
+    """Return the headers that ask the server for the upgrade that the client asks for, without the client's key."""
+    asked = b", ".join(value for name, (_, value) in zip(head.names, head.headers, strict=True) if name == b"upgrade")
     headers = [(b"Connection", b"Upgrade"), (b"Upgrade", asked)]
-    subprotocols = without_keys(request.head.get(SUBPROTOCOLS, b""))
+    subprotocols = without_keys(head.first.get(SUBPROTOCOLS, b""))
     if subprotocols:
         headers.append((b"Sec-WebSocket-Protocol", subprotocols))
     return headers
@@ -35,7 +35,7 @@ class UpgradeRelay(Relay):
             super().cancel()
         elif not self._ended:
             self._ended = True
-            self.outcome = "failed"
+            self._request.context.outcome = "failed"
             self._tunnel.cut()
 
     def _begin_response(self, response: UpstreamResponse) -> None:
@@ -51,7 +51,7 @@ class UpgradeRelay(Relay):
 
     def _tunnel_ended(self, outcome: str) -> None:
         self._ended = True
-        self.outcome = outcome
+        self._request.context.outcome = outcome
 
 
 def acknowledged(request: GatewayRequest, head: ResponseHead) -> ResponseHead:
@@ -60,7 +60,7 @@ def acknowledged(request: GatewayRequest, head: ResponseHead) -> ResponseHead:
     A browser that offered subprotocols gives up a WebSocket whose server names none of them (Fetch, "WebSocket opening
     handshake"), and vLLM 0.32 names none.
     """
-    offered = request.head.get(SUBPROTOCOLS, b"")
+    offered = request.head.first.get(SUBPROTOCOLS, b"")
     if without_keys(offered) == offered or REALTIME not in [entry.strip() for entry in offered.split(b",")]:
         return head
     if listed(head.headers, SUBPROTOCOLS):

@@ -1,4 +1,4 @@
-"""What an administrator allows: plain values."""
+"""The limits of keys, users, teams and end users: plain values."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import msgspec
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):
-    """The limits of one key, user, team or end user; what is None or empty is without limit.
+    """The limits of one key, user, team or end user. None or empty is no limit.
 
     Attributes:
         rpm: requests in any 60 seconds.
         tpm: tokens, of prompts and completions together, in any 60 seconds.
-        parallel: requests in work at a time.
+        parallel: requests in flight at a time.
         model_rpm: requests in any 60 seconds for one model, by the model's name.
         model_tpm: tokens likewise.
-        max_budget: the money that may be spent in one period, in picodollars.
-        soft_budget: the money from which on spending is warned of, in picodollars.
-        budget_duration: the length of a budget's period as LiteLLM writes it (``30d``, ``1mo``); None never begins
-            anew.
+        max_budget: the most that may be spent in one period, in picodollars.
+        soft_budget: spending at which a warning is logged, in picodollars.
+        budget_duration: the length of a budget's period in LiteLLM's format (``30d``, ``1mo``); None is one period for
+            ever.
     """
 
     rpm: int | None = None
@@ -33,22 +33,22 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_unlimited(self) -> bool:
-        """Whether it limits nothing, and need not be looked at for a request."""
+        """Whether it limits nothing."""
         return self == UNLIMITED
 
     @property
     def has_budget(self) -> bool:
-        """Whether what is spent is compared with anything."""
+        """Whether spending is limited or warned of."""
         return self.max_budget is not None or self.soft_budget is not None
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether a request's tokens or cost must be estimated before it is admitted."""
+        """Whether admission needs an estimate of a request's tokens or cost."""
         return self.tpm is not None or bool(self.model_tpm) or self.max_budget is not None
 
     @property
     def counts_models(self) -> bool:
-        """Whether a request's model must be known before it is admitted."""
+        """Whether admission needs to know a request's model."""
         return bool(self.model_rpm or self.model_tpm)
 
 
@@ -61,7 +61,7 @@ class Limited(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
         id: the key's lasting id, or the id of the others.
-        allowance: what is allowed.
+        allowance: the limits.
     """
 
     kind: str

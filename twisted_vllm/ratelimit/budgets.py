@@ -1,4 +1,4 @@
-"""The money that one may spend in a period: spent, in the database or on its way there, and reserved."""
+"""The budget of one key, user, team or end user: what it spent and reserved in the present period."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from twisted_vllm.ratelimit.periods import period_of
 
 
 class Budget:
-    """What is known of somebody's spending in the present period. Amounts are picodollars.
+    """Spending in the present period. Amounts are in picodollars, times in Unix seconds.
 
     Attributes:
-        key: whose: the kind and the id.
-        saved: spent, as the database says.
-        unsaved: spent through this process, and not in the database yet.
-        reserved: by requests in work.
-        soft: the amount to warn at, as last allowed.
-        ends: when the period is over, in Unix seconds.
-        epoch: which of the periods that this object saw; a reservation belongs to one.
+        key: whose budget: the kind and the id.
+        saved: what the database says was spent.
+        unsaved: what was spent through this process and is not in the database yet.
+        reserved: by requests in flight.
+        soft: the soft budget of the last request.
+        duration: the period's length, as in `Allowance`.
+        ends: when the period is over.
+        epoch: counts the periods that this object saw. A reservation belongs to one of them.
     """
 
     __slots__ = ("_start", "_warned", "duration", "ends", "epoch", "key", "reserved", "saved", "soft", "unsaved")
@@ -41,14 +42,16 @@ class Budget:
 
     @property
     def start(self) -> int:
-        """The first second of the period, in Unix seconds."""
+        """When the period began."""
         return self._start
 
-    def turn(self, duration: str | None, now: float) -> None:
-        """Begin the period that it is now, where another was at work.
+    def enter_period(self, duration: str | None, now: float) -> None:
+        """Begin the period of this moment, unless it has begun.
 
-        A period that is longer than the last one goes on with what was spent in that.
+        Where the duration was changed to a longer one, its period began earlier: what was spent stays counted.
         """
+        if now < self.ends and duration == self.duration:
+            return
         start, end = period_of(duration, now)
         self.duration = duration
         self.ends = inf if end is None else end
@@ -57,7 +60,7 @@ class Budget:
         self._start = start
 
     def loaded(self, spend: int, period_start: int) -> None:
-        """Take what the database says of a period, unless that is over."""
+        """Take what the database says was spent in a period, unless that is over."""
         if period_start >= self._start:
             if period_start > self._start:
                 self._begin(period_start)
@@ -65,26 +68,26 @@ class Budget:
             self.saved = spend
 
     def committed(self, amount: int, total: int, period_start: int) -> None:
-        """Take what the database says after it got an amount of this process's."""
+        """Take the database's new total, which includes an amount that this process spent."""
         self.loaded(total, period_start)
         if period_start == self._start:
             self.unsaved = max(self.unsaved - amount, 0)
 
     def reset(self, spend: int, period_start: int) -> None:
-        """Take an administrator's word for what the database says, and warn anew."""
+        """Take what an administrator set in the database; the soft budget warns again."""
         self.loaded(spend, period_start)
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:
-        """Count what a request cost in place of what it reserved, unless its period is over."""
+        """Replace what a request reserved by what it cost, unless its period is over."""
         if epoch == self.epoch:
             self.reserved -= reserved
             self.unsaved += cost
 
     def crossed(self) -> bool:
-        """Return whether there is a warning to give, once for each period and soft budget."""
+        """Return whether to warn of the soft budget: once for each period and each soft budget."""
         soft = self.soft
-        if soft is None or self._warned == soft or self.saved + self.unsaved < soft:
+        if soft is None or self._warned == soft or self.spent < soft:
             return False
         self._warned = soft
         return True

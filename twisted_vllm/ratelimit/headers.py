@@ -5,34 +5,38 @@ from __future__ import annotations
 from math import ceil
 
 Headers = list[tuple[bytes, bytes]]
-#: a limit, what is left of it, and the seconds until all of it is there again
+#: a limit, what is left of it, and the seconds until all of it is free again
 Standing = tuple[int, int, float]
-
 
 _REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
 _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
-
-#: the same as lines of a head, to be filled in
-REQUEST_LINES, TOKEN_LINES = (
-    b"".join(name + b": " + value + b"\r\n" for name, value in zip(names, (b"%d", b"%d", b"%b"), strict=True))
-    for names in (_REQUESTS, _TOKENS)
-)
+_REQUEST_LINES, _TOKEN_LINES = (b"%b: %%d\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (_REQUESTS, _TOKENS))
 
 
 def limit_headers(requests: Standing | None, tokens: Standing | None) -> Headers:
-    """Return what a caller is told of its limits, without those that it has not."""
-    found: Headers = []
+    """Return the headers of the tightest limits; None is no limit."""
+    return [
+        (name, value)
+        for name, _, value in (line.partition(b": ") for line in limit_lines(requests, tokens).splitlines())
+    ]
+
+
+def limit_lines(requests: Standing | None, tokens: Standing | None) -> bytes:
+    """Return the same headers as lines of a message."""
+    lines = b""
     if requests is not None:
-        _add(found, _REQUESTS, requests)
+        limit, left, reset = requests
+        lines = _REQUEST_LINES % (limit, left if left > 0 else 0, go_duration(reset))
     if tokens is not None:
-        _add(found, _TOKENS, tokens)
-    return found
+        limit, left, reset = tokens
+        lines += _TOKEN_LINES % (limit, left if left > 0 else 0, go_duration(reset))
+    return lines
 
 
 def go_duration(seconds: float) -> bytes:
-    """Return a duration as OpenAI writes it, which is Go's way: ``0s``, ``20ms``, ``8.64s``, ``1m0s``; rounded up."""
+    """Return a duration as OpenAI writes it, in Go's format, rounded up: ``0s``, ``20ms``, ``8.64s``, ``1m0s``."""
     if seconds == 60.0:
-        # as it is for nearly every request that is admitted
+        # A shortcut for nearly every request that is admitted.
         return b"1m0s"
     milliseconds = ceil(seconds * 1000)
     if 0 < milliseconds < 1000:
@@ -41,10 +45,3 @@ def go_duration(seconds: float) -> bytes:
     whole, rest = divmod(milliseconds, 1000)
     fraction = (b".%03d" % rest).rstrip(b"0") if rest else b""
     return (b"%dm" % minutes if minutes else b"") + b"%d" % whole + fraction + b"s"
-
-
-def _add(found: Headers, names: tuple[bytes, bytes, bytes], standing: Standing) -> None:
-    limit, left, reset = standing
-    found.append((names[0], b"%d" % limit))
-    found.append((names[1], b"%d" % left if left > 0 else b"0"))
-    found.append((names[2], go_duration(reset)))

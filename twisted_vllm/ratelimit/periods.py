@@ -1,4 +1,4 @@
-"""The periods of budgets, aligned to the calendar in UTC as LiteLLM's are. Pure."""
+"""Budget periods, aligned to the calendar in UTC as in LiteLLM."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MONDAY = 4 * _SECONDS["d"]
 
 
 def period_of(duration: str | None, now: float) -> tuple[int, int | None]:
-    """Return when the present period of a budget began, and when the next one does.
+    """Return when the present period of a budget began, and when the next one begins.
 
-    A day begins at midnight, a week (``7d``, ``1w``, and whole numbers of weeks) on a Monday, ``30d`` and ``1mo`` on
-    the first of a month, several months with the first of those counted from January 1970, and any other duration at
-    a multiple of its length since 1970.
+    Days begin at midnight. Weeks (``7d``, ``1w`` and whole numbers of weeks) begin on a Monday. ``30d`` and ``1mo``
+    begin on the first of a month; several months are counted from January 1970. Any other duration begins at a multiple
+    of its length since 1970.
 
     Args:
         duration: a number and its unit: ``s``, ``m``, ``h``, ``d``, ``w`` or ``mo``. None is one period for ever.
@@ -28,7 +28,7 @@ def period_of(duration: str | None, now: float) -> tuple[int, int | None]:
         The first second of the period and the first one after it, in Unix seconds; 0 and None for ever.
 
     Raises:
-        ValueError: it is not a duration.
+        ValueError: `duration` is not one.
     """
     if duration is None:
         return 0, None
@@ -44,7 +44,7 @@ def period_of(duration: str | None, now: float) -> tuple[int, int | None]:
 
 @lru_cache(maxsize=1024)
 def _length(duration: str) -> tuple[int, int]:
-    """Return a duration in seconds or, if that is not 0, in months."""
+    """Return a duration in seconds and months, one of which is 0."""
     parts = _DURATION.fullmatch(duration)
     number = int(parts[1]) if parts else 0
     if parts is None or number == 0:
@@ -56,6 +56,6 @@ def _length(duration: str) -> tuple[int, int]:
 
 
 def _month_start(months: int) -> int:
-    """Return the first second of a month, counted from January 1970; a year that datetime lacks is far enough off."""
+    """Return the first second of a month, counted from January 1970; `datetime` ends with the year 9999."""
     year, month = divmod(months, 12)
     return int(datetime(min(1970 + year, 9999), month + 1, 1, tzinfo=UTC).timestamp())

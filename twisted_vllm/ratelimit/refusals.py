@@ -1,4 +1,4 @@
-"""What a caller is told who may not go on: which limit, whose, and when to come again."""
+"""What a refused caller is told: which limit refused, whose it is, and when to try again."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
 from twisted_vllm.money import to_dollars
 from twisted_vllm.ratelimit.headers import Headers
 
-#: how each level is called; its id may be somebody else's, and is not told
+#: the name of each level; its id is not told, as it may be somebody else's
 LEVELS = {"key": "this key", "user": "this key's user", "team": "this key's team", "end_user": "this end user"}
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """One limit that does not let a request begin.
+    """One limit that refuses a request.
 
     Attributes:
         kind: whose limit: ``key``, ``user``, ``team`` or ``end_user``.
         limit: its name: ``rpm``, ``tpm``, ``parallel``, ``model_rpm``, ``model_tpm`` or ``budget``.
         allowed: the limit itself.
         needed: what this request needs of it.
-        wait: the seconds after which it lets the request begin if nobody else comes; None if that is never.
+        wait: the seconds until it admits the request if no other request comes; None is never.
         model: the model, for a limit of one model.
         spent: the money spent in the period, for a budget.
     """
@@ -38,7 +38,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def error_of(refusals: Sequence[Refusal], headers: Headers) -> RateLimitExceeded | BudgetExceeded:
-    """Return the error for the limit that keeps the request waiting the longest, of those that refuse it."""
+    """Return the error for the limit with the longest wait, of those that refuse a request."""
     worst = max(refusals, key=_severity)
     message, retry_after = message_of(worst), worst.wait
     if worst.limit == "budget":
@@ -47,7 +47,7 @@ def error_of(refusals: Sequence[Refusal], headers: Headers) -> RateLimitExceeded
 
 
 def message_of(refusal: Refusal) -> str:
-    """Return the words for one refusal."""
+    """Return the message for a refusal."""
     level = LEVELS.get(refusal.kind, refusal.kind)
     if refusal.limit == "budget":
         return _budget_message(refusal, level)
@@ -95,5 +95,5 @@ def dollars(picodollars: int) -> str:
     """Return an amount as people read it."""
     exact = to_dollars(picodollars)
     rounded = exact.quantize(Decimal("0.000001")) if exact else exact
-    # An amount too small to show is not shown as nothing.
+    # An amount that rounds to 0 is shown exactly.
     return f"{rounded if rounded else exact:f}".rstrip("0").rstrip(".") + " USD" if exact else "0 USD"

@@ -1,75 +1,74 @@
-"""What was counted in the last 60 seconds, exactly and in bounded memory."""
+"""A sliding window: what was counted in the last 60 seconds, in bounded memory."""
 
 from __future__ import annotations
 
 from math import ceil, inf
 
 #: the length of a window, in seconds
-WINDOW = 60.0
-#: within how many seconds of each other counts share a bucket, so that a window has at most 240 or so
-GRAIN = 0.25
-#: the time of a bucket that fell out of its window
-_GONE = -inf
+WINDOW_SECONDS = 60.0
+#: counts this close to each other share a bucket, in seconds: a window has at most about 240 buckets
+BUCKET_SECONDS = 0.25
+#: `Bucket.last` once the bucket has left its window
+_EXPIRED = -inf
 
 
 class Bucket:
-    """Counts that came close together; all of them leave the window when the last of them must.
+    """Amounts that were counted close together.
 
-    So a window never counts too little. What comes slower than one in `GRAIN` has a bucket of its own each, and is
-    counted to the instant.
+    All of them leave the window when the last of them must, so a window never counts too little. Amounts that come
+    more than `BUCKET_SECONDS` apart have a bucket each, and their time is exact.
+
+    Attributes:
+        amount: the sum.
+        last: when the last of it was counted.
+        closes: when the bucket takes no more.
     """
 
     __slots__ = ("amount", "closes", "last")
 
     def __init__(self, now: float, amount: int) -> None:
         self.last = now
-        self.closes = now + GRAIN
+        self.closes = now + BUCKET_SECONDS
         self.amount = amount
 
 
 class Window:
-    """A sum over the last 60 seconds. Times are seconds that never go backwards.
+    """The sum over the last 60 seconds. Times are in seconds and never go backwards.
 
     Attributes:
-        used: the sum, once `tidy` was called where `stale` says so.
-        stale: the time from which on something may have fallen out.
+        used: the sum; call `expire` first.
     """
 
-    __slots__ = ("_buckets", "stale", "used")
+    __slots__ = ("_buckets", "_expires", "used")
 
     def __init__(self) -> None:
-        # A list: an empty deque is ten times as large, and there are as many of these as there are callers.
+        # A list: an empty deque is ten times as large, and every caller has windows.
         self._buckets: list[Bucket] = []
+        self._expires = inf
         self.used = 0
-        self.stale = inf
 
-    def tidy(self, now: float) -> None:
-        """Drop what is older than the window."""
-        old = 0
-        for bucket in self._buckets:
-            if bucket.last + WINDOW > now:
-                self.stale = bucket.last + WINDOW
-                break
-            self.used -= bucket.amount
-            bucket.last = _GONE
-            old += 1
-        else:
-            self.stale = inf
-        del self._buckets[:old]
-
-    def tidied(self, now: float) -> Window:
-        """Return this window once what is older than it is dropped."""
-        if now >= self.stale:
-            self.tidy(now)
+    def expire(self, now: float) -> Window:
+        """Drop what is older than the window, and return the window."""
+        if now >= self._expires:
+            expired = 0
+            self._expires = inf
+            for bucket in self._buckets:
+                if bucket.last + WINDOW_SECONDS > now:
+                    self._expires = bucket.last + WINDOW_SECONDS
+                    break
+                self.used -= bucket.amount
+                bucket.last = _EXPIRED
+                expired += 1
+            del self._buckets[:expired]
         return self
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is counted in it."""
+        """Whether nothing is counted."""
         return not self._buckets
 
     def add(self, now: float, amount: int) -> Bucket:
-        """Count an amount, and return where it is counted."""
+        """Count an amount, and return its bucket."""
         self.used += amount
         buckets = self._buckets
         if buckets:
@@ -79,33 +78,31 @@ class Window:
                 bucket.amount += amount
                 return bucket
         else:
-            self.stale = now + WINDOW
+            self._expires = now + WINDOW_SECONDS
         bucket = Bucket(now, amount)
         buckets.append(bucket)
         return bucket
 
     def correct(self, bucket: Bucket, difference: int, now: float) -> None:
-        """Give back what was counted too much where it was counted, or count what was missing now."""
+        """Correct an amount that `add` counted.
+
+        Args:
+            bucket: what `add` returned.
+            difference: what is missing is counted now; what was too much is taken out of the bucket, while that is in
+                the window.
+            now: the time.
+        """
         if difference > 0:
             self.add(now, difference)
-        elif bucket.last != _GONE:
+        elif bucket.last != _EXPIRED:
             bucket.amount += difference
             self.used += difference
 
-    def give_back(self, counted_at: float) -> None:
-        """Take one back that was counted at a time, if it still counts."""
-        for bucket in self._buckets:
-            if counted_at <= bucket.last:
-                # the first whose last is no earlier: all of those before had closed by then
-                bucket.amount -= 1
-                self.used -= 1
-                return
-
     def wait(self, limit: int, amount: int, now: float) -> int | None:
-        """Return after how many whole seconds an amount fits below a limit if nothing else is counted.
+        """Return the whole seconds until an amount fits below a limit, if nothing else is counted.
 
         Returns:
-            0 or more, or None if it never does.
+            0 or more, or None if it never fits.
         """
         if amount > limit:
             return None
@@ -115,19 +112,20 @@ class Window:
             if left + amount <= limit:
                 break
             left -= bucket.amount
-            instant = bucket.last + WINDOW
+            instant = bucket.last + WINDOW_SECONDS
         return whole_seconds(instant, now)
 
     def empty_after(self, now: float) -> float:
-        """Return after how many seconds all is gone if nothing else is counted."""
+        """Return the seconds until the window is empty, if nothing else is counted."""
         for bucket in reversed(self._buckets):
             if bucket.amount:
-                return max(bucket.last + WINDOW - now, 0.0)
+                seconds = bucket.last + WINDOW_SECONDS - now
+                return seconds if seconds > 0.0 else 0.0
         return 0.0
 
 
 def whole_seconds(instant: float, now: float) -> int:
-    """Return the least whole number of seconds after which it is no earlier than an instant, in floats as in fact."""
+    """Return the fewest whole seconds that take `now` to `instant` or later, despite the rounding of floats."""
     seconds = ceil(max(instant - now, 0.0))
     while now + seconds < instant:
         seconds += 1

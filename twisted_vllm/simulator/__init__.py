@@ -1,1 +1,1 @@
-"""A stand-in for a vLLM server, for the demo, the tests and the benchmarks. It says that it is one."""
+"""A simulated vLLM server, for trials, tests and benchmarks. It says that it is simulated."""

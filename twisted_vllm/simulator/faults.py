@@ -1,30 +1,29 @@
-"""Faults on request: what the header ``x-simulate`` makes the simulator do, so that a gateway can be tried on it.
+"""Faults on request, to test what stands in front of the server.
 
-The header holds one or more of these, with commas between them; all routes take it, ``/health`` too:
+On all routes, the header ``x-simulate`` takes one or more of these, with commas between them:
 
 ``slow-head=SECONDS``
-    waits before anything is sent.
+    wait before sending anything.
 ``status=NNN``
-    answers with this status (400 to 599) and an error in vLLM's shape, in place of the real answer.
+    answer with this status (400 to 599) and an error in vLLM's shape.
 ``hang``
-    takes the request and sends nothing, until the client goes away.
+    send nothing until the client closes the connection.
 ``close``
-    closes the connection before the first byte.
+    close the connection before the first byte.
 ``garbage``
-    sends bytes that are no HTTP, and closes the connection.
+    send bytes that are not HTTP, and close the connection.
 ``truncate``
-    sends the head and about half of the body, then closes the connection in order (FIN).
+    send the headers and about half of the body, and close the connection in order (FIN).
 ``close-mid-body``
-    the same, but resets the connection (RST): what a crashed server looks like.
+    the same, but reset the connection (RST), like a server that crashed.
 ``hang-mid-body``
-    sends the head and about half of the body, then nothing more.
+    send the headers and about half of the body, and then nothing.
 ``bad-chunk``
-    sends the head and about half of the body, then a chunk without a valid size, and closes the connection.
+    send the headers, about half of the body and a chunk with an invalid size, and close the connection.
 ``error-event``
-    a stream sends half of its tokens, then an error event as vLLM does when its engine fails, and ends well;
-    any other answer is vLLM's 500.
+    in a stream, send half of the tokens and the error event of a failed engine, and end in order; else answer 500.
 
-Of the last eight only one can be asked for. A stream that breaks off has sent at least its first token.
+The last eight exclude each other. A stream that breaks off has sent at least its first token.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from enum import StrEnum
 
 import attrs
 
-from twisted_vllm.simulator.refusals import Refusal
+from twisted_vllm.simulator.messages import ApiError
 
 HEADER = "x-simulate"
 
 
 class Ending(StrEnum):
-    """How an answer goes wrong."""
+    """How a response fails."""
 
     HANG = "hang"
     CLOSE = "close"
@@ -51,20 +50,15 @@ class Ending(StrEnum):
     BAD_CHUNK = "bad-chunk"
     ERROR_EVENT = "error-event"
 
-    @property
-    def is_mid_body(self) -> bool:
-        """Whether the answer begins well."""
-        return self not in (Ending.HANG, Ending.CLOSE, Ending.GARBAGE)
-
 
 @attrs.frozen
 class Faults:
-    """What was asked for.
+    """The faults of one response.
 
     Attributes:
-        slow_head: seconds to wait before the answer.
-        status: the status to answer with.
-        ending: how the answer goes wrong.
+        slow_head: the seconds to wait before the response.
+        status: the status of an error in its place.
+        ending: how it fails.
     """
 
     slow_head: float = 0.0
@@ -76,10 +70,10 @@ NO_FAULTS = Faults()
 
 
 def parse_faults(header: str) -> Faults:
-    """Read the header ``x-simulate``; empty asks for nothing.
+    """Parse the header ``x-simulate``, which may be empty.
 
     Raises:
-        Refusal: it names no fault that there is, or cannot be done.
+        ApiError: a fault does not exist, has an invalid value, or excludes another one.
     """
     found = NO_FAULTS
     for item in filter(None, map(str.strip, header.split(","))):
@@ -90,9 +84,9 @@ def parse_faults(header: str) -> Faults:
             found = attrs.evolve(found, status=_status(value))
         elif value or name not in set(Ending):
             known = ", ".join(["slow-head=SECONDS", "status=NNN", *Ending])
-            raise Refusal(f"{HEADER}: {item!r} is not a fault that the simulator has; it has {known}", param=HEADER)
+            raise ApiError(f"{HEADER}: {item!r} is not a fault that the simulator has; it has {known}", param=HEADER)
         elif found.ending is not None:
-            raise Refusal(f"{HEADER}: {found.ending} and {name} cannot be had together", param=HEADER)
+            raise ApiError(f"{HEADER}: {found.ending} and {name} cannot be had together", param=HEADER)
         else:
             found = attrs.evolve(found, ending=Ending(name))
     return found
@@ -104,11 +98,11 @@ def _seconds(value: str) -> float:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise Refusal(f"{HEADER}: slow-head needs seconds of 0 or more, as in slow-head=2.5", param=HEADER)
+        raise ApiError(f"{HEADER}: slow-head needs seconds of 0 or more, as in slow-head=2.5", param=HEADER)
     return seconds
 
 
 def _status(value: str) -> int:
     if not (value.isascii() and value.isdecimal() and 400 <= int(value) <= 599):
-        raise Refusal(f"{HEADER}: status needs a number from 400 to 599, as in status=503", param=HEADER)
+        raise ApiError(f"{HEADER}: status needs a number from 400 to 599, as in status=503", param=HEADER)
     return int(value)

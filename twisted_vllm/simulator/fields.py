@@ -1,4 +1,4 @@
-"""Reading a JSON body's fields, with vLLM's own words for what is wrong with them."""
+"""Reads and validates the fields of a JSON body, with vLLM's error messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from twisted_vllm.simulator.refusals import ValidationFailed, wrong_media_type
+from twisted_vllm.simulator.messages import ValidationError, wrong_media_type
 
 _TRUE = frozenset(("1", "true", "t", "yes", "y", "on"))
 _FALSE = frozenset(("0", "false", "f", "no", "n", "off"))
@@ -26,57 +26,57 @@ def decode_object(body: bytes, content_type: str) -> dict[str, Any]:
 
     Args:
         body: the request's body.
-        content_type: the request's ``Content-Type``, or empty.
+        content_type: the request's ``Content-Type``, or an empty string.
 
     Raises:
-        Refusal: it is not JSON, does not say so, or is not an object.
+        ApiError: its media type is not JSON, or it is not a JSON object.
     """
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise wrong_media_type()
     if not body:
-        raise ValidationFailed([_NO_BODY])
+        raise ValidationError([_NO_BODY])
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = _decode_as_python(body)
     if value is None:
-        raise ValidationFailed([_NO_BODY])
+        raise ValidationError([_NO_BODY])
     if not isinstance(value, dict):
         message = "Input should be a valid dictionary or object to extract fields from"
-        raise ValidationFailed([("model_attributes_type", "body", message, _shown(value))])
+        raise ValidationError([("model_attributes_type", "body", message, _shown(value))])
     return value
 
 
 def _decode_as_python(body: bytes) -> object:
-    # the standard decoder takes NaN, and its messages are the ones that vLLM's callers see
+    # vLLM uses the standard decoder, which accepts NaN and has these messages.
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
         context = f", 'ctx': {{'error': {error.msg!r}}}"
         problem = ("json_invalid", f"body.{error.pos}", "JSON decode error", "<dict of 0 items>")
-        raise ValidationFailed([problem], context=context) from error
+        raise ValidationError([problem], context=context) from error
     except (UnicodeDecodeError, RecursionError) as error:
         problem = ("json_invalid", "body.0", "JSON decode error", "<dict of 0 items>")
-        raise ValidationFailed([problem], context=f", 'ctx': {{'error': {str(error)!r}}}") from error
+        raise ValidationError([problem], context=f", 'ctx': {{'error': {str(error)!r}}}") from error
 
 
 class Fields:
-    """The fields of one body: each read checks a type, and ``check`` refuses all that was wrong at once."""
+    """The fields of a body. Each read checks a type; `check` raises all errors together."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
         self._problems: list[tuple[str, str, str, str]] = []
 
     def get(self, name: str) -> Any:
-        """Return a field as it was sent; ``None`` where it was not."""
+        """Return a field unchecked; ``None`` if it was not sent."""
         return self._values.get(name)
 
     def has(self, name: str) -> bool:
-        """Return whether a field was sent with a value that is not null."""
+        """Return whether a field was sent and is not null."""
         return self._values.get(name) is not None
 
     def require(self, *names: str) -> None:
-        """Note the fields that were not sent at all."""
+        """Note an error for each field that was not sent."""
         for name in names:
             if name not in self._values:
                 self._problems.append(("missing", f"body.{name}", "Field required", _shown(self._values)))
@@ -90,7 +90,7 @@ class Fields:
         return None
 
     def items(self, name: str) -> list[Any]:
-        """Return a list field; empty where it was not sent."""
+        """Return a list field; empty if it was not sent."""
         value = self.get(name)
         if isinstance(value, list):
             return value
@@ -99,7 +99,7 @@ class Fields:
         return []
 
     def integer(self, name: str) -> int | None:
-        """Return an integer field; a string of digits and a whole float will do, as they do for vLLM."""
+        """Return an integer field. Like vLLM, it accepts a string of digits and a whole float."""
         value = self.get(name)
         if value is None or isinstance(value, int):
             return value
@@ -120,7 +120,7 @@ class Fields:
         return None
 
     def number(self, name: str) -> float | None:
-        """Return a number field; a string that reads as one will do."""
+        """Return a number field. A string that is a number is accepted."""
         value = self.get(name)
         if isinstance(value, int | float):
             return float(value)
@@ -136,7 +136,7 @@ class Fields:
         return None
 
     def boolean(self, name: str) -> bool:
-        """Return a boolean field; false where it was not sent."""
+        """Return a boolean field; false if it was not sent."""
         value = self.get(name)
         if value is None or isinstance(value, bool):
             return bool(value)
@@ -147,7 +147,7 @@ class Fields:
         return False
 
     def table(self, name: str) -> dict[str, Any]:
-        """Return an object field; empty where it was not sent."""
+        """Return an object field; empty if it was not sent."""
         value = self.get(name)
         if isinstance(value, dict):
             return value
@@ -157,18 +157,18 @@ class Fields:
         return {}
 
     def check(self) -> None:
-        """Refuse the body if anything was wrong with it.
+        """Raise the errors that were found, if any.
 
         Raises:
-            ValidationFailed: with every problem found.
+            ValidationError: names every error.
         """
         if self._problems:
-            raise ValidationFailed(self._problems)
+            raise ValidationError(self._problems)
 
     def fail(self, kind: str, name: str, message: str, value: object = None) -> NoReturn:
-        """Refuse the body because of one field, or of a value inside it."""
+        """Raise an error for a field, or for a value inside it."""
         self._note(kind, name, message, self.get(name) if value is None else value)
-        raise ValidationFailed(self._problems)
+        raise ValidationError(self._problems)
 
     def _note(self, kind: str, name: str, message: str, value: object) -> None:
         self._problems.append((kind, f"body.{name}", message, _shown(value)))

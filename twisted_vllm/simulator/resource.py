@@ -1,12 +1,14 @@
 """The simulator as a resource of twisted.web.
 
-It speaks as vLLM 0.32.0 does and says that it is no such thing: in the header ``server: twisted-vllm-simulator``,
-in ``/version``, and in every text that it writes. What the header ``x-simulate`` can make it do wrong is told in
+It behaves like vLLM 0.32.0, and says that it is a simulator: in the header ``server: twisted-vllm-simulator``, in
+``/version``, and in every text that it writes. The header ``x-simulate`` makes it fail: see
 ``twisted_vllm.simulator.faults``.
 """
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Callable
 from urllib.parse import parse_qs, unquote
 
 from twisted.internet.interfaces import IReactorTime
@@ -15,22 +17,38 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
-from twisted_vllm.simulator.engine import Engine
-from twisted_vllm.simulator.exchange import Exchange
+from twisted_vllm.simulator.apis import anthropic, audio, openai, operations, pooling, responses
+from twisted_vllm.simulator.engine import VERSION, Engine
 from twisted_vllm.simulator.faults import HEADER, NO_FAULTS, Ending, Faults, parse_faults
-from twisted_vllm.simulator.realtime import Sessions, asks_for_websocket
-from twisted_vllm.simulator.refusals import Refusal, simulated_failure
-from twisted_vllm.simulator.replies import Answer, Call, Reply
-from twisted_vllm.simulator.routes import answer, may_call, refused
+from twisted_vllm.simulator.messages import (
+    JSON,
+    ApiError,
+    ApiRequest,
+    ApiResponse,
+    FrameworkError,
+    Redirect,
+    Response,
+    json_response,
+    simulated_failure,
+)
+from twisted_vllm.simulator.sender import ResponseSender
 from twisted_vllm.simulator.settings import SimulatorSettings
+
+Handler = Callable[[ApiRequest, Engine], Response]
+
+#: where vLLM asks for its API key (``vllm/entrypoints/serve/middleware/authenticate.py``)
+GUARDED_PREFIXES = ("/v1", "/v2", "/inference", "/cohere")
+
+_ANTHROPIC_PREFIX = "/v1/messages"
+_STORED_PREFIX = "/v1/responses/"
 
 
 def make_resource(settings: SimulatorSettings, clock: IReactorTime) -> SimulatorResource:
     """Make a simulated server.
 
     Args:
-        settings: what to be.
-        clock: tells the time and calls later; a ``Clock`` in tests.
+        settings: what to simulate.
+        clock: tells the time and schedules calls; a ``Clock`` in tests.
 
     Returns:
         A leaf resource, to be the root of a ``Site`` or of ``treq.testing.RequestTraversalAgent``.
@@ -43,7 +61,7 @@ class SimulatorResource:
     """Answers every path.
 
     Attributes:
-        engine: the state of the simulated server, to be looked at in tests.
+        engine: the state of the simulated server.
     """
 
     isLeaf = True
@@ -51,10 +69,10 @@ class SimulatorResource:
     def __init__(self, engine: Engine, clock: IReactorTime) -> None:
         self.engine = engine
         self._clock = clock
-        self._sessions = Sessions(engine, clock)
+        self._realtime = audio.RealtimeSessions(engine, clock)
 
     def getChildWithDefault(self, name: bytes, request: IRequest) -> IResource:
-        """Return itself: a leaf is never asked, except by a parent that was told otherwise."""
+        """Return itself, as it has no children."""
         return self
 
     def putChild(self, path: bytes, child: IResource) -> None:
@@ -67,29 +85,130 @@ class SimulatorResource:
 
     def render(self, request: Request) -> bytes | int:
         """Begin to answer a request."""
-        call = _call_of(request)
-        if asks_for_websocket(request) and may_call(call, self.engine):
-            return self._sessions.resource.render_GET(request)
-        reply, faults = self._decide(call)
-        Exchange(self._clock, self.engine, request, reply, faults).start()
+        api_request = _read_request(request)
+        if audio.asks_for_websocket(request) and may_call(api_request, self.engine):
+            return self._realtime.resource.render_GET(request)
+        response, faults = self._decide(api_request)
+        ResponseSender(self._clock, self.engine, request, response, faults).start()
         return NOT_DONE_YET
 
-    def _decide(self, call: Call) -> tuple[Reply, Faults]:
+    def _decide(self, request: ApiRequest) -> tuple[Response, Faults]:
         faults = NO_FAULTS
         try:
-            faults = parse_faults(call.header(HEADER))
+            faults = parse_faults(request.header(HEADER))
             if faults.status is not None:
                 raise simulated_failure(faults.status)
-        except Refusal as refusal:
-            return refused(call, refusal), faults
-        reply = answer(call, self.engine)
-        if faults.ending is Ending.ERROR_EVENT and isinstance(reply, Answer):
-            reply = refused(call, Refusal("Internal server error", status=500, type="InternalServerError"))
-        return reply, faults
+        except ApiError as error:
+            return error_response(request, error), faults
+        response = respond(request, self.engine)
+        if faults.ending is Ending.ERROR_EVENT and isinstance(response, ApiResponse):
+            failure = ApiError("Internal server error", status=500, type="InternalServerError")
+            response = error_response(request, failure)
+        return response, faults
 
 
-def _call_of(request: Request) -> Call:
-    # the raw target, not request.path and request.args: those were cut and decoded in twisted.web's own way
+def openapi(request: ApiRequest, engine: Engine) -> Response:
+    """Answer ``GET /openapi.json`` with the routes, and nothing about their bodies."""
+    description = {"responses": {"200": {"description": "Successful Response"}}}
+    paths = {path: {method.lower(): description for method in methods} for path, methods in ROUTES.items()}
+    info = {"title": "twisted-vllm-simulator", "version": VERSION}
+    return json_response({"openapi": "3.1.0", "info": info, "paths": paths})
+
+
+ROUTES: dict[str, dict[str, Handler]] = {
+    "/health": {"GET": operations.health},
+    "/ping": {"GET": operations.health, "POST": operations.health},
+    "/version": {"GET": operations.version},
+    "/load": {"GET": operations.load},
+    "/metrics": {"GET": operations.metrics},
+    "/openapi.json": {"GET": openapi},
+    "/v1/models": {"GET": operations.models},
+    "/v1/chat/completions": {"POST": openai.chat_completions},
+    "/v1/completions": {"POST": openai.completions},
+    "/v1/responses": {"POST": responses.responses},
+    "/v1/messages": {"POST": anthropic.messages},
+    "/v1/messages/count_tokens": {"POST": anthropic.count_message_tokens},
+    "/v1/embeddings": {"POST": pooling.embeddings},
+    "/score": {"POST": pooling.score},
+    "/v1/score": {"POST": pooling.score},
+    "/rerank": {"POST": pooling.rerank},
+    "/v1/rerank": {"POST": pooling.rerank},
+    "/v2/rerank": {"POST": pooling.rerank},
+    "/classify": {"POST": pooling.classify},
+    "/pooling": {"POST": pooling.pooling},
+    "/tokenize": {"POST": operations.tokenize},
+    "/detokenize": {"POST": operations.detokenize},
+    "/v1/audio/transcriptions": {"POST": audio.transcriptions},
+    # vLLM has these only in development mode. Here they are always on, to show that a gateway guards them.
+    "/sleep": {"POST": operations.sleep},
+    "/wake_up": {"POST": operations.wake_up},
+    "/is_sleeping": {"GET": operations.is_sleeping},
+}
+
+
+def respond(request: ApiRequest, engine: Engine) -> Response:
+    """Return the response to a request, errors included."""
+    try:
+        _authenticate(request, engine)
+        return _handler_of(request)(request, engine)
+    except ApiError as error:
+        return error_response(request, error)
+
+
+def may_call(request: ApiRequest, engine: Engine) -> bool:
+    """Return whether a request has the server's API key, or needs none."""
+    try:
+        _authenticate(request, engine)
+    except ApiError:
+        return False
+    return True
+
+
+def error_response(request: ApiRequest, error: ApiError) -> ApiResponse:
+    """Return the response for an error."""
+    body = error.body(anthropic=request.path.startswith(_ANTHROPIC_PREFIX))
+    return ApiResponse(body, error.status, JSON if body else None, error.headers)
+
+
+def _authenticate(request: ApiRequest, engine: Engine) -> None:
+    key = engine.settings.api_key
+    if key is None or request.method == "OPTIONS" or not request.path.startswith(GUARDED_PREFIXES):
+        return
+    scheme, _, given = request.header("authorization").partition(" ")
+    expected = key.reveal().encode(errors="surrogateescape")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(errors="surrogateescape"), expected):
+        raise FrameworkError(401, key="error")
+
+
+def _handler_of(request: ApiRequest) -> Handler:
+    methods = _methods_of(request.path)
+    if methods is None:
+        shorter = request.path.removesuffix("/")
+        if shorter != request.path and _methods_of(shorter) is not None:
+            location = f"http://{request.header('host')}{shorter}".encode(errors="surrogateescape")
+            raise Redirect(location)
+        raise FrameworkError(404)
+    handler = methods.get(request.method)
+    if handler is None:
+        raise FrameworkError(405, headers=((b"allow", ", ".join(methods).encode("ascii")),))
+    return handler
+
+
+def _methods_of(path: str) -> dict[str, Handler] | None:
+    found = ROUTES.get(path)
+    if found is None and path.startswith(_STORED_PREFIX):
+        rest = path.removeprefix(_STORED_PREFIX)
+        name, slash, last = rest.partition("/")
+        if name and not slash:
+            return {"GET": responses.stored_response}
+        if name and last == "cancel":
+            return {"POST": responses.stored_response}
+        return None
+    return found
+
+
+def _read_request(request: Request) -> ApiRequest:
+    # The raw target, as twisted.web parses request.path and request.args in its own way.
     path, _, query = request.uri.decode("latin-1").partition("?")
     headers = request.requestHeaders
 
@@ -98,10 +217,10 @@ def _call_of(request: Request) -> Call:
         return values[0] if values else ""
 
     content = request.content
-    # twisted.web gives every request that it renders a body, if an empty one
+    # twisted.web gives each request that it renders a body, which may be empty.
     assert content is not None
     content.seek(0)
-    return Call(
+    return ApiRequest(
         method=request.method.decode("latin-1"),
         path=unquote(path),
         query=parse_qs(query, keep_blank_values=True),

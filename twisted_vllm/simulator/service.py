@@ -1,4 +1,4 @@
-"""The simulator as a service: its listening ports, and the connections that end with it."""
+"""The simulator as a service of Twisted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twisted.web.server import Site
 from twisted_vllm.simulator.resource import make_resource
 from twisted_vllm.simulator.settings import SimulatorSettings
 
-#: seconds after which an idle connection is closed, as uvicorn below vLLM does
+#: seconds after which an idle connection is closed, as in vLLM's uvicorn
 KEEP_ALIVE = 5
 
 DEFAULT_LISTEN = "tcp:8000:interface=127.0.0.1"
@@ -32,20 +32,21 @@ def simulator_service(
 
     Args:
         reactor: where it runs.
-        settings: what to be.
-        listen: Twisted endpoint strings; the default is a free port on loopback, which ``port`` tells.
+        settings: what to simulate.
+        listen: Twisted endpoint strings; the default is a free port on the loopback, see `SimulatorService.port`.
 
     Raises:
-        ValueError: a string describes no endpoint.
+        ValueError: a string is not an endpoint.
     """
     return SimulatorService(reactor, settings, [serverFromString(reactor, text) for text in listen])
 
 
 class SimulatorService(Service):
-    """Listens while it runs; when it stops, so do its connections and what runs on them.
+    """Listens while it runs. When it stops, it resets all connections.
 
     Attributes:
-        ports: the ports that it listens on now.
+        engine: the state of the simulated server.
+        ports: the ports that it listens on.
     """
 
     _log = Logger()
@@ -55,7 +56,9 @@ class SimulatorService(Service):
     ) -> None:
         self.ports: list[IListeningPort] = []
         self._endpoints = endpoints
-        self._site = SimulatorSite(make_resource(settings, reactor), reactor)
+        resource = make_resource(settings, reactor)
+        self.engine = resource.engine
+        self._site = SimulatorSite(resource, reactor)
         self._started = False
 
     @property
@@ -63,7 +66,7 @@ class SimulatorService(Service):
         """The first TCP port that it listens on.
 
         Raises:
-            RuntimeError: it listens on none now.
+            RuntimeError: it does not listen on a TCP port.
         """
         for port in self.ports:
             number = getattr(port.getHost(), "port", None)
@@ -72,16 +75,16 @@ class SimulatorService(Service):
         raise RuntimeError("the simulator does not listen on a TCP port now: start the service first")
 
     def privilegedStartService(self) -> None:
-        """Listen, before twistd gives up the rights to low ports.
+        """Listen, before twistd drops its privileges.
 
         Raises:
-            CannotListenError: an address cannot be had; twistd ends with it.
+            CannotListenError: an address cannot be listened on.
         """
         super().privilegedStartService()
         self._listen()
 
     def startService(self) -> None:
-        """Listen, unless that was done."""
+        """Listen, unless `privilegedStartService` did."""
         super().startService()
         self._listen()
 
@@ -101,7 +104,7 @@ class SimulatorService(Service):
             endpoint.listen(self._site).addCallbacks(self.ports.append, failed)
         starting = False
         if failures:
-            # a taken address fails at once: whoever starts the service is told
+            # An address in use fails at once: report it to the caller.
             self._close_ports()
             self._started = False
             failures[0].raiseException()
@@ -120,29 +123,29 @@ class SimulatorService(Service):
 
 
 class SimulatorSite(Site):
-    """A site that can end its connections."""
+    """A site that can reset its connections."""
 
     noisy = False
-    # HTTP/1.1 and nothing else, as vLLM speaks it; the default would offer HTTP/2 on TLS
+    # Only HTTP/1.1, as in vLLM; the default offers HTTP/2 on TLS.
     protocol = HTTPChannel  # type: ignore[assignment]  # Twisted's annotation knows only its own default
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
-        # forms are left alone: the audio route reads its own
+        # The audio route parses its forms itself.
         super().__init__(resource, timeout=KEEP_ALIVE, reactor=reactor, parsePOSTFormSubmission=False)
         self._channels: WeakSet[HTTPChannel] = WeakSet()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Make the protocol of a new connection, and remember it."""
+        """Make the protocol of a connection."""
         channel = super().buildProtocol(addr)
         if channel is not None:
             self._channels.add(channel)
         return channel
 
     def log(self, request: object) -> None:
-        """Write no access log: what stands in front of the simulator has one."""
+        """Write no access log."""
 
     def abort_connections(self) -> None:
         """Reset every connection that is still open."""
         for channel in list(self._channels):
-            # a TCP, TLS or UNIX connection each has it, and takes it well when it is closed already
+            # TCP, TLS and UNIX connections have it, and ignore it once they are closed.
             cast(ITCPTransport, channel.transport).abortConnection()

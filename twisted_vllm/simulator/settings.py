@@ -1,4 +1,4 @@
-"""What a simulator was told to be."""
+"""The settings of a simulator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted_vllm.config.secret import Secret
 
 DEFAULT_MODEL = "simulated-model"
 
-#: prompt and answer together, in tokens: ``/v1/models`` reports it, and a larger ``max_tokens`` is refused
+#: the most tokens of prompt and completion together; ``/v1/models`` reports it, and a larger ``max_tokens`` is refused
 MAX_MODEL_LEN = 32_768
 
 
@@ -29,13 +29,13 @@ class SimulatorSettings:
     """One simulated server.
 
     Attributes:
-        models: the model names that it serves; a request that names none gets the first.
+        models: the models that it serves; a request without a model gets the first one.
         token_interval: seconds between two tokens; 0 is as fast as the connection takes them.
-        first_token: seconds from the request to its first token, or to the answer of a pooling route.
-        api_key: the key that it asks for below ``/v1`` and ``/v2``; ``None`` asks for none.
+        first_token: seconds until the first token, or until the response of a pooling route.
+        api_key: the key that it requires below ``/v1`` and ``/v2``; ``None`` requires none.
 
     Raises:
-        ValueError: a value cannot be used; the message names it.
+        ValueError: a value is invalid; the message names it.
     """
 
     models: tuple[str, ...] = attrs.field(default=(DEFAULT_MODEL,), validator=_at_least_one_model)

@@ -1,4 +1,4 @@
-"""``twistd vllm-simulator``: its options, and the service that they make."""
+"""``twistd vllm-simulator``: its options and its service."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from twisted_vllm.simulator.settings import DEFAULT_MODEL, SimulatorSettings
 API_KEY_VARIABLE = "VLLM_API_KEY"
 
 _MORE_HELP = f"""
-To ask callers for a key, set {API_KEY_VARIABLE}: unlike --api-key, it does not stand in the list of processes.
+To require a key, set {API_KEY_VARIABLE}: unlike --api-key, it is not visible in the list of processes.
 
-A request's header "x-simulate" makes its answer fail, to try what stands in front of the server:
+The header "x-simulate" makes a response fail, to test what stands in front of the server:
   slow-head=SECONDS  status=NNN  hang  close  garbage  truncate  close-mid-body  hang-mid-body  bad-chunk  error-event
 
 Try it:
@@ -46,7 +46,7 @@ class Options(usage.Options):
         self.api_key: Secret | None = None
 
     def getUsage(self, width: int | None = None) -> str:
-        """Return the text of ``--help``; what follows the options is not wrapped, so that it can be copied."""
+        """Return the text of ``--help``. The text after the options is not wrapped, so that it can be copied."""
         return str(super().getUsage(width)) + _MORE_HELP
 
     def opt_listen(self, endpoint: str) -> None:
@@ -69,16 +69,16 @@ class Options(usage.Options):
         self.first_token = _seconds("--first-token", seconds)
 
     def opt_api_key(self, key: str) -> None:
-        """Ask for this key below /v1 and /v2, as vLLM does. [default: the variable VLLM_API_KEY]"""
+        """Require this key below /v1 and /v2, as vLLM does. [default: the variable VLLM_API_KEY]"""
         if not key:
             raise usage.UsageError("--api-key: the key is empty; leave the option out to ask for none")
         self.api_key = Secret(key)
 
     def postOptions(self) -> None:
-        """Fill in the defaults, and check what can be checked before anything starts.
+        """Fill in the defaults, and check the endpoints.
 
         Raises:
-            UsageError: a listen string describes no endpoint.
+            UsageError: a listen string is not an endpoint.
         """
         self.listen = self.listen or [DEFAULT_LISTEN]
         self.models = self.models or [DEFAULT_MODEL]
@@ -88,7 +88,7 @@ class Options(usage.Options):
             _check_endpoint(text)
 
     def settings(self) -> SimulatorSettings:
-        """Return what the simulator shall be."""
+        """Return the simulator's settings."""
         return SimulatorSettings(
             models=tuple(self.models),
             token_interval=self.token_interval,
@@ -106,7 +106,7 @@ def _seconds(option: str, text: str) -> float:
 
 def _check_endpoint(text: str) -> None:
     try:
-        # parsing does not touch the reactor, and here there is none yet: twistd installs it later
+        # Parsing does not use the reactor, which twistd installs later.
         serverFromString(None, text)
     except (ValueError, TypeError, LookupError, OSError) as error:
         message = f"--listen: {text!r} cannot be used ({error}); write a Twisted endpoint, such as {DEFAULT_LISTEN}"
@@ -115,7 +115,7 @@ def _check_endpoint(text: str) -> None:
 
 def makeService(options: Options) -> IService:
     """Make the service that twistd runs."""
-    # here and not above: by now twistd has installed the reactor that --reactor names
+    # Imported here: twistd has now installed the reactor that --reactor names.
     from twisted.internet import reactor
 
     return simulator_service(reactor, options.settings(), options.listen)

@@ -88,7 +88,7 @@ class Registry:
         self._revision = revision
 
     def _apply(self, changes: Changes) -> None:
-        before, after = self._index.known_of(changes).budgets_within(), changes.budgets_within()
+        before, after = self._index.before(changes).budgets_within(), changes.budgets_within()
         self._index.apply(changes)
         for kind, id in before - after:
             self._budget_gone(kind, id)

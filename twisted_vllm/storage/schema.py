@@ -6,17 +6,25 @@ import threading
 import time
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from twisted_vllm.storage.engine import LOCK_SECONDS, WRITES
 from twisted_vllm.storage.interfaces import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
+from twisted_vllm.storage.usage.tables import metadata
+
+#: the newest revision in ``migrations/versions``; its tables are those of `metadata`
+HEAD = "0007"
+
+#: Alembic's table of the schema's revision, as Alembic makes it
+_version = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -66,18 +74,40 @@ def _use_write_ahead_log(engine: Engine) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    current = None
+    if inspect(connection).has_table(VERSION_TABLE):
+        current = connection.execute(select(_version.c.version_num)).scalar()
+    if current is None:
+        _create_tables(connection)
+    elif current != HEAD:
+        _run_migrations(connection, current)
+
+
+def _create_tables(connection: Connection) -> None:
+    """Give an empty database the newest tables at once."""
+    if connection.dialect.name == "postgresql":
+        for table in metadata.tables.values():
+            for index in table.indexes:
+                index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
+    metadata.create_all(connection, checkfirst=False)
+    _version.create(connection, checkfirst=True)
+    connection.execute(insert(_version).values(version_num=HEAD))
+
+
+def _run_migrations(connection: Connection, current: str) -> None:
+    # Imported here: Alembic and Mako take 10 MB, and most starts find the schema up to date.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
     config = Config()
     # ConfigParser would read a `%` of the path as the start of a reference.
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    current = context.get_current_revision()
-    if current is not None and current not in known:
+    if current not in {script.revision for script in scripts.walk_revisions()}:
         raise StoreError(
-            f"The database has the schema {current!r}, which is newer than {scripts.get_current_head()!r}, the last "
+            f"The database has the schema {current!r}, which is newer than {HEAD!r}, the last "
             "one that this version knows. Start the newer version again, or name another database."
         )
-    if current != scripts.get_current_head():
-        command.upgrade(config, "head")
+    command.upgrade(config, "head")

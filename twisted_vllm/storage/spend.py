@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage import tables
@@ -66,7 +67,12 @@ class Spending:
             period_start: in Unix seconds.
         """
         values = {"spend": spend, "period_start": period_start * _MICROSECONDS}
-        insert = postgresql.insert if self._connection.dialect.name == "postgresql" else sqlite.insert
+        insert: Any = sqlite.insert
+        if self._connection.dialect.name == "postgresql":
+            # Imported here: it takes 2 MB, which SQLite's gateways need not hold.
+            from sqlalchemy.dialects import postgresql
+
+            insert = postgresql.insert
         # the ledger's writer may make the row at the same moment
         kept = insert(tables.spend).values(kind=kind, id=identity, total_spend=0, **values)
         self._connection.execute(kept.on_conflict_do_update(index_elements=["kind", "id"], set_=values))

@@ -30,7 +30,11 @@ class LedgerCollector(Collector):
             ("spool_oldest_row_seconds", "Age of the oldest row that waits; 0 without any.", pending.seconds),
             ("spool_writable", "1 if rows can be written to the spool, 0 if its disk takes none.", spool.healthy),
             ("unsaved_rows", "Rows that are in memory alone, as the spool's disk takes none.", spool.unsaved),
-            ("database_up", "1 if the database took the last batch of rows, 0 if not.", self._writer.batch_writer.reachable),
+            (
+                "database_up",
+                "1 if the database took the last batch of rows, 0 if not.",
+                self._writer.batch_writer.reachable,
+            ),
         )
         counters = (
             ("rows_spooled", "Rows that were written to the spool.", spool.written),

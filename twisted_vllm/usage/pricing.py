@@ -1,4 +1,4 @@
-"""What use costs: exact decimals from the configuration, whole numbers on the way."""
+"""What usage costs: exact decimals from the configuration, whole numbers in between."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from decimal import ROUND_HALF_EVEN, Decimal
 
 import msgspec
 
+from twisted_vllm.api_routes import Route
 from twisted_vllm.config.settings import ModelEntry, PriceList
+from twisted_vllm.usage.readers.registry import READERS
 from twisted_vllm.usage.records import Usage
 
 #: digits after the point of a dollar that a price is kept to
 _DIGITS = 24
-#: of that, in a picodollar
+#: how many units of a price make a picodollar
 _TO_PICODOLLARS = 10**12
-#: the most that one answer costs, in picodollars: what a database's integer holds
+#: the highest cost of one answer, in picodollars: the largest integer of a database
 _MOST = 2**63 - 1
 
 
@@ -21,13 +23,13 @@ class Prices(msgspec.Struct, frozen=True, gc=False):
     """What one model costs, in 1e-24 US dollars.
 
     Attributes:
-        name: where the prices come from: the entry's ``model_name``, ``default``, or empty where nothing costs.
+        name: where the prices come from: the entry's ``model_name``, ``default``, or empty if nothing costs anything.
         prompt: for a token of the prompt.
-        cached: for one that came from the prefix cache.
+        cached: for a token of the prompt that came from the prefix cache.
         completion: for a token of the answer.
         audio_ms: for a millisecond of audio.
-        request: for an answer at all.
-        text: as configured, for a ledger row, as pairs: where they come from, and dollars by LiteLLM's names.
+        request: for each answer.
+        text: as configured, for a ledger row, as pairs: `name`, and dollars by LiteLLM's names.
     """
 
     name: str = ""
@@ -43,7 +45,7 @@ FREE = Prices()
 
 
 def cost_of(usage: Usage, prices: Prices) -> int:
-    """Return what an answer costs in picodollars, rounded once, half to even."""
+    """Return the cost of an answer in picodollars, rounded once, half to even."""
     prompt = usage.prompt_tokens
     cached = usage.cached_tokens
     if cached > prompt:
@@ -59,7 +61,13 @@ def cost_of(usage: Usage, prices: Prices) -> int:
 
 
 def expected_cost(prompt: int, completion: int, prices: Prices) -> int:
-    """Return what an answer may cost in picodollars, by the most tokens that the two may have."""
+    """Return the highest cost of an answer in picodollars.
+
+    Args:
+        prompt: the most tokens that its prompt may have.
+        completion: the most tokens that it may have itself.
+        prices: what its model costs.
+    """
     if prices is FREE:
         return 0
     return _rounded(prompt * prices.prompt + completion * prices.completion + prices.request)
@@ -74,7 +82,7 @@ def _rounded(exact: int) -> int:
 
 
 def prices_of(name: str, configured: PriceList) -> Prices:
-    """Return prices as they are charged."""
+    """Return the prices that are configured, in the units of `Prices`."""
     named = {field: price for field, price in configured.named().items() if price is not None}
     if not named:
         return FREE
@@ -105,7 +113,7 @@ class PriceTable:
 
         Args:
             models: the rows of ``model_list``; rows of one name may cost differently on different servers.
-            default: what holds where a row names no price, and for models that no row names.
+            default: the prices of rows that name none, and of models without a row.
         """
         self._default = prices_of("default", default)
         self._by_model: dict[tuple[str, str], Prices] = {}
@@ -116,3 +124,31 @@ class PriceTable:
     def of(self, model: str, server: str) -> Prices:
         """Return the prices of a model, by the name that callers use, on a server, by its name."""
         return self._by_model.get((model, server), self._default)
+
+
+class RoutePricing:
+    """What is the same for all requests for one model, route and method on one server: found once for all of them.
+
+    Attributes:
+        prices: what the model costs.
+        takes_model: whether they use a model.
+        audio_uploads: whether their forms may hold audio.
+        reading: how their answers are read, by `AnswerReaders.reading`; None if those report no usage.
+        target: the ledger's reference to what they ask of whom; None before their first row.
+    """
+
+    __slots__ = ("audio_uploads", "prices", "reading", "takes_model", "target")
+
+    def __init__(self, route: Route, prices: Prices) -> None:
+        """Find out what follows from the route.
+
+        Args:
+            route: what they ask for.
+            prices: what the model costs.
+        """
+        self.prices = prices
+        self.takes_model = route.takes_model
+        self.audio_uploads = route.row.audio_uploads
+        readers = READERS[route.row.usage]
+        self.reading = None if readers is None else readers.reading
+        self.target: msgspec.Raw | None = None

@@ -1,4 +1,4 @@
-"""Client connections over the cap: each is told so in one small answer, and none of them is a way to hold memory."""
+"""Rejects client connections over the limit with one small response, without buffering what they send."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from twisted_vllm.errors import TooManyConnections
 from twisted_vllm.http.headers import write_response_head
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 
-#: seconds that a connection over the cap may last: to say what it wants, and to read the answer
+#: seconds in which a connection over the limit may send its first bytes and read the response
 PATIENCE = 2.0
 
-#: connections over the cap that are answered at a time; what comes beyond is closed without a word
+#: connections over the limit that are answered at a time; more are closed at once
 MOST_REFUSED = 128
 
-#: the part of the cap below which a crowd has gone, and the next one is worth another line in the log
-GONE = 0.9
+#: the share of the limit below which the next refusal is logged again
+RESET_SHARE = 0.9
 
 
 class RefusedConnection(Protocol):
-    """A connection over the cap: it is answered at its first bytes, whatever they are, and nothing is kept of them.
+    """A connection over the limit. It is answered at its first bytes, whatever they are, and nothing is kept of them.
 
-    Not before: a client that is answered while it has asked nothing may take that for a fault of the protocol.
+    A client that is answered before it has sent anything may take that for a protocol error.
 
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
@@ -55,7 +55,7 @@ class RefusedConnection(Protocol):
         self._sweeper.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Answer, and throw away what comes: closing with unread data would take the answer back (RFC 9112 §9.6)."""
+        """Answer, and drop what comes: closing with unread data would reset the connection (RFC 9112 §9.6)."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
@@ -77,7 +77,7 @@ class RefusedConnection(Protocol):
 
 
 class _ClosedConnection(Protocol):
-    """A connection of which nothing is wanted."""
+    """A connection that is closed as soon as it is made."""
 
     transport: Any
 
@@ -86,22 +86,26 @@ class _ClosedConnection(Protocol):
 
 
 class ConnectionLimit:
-    """What happens to connections over the cap."""
+    """Refuses connections over the limit.
+
+    Attributes:
+        most: connections that are served at a time.
+    """
 
     _log = Logger()
 
     def __init__(
-        self, cap: int, sweeper: DeadlineSweeper, date: Callable[[], bytes], make_id: Callable[[], bytes]
+        self, most: int, sweeper: DeadlineSweeper, date: Callable[[], bytes], make_id: Callable[[], bytes]
     ) -> None:
         """Make it.
 
         Args:
-            cap: connections that are served at a time.
+            most: connections that are served at a time.
             sweeper: the deadlines of all connections.
             date: returns the value of a ``Date`` header.
             make_id: returns a new request id.
         """
-        self.cap = cap
+        self.most = most
         self._sweeper = sweeper
         self._date = date
         self._make_id = make_id
@@ -111,7 +115,7 @@ class ConnectionLimit:
     def refuse(self) -> Protocol:
         """Return what refuses one connection."""
         if not self._count:
-            self._log.warn("Over {cap} client connections: more are refused until some have ended", cap=self.cap)
+            self._log.warn("Over {cap} client connections: more are refused until some have ended", cap=self.most)
         self._count += 1
         if len(self._refused) >= MOST_REFUSED:
             # not None, which stands for a closed connection too, but not below TLS
@@ -121,13 +125,13 @@ class ConnectionLimit:
         return refused
 
     def left(self, connections: int) -> None:
-        """Take note that a connection has ended, and that so many are left."""
-        if self._count and connections < self.cap * GONE:
+        """A served connection has ended, and `connections` are left."""
+        if self._count and connections < self.most * RESET_SHARE:
             self._log.info("{count} client connections over the cap were refused", count=self._count)
             self._count = 0
 
     def close(self) -> None:
-        """Cut what is being refused."""
+        """Cut the connections that are being refused."""
         for refused in self._refused:
             refused.transport.abortConnection()
 

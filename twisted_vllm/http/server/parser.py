@@ -1,4 +1,4 @@
-"""Reading requests: llhttp's callbacks, made into requests whose head was judged."""
+"""Parsing requests: llhttp's callbacks become request heads, checked beyond what llhttp checks, and bodies."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import BodyTooLarge, GatewayError, HeadTooLarge, MalformedHttp
 from twisted_vllm.http.header_cache import RequestHeaderCache
-from twisted_vllm.http.headers import FRAMING
+from twisted_vllm.http.headers import FRAMING, HeaderList, RequestHead
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.server.request_line import asked_protocols, closes, origin_form
 from twisted_vllm.http.start_line import KEPT, OTHER_PROTOCOL, unfinished_request_line
 
+#: what the log shows in place of the method of a request whose head was not read
+UNREAD_METHOD = b"(no method yet)"
+
 
 class RequestParser:
-    """Reads the requests of one connection.
+    """Parses the requests of one connection.
 
     Attributes:
-        current: the request that is being read, or None between two.
-        in_head: whether its head is being read.
+        current: the request that is being parsed, or None between two.
+        in_head: whether its head is being parsed.
         final: whether nothing that follows is a request.
         surplus: what followed a request that asks for an upgrade, in the segment that ended its head.
     """
 
-    def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, known: RequestHeaderCache) -> None:
-        """Make a reader.
+    def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, header_cache: RequestHeaderCache) -> None:
+        """Make a parser.
 
         Args:
             begin: makes a request and puts it in line.
-            limits: caps on heads and bodies.
-            known: the heads that were read before.
+            limits: limits of heads and bodies.
+            header_cache: the heads that were parsed before.
         """
         self.current: GatewayRequest | None = None
         self.in_head = False
@@ -39,33 +42,48 @@ class RequestParser:
         self.surplus = b""
         self._begin = begin
         self._limits = limits
-        self._known = known
+        self._header_cache = header_cache
+        # the request that ended in the segment that is being parsed
         self._last: GatewayRequest | None = None
         self._parser = HttpRequestParser(self)
+        # the head that is being parsed, as far as it came
+        self._target = b""
+        self._headers: HeaderList = []
+        self._ignoring_upgrade = False
         self._priming = False
         # the end of a request line that has none yet
         self._line = b""
-        # sizes in bytes: of the segment that is read, of the one in which the head began, of all that may be the head,
-        # and of what came of a chunked body without a byte of content
+        # sizes in bytes: of the segment that is parsed, of the one in which the head began, of all that may be the
+        # head, and of what came of a chunked body without a byte of content
         self._segment = 0
         self._head_segment = 0
         self._head_bound = 0
         self._empty_bytes = 0
 
     def feed(self, data: bytes) -> GatewayError | None:
-        """Read `data`; return why what comes can be read no further, or None."""
+        """Parse `data`; return why what comes can be parsed no further, or None."""
         begins = self.current is None and not self.final
-        if begins and self._known.recall(data, self._begin):
+        if begins and (recalled := self._header_cache.recall(data)) is not None:
+            self._take_recalled(*recalled)
             return None
         if self._line or OTHER_PROTOCOL in data:
             return self._parse_lines(data)
         error = self._parse(data)
         ended, self._last = self._last, None
         if begins and ended is not None and self.current is None and error is None:
-            self._known.learn(data, ended)
-        elif self.in_head and self.current is not None:
-            self._line = unfinished_request_line(data, self.current)
+            if ended.fault is None:
+                self._header_cache.learn(data, ended.head)
+        elif self.in_head:
+            self._line = unfinished_request_line(data, self._target, bool(self._headers))
         return error
+
+    def _take_recalled(self, head: RequestHead, body: bytes) -> None:
+        request = self._begin()
+        request.begin(head)
+        if body:
+            request.body_pieces.append(body)
+            request.body_received = len(body)
+        request.body_complete = True
 
     def _parse_lines(self, data: bytes) -> GatewayError | None:
         """Parse line by line, so that each request begins with one, and refuse request lines of another protocol."""
@@ -121,8 +139,10 @@ class RequestParser:
         return None
 
     def give_up(self) -> GatewayRequest:
-        """Read no more; return the request that cannot be read, or a new one for bytes that are none."""
+        """Parse no more; return the request that cannot be parsed, or a new one for bytes that are none."""
         request, self.current = self.current or self._begin(), None
+        if not request.head_complete:
+            request.begin(RequestHead(UNREAD_METHOD, self._target if self.in_head else b"", b"HTTP/1.1", self._headers))
         self.in_head = False
         self.final = True
         return request
@@ -151,7 +171,7 @@ class RequestParser:
         request = self.current
         if request is None or request.fault is not None:
             return False
-        head = request.head
+        head = request.head.first
         framing = [b"POST / HTTP/1.1\r\nHost: h\r\n"]
         framing += [b"%b: %b\r\n" % (name, head[name]) for name in FRAMING if name in head]
         self._parser = HttpRequestParser(self)
@@ -167,71 +187,77 @@ class RequestParser:
         if not self._priming:
             self.current = self._begin()
             self.in_head = True
+            self._target = b""
+            self._headers = []
             self._head_bound = self._head_segment = self._segment
             self._empty_bytes = 0
 
     def on_url(self, piece: bytes) -> None:
         """Take a piece of the request target."""
-        if self.in_head and self.current is not None:
-            self.current.uri += piece
+        if self.in_head:
+            self._target += piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
-        request = self.current
-        if request is not None:
-            (request.raw_headers if self.in_head else request.trailers).append((name, value.rstrip(b" \t")))
+        if self.in_head:
+            self._headers.append((name, value.rstrip(b" \t")))
+        elif self.current is not None:
+            self.current.trailers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Judge the head."""
+        """Check the head, and give it to the request."""
         request = self.current
         if self._priming or request is None:
             return
         self.in_head = False
-        request.read_headers()
         parser = self._parser
         version = parser.get_http_version()
-        request.method = parser.get_method()
-        request.clientproto = b"HTTP/1.1" if version == "1.1" else b"HTTP/" + version.encode("ascii")
-        request.head_complete = True
-        request.upgrade = parser.should_upgrade()
+        head = RequestHead(
+            parser.get_method(),
+            self._target,
+            b"HTTP/1.1" if version == "1.1" else b"HTTP/" + version.encode("ascii"),
+            self._headers,
+        )
+        self._headers = []
         try:
-            self._judge(request, version)
+            self._check(head, version)
         except GatewayError as fault:
             request.fault = fault
-        if request.upgrade:
-            self._judge_upgrade(request, version)
+        self._ignoring_upgrade = parser.should_upgrade()
+        if self._ignoring_upgrade and request.fault is None and head.length == 0:
+            head.protocols = asked_protocols(head.method, version, head.headers)
+            if head.protocols:
+                self._ignoring_upgrade = False
+                # whatever the response is: what follows was perhaps written for the other protocol, and must not be
+                # read as a request
+                head.keep_alive = False
+        request.begin(head)
 
-    def _judge_upgrade(self, request: GatewayRequest, version: str) -> None:
-        """Let a resource ask its server for the upgrade where there is no body; else it is ignored."""
-        if request.fault is None and request.body_length == 0:
-            request.protocols = asked_protocols(request.method, version, request.raw_headers)
-        if request.protocols:
-            request.upgrade = False
-            # whatever the answer is: what follows was perhaps written for the other protocol, and must not be read as a
-            # request
-            request.persistent = False
+    def _check(self, head: RequestHead, version: str) -> None:
+        """Check what llhttp does not, and set what follows from the headers.
 
-    def _judge(self, request: GatewayRequest, version: str) -> None:
-        headers = request.raw_headers
-        head = request.head
+        Raises:
+            GatewayError: the request is refused.
+        """
+        first = head.first
         limits = self._limits
-        if len(headers) > limits.max_header_count:
+        if len(head.headers) > limits.max_header_count:
             raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
         # what was fed bounds the head from above, and is known without counting
-        if self._head_bound > limits.max_head_bytes and _size(request) > limits.max_head_bytes:
+        if self._head_bound > limits.max_head_bytes and _size(head) > limits.max_head_bytes:
             raise self._head_too_large()
-        request.uri = origin_form(request.method, request.uri, version, headers, head)
-        length = head.get(b"content-length")
+        head.target = origin_form(head.method, head.target, version, head.headers, first)
+        length = first.get(b"content-length")
         if length is not None:
-            request.body_length = int(length)
-            if request.body_length > limits.max_body_bytes:
+            head.length = int(length)
+            if head.length > limits.max_body_bytes:
                 raise self._body_too_large()
-        elif b"transfer-encoding" in head:
-            if version == "1.0" or head[b"transfer-encoding"].lower() != b"chunked":
+        elif b"transfer-encoding" in first:
+            if version == "1.0" or first[b"transfer-encoding"].lower() != b"chunked":
                 # a coding that another server on the way may read, or not: RFC 9112 §6.1
                 raise MalformedHttp("The only transfer coding is chunked, in HTTP/1.1.")
-            request.body_length = None
-        request.persistent = not closes(version, head)
+            head.length = None
+        head.keep_alive = not closes(version, first)
 
     def _body_too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request's body is over {self._limits.max_body_bytes} bytes.")
@@ -254,8 +280,8 @@ class RequestParser:
         request = self.current
         if request is None:
             return
-        if request.upgrade:
-            request.upgrade = False
+        if self._ignoring_upgrade:
+            self._ignoring_upgrade = False
             return
         request.body_complete = True
         self._last = request
@@ -264,5 +290,5 @@ class RequestParser:
             self.final = True
 
 
-def _size(request: GatewayRequest) -> int:
-    return len(request.uri) + sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+def _size(head: RequestHead) -> int:
+    return len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)

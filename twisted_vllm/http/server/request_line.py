@@ -1,9 +1,9 @@
-"""What the gateway asks of a request's head beyond llhttp's strict reading.
+"""Checks of a request's head beyond llhttp's.
 
 llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
-lengths, bare line feeds, folding, bad chunks, odd transfer codings). It lets through HTTP/0.9 request lines, a missing
-or repeated ``Host``, and the absolute and authority forms of the request target: those are judged here; and the names
-of two other protocols, for which `twisted_vllm.http.start_line` looks.
+lengths, bare line feeds, folding, bad chunks, odd transfer codings). It accepts HTTP/0.9 request lines, a missing or
+repeated ``Host``, and the absolute and authority forms of the request target: those are checked here. Two other
+protocols that it accepts are recognised by `twisted_vllm.http.start_line`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from twisted_vllm.http.headers import HeaderList, listed
 #: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where it is anything else
 HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
-#: protocols that carry HTTP requests, in which nobody would see who asks for what: an upgrade to one is ignored
+#: protocols that carry HTTP requests, which would pass unauthorized: an upgrade to one is ignored
 CARRY_REQUESTS = frozenset((b"h2c", b"h2", b"h3", b"http", b"https", b"tls", b"spdy", b"connect-udp", b"connect-ip"))
 
-#: methods without an upgrade: OPTIONS may come without a credential, the others have no use for it
+#: methods that are never upgraded: OPTIONS may come without a credential, the others have no use for it
 WITHOUT_UPGRADE = frozenset((b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"))
 
 

@@ -1,1 +1,1 @@
-"""The log: lines, sinks, redaction."""
+"""The log: formats, redaction, and where it is written."""

@@ -1,7 +1,8 @@
-"""Log lines: JSON for machines, text for people. Plain functions of a request record or of a log event."""
+"""Formats log lines: JSON for machines, text for people."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,13 +13,17 @@ import msgspec
 from twisted.logger import LogEvent, LogLevel, formatEvent
 from zope.interface import Interface, implementer
 
-from twisted_vllm.observability.logging.escape import cut, json_line, many_lines, one_line, word
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.request_record import RequestRecord
 
 REQUEST_NAMESPACE = "twisted_vllm.requests"
 LOG_NAMESPACE = "twisted_vllm.observability"
 INDENT = "    | "
+
+#: longer text is cut, in characters: one traceback must not fill the writer's queue
+MAX_TEXT_LENGTH = 64 * 1024
+
+_PLAIN_WORD = re.compile(r"[\w./:@%+*?&~!$,;#()\[\]{}<>|^-]+", re.ASCII)
 
 _RESET = "\x1b[0m"
 _DIM, _RED, _GREEN, _YELLOW = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -27,16 +32,16 @@ _STATUS_COLOURS = {2: _GREEN, 3: _GREEN, 4: _YELLOW}
 
 
 class ILines(Interface):
-    """Turns what is logged into lines: bytes that end with a newline. Never raises."""
+    """Formats lines: bytes that end with a newline. Never raises."""
 
     def request(record: RequestRecord, level: str) -> bytes:
         """Return the line of one request."""
 
     def event(event: LogEvent) -> bytes:
-        """Return the line, or the indented lines, of one other event."""
+        """Return the line of any other event; its further lines are indented."""
 
-    def loss(count: int) -> bytes:
-        """Return the line that tells how many lines were dropped."""
+    def dropped(count: int) -> bytes:
+        """Return the line that says how many lines were dropped."""
 
 
 class _Event(msgspec.Struct, omit_defaults=True):
@@ -49,7 +54,7 @@ class _Event(msgspec.Struct, omit_defaults=True):
 
 @implementer(ILines)
 class JsonLines:
-    """One JSON object per line; every one has ``time``, ``level`` and ``namespace``."""
+    """Formats one JSON object per line, each with ``time``, ``level`` and ``namespace``."""
 
     def __init__(self, redact: Callable[[str], str] | None = None, seconds: Callable[[], float] = time.time) -> None:
         self._redact = redact or Redactor()
@@ -69,8 +74,8 @@ class JsonLines:
     def event(self, event: LogEvent) -> bytes:
         return self._line(_read_event(event, self._redact, self._seconds))
 
-    def loss(self, count: int) -> bytes:
-        return self._line(_read_event(_loss_event(count), self._redact, self._seconds))
+    def dropped(self, count: int) -> bytes:
+        return self._line(_read_event(_dropped_event(count), self._redact, self._seconds))
 
     def _line(self, event: _Event) -> bytes:
         return json_line(self._encode(event)) + b"\n"
@@ -78,7 +83,7 @@ class JsonLines:
 
 @implementer(ILines)
 class TextLines:
-    """One line per request or event for a person to read; tracebacks follow indented."""
+    """Formats one line per request or event for people to read. Tracebacks follow, indented."""
 
     def __init__(
         self,
@@ -90,9 +95,9 @@ class TextLines:
         """Make the format.
 
         Args:
-            redact: takes secrets out of messages and tracebacks.
-            seconds: the clock for events that have no time, in seconds since 1970.
-            terminal: colours, and times without their date.
+            redact: removes secrets from messages and tracebacks.
+            seconds: the clock for events without a time, in seconds since 1970.
+            terminal: whether to use colours, and times without the date.
         """
         self._redact = redact or Redactor()
         self._seconds = seconds
@@ -128,8 +133,8 @@ class TextLines:
     def event(self, event: LogEvent) -> bytes:
         return self._line(_read_event(event, self._redact, self._seconds))
 
-    def loss(self, count: int) -> bytes:
-        return self._line(_read_event(_loss_event(count), self._redact, self._seconds))
+    def dropped(self, count: int) -> bytes:
+        return self._line(_read_event(_dropped_event(count), self._redact, self._seconds))
 
     def _line(self, event: _Event) -> bytes:
         message = event.message if event.failure is None else f"{event.message}\n{event.failure}".rstrip()
@@ -148,7 +153,7 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
     failure = event.get("log_failure")
     message = None
     if failure is None and event.get("failure") is not None:
-        # log.err of twisted.python.log: its text holds the traceback already, so take its parts.
+        # An event of twisted.python.log.err: its text contains the traceback, so take its parts.
         failure = event["failure"]
         message = str(event.get("why") or "Unhandled error")
     if message is None:
@@ -171,17 +176,17 @@ def iso_time(seconds: float) -> str:
 
 @lru_cache(maxsize=64)
 def _whole_second(seconds: int) -> str:
-    # a date is the dearest part of a line, and the same for a whole second of requests
+    # Cached, because the date is the most expensive part of a line.
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _loss_event(count: int) -> LogEvent:
+def _dropped_event(count: int) -> LogEvent:
     text = "{count} log lines were dropped: the log's target did not take them in time"
     return {"log_level": LogLevel.warn, "log_namespace": LOG_NAMESPACE, "log_format": text, "count": count}
 
 
 def _traceback(failure: Any) -> str:
-    # An exception's own __str__ may fail; a log that raises would hide the first error.
+    # An exception's own __str__ may fail, which must not hide the first error.
     try:
         return str(failure.getTraceback())
     except Exception as error:
@@ -189,12 +194,12 @@ def _traceback(failure: Any) -> str:
 
 
 def _clean(text: str, redact: Callable[[str], str]) -> str:
-    # Redacted before it is cut: half a secret would not be recognised.
+    # Redact before cutting: half a secret would not be recognised.
     return str(_encodable(cut(redact(text))))
 
 
 def _encodable(value: object) -> object:
-    """Return text without lone surrogates, which UTF-8 has no form for; everything else as it is."""
+    """Return text with lone surrogates escaped, as UTF-8 cannot encode them; anything else unchanged."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
@@ -208,3 +213,49 @@ def _size(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1000:.1f}kB"
     return f"{count / 1_000_000:.1f}MB"
+
+
+# Escaping keeps text from a client from acting in the log: no forged lines, no terminal escapes, no reversed text.
+
+
+def one_line(text: str) -> str:
+    """Return text with everything that is not printable escaped, newlines included."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def many_lines(text: str, indent: str) -> str:
+    """Return text with all lines but the first indented, so that none looks like a log line."""
+    return f"\n{indent}".join(one_line(line.expandtabs(4)) for line in text.split("\n"))
+
+
+def word(text: str) -> str:
+    """Return text as one word of a line, quoted where it could be read as several."""
+    if _PLAIN_WORD.fullmatch(text):
+        return text
+    return '"' + one_line(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def json_line(encoded: bytes) -> bytes:
+    """Return encoded JSON with everything that is not printable escaped, such as U+0085 and U+2028."""
+    if encoded.isascii() and b"\x7f" not in encoded:
+        return encoded
+    text = encoded.decode("utf-8")
+    if text.isprintable():
+        return encoded
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text).encode("utf-8")
+
+
+def cut(text: str) -> str:
+    """Return the text, or its beginning and the number of characters that were cut."""
+    if len(text) <= MAX_TEXT_LENGTH:
+        return text
+    return f"{text[:MAX_TEXT_LENGTH]} ... ({len(text) - MAX_TEXT_LENGTH} more characters)"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))

@@ -1,4 +1,4 @@
-"""The observer that turns events of ``twisted.logger`` into lines of the gateway's log."""
+"""Writes events of ``twisted.logger`` to the gateway's log."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from twisted_vllm.observability.logging.lines import ILines
 from twisted_vllm.observability.logging.writer import LogWriter
 from twisted_vllm.observability.request_record import RequestRecord
 
-#: the key of an event under which a request's record stands
+#: the event's key that holds a request's record
 REQUEST_KEY = "request_record"
 
-#: what Twisted logs at info once per connection: of use to a developer only
+#: what Twisted logs at info for every connection, of use only to developers
 DEMOTED_FORMATS = frozenset(
     {
         "Starting factory {factory!r}",
@@ -23,12 +23,12 @@ DEMOTED_FORMATS = frozenset(
     }
 )
 
-#: what Twisted's ports log at info in the old way: the gateway says better where it listens
+#: what Twisted's ports log at info through the legacy API; the gateway logs its addresses itself
 _PORT_TEXT = re.compile(r"\S+ starting on \S+|\(.{1,20}Port .+ Closed\)")
 
 _LEVELS = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
 _INFO = _LEVELS["info"]
-#: a request that failed is worth a higher level; a refused one is the client's affair
+#: failed requests have a higher level; a refused one is the client's error
 _OUTCOME_LEVELS = {"upstream_failed": "warn", "failed": "error"}
 
 
@@ -37,7 +37,7 @@ class LineObserver:
     """Formats events and queues them; safe to call from any thread, and never raises.
 
     Attributes:
-        writer: the writer that holds the lines, to be started and stopped by who owns the observer.
+        writer: takes the lines. The owner of the observer starts and stops it.
     """
 
     def __init__(self, writer: LogWriter, lines: ILines, level: str = "info") -> None:
@@ -45,11 +45,11 @@ class LineObserver:
 
         Args:
             writer: takes the finished lines.
-            lines: how a line looks.
+            lines: formats the lines.
             level: the lowest level that is written.
 
         Raises:
-            ValueError: there is no such level.
+            ValueError: the level does not exist.
         """
         if level not in _LEVELS:
             raise ValueError(f"{level!r} is not a log level; use one of {', '.join(_LEVELS)}")
@@ -78,7 +78,7 @@ class LineObserver:
             number = _LEVELS["debug"]
         if number < self._lowest:
             return False
-        # An event without a text (trial and twisted.python.log publish such ones) has nothing to say.
+        # trial and twisted.python.log publish events without a text.
         return event.get("log_format") is not None or "log_failure" in event or "failure" in event
 
 

@@ -1,4 +1,4 @@
-"""Takes secrets out of text before it is logged."""
+"""Removes secrets from text before it is logged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 
-#: a shorter secret is only taken out where it stands alone: a database password "vllm" must not blot out "twisted_vllm"
+#: shorter secrets are masked only as whole words: the database password "vllm" must not mask part of "twisted_vllm"
 SHORT_SECRET_LENGTH = 8
 
-#: what looks like a credential, whoever it belongs to; a group holds what stays in front of the mask
+#: what looks like a credential; a group is what stays in front of the mask
 _CREDENTIALS = re.compile(
     r"\bsk-[\w-]{4,}"
     r"|(\bbearer\s+|\bauthorization['\"]?\s*[:=,]\s*b?['\"]?(?:\w+\s+)?)[^\s'\",;]+"
@@ -24,22 +24,22 @@ _CREDENTIALS = re.compile(
 
 
 class Redactor:
-    """Replaces known secrets, and what looks like a credential, by ``***``."""
+    """Masks known secrets, and what looks like a credential, with ``***``."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         """Make a redactor.
 
         Args:
-            secrets: the configured secrets: the master key, the servers' keys, the database's URL or password. Of a URL
-                only the password is a secret.
+            secrets: the configured secrets, such as the master key and the servers' keys. Of a URL, only the password
+                is masked.
         """
         spellings = {spelling for secret in secrets for value in _values(secret) for spelling in _spellings(value)}
-        # The longest first, so that a secret which begins with another one is taken out whole.
+        # The longest first, to mask a secret whole that begins with another one.
         ordered = sorted(spellings, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(_pattern, ordered))) if ordered else None
 
     def __call__(self, text: str) -> str:
-        """Return the text without secrets."""
+        """Return the text with its secrets masked."""
         if self._secrets is not None:
             text = self._secrets.sub(MASK, text)
         return _CREDENTIALS.sub(_mask, text)
@@ -49,7 +49,7 @@ class Redactor:
 
 
 def _values(secret: str) -> Iterable[str]:
-    """What of a secret must not be shown."""
+    """Yield the parts of a secret that must be masked."""
     if "://" not in secret:
         yield secret
         return
@@ -60,7 +60,7 @@ def _values(secret: str) -> Iterable[str]:
 
 
 def _spellings(secret: str) -> Iterable[str]:
-    """The forms in which a secret turns up: as it is, in a URL, in a repr, in JSON."""
+    """Yield the spellings of a secret: plain, in a URL, in a repr, in JSON."""
     if secret.strip():
         yield from (secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], json.dumps(secret)[1:-1])
 

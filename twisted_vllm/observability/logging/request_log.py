@@ -1,4 +1,4 @@
-"""Publishes what a request leaves in the log."""
+"""Logs each request when it is over."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from twisted.logger import ILogObserver, LogLevel
 
-from twisted_vllm.observability.logging.lines import REQUEST_NAMESPACE
+from twisted_vllm.context import RequestContext
+from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.logging.lines import REQUEST_NAMESPACE, iso_time
 from twisted_vllm.observability.logging.observer import REQUEST_KEY, LineObserver
-from twisted_vllm.observability.request_record import RequestRecord
+from twisted_vllm.observability.request_record import ClientText, RequestRecord, route_of
 
 #: how an observer that does not know request records shows one
 REQUEST_FORMAT = (
@@ -18,33 +20,83 @@ REQUEST_FORMAT = (
 )
 
 
-class RequestLog:
-    """Hands each record to one observer.
+def record_emitter(observer: ILogObserver, now: Callable[[], float] = time.time) -> Callable[[RequestRecord], None]:
+    """Return a function that hands a record to one log observer.
 
-    The gateway's own observer takes the record as it is: the building of a full event, and the global publisher's
-    fan-out, would cost more than the line itself. Any other observer gets an event of ``twisted.logger``.
+    The gateway's own observer takes the record as it is: building a full event, and the global publisher's fan-out,
+    would cost more than the line itself. Any other observer gets an event of ``twisted.logger``.
+
+    Args:
+        observer: gets the records, in events under ``request_record`` unless it is the gateway's own.
+        now: the time in Unix seconds.
     """
+    if isinstance(observer, LineObserver):
+        return observer.request
 
-    def __init__(self, observer: ILogObserver, seconds: Callable[[], float] = time.time) -> None:
-        """Make a request log.
-
-        Args:
-            observer: sees the records, in events under ``request_record`` unless it is the gateway's own.
-            seconds: the clock, in seconds since 1970.
-        """
-        self._observer = observer
-        self._seconds = seconds
-        self.emit: Callable[[RequestRecord], None] = (
-            observer.request if isinstance(observer, LineObserver) else self._publish
-        )
-
-    def _publish(self, record: RequestRecord) -> None:
-        self._observer(
+    def emit(record: RequestRecord) -> None:
+        observer(
             {
                 "log_format": REQUEST_FORMAT,
                 "log_level": LogLevel.info,
                 "log_namespace": REQUEST_NAMESPACE,
-                "log_time": self._seconds(),
+                "log_time": now(),
                 REQUEST_KEY: record,
             }
+        )
+
+    return emit
+
+
+class RequestLog(RequestObserver):
+    """Makes a record of each finished request and hands it to one log observer."""
+
+    def __init__(
+        self,
+        observer: ILogObserver,
+        text: ClientText,
+        client_of: Callable[[RequestContext], str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Make a request log.
+
+        Args:
+            observer: gets the records; see `record_emitter`.
+            text: takes secrets out of what clients wrote.
+            client_of: returns the address of a request's client.
+            now: the time in Unix seconds.
+        """
+        self._text = text
+        self._client_of = client_of
+        self._now = now
+        self._emit = record_emitter(observer, now)
+
+    def finished(self, context: RequestContext) -> None:
+        """Log a request."""
+        self._emit(self.record(context))
+
+    def record(self, context: RequestContext) -> RequestRecord:
+        """Return the record of a request that is over."""
+        clean = self._text.clean
+        principal = context.principal
+        duration = context.duration
+        first_byte = context.first_byte
+        queued = context.queued
+        return RequestRecord(
+            time=iso_time(self._now() - duration),
+            request_id=self._text.request_id(context),
+            client=self._client_of(context),
+            key_name="" if principal is None else principal.name,
+            key_hash="" if principal is None else principal.hash_prefix,
+            method=context.head.method.decode("latin-1"),
+            route=clean(route_of(context).decode("latin-1")),
+            model=clean(context.model) if context.model else "",
+            server="" if context.server is None else context.server.name,
+            status=context.status,
+            outcome=context.outcome,
+            error=context.error_code,
+            bytes_in=context.bytes_in,
+            bytes_out=context.bytes_out,
+            first_byte_ms=None if first_byte is None else round((first_byte - context.started) * 1000, 3),
+            total_ms=round(duration * 1000, 3),
+            queued_ms=None if queued is None else round(queued * 1000, 3),
         )

@@ -1,23 +1,22 @@
-"""Makes the gateway's log and puts it in the place of twistd's.
+"""Makes the gateway's log, and has twistd use it.
 
-What was found in Twisted 26.10 (``twisted/application/app.py``, ``twisted/scripts/_twistd_unix.py``), and what follows:
+Facts about Twisted 26.10 (``twisted/application/app.py``, ``twisted/scripts/_twistd_unix.py``), and what follows:
 
-- twistd calls the plugin's ``makeService(options)``, then ``service.setServiceParent(application)``, and only then
-  starts logging. It looks for an ``ILogObserver`` component of the application first and makes its own observer only
-  where there is none. So the root service hands our observer over in ``setServiceParent`` (``give_to_twistd``), and
-  every line, twistd's "starting up" too, is ours: nothing is written twice, and standard output holds nothing else.
-- With the component set, twistd no longer looks at ``--logfile`` and ``--syslog``. They stay what the operator expects:
-  a plugin finds them in ``options.parent`` (``TwistdLog.from_options``). The file is then written and rotated by us.
-  ``--logger`` comes before the component; then the operator's own observer sees the request records as events.
+- twistd calls ``makeService(options)``, then ``service.setServiceParent(application)``, and then starts logging. It
+  uses the application's ``ILogObserver`` component, and makes its own observer only if there is none. So the root
+  service sets our observer in ``setServiceParent`` (`give_to_twistd`). Then we write every line, also twistd's own.
+- With the component set, twistd ignores ``--logfile`` and ``--syslog``. `TwistdLog.from_options` reads them from
+  ``options.parent``, and we write and rotate the file. ``--logger`` takes precedence over the component: the operator's
+  observer then gets the request records as events.
 - twistd resolves ``--logfile`` before it changes to ``--rundir``, and so do we. It forks after its first lines and
-  before ``privilegedStartService``, and a thread does not survive a fork: lines are queued until ``install``.
-- ``beginLoggingTo`` turns ``sys.stdout``, ``sys.stderr`` and warnings into log events. What must reach the terminal as
-  it is has to be printed in ``makeService``.
-- "Server Shut Down." is logged after ``stopService``, and then twistd kills itself with the signal that stopped it, so
-  that ``atexit`` does not run. So the root service ends its ``stopService`` with ``finish``, after which every line is
-  written before the next one. ``atexit`` is for a start that failed and a reactor that stopped by itself.
-- The standard handling of SIGUSR1, which logrotate sends to a daemon, is to die: twistd installs a handler with its own
-  log file only, so ``install`` does it for ours.
+  before ``privilegedStartService``. Threads do not survive a fork, so lines are queued until `install`.
+- ``beginLoggingTo`` turns ``sys.stdout``, ``sys.stderr`` and warnings into log events. ``makeService`` is the last
+  place that can print to the terminal.
+- twistd logs "Server Shut Down." after ``stopService``. Then it kills itself with the signal that stopped it, and
+  ``atexit`` does not run. So the root service's ``stopService`` ends with `finish`, after which each line is written
+  at once. ``atexit`` serves a start that failed and a reactor that stopped by itself.
+- logrotate sends SIGUSR1, which ends a process without a handler. twistd installs one only for its own log file, so
+  `install` installs one for ours.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.sinks import ISink, RotatedFile, StreamSink, SyslogSink
 from twisted_vllm.observability.logging.writer import LogWriter
 
-#: where a daemon logs that was told nothing; twistd's own default
+#: where a daemon logs by default, as in twistd
 DAEMON_LOG_FILE = "twistd.log"
 
 
 @attrs.frozen
 class TwistdLog:
-    """What twistd's command line says about the log.
+    """The log options of twistd's command line.
 
     Attributes:
         is_daemon: whether the process leaves its terminal.
         logfile: ``--logfile``; ``-`` is standard output.
-        syslog_prefix: ``--prefix`` where ``--syslog`` was given, else ``None``.
-        has_logger: whether ``--logger`` names an observer of the operator's own.
+        syslog_prefix: ``--prefix`` if ``--syslog`` was given, else ``None``.
+        has_logger: whether ``--logger`` names the operator's own observer.
     """
 
     is_daemon: bool = False
@@ -61,7 +60,7 @@ class TwistdLog:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Self:
-        """Read ``options.parent``, twistd's own options, of the plugin's options."""
+        """Read twistd's options, which are ``options.parent`` of the plugin's."""
         if options is None:
             return cls()
         return cls(
@@ -75,19 +74,19 @@ class TwistdLog:
 def make_observer(
     settings: LogSettings, secrets: Iterable[str], stdout: IO[str], twistd: TwistdLog | None = None
 ) -> ILogObserver:
-    """Make the observer for the gateway's log; nothing is written before ``install``.
+    """Make the observer for the gateway's log. Nothing is written before `install`.
 
-    The command line wins over the settings: ``--syslog`` and ``--logfile`` over ``log.file``.
+    ``--syslog`` and ``--logfile`` win over the setting ``log.file``.
 
     Args:
         settings: the log's settings.
-        secrets: what must never be written.
+        secrets: what must never be logged.
         stdout: the process's standard output, before twistd replaces it.
-        twistd: what twistd's command line says.
+        twistd: the log options of twistd's command line.
 
     Raises:
         OSError: the log file cannot be opened.
-        SystemExit: a daemon was told to log to standard output.
+        SystemExit: a daemon cannot log to standard output.
     """
     twistd = twistd or TwistdLog()
     if twistd.has_logger:
@@ -99,7 +98,7 @@ def make_observer(
         lines = TextLines(redact, terminal=is_terminal)
     else:
         lines = JsonLines(redact)
-    return LineObserver(LogWriter(sink, lines.loss), lines, settings.level)
+    return LineObserver(LogWriter(sink, lines.dropped), lines, settings.level)
 
 
 def _make_sink(settings: LogSettings, stdout: IO[str], twistd: TwistdLog) -> tuple[ISink, bool]:
@@ -115,9 +114,9 @@ def _make_sink(settings: LogSettings, stdout: IO[str], twistd: TwistdLog) -> tup
 
 
 def give_to_twistd(observer: ILogObserver, application: object) -> None:
-    """Let twistd log to this observer; for the root service's ``setServiceParent``, with its argument.
+    """Have twistd log to this observer. The root service's ``setServiceParent`` calls it with its argument.
 
-    Does nothing for a parent that is not an application, such as another service in a test.
+    Does nothing if the parent is not an application, for example a service in a test.
     """
     if isinstance(observer, LineObserver) and isinstance(application, Componentized):
         atexit.register(observer.writer.stop)
@@ -125,9 +124,9 @@ def give_to_twistd(observer: ILogObserver, application: object) -> None:
 
 
 def install(observer: ILogObserver) -> None:
-    """Start writing; for ``privilegedStartService``, which runs after twistd forked.
+    """Start writing. ``privilegedStartService`` calls it, after twistd forked.
 
-    Adds the observer to the global publisher where twistd did not, and lets SIGUSR1 reopen a log file.
+    Adds the observer to the global publisher, if twistd did not, and has SIGUSR1 reopen a log file.
     """
     if not isinstance(observer, LineObserver):
         return
@@ -145,15 +144,15 @@ def install(observer: ILogObserver) -> None:
 
 
 def finish(observer: ILogObserver) -> None:
-    """Write what is queued, and every later line at once; for the very end of the root service's ``stopService``."""
+    """Write what is queued, and each later line at once. The root service's ``stopService`` ends with it."""
     if isinstance(observer, LineObserver):
         observer.writer.finish()
 
 
 def uninstall(observer: ILogObserver) -> None:
-    """Undo ``install`` and write what is queued, for an embedding program or a test.
+    """Undo `install` and write what is queued, for an embedding program or a test.
 
-    Not for a service under twistd, which logs after its last service stopped: see ``finish``.
+    Under twistd, which logs after its last service stopped, use `finish`.
     """
     if not isinstance(observer, LineObserver):
         return

@@ -1,4 +1,4 @@
-"""Where log lines end: a stream, a rotated file, syslog. All of them may block; only the writer's thread calls them."""
+"""Where the log is written: a stream, a rotated file, syslog. They may block; only the writer's thread calls them."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import IO
 
 from zope.interface import Interface, implementer
 
-#: how often, in seconds, a file is compared with what stands under its name
+#: how often to check whether a log file was moved, in seconds
 INODE_CHECK_SECONDS = 1.0
-#: how long, in seconds, one wait for a non-blocking stream lasts
+#: how long to wait at a time for a non-blocking stream, in seconds
 STREAM_WAIT_SECONDS = 1.0
 
 
 class ISink(Interface):
-    """Takes finished lines, on one thread."""
+    """Writes lines, on one thread."""
 
     def write(data: bytes) -> None:
-        """Write whole lines; may block; raises OSError where it cannot."""
+        """Write whole lines. May block; raises OSError on failure."""
 
     def reopen() -> None:
-        """Open the target anew before the next write; any thread may ask, a signal handler too."""
+        """Reopen the target before the next write. Any thread or signal handler may call it."""
 
     def close() -> None:
-        """Let go of the target; a later write takes it up again."""
+        """Close the target; a later write reopens it."""
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, also to a descriptor that another program made non-blocking.
+    """Write all data, even if another program made the descriptor non-blocking.
 
     Raises:
-        OSError: the target is gone or full; a part of the data may have been written.
+        OSError: the target is gone or full; part of the data may have been written.
     """
     view = memoryview(data)
     while view:
@@ -47,10 +47,10 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 @implementer(ISink)
 class StreamSink:
-    """Standard output, or another stream with a descriptor that is not ours to close."""
+    """Writes to standard output, or to another stream that stays open."""
 
     def __init__(self, stream: IO[str]) -> None:
-        # Later on sys.stdout is twistd's own and leads back into the log, so keep the descriptor.
+        # Keep the descriptor: twistd replaces sys.stdout by one that leads back into the log.
         self._descriptor = stream.fileno()
 
     def write(self, data: bytes) -> None:
@@ -65,21 +65,21 @@ class StreamSink:
 
 @implementer(ISink)
 class RotatedFile:
-    """A log file that is rotated by size, and that notices when a tool such as logrotate moved it away.
+    """A log file that is rotated by size, and reopened when a tool such as logrotate moved it.
 
-    ``FILE`` becomes ``FILE.1``, ``FILE.1`` becomes ``FILE.2``, and so on. New files have mode 0600; the mode of a file
-    that exists is the operator's and stays.
+    ``FILE`` becomes ``FILE.1``, ``FILE.1`` becomes ``FILE.2``, and so on. New files have mode 0600; the mode of an
+    existing file is kept.
     """
 
     def __init__(
         self, path: str, *, rotate_bytes: int, keep_files: int, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open the file, so that a wrong name is known at start.
+        """Open the file, so that a wrong name fails the start.
 
         Args:
             path: the file's name; a relative one is resolved now, before twistd changes its directory.
-            rotate_bytes: the size in bytes that a file does not grow beyond, unless a single write is larger.
-            keep_files: how many rotated files are kept.
+            rotate_bytes: the largest size of a file in bytes, unless a single write is larger.
+            keep_files: how many rotated files to keep.
             monotonic: the clock, in seconds.
 
         Raises:
@@ -91,7 +91,7 @@ class RotatedFile:
         self._monotonic = monotonic
         self._descriptor: int | None = None
         self._size = 0
-        self._torn = False
+        self._partial_line = False
         self._next_check = 0.0
         self._open()
 
@@ -100,16 +100,16 @@ class RotatedFile:
             self._open()
         elif self._monotonic() >= self._next_check:
             self._next_check = self._monotonic() + INODE_CHECK_SECONDS
-            self._follow_name()
+            self._reopen_if_moved()
         if self._size and self._size + len(data) > self._rotate_bytes:
             self._rotate()
         assert self._descriptor is not None
-        # A write that failed half-way left a line without an end; the next one must not be glued to it.
-        whole = b"\n" + data if self._torn else data
-        self._torn = True
-        write_all(self._descriptor, whole)
-        self._torn = False
-        self._size += len(whole)
+        # A write that failed half-way left a line without its end: begin a new line.
+        data = b"\n" + data if self._partial_line else data
+        self._partial_line = True
+        write_all(self._descriptor, data)
+        self._partial_line = False
+        self._size += len(data)
 
     def reopen(self) -> None:
         self._next_check = 0.0
@@ -120,18 +120,18 @@ class RotatedFile:
             self._descriptor = None
 
     def _open(self) -> None:
-        """Open what stands under the name, and only then let go of the old file."""
+        """Open the file, and then close the old one."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self.path, flags, 0o600)
         self.close()
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
-        self._torn = False
+        self._partial_line = False
         self._next_check = self._monotonic() + INODE_CHECK_SECONDS
 
-    def _follow_name(self) -> None:
-        """Open the file anew if its name now stands for another file, or for none."""
-        # Without permission (privileges were shed since) the old file is still better than none.
+    def _reopen_if_moved(self) -> None:
+        """Reopen the file if another one has its name, or none."""
+        # Without permission, after privileges were dropped, go on with the old file.
         if not self._is_current():
             with contextlib.suppress(OSError):
                 self._open()
@@ -147,9 +147,9 @@ class RotatedFile:
         return os.path.samestat(named, os.fstat(self._descriptor))
 
     def _rotate(self) -> None:
-        """Move the files on by one; where that is not permitted, go on with the file that is open."""
+        """Rename the files; if that is not permitted, go on with the open file."""
         with contextlib.suppress(OSError):
-            # Another process that writes to the same file may have rotated it already.
+            # Another process that shares the file may have rotated it already.
             if self._is_current():
                 names = [self.path, *(f"{self.path}.{number}" for number in range(1, self._keep_files + 1))]
                 for older, newer in reversed(list(zip(names[1:], names, strict=False))):
@@ -162,7 +162,7 @@ class RotatedFile:
 
 @implementer(ISink)
 class SyslogSink:
-    """The system's log, as twistd's ``--syslog`` asks for it."""
+    """Writes to syslog, for twistd's ``--syslog``."""
 
     def __init__(self, prefix: str) -> None:
         syslog.openlog(prefix, 0, syslog.LOG_DAEMON)

@@ -1,4 +1,4 @@
-"""The thread that writes the log, so that a slow disk or a stalled pipe never stops the reactor."""
+"""Writes the log in a thread, so that a slow disk or a stalled pipe never blocks the reactor."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from collections.abc import Callable, Iterator
 from twisted_vllm.observability.logging.sinks import ISink
 
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
-#: lines are handed to the sink in pieces of about this many bytes
+#: about how many bytes the sink gets at a time
 WRITE_BYTES = 256 * 1024
-#: after the first line, the thread waits this many seconds for more: a wake-up for each line would cost the reactor
-#: more than the line itself
+#: how long the thread collects lines after the first one, in seconds: waking it for each line would cost the reactor
+#: more than the line
 LINGER_SECONDS = 0.02
-#: how long, in seconds, ``flush`` and ``stop`` wait for a sink that does not take what is left
+#: how long `LogWriter.flush` and `LogWriter.stop` wait for a sink that blocks, in seconds
 FLUSH_SECONDS = 2.0
 
 
 class LogWriter:
-    """Queues lines from any thread and writes them on its own.
+    """Queues lines from any thread and writes them in its own.
 
-    What does not fit into the queue is dropped and counted; once the sink takes lines again, one line tells how many.
-    Before ``start`` the lines are only queued: twistd forks after its first lines, and a thread does not survive that.
+    Lines that do not fit into the queue are dropped and counted. Once the sink takes lines again, one line says how
+    many were dropped. Before `start`, lines are only queued: twistd forks after its first lines, and threads do not
+    survive a fork.
 
     Attributes:
+        sink: where the lines are written.
         dropped: how many lines were dropped since the start of the process.
     """
 
     def __init__(
         self,
         sink: ISink,
-        loss_line: Callable[[int], bytes],
+        dropped_line: Callable[[int], bytes],
         *,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         linger_seconds: float = LINGER_SECONDS,
@@ -38,20 +40,20 @@ class LogWriter:
         """Make a writer that does not write yet.
 
         Args:
-            sink: where the lines go.
-            loss_line: makes the line that tells how many lines were dropped.
-            max_queued_bytes: the most that is held, in bytes.
-            linger_seconds: how long lines are gathered before they are written.
+            sink: where the lines are written.
+            dropped_line: formats the line that says how many lines were dropped.
+            max_queued_bytes: the most bytes that are queued.
+            linger_seconds: how long lines are collected before they are written.
         """
         self.sink = sink
         self.dropped = 0
-        self._loss_line = loss_line
+        self._dropped_line = dropped_line
         self._max_queued_bytes = max_queued_bytes
         self._linger_seconds = linger_seconds
         self._lock = threading.Lock()
         self._lines: list[bytes] = []
         self._queued_bytes = 0
-        self._told_dropped = 0
+        self._reported = 0
         self._is_woken = False
         self._is_finishing = False
         self._wake = threading.Event()
@@ -61,7 +63,7 @@ class LogWriter:
         self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
-        """Queue one line, its newline included; never raises, and never blocks before ``finish``."""
+        """Queue one line with its newline. Never raises, and never blocks before `finish`."""
         with self._lock:
             queued = self._queued_bytes + len(line)
             if queued > self._max_queued_bytes:
@@ -76,26 +78,26 @@ class LogWriter:
         if is_first:
             self._wake.set()
         if self._is_finishing and not self.flush():
-            # Once is enough: a process that ends must not wait again for each of its last lines.
+            # The sink blocks: do not wait again for each of the last lines.
             self._is_finishing = False
 
     def start(self) -> None:
-        """Start the thread, unless it runs."""
+        """Start the thread. Idempotent."""
         if self._thread is None:
             self._stopping.clear()
             self._is_finishing = False
-            # A daemon: a sink that never returns must not keep the process alive.
+            # A daemon thread: a sink that blocks for ever must not keep the process alive.
             self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
             self._thread.start()
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
-        """Wait until everything queued is written.
+        """Wait until the queue is written.
 
         Args:
-            timeout: seconds after which a sink that blocks is given up.
+            timeout: how long to wait for a sink that blocks, in seconds.
 
         Returns:
-            Whether the sink took everything in time.
+            Whether everything was written in time.
         """
         if self._thread is None:
             self._write_queued()
@@ -103,7 +105,7 @@ class LogWriter:
         return self._idle.wait(timeout)
 
     def finish(self) -> None:
-        """Write what is queued, and from now on each line before ``write`` returns: the process may end soon."""
+        """Write what is queued, and from now on each line before `write` returns: the process is about to end."""
         self._is_finishing = True
         self._is_finishing = self.flush()
 
@@ -111,7 +113,7 @@ class LogWriter:
         """Write what is queued and end the thread.
 
         Args:
-            timeout: seconds after which a sink that blocks is given up, with the lines that it did not take.
+            timeout: how long to wait for a sink that blocks, in seconds. Then its lines are lost.
         """
         thread, self._thread = self._thread, None
         if thread is None:
@@ -131,7 +133,7 @@ class LogWriter:
             if not self._is_finishing:
                 self._stopping.wait(self._linger_seconds)
             self._write_queued()
-        # What was queued while the last batch was written.
+        # Lines that were queued during the last write.
         self._write_queued()
 
     def _write_queued(self) -> None:
@@ -142,13 +144,13 @@ class LogWriter:
             data = b"".join(piece)
             is_written = self._put(data)
             with self._lock:
-                # Only now, so that what the sink has in hand counts as queued.
+                # Only now, as lines that are being written count as queued.
                 self._queued_bytes -= len(data)
                 if not is_written:
                     self.dropped += len(piece)
-        lost = self.dropped - self._told_dropped
-        if lost and self._put(self._loss_line(lost)):
-            self._told_dropped += lost
+        lost = self.dropped - self._reported
+        if lost and self._put(self._dropped_line(lost)):
+            self._reported += lost
         with self._lock:
             if not self._is_woken:
                 self._idle.set()
@@ -162,7 +164,7 @@ class LogWriter:
 
 
 def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
-    """Cut the lines into pieces of about WRITE_BYTES."""
+    """Split lines into pieces of about `WRITE_BYTES`."""
     piece: list[bytes] = []
     size = 0
     for line in lines:

@@ -1,21 +1,22 @@
-"""What is counted for one key, user, team or end user."""
+"""What is counted for one key, user, team or end user, and what a request holds of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
-from typing import TYPE_CHECKING
 
 from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.ratelimit.budgets import Budget
+from twisted_vllm.ratelimit.headers import Standing
 from twisted_vllm.ratelimit.refusals import Refusal
-from twisted_vllm.ratelimit.windows import WINDOW, Window, whole_seconds
-
-if TYPE_CHECKING:
-    from twisted_vllm.ratelimit.reservation import LocalReservation
+from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.ratelimit.windows import WINDOW_SECONDS, Bucket, Window, whole_seconds
 
 #: the limits that count requests; the other windows count tokens
 REQUEST_LIMITS = frozenset({"rpm", "model_rpm"})
+
+#: a limit's name, its value, and the window that counts it
+WindowLimit = tuple[str, int, Window]
 
 
 class ModelWindows:
@@ -29,163 +30,127 @@ class ModelWindows:
 
     def are_used(self, now: float) -> bool:
         """Return whether anything was counted in the last 60 seconds."""
-        return not (self.requests.tidied(now).is_empty and self.tokens.tidied(now).is_empty)
+        return not (self.requests.expire(now).is_empty and self.tokens.expire(now).is_empty)
+
+
+class LocalReservation(Reservation):
+    """What a request holds in this process's memory.
+
+    Attributes:
+        scopes: the counters that count it as in flight.
+        counted: the buckets in which it and its tokens are counted, with the limit's name and the window.
+        budgets: the budgets on which its cost is reserved, with the period of each.
+    """
+
+    __slots__ = ("budgets", "counted", "scopes")
+
+    def __init__(self, tokens: int, cost: int) -> None:
+        super().__init__(tokens, cost)
+        self.scopes: list[Scope] = []
+        self.counted: list[tuple[str, Window, Bucket]] = []
+        self.budgets: list[tuple[Budget, int]] = []
 
 
 class Scope:
-    """Counters in memory. What is not limited is not counted, but for the requests in work.
+    """The counters of one key, user, team or end user.
+
+    Requests in flight are always counted; the rest only where it is limited.
 
     Attributes:
         key: the kind and the id.
         budget: its spending, where it has a budget.
-        in_work: how many requests are.
-        used_at: when it was last needed.
-        requests: those of the last 60 seconds.
-        tokens: likewise.
-        models: the windows of each model with limits of its own.
+        in_flight: the number of requests in flight.
+        used_at: when it last admitted or settled a request.
     """
 
-    __slots__ = ("budget", "in_work", "key", "models", "requests", "tokens", "used_at")
+    __slots__ = ("_models", "_requests", "_tokens", "budget", "in_flight", "key", "used_at")
 
-    def __init__(self, key: tuple[str, str], budget: Budget | None) -> None:
+    def __init__(self, key: tuple[str, str], budget: Budget | None, now: float) -> None:
         self.key = key
         self.budget = budget
-        self.in_work = 0
-        self.used_at = 0.0
-        self.requests: Window | None = None
-        self.tokens: Window | None = None
-        self.models: dict[str, ModelWindows] | None = None
-
-    def has_room(self, allowance: Allowance, model: str, tokens: int, cost: int, now: float) -> bool:
-        """Return whether a request of so many tokens, and of such a cost, may begin; at least 1 of each is needed."""
-        limit = allowance.parallel
-        if limit is not None and self.in_work >= limit:
-            return False
-        limit = allowance.rpm
-        if limit is not None:
-            window = self.requests
-            if window is None:
-                window = self.requests = Window()
-            elif now >= window.stale:
-                window.tidy(now)
-            if window.used >= limit:
-                return False
-        limit = allowance.tpm
-        if limit is not None:
-            window = self.tokens
-            if window is None:
-                window = self.tokens = Window()
-            elif now >= window.stale:
-                window.tidy(now)
-            if window.used + tokens > limit:
-                return False
-        model_rpm, model_tpm = allowance.model_rpm, allowance.model_tpm
-        if (model_rpm and model in model_rpm) or (model_tpm and model in model_tpm):
-            windows = self.of_model(model)
-            limit = model_rpm.get(model)
-            if limit is not None:
-                window = windows.requests
-                if now >= window.stale:
-                    window.tidy(now)
-                if window.used >= limit:
-                    return False
-            limit = model_tpm.get(model)
-            if limit is not None:
-                window = windows.tokens
-                if now >= window.stale:
-                    window.tidy(now)
-                if window.used + tokens > limit:
-                    return False
-        limit = allowance.max_budget
-        budget = self.budget
-        return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
-
-    def take(self, reservation: LocalReservation, allowance: Allowance, model: str, tokens: int, now: float) -> None:
-        """Count a request that `has_room`, and note where its tokens are counted, and what of the limits is left."""
-        self.in_work += 1
+        self.in_flight = 0
         self.used_at = now
-        limit = allowance.rpm
-        window = self.requests
-        if limit is not None and window is not None:
-            window.add(now, 1)
-            left = limit - window.used
-            if left < reservation.requests_left:
-                reservation.requests_left, reservation.requests_limit = left, limit
-        limit = allowance.tpm
-        window = self.tokens
-        if limit is not None and window is not None:
-            reservation.charges.append((window, window.add(now, tokens)))
-            left = limit - window.used
-            if left < reservation.tokens_left:
-                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limit, window
-        models = self.models
-        if models is None or model not in models:
-            return
-        windows = models[model]
+        self._requests: Window | None = None
+        self._tokens: Window | None = None
+        self._models: dict[str, ModelWindows] = {}
+
+    def window_limits(self, allowance: Allowance, model: str, now: float) -> list[WindowLimit]:
+        """Return the limits by the minute that hold for a request of a model."""
+        found: list[WindowLimit] = []
+        if allowance.rpm is not None:
+            window = self._requests = self._requests or Window()
+            found.append(("rpm", allowance.rpm, window.expire(now)))
+        if allowance.tpm is not None:
+            window = self._tokens = self._tokens or Window()
+            found.append(("tpm", allowance.tpm, window.expire(now)))
         limit = allowance.model_rpm.get(model)
         if limit is not None:
-            window = windows.requests
-            window.add(now, 1)
-            left = limit - window.used
-            if left < reservation.requests_left:
-                reservation.requests_left, reservation.requests_limit = left, limit
+            found.append(("model_rpm", limit, self._of_model(model).requests.expire(now)))
         limit = allowance.model_tpm.get(model)
         if limit is not None:
-            window = windows.tokens
-            reservation.charges.append((window, window.add(now, tokens)))
-            left = limit - window.used
-            if left < reservation.tokens_left:
-                reservation.tokens_left, reservation.tokens_limit, reservation.window = left, limit, window
-
-    def give_back(self, allowance: Allowance, model: str, counted_at: float, now: float) -> None:
-        """Take a request out of those that were counted."""
-        for name, _, window in self.windows(allowance, model, now):
-            if name in REQUEST_LIMITS:
-                window.give_back(counted_at)
-
-    def of_model(self, model: str) -> ModelWindows:
-        """Return the windows of a model."""
-        models = self.models
-        if models is None:
-            models = self.models = {}
-        found = models.get(model)
-        if found is None:
-            found = models[model] = ModelWindows()
+            found.append(("model_tpm", limit, self._of_model(model).tokens.expire(now)))
         return found
 
-    def windows(self, allowance: Allowance, model: str, now: float) -> list[tuple[str, int, Window]]:
-        """Return each limit that holds for a model, by its name, with its window."""
-        found: list[tuple[str, int, Window]] = []
-        if allowance.rpm is not None:
-            window = self.requests = self.requests or Window()
-            found.append(("rpm", allowance.rpm, window))
-        if allowance.tpm is not None:
-            window = self.tokens = self.tokens or Window()
-            found.append(("tpm", allowance.tpm, window))
-        limits = allowance.model_rpm
-        if limits and model in limits:
-            found.append(("model_rpm", limits[model], self.of_model(model).requests))
-        limits = allowance.model_tpm
-        if limits and model in limits:
-            found.append(("model_tpm", limits[model], self.of_model(model).tokens))
-        for _, _, window in found:
-            if now >= window.stale:
-                window.tidy(now)
-        return found
+    def has_room(self, allowance: Allowance, windows: list[WindowLimit], tokens: int, cost: int) -> bool:
+        """Return whether a request may begin.
+
+        Args:
+            allowance: the limits.
+            windows: what `window_limits` returned.
+            tokens: how many it may use, at least 1.
+            cost: how much it may cost, at least 1 picodollar.
+        """
+        limit = allowance.parallel
+        if limit is not None and self.in_flight >= limit:
+            return False
+        for name, limit, window in windows:
+            if window.used + (1 if name in REQUEST_LIMITS else tokens) > limit:
+                return False
+        limit, budget = allowance.max_budget, self.budget
+        return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
+
+    def take(self, reservation: LocalReservation, allowance: Allowance, windows: list[WindowLimit], now: float) -> None:
+        """Count a request that `has_room` let pass."""
+        self.in_flight += 1
+        self.used_at = now
+        reservation.scopes.append(self)
+        for name, _, window in windows:
+            amount = 1 if name in REQUEST_LIMITS else reservation.tokens
+            reservation.counted.append((name, window, window.add(now, amount)))
+        budget = self.budget
+        if budget is not None and allowance.has_budget:
+            budget.reserved += reservation.cost
+            budget.soft = allowance.soft_budget
+            reservation.budgets.append((budget, budget.epoch))
 
     def refusals(
-        self, allowance: Allowance, model: str, tokens: int, cost: int, now: float, wall: float
+        self,
+        allowance: Allowance,
+        windows: list[WindowLimit],
+        model: str,
+        tokens: int,
+        cost: int,
+        *,
+        now: float,
+        wall: float,
     ) -> Iterator[Refusal]:
-        """Yield each limit that does not let a request begin; the wall's time is that of budgets."""
+        """Yield each limit that does not let a request begin.
+
+        Args:
+            allowance: as of `has_room`, and so are `windows`, `tokens` and `cost`.
+            model: the request's model.
+            now: the time of the windows.
+            wall: the time of the budgets.
+        """
         kind = self.key[0]
         limit = allowance.parallel
-        if limit is not None and self.in_work >= limit:
+        if limit is not None and self.in_flight >= limit:
             yield Refusal(kind, "parallel", limit, 1, 1 if limit else None)
-        for name, limit, window in self.windows(allowance, model, now):
+        for name, limit, window in windows:
             needed = 1 if name in REQUEST_LIMITS else tokens
             if window.used + needed > limit:
-                which = model if name.startswith("model") else ""
-                yield Refusal(kind, name, limit, needed, window.wait(limit, needed, now), which)
+                of_model = model if name.startswith("model") else ""
+                yield Refusal(kind, name, limit, needed, window.wait(limit, needed, now), of_model)
         limit, budget = allowance.max_budget, self.budget
         if limit is not None and budget is not None and budget.spent + budget.reserved + cost > limit:
             never = cost > limit or budget.ends == inf
@@ -193,10 +158,30 @@ class Scope:
             yield Refusal(kind, "budget", limit, cost, wait, spent=budget.spent)
 
     def forget_models(self, now: float) -> None:
-        """Forget the models that were not used of late."""
-        if self.models and not self.in_work:
-            self.models = {model: windows for model, windows in self.models.items() if windows.are_used(now)} or None
+        """Forget the models that were not used in the last 60 seconds."""
+        if self._models and not self.in_flight:
+            self._models = {model: windows for model, windows in self._models.items() if windows.are_used(now)}
 
     def is_idle(self, now: float) -> bool:
-        """Return whether nothing is left to remember but the budget."""
-        return self.in_work == 0 and self.used_at + WINDOW <= now
+        """Return whether nothing but the budget needs to be remembered."""
+        return self.in_flight == 0 and self.used_at + WINDOW_SECONDS <= now
+
+    def _of_model(self, model: str) -> ModelWindows:
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = ModelWindows()
+        return found
+
+
+def tightest(limits: Iterable[WindowLimit], now: float) -> tuple[Standing | None, Standing | None]:
+    """Return the limits of which the least is left: of requests, and of tokens."""
+    requests: Standing | None = None
+    tokens: Standing | None = None
+    for name, limit, window in limits:
+        left = limit - window.used
+        if name in REQUEST_LIMITS:
+            if requests is None or left < requests[1]:
+                requests = (limit, left, window.empty_after(now))
+        elif tokens is None or left < tokens[1]:
+            tokens = (limit, left, window.empty_after(now))
+    return requests, tokens

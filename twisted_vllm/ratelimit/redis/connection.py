@@ -1,4 +1,4 @@
-"""One connection to Redis that is always wanted: made again when it is lost, and never waited for."""
+"""A connection to Redis that is made again whenever it is lost. Nobody waits for it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
 
-from twisted_vllm.config.redis import RedisServer
+from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.ratelimit.redis.scripts import Script
 
 #: seconds between two attempts to connect
 RETRY_SECONDS = 0.5
-#: looks at a silent connection within its timeout; one more in vain ends it
-LOOKS = 4
+#: how often a silent connection is checked within its timeout; one more check without an answer closes it
+CHECKS = 4
 
 
-class RedisAway(Exception):
+class RedisUnavailable(Exception):
     """Redis did not do what it was asked to.
 
     Attributes:
-        answered: whether it said so. Otherwise it may have done it, and the answer was lost.
+        answered: whether Redis said so. If not, it may have done it, and the answer was lost.
     """
 
     def __init__(self, message: str, *, answered: bool) -> None:
@@ -35,14 +35,17 @@ class RedisAway(Exception):
 
 
 class _Factory(Factory):
-    """Makes txredisapi's protocol. Its own factory gives up for good where it is not let in, as while Redis loads."""
+    """Makes txredisapi's protocol.
+
+    txredisapi's own factory stops trying for good where Redis refuses the connection, for example while it loads.
+    """
 
     noisy = False
     isLazy = False
 
-    def __init__(self, server: RedisServer, told: Callable[[str], None]) -> None:
+    def __init__(self, server: RedisServer, refused: Callable[[str], None]) -> None:
         self._server = server
-        self._told = told
+        self._refused = refused
         #: why the last connection ended
         self.ended = ""
 
@@ -62,7 +65,7 @@ class _Factory(Factory):
         connection_lost = protocol.connectionLost
 
         def lost(reason: Failure) -> None:
-            # The protocol tells no reason, such as a certificate that nobody vouches for.
+            # The protocol does not report the reason, such as a certificate that cannot be verified.
             self.ended = reason.getErrorMessage()
             connection_lost(reason)
 
@@ -71,24 +74,24 @@ class _Factory(Factory):
         return made
 
     def stopTrying(self) -> None:
-        """Go on trying: what the protocol takes for final may not be."""
+        """Go on trying: what the protocol takes for a final refusal may not be one."""
 
     def connectionError(self, why: str) -> None:
-        """Take the protocol's word for why it was not let in."""
-        self._told(f"{why} ({self.ended})" if "Lost connection" in why else why)
+        """Report why Redis refused the connection."""
+        self._refused(f"{why} ({self.ended})" if "Lost connection" in why else why)
 
 
 class RedisConnection:
-    """The connection. Commands are sent at once, one behind the other, and fail at once where there is none.
+    """The connection. It sends each command at once, and fails at once where there is no connection.
 
     Args:
         reactor: Twisted's.
         server: where Redis is.
-        timeout: seconds for which Redis may give no answer while one is due; then the connection is closed, and another
-            is made. The time runs from the last answer, and is counted in looks between which the reactor sends and
-            reads: neither a long line of commands nor this process' own being busy is a reason to give up.
-        connected: called with a new connection that was let in.
-        lost: called when a connection is lost, or was not let in, with the reason.
+        timeout: how long Redis may give no answer while one is due, in seconds. Then the connection is closed, and
+            another is made. The time runs from the last answer, and is measured in checks between which the reactor
+            sends and reads: neither a long queue of commands nor a busy process counts as silence.
+        connected: called when Redis has accepted a new connection.
+        lost: called with the reason when a connection is lost or refused.
     """
 
     def __init__(
@@ -103,10 +106,11 @@ class RedisConnection:
         self._timeout = timeout
         self._connected = connected
         self._lost = lost
+        #: commands without an answer
         self._due = 0
-        #: looks since the last answer that found none, while one was due
-        self._silent_looks = 0
-        self._watch: IDelayedCall | None = None
+        #: checks since the last answer
+        self._silent_checks = 0
+        self._next_check: IDelayedCall | None = None
         self._protocol: Any = None
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
         if server.tls:
@@ -131,25 +135,26 @@ class RedisConnection:
         return stopped.addCallback(self._stopped)
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Deferred[str]:
-        """Run a script; its text is sent only where Redis does not know it.
+        """Run a script; its source is sent only where Redis does not know it.
 
         Returns:
-            A Deferred of what it says, or of `RedisAway`.
+            A Deferred of its answer, or of `RedisUnavailable`.
         """
         protocol = self._protocol
         if protocol is None:
-            return fail(RedisAway("there is no connection", answered=True))
+            return fail(RedisUnavailable("there is no connection", answered=True))
 
         def failed(failure: Failure) -> Any:
             if str(failure.value).startswith("NOSCRIPT") and protocol is self._protocol:
-                return _send(protocol, "EVAL", script.source, len(keys), *keys, *arguments).addErrback(_as_away)
-            return _as_away(failure)
+                sent_whole = _send(protocol, "EVAL", script.source, len(keys), *keys, *arguments)
+                return sent_whole.addErrback(_as_unavailable)
+            return _as_unavailable(failure)
 
         if not self._due:
-            self._look_later()
+            self._check_later()
         self._due += 1
         sent = _send(protocol, "EVALSHA", script.digest, len(keys), *keys, *arguments)
-        return sent.addErrback(failed).addBoth(self._heard)
+        return sent.addErrback(failed).addBoth(self._answered)
 
     def drop(self) -> None:
         """Close the connection; another is made."""
@@ -157,8 +162,8 @@ class RedisConnection:
             self._protocol.transport.abortConnection()
 
     def _prepare(self, protocol: Any) -> None:
-        # This one is ClientService's stand-in; the Deferreds bring the protocol itself. Until that is let in, nothing
-        # else looks after it.
+        # ClientService passes a wrapper; the Deferreds bring the protocol itself. Until Redis accepts the connection,
+        # only this deadline watches it.
         deadline = self._reactor.callLater(self._timeout, protocol.transport.abortConnection)
 
         def in_time(real: Any) -> Any:
@@ -166,43 +171,43 @@ class RedisConnection:
                 deadline.cancel()
             return real
 
-        protocol.whenConnected().addCallback(in_time).addCallback(self._let_in)
-        protocol.whenDisconnected().addCallback(in_time).addCallback(self._left)
+        protocol.whenConnected().addCallback(in_time).addCallback(self._accepted)
+        protocol.whenDisconnected().addCallback(in_time).addCallback(self._disconnected)
 
-    def _let_in(self, protocol: Any) -> None:
+    def _accepted(self, protocol: Any) -> None:
         self._protocol = protocol
         self._connected()
 
-    def _left(self, protocol: Any) -> None:
+    def _disconnected(self, protocol: Any) -> None:
         if protocol is self._protocol:
             self._protocol = None
             self._lost(f"the connection was lost ({self._factory.ended})")
 
-    def _heard(self, result: Any) -> Any:
+    def _answered(self, result: Any) -> Any:
         self._due -= 1
-        self._silent_looks = 0
+        self._silent_checks = 0
         return result
 
-    def _look_later(self) -> None:
-        if self._watch is None:
-            self._watch = self._reactor.callLater(self._timeout / LOOKS, self._look)
+    def _check_later(self) -> None:
+        if self._next_check is None:
+            self._next_check = self._reactor.callLater(self._timeout / CHECKS, self._check)
 
-    def _look(self) -> None:
-        """Give up, if one look too many found nothing. However late it comes, a look counts once."""
-        self._watch = None
+    def _check(self) -> None:
+        """Close the connection after too many silent checks. A check counts once, however late it runs."""
+        self._next_check = None
         if not self._due:
             return
-        self._silent_looks += 1
-        if self._silent_looks <= LOOKS:
-            self._look_later()
+        self._silent_checks += 1
+        if self._silent_checks <= CHECKS:
+            self._check_later()
         else:
             self._lost(f"it gave no answer for {self._timeout:g} seconds")
             self.drop()
 
     def _stopped(self, _: None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
 
     def _not_connected(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -215,11 +220,11 @@ def _send(protocol: Any, *command: object) -> Deferred[str]:
 
 
 def _as_text(answer: str | bytes) -> str:
-    # With hiredis beside it, txredisapi gives the bytes.
+    # Where hiredis is installed, txredisapi returns bytes.
     return answer.decode() if isinstance(answer, bytes) else answer
 
 
-def _as_away(failure: Failure) -> Failure:
+def _as_unavailable(failure: Failure) -> Failure:
     from txredisapi import ResponseError
 
-    return Failure(RedisAway(failure.getErrorMessage(), answered=failure.check(ResponseError) is not None))
+    return Failure(RedisUnavailable(failure.getErrorMessage(), answered=failure.check(ResponseError) is not None))

@@ -9,36 +9,36 @@ import msgspec
 
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.budgets import Budget
-from twisted_vllm.ratelimit.headers import Headers, Standing, limit_headers
+from twisted_vllm.ratelimit.headers import Standing
 from twisted_vllm.ratelimit.memory.counters import REQUEST_LIMITS
 from twisted_vllm.ratelimit.refusals import Refusal
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.ratelimit.windows import whole_seconds
 
-#: what every key of the gateway's begins with, in Redis
+#: the prefix of all the gateway's keys in Redis
 PREFIX = "vllm-passthrough:"
 
 
 class Check(msgspec.Struct, frozen=True, gc=False):
-    """One key that is looked at.
+    """One counter in Redis that an admission checks.
 
     Attributes:
-        key: its name in Redis.
-        sort: ``work``, ``window`` or ``budget``.
-        kind: whose limit it is.
+        key: its key in Redis.
+        type: ``parallel``, ``window`` or ``budget``.
+        kind: whose limit it is, as in `Limited`.
         id: likewise.
         name: the limit's name, as in `Refusal`.
-        limit: the limit itself; None where the key is only counted.
-        needed: what must be left of it.
+        limit: the limit; None where the counter only counts.
+        needed: what must be left of the limit.
         amount: what is counted.
         model: the model, for a limit of one model.
         soft: the soft budget.
-        period: the start of the budget's period and what is known to be spent in it.
-        ends: when that is over, in Unix seconds.
+        period: the start of the budget's period, and what the database says was spent in it.
+        ends: when the period is over, in Unix seconds.
     """
 
     key: str
-    sort: str
+    type: str
     kind: str
     id: str
     name: str
@@ -51,33 +51,33 @@ class Check(msgspec.Struct, frozen=True, gc=False):
     ends: float = inf
 
     def arguments(self) -> tuple[str, str, str, str, str]:
-        """Return what the admission's script is told of it."""
+        """Return its arguments for ``admit.lua``."""
         limit = "" if self.limit is None else str(self.limit)
-        return self.sort, limit, str(self.needed), str(self.amount), self.period
+        return self.type, limit, str(self.needed), str(self.amount), self.period
 
 
-class Found(msgspec.Struct, frozen=True, gc=False):
-    """What Redis says of one key.
+class Result(msgspec.Struct, frozen=True, gc=False):
+    """What ``admit.lua`` says of one counter.
 
     Attributes:
-        wait: the microseconds to wait; 0 is none, -1 for ever.
-        used: before this request.
-        empty: the microseconds after which all is free again.
-        where: where the request was counted.
+        wait: the microseconds until the request fits; 0 is now, -1 is never.
+        used: what was used before this request.
+        empty: the microseconds until nothing is used.
+        bucket: where the request was counted: a window's bucket, or a budget's period.
     """
 
     wait: int
     used: int
     empty: int
-    where: str
+    bucket: str
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
-    """The end of a request that Redis is to be told.
+    """The end of a request, for ``settle.lua``.
 
     Attributes:
-        checks: the keys.
-        arguments: what the script is told: whose admission, its number, and of each key.
+        checks: the counters that change.
+        arguments: the process that admitted it, the admission's number, and four arguments for each counter.
     """
 
     checks: list[Check]
@@ -88,42 +88,34 @@ class RedisReservation(Reservation):
     """What a request holds in Redis.
 
     Attributes:
-        process: the name it is held under.
-        number: the admission's, of that process.
-        held: each key, and where in it.
+        process: the process that holds it.
+        number: the number of the admission, of that process.
+        held: each counter, and the bucket of it that counted the request.
     """
 
-    __slots__ = ("_headers", "held", "number", "process")
+    __slots__ = ("held", "number", "process")
 
-    def __init__(
-        self, process: str, number: int, tokens: int, cost: int, held: list[tuple[Check, str]], headers: Headers
-    ) -> None:
+    def __init__(self, process: str, number: int, tokens: int, cost: int, held: list[tuple[Check, str]]) -> None:
         super().__init__(tokens, cost)
         self.process = process
         self.number = number
         self.held = held
-        self._headers = headers
-
-    @property
-    def headers(self) -> Headers:
-        """See `Reservation.headers`."""
-        return self._headers
 
     def settlement(self, tokens: int, cost: int, *, went_on: bool = True) -> Settlement:
-        """Return what is to be settled; the request does not count as one unless it went on."""
+        """Return what is to be settled; as `LocalLimiter.settle`."""
         checks: list[Check] = []
         arguments = [self.process, str(self.number)]
         difference = tokens - self.tokens
-        for check, where in self.held:
-            if check.sort == "work":
-                arguments += ("work", "", "", "")
-            elif check.sort == "budget":
+        for check, bucket in self.held:
+            if check.type == "parallel":
+                arguments += ("parallel", "", "", "")
+            elif check.type == "budget":
                 soft = "" if check.soft is None else str(check.soft)
-                arguments += ("budget", where, str(check.amount), f"{cost}/{soft}")
-            elif check.name.endswith("tpm") and difference and where:
-                arguments += ("window", where, str(difference), "")
-            elif check.name in REQUEST_LIMITS and not went_on and where:
-                arguments += ("window", where, "-1", "")
+                arguments += ("budget", bucket, str(check.amount), f"{cost}/{soft}")
+            elif check.name.endswith("tpm") and difference and bucket:
+                arguments += ("window", bucket, str(difference), "")
+            elif check.name in REQUEST_LIMITS and not went_on and bucket:
+                arguments += ("window", bucket, "-1", "")
             else:
                 continue
             checks.append(check)
@@ -133,11 +125,11 @@ class RedisReservation(Reservation):
 def checks_of(
     limited: Sequence[Limited], model: str, tokens: int, cost: int, budget_of: Callable[[Limited], Budget]
 ) -> list[Check]:
-    """Return all that must be looked at for a request."""
+    """Return all counters that an admission must check."""
     found: list[Check] = []
     for who in limited:
         kind, id, allowance = who.kind, who.id, who.allowance
-        found.append(Check(key_of("work", kind, id), "work", kind, id, "parallel", allowance.parallel))
+        found.append(Check(key_of("parallel", kind, id), "parallel", kind, id, "parallel", allowance.parallel))
         if allowance.rpm is not None:
             found.append(Check(key_of("rpm", kind, id), "window", kind, id, "rpm", allowance.rpm))
         if allowance.tpm is not None:
@@ -149,7 +141,7 @@ def checks_of(
             if model in limits:
                 key = key_of(name, kind, id, model)
                 found.append(Check(key, "window", kind, id, name, limits[model], needed, amount, model))
-        if allowance.max_budget is not None or allowance.soft_budget is not None:
+        if allowance.has_budget:
             budget = budget_of(who)
             found.append(
                 Check(
@@ -169,50 +161,52 @@ def checks_of(
     return found
 
 
-def key_of(sort: str, kind: str, id: str, model: str = "") -> str:
-    """Return a key's name in Redis. An id may hold any character: its length tells where it ends."""
-    return f"{PREFIX}{sort}:{kind}:{len(id)}:{id}{':' if model else ''}{model}"
+def key_of(name: str, kind: str, id: str, model: str = "") -> str:
+    """Return a counter's key in Redis. An id may hold any character, so its length says where it ends."""
+    return f"{PREFIX}{name}:{kind}:{len(id)}:{id}{':' if model else ''}{model}"
 
 
-def read_answer(words: Sequence[str]) -> list[Found]:
-    """Return what was said of each key."""
+def read_results(words: Sequence[str]) -> list[Result]:
+    """Read what ``admit.lua`` says of each counter."""
     parts = (word.split(",", 3) for word in words)
-    return [Found(int(wait), int(used), int(empty), where) for wait, used, empty, where in parts]
+    return [Result(int(wait), int(used), int(empty), bucket) for wait, used, empty, bucket in parts]
 
 
-def refusals_of(checks: Sequence[Check], found: Sequence[Found], wall: float) -> list[Refusal]:
-    """Return each limit that refused."""
+def refusals_of(checks: Sequence[Check], results: Sequence[Result], wall: float) -> list[Refusal]:
+    """Return each limit that refused the request."""
     return [
         Refusal(
             check.kind,
             check.name,
             check.limit or 0,
             check.needed,
-            _wait(check, said, wall),
+            _wait(check, result, wall),
             check.model,
-            said.used if check.sort == "budget" else 0,
+            result.used if check.type == "budget" else 0,
         )
-        for check, said in zip(checks, found, strict=True)
-        if said.wait
+        for check, result in zip(checks, results, strict=True)
+        if result.wait
     ]
 
 
-def headers_of_answer(checks: Sequence[Check], found: Sequence[Found], *, admitted: bool) -> Headers:
-    """Return ``x-ratelimit-*`` of the tightest limits: those of which the least is left."""
-    tightest: dict[bool, Standing] = {}
-    for check, said in zip(checks, found, strict=True):
-        if check.sort == "window" and check.limit is not None:
-            requests = check.name.endswith("rpm")
-            left = check.limit - said.used - (check.amount if admitted else 0)
-            known = tightest.get(requests)
+def tightest(
+    checks: Sequence[Check], results: Sequence[Result], *, admitted: bool
+) -> tuple[Standing | None, Standing | None]:
+    """Return the limits of which the least is left: of requests, and of tokens."""
+    found: dict[bool, Standing] = {}
+    for check, result in zip(checks, results, strict=True):
+        if check.type == "window" and check.limit is not None:
+            of_requests = check.name in REQUEST_LIMITS
+            left = check.limit - result.used - (check.amount if admitted else 0)
+            known = found.get(of_requests)
             if known is None or left < known[1]:
-                tightest[requests] = (check.limit, left, said.empty / 1e6)
-    return limit_headers(tightest.get(True), tightest.get(False))
+                found[of_requests] = (check.limit, left, result.empty / 1e6)
+    return found.get(True), found.get(False)
 
 
-def _wait(check: Check, said: Found, wall: float) -> int | None:
-    if said.wait < 0:
+def _wait(check: Check, result: Result, wall: float) -> int | None:
+    if result.wait < 0:
         return None
-    if check.sort == "budget":
+    if check.type == "budget":
         return None if check.ends == inf else whole_seconds(check.ends, wall)
-    return ceil(said.wait / 1_000_000)
+    return ceil(result.wait / 1_000_000)

@@ -12,12 +12,10 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import JSON, Boolean, Column, Connection, String, Table
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import JSON, Boolean, Column, Connection, Dialect, String, Table
 
 #: how many rows go into one statement of SQLite, which is compiled once for each of these and takes 32,766 values
 _CHUNKS = (1000, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
-_POSTGRESQL = postgresql.dialect()
 
 #: what SQLite takes for NULL, in columns of text and of numbers that may be that, which are never negative: its driver
 #: looks for an adapter of each None, which takes ten times as long as binding a number
@@ -31,9 +29,9 @@ Values = Sequence[str | int | None]
 _encode = msgspec.json.Encoder().encode
 
 
-def _type(column: Column[Any]) -> str:
+def _type(column: Column[Any], dialect: Dialect) -> str:
     # what is too long for a column is to fail: a cast to its type would cut it without a word
-    return "TEXT" if isinstance(column.type, String) else column.type.compile(_POSTGRESQL)
+    return "TEXT" if isinstance(column.type, String) else column.type.compile(dialect)
 
 
 def _mark(column: Column[Any]) -> int | None:
@@ -71,17 +69,12 @@ class BulkInsert:
             postgresql_tail: the same for PostgreSQL, where it differs.
         """
         names = ", ".join(f'"{column.name}"' for column in table.columns)
-        head = f'INTO "{table.name}" ({names})'
-        one = f"({', '.join(['?'] * len(table.columns))})"
-        self._sqlite = {size: f"INSERT {head} VALUES {', '.join([one] * size)} {tail}" for size in _CHUNKS}
-        casts = ", ".join(
-            f"CAST(e.value ->> {number} AS {_type(column)})" for number, column in enumerate(table.columns)
-        )
-        self._postgresql = (
-            f"INSERT {head} SELECT {casts} "
-            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
-            f"ORDER BY e.number {tail if postgresql_tail is None else postgresql_tail}"
-        )
+        self._table = table
+        self._head = f'INTO "{table.name}" ({names})'
+        self._tail = tail
+        self._sqlite: dict[int, str] = {}
+        self._postgresql_tail = tail if postgresql_tail is None else postgresql_tail
+        self._postgresql: str | None = None
 
     def run(self, connection: Connection, rows: Sequence[Values]) -> list[Any]:
         """Insert rows, in their order, and return what the statement returns.
@@ -91,13 +84,36 @@ class BulkInsert:
             OverflowError, UnicodeError: a value is none that a database keeps.
         """
         if connection.dialect.name == "postgresql":
-            results = [connection.exec_driver_sql(self._postgresql, (_encode(rows).decode(),))] if rows else []
+            # Made when it is first needed: the dialect's types take 2 MB, which SQLite's gateways need not hold.
+            statement = self._postgresql = self._postgresql or self._postgresql_statement(connection.dialect)
+            results = [connection.exec_driver_sql(statement, (_encode(rows).decode(),))] if rows else []
         else:
             results = [
-                connection.exec_driver_sql(self._sqlite[end - start], tuple(chain.from_iterable(rows[start:end])))
+                connection.exec_driver_sql(
+                    self._sqlite_statement(end - start), tuple(chain.from_iterable(rows[start:end]))
+                )
                 for start, end in _pieces(len(rows))
             ]
         return [row for result in results if result.returns_rows for row in result.fetchall()]
+
+    def _sqlite_statement(self, size: int) -> str:
+        # The statements of all sizes together take 100 kB for a table: only those that are needed are made.
+        found = self._sqlite.get(size)
+        if found is None:
+            one = f"({', '.join(['?'] * len(self._table.columns))})"
+            found = self._sqlite[size] = f"INSERT {self._head} VALUES {', '.join([one] * size)} {self._tail}"
+        return found
+
+    def _postgresql_statement(self, dialect: Dialect) -> str:
+        casts = ", ".join(
+            f"CAST(e.value ->> {number} AS {_type(column, dialect)})"
+            for number, column in enumerate(self._table.columns)
+        )
+        return (
+            f"INSERT {self._head} SELECT {casts} "
+            "FROM jsonb_array_elements(CAST(%s AS jsonb)) WITH ORDINALITY AS e (value, number) "
+            f"ORDER BY e.number {self._postgresql_tail}"
+        )
 
 
 class SparseInsert:

@@ -11,8 +11,7 @@ from sqlalchemy import Connection
 
 from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.tables import usage_payer_tags, usage_payers, usage_targets
-from twisted_vllm.usage.records import Payer, Target
-from twisted_vllm.usage.references import payer_of, target_of
+from twisted_vllm.usage.records import Payer, Target, payer_of, target_of
 
 V = TypeVar("V", Payer, Target)
 

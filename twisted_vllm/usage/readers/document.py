@@ -1,21 +1,38 @@
-"""One JSON value that comes in pieces, kept only as far as needed to read what it used."""
+"""The usage in a JSON value that comes in pieces, with bounded memory.
+
+An answer may be of any size (embeddings, log probabilities). Small ones are kept whole; of a large one, only the values
+of certain keys are kept, a few hundred bytes.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import msgspec
 
-from twisted_vllm.usage.readers.scan import ValueScanner
-
-#: bytes up to which the value is kept whole, and read at once at its end
+#: bytes up to which a value is kept whole
 MAX_WHOLE = 65_536
+#: bytes of a key's value that are captured; vLLM's ``usage`` has some hundred
+MAX_VALUE = 16_384
+#: bytes of whitespace between a key and its colon
+_MAX_GAP = 64
+
+# as many whole strings, and what is between them, as there are
+_WHOLE = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_COLON = re.compile(rb"[ \t\r\n]*:")
+_GAP = re.compile(rb"[ \t\r\n]*\Z")
+_PIECE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
+_SCALAR = re.compile(rb'[^\s\[\]{}",]++(?=[\s,}\]])')
+_SPACE = re.compile(rb"[ \t\r\n]*")
 
 
 class Shape(msgspec.Struct, frozen=True, gc=False):
-    """What is looked for in a value that is too large to be kept.
+    """Which values are kept of a document that is too large to be kept whole.
 
     Attributes:
-        keys: the names.
-        outer: the name of the object that they are in; empty where they stand in the outermost.
+        keys: their names.
+        outer: the member of the outermost object that they are in; empty if they are in the outermost object itself.
     """
 
     keys: tuple[bytes, ...]
@@ -23,19 +40,19 @@ class Shape(msgspec.Struct, frozen=True, gc=False):
 
 
 class Document:
-    """Takes pieces and gives JSON that holds what was looked for."""
+    """Collects a JSON value that comes in pieces."""
 
     __slots__ = ("_parts", "_scanner", "_shape", "_size")
 
     def __init__(self, shape: Shape) -> None:
-        """Look for `shape` where the value becomes too large."""
+        """Begin; `shape` says what is kept if the value becomes too large."""
         self._shape = shape
         self._parts: list[bytes] = []
         self._size = 0
         self._scanner: ValueScanner | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take what comes next."""
+        """Take the next piece."""
         if self._scanner is not None:
             self._scanner.feed(data)
             return
@@ -49,8 +66,149 @@ class Document:
             self._parts = []
 
     def read(self) -> bytes:
-        """Return the value, or an object with those of its keys that were looked for."""
+        """Return the value, or, if it was too large, an object with those of its `Shape.keys` that were found."""
         if self._scanner is None:
             return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         members = b",".join(b'"%b":%b' % pair for pair in self._scanner.found.items())
         return b'{"%b":{%b}}' % (self._shape.outer, members) if self._shape.outer else b"{%b}" % members
+
+
+class ValueScanner:
+    """Finds the values of keys at one depth of a JSON value, without keeping the value.
+
+    It searches for a key as it is spelt, with its quotes: inside a JSON string the first quote would have a backslash
+    in front. So what it finds is a whole string, and the depth tells whether that is the key. Of equal keys the last
+    counts.
+
+    Attributes:
+        found: the values, as they are spelt, by key.
+    """
+
+    def __init__(self, keys: Sequence[bytes], depth: int = 1) -> None:
+        """Begin to search.
+
+        Args:
+            keys: the keys' names.
+            depth: the depth of the objects that they are in; 1 is the outermost object.
+        """
+        self.found: dict[bytes, bytes] = {}
+        self._names = [(b'"' + key + b'"', key) for key in keys]
+        self._longest = max(map(len, keys)) + 2
+        self._target = depth
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._carry = b""
+        self._capturing: bytes | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        if self._carry:
+            data = self._carry + data
+            self._carry = b""
+        at = 0
+        while at < len(data):
+            at = self._search(data, at) if self._capturing is None else self._capture(data, at)
+
+    def _search(self, data: bytes, at: int) -> int:
+        """Go on to the next string that may be a key; return where to continue."""
+        place, name, key = self._candidate(data, at)
+        if place < 0:
+            self._skip_rest(data[at:])
+            return len(data)
+        self._skip(data[at:place])
+        end = place + len(name)
+        if self._in_string:
+            # it is no JSON, then
+            self._skip(data[place:end])
+            return end
+        if self._depth != self._target:
+            return end
+        colon = _COLON.match(data, end)
+        if colon is not None:
+            self._capturing = key
+            return colon.end()
+        if _GAP.match(data, end) is not None and len(data) - end < _MAX_GAP:
+            self._carry = data[place:]
+            return len(data)
+        return end
+
+    def _candidate(self, data: bytes, at: int) -> tuple[int, bytes, bytes]:
+        """Return the offset of the next string that spells a key, its spelling and the key; -1 if there is none."""
+        nearest = (-1, b"", b"")
+        # a quote at the very beginning ends the string before it, if there is one
+        first = at + 1 if self._in_string else at
+        for name, key in self._names:
+            place = data.find(name, first)
+            while place > at and data[place - 1] == 0x5C:
+                place = data.find(name, place + 1)
+            if place >= 0 and (nearest[0] < 0 or place < nearest[0]):
+                nearest = (place, name, key)
+        return nearest
+
+    def _skip_rest(self, part: bytes) -> None:
+        """Skip all of `part`, but carry over the beginning of a string that may become a key."""
+        last = part.rfind(b'"', max(0, len(part) - self._longest))
+        if last >= 0 and b"\\" not in part[max(0, last - 1) :]:
+            self._skip(part[:last])
+            if not self._in_string:
+                self._carry = part[last:]
+                return
+            part = part[last:]
+        self._skip(part)
+
+    def _skip(self, part: bytes) -> None:
+        """Skip what holds no key: update the depth, and whether the scan is inside a string."""
+        if not part:
+            return
+        if self._escaped:
+            self._escaped = False
+            part = part[1:]
+        ends_escaped = False
+        if b"\\" in part:
+            ends_escaped = (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
+            part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+        # what is between the quotes is by turns outside and inside of strings
+        pieces = part.split(b'"')
+        outside = pieces[1::2] if self._in_string else pieces[::2]
+        if len(pieces) % 2 == 0:
+            self._in_string = not self._in_string
+        self._escaped = ends_escaped and self._in_string
+        if outside:
+            count = b"".join(outside).count
+            self._depth += count(b"{") + count(b"[") - count(b"}") - count(b"]")
+
+    def _capture(self, data: bytes, at: int) -> int:
+        """Keep the value that begins at `at`, once it is whole; return where to continue."""
+        end = _value_end(data, at)
+        key, self._capturing = self._capturing, None
+        if end >= 0 and key is not None:
+            self.found[key] = data[at:end].strip()
+            return end
+        if len(data) - at < MAX_VALUE:
+            self._carry = data[at:]
+            self._capturing = key
+            return len(data)
+        return at
+
+
+def _value_end(data: bytes, at: int) -> int:
+    """Return the end of the value that begins at `at`, or -1 if it is not whole yet."""
+    space = _SPACE.match(data, at)
+    start = at if space is None else space.end()
+    if start == len(data):
+        return -1
+    if data[start : start + 1] in (b"{", b"[", b'"'):
+        depth = 0
+        whole = _WHOLE.match(data, start)
+        for piece in _PIECE.finditer(data, start, start if whole is None else whole.end()):
+            first = data[piece.start()]
+            if first in b"{[":
+                depth += 1
+            elif first in b"}]":
+                depth -= 1
+            if depth == 0:
+                return piece.end()
+        return -1
+    scalar = _SCALAR.match(data, start)
+    return -1 if scalar is None else scalar.end()

@@ -1,29 +1,21 @@
-"""Server-sent events, read as they pass (WHATWG HTML §9.2.6), with bounded memory.
+"""Server-sent events (WHATWG HTML §9.2.6), parsed as they pass, with bounded memory.
 
-A line of JSON holds no raw line break, so no text of a user's can end an event, begin one, or name its kind.
+A line of JSON holds no raw line break, so no text of a user's can end an event, begin one or name its kind.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Protocol
 
 from twisted_vllm.usage.readers.document import Document, Shape
 
 #: bytes of an event's name; vLLM's have some fifty
 MAX_NAME = 200
-#: bytes of a line that are kept until it is known what the line is
+#: bytes of a line that are kept until its field is known
 MAX_LINE = 65_536
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_MARK = b"\xef\xbb\xbf"
-
-
-class EventSink(Protocol):
-    """Takes events."""
-
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event: its name, or nothing, and its data, or what `Document` left of them."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def is_lone_event(data: bytes) -> bool:
@@ -38,10 +30,9 @@ class EventParser:
         between: whether the stream is between two events, so that what comes next begins one.
     """
 
-    def __init__(self, sink: EventSink, shape: Shape) -> None:
-        """Give each event to `sink`; of large data, keep `shape`."""
+    def __init__(self, shape: Shape) -> None:
+        """Begin; `shape` says what is kept of an event's data if they are large."""
         self.between = True
-        self._sink = sink
         self._shape = shape
         self._line: list[bytes] = []
         self._line_size = 0
@@ -52,21 +43,23 @@ class EventParser:
         self._name = b""
         self._document: Document | None = None
 
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
+    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        """Take the next piece; return the name (or nothing) and the data of each event that it ends."""
         if self._after_cr and data:
             self._after_cr = False
             if data[0] == 10:
                 data = data[1:]
+        events: list[tuple[bytes, bytes]] = []
         at = 0
         for found in _LINE_END.finditer(data):
-            self._end_line(data[at : found.start()])
+            self._end_line(data[at : found.start()], events)
             at = found.end()
         if at < len(data):
             self._part_of_line(data[at:])
         elif data and data[-1] == 13:
             self._after_cr = True
         self.between = not (self._line or self._long or self._name or self._document is not None or self._after_cr)
+        return events
 
     def _part_of_line(self, part: bytes) -> None:
         if self._long:
@@ -76,14 +69,13 @@ class EventParser:
         self._line.append(part)
         self._line_size += len(part)
         if self._line_size > MAX_LINE:
-            line = self._take_line()
-            field, value = _split(line)
+            field, value = _split(self._take_line())
             self._long = True
             self._long_data = field == b"data"
             if self._long_data:
                 self._data(value)
 
-    def _end_line(self, end: bytes) -> None:
+    def _end_line(self, end: bytes, events: list[tuple[bytes, bytes]]) -> None:
         if self._long:
             self._part_of_line(end)
             self._long = False
@@ -92,11 +84,9 @@ class EventParser:
             self._line.append(end)
             line = self._take_line()
         else:
-            line = end
-            if self._first:
-                line = self._without_mark(line)
+            line = self._without_mark(end) if self._first else end
         if not line:
-            self._dispatch()
+            self._end_event(events)
             return
         field, value = _split(line)
         if field == b"data":
@@ -112,7 +102,7 @@ class EventParser:
 
     def _without_mark(self, line: bytes) -> bytes:
         self._first = False
-        return line.removeprefix(_MARK)
+        return line.removeprefix(_BYTE_ORDER_MARK)
 
     def _data(self, value: bytes) -> None:
         if self._document is None:
@@ -121,11 +111,11 @@ class EventParser:
             self._document.feed(b"\n")
         self._document.feed(value)
 
-    def _dispatch(self) -> None:
+    def _end_event(self, events: list[tuple[bytes, bytes]]) -> None:
         name, self._name = self._name, b""
         document, self._document = self._document, None
         if document is not None:
-            self._sink.event(name, document.read())
+            events.append((name, document.read()))
 
 
 def _split(line: bytes) -> tuple[bytes, bytes]:

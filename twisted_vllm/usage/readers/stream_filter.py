@@ -1,40 +1,38 @@
-"""A stream whose usage the gateway asked for, as it would have been had nobody asked.
+"""Hides from the client that the gateway asked for the usage of a stream.
 
-Where ``include_usage`` is set, vLLM 0.32 sends one more event, with ``"choices":[]``, and moves
-``system_fingerprint`` into it from the events that end an answer (openai/chat_completion/serving.py,
-openai/completion/serving.py). So that event is taken out, and the fingerprint put back where it would have been. A
-server started with ``--enable-force-include-usage`` sends usage to everybody, which shows in every event: then nothing
-is taken out.
+If ``include_usage`` is set, vLLM 0.32 sends one more event, with ``"choices":[]``, and moves ``system_fingerprint``
+into it from the events that end an answer (openai/chat_completion/serving.py, openai/completion/serving.py). The filter
+removes that event and puts the fingerprint back. A server started with ``--enable-force-include-usage`` sends usage to
+everybody, which shows in every event: then the filter removes nothing.
 
-Whole events pass at once, but for those that end an answer: they wait for the event that follows them, which vLLM
-sends in the same breath unless another answer goes on. A part of an event waits for its rest, up to `MAX_HELD` bytes;
-a client can do nothing with it before.
+Whole events pass at once, except those that end an answer: they wait for the next event, which vLLM sends right after
+them unless another answer goes on. A part of an event waits for its rest, up to `MAX_HELD` bytes; a client can do
+nothing with it before.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from twisted_vllm.usage.readers.streams import USAGE, ChatStream, Chunk, CompletionStream, decode_chunk
-from twisted_vllm.usage.records import Usage
+from twisted_vllm.usage.readers.streams import USAGE, Chunk, ChunkStream, decode_chunk
 
 #: bytes of a part of an event that are held back; vLLM's usage event has some 300
 MAX_HELD = 8192
-#: bytes that end answers and are held back together; beyond, they go on as they are
+#: bytes of events that end answers and are held back together; beyond, they pass as they are
 MAX_HELD_ENDS = 65_536
 
 # after the comma this is a key: in a string, the quote would have a backslash in front
 _ENDS = b',"finish_reason":"'
 _FINGERPRINT = b'"system_fingerprint"'
-# an event that is too long to be held goes on but for its last bytes
+# bytes of an event too long to be held that are held all the same, as the fingerprint may belong at its end
 _OVERLAP = 256
 
 
 class Fingerprint:
-    """What a server last called itself, for an answer that ends while others of its request go on.
+    """The ``system_fingerprint`` that a server last sent, for an answer that ends while others of its request go on.
 
     Attributes:
-        value: the fingerprint as JSON; empty where it is not known.
+        value: the fingerprint as JSON; empty if it is not known.
     """
 
     __slots__ = ("value",)
@@ -44,54 +42,40 @@ class Fingerprint:
 
 
 class StreamFilter:
-    """Takes out of a stream what asking for its usage put in, and reads it."""
+    """Removes from a stream what asking for its usage added."""
 
-    stream = True
-
-    def __init__(self, *, chat: bool, fingerprint: Fingerprint | None = None) -> None:
+    def __init__(self, reader: ChunkStream, fingerprint: Fingerprint | None = None) -> None:
         """Begin with a stream.
 
         Args:
-            chat: whether it is a chat's, or a completion's.
-            fingerprint: what is known of the server; it is kept up to date.
+            reader: reads the stream's usage; the filter feeds it.
+            fingerprint: the server's last one, which the filter keeps up to date.
         """
-        self._reader: CompletionStream = ChatStream() if chat else CompletionStream()
+        self._reader = reader
         self._fingerprint = fingerprint if fingerprint is not None else Fingerprint()
         self._tail = b""
         self._ends: list[bytes] = []
         self._ends_size = 0
+        # nothing is removed any more
         self._open = False
         self._long = False
         self._long_ends = False
 
-    @property
-    def chunks(self) -> int:
-        """Events that carried content and no usage."""
-        return self._reader.chunks
-
     def feed(self, data: bytes) -> bytes:
-        """Take what came from the server; return what the client gets, which may be nothing yet."""
+        """Take the next piece from the server; return what the client gets, which may be nothing yet."""
         plain = self._reader.take(data)
         if self._open:
             return data
         if plain and not self._tail and not self._ends and data.rfind(_ENDS) < 0:
             return data
         if b"\r" in data:
-            # not vLLM's framing: nothing is known of such a stream
+            # not vLLM's framing: leave such a stream alone
             return self._give_up(data)
         return self._split(data)
 
     def finish(self) -> bytes:
-        """Return what was held back when the stream ended."""
+        """Return what is still held back at the end of the stream."""
         return self._give_up(b"")
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        return self._reader.usage()
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used; see `StreamReader.estimate`."""
-        return self._reader.estimate(prompt_tokens, answers)
 
     def _give_up(self, data: bytes) -> bytes:
         self._open = True
@@ -116,7 +100,7 @@ class StreamFilter:
         return b"".join(out)
 
     def _hold(self, part: bytes, out: list[bytes]) -> None:
-        """Keep a part of an event until its rest is there, or only its last bytes where it is too long."""
+        """Keep a part of an event until its rest comes, or only its last bytes if it is too long."""
         if not self._long and len(part) > MAX_HELD:
             self._long = True
             self._release(out, self._fingerprint.value)
@@ -139,7 +123,7 @@ class StreamFilter:
         if USAGE in event and (chunk := _chunk(event)) is not None and chunk.usage is not None:
             self._open = True
             if chunk.choices == []:
-                self._take_out(chunk, out)
+                self._remove(chunk, out)
             else:
                 # the server sends usage to everybody
                 self._release(out, b"")
@@ -156,7 +140,7 @@ class StreamFilter:
         if self._ends_size > MAX_HELD_ENDS:
             self._release(out, self._fingerprint.value)
 
-    def _take_out(self, chunk: Chunk, out: list[bytes]) -> None:
+    def _remove(self, chunk: Chunk, out: list[bytes]) -> None:
         value = b"" if chunk.system_fingerprint is None else msgspec.json.encode(chunk.system_fingerprint)
         self._fingerprint.value = value
         self._release(out, value)
@@ -174,9 +158,4 @@ class StreamFilter:
 
 
 def _chunk(event: bytes) -> Chunk | None:
-    if not event.startswith(b"data: {"):
-        return None
-    try:
-        return decode_chunk(event[6:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+    return decode_chunk(event[6:]) if event.startswith(b"data: {") else None

@@ -1,12 +1,19 @@
-"""What a stream of events used: counted from what passes.
+"""The usage of streams of server-sent events, read as they pass.
 
-Facts of vLLM 0.32 (entrypoints/): chat and completions name usage in a last event with ``"choices":[]`` where the
-client asked with ``stream_options.include_usage``; with ``continuous_usage_stats`` too, or on a server started with
-``--enable-force-include-usage``, every event has the usage so far of its own choice. Audio does the same, asked with
-the form's ``stream_include_usage``. An event without usage carries about one token.
+Facts of vLLM 0.32 (entrypoints/):
+
+- Chat and completions report usage in a last chunk with ``"choices":[]`` if the client asked for it with
+  ``stream_options.include_usage``. With ``continuous_usage_stats`` too, or on a server started with
+  ``--enable-force-include-usage``, every chunk has the usage so far of its own choice. Audio does the same, asked with
+  the form's ``stream_include_usage``. A chunk without usage carries about one token.
+- Unasked, Responses report usage in ``response.completed``; Anthropic's messages in ``message_start`` (of the prompt,
+  before it is known what came from the cache) and ``message_delta``; Cohere's chat in ``message-end``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -17,10 +24,13 @@ from twisted_vllm.usage.records import Usage
 
 USAGE = b'"usage"'
 _ERROR = b'{"error"'
+_USAGE_SHAPE = Shape((b"usage",))
+
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 
 class Choice(msgspec.Struct, gc=False):
-    """One of the answers in an event."""
+    """One of the answers in a chunk."""
 
     index: int = 0
 
@@ -33,83 +43,75 @@ class Chunk(msgspec.Struct, gc=False):
     system_fingerprint: str | None = None
 
 
-decode_chunk = msgspec.json.Decoder(Chunk).decode
+class _Holder(msgspec.Struct, gc=False):
+    usage: Counts | None = None
 
 
-class StreamReader:
-    """Reads the usage of a stream; what is common to all kinds.
+class _Event(msgspec.Struct, gc=False):
+    usage: Counts | None = None
+    message: _Holder | None = None
+    response: _Holder | None = None
+
+
+class _CohereEvent(msgspec.Struct, gc=False):
+    type: str = ""
+    delta: _Holder | None = None
+
+
+_chunk_decoder = msgspec.json.Decoder(Chunk)
+_event_decoder = msgspec.json.Decoder(_Event)
+_cohere_decoder = msgspec.json.Decoder(_CohereEvent)
+
+
+def decode_chunk(data: bytes) -> Chunk | None:
+    """Return a chunk, or None if `data` is none."""
+    return _decoded(_chunk_decoder, data)
+
+
+class ChunkStream:
+    """Reads a stream of chunks: chat, completions or a transcription.
 
     Attributes:
         stream: that it reads a stream.
-        chunks: events that carried content and no usage.
+        chunks: chunks that carried content and no usage in place of it.
     """
 
     stream = True
-    #: events of each answer that come before its first token
-    lead_in = 0
-    shape = Shape((b"usage",))
 
-    def __init__(self) -> None:
-        self.chunks = 0
-        self._parser = EventParser(self, self.shape)
-
-    def feed(self, data: bytes) -> None:
-        """Take what comes next."""
-        self._parser.feed(data)
-
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event."""
-        raise NotImplementedError
-
-    def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
-        raise NotImplementedError
-
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used, for a stream without usage or one that ended early.
+    def __init__(self, *, chat: bool = False, estimates_prompt: bool = True) -> None:
+        """Begin.
 
         Args:
-            prompt_tokens: what the prompt was estimated at.
-            answers: how many answers were asked for.
+            chat: whether it is a chat: the first chunk of each answer then names its role alone, and all answers are to
+                one prompt.
+            estimates_prompt: whether the request's size tells about the size of its prompt; an upload's does not.
         """
-        completion = max(0, self.chunks - self.lead_in * answers)
-        return Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion,
-            total_tokens=prompt_tokens + completion,
-            estimated=True,
-        )
-
-
-class CompletionStream(StreamReader):
-    """Completions, and what has their shape."""
-
-    shape = Shape((b"usage", b"choices"))
-
-    def __init__(self) -> None:
-        super().__init__()
+        self.chunks = 0
+        self._chat = chat
+        self._estimates_prompt = estimates_prompt
+        self._parser = EventParser(_USAGE_SHAPE)
         self._final: Usage | None = None
         self._so_far: dict[int, Usage] = {}
 
     def take(self, data: bytes) -> bool:
-        """Take what comes next; return whether it was one whole event without usage."""
-        # for what is seldom there in something short, rfind takes half as long as find and `in`
+        """Take the next piece; return whether it was one whole chunk without usage."""
+        # if it is not there, rfind finds that out in half the time of find and `in`
         if self._parser.between and data.rfind(USAGE) < 0 and is_lone_event(data):
             if data[6:14] != _ERROR:
                 self.chunks += 1
             return True
-        self._parser.feed(data)
+        for _, event in self._parser.feed(data):
+            self._event(event)
         return False
 
     def feed(self, data: bytes) -> None:
-        """Take what comes next."""
+        """Take the next piece."""
         self.take(data)
 
-    def event(self, name: bytes, data: bytes) -> None:
-        """Take one event."""
+    def _event(self, data: bytes) -> None:
         if not data.startswith(b"{") or data.startswith(_ERROR):
             return
-        chunk = _chunk(data) if USAGE in data else None
+        chunk = decode_chunk(data) if USAGE in data else None
         if chunk is None or chunk.usage is None:
             self.chunks += 1
         elif chunk.choices == []:
@@ -119,10 +121,10 @@ class CompletionStream(StreamReader):
             self._so_far[chunk.choices[0].index if chunk.choices else 0] = to_usage(chunk.usage)
 
     def usage(self) -> Usage | None:
-        """Return what the server said that it used, or None where it did not."""
+        """Return the usage that the server reported, or None if it reported none."""
         if self._final is not None or not self._so_far:
             return self._final
-        # each choice counts its own tokens; several prompts are only seen in part
+        # each choice counts its own tokens; of several prompts, each chunk counts one
         each = list(self._so_far.values())
         prompt = max(usage.prompt_tokens for usage in each)
         completion = sum(usage.completion_tokens for usage in each)
@@ -132,29 +134,174 @@ class CompletionStream(StreamReader):
             completion,
             sum(usage.reasoning_tokens for usage in each),
             prompt + completion,
-            estimated=len(each) > 1 and self.lead_in == 0,
+            estimated=len(each) > 1 and not self._chat,
         )
 
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return the estimated usage of a stream that reported none, or that ended early."""
+        tokens = max(0, self.chunks - answers) if self._chat else self.chunks
+        return _estimated(prompt_tokens if self._estimates_prompt else 0, tokens)
 
-class AudioStream(CompletionStream):
-    """Transcriptions and translations.
 
-    What vLLM calls their prompt's tokens is the decoder's prompt and the frames of the audio (Whisper: 100 a second).
+class _NamedEvents:
+    """Splits a stream of named events, and counts those that carry content, which are most of them."""
+
+    def __init__(self, content: bytes, shape: Shape = _USAGE_SHAPE) -> None:
+        """Begin.
+
+        Args:
+            content: what the names of events that carry content end with.
+            shape: what is kept of large data.
+        """
+        self.chunks = 0
+        self._content = content
+        self._parser = EventParser(shape)
+
+    def feed(self, data: bytes) -> Sequence[tuple[bytes, bytes]]:
+        """Take the next piece; return the name and the data of each other event that it ends."""
+        if data[:7] == b"event: " and self._parser.between and data.find(b"\r") < 0:
+            line = data.find(b"\n")
+            if data.endswith(self._content, 7, line) and is_lone_event(data[line + 1 :]):
+                self.chunks += 1
+                return ()
+        events = self._parser.feed(data)
+        others = [event for event in events if not event[0].endswith(self._content)]
+        self.chunks += len(events) - len(others)
+        return others
+
+
+class ResponseStream:
+    """Reads a stream of Responses: its last event holds the whole response.
+
+    Attributes:
+        stream: that it reads a stream.
     """
 
+    stream = True
+
+    def __init__(self) -> None:
+        self._events = _NamedEvents(b".delta", Shape((b"usage",), outer=b"response"))
+        self._final: Usage | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Events that carried content."""
+        return self._events.chunks
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        for name, event in self._events.feed(data):
+            if name in (b"response.completed", b"response.incomplete", b"response.failed"):
+                decoded = _decoded(_event_decoder, event)
+                if decoded is not None and decoded.response is not None and decoded.response.usage is not None:
+                    self._final = to_usage(decoded.response.usage)
+
+    def usage(self) -> Usage | None:
+        """Return the usage that the server reported, or None if it reported none."""
+        return self._final
+
     def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return what it probably used; the size of an upload tells nothing of a prompt."""
-        return super().estimate(0, answers)
+        """Return the estimated usage of a stream that ended early."""
+        return _estimated(prompt_tokens, self.chunks)
 
 
-class ChatStream(CompletionStream):
-    """Chat: the first event of each answer says the role alone."""
+class MessageStream:
+    """Reads a stream of Anthropic's messages: the prompt's usage is at its start, the rest at its end.
 
-    lead_in = 1
+    Attributes:
+        stream: that it reads a stream.
+    """
+
+    stream = True
+
+    def __init__(self) -> None:
+        self._events = _NamedEvents(b"content_block_delta")
+        self._prompt: Usage | None = None
+        self._final: Usage | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Events that carried content."""
+        return self._events.chunks
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        for name, event in self._events.feed(data):
+            if name == b"message_start":
+                decoded = _decoded(_event_decoder, event)
+                if decoded is not None and decoded.message is not None and decoded.message.usage is not None:
+                    self._prompt = to_usage(decoded.message.usage)
+            elif name == b"message_delta":
+                decoded = _decoded(_event_decoder, event)
+                if decoded is not None and decoded.usage is not None:
+                    self._final = self._with_prompt(decoded.usage)
+
+    def _with_prompt(self, counts: Counts) -> Usage:
+        """Return the usage at the end of a message; if it does not count the prompt, its start did."""
+        usage, prompt = to_usage(counts), self._prompt
+        if counts.input_tokens is not None or prompt is None:
+            return usage
+        return Usage(
+            prompt.prompt_tokens,
+            prompt.cached_tokens,
+            usage.completion_tokens,
+            usage.reasoning_tokens,
+            prompt.prompt_tokens + usage.completion_tokens,
+        )
+
+    def usage(self) -> Usage | None:
+        """Return the usage that the server reported, or None if it reported none."""
+        return self._final
+
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return the estimated usage of a stream that ended early; the prompt's is vLLM's once the stream began."""
+        prompt = self._prompt
+        if prompt is None:
+            return _estimated(prompt_tokens, self.chunks)
+        return _estimated(prompt.prompt_tokens, self.chunks, prompt.cached_tokens)
 
 
-def _chunk(data: bytes) -> Chunk | None:
+class CohereStream:
+    """Reads a stream of Cohere's chat: usage is in its last event.
+
+    Attributes:
+        stream: that it reads a stream.
+        chunks: events that carried content.
+    """
+
+    stream = True
+
+    def __init__(self) -> None:
+        self.chunks = 0
+        self._parser = EventParser(Shape((b"usage",), outer=b"delta"))
+        self._final: Usage | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece."""
+        for _, event in self._parser.feed(data):
+            decoded = _decoded(_cohere_decoder, event) if event.startswith(b"{") else None
+            if decoded is None:
+                continue
+            if decoded.delta is not None and decoded.delta.usage is not None:
+                self._final = to_usage(decoded.delta.usage)
+            elif decoded.type.endswith("-delta"):
+                self.chunks += 1
+
+    def usage(self) -> Usage | None:
+        """Return the usage that the server reported, or None if it reported none."""
+        return self._final
+
+    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+        """Return the estimated usage of a stream that ended early."""
+        return _estimated(prompt_tokens, self.chunks)
+
+
+def _estimated(prompt: int, completion: int, cached: int = 0) -> Usage:
+    return Usage(prompt, cached, completion, total_tokens=prompt + completion, estimated=True)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_S], data: bytes) -> _S | None:
     try:
-        return decode_chunk(data)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

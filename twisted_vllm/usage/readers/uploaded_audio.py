@@ -1,8 +1,8 @@
-"""How long the audio in a form is, read as the form passes: for the answers in which the server does not say.
+"""Measures the audio in a form as it passes, for answers that do not report it.
 
-Only what is certain: one field "file" in a form in strict form (`FormScan`), which holds a WAV file whose header tells
-how many bytes make a second. vLLM reads it with libsndfile or FFmpeg, which both take the length that the header
-declares, or what is there of it.
+It measures only what is certain: a form that `FormScan` accepts, with one field "file", which holds a WAV file whose
+header tells how many bytes make a second. vLLM reads it with libsndfile or FFmpeg, which both take the length that the
+header declares, or what is there of it.
 """
 
 from __future__ import annotations
@@ -10,45 +10,44 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from twisted_vllm.bodies.form_scanner import FormScan
-from twisted_vllm.bodies.multipart import field_name
+from twisted_vllm.bodies.multipart import FormScan
 from twisted_vllm.errors import ModelUndetermined
 from twisted_vllm.http.headers import is_form
 
-#: bytes of a WAV file up to its samples
+#: bytes of a WAV file before its samples
 MAX_WAV_HEAD = 65_536
-#: bytes behind the samples: labels and the like; more may be samples that another reader finds
+#: bytes after the samples: labels and the like; more may be samples that another reader finds
 MAX_WAV_TAIL = 65_536
 
 _FORMAT = struct.Struct("<HHIIHH")
 _CHUNK = struct.Struct("<4sI")
-# PCM, IEEE float, A-law, mu-law: so many bytes to a sample; and the one that names one of these further on
+# PCM, IEEE float, A-law, mu-law: samples of one size; and the format that names one of these further on
 _PLAIN = frozenset((1, 3, 6, 7))
 _EXTENSIBLE = 0xFFFE
 _SUBFORMAT_AT = 24
 
 
-#: the routes that take audio in a form
-AUDIO_ROUTES = frozenset(("/v1/audio/transcriptions", "/v1/audio/translations"))
-
-
 class WavLength:
-    """Measures a WAV file that comes in pieces; keeps no more than its head."""
+    """Measures a WAV file that comes in pieces; keeps no more than its header."""
 
     __slots__ = ("_at", "_declared", "_frame", "_head", "_rate", "_size", "_start", "_unclear")
 
     def __init__(self) -> None:
-        """Begin with a file."""
         self._head = bytearray()
         self._at = 12
         self._size = 0
         self._frame = self._rate = 0
-        # where the samples begin, and how many bytes of them the file claims to have
+        # the offset of the samples, and how many bytes of them the header declares
         self._start = self._declared = 0
         self._unclear = False
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of the file are held in memory."""
+        return len(self._head)
+
     def feed(self, data: bytes, start: int, end: int) -> None:
-        """Take what comes next: `data` from `start` to `end`."""
+        """Take the next piece: `data` from `start` to `end`."""
         self._size += end - start
         if self._start or self._unclear:
             return
@@ -61,22 +60,22 @@ class WavLength:
             self._head.clear()
 
     def milliseconds(self) -> int | None:
-        """Return how long the file is, now that all of it came; None where that is not certain."""
+        """Return the length of the file, once all of it came; None if that is not certain."""
         if not self._start:
             return None
         there = self._size - self._start
-        # what is written to a pipe does not know its length, and says more than there is; 0 is nothing to libsndfile,
-        # and to FFmpeg everything
+        # a recorder that writes to a pipe does not know the length, and declares too much; a length of 0 means none to
+        # libsndfile and all there is to FFmpeg
         samples = min(self._declared, there)
         if there - samples > MAX_WAV_TAIL or (there and not samples):
             return None
         return samples // self._frame * 1000 // self._rate
 
     def _read_head(self) -> None:
-        """Read the chunks that are there.
+        """Read the chunks that came.
 
         Raises:
-            ValueError: it is no WAV file, or not one that is clear.
+            ValueError: it is no WAV file, or its length is not certain.
         """
         head = self._head
         if len(head) >= 12 and (head[:4] != b"RIFF" or head[8:12] != b"WAVE"):
@@ -108,12 +107,12 @@ class WavLength:
         self._frame, self._rate = frame, rate
 
 
-class _FileParts:
-    """Takes what a form has in its field "file".
+class _FileField:
+    """Observes the field "file" of a form.
 
     Attributes:
-        file: what it has, if anything.
-        twice: whether there is more than one, of which another reader may take the other.
+        file: the file in it, once it began.
+        twice: whether the form has more than one, of which another reader may take the other.
     """
 
     __slots__ = ("_inside", "file", "twice")
@@ -123,23 +122,23 @@ class _FileParts:
         self.twice = False
         self._inside = False
 
-    def part(self, head: bytes) -> None:
+    def part(self, name: bytes) -> None:
         """A part begins."""
-        self._inside = field_name(head) == b"file"
+        self._inside = name == b"file"
         if self._inside:
             self.twice = self.twice or self.file is not None
             self.file = WavLength()
 
     def content(self, data: bytes, start: int, end: int) -> None:
-        """A piece of its content has come."""
+        """A piece of its content came."""
         if self._inside and self.file is not None:
             self.file.feed(data, start, end)
 
 
 class UploadedAudio:
-    """Looks on at a form, and tells how long the audio in its field "file" is."""
+    """Observes a form, and measures the audio in its field "file"."""
 
-    __slots__ = ("_parts", "_scan")
+    __slots__ = ("_field", "_scan")
 
     def __init__(self, content_type: bytes) -> None:
         """Begin with a form.
@@ -147,15 +146,21 @@ class UploadedAudio:
         Args:
             content_type: the request's ``Content-Type``.
         """
-        self._parts = _FileParts()
+        self._field = _FileField()
         self._scan: FormScan | None
         try:
-            self._scan = FormScan(content_type, self._parts)
+            self._scan = FormScan(content_type, self._field)
         except ModelUndetermined:
             self._scan = None
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of the form are held in memory."""
+        file = self._field.file
+        return (0 if file is None else file.held_bytes) + (0 if self._scan is None else len(self._scan.unjudged))
+
     def feed(self, data: bytes) -> None:
-        """Take what comes next."""
+        """Take the next piece of the form."""
         scan = self._scan
         if scan is None:
             return
@@ -163,15 +168,15 @@ class UploadedAudio:
             model = scan.model
             scan.feed(data)
             if scan.model is not model:
-                # it stops at the model
+                # the scan stops at the model
                 scan.feed(b"")
         except ModelUndetermined:
             self._scan = None
 
     def milliseconds(self) -> int | None:
-        """Return how long the audio is, once the whole form was fed; None where that is not certain."""
-        file = self._parts.file
-        if self._scan is None or file is None or self._parts.twice:
+        """Return the length of the audio, once all of the form came; None if that is not certain."""
+        file = self._field.file
+        if self._scan is None or file is None or self._field.twice:
             return None
         try:
             self._scan.finish()
@@ -181,7 +186,7 @@ class UploadedAudio:
 
 
 def audio_uploaded(headers: Mapping[bytes, bytes]) -> UploadedAudio | None:
-    """Return what measures the audio that comes with a request to one of `AUDIO_ROUTES`, or None where none can come.
+    """Return what measures the audio in a request's body, or None if that is no form.
 
     Args:
         headers: the first value of each header, by lower-case name.

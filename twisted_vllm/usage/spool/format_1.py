@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.usage.records import Payer, Target, UsageRow
-from twisted_vllm.usage.references import refer
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer
 
 
 class _Row(msgspec.Struct):

@@ -14,9 +14,7 @@ from zlib import crc32
 import attrs
 import msgspec
 
-from twisted_vllm.usage.cleaning import clean_struct
-from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.references import payer_of, refer, target_of
+from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
 from twisted_vllm.usage.spool.format_1 import row_of_format_1
 
 #: of the format. Fields with defaults may be added at the end of `UsageRow` without a new one.

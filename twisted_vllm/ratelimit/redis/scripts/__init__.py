@@ -1,4 +1,4 @@
-"""What Redis does in one step, in Lua, as data of the package."""
+"""The Lua scripts, each of which Redis runs in one step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from importlib.resources import files
 
 
 class Script:
-    """A script with the parts that it is made of.
+    """A script made of parts.
 
     Attributes:
         source: its text.
-        digest: its SHA-1, by which Redis knows it once it has seen it.
+        digest: its SHA-1, the name of a script that Redis has run before.
     """
 
     __slots__ = ("digest", "source")
@@ -21,25 +21,24 @@ class Script:
         self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-def part(name: str) -> str:
-    """Return the text of one of the package's files."""
-    return files(__package__).joinpath(f"{name}.lua").read_text("utf-8")
-
-
 class Scripts:
-    """All of them.
+    """All scripts.
 
     Args:
         lease_ms: how long a process's lease lasts, in milliseconds.
-        clock: the text of the function ``clock``, in place of Redis' own clock.
+        clock: the Lua function ``clock`` in place of Redis' own clock.
     """
 
     def __init__(self, lease_ms: int, clock: str | None = None) -> None:
         lease = f"local LEASE_MS = {lease_ms}"
-        common = [lease, clock or part("clock"), part("processes"), part("windows"), part("budgets")]
-        self.hello = Script(*common, part("hello"))
-        self.renew = Script(*common, part("renew"))
-        self.admit = Script(*common, part("admit"))
-        self.settle = Script(*common, part("settle"))
-        self.reset = Script(*common, part("reset"))
-        self.bye = Script(*common, part("bye"))
+        common = [lease, clock or _read("clock"), _read("processes"), _read("windows"), _read("budgets")]
+        self.register = Script(*common, _read("register"))
+        self.renew = Script(*common, _read("renew"))
+        self.admit = Script(*common, _read("admit"))
+        self.settle = Script(*common, _read("settle"))
+        self.reset = Script(*common, _read("reset"))
+        self.release = Script(*common, _read("release"))
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath(f"{name}.lua").read_text("utf-8")

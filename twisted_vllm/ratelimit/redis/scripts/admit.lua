@@ -1,13 +1,14 @@
--- KEYS: what is looked at, in the order of the limits.
+-- Admit a request if every limit lets it begin, and count it.
+-- KEYS: the counters, in the order of the limits.
 -- ARGV: process, epoch, number of the admission; then five for each key:
---   'work', limit or '', '', '', ''
+--   'parallel', limit or '', '', '', ''
 --   'window', limit, needed, amount, ''
---   'budget', limit or '', needed, amount, the start of the period, with '/' and what the database says was spent
--- The result is words: 'lost' or 'stale'; else 'yes' or 'no' and, for each key, joined by commas:
---   wait (microseconds; 0 is none, -1 for ever), used before this request, empty after (microseconds), where it is counted
+--   'budget', limit or '', needed, amount, start of the period '/' what the database says was spent in it
+-- Result: 'lost' or 'stale'; or 'yes' or 'no' and a word for each key, of four parts with commas between them:
+--   wait (microseconds; 0 is now, -1 is never), used before this request, empty after (microseconds), bucket or period
 local process, epoch = ARGV[1], ARGV[2]
-local refused = objection(process, epoch)
-if refused then return {ok = refused} end
+local rejected = rejection(process, epoch)
+if rejected then return {ok = rejected} end
 local now = clock()
 
 local opened, waits, used, fits = {}, {}, {}, true
@@ -15,7 +16,7 @@ for index, key in ipairs(KEYS) do
   local at = 4 + (index - 1) * 5
   local kind, limit, needed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local wait = 0
-  if kind == 'work' then
+  if kind == 'parallel' then
     if limit and held(key, '') >= limit then wait = limit > 0 and 1000000 or -1 end
     used[index] = 0
   elseif kind == 'window' then
@@ -31,7 +32,7 @@ for index, key in ipairs(KEYS) do
       found = {start, known, false}
     elseif start == found[1] and tonumber(known) > tonumber(found[2])
         and not (found[3] and tonumber(found[3]) > now - RESET_HOLDS) then
-      -- Somebody spent while Redis was away or had forgotten.
+      -- The database knows more: another process spent while Redis was unavailable, or Redis lost its memory.
       redis.call('HSET', key, 'spent', known)
       found[2] = known
     end
@@ -50,22 +51,22 @@ if fits then
   redis.call('SADD', admissions(process), ARGV[3])
   redis.call('PEXPIRE', admissions(process), LEASE_MS)
 end
-local told = {fits and 'yes' or 'no'}
+local results = {fits and 'yes' or 'no'}
 for index, key in ipairs(KEYS) do
   local at = 4 + (index - 1) * 5
-  local kind, amount, where, empty = ARGV[at], ARGV[at + 3], '', 0
-  if kind == 'work' then
+  local kind, amount, bucket, empty = ARGV[at], ARGV[at + 3], '', 0
+  if kind == 'parallel' then
     if fits then
       redis.call('HINCRBY', key, process, 1)
       redis.call('PEXPIRE', key, HELD_MS)
     end
   elseif kind == 'window' then
-    if fits then where = add(opened[index], tonumber(amount), now) end
+    if fits then bucket = add(opened[index], tonumber(amount), now) end
     empty = empty_after(opened[index], now)
   else
-    where = opened[index]
+    bucket = opened[index]
     if fits and amount ~= '0' then redis.call('HINCRBY', key, 'reserved:' .. process, amount) end
   end
-  told[index + 1] = text(waits[index]) .. ',' .. text(tonumber(used[index])) .. ',' .. text(empty) .. ',' .. where
+  results[index + 1] = text(waits[index]) .. ',' .. text(tonumber(used[index])) .. ',' .. text(empty) .. ',' .. bucket
 end
-return {ok = table.concat(told, ' ')}
+return {ok = table.concat(results, ' ')}

@@ -1,5 +1,5 @@
--- A budget is a hash: `start` of its period, what was `spent`, the soft budget that was `warned` of, when it was `reset`,
--- and what each process has `reserved:`. Sums are 64 bits wide; a comparison is exact to 16 digits.
+-- A budget is a hash: the `start` of its period, what was `spent`, the soft budget it `warned` of, when it was `reset`,
+-- and `reserved:` with each process's name. Sums have 64 bits; comparisons are exact to 16 digits.
 local BUDGET_MS = 40 * 86400000
--- For how long after a reset what a process knows from before it is not believed, in microseconds.
+-- For so many microseconds after a reset, a higher spending that a process reports is taken for an older one.
 local RESET_HOLDS = 10000000

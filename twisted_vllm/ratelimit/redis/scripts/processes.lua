@@ -1,7 +1,7 @@
--- What a process holds is kept below its name, and counts while its lease lasts: a key that it renews, which holds the
--- epoch of its connection. A set has the numbers of its admissions that are not settled, so that each is settled once.
+-- What a process holds counts while its lease lasts. The lease is a key that the process renews; its value is the epoch
+-- of the process's connection. A set has the numbers of its open admissions, so that each is settled once.
 local PREFIX = 'vllm-passthrough:'
--- Longer than any request; what a process that was killed left behind goes with it.
+-- Longer than any request. It removes what a killed process left behind.
 local HELD_MS = 86400000
 
 local function lease(process)
@@ -12,15 +12,15 @@ local function admissions(process)
   return PREFIX .. 'admissions:' .. process
 end
 
--- Whether a command may be done: nil, or 'lost' (the lease ended) or 'stale' (it comes from a former connection).
-local function objection(process, epoch)
+-- Why a command must not be done: 'lost' (the lease ended), 'stale' (it comes from a former connection), or nil.
+local function rejection(process, epoch)
   local found = redis.call('GET', lease(process))
   if not found then return 'lost' end
   if found ~= epoch then return 'stale' end
   return nil
 end
 
--- The sum of what living processes hold; what others held is dropped.
+-- The sum of what the living processes hold. What others held is dropped.
 local function held(key, prefix)
   local sum, found = 0, redis.call('HGETALL', key)
   for index = 1, #found, 2 do

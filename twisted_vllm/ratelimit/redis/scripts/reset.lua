@@ -1,4 +1,4 @@
--- KEYS: a budget. ARGV: the start of the period, what was spent. Set it, for what living processes have reserved stays.
+-- Set what was spent of a budget; reservations stay. KEYS: the budget. ARGV: start of the period, what was spent.
 local found = redis.call('HGET', KEYS[1], 'start')
 if found and tonumber(ARGV[1]) >= tonumber(found) then
   redis.call('HSET', KEYS[1], 'start', ARGV[1], 'spent', ARGV[2], 'reset', text(clock()))

@@ -1,20 +1,21 @@
--- KEYS: what was counted at admission. ARGV: process, epoch, the process that admitted, the admission's number; then four
--- for each key:
---   'work', '', '', ''
---   'window', where it is counted, the difference to what was reserved, ''
---   'budget', the start of the period ('' is any), reserved, cost, with '/' and the soft budget
--- The result is words: 'lost' or 'stale'; else 'done' and, for each budget whose soft budget was crossed now, the number
--- of its key, a comma and what was spent.
-local refused = objection(ARGV[1], ARGV[2])
-if refused then return {ok = refused} end
+-- Replace what a request reserved by what it used, once.
+-- KEYS: the counters of its admission.
+-- ARGV: process, epoch, the process that admitted it, number of the admission; then four for each key:
+--   'parallel', '', '', ''
+--   'window', bucket, difference to what was reserved, ''
+--   'budget', start of the period ('' is any), reserved, cost '/' soft budget
+-- Result: 'lost' or 'stale'; or 'done' and, for each soft budget that was crossed now, the number of its key, a comma and
+-- what was spent.
+local rejected = rejection(ARGV[1], ARGV[2])
+if rejected then return {ok = rejected} end
 local now = clock()
-local holder, told = ARGV[3], {'done'}
+local holder, results = ARGV[3], {'done'}
 if redis.call('SREM', admissions(holder), ARGV[4]) == 0 then return {ok = 'done'} end
 
 for index, key in ipairs(KEYS) do
   local at = 5 + (index - 1) * 4
   local kind = ARGV[at]
-  if kind == 'work' then
+  if kind == 'parallel' then
     release(key, holder, '1')
   elseif kind == 'window' then
     correct(key, ARGV[at + 1], tonumber(ARGV[at + 2]), now)
@@ -26,9 +27,9 @@ for index, key in ipairs(KEYS) do
       local spent = redis.call('HINCRBY', key, 'spent', cost)
       if soft ~= '' and soft ~= found[2] and spent >= tonumber(soft) then
         redis.call('HSET', key, 'warned', soft)
-        told[#told + 1] = text(index - 1) .. ',' .. text(spent)
+        results[#results + 1] = text(index - 1) .. ',' .. text(spent)
       end
     end
   end
 end
-return {ok = table.concat(told, ' ')}
+return {ok = table.concat(results, ' ')}

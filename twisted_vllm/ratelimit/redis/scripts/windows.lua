@@ -1,6 +1,6 @@
--- A window is a hash: `used`, the sum; `head` and `tail`, the numbers of its oldest and newest bucket; and for each
--- bucket `t` (when the last of it was counted), `c` (when it closes) and `n` (how much it is), each with its number.
--- Numbers begin with the time, so that a bucket of a window that is gone is never taken for one of its successor.
+-- A window is a hash: the sum `used`; the numbers of its oldest and newest bucket, `head` and `tail`; and for each bucket
+-- `t` (when the last of it was counted), `c` (when it closes) and `n` (its amount), each followed by its number.
+-- Numbers begin with the time, so a bucket of an expired window is never taken for one of the next window.
 local WINDOW = 60000000
 local GRAIN = 250000
 
@@ -33,7 +33,7 @@ local function open_window(key, now)
   return window
 end
 
--- Count an amount; the result is the number of its bucket.
+-- Count an amount, and return the number of its bucket.
 local function add(window, amount, now)
   local key, name = window.key, text(window.tail)
   window.used = window.used + amount
@@ -51,7 +51,7 @@ local function add(window, amount, now)
   return name
 end
 
--- Give back what was counted too much, where it still counts, or count now what was missing.
+-- Take out what was too much, while the bucket still counts, or count now what is missing.
 local function correct(key, name, difference, now)
   if difference > 0 then
     add(open_window(key, now), difference, now)
@@ -61,7 +61,7 @@ local function correct(key, name, difference, now)
   end
 end
 
--- The microseconds after which an amount fits below a limit; -1 is never.
+-- The microseconds until an amount fits below a limit; -1 is never.
 local function wait_of(window, limit, amount, now)
   if amount > limit then return -1 end
   local left, wait = window.used, 0
@@ -75,7 +75,7 @@ local function wait_of(window, limit, amount, now)
   return wait
 end
 
--- The microseconds after which nothing is left of it.
+-- The microseconds until the window is empty.
 local function empty_after(window, now)
   for number = window.tail, window.head, -1 do
     local name = text(number)

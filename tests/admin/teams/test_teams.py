@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.admin_harness import Gateway
+
+
+def new(gateway: Gateway, **fields: object) -> Any:
+    answer = gateway.post("/team/new", fields)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def members(answer: Any) -> dict[str, str]:
+    return {member["user_id"]: member["role"] for member in answer["members_with_roles"]}
+
+
+def test_a_team_is_made_with_its_members_and_shown(gateway: Gateway) -> None:
+    made = new(
+        gateway,
+        team_id="x",
+        team_alias="Engines",
+        models=["a*"],
+        metadata={"a": 1},
+        members_with_roles=[{"user_id": "ada", "role": "admin"}, {"user_id": "bob"}],
+    )
+    assert (made["team_id"], made["team_alias"], made["models"], made["blocked"]) == ("x", "Engines", ["a*"], False)
+    assert members(made) == {"ada": "admin", "bob": "user"}
+    key = gateway.make_key(team_id="x")
+    found = gateway.get("/team/info?team_id=x").json
+    assert found["team_info"] == made
+    assert [each["token"] for each in found["keys"]] == [key["token"]]
+    assert [each["user_id"] for each in found["team_memberships"]] == ["ada", "bob"]
+    assert gateway.get("/user/info?user_id=bob").json["user_info"]["teams"] == ["x"]
+
+
+def test_a_team_without_an_id_gets_one(gateway: Gateway) -> None:
+    assert new(gateway)["team_id"] != new(gateway)["team_id"]
+
+
+def test_a_key_inherits_its_team_s_models_as_they_change(gateway: Gateway) -> None:
+    key = gateway.make_key(team_id="x")
+    new(gateway, team_id="x", models=["a"])
+    assert gateway.principal_of(key["token"]).team_models == ("a",)
+    answer = gateway.post("/team/update", {"team_id": "x", "models": ["b"]})
+    assert (answer.json["team_id"], answer.json["data"]["models"]) == ("x", ["b"])
+    assert gateway.principal_of(key["token"]).team_models == ("b",)
+    gateway.post("/team/update", {"team_id": "x", "models": None})
+    assert not gateway.principal_of(key["token"]).restricts_models
+
+
+def test_a_blocked_team_s_keys_are_refused_and_the_refusal_says_so(gateway: Gateway) -> None:
+    new(gateway, team_id="x")
+    key = gateway.make_key(team_id="x")["key"]
+    other = gateway.make_key(team_id="y")["key"]
+    answer = gateway.post("/team/block", {"team_id": "x"})
+    assert (answer.status, answer.json["blocked"]) == (200, True)
+    refused = gateway.get("/key/info", key)
+    assert (refused.status, refused.error["code"]) == (401, "blocked_api_key")
+    assert "team" in refused.error["message"]
+    assert gateway.get("/key/info", other).status == 200
+    gateway.post("/team/unblock", {"team_id": "x"})
+    assert gateway.get("/key/info", key).status == 200
+
+
+def test_members_come_and_go_and_those_that_nobody_knew_are_made(gateway: Gateway) -> None:
+    new(gateway, team_id="x")
+    gateway.post("/user/new", {"user_id": "ada", "user_email": "a@b", "auto_create_key": False})
+    answer = gateway.post("/team/member_add", {"team_id": "x", "member": {"user_email": "A@b", "role": "admin"}})
+    assert (answer.status, members(answer.json)) == (200, {"ada": "admin"})
+    answer = gateway.post("/team/member_add", {"team_id": "x", "member": [{"user_id": "bob"}, {"user_id": "ada"}]})
+    assert members(answer.json) == {"ada": "user", "bob": "user"}
+    assert [user["user_id"] for user in answer.json["updated_users"]] == ["bob", "ada"]
+    assert len(answer.json["updated_team_memberships"]) == 2
+    assert gateway.get("/user/info?user_id=bob").status == 200
+
+    answer = gateway.post("/team/member_delete", {"team_id": "x", "user_email": "a@b"})
+    assert members(answer.json) == {"bob": "user"}
+    assert gateway.get("/user/info?user_id=ada").json["teams"] == []
+    assert gateway.post("/team/member_delete", {"team_id": "x", "user_id": "ada"}).status == 404
+
+
+def test_a_member_gets_another_role_and_keeps_it_where_none_is_given(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada", "user_email": "a@b"}, {"user_id": "bob"}])
+    gateway.post("/user/new", {"user_id": "cyd", "auto_create_key": False})
+    answer = gateway.post(
+        "/team/member_update", {"team_id": "x", "user_email": "A@B", "role": "admin", "max_budget_in_team": None}
+    )
+    assert answer.status == 200
+    assert {name: answer.json[name] for name in ("team_id", "user_id", "user_email", "role")} == {
+        "team_id": "x",
+        "user_id": "ada",
+        "user_email": "a@b",
+        "role": "admin",
+    }
+    assert gateway.post("/team/member_update", {"team_id": "x", "user_id": "ada"}).json["role"] == "admin"
+    assert members(gateway.get("/team/info?team_id=x").json["team_info"]) == {"ada": "admin", "bob": "user"}
+    [entry] = gateway.get("/audit/list?action=team/member_update").json["audit_logs"]
+    assert entry["before"] == {"members": {"ada": "user", "bob": "user"}}
+    assert entry["after"] == {"members": {"ada": "admin", "bob": "user"}}
+    refused = gateway.post("/team/member_update", {"team_id": "x", "user_id": "cyd", "role": "admin"})
+    assert (refused.status, refused.error["param"]) == (404, "user_id")
+
+
+def test_a_member_that_leaves_loses_its_keys_of_that_team_alone(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada"}])
+    lost = gateway.make_key(team_id="x", user_id="ada")["key"]
+    kept = [gateway.make_key(**fields)["key"] for fields in ({"team_id": "x"}, {"user_id": "ada"})]
+    gateway.post("/team/member_delete", {"team_id": "x", "user_id": "ada"})
+    assert gateway.get("/key/info", lost).status == 401
+    assert [gateway.get("/key/info", key).status for key in kept] == [200, 200]
+
+
+def test_a_deleted_team_s_keys_go_with_it_and_its_members_stay_users(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada"}])
+    key = gateway.make_key(team_id="x")["key"]
+    assert gateway.post("/team/delete", {"team_ids": ["x", "y"]}).status == 404
+    assert gateway.post("/team/delete", {"team_ids": ["x"]}).json == {"deleted_teams": ["x"]}
+    assert gateway.get("/key/info", key).error["code"] == "invalid_api_key"
+    assert gateway.get("/user/info?user_id=ada").json["teams"] == []
+    assert gateway.get("/team/info?team_id=x").status == 404
+
+
+def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada"}])
+    new(gateway, team_id="y")
+    assert [team["team_id"] for team in gateway.get("/team/list").json] == ["x", "y"]
+    [team] = gateway.get("/team/list?user_id=ada").json
+    assert (team["team_id"], members(team)) == ("x", {"ada": "user"})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/team/new", {"team_id": "x"}, 409, "team_id"),
+        ("/team/new", {"max_budget": -3}, 400, "max_budget"),
+        ("/team/new", {"team_member_budget": 3}, 400, "team_member_budget"),
+        ("/team/new", {"members": [{"user_id": "a"}]}, 400, "members"),
+        ("/team/new", {"members_with_roles": [{}]}, 400, "member"),
+        ("/team/new", {"members_with_roles": [{"user_email": "no@body"}]}, 404, "user_email"),
+        ("/team/new", {"members_with_roles": [{"user_id": "a", "role": "king"}]}, 400, "members_with_roles[0].role"),
+        ("/team/new", {"team_alias": "sk-looks-like-a-key"}, 400, "team_alias"),
+        ("/team/update", {"models": []}, 400, "team_id"),
+        ("/team/member_add", {"team_id": "x"}, 400, "member"),
+        ("/team/update", {"team_id": "y"}, 404, "team_id"),
+        ("/team/block", {"team_id": "y"}, 404, "team_id"),
+        ("/team/delete", {"team_ids": []}, 400, "team_ids"),
+        ("/team/member_add", {"team_id": "y", "member": {"user_id": "a"}}, 404, "team_id"),
+        ("/team/member_add", {"team_id": "x", "member": {}}, 400, "member"),
+        ("/team/member_delete", {"team_id": "x"}, 400, "user_id"),
+        ("/team/member_update", {"team_id": "x"}, 400, "user_id"),
+        ("/team/member_update", {"team_id": "x", "user_id": "ada"}, 404, "user_id"),
+        ("/team/member_update", {"team_id": "y", "user_id": "ada"}, 404, "team_id"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "role": "king"}, 400, "role"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": 1}, 400, "max_budget_in_team"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
+    gateway: Gateway, path: str, body: dict[str, object], status: int, param: str
+) -> None:
+    new(gateway, team_id="x")
+    answer = gateway.post(path, body)
+    assert (answer.status, answer.error["param"]) == (status, param)
+    assert [team["team_id"] for team in gateway.get("/team/list").json] == ["x"]
+    assert gateway.get("/user/list").json["total"] == 0
+
+
+def test_a_key_that_administers_does_not_decide_over_the_user_or_team_of_such_keys(gateway: Gateway) -> None:
+    new(gateway, team_id="x", members_with_roles=[{"user_id": "ada"}])
+    manager = gateway.make_key(allowed_routes=["management"], user_id="ada", team_id="x")["key"]
+    gateway.make_key(allowed_routes=["management"], user_id="bob", team_id="y")
+    for path, body in (
+        ("/team/update", {"team_id": "x", "models": ["a"]}),
+        ("/team/block", {"team_id": "x"}),
+        ("/team/delete", {"team_ids": ["x"]}),
+        ("/team/new", {"team_id": "y", "blocked": True}),
+        ("/team/member_delete", {"team_id": "x", "user_id": "ada"}),
+        ("/user/update", {"user_id": "ada", "models": ["a"]}),
+        ("/user/delete", {"user_ids": ["ada"]}),
+        ("/user/new", {"user_id": "bob"}),
+    ):
+        answer = gateway.post(path, body, manager)
+        assert (answer.status, answer.error["code"]) == (403, "route_not_allowed"), path
+    assert gateway.post("/team/new", {"team_id": "z"}, manager).status == 200
+    assert gateway.post("/user/new", {"user_id": "cyd"}, manager).status == 200

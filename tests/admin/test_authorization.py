@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from tests.admin.admin_harness import MASTER_KEY, Gateway
+from twisted_vllm.auth.records import MASTER
+
+CHANGING = [
+    "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
+    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
+    "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
+    "/team/member_delete",
+]  # fmt: skip
+LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/info", "/team/list", "/audit/list"]
+ADMIN = [*(("POST", path) for path in CHANGING), *(("GET", path) for path in LISTING)]
+KEY_ROUTES = [*ADMIN, ("GET", "/key/info"), ("GET", "/user/info")]
+
+
+@pytest.mark.parametrize(("method", "path"), KEY_ROUTES)
+def test_without_a_key_the_key_routes_say_how_to_send_one(gateway: Gateway, method: str, path: str) -> None:
+    answer = gateway.call(method, path, key=None)
+    assert (answer.status, answer.error["code"]) == (401, "missing_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "x-litellm-api-key" in answer.error["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), KEY_ROUTES)
+def test_an_unknown_key_is_refused_and_not_repeated(gateway: Gateway, method: str, path: str) -> None:
+    answer = gateway.call(method, path, key="sk-unknown-0123456789")
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+    assert "sk-unknown" not in answer.body.decode()
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN)
+def test_a_virtual_key_does_not_administer_also_where_the_gateway_is_open(method: str, path: str) -> None:
+    for gateway in (Gateway(), Gateway(master_key=None)):
+        made = gateway.make_key(allowed_routes=["privileged"])
+        answer = gateway.call(method, path, key=made["key"])
+        assert (answer.status, answer.error["code"]) == (403, "route_not_allowed")
+        assert len(gateway.index) == 1
+
+
+def test_who_may_not_administer_learns_nothing_from_the_body(gateway: Gateway) -> None:
+    made = gateway.make_key()
+    assert gateway.post("/key/generate", data=b"{", key=made["key"]).status == 403
+    assert gateway.post("/key/generate", data=b"{", key=None).status == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-litellm-api-key": MASTER_KEY},
+        {"X-LiteLLM-API-Key": f"Bearer {MASTER_KEY}"},
+        {"api-key": MASTER_KEY},
+        {"x-api-key": MASTER_KEY},
+        {"authorization": f"bearer {MASTER_KEY}"},
+        {"authorization": "Basic " + base64.b64encode(b"a:b").decode(), "x-api-key": MASTER_KEY},
+    ],
+)
+def test_the_master_key_is_taken_from_every_credential_header(gateway: Gateway, headers: dict[str, str]) -> None:
+    assert gateway.get("/key/list", key=None, headers=headers).status == 200
+
+
+def test_the_principal_stands_on_the_request_for_the_log(gateway: Gateway) -> None:
+    made = gateway.make_key(key_alias="team")
+    gateway.get("/key/info", key=made["key"])
+    first, second = gateway.recorded.requests
+    assert first.context.principal is MASTER
+    assert (second.context.principal.name, second.context.principal.hash_prefix) == ("team", made["token"][:8])

@@ -1,0 +1,92 @@
+"""What ``--check`` says of the settings."""
+
+from __future__ import annotations
+
+from tests.config.config_harness import BASE, Loader
+from twisted_vllm.config.declaration import values_of
+from twisted_vllm.config.describe import LINES, describe
+from twisted_vllm.config.settings import Settings
+
+
+def test_the_defaults_are_described_in_a_few_lines(load_text: Loader) -> None:
+    assert describe(load_text("", BASE)) == [
+        "listen:         tcp:4000:interface=127.0.0.1",
+        "mode:           open: no master key is set, and anybody may do everything, from this machine",
+        "database:       SQLite, file twisted_vllm.sqlite3",
+        "default server: http://gpu:8000",
+        "path aliases:   on",
+        "drain:          30 s",
+        "ledger:         spool in twisted_vllm.sqlite3.spool, rows kept for ever",
+        "log:            auto, level info, to standard output",
+    ]
+
+
+def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
+    settings = load_text(
+        """
+        general_settings: {master_key: sk-hush, database_url: "postgres://user:hush@db:5432/keys", allowed_ips: []}
+        model_list:
+          - {model_name: a, litellm_params: {model: hosted_vllm/x, api_base: "https://one", api_key: hush, weight: 3}}
+          - {model_name: a, litellm_params: {model: hosted_vllm/y, api_base: "http://two", timeout: 9}}
+          - {model_name: b, litellm_params: {model: hosted_vllm/z, api_base: "http://two"}}
+        passthrough:
+          listen: ["unix:/a", "tcp:4000"]
+          path_aliases: false
+          tenant_routes: {allow: [/tokenizer_info], deny: [read_only]}
+          trusted_proxies: [10.0.0.0/8, "::1"]
+          limits: {max_body_bytes: 10}
+          timeouts: {idle: null, connect: 0.5}
+          servers: {"https://one": {timeouts: {idle: 5}}}
+          drain_timeout: 0
+          log: {format: json, file: log.json, level: debug}
+        """
+    )
+    lines = describe(settings)
+    assert lines == [
+        "listen:         unix:/a",
+        "listen:         tcp:4000",
+        "mode:           master key and virtual keys",
+        "database:       PostgreSQL, db:5432, database keys",
+        "default server: none: a request must name a model of the list",
+        "path aliases:   off: only vLLM's own paths work",
+        "open to keys:   /tokenizer_info",
+        "closed to keys: read_only",
+        "trusted proxy:  10.0.0.0/8",
+        "trusted proxy:  ::1/128",
+        "drain:          0 s",
+        "limit:          max_body_bytes 10 (default 1073741824)",
+        "ledger:         spool in vllm_passthrough.spool, rows kept for ever",
+        "log:            json, level debug, to log.json, rotated at 100000000 bytes, 10 old files kept",
+        "model:          a -> x at https://one:443, with its own key, 3 of 4 requests",
+        "model:          a -> y at http://two:80, 1 of 4 requests",
+        "model:          b -> z at http://two:80",
+        "timeout:        connect 0.5 s (default 5 s)",
+        "timeout:        idle no limit (default 300 s)",
+        "timeout:        idle 5 s for one:443 (elsewhere no limit)",
+        "timeout:        total 9 s for two:80 (elsewhere no limit)",
+        "warning:        general_settings.allowed_ips: not implemented yet: ignored",
+    ]
+
+
+def test_an_open_gateway_for_everybody_is_called_that(load_text: Loader) -> None:
+    settings = load_text("passthrough: {allow_anonymous: true}", BASE)
+    assert describe(settings)[1] == (
+        "mode:           open: no master key is set, and anybody may do everything, from any address"
+    )
+
+
+def test_a_setting_without_a_line_of_its_own_is_named_where_it_differs(load_text: Loader) -> None:
+    settings = load_text(
+        "litellm_settings: {require_auth_for_metrics_endpoint: true}\npassthrough: {end_users: {headers: [x-a, x-b]}}",
+        BASE,
+    )
+    assert [line for line in describe(settings) if line.startswith("setting:")] == [
+        "setting:        litellm_settings.require_auth_for_metrics_endpoint true (default false)",
+        "setting:        passthrough.end_users.headers [x-a, x-b] (default [x-litellm-end-user-id])",
+    ]
+
+
+def test_each_line_covers_settings_that_there_are() -> None:
+    paths = [path for path, _, _ in values_of(Settings())]
+    covered = [path for line in LINES for path in line.settings]
+    assert [each for each in covered if not any(f"{path}.".startswith(f"{each}.") for path in paths)] == []

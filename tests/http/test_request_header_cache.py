@@ -1,0 +1,182 @@
+"""The cache of request heads: a known head means what llhttp says of it, and nothing else passes for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.http.server_harness import House, get, post
+from twisted_vllm.config.settings import Limits
+from twisted_vllm.http.header_cache import MOST_HEADS, RequestHeaderCache
+
+BODY = b'{"model": "m"}'
+FIRST = post(b"/vllm/a?b=1", BODY, b"Authorization: Bearer k", b"X-A: 1", b"x-a: 2")
+
+
+def outcome(house: House, raw: bytes) -> Any:
+    """Send `raw` on a connection of its own; return what the resource saw, what was answered, and if it goes on."""
+    before = len(house.streaming.rendered)
+    client = house.connect()
+    client.send(raw)
+    seen = [
+        (
+            *(request.method, request.uri, request.head.headers, request.head.names, request.body_received),
+            request.head.first,
+        )
+        for request in house.streaming.rendered[before:]
+    ]
+    # an id that is made differs each time
+    answered = [
+        line for line in client.transport.value().split(b"\r\n") if not line.lower().startswith(b"x-request-id")
+    ]
+    result = (seen, answered, client.ended, client.channel.is_idle())
+    client.leave()
+    return result
+
+
+def test_the_same_head_again_means_the_same() -> None:
+    house = House()
+    first = outcome(house, FIRST)
+    assert len(house.site.header_cache) == 1
+    assert outcome(house, FIRST) == first
+    assert len(house.site.header_cache) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"1", b"x" * 1_000])
+def test_only_the_length_and_the_body_may_differ(body: bytes) -> None:
+    house, fresh = House(), House()
+    outcome(house, FIRST)
+    again = FIRST.replace(b"Content-Length: 14", b"Content-Length: %d" % len(body)).replace(BODY, body)
+    assert outcome(house, again) == outcome(fresh, again)
+    assert len(house.site.header_cache) == 1
+
+
+TRACED = post(
+    b"/vllm/a", BODY, b"traceparent: 00-" + b"a" * 32 + b"-01", b"X-Request-Id: first", b"TraceState: a=1,b=2"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"a" * 32, b"b" * 32),
+        (b": first", b": another-id-of-42-bytes"),
+        (b"a=1,b=2", b"c=3"),
+        (b"Content-Length: 14\r\n\r\n" + BODY, b"Content-Length: 3\r\n\r\n{ }"),
+    ],
+)
+def test_each_traced_request_has_its_own_values(before: bytes, after: bytes) -> None:
+    house, fresh = House(), House()
+    outcome(house, TRACED)
+    again = TRACED.replace(before, after)
+    assert again != TRACED
+    assert outcome(house, again) == outcome(fresh, again)
+    assert len(house.site.header_cache) == 1
+    # the first is unchanged
+    assert outcome(house, TRACED) == outcome(House(), TRACED)
+
+
+def test_heads_that_name_their_ids_elsewhere_are_others() -> None:
+    house = House()
+    for headers in (
+        (b"X-Request-Id: 1",),
+        (b"X-Request-Ids: 1",),
+        (b"traceparent: 1",),
+        (b"X-A: 1", b"X-Request-Id: 1"),
+        (b"X-Request-Id: 1", b"X-A: 1"),
+    ):
+        outcome(house, get(b"/vllm/a", *headers))
+    assert len(house.site.header_cache) == 5
+
+
+def test_requests_without_a_body_are_known_too() -> None:
+    house = House()
+    first = outcome(house, get())
+    assert outcome(house, get()) == first
+    assert len(house.site.header_cache) == 1
+
+
+def test_a_known_head_on_one_connection_with_others_before_and_after() -> None:
+    house = House()
+    client = house.connect()
+    for raw in (FIRST, get(b"/vllm/b"), FIRST, FIRST + get(b"/vllm/c"), FIRST[:50], FIRST[50:], FIRST):
+        client.send(raw)
+    targets = [request.uri[:7] for request in house.streaming.rendered]
+    assert targets == [b"/vllm/" + name for name in (b"a", b"b", b"a", b"a", b"c", b"a", b"a")]
+    assert not client.ended
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(get(b"/vllm/a", b"X-Request-Id: 1 2"), id="an id that would not come again"),
+        pytest.param(get(b"/vllm/a", b"X-Request-Id: 1", b"x-request-id: 2"), id="two ids"),
+        pytest.param(get(b"/vllm/a", b"traceparent:00-1-2-01"), id="a trace in another spelling"),
+        pytest.param(get(b"/vllm/a", b"Connection: close"), id="the last request of its connection"),
+        pytest.param(get(b"/vllm/a", b"Transfer-Encoding: chunked", method=b"POST") + b"0\r\n\r\n", id="chunks"),
+        pytest.param(get(b"/vllm/a", b"X-Long: " + b"x" * 3_000), id="a long head"),
+        pytest.param(get(b"/vllm/a", version=b"HTTP/1.0"), id="HTTP/1.0"),
+        pytest.param(get(b"/vllm/a", b"Content-Length:0"), id="a length in another spelling"),
+        pytest.param(FIRST + FIRST, id="two requests at once"),
+        pytest.param(get(b"/vllm/a", b"Content-Length : 0"), id="a malformed request"),
+    ],
+)
+def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> None:
+    house = House()
+    outcome(house, raw)
+    assert len(house.site.header_cache) == 0
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.sampled_from([FIRST, get(b"/vllm/a", b"X-A: 1"), TRACED]),
+    st.integers(0, 250),
+    st.integers(0, 3),
+    st.sampled_from(
+        [
+            b"traceparent: x\r\n",
+            b"X-Request-Id: x\r\n",
+            b"",
+            b"\0",
+            b"\r\n",
+            b"\n",
+            b" ",
+            b"0",
+            b"9",
+            b"-",
+            b"+",
+            b":",
+            b"x",
+            b"Content-Length: 3\r\n",
+        ]
+    ),
+)
+@example(FIRST, FIRST.index(b"14\r\n"), 2, b"")
+@example(FIRST, FIRST.index(b"14\r\n"), 2, b"\0")
+def test_nothing_but_that_very_head_is_taken_for_it(raw: bytes, at: int, cut: int, put: bytes) -> None:
+    changed = raw[:at] + put + raw[at + cut :]
+    house, fresh = House(), House()
+    outcome(house, raw)
+    assert len(house.site.header_cache) == 1
+    assert outcome(house, changed) == outcome(fresh, changed)
+
+
+def test_a_head_whose_body_is_over_the_cap_is_refused_as_ever() -> None:
+    house = House(limits=Limits(max_body_bytes=20))
+    outcome(house, FIRST)
+    again = FIRST.replace(b"Content-Length: 14", b"Content-Length: 21").replace(BODY, b"x" * 21)
+    assert b"HTTP/1.1 413 " in outcome(house, again)[1][0]
+
+
+def test_no_more_are_kept_than_there_is_room_for() -> None:
+    house = House()
+    for number in range(MOST_HEADS + 10):
+        outcome(house, get(b"/vllm/%d" % number))
+    assert len(house.site.header_cache) == MOST_HEADS
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert RequestHeaderCache(Limits()).recall(FIRST) is None

@@ -1,0 +1,189 @@
+"""What a finished request leaves in the log."""
+
+from __future__ import annotations
+
+from functools import partial
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+from twisted.logger import ILogObserver, LogEvent
+from zope.interface import implementer
+
+from tests.proxy.gateway_fakes import server
+from twisted_vllm.api_routes import classify
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.context import Authorization, Peer, RequestContext
+from twisted_vllm.http.headers import HeaderList, RequestHead
+from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
+from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.paths import target
+from twisted_vllm.usage.records import Payer, refer
+
+NOW = 1_767_225_600.0
+TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")
+
+
+def request(
+    uri: bytes = b"/vllm/chat/completions?q=1",
+    headers: HeaderList | None = None,
+    host: str = "192.0.2.1",
+    **changes: Any,
+) -> RequestContext:
+    """A request that was answered, with some attributes changed; it is not over yet."""
+    made = RequestContext(Peer(host, False), 10.0)
+    made.head = RequestHead(b"POST", uri, b"HTTP/1.1", headers or [])
+    made.request_id, made.status, made.first_byte = b"5f0e", 200, 10.25
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def forwarded(made: RequestContext, model: str = "m", outcome: str = "completed") -> RequestContext:
+    """Say of a request that it was forwarded."""
+    where = target(made.head.target.removeprefix(b"/vllm"))
+    made.authorization = Authorization(
+        TENANT, classify(b"POST", where.path), where.path, where.forwarded, False, False, refer(Payer())
+    )
+    made.principal, made.model, made.server, made.outcome = TENANT, model, server(), outcome
+    return made
+
+
+@implementer(ILogObserver)
+def _ignore(event: LogEvent) -> None: ...
+
+
+def log(observer: Any = None, redact: Any = None, trusted: Any = ()) -> RequestLog:
+    return RequestLog(
+        observer or _ignore,
+        ClientText(redact or Redactor()),
+        partial(address_of, trusted=trusted),
+        now=lambda: NOW,
+    )
+
+
+def record(
+    made: RequestContext,
+    made_by: RequestLog | None = None,
+    answered: bool = True,
+    drained: bool = False,
+    bytes_in: int = 0,
+) -> RequestRecord:
+    made.finish(11.5, answered=answered, drained=drained, bytes_in=bytes_in, bytes_out=7, body_complete=True)
+    return (made_by or log()).record(made)
+
+
+def test_a_forwarded_request_says_who_what_where_and_how_long() -> None:
+    assert record(forwarded(request()), bytes_in=3) == RequestRecord(
+        time="2025-12-31T23:59:58.500Z",
+        request_id="5f0e",
+        client="192.0.2.1",
+        key_name="team-a",
+        key_hash="0123abcd",
+        method="POST",
+        route="/v1/chat/completions",
+        model="m",
+        server="gpu-1:8000",
+        status=200,
+        outcome="completed",
+        error="",
+        bytes_in=3,
+        bytes_out=7,
+        first_byte_ms=250.0,
+        total_ms=1500.0,
+    )
+
+
+def test_a_request_that_was_not_forwarded_shows_the_path_that_came_without_its_query() -> None:
+    found = record(request(uri=b"/key/info?key=sk-secret"))
+    assert (found.route, found.server, found.key_name, found.key_hash) == ("/key/info", "", "", "")
+
+
+@pytest.mark.parametrize("uri", [b"", b"*", b"http://user:pass@host/vllm", b"host:443"])
+def test_a_target_that_is_no_path_is_not_shown(uri: bytes) -> None:
+    assert record(request(uri=uri)).route == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "completed"),
+        ({"status": 404}, "completed"),
+        ({"status": 401, "error_code": "invalid_api_key"}, "refused"),
+        ({"status": 503, "error_code": "draining"}, "refused"),
+        ({"status": 503, "error_code": "database_unavailable"}, "failed"),
+        ({"status": 500, "error_code": "internal_error"}, "failed"),
+        ({"answered": False, "status": 0, "first_byte": None}, "client_disconnected"),
+    ],
+)
+def test_the_outcome_of_a_request_that_no_server_was_asked_about(changes: Any, outcome: str) -> None:
+    answered = changes.pop("answered", True)
+    assert record(request(**changes), answered=answered).outcome == outcome
+
+
+@pytest.mark.parametrize("outcome", ["completed", "upstream_failed", "failed"])
+def test_the_outcome_of_a_forwarded_request_is_the_relay_s(outcome: str) -> None:
+    assert record(forwarded(request(), outcome=outcome)).outcome == outcome
+
+
+@pytest.mark.parametrize("outcome", ["", "client_disconnected"])
+def test_a_request_that_was_ended_with_its_key_is_not_the_client_s_leaving(outcome: str) -> None:
+    made = forwarded(request(status=200, error_code="blocked_api_key"), outcome=outcome)
+    made.revoked = True
+    assert record(made).outcome == "revoked"
+
+
+def test_a_request_that_was_refused_after_it_was_forwarded_is_not_the_client_s_leaving() -> None:
+    made = forwarded(request(status=400, error_code="malformed_http"), outcome="client_disconnected")
+    assert record(made).outcome == "refused"
+
+
+def test_a_request_that_was_cut_at_the_end_of_the_drain_is_not_the_client_s_leaving() -> None:
+    found = record(forwarded(request(), outcome="client_disconnected"), answered=False)
+    assert (found.outcome, found.error) == ("client_disconnected", "")
+    found = record(forwarded(request(), outcome="client_disconnected"), answered=False, drained=True)
+    assert (found.outcome, found.error) == ("failed", "draining")
+
+
+def test_a_request_without_a_response_has_no_first_byte() -> None:
+    found = record(request(status=0, first_byte=None), answered=False)
+    assert (found.first_byte_ms, found.status) == (None, 0)
+
+
+def test_the_client_is_the_one_that_trusted_proxies_saw() -> None:
+    recorder = log(trusted=(ip_network("192.0.2.0/24"),))
+    headers = [(b"X-Forwarded-For", b"6.6.6.6"), (b"X-Forwarded-For", b"198.51.100.1")]
+    assert record(request(headers=headers), recorder).client == "198.51.100.1"
+    assert record(request(headers=headers)).client == "192.0.2.1"
+
+
+def test_a_client_on_a_unix_socket_is_unknown() -> None:
+    assert record(request(host="")).client == "unknown"
+
+
+def test_a_key_that_stands_where_it_does_not_belong_is_struck_out() -> None:
+    recorder = log(redact=Redactor(["master/key"]))
+    made = forwarded(request(uri=b"/vllm/x/master/key/y", headers=[(b"X-Request-Id", b"sk-mine")]), model="sk-mine")
+    made.request_id = b"sk-mine"
+    found = record(made, recorder)
+    assert (found.route, found.model, found.request_id) == ("/x/***/y", "***", "***")
+
+
+def test_what_a_client_wrote_is_cut_after_it_was_struck_out() -> None:
+    secret = "sk-" + "k" * 40
+    made = forwarded(request(uri=b"/vllm/" + b"x" * (TEXT_LIMIT - 20) + b"-" + secret.encode()), model="m" * 5000)
+    found = record(made)
+    assert len(found.route) <= TEXT_LIMIT
+    assert len(found.model) == TEXT_LIMIT
+    assert "sk-k" not in found.route
+
+
+def test_any_observer_of_twisted_s_sees_the_record_in_an_event() -> None:
+    events: list[LogEvent] = []
+    made = forwarded(request())
+    made.finish(11.5, answered=True, drained=False, bytes_in=0, bytes_out=7, body_complete=True)
+    log(events.append).finished(made)
+    [event] = events
+    assert event["request_record"] == log().record(made)

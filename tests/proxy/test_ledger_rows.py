@@ -1,0 +1,250 @@
+"""What a request that is over leaves in the ledger: the row that the accounting make of it."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.proxy.gateway_fakes import server
+from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.grants import Changes, KeyGrant
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.config.settings import PriceList, TenantRoutes
+from twisted_vllm.context import Peer, RequestContext
+from twisted_vllm.http.headers import RequestHead, ResponseHead
+from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.request_record import ClientText
+from twisted_vllm.proxy import accounting as accounting_module
+from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
+from twisted_vllm.upstreams.router import Router
+from twisted_vllm.usage.pricing import PriceTable
+from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
+from twisted_vllm.usage.spool.lines import encode_rows
+
+#: when requests begin, and when they are over, in Unix seconds
+BEGAN, OVER = 1_764_072_000.25, 1_764_072_001.75
+OWN_ID = b"69259a40" + b"0a" * 12
+ANSWER = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
+CHAT = b"/vllm/v1/chat/completions"
+KEY = "ab" * 32
+
+
+class Ledger:
+    """Accounting whose rows are kept in a list, for one key."""
+
+    def __init__(self, prices: PriceList | None = None, usage_headers: tuple[bytes, ...] = (), **settings: Any) -> None:
+        self.kept: list[UsageRow] = []
+        self.healthy = True
+        self.index = KeyIndex()
+        grant = KeyGrant(token=KEY, key_id="k1", name="ada's", user_id="ada", team_id="red", tags=("x",))
+        self.index.apply(Changes(keys={KEY: grant}))
+        self.accounting = Accounting(
+            limiter=LocalLimiter(),
+            end_users=self.index,
+            prices=PriceTable((), prices or PriceList()),
+            rows=self,
+            **settings,
+        )
+        self.recorder = LedgerRecorder(
+            self,
+            ClientText(Redactor()),
+            lambda started: b"%08x" % int(started) + b"0b" * 12,
+            usage_headers=usage_headers,
+        )
+        self.admission = Admission(
+            authenticator=Authenticator(None, self.index),
+            policy=RoutePolicy(TenantRoutes()),
+            router=Router((), server()),
+            path_aliases=True,
+        )
+
+    def append(self, row: UsageRow) -> None:
+        self.kept.append(row)
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def principal(self) -> Principal:
+        found = self.index.find(KEY)
+        assert found is not None
+        return found.principal
+
+    def serve(
+        self,
+        *,
+        uri: bytes = CHAT,
+        method: bytes = b"POST",
+        model: str = "m",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        outcome: str = "completed",
+        went_on: bool = True,
+        answered: int = 200,
+        kind: bytes = b"application/json",
+        **fields: Any,
+    ) -> UsageRow | None:
+        """Have a request served and closed; return its row."""
+        body = json.dumps({"model": model, **fields}).encode()
+        context = RequestContext(Peer("192.0.2.1", False), BEGAN)
+        context.head = RequestHead(method, uri, b"HTTP/1.1", [(b"Content-Type", b"application/json"), *headers])
+        context.head.length = len(body)
+        context.request_id = context.head.first.get(b"x-request-id", OWN_ID)
+        context.first_byte = BEGAN + 0.5
+        principal = context.principal = self.principal()
+        authorization = context.authorization = self.admission.authorize(principal, method, uri.removeprefix(b"/vllm"))
+        admitted = self.admission.admit(authorization, context.head.first, body)
+        assert self.accounting.open(context, authorization, admitted) is None
+        meter = context.meter
+        assert meter is not None
+        meter.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
+        meter.finish(ANSWER)
+        context.model, context.server, context.sent = admitted.model, admitted.server, went_on
+        context.outcome, context.status = outcome, 200
+        context.finish(
+            OVER, answered=True, drained=False, bytes_in=len(body), bytes_out=len(ANSWER), body_complete=True
+        )
+        Lifecycle([self.accounting, self.recorder]).finished(context)
+        return self.kept.pop() if self.kept else None
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+def test_a_row_says_who_asked_what_of_whom_and_what_it_used(ledger: Ledger) -> None:
+    assert ledger.serve() == UsageRow(
+        OWN_ID.decode(),
+        1_764_072_000_250_000,
+        refer(Payer("key", "k1", KEY[:8], "ada's", "ada", "red", ("x",))),
+        refer(Target("m", server().name, "/v1/chat/completions", "POST")),
+        status=200,
+        outcome="completed",
+        prompt_tokens=3,
+        completion_tokens=4,
+        total_tokens=7,
+        first_byte_us=500_000,
+        total_us=1_500_000,
+        bytes_in=len(b'{"model": "m"}'),
+        bytes_out=len(ANSWER),
+    )
+
+
+def test_requests_that_ask_the_same_share_what_they_ask(ledger: Ledger) -> None:
+    first, second = ledger.serve(), ledger.serve()
+    assert first is not None and second is not None
+    assert first.target is second.target
+
+
+def test_what_is_shared_is_forgotten_before_it_is_too_much(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting_module, "MOST_PRICINGS", 3)
+    for number in range(10):
+        row = ledger.serve(model=f"m{number}")
+        assert row is not None and target_of(row.target).model == f"m{number}"
+        assert ledger.accounting.pricings <= 3
+
+
+def test_what_is_named_at_great_length_is_not_remembered(ledger: Ledger) -> None:
+    assert ledger.serve(model="m" * 1_000) is not None
+    assert ledger.accounting.pricings == 0
+
+
+@pytest.mark.parametrize(
+    "asked", [{"model": "n"}, {"uri": b"/vllm/v1/completions"}, {"uri": b"/vllm/v1/models", "method": b"GET"}]
+)
+def test_requests_that_ask_something_else_share_nothing(ledger: Ledger, asked: Any) -> None:
+    first, second = ledger.serve(), ledger.serve(**asked)
+    assert first is not None and second is not None
+    assert first.target != second.target
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, b"application/json"), (404, b"text/event-stream; charset=utf-8"), (500, b"application/json")],
+)
+def test_an_error_uses_nothing_whatever_it_says(ledger: Ledger, status: int, kind: bytes) -> None:
+    row = ledger.serve(answered=status, kind=kind)
+    assert row is not None
+    assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
+
+
+def test_an_id_of_the_client_s_is_no_row_s_id(ledger: Ledger) -> None:
+    row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
+    assert row is not None
+    assert (row.id, row.request_id) == ("69259a40" + "0b" * 12, "mine")
+
+
+def test_the_id_tells_the_second_of_the_time(ledger: Ledger) -> None:
+    row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
+    assert row is not None
+    assert int(row.id[:8], 16) == row.time // 1_000_000
+
+
+def test_a_route_with_an_id_in_it_goes_by_its_name(ledger: Ledger) -> None:
+    for number in range(3):
+        row = ledger.serve(uri=b"/vllm/v1/responses/resp_%d" % number, method=b"GET")
+        assert row is not None
+        assert target_of(row.target).route == "/v1/responses/{id}"
+
+
+def test_a_long_model_s_name_is_cut(ledger: Ledger) -> None:
+    row = ledger.serve(model="é" * 400)
+    assert row is not None
+    assert target_of(row.target).model == "é" * TEXT_LIMIT
+
+
+def test_a_secret_in_the_place_of_a_model_s_name_is_struck_out(ledger: Ledger) -> None:
+    row = ledger.serve(model="sk-0123456789abcdefghij")
+    assert row is not None
+    assert b"0123456789abcdefghij" not in encode_rows([row])
+
+
+def test_a_row_says_what_it_was_charged_at() -> None:
+    row = Ledger(PriceList(input_cost_per_token=Decimal("0.1"), output_cost_per_token=Decimal(2))).serve()
+    assert row is not None
+    assert row.cost == 8_300_000_000_000
+    assert dict(target_of(row.target).prices)["input_cost_per_token"] == "0.1"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ((), None),
+        (((b"X-Project", b"p"),), {"x-project": "p"}),
+        (((b"X-Project", b"p"), (b"X-Project", b"q")), {"x-project": "p"}),
+        (((b"X-Project", b"\xe9" * 300), (b"X-Other", b"1")), {"x-project": "é" * 255, "x-other": "1"}),
+    ],
+)
+def test_the_headers_that_are_asked_for_are_kept(sent: Any, kept: Any) -> None:
+    row = Ledger(usage_headers=(b"x-project", b"x-other")).serve(headers=sent)
+    assert row is not None
+    assert row.headers == kept
+
+
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        ({"user": "eve"}, "eve"),
+        ({"metadata": {"user_id": "eve"}}, "eve"),
+        ({"user": "x" * 300}, "x" * 255),
+        ({"user": "eve", "headers": ((b"X-End-User", b" bob "),)}, "bob"),
+        ({"user": "eve", "headers": ((b"X-End-User", b" "),)}, "eve"),
+        ({}, None),
+    ],
+)
+def test_the_end_user_is_who_the_client_names(sent: Any, named: str | None) -> None:
+    row = Ledger(end_user_headers=(b"x-end-user",)).serve(**sent)
+    assert row is not None
+    assert row.end_user == named
+
+
+def test_what_no_server_was_asked_leaves_no_row(ledger: Ledger) -> None:
+    assert ledger.serve(went_on=False) is None

@@ -1,0 +1,151 @@
+"""The documents keep their word: links resolve, and what they name exists in the program."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from twisted_vllm.app.tap import Options
+from twisted_vllm.errors import GatewayError
+
+REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+NAMES = [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS]
+OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+EXAMPLE = REPOSITORY / "config" / "example.yaml"
+
+#: a fenced block: its language and its text
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^()\s]+)\)")
+NAMED_FILE = re.compile(r"`((?:twisted_vllm|twisted/plugins|tests|benchmarks|config|docs|\.ci)/[\w./-]*\w)`")
+#: settings as the documents write them, in full or without `passthrough.` where the block's name says enough
+NAMED_SETTING = re.compile(
+    r"`((?:passthrough|limits|timeouts|ledger|tenant_routes|general_settings|litellm_settings)\.[a-z_.]+[a-z_])[`:]"
+)
+#: settings of LiteLLM's that the migration page names because they are not used
+MIGRATION = "docs/migration-from-litellm.md"
+#: it is made from the declarations, and names each setting in a table
+REFERENCE = "docs/configuration.md"
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text("utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return [text for found, text in FENCED.findall(read(name)) if found == language]
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ +(.*?) *$", FENCED.sub("", path.read_text("utf-8")), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return frozenset(found)
+
+
+def rows(text: str, heading: str) -> Iterator[list[str]]:
+    """The cells of the first table below a heading, without its two head lines."""
+    section = re.split(r"^#+ ", text.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(lines) > 2, heading
+    for line in lines[2:]:
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_and_anchor_resolves(name: str) -> None:
+    broken = []
+    for target in LINK.findall(FENCED.sub("", read(name))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (REPOSITORY / name).parent / file if file else REPOSITORY / name
+        if not path.exists() or (anchor and anchor not in anchors(path.resolve())):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_is_named_exists(name: str) -> None:
+    assert [file for file in NAMED_FILE.findall(read(name)) if not (REPOSITORY / file).exists()] == []
+
+
+def test_every_document_below_docs_is_in_its_index() -> None:
+    for index in (REPOSITORY / "docs" / "README.md", REPOSITORY / "docs" / "decisions" / "README.md"):
+        named = set(LINK.findall(index.read_text("utf-8")))
+        others = {path.name for path in index.parent.glob("*.md")} - {"README.md"}
+        assert sorted(others - named) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "sh")])
+def test_shell_commands_use_targets_and_options_that_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    options = {f"--{option.rstrip('=')}" for option in Options().longOpt}
+    for block in blocks(name, "sh"):
+        commands = re.sub(r"\s+#.*$", "", block.replace("\\\n", " "), flags=re.MULTILINE)
+        assert set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
+        for arguments in re.findall(r"twistd -n vllm-passthrough(.*)$", commands, re.MULTILINE):
+            assert set(re.findall(r"--[a-z-]+", arguments)) <= options
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
+def test_configuration_in_a_document_can_be_used(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LITELLM_MASTER_KEY", "sk-of-the-documents")
+    monkeypatch.setenv("HOSTED_VLLM_API_BASE", "http://gpu-1:8000")
+    for block in blocks(name, "yaml"):
+        if not block.startswith(("model_list:", "passthrough:")):
+            continue
+        file = tmp_path / "config.yaml"
+        file.write_text(block, "utf-8")
+        with pytest.raises(SystemExit) as ended:
+            Options().parseOptions(["--config", str(file), "--check"])
+        assert ended.value.code == 0, ended.value.code
+        assert "warning:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (MIGRATION, REFERENCE)])
+def test_every_setting_that_is_named_stands_in_the_example(name: str) -> None:
+    written: Any = yaml.safe_load(EXAMPLE.read_text("utf-8"))
+    unknown = []
+    for setting in NAMED_SETTING.findall(read(name)):
+        at: Any = written if setting.split(".")[0] in written else written["passthrough"]
+        for part in setting.split("."):
+            at = at.get(part, KeyError) if isinstance(at, dict) else KeyError
+        if at is KeyError:
+            unknown.append(setting)
+    assert unknown == []
+
+
+def test_the_table_of_error_codes_is_complete_and_true() -> None:
+    def every(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+        yield kind
+        for narrower in kind.__subclasses__():
+            yield from every(narrower)
+
+    table = {(int(status), code.strip("`")) for status, code, *_ in rows(OPERATIONS, "By error code")}
+    assert table == {(kind.status, kind.code) for kind in every(GatewayError)}
+
+
+def test_every_log_message_that_is_quoted_can_be_logged() -> None:
+    texts = [
+        node.value
+        for path in (REPOSITORY / "twisted_vllm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quoted = [message for first, *_ in rows(OPERATIONS, "By log message") for message in re.findall(r"`(.+?)`", first)]
+    assert len(quoted) > 10
+    assert [message for message in quoted if not any(message in text for text in texts)] == []

@@ -1,0 +1,103 @@
+"""Finds out who calls the admin API, and whether the caller may."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, cast
+
+from twisted.web.iweb import IRequest
+
+from twisted_vllm.auth.authenticator import Authenticator, hash_key
+from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
+from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
+
+_TOKEN = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def token_of(key_or_token: str) -> str:
+    """Return the token (SHA-256, in hex) of a key. A token stays as it is: no key looks like one."""
+    return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
+
+
+class AdminAuthenticator:
+    """Authenticates admin requests and sets ``request.principal`` for the request log."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        index: KeyIndex,
+        now: Callable[[], datetime],
+        client_of: Callable[[IRequest], str],
+        throttle: AuthenticationThrottle,
+    ) -> None:
+        """Use the gateway's authenticator.
+
+        Args:
+            authenticator: knows the master key and the virtual keys.
+            index: the virtual keys, with the former values of regenerated ones.
+            now: returns the current time, with a time zone.
+            client_of: returns the address that a request comes from.
+            throttle: limits failed attempts per address.
+        """
+        self._authenticator = authenticator
+        self._index = index
+        self._now = now
+        self.client_of = client_of
+        self._throttle = throttle
+
+    def principal_of(self, request: IRequest) -> Principal:
+        """Return the principal of a request.
+
+        Raises:
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as in the pass-through.
+        """
+        now = self._now().timestamp()
+        try:
+            principal = self._authenticator.authenticate(_credential_headers(request), now)
+        except MissingApiKey as error:
+            raise self._throttle.record_failure(error, self.client_of(request), now) from None
+        # for the log; the type is not IRequest's: the gateway's own request has a context
+        cast(Any, request).context.principal = principal
+        return principal
+
+    def administrator_of(self, request: IRequest) -> Principal:
+        """Return the principal of a request that only administrators may make.
+
+        Raises:
+            RouteNotAllowed: the caller is a virtual key without the right to administer.
+        """
+        principal = self.principal_of(request)
+        if not principal.may_administer:
+            raise RouteNotAllowed(
+                "Only the master key may call this route, and a key whose allowed_routes hold `management`."
+            )
+        return principal
+
+    def is_master(self, key: str) -> bool:
+        """Return whether a key is the master key, in constant time."""
+        return self._authenticator.is_master(key)
+
+    def presented_token(self, request: IRequest) -> str | None:
+        """Return the token of a request's credential."""
+        credential = credential_of(_credential_headers(request))
+        return None if credential is None else hash_key(credential)
+
+    def own_token(self, request: IRequest) -> str | None:
+        """Return the current token of a request's virtual key, also where the request has a former value of it."""
+        token = self.presented_token(request)
+        known = None if token is None else self._index.find(token)
+        return None if known is None else known.token
+
+
+def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
+    found = {}
+    for name in CREDENTIAL_HEADERS:
+        values = request.requestHeaders.getRawHeaders(name)
+        if values:
+            found[name] = values[0]
+    return found

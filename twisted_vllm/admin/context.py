@@ -1,0 +1,259 @@
+"""What the handlers of the admin API work with: the app's context, the call that they serve, and its audit context."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import attrs
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+
+from twisted_vllm.admin.authorization import AdminAuthenticator
+from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.records import AuditRecord
+from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.transaction import Transaction
+
+T = TypeVar("T")
+
+#: seconds that a client waits for the database; longer than the database's own timeouts, whose errors say more
+DATABASE_TIMEOUT = 30
+
+#: text that looks like a key or its hash, such as in somebody's metadata
+_SECRET = re.compile(r"sk-[!-~]{13,}|\b[0-9a-fA-F]{64}\b")
+
+_log = Logger()
+
+
+@attrs.frozen
+class Readiness:
+    """Whether the process can serve requests.
+
+    Attributes:
+        draining: whether it is shutting down.
+        database: whether the database answered the last ping.
+    """
+
+    draining: bool
+    database: bool
+
+
+@attrs.frozen(kw_only=True)
+class AdminContext:
+    """What all handlers of an admin app share.
+
+    Attributes:
+        authenticator: authenticates requests.
+        registry: the keys in the database and in memory.
+        clock: measures `DATABASE_TIMEOUT`.
+        now: returns the current time, with a time zone.
+        randbytes: returns that many bytes, fit for secrets.
+        readiness: returns the state of the process; it must not block.
+        metrics: the gateway's own metrics.
+        metrics_are_open: whether everybody may read them, or only administrators.
+    """
+
+    authenticator: AdminAuthenticator
+    registry: Registry
+    clock: IReactorTime
+    now: Callable[[], datetime]
+    randbytes: Callable[[int], bytes]
+    readiness: Callable[[], Readiness]
+    metrics: Metrics
+    metrics_are_open: bool
+
+
+@attrs.frozen
+class AuditContext:
+    """Who makes a change, when and by which request.
+
+    Attributes:
+        action: what is done, such as ``key/update``.
+        actor: who does it: ``master``, ``anonymous`` or a key's hash prefix.
+        actor_name: the alias or name of that key.
+        unlimited: whether the actor has the master key, or the gateway has none.
+        now: when (UTC).
+        randbytes: returns that many bytes, fit for secrets.
+        request_id: the id of the request.
+        client: the address that the request comes from.
+    """
+
+    action: str
+    actor: str
+    actor_name: str
+    unlimited: bool
+    now: datetime
+    randbytes: Callable[[int], bytes]
+    request_id: str = ""
+    client: str = ""
+
+    @property
+    def created(self) -> dict[str, Any]:
+        """The attributes of a new record that say when it was made and by whom."""
+        return {"created_at": self.now, "created_by": self.actor, **self.updated}
+
+    @property
+    def updated(self) -> dict[str, Any]:
+        """The attributes of a changed record that say when it was changed and by whom."""
+        return {"updated_at": self.now, "updated_by": self.actor}
+
+    def check_may_change(self, *records: KeyRecord) -> None:
+        """Check that the actor may create, change or delete these keys.
+
+        Raises:
+            RouteNotAllowed: one of them may administer, and the actor does not have the master key.
+        """
+        if not self.unlimited and any(record.manages for record in records):
+            raise RouteNotAllowed("Only the master key may make, change or delete a key that administers.")
+
+    def record_key(self, transaction: Transaction, before: KeyRecord | None, after: KeyRecord | None) -> None:
+        """Write the change of a key to the audit log."""
+        key = after or before
+        assert key is not None
+        self.record(transaction, "key", key.hash_prefix, before, after)
+
+    def record(
+        self, transaction: Transaction, object_type: str, object_id: str, before: object | None, after: object | None
+    ) -> None:
+        """Write a change to the audit log, without keys, hashes and salts."""
+        transaction.write_audit(
+            AuditRecord(
+                at=self.now,
+                actor=self.actor,
+                actor_name=self.actor_name,
+                action=self.action,
+                object_type=object_type,
+                object_id=object_id,
+                before=_without_key(before),
+                after=_without_key(after),
+                request_id=self.request_id,
+                client=self.client,
+            )
+        )
+
+
+class AdminCall:
+    """One authorized request, for its handler.
+
+    Attributes:
+        request: the HTTP request.
+        context: the app's context.
+        principal: who calls.
+        path: the parameters in the path, by name.
+        given: the names of the fields in the body, or of the parameters in the query that are not empty.
+        audit: who calls, when and for what, for the audit log.
+    """
+
+    def __init__(
+        self,
+        request: IRequest,
+        context: AdminContext,
+        principal: Principal,
+        action: str,
+        path: Mapping[str, str],
+        given: Container[str],
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.principal = principal
+        self.path = path
+        self.given = given
+        request_id: bytes = getattr(request, "request_id", b"")
+        self.audit = AuditContext(
+            action=action,
+            actor=principal.hash_prefix or principal.kind,
+            actor_name=principal.name,
+            unlimited=principal.is_administrator,
+            now=context.now().astimezone(UTC),
+            randbytes=context.randbytes,
+            request_id=request_id.decode("latin-1")[:128],
+            client=context.authenticator.client_of(request)[:64],
+        )
+
+    @property
+    def now(self) -> datetime:
+        """When the request came (UTC)."""
+        return self.audit.now
+
+    def new_id(self) -> str:
+        """Return a random id for a user or a team."""
+        return str(UUID(bytes=self.context.randbytes(16), version=4))
+
+    def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Run work that only reads in a transaction."""
+        return _wait_without_cancelling(self.context.registry.read(work), self.context.clock)
+
+    def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Run work that changes something in a transaction. It completes even if the client disconnects."""
+        return _wait_without_cancelling(self.context.registry.change(work), self.context.clock)
+
+
+def _without_key(record: object | None) -> dict[str, Any] | None:
+    """Return a record for the audit log; a key is named by the first digits of its hash."""
+    if record is None:
+        return None
+    values: dict[str, Any] = msgspec.to_builtins(record)
+    token = values.pop("token", None)
+    # The id of a key that is older than ids is a part of its hash.
+    values.pop("key_id", None)
+    if values.pop("allowance", None) is not None:
+        values.update(report_limits(record.allowance))  # type: ignore[attr-defined]  # every record with limits has it
+    if "cache_salt" in values:
+        values["cache_isolation"] = values.pop("cache_salt") is not None
+    found: dict[str, Any] = _without_secrets(values)
+    if token is not None:
+        found["token_prefix"] = token[:HASH_PREFIX_LENGTH]
+    return found
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SECRET.sub("…", value)
+    if isinstance(value, dict):
+        return {_without_secrets(name): _without_secrets(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(inner) for inner in value]
+    return value
+
+
+def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
+    """Return a Deferred that fires with the result of work, and whose cancellation does not cancel the work.
+
+    A client that disconnects cancels its request. A change that it began must complete, or the database and the keys in
+    memory would differ.
+
+    Args:
+        work: a failure of it is logged if nobody waits for it any more.
+        clock: measures `DATABASE_TIMEOUT`, after which the returned Deferred fails with StoreUnavailable.
+    """
+    waiting: Deferred[T] = Deferred()
+
+    def pass_on(result: T | Failure) -> None:
+        if waiting.called:
+            if isinstance(result, Failure) and not result.check(GatewayError):
+                _log.failure("an admin request failed after its client had gone", failure=result)
+        elif isinstance(result, Failure):
+            waiting.errback(result)
+        else:
+            waiting.callback(result)
+
+    def too_slow(_cancelled: object, _seconds: float) -> T:
+        raise StoreUnavailable(
+            "The database takes too long to answer. What was asked may still be done: look before trying again.",
+            retry_after=DATABASE_TIMEOUT,
+        )
+
+    work.addBoth(pass_on)
+    waiting.addTimeout(DATABASE_TIMEOUT, clock, onTimeoutCancel=too_slow)
+    return waiting

@@ -1,0 +1,526 @@
+"""The requests and responses of the key routes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.context import AuditContext
+from twisted_vllm.admin.fields import (
+    Alias,
+    CustomKey,
+    Duration,
+    GracePeriod,
+    GrantedHeaders,
+    KeyOrHash,
+    Label,
+    Labels,
+    ModelAliases,
+    Models,
+    Never,
+    NoGrace,
+    RouteRules,
+    check_alias,
+    check_depth,
+    check_models,
+    expiry_of,
+    is_printable,
+    one_of_fields,
+    stored_models,
+)
+from twisted_vllm.admin.limits import Dollars, LimitFields
+from twisted_vllm.admin.models import (
+    Body,
+    Json,
+    PageNumber,
+    PageSize,
+    Query,
+    Record,
+    Response,
+    SortOrder,
+    Strings,
+    Token,
+)
+from twisted_vllm.auth.policy import parse_rule
+from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
+from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.ratelimit.allowance import UNLIMITED
+from twisted_vllm.storage.repository import PageQuery
+
+#: keys that one bulk update may name
+MAX_BULK_KEYS = 500
+
+#: bytes of randomness in a key's cache salt
+_SALT_BYTES = 16
+
+#: a custom key: LiteLLM's prefix and length, in characters that a header can carry
+_CUSTOM_KEY = re.compile(r"sk-[!-~]{13,509}")
+
+#: LiteLLM's names of groups of routes, and ours
+_OUR_GROUPS = {"management_routes": MANAGEMENT, "info_routes": "read_only"}
+
+#: what each of LiteLLM's key types may call; `default` leaves `allowed_routes` as it is
+_ROUTES_OF_TYPE = {
+    "llm_api": ("llm_api_routes",),
+    "management": (MANAGEMENT,),
+    "read_only": ("read_only",),
+}
+
+_HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
+_Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+
+#: fields of ``/key/generate`` that only LiteLLM supports, with LiteLLM's defaults
+UNSUPPORTED_ON_GENERATE: Json = {
+    "config": {},
+    "permissions": {},
+    "agent_id": None,
+    "organization_id": None,
+    "project_id": None,
+    "spend": 0.0,
+    "budget_id": None,
+    "budget_limits": None,
+    "model_max_budget": {},
+    "budget_fallbacks": None,
+    "tpd_limit": None,
+    "tag_rpm_limit": None,
+    "rpm_limit_type": None,
+    "tpm_limit_type": None,
+    "allowed_passthrough_routes": None,
+    "denied_passthrough_routes": None,
+    "allowed_cache_controls": [],
+    "guardrails": None,
+    "policies": None,
+    "prompts": None,
+    "enforced_params": None,
+    "end_user_budget_id": None,
+    "auto_rotate": False,
+    "rotation_interval": None,
+    "router_settings": None,
+    "access_group_ids": None,
+    "object_permission": None,
+    "allowed_vector_store_indexes": None,
+    "send_invite_email": None,
+}
+
+#: JSON Schema: a request sets `key_type` or `allowed_routes`, not both
+ROUTES_ONCE: Json = {
+    "anyOf": [
+        {"properties": {"key_type": {"enum": ["default", None]}}},
+        {"properties": {"allowed_routes": {"anyOf": [{"type": "null"}, {"maxItems": 0}]}}},
+    ]
+}
+
+#: JSON Schema: a request names its key
+NAMES_KEY: Json = one_of_fields("key", "key_alias")
+
+
+class KeyFields(LimitFields, frozen=True, kw_only=True):
+    """The fields of a key that an administrator may set. A `key_type` sets the `allowed_routes` of that type."""
+
+    key_alias: Alias | None = None
+    duration: Duration | Never | None = None
+    models: Models | None = None
+    allowed_routes: RouteRules | None = None
+    blocked: bool | None = None
+    metadata: dict[str, Any] | None = None
+    tags: Labels | None = None
+    user_id: Label | None = None
+    team_id: Label | None = None
+    aliases: ModelAliases | None = None
+    priority: _Priority | None = None
+    granted_headers: GrantedHeaders | None = None
+    cache_isolation: bool | None = None
+    key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
+
+    def check(self) -> None:
+        """Check names, models, limits, routes, headers and metadata.
+
+        Raises:
+            InvalidRequest: a value cannot be used; the message never quotes a key.
+        """
+        check_alias(self.key_alias, "key_alias")
+        check_models(self.models)
+        super().check()
+        if self.key_type in _ROUTES_OF_TYPE and self.allowed_routes:
+            raise InvalidRequest("`key_type` sets `allowed_routes`: send one of them.", param="key_type")
+        for route in self.allowed_routes or ():
+            parse_rule(_OUR_GROUPS.get(route, route))
+        for name in self.granted_headers or ():
+            if name.lower() not in _HEADERS:
+                raise InvalidRequest(
+                    f"`granted_headers` may hold {', '.join(sorted(_HEADERS))}: other headers need no grant.",
+                    param="granted_headers",
+                )
+        for each in (*(self.aliases or {}).keys(), *(self.aliases or {}).values()):
+            if not is_printable(each):
+                raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
+        check_depth(self.metadata)
+
+    def values(self, given: Container[str], audit: AuditContext, before: KeyRecord | None = None) -> dict[str, Any]:
+        """Return the attributes of a `KeyRecord` that a request sets. null sets the empty value.
+
+        Args:
+            given: the names of the fields that the request has.
+            audit: when the request came, and a source of randomness.
+            before: the key until now; None for a new key.
+        """
+        found: dict[str, Any] = {
+            "key_alias": self.key_alias,
+            "models": stored_models(self.models),
+            "allowed_routes": tuple(_OUR_GROUPS.get(rule, rule) for rule in self.allowed_routes or ()),
+            "blocked": bool(self.blocked),
+            "metadata": self.metadata or {},
+            "tags": self.tags or (),
+            "user_id": self.user_id,
+            "team_id": self.team_id,
+            "aliases": self.aliases or {},
+            "priority": self.priority,
+            "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
+        }
+        found = {name: value for name, value in found.items() if name in given}
+        found["allowance"] = self.limits(given, UNLIMITED if before is None else before.allowance)
+        if "duration" in given:
+            found["expires"] = expiry_of(self.duration, audit.now)
+        if self.key_type in _ROUTES_OF_TYPE:
+            found["allowed_routes"] = _ROUTES_OF_TYPE[self.key_type]
+        if "cache_isolation" in given:
+            salt = None if before is None else before.cache_salt
+            found["cache_salt"] = (salt or audit.randbytes(_SALT_BYTES).hex()) if self.cache_isolation else None
+        return found
+
+
+class GenerateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/generate``. A field that is null is the same as none."""
+
+    UNSUPPORTED = UNSUPPORTED_ON_GENERATE
+
+    key: CustomKey | None = None
+
+    def check(self) -> None:
+        """Check the fields of the key, and its value."""
+        super().check()
+        _check_custom_key(self.key, "key")
+
+
+class UpdateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/update``. It names the key by `key`, or else by `key_alias`. null clears a field."""
+
+    UNSUPPORTED = {
+        **UNSUPPORTED_ON_GENERATE,
+        "temp_budget_increase": None,
+        "temp_budget_expiry": None,
+    }
+
+    key: KeyOrHash | None = None
+
+    def check(self) -> None:
+        """Check the fields of the key, and that one is named."""
+        super().check()
+        _check_named(self.key, self.key_alias)
+
+
+class RegenerateRequest(KeyFields, frozen=True, kw_only=True):
+    """The body of ``POST /key/regenerate``. It may change fields of the key as well, as in ``/key/update``."""
+
+    UNSUPPORTED = {**UNSUPPORTED_ON_GENERATE, "new_master_key": None}
+
+    key: KeyOrHash | None = None
+    new_key: CustomKey | None = None
+    grace_period: GracePeriod | NoGrace | None = None
+
+    def check(self) -> None:
+        """Check the fields of the key, its new value, and that a key is named."""
+        super().check()
+        _check_custom_key(self.new_key, "new_key")
+        _check_named(self.key, self.key_alias)
+
+
+class NameRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /key/block`` and ``/key/unblock``."""
+
+    key: KeyOrHash | None = None
+    key_alias: Label | None = None
+
+    def check(self) -> None:
+        """Check that a key is named."""
+        _check_named(self.key, self.key_alias)
+
+
+class ResetSpendRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /key/KEY/reset_spend``: the key's new spend in its budget's current period."""
+
+    reset_to: Dollars
+
+
+class DeleteRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /key/delete``: keys or their hashes, aliases, or both."""
+
+    keys: Labels | None = None
+    key_aliases: Labels | None = None
+
+    def check(self) -> None:
+        """Check that a key is named.
+
+        Raises:
+            InvalidRequest: none is.
+        """
+        if not self.keys and not self.key_aliases:
+            raise InvalidRequest(
+                "Name what to delete: `keys`, a list of keys or their hashes, or `key_aliases`.", param="keys"
+            )
+
+
+class InfoRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /v2/key/info``."""
+
+    keys: Labels
+
+
+class BulkRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /key/bulk_update``: bodies of ``/key/update``."""
+
+    keys: Annotated[tuple[dict[str, Any], ...], msgspec.Meta(min_length=1, max_length=MAX_BULK_KEYS)]
+
+
+def _check_custom_key(key: str | None, param: str) -> None:
+    if key is not None and not _CUSTOM_KEY.fullmatch(key):
+        raise InvalidRequest(
+            f"`{param}` must begin with sk-, have 16 to 512 characters, and only printable ASCII without spaces.",
+            param=param,
+        )
+
+
+def _check_named(key: str | None, key_alias: str | None) -> None:
+    if key is None and key_alias is None:
+        raise InvalidRequest("Name the key: `key`, itself or its hash, or `key_alias`.", param="key")
+
+
+class KeyInfoQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /key/info``."""
+
+    key: Annotated[str, msgspec.Meta(description="The key or its hash. Default: the caller's key.")] = ""
+
+
+class KeyListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /key/list``."""
+
+    UNSUPPORTED = {
+        "organization_id": None,
+        "project_id": None,
+        "agent_id": None,
+        "access_group_id": None,
+        "expand": None,
+        "include_team_keys": "false",
+        "include_created_by_keys": "false",
+    }
+
+    page: PageNumber = 1
+    size: PageSize = 10
+    user_id: str = ""
+    team_id: str = ""
+    key_alias: str = ""
+    key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
+    return_full_object: Annotated[
+        Literal["false", "true", "0", "1"],
+        msgspec.Meta(description="Whether to return whole keys, not only hashes."),
+    ] = "false"
+    sort_by: Literal[
+        "created_at", "updated_at", "expires", "key_alias", "key_name", "token", "user_id", "team_id", "spend"
+    ] = "created_at"
+    sort_order: SortOrder = "desc"
+    status: Annotated[
+        Literal["", "active", "expired", "revoked", "blocked", "deleted"],
+        msgspec.Meta(description="The state of the keys. `revoked` and `blocked` are the same."),
+    ] = ""
+
+    @property
+    def wants_records(self) -> bool:
+        """Whether whole keys are wanted, and not only their hashes."""
+        return self.return_full_object in ("true", "1")
+
+    @property
+    def state(self) -> str | None:
+        """The state that the keys must have, as `status_of` names it; None for any."""
+        return "revoked" if self.status == "blocked" else self.status or None
+
+    def page_query(self) -> PageQuery:
+        """Return the page that is asked for."""
+        equals = {name: getattr(self, name) for name in ("user_id", "team_id", "key_alias") if getattr(self, name)}
+        if self.key_hash:
+            equals["token"] = token_of(self.key_hash)
+        return PageQuery(
+            page=self.page,
+            size=self.size,
+            equals=equals,
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
+
+
+class AliasesQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /key/aliases``."""
+
+    page: PageNumber = 1
+    size: PageSize = 50
+    search: Annotated[str, msgspec.Meta(description="Text that the alias contains, in any case.")] = ""
+    team_id: str = ""
+
+    def page_query(self) -> PageQuery:
+        """Return the page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.size,
+            equals={"team_id": self.team_id} if self.team_id else {},
+            contains={"key_alias": self.search} if self.search else {},
+            sort_by="key_alias",
+            descending=False,
+        )
+
+
+class KeyReport(Record, kw_only=True):
+    """A key. LiteLLM's fields without a meaning here have LiteLLM's defaults."""
+
+    token: Token
+    key_name: Annotated[str, msgspec.Meta(description="`sk-...` and the last four characters.")]
+    key_alias: str | None
+    models: Strings
+    aliases: dict[str, str]
+    allowed_routes: Strings
+    priority: int | None
+    granted_headers: Strings
+    cache_isolation: bool
+    blocked: bool
+    status: Literal["active", "expired", "revoked"]
+    expires: datetime | None
+    metadata: Json
+    tags: Strings
+    user_id: str | None
+    team_id: str | None
+    rotation_count: int
+    last_rotation_at: datetime | None
+    litellm_budget_table: None
+    config: Json
+    permissions: Json
+    agent_id: None
+    organization_id: None
+    project_id: None
+    budget_id: None
+    budget_limits: None
+    model_max_budget: Json
+    budget_fallbacks: None
+    tpd_limit: None
+    tag_rpm_limit: None
+    rpm_limit_type: None
+    tpm_limit_type: None
+    allowed_passthrough_routes: None
+    denied_passthrough_routes: None
+    allowed_cache_controls: Strings
+    guardrails: None
+    policies: None
+    prompts: None
+    enforced_params: None
+    end_user_budget_id: None
+    auto_rotate: bool
+    rotation_interval: None
+    router_settings: None
+    access_group_ids: None
+    object_permission: None
+    allowed_vector_store_indexes: None
+
+
+class NewKey(KeyReport, kw_only=True):
+    """A key with its value, which cannot be shown again."""
+
+    key: str
+    token_id: Token
+
+
+class GeneratedKey(NewKey, kw_only=True):
+    """A new key with its value, which cannot be shown again."""
+
+    duration: str | int | None
+
+
+class ChangedKey(KeyReport, kw_only=True):
+    """A key after a change, with the `key` that the request named."""
+
+    key: str
+
+
+class UpdatedKey(Response, kw_only=True):
+    """A key that a bulk update changed."""
+
+    key: Token
+    key_info: KeyReport
+
+
+class FailedUpdate(Response, kw_only=True):
+    """A key that a bulk update did not change."""
+
+    index: Annotated[int, msgspec.Meta(description="The position in the request, from 0.")]
+    key_info: None
+    failed_reason: str
+
+
+class BulkAnswer(Response, kw_only=True):
+    """The results of a bulk update."""
+
+    total_requested: int
+    successful_updates: tuple[UpdatedKey, ...]
+    failed_updates: tuple[FailedUpdate, ...]
+
+
+class DeletedKeys(Response, kw_only=True):
+    """The keys that were deleted, as the request named them."""
+
+    deleted_keys: Strings
+
+
+class KeyInfo(Response, kw_only=True):
+    """A key, with the name that the request used."""
+
+    key: str
+    info: KeyReport
+
+
+class KeyInfos(Response, kw_only=True):
+    """The requested keys that exist, in the order of the request."""
+
+    key: Strings
+    info: tuple[KeyReport, ...]
+
+
+class _KeyPage(Response, kw_only=True):
+    total_count: int
+    current_page: int
+    total_pages: int
+
+
+class KeyList(_KeyPage, kw_only=True):
+    """A page of keys, as hashes or whole."""
+
+    keys: tuple[Token | KeyReport, ...]
+
+
+class AliasList(_KeyPage, kw_only=True):
+    """A page of aliases."""
+
+    aliases: Strings
+    size: int
+
+
+class ResetSpend(Response, kw_only=True):
+    """A key's spend after a reset, and before it."""
+
+    key_hash: Token
+    previous_spend: float
+    spend: float
+    total_spend: float
+    max_budget: float | None
+    budget_reset_at: datetime | None

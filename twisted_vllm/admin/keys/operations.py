@@ -1,0 +1,300 @@
+"""What the key routes do: functions on one transaction. Each change is written to the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import attrs
+
+from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.context import AuditContext
+from twisted_vllm.admin.fields import expiry_of, redacted
+from twisted_vllm.admin.keys.models import (
+    UNSUPPORTED_ON_GENERATE,
+    BulkRequest,
+    DeleteRequest,
+    RegenerateRequest,
+    UpdateRequest,
+)
+from twisted_vllm.admin.limits import current_spend, dollars, report_usage
+from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.parsing import parse_body
+from twisted_vllm.auth.authenticator import hash_key, name_key
+from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
+from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.storage.records import FormerKeyRecord
+from twisted_vllm.storage.transaction import Transaction
+
+#: how long the former value of a key is kept after it stopped working, so that its callers are told why
+_FORMER_KEY_RETENTION = timedelta(days=1)
+
+#: LiteLLM's fields that every report of a key has, with their defaults
+_DEFAULTS = {name: value for name, value in UNSUPPORTED_ON_GENERATE.items() if name != "send_invite_email"}
+
+
+def new_record(key: str, values: Mapping[str, Any], audit: AuditContext) -> KeyRecord:
+    """Return the record of a new key.
+
+    Args:
+        key: the key itself.
+        values: attributes of the record.
+        audit: who creates it.
+    """
+    return KeyRecord(
+        token=hash_key(key), key_name=name_key(key), key_id=audit.randbytes(16).hex(), **audit.created, **values
+    )
+
+
+def insert(transaction: Transaction, audit: AuditContext, record: KeyRecord) -> None:
+    """Store a new key.
+
+    Raises:
+        KeyExists, AliasExists: the key or its alias exists.
+        RouteNotAllowed: the actor may not create such a key.
+    """
+    audit.check_may_change(record)
+    transaction.keys.insert(record)
+    audit.record_key(transaction, None, record)
+
+
+def find(transaction: Transaction, key: str | None, alias: str | None) -> KeyRecord:
+    """Return the key that a request names: by itself or its hash, or else by its alias.
+
+    Raises:
+        NotFound: there is none; the message does not repeat the key.
+    """
+    if key is not None:
+        record = transaction.keys.get(token_of(key))
+        if record is None:
+            raise NotFound("No such key is known.", param="key")
+        return record
+    record = transaction.keys.by_alias(alias or "")
+    if record is None:
+        raise NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
+    return record
+
+
+def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, values: Mapping[str, Any]) -> KeyRecord:
+    """Set attributes of a key and return its new record.
+
+    Raises:
+        KeyExists, AliasExists: another key has the new value or alias.
+        RouteNotAllowed: the actor may not change this key, or not into this.
+    """
+    changed = attrs.evolve(record, **values, **audit.updated)
+    audit.check_may_change(record, changed)
+    transaction.replace_key(record, changed)
+    audit.record_key(transaction, record, changed)
+    return changed
+
+
+def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, given: Container[str]) -> KeyRecord:
+    """Do what ``/key/update`` asks for.
+
+    Args:
+        transaction: the transaction.
+        audit: who asks.
+        body: the request.
+        given: the names of the fields that it has.
+
+    Raises:
+        NotFound, AliasExists, RouteNotAllowed: as `find` and `change`.
+    """
+    record = find(transaction, body.key, body.key_alias)
+    return change(transaction, audit, record, body.values(given, audit, record))
+
+
+def update_each(transaction: Transaction, audit: AuditContext, body: BulkRequest) -> Json:
+    """Update several keys, each on its own, and return the results."""
+    changed: list[KeyRecord] = []
+    failed: list[Json] = []
+    for number, each in enumerate(body.keys):
+        try:
+            changed.append(update(transaction, audit, parse_body(each, UpdateRequest), each))
+        except GatewayError as error:
+            # Operations check before they write, so a refused one has changed nothing.
+            failed.append({"index": number, "key_info": None, "failed_reason": error.message})
+    return {
+        "total_requested": len(body.keys),
+        "successful_updates": [
+            {"key": report["token"], "key_info": report} for report in report_keys(transaction, changed, audit.now)
+        ],
+        "failed_updates": failed,
+    }
+
+
+def regenerate(
+    transaction: Transaction, audit: AuditContext, body: RegenerateRequest, given: Container[str], value: str
+) -> KeyRecord:
+    """Give a key a new value; the former one works until the grace period ends.
+
+    Args:
+        transaction: the transaction.
+        audit: who asks.
+        body: the request; it may change other fields as well.
+        given: the names of the fields that it has.
+        value: the new value.
+
+    Raises:
+        NotFound, KeyExists, AliasExists, RouteNotAllowed: as `find` and `change`.
+    """
+    record = find(transaction, body.key, body.key_alias)
+    values = {
+        **body.values(given, audit, record),
+        "token": hash_key(value),
+        "key_name": name_key(value),
+        "rotation_count": record.rotation_count + 1,
+        "last_rotation_at": audit.now,
+    }
+    changed = change(transaction, audit, record, values)
+    _delete_old_former_keys(transaction, record, audit.now)
+    transaction.former.insert(
+        FormerKeyRecord(
+            token=record.token, key_id=record.key_id, works_until=_end_of_grace(body.grace_period, audit.now)
+        )
+    )
+    return changed
+
+
+def _end_of_grace(period: str | int | None, now: datetime) -> datetime:
+    if period in (None, "", 0, "0", "0s"):
+        return now
+    end = expiry_of(period, now, "grace_period")
+    if end is None:
+        raise InvalidRequest("`grace_period` must end: send a number and a unit, as in 1h.", param="grace_period")
+    return end
+
+
+def _delete_old_former_keys(transaction: Transaction, record: KeyRecord, now: datetime) -> None:
+    old = [
+        each.token
+        for each in transaction.former.find(key_id=record.key_id)
+        if each.works_until + _FORMER_KEY_RETENTION <= now
+    ]
+    if old:
+        transaction.former.delete(old)
+
+
+def reset_spend(transaction: Transaction, audit: AuditContext, key: str, reset_to: int) -> Json:
+    """Set the spend of a key in its budget's current period, and return it with the spend before.
+
+    Args:
+        transaction: the transaction.
+        audit: who asks.
+        key: the key, or its hash.
+        reset_to: the new spend, in picodollars.
+
+    Raises:
+        NotFound: there is no such key.
+        Conflict: its spend is lower than that.
+        RouteNotAllowed: the actor may not change this key.
+    """
+    record = find(transaction, key, None)
+    audit.check_may_change(record)
+    before = current_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], audit.now)
+    if reset_to > before:
+        raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
+    start, _ = period_of(record.allowance.budget_duration, audit.now.timestamp())
+    transaction.spend.set("key", record.key_id, reset_to, start)
+    audit.record(transaction, "key", record.hash_prefix, {"spend": dollars(before)}, {"spend": dollars(reset_to)})
+    report = report_key(transaction, record, audit.now)
+    return {
+        "key_hash": record.token,
+        "previous_spend": dollars(before),
+        **{name: report[name] for name in ("spend", "total_spend", "max_budget", "budget_reset_at")},
+    }
+
+
+def delete(transaction: Transaction, audit: AuditContext, body: DeleteRequest) -> list[str]:
+    """Delete all keys that a request names, or none, and return the names that it used.
+
+    Raises:
+        NotFound: one of them does not exist; the message counts keys and repeats none.
+        RouteNotAllowed: the actor may not delete one of them.
+    """
+    named = _find_named(transaction, body)
+    delete_records(transaction, audit, [record for record, _ in named.values()])
+    return [name for _, name in named.values()]
+
+
+def delete_records(transaction: Transaction, audit: AuditContext, records: Sequence[KeyRecord]) -> None:
+    """Delete keys.
+
+    Raises:
+        RouteNotAllowed: the actor may not delete one of them.
+    """
+    audit.check_may_change(*records)
+    transaction.delete_keys(list(records))
+    for record in records:
+        audit.record_key(transaction, record, None)
+
+
+def _find_named(transaction: Transaction, body: DeleteRequest) -> dict[str, tuple[KeyRecord, str]]:
+    """Return the keys that a request names, each once and with its name there, by token."""
+    keys = dict.fromkeys(body.keys or ())
+    tokens = {key: token_of(key) for key in keys}
+    known = {record.token: record for record in transaction.keys.among("token", tokens.values())}
+    unknown = sum(token not in known for token in tokens.values())
+    if unknown:
+        raise NotFound(f"{unknown} of the {len(keys)} keys are not known. Nothing was deleted.", param="keys")
+    named: dict[str, tuple[KeyRecord, str]] = {}
+    for key, token in tokens.items():
+        named.setdefault(token, (known[token], key))
+    for alias in body.key_aliases or ():
+        record = transaction.keys.by_alias(alias)
+        if record is None:
+            raise NotFound(f"No key has the alias `{redacted(alias)}`. Nothing was deleted.", param="key_aliases")
+        named.setdefault(record.token, (record, alias))
+    return named
+
+
+def status_of(record: KeyRecord, now: datetime) -> str:
+    """Return LiteLLM's word for a key's state: ``active``, ``expired``, or ``revoked`` for a blocked key."""
+    if record.blocked:
+        return "revoked"
+    return "expired" if record.expires is not None and now >= record.expires else "active"
+
+
+def report_keys(transaction: Transaction, records: Sequence[KeyRecord], now: datetime) -> list[Json]:
+    """Return keys as `KeyReport` describes them."""
+    spend = transaction.spend.of("key", [record.key_id for record in records])
+    return [_report(record, spend[record.key_id], now) for record in records]
+
+
+def report_key(transaction: Transaction, record: KeyRecord, now: datetime) -> Json:
+    """Return a key as `KeyReport` describes it."""
+    [report] = report_keys(transaction, [record], now)
+    return report
+
+
+def _report(record: KeyRecord, spend: Spend, now: datetime) -> Json:
+    return {
+        **_DEFAULTS,
+        **report_usage(record.allowance, spend, now),
+        "token": record.token,
+        "key_name": record.key_name,
+        "key_alias": record.key_alias,
+        "models": record.models,
+        "aliases": record.aliases,
+        "allowed_routes": record.allowed_routes,
+        "priority": record.priority,
+        "granted_headers": record.granted_headers,
+        "cache_isolation": record.cache_salt is not None,
+        "blocked": record.blocked,
+        "status": status_of(record, now),
+        "expires": record.expires,
+        "metadata": record.metadata,
+        "tags": record.tags,
+        "user_id": record.user_id,
+        "team_id": record.team_id,
+        "litellm_budget_table": None,
+        "rotation_count": record.rotation_count,
+        "last_rotation_at": record.last_rotation_at,
+        "created_at": record.created_at,
+        "created_by": record.created_by,
+        "updated_at": record.updated_at,
+        "updated_by": record.updated_by,
+    }

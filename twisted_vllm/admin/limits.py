@@ -1,0 +1,146 @@
+"""Limits, budgets and spend in LiteLLM's names and in US dollars, as the admin API reads and reports them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from twisted_vllm.admin.fields import UNITS, Label, is_printable
+from twisted_vllm.admin.models import Body, Json
+from twisted_vllm.auth.records import Spend
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.money import PICODOLLARS, from_dollars, to_dollars
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.ratelimit.periods import period_of
+
+#: the largest whole number that every JSON reader keeps exact (RFC 8259, section 6)
+_MAX_COUNT = 2**53 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+Counts = Annotated[dict[Label, Count], msgspec.Meta(max_length=1000)]
+
+#: an amount that fits in 64 bits of picodollars
+Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US dollars.")]
+
+BudgetDuration = Annotated[
+    str,
+    msgspec.Meta(
+        description="A number and a unit (s, m, h, d, w or mo), as in 30d.",
+        extra_json_schema={"pattern": f"^({UNITS})$"},
+    ),
+]
+
+
+class LimitFields(Body, frozen=True, kw_only=True):
+    """The limits that a request may set. 0 allows nothing; null removes the limit."""
+
+    rpm_limit: Count | None = None
+    tpm_limit: Count | None = None
+    max_parallel_requests: Count | None = None
+    model_rpm_limit: Counts | None = None
+    model_tpm_limit: Counts | None = None
+    max_budget: Dollars | None = None
+    soft_budget: Dollars | None = None
+    budget_duration: BudgetDuration | None = None
+
+    WHOLE_NUMBER_MAPS: ClassVar[tuple[str, ...]] = ("model_rpm_limit", "model_tpm_limit")
+
+    #: LiteLLM's names, and the attributes of an `Allowance`
+    ATTRIBUTES: ClassVar[Mapping[str, str]] = {
+        "rpm_limit": "rpm",
+        "tpm_limit": "tpm",
+        "max_parallel_requests": "parallel",
+        "model_rpm_limit": "model_rpm",
+        "model_tpm_limit": "model_tpm",
+        "max_budget": "max_budget",
+        "soft_budget": "soft_budget",
+        "budget_duration": "budget_duration",
+    }
+
+    def check(self) -> None:
+        """Check the budget's duration and the names of models.
+
+        Raises:
+            InvalidRequest: the duration is malformed, or a model's name cannot be printed.
+        """
+        if self.budget_duration is not None and not re.fullmatch(UNITS, self.budget_duration):
+            raise InvalidRequest(
+                "`budget_duration` must be a number above 0, of at most 5 digits, and a unit, one of s, m, h, d, w and "
+                "mo (as in 30d), or null for a budget that never begins anew.",
+                param="budget_duration",
+            )
+        for name in self.WHOLE_NUMBER_MAPS:
+            if not all(is_printable(model) for model in getattr(self, name) or ()):
+                raise InvalidRequest(f"`{name}`: holds a character that cannot be printed.", param=name)
+
+    def limits(self, given: Container[str], before: Allowance = UNLIMITED) -> Allowance:
+        """Return the limits after a request: those that it gives replace the ones from before.
+
+        Args:
+            given: the names of the fields that the request has; null in one of them removes that limit.
+            before: the limits until now.
+        """
+        values = {
+            "rpm_limit": self.rpm_limit,
+            "tpm_limit": self.tpm_limit,
+            "max_parallel_requests": self.max_parallel_requests,
+            "model_rpm_limit": self.model_rpm_limit or {},
+            "model_tpm_limit": self.model_tpm_limit or {},
+            "max_budget": None if self.max_budget is None else from_dollars(self.max_budget),
+            "soft_budget": None if self.soft_budget is None else from_dollars(self.soft_budget),
+            "budget_duration": self.budget_duration,
+        }
+        changed = {self.ATTRIBUTES[name]: value for name, value in values.items() if name in given}
+        return msgspec.structs.replace(before, **changed) if changed else before
+
+
+def dollars(picodollars: int | None) -> float | None:
+    """Return an amount in US dollars."""
+    return None if picodollars is None else float(to_dollars(picodollars))
+
+
+def money_text(picodollars: int) -> str:
+    """Return an amount in US dollars as decimal text with all its digits."""
+    sign = "-" if picodollars < 0 else ""
+    whole, part = divmod(abs(picodollars), PICODOLLARS)
+    return f"{sign}{whole}.{f'{part:012d}'.rstrip('0') or '0'}"
+
+
+def money(picodollars: int) -> msgspec.Raw:
+    """Return an amount in US dollars as a JSON number with all its digits."""
+    return msgspec.Raw(money_text(picodollars).encode())
+
+
+def report_limits(allowance: Allowance) -> Json:
+    """Return limits under LiteLLM's names."""
+    return {
+        "rpm_limit": allowance.rpm,
+        "tpm_limit": allowance.tpm,
+        "max_parallel_requests": allowance.parallel,
+        "model_rpm_limit": allowance.model_rpm or None,
+        "model_tpm_limit": allowance.model_tpm or None,
+        "max_budget": dollars(allowance.max_budget),
+        "soft_budget": dollars(allowance.soft_budget),
+        "budget_duration": allowance.budget_duration,
+    }
+
+
+def current_spend(allowance: Allowance, spend: Spend, now: datetime) -> int:
+    """Return the spend in the budget's current period, in picodollars."""
+    start, _ = period_of(allowance.budget_duration, now.timestamp())
+    return spend.spend if spend.period_start >= start else 0
+
+
+def report_usage(allowance: Allowance, spend: Spend, now: datetime) -> Json:
+    """Return limits, the spend in the current period and in total, and when the next period begins."""
+    _, end = period_of(allowance.budget_duration, now.timestamp())
+    return {
+        **report_limits(allowance),
+        "spend": money(current_spend(allowance, spend, now)),
+        "total_spend": money(spend.total_spend),
+        "budget_reset_at": None if end is None else datetime.fromtimestamp(end, UTC),
+    }

@@ -1,0 +1,116 @@
+"""What the models of all nouns are made of: bodies, queries, pages, records and errors.
+
+A noun's requests and responses are msgspec structs beside its routes. The structs of requests decode what comes in; the
+structs of responses describe what goes out in the OpenAPI document, and the tests hold the responses to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+#: a response before it is encoded
+Json = dict[str, Any]
+
+MAX_PAGE_SIZE = 100
+
+#: a page's number; the limit keeps the number of skipped rows within 64 bits
+PageNumber = Annotated[int, msgspec.Meta(ge=1, le=999_999_999, description="The number of the page, from 1.")]
+PageSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE_SIZE, description="Entries per page.")]
+SortOrder = Literal["asc", "desc"]
+
+#: the JSON Schema of a date or a moment that `datetime.fromisoformat` reads, or of nothing
+MOMENT_SCHEMA = {
+    "pattern": "^(2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
+    "(T([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(Z|[+-](0[0-9]|1[0-2]):00)?)?)?$"
+}
+MOMENT_WORDS = "a date, as in 2026-03-01, or a moment, as in 2026-03-01T12:00:00Z; in UTC unless it says otherwise"
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON object in the body of a POST request."""
+
+    #: LiteLLM's fields that this gateway does not support, with LiteLLM's default for each. A value that asks for
+    #: nothing is ignored; any other is refused, because a limit that is accepted and not kept is worse than an error.
+    UNSUPPORTED: ClassVar[Mapping[str, Any]] = {}
+
+    #: the fields that map names to whole numbers
+    WHOLE_NUMBER_MAPS: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Check what the schema cannot express.
+
+        Raises:
+            InvalidRequest: a value cannot be used.
+        """
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters of a query. An empty parameter is the same as none."""
+
+    #: LiteLLM's parameters that this gateway does not support, as in `Body`
+    UNSUPPORTED: ClassVar[Mapping[str, Any]] = {}
+
+
+class NoQuery(Query, frozen=True, kw_only=True):
+    """A query without parameters."""
+
+
+Token = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="The SHA-256 of the key.")]
+Strings = tuple[str, ...]
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """A response."""
+
+
+class ErrorDetail(Response, kw_only=True):
+    """What went wrong."""
+
+    message: Annotated[str, msgspec.Meta(description="What is wrong and what to do about it.")]
+    type: str
+    param: Annotated[str | None, msgspec.Meta(description="The field or parameter at fault, if there is one.")]
+    code: Annotated[str, msgspec.Meta(description="The error's code for programs; also in x-vllm-passthrough-error.")]
+
+
+class Error(Response, kw_only=True):
+    """An error, in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+class Limits(Response, kw_only=True):
+    """The limits of a key, user, team or customer, and its spend. A limit that is null does not apply."""
+
+    rpm_limit: int | None
+    tpm_limit: int | None
+    max_parallel_requests: int | None
+    model_rpm_limit: dict[str, int] | None
+    model_tpm_limit: dict[str, int] | None
+    max_budget: float | None
+    soft_budget: float | None
+    budget_duration: str | None
+    spend: Annotated[float, msgspec.Meta(description="In the budget's current period, in US dollars.")]
+    total_spend: Annotated[float, msgspec.Meta(description="In total, in US dollars.")]
+    budget_reset_at: Annotated[datetime | None, msgspec.Meta(description="When the budget's next period begins.")]
+
+
+class Record(Limits, kw_only=True):
+    """The fields that keys, users and teams share."""
+
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str
+
+
+class NumberedPage(Response, kw_only=True):
+    """The place of a page of users, requests or audit entries among all pages."""
+
+    total: int
+    page: int
+    page_size: int
+    total_pages: int

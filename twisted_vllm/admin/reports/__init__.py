@@ -1,0 +1,1 @@
+"""Reports of usage and its cost."""

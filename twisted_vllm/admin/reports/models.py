@@ -1,0 +1,353 @@
+"""The queries and responses of the report routes."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from twisted_vllm.admin.models import (
+    MOMENT_SCHEMA,
+    MOMENT_WORDS,
+    Json,
+    NumberedPage,
+    PageNumber,
+    Query,
+    Response,
+    Strings,
+)
+from twisted_vllm.storage.usage.queries.plan import DIMENSIONS
+
+_MAX_PAGE_SIZE = 1000
+
+_DAY = "^2[0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$"
+_NAMES = "|".join(DIMENSIONS)
+
+Flag = Literal["", "false", "true", "0", "1"]
+Start = Annotated[
+    str, msgspec.Meta(description=f"The first day or moment: {MOMENT_WORDS}.", extra_json_schema=MOMENT_SCHEMA)
+]
+End = Annotated[
+    str,
+    msgspec.Meta(description="The last day or moment (included), likewise.", extra_json_schema=MOMENT_SCHEMA),
+]
+StartDay = Annotated[str, msgspec.Meta(description="The first day.", extra_json_schema={"pattern": f"({_DAY})|^$"})]
+EndDay = Annotated[str, msgspec.Meta(description="The last day.", extra_json_schema={"pattern": f"({_DAY})|^$"})]
+KeyName = Annotated[str, msgspec.Meta(description="A key, its hash, or its key id.")]
+BigPage = Annotated[int, msgspec.Meta(ge=1, le=_MAX_PAGE_SIZE, description="Entries per page.")]
+TopCount = Annotated[int, msgspec.Meta(ge=1, le=_MAX_PAGE_SIZE, description="The number of entries, at most.")]
+
+
+class Filters(Query, frozen=True, kw_only=True):
+    """Whose usage is meant, and of which model or tag."""
+
+    api_key: KeyName = ""
+    user_id: str = ""
+    team_id: str = ""
+    end_user: str = ""
+    model: str = ""
+    tag: str = ""
+
+
+class LogsQuery(Filters, frozen=True, kw_only=True):
+    """The query of ``GET /spend/logs``."""
+
+    request_id: str = ""
+    start_date: Start = ""
+    end_date: End = ""
+    summarize: Annotated[
+        Flag, msgspec.Meta(description="Whether to return sums by day, if both dates are given. Default: true.")
+    ] = ""
+    page: PageNumber = 1
+    page_size: BigPage = 100
+
+
+class PagedLogsQuery(Filters, frozen=True, kw_only=True):
+    """The query of ``GET /spend/logs/v2``."""
+
+    UNSUPPORTED = dict.fromkeys(
+        ("min_spend", "max_spend", "key_alias", "error_code", "error_message", "model_id", "sort_by", "sort_order")
+    )
+
+    request_id: str = ""
+    start_date: Start = ""
+    end_date: End = ""
+    status_filter: Literal["", "success", "failure"] = ""
+    page: PageNumber = 1
+    page_size: BigPage = 50
+
+
+class SpendListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /spend/keys``."""
+
+    page: PageNumber = 1
+    page_size: BigPage = 100
+
+
+class SpendUsersQuery(SpendListQuery, frozen=True, kw_only=True):
+    """The query of ``GET /spend/users``."""
+
+    user_id: str = ""
+
+
+class DatesQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /spend/tags``."""
+
+    start_date: StartDay = ""
+    end_date: EndDay = ""
+
+
+class ActivityQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /global/activity``."""
+
+    start_date: Annotated[
+        str, msgspec.Meta(min_length=1, description="The first day.", extra_json_schema={"pattern": _DAY})
+    ]
+    end_date: Annotated[
+        str, msgspec.Meta(min_length=1, description="The last day.", extra_json_schema={"pattern": _DAY})
+    ]
+
+
+class KeyReportQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /key/spend/report``."""
+
+    api_key: KeyName = ""
+
+
+class GlobalLogsQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /global/spend/logs``."""
+
+    api_key: KeyName = ""
+
+
+class TopQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /global/spend/models`` and ``/global/spend/keys``."""
+
+    limit: TopCount = 10
+
+
+class DailyActivityQuery(DatesQuery, frozen=True, kw_only=True):
+    """The query of ``GET /user/daily/activity``."""
+
+    UNSUPPORTED = {"timezone": "0"}
+
+    api_key: KeyName = ""
+    user_id: str = ""
+    model: str = ""
+    page: PageNumber = 1
+    page_size: BigPage = 50
+
+
+class ReportQuery(Filters, frozen=True, kw_only=True):
+    """The query of ``GET /usage/report``."""
+
+    group_by: Annotated[
+        str,
+        msgspec.Meta(
+            description=f"Some of {', '.join(DIMENSIONS)}, separated by commas.",
+            extra_json_schema={"pattern": f"^(({_NAMES})(,({_NAMES}))*)?$"},
+        ),
+    ] = ""
+    interval: Literal["hour", "day", "month"] = "day"
+    start: Start = ""
+    end: End = ""
+    format: Literal["json", "csv"] = "json"
+    route: str = ""
+    server: str = ""
+
+
+Amount = Annotated[float, msgspec.Meta(description="US dollars, with all digits.")]
+KeyHash = Annotated[str, msgspec.Meta(description="A key's SHA-256. Of a deleted key, what is left of it.")]
+
+
+class SpendLog(Response, kw_only=True):
+    """A request."""
+
+    request_id: str
+    call_type: str
+    api_key: KeyHash
+    spend: Amount
+    total_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    startTime: datetime
+    endTime: datetime
+    request_duration_ms: int
+    completionStartTime: datetime
+    model: str
+    model_id: None
+    model_group: str
+    custom_llm_provider: str
+    api_base: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
+    user: str
+    team_id: str | None
+    organization_id: None
+    end_user: str
+    request_tags: Strings
+    cache_hit: str
+    cache_key: None
+    requester_ip_address: None
+    session_id: None
+    messages: Json
+    response: Json
+    status: str
+    metadata: Json
+
+
+class SpendLogPage(NumberedPage, kw_only=True):
+    """A page of requests."""
+
+    data: tuple[SpendLog, ...]
+    total_is_capped: Annotated[bool, msgspec.Meta(description="Whether there are more requests than `total`.")]
+
+
+class TagSpend(Response, kw_only=True):
+    """The spend of a tag."""
+
+    individual_request_tag: str
+    log_count: int
+    total_spend: Amount
+
+
+class Costs(Response, kw_only=True):
+    """Cost and tokens."""
+
+    total_cost: Amount
+    total_input_tokens: int
+    total_output_tokens: int
+
+
+class ModelCosts(Costs, kw_only=True):
+    """The cost and tokens of a model."""
+
+    model: str
+
+
+class KeySpendReport(Costs, kw_only=True):
+    """The cost and tokens of a key."""
+
+    api_key: KeyHash
+    model_details: tuple[ModelCosts, ...]
+
+
+class GlobalSpendReport(Response, kw_only=True):
+    """The spend of everybody together."""
+
+    spend: Amount
+    max_budget: float | None
+
+
+class DatedSpend(Response, kw_only=True):
+    """The spend of a day."""
+
+    date: date
+    spend: Amount
+    api_key: KeyHash = ""
+
+
+class TopKey(Response, kw_only=True):
+    """A key with a high spend."""
+
+    api_key: KeyHash
+    key_alias: str | None
+    key_name: str | None
+    total_spend: Amount
+
+
+class TopModel(Response, kw_only=True):
+    """A model with a high spend."""
+
+    model: str
+    total_spend: Amount
+    total_tokens: int
+
+
+class TeamSpend(Response, kw_only=True):
+    """The spend of a team."""
+
+    team_id: str
+    total_spend: Amount
+
+
+class TeamsSpend(Response, kw_only=True):
+    """The spend of teams."""
+
+    daily_spend: Annotated[
+        tuple[Json, ...], msgspec.Meta(description="The `date`, and US dollars by the name of the team.")
+    ]
+    teams: Strings
+    total_spend_per_team: tuple[TeamSpend, ...]
+
+
+class DayActivity(Response, kw_only=True):
+    """The requests of a day."""
+
+    date: str
+    api_requests: int
+    total_tokens: int
+
+
+class Activity(Response, kw_only=True):
+    """The requests of several days."""
+
+    daily_data: tuple[DayActivity, ...]
+    sum_api_requests: int
+    sum_total_tokens: int
+
+
+class ModelActivity(Activity, kw_only=True):
+    """The requests of several days to one model."""
+
+    model: str
+
+
+class Metrics(Response, kw_only=True):
+    """Sums of usage."""
+
+    spend: Amount
+    prompt_tokens: int
+    completion_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int
+    total_tokens: int
+    successful_requests: int
+    failed_requests: int
+    api_requests: int
+    total_response_time_ms: int
+
+
+class DailyUse(Response, kw_only=True):
+    """The usage of a day, in total and by model and key."""
+
+    date: date
+    metrics: Metrics
+    breakdown: Json
+
+
+class DailyUses(Response, kw_only=True):
+    """The usage of several days."""
+
+    results: tuple[DailyUse, ...]
+    metadata: Annotated[
+        Json, msgspec.Meta(description="The number of the page, the number of pages, and the totals of the page.")
+    ]
+
+
+class UsageReport(Response, kw_only=True):
+    """Usage by interval and group."""
+
+    start: datetime
+    end: Annotated[datetime, msgspec.Meta(description="The moment at which the report ends (excluded).")]
+    interval: str
+    group_by: Strings
+    source: Annotated[
+        str, msgspec.Meta(description="`totals` or `daily`, which are kept forever, or `rows`, which may be deleted.")
+    ]
+    results: Annotated[
+        tuple[Json, ...], msgspec.Meta(description="The `start` of the interval, the group's values, and its sums.")
+    ]
+    totals: Json
+    rows_since: Annotated[
+        datetime | None, msgspec.Meta(description="When the oldest request began that still has a row.")
+    ] = None

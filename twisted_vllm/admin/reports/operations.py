@@ -1,0 +1,362 @@
+"""Rows of the ledger, and the spend of keys, users, teams, tags and models: functions on one transaction that read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from twisted_vllm.admin.keys.operations import report_keys
+from twisted_vllm.admin.limits import money
+from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
+from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
+from twisted_vllm.admin.users.operations import report_users
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.storage.usage.batch import DAY_US
+from twisted_vllm.storage.usage.queries.logs import (
+    MOST_COUNTED,
+    KeyLabel,
+    RowsAsked,
+    count_rows,
+    key_labels,
+    page_of_rows,
+)
+from twisted_vllm.storage.usage.queries.plan import MODEL, Asked, moment_of
+from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
+from twisted_vllm.storage.usage.queries.sums import SUMS, Group, read_all
+from twisted_vllm.storage.usage.tables import DAY, KEY, MONTH, TAG, TEAM, USER
+
+#: LiteLLM's name of the provider of vLLM servers
+PROVIDER = "hosted_vllm"
+
+#: teams with the highest spend in `/global/spend/teams`
+_TOP_TEAMS = 10
+
+#: `/spend/logs` by day is built in memory: limits for its sums, and for the empty days at its end
+_MAX_GROUPS, _MAX_EMPTY_DAYS = 200_000, 366
+
+_COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
+_INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
+
+
+def name_of_key(key_id: str, labels: Mapping[str, KeyLabel]) -> str:
+    """Return the name of a key in reports: its hash, of a deleted key its id, of the master key ``master``."""
+    if not key_id:
+        return "master"
+    label = labels.get(key_id)
+    return key_id if label is None else label.token
+
+
+def rows(
+    transaction: Transaction, scope: UsageScope, query: Filters, request_id: str, span: Span, skip: int, limit: int
+) -> list[Json]:
+    """Return rows of the ledger, the newest first.
+
+    Raises:
+        RouteNotAllowed: the caller may not see them.
+    """
+    wanted = _rows_asked(transaction, scope, query, request_id, span)
+    return _report_rows(transaction, scope, wanted, skip, limit)
+
+
+def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQuery, span: Span) -> Json:
+    """Return a page of rows as `SpendLogPage` describes it.
+
+    Raises:
+        RouteNotAllowed: the caller may not see them.
+    """
+    successful = query.status_filter == "success" if query.status_filter else None
+    wanted = _rows_asked(transaction, scope, query, query.request_id, span, successful)
+    counted = 0 if wanted is None else count_rows(transaction.connection, wanted)
+    total = min(counted, MOST_COUNTED)
+    return {
+        "data": _report_rows(transaction, scope, wanted, (query.page - 1) * query.page_size, query.page_size),
+        "total": total,
+        "page": query.page,
+        "page_size": query.page_size,
+        "total_pages": -(-total // query.page_size),
+        "total_is_capped": counted > total,
+    }
+
+
+def _rows_asked(
+    transaction: Transaction,
+    scope: UsageScope,
+    query: Filters,
+    request_id: str,
+    span: Span,
+    successful: bool | None = None,
+) -> RowsAsked | None:
+    equals = scope.filters(transaction.connection, query)
+    if equals is None:
+        return None
+    return RowsAsked(span.start, span.end, equals, request_id or None, successful)
+
+
+def _report_rows(
+    transaction: Transaction, scope: UsageScope, wanted: RowsAsked | None, skip: int, limit: int
+) -> list[Json]:
+    if wanted is None or skip >= MOST_COUNTED:
+        return []
+    found = page_of_rows(transaction.connection, wanted, skip, limit)
+    labels = key_labels(transaction.connection, sorted({row.key_id for row in found if row.key_id}))
+    return [_report_row(row, labels, with_server=scope.sees_all) for row in found]
+
+
+def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: bool) -> Json:
+    """Return a row as `SpendLog` describes it."""
+    label = labels.get(row.key_id)
+    end = row.time + row.total_us
+    first = end if row.first_byte_us is None else row.time + row.first_byte_us
+    success = row.outcome == "completed" and row.status < 400
+    return {
+        "request_id": row.request_id,
+        "call_type": "pass_through_endpoint",
+        "api_key": row.key_hash if label is None else label.token,
+        "spend": money(row.cost),
+        "total_tokens": row.total_tokens,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "startTime": iso(row.time),
+        "endTime": iso(end),
+        "request_duration_ms": row.total_us // 1000,
+        "completionStartTime": iso(first),
+        "model": row.model,
+        "model_id": None,
+        "model_group": row.model,
+        "custom_llm_provider": PROVIDER,
+        "api_base": row.server if with_server else None,
+        "user": row.user_id or "",
+        "team_id": row.team_id,
+        "organization_id": None,
+        "end_user": row.end_user or "",
+        "request_tags": row.tags,
+        "cache_hit": "False",
+        "cache_key": None,
+        "requester_ip_address": None,
+        "session_id": None,
+        "messages": {},
+        "response": {},
+        "status": "success" if success else "failure",
+        "metadata": {
+            "usage_id": row.id,
+            "user_api_key_alias": row.key_name,
+            "key_id": row.key_id,
+            "kind": row.kind,
+            "method": row.method,
+            "route": row.route,
+            "status_code": row.status,
+            "outcome": row.outcome,
+            "error_code": row.error or None,
+            "stream": row.stream,
+            "cached_tokens": row.cached_tokens,
+            "reasoning_tokens": row.reasoning_tokens,
+            "audio_seconds": row.audio_ms / 1000,
+            "estimated": row.estimated,
+            "prices": row.prices,
+            "headers": row.headers or {},
+            "bytes_in": row.bytes_in,
+            "bytes_out": row.bytes_out,
+        },
+    }
+
+
+def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, start: int, end: int) -> list[Json]:
+    """Return the spend of each day, by key, user and model. As in LiteLLM, later days without any are zero.
+
+    Raises:
+        RouteNotAllowed: the caller may not see it.
+        InvalidRequest: it is too much for one response.
+    """
+    connection = transaction.connection
+    equals = scope.filters(connection, query)
+    days: dict[str, dict[str, Any]] = {}
+    if equals is None:
+        return []
+    left = _MAX_GROUPS
+    for name in (KEY, USER, MODEL):
+        for group in read_all(connection, Asked((name,), DAY, start, end, equals)):
+            left -= 1
+            if left < 0:
+                raise InvalidRequest(
+                    "This is too much to add up in one answer: ask for fewer days, or /usage/report.",
+                    param="start_date",
+                )
+            day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
+            day[name][group.values[0]] = group.sums[_COST]
+    labels = key_labels(connection, sorted({key_id for day in days.values() for key_id in day[KEY]}))
+    found: list[Json] = [
+        {
+            **{name_of_key(key_id, labels): money(cost) for key_id, cost in day[KEY].items()},
+            "startTime": start_of_day,
+            "spend": money(sum(day[KEY].values())),
+            "users": {user: money(cost) for user, cost in day[USER].items()},
+            "models": {model: money(cost) for model, cost in day[MODEL].items()},
+        }
+        for start_of_day, day in days.items()
+    ]
+    last = max(days, default="9999")
+    names = (moment_of(moment).date().isoformat() for moment in range(start // DAY_US * DAY_US, end, DAY_US))
+    empty = {"spend": money(0), "users": {}, "models": {}}
+    return found + [{"startTime": name, **empty} for name in names if name > last][:_MAX_EMPTY_DAYS]
+
+
+def spend_of_keys(transaction: Transaction, skip: int, limit: int, now: datetime) -> list[Json]:
+    """Return keys as `KeyReport` describes them, the highest spend first."""
+    tokens = keys_by_spend(transaction.connection, skip, limit)
+    records = {record.token: record for record in transaction.keys.among("token", tokens)}
+    return report_keys(transaction, [records[token] for token in tokens], now)
+
+
+def spend_of_users(transaction: Transaction, user_id: str, skip: int, limit: int, now: datetime) -> list[Json]:
+    """Return users as `UserReport` describes them, the highest spend first, or only one user."""
+    ids = [user_id] if user_id else users_by_spend(transaction.connection, skip, limit)
+    records = {record.user_id: record for record in transaction.users.among("user_id", ids)}
+    return report_users(transaction, [records[each] for each in ids if each in records], now)
+
+
+def spend_of_tags(transaction: Transaction, start: int, end: int) -> list[Json]:
+    """Return the spend of each tag, the highest first."""
+    found: dict[str, list[int]] = {}
+    for group in read_all(transaction.connection, Asked((TAG,), MONTH, start, end, {})):
+        sums = found.setdefault(group.values[0], [0, 0])
+        sums[0] += group.sums[_REQUESTS]
+        sums[1] += group.sums[_COST]
+    return [
+        {"individual_request_tag": tag, "log_count": count, "total_spend": money(cost)}
+        for tag, (count, cost) in sorted(found.items(), key=lambda each: -each[1][1])
+    ]
+
+
+def costs_of_keys(transaction: Transaction, scope: UsageScope, api_key: str, start: int, end: int) -> list[Json]:
+    """Return the cost and tokens of keys by model, the highest cost first.
+
+    Args:
+        transaction: the transaction.
+        scope: what the caller may see.
+        api_key: a key, its hash or its id; ``""`` for all that the caller may see.
+        start: the first microsecond since 1970.
+        end: the first microsecond after the last.
+
+    Raises:
+        RouteNotAllowed: the caller may not see the key.
+    """
+    connection = transaction.connection
+    equals = {}
+    if api_key:
+        key_id = scope.find_key(connection, api_key)
+        if key_id is None:
+            return []
+        equals[KEY] = key_id
+    keys: dict[str, dict[str, list[int]]] = {}
+    for group in read_all(connection, Asked((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
+        key_id, model = group.values
+        sums = keys.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
+        for place, number in enumerate((_COST, _INPUT, _OUTPUT)):
+            sums[place] += group.sums[number]
+    labels = key_labels(connection, [key_id for key_id in keys if key_id])
+    found = [
+        (
+            [sum(column) for column in zip(*models.values(), strict=True)],
+            {
+                "api_key": name_of_key(key_id, labels),
+                "model_details": [{"model": model, **_costs(sums)} for model, sums in models.items()],
+            },
+        )
+        for key_id, models in keys.items()
+    ]
+    found.sort(key=lambda each: -each[0][0])
+    return [{**report, **_costs(total)} for total, report in found]
+
+
+def _costs(sums: list[int]) -> Json:
+    return {"total_cost": money(sums[0]), "total_input_tokens": sums[1], "total_output_tokens": sums[2]}
+
+
+def total_spend(transaction: Transaction, start: int, end: int) -> Json:
+    """Return the spend of everybody together."""
+    groups = read_all(transaction.connection, Asked((), MONTH, start, end))
+    return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
+
+
+def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str, start: int, end: int) -> list[Json]:
+    """Return the spend of each day, of everybody together or of one key."""
+    connection = transaction.connection
+    if not api_key:
+        groups = read_all(connection, Asked((), DAY, start, end))
+        return [{"date": group.start, "spend": money(group.sums[_COST])} for group in groups]
+    key_id = scope.find_key(connection, api_key)
+    if key_id is None:
+        return []
+    name = name_of_key(key_id, key_labels(connection, [key_id]))
+    groups = read_all(connection, Asked((), DAY, start, end, {KEY: key_id}))
+    return [{"date": group.start, "spend": money(group.sums[_COST]), "api_key": name} for group in groups]
+
+
+def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
+    """Return the keys with the highest spend."""
+    connection = transaction.connection
+    top = _top(read_all(connection, Asked((KEY,), MONTH, start, end)), limit)
+    labels = key_labels(connection, [key_id for key_id, _ in top])
+    found = []
+    for key_id, sums in top:
+        label = labels.get(key_id)
+        found.append(
+            {
+                "api_key": name_of_key(key_id, labels),
+                "key_alias": None if label is None else label.key_alias,
+                "key_name": None if label is None else label.key_name,
+                "total_spend": money(sums[_COST]),
+            }
+        )
+    return found
+
+
+def top_models(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
+    """Return the models with the highest spend."""
+    groups = read_all(transaction.connection, Asked((MODEL,), MONTH, start, end))
+    top = _top((group for group in groups if group.values[0]), limit)
+    return [{"model": model, "total_spend": money(sums[_COST]), "total_tokens": sums[_TOKENS]} for model, sums in top]
+
+
+def _top(groups: Iterable[Group], limit: int) -> list[tuple[str, list[int]]]:
+    """Return the values with the highest cost and their sums over all intervals."""
+    found: dict[str, list[int]] = {}
+    for group in groups:
+        value = group.values[0]
+        known = found.get(value)
+        found[value] = list(group.sums) if known is None else [a + b for a, b in zip(known, group.sums, strict=True)]
+    return sorted(found.items(), key=lambda each: -each[1][_COST])[:limit]
+
+
+def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
+    """Return the spend of teams, by day and in total, as `TeamsSpend` describes it."""
+    groups = list(read_all(transaction.connection, Asked((TEAM,), DAY, start, end)))
+    names = _team_names(transaction, sorted({group.values[0] for group in groups}))
+    days: dict[str, dict[str, int]] = {}
+    total: dict[str, int] = {}
+    for group in groups:
+        name, cost = names[group.values[0]], group.sums[_COST]
+        day = days.setdefault(group.start, {})
+        day[name] = day.get(name, 0) + cost
+        total[name] = total.get(name, 0) + cost
+    top = sorted(total.items(), key=lambda each: -each[1])[:_TOP_TEAMS]
+    return {
+        "daily_spend": [
+            {**{name: money(cost) for name, cost in spent.items()}, "date": day} for day, spent in days.items()
+        ],
+        "teams": list(total),
+        "total_spend_per_team": [{"team_id": name, "total_spend": money(cost)} for name, cost in top],
+    }
+
+
+def _team_names(transaction: Transaction, team_ids: Sequence[str]) -> dict[str, str]:
+    """Return the names of teams in reports: their aliases, as in LiteLLM, or their ids."""
+    names = {team_id: team_id or "Unassigned" for team_id in team_ids}
+    for team in transaction.teams.among("team_id", team_ids):
+        names[team.team_id] = team.team_alias or team.team_id
+    return names

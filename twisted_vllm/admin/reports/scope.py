@@ -1,0 +1,193 @@
+"""What a report covers: whose usage, and of which time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import attrs
+from sqlalchemy import Connection
+
+from twisted_vllm.admin.authorization import token_of
+from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.models import MOMENT_WORDS
+from twisted_vllm.admin.reports.models import DailyActivityQuery, Filters
+from twisted_vllm.auth.records import Principal
+from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
+from twisted_vllm.storage.usage.batch import DAY_US
+from twisted_vllm.storage.usage.queries.logs import key_id_of
+from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
+from twisted_vllm.storage.usage.tables import END_USER, KEY, TAG, TEAM, USER
+
+#: days of LiteLLM's reports without dates, besides today
+RECENT_DAYS = 30
+
+_DATE_LENGTH = len("2026-03-01")
+_KEY_ID = re.compile("[0-9a-f]{32}")
+_OWN_USAGE_ONLY = "A virtual key may see its own usage only; the master key sees everybody's."
+
+#: the dimensions of usage, and the parameters that filter by them
+_FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "model", TAG: "tag"}
+
+
+@attrs.frozen
+class UsageScope:
+    """Whose usage a caller may see: an administrator everybody's, a virtual key its own.
+
+    Attributes:
+        principal: the caller.
+        is_master: returns whether a key is the master key.
+    """
+
+    principal: Principal
+    is_master: Callable[[str], bool]
+
+    @classmethod
+    def of(cls, call: AdminCall) -> UsageScope:
+        """Return the scope of a call."""
+        return cls(call.principal, call.context.authenticator.is_master)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether the caller sees everybody's usage."""
+        return self.principal.may_administer
+
+    def find_key(self, connection: Connection, name: str) -> str | None:
+        """Return the id of a key; None if there is no such key, ``""`` for the master key.
+
+        Args:
+            connection: a connection to the database.
+            name: the key, its hash or its id.
+
+        Raises:
+            RouteNotAllowed: it is not the caller's own key, and the caller is no administrator.
+        """
+        if self.sees_all and self.is_master(name):
+            return ""
+        found = name if _KEY_ID.fullmatch(name) else key_id_of(connection, token_of(name))
+        if not self.sees_all and found != self.principal.key_id:
+            raise RouteNotAllowed(_OWN_USAGE_ONLY)
+        return found
+
+    def restrict(self, equals: Mapping[str, str]) -> dict[str, str]:
+        """Return filters that show no more than the caller may see.
+
+        Raises:
+            RouteNotAllowed: they ask for another user or team than the caller's.
+        """
+        if self.sees_all:
+            return dict(equals)
+        for name, own in ((USER, self.principal.user_id), (TEAM, self.principal.team_id)):
+            if equals.get(name, own) != own:
+                raise RouteNotAllowed(_OWN_USAGE_ONLY)
+        return {**equals, KEY: self.principal.key_id}
+
+    def filters(self, connection: Connection, query: Filters) -> dict[str, str] | None:
+        """Return the values that a query wants dimensions to have; None if nothing can match.
+
+        Raises:
+            RouteNotAllowed: the caller may not see that.
+        """
+        equals = {name: value for name, parameter in _FILTERS.items() if (value := getattr(query, parameter))}
+        if query.api_key:
+            key_id = self.find_key(connection, query.api_key)
+            if key_id is None:
+                return None
+            equals[KEY] = key_id
+        return self.restrict(equals)
+
+    def activity_filters(self, connection: Connection, query: DailyActivityQuery) -> dict[str, str] | None:
+        """Return the filters of the daily activity; None if nothing can match.
+
+        As in LiteLLM, a virtual key sees the usage of all keys of its user, or its own if it has no user.
+
+        Raises:
+            RouteNotAllowed: the caller may not see that.
+        """
+        equals = {MODEL: query.model} if query.model else {}
+        own_user = self.principal.user_id
+        if query.user_id:
+            if not self.sees_all and query.user_id != own_user:
+                raise RouteNotAllowed("A virtual key may see the usage of its own user only.")
+            equals[USER] = query.user_id
+        elif not self.sees_all and own_user is not None:
+            equals[USER] = own_user
+        if query.api_key:
+            key_id = self.find_key(connection, query.api_key)
+            if key_id is None:
+                return None
+            equals[KEY] = key_id
+        elif not self.sees_all and own_user is None:
+            equals[KEY] = self.principal.key_id
+        return equals
+
+
+@attrs.frozen
+class Span:
+    """A span of time.
+
+    Attributes:
+        start: its first microsecond since 1970; None for no start.
+        end: the first microsecond after it; None for no end.
+    """
+
+    start: int | None
+    end: int | None
+
+
+def span_of(start: str, end: str, names: tuple[str, str] = ("start_date", "end_date")) -> Span:
+    """Return the span between two dates or moments, both included. An end before the start makes it empty.
+
+    Raises:
+        InvalidRequest: one of them is malformed.
+    """
+    first, last = _moment(start, names[0]), _moment(end, names[1])
+    if last is not None:
+        last += DAY_US if len(end) == _DATE_LENGTH else 1
+    if first is not None and last is not None:
+        last = max(first, last)
+    return Span(first, last)
+
+
+def days_of(start: str, end: str, now: datetime, recent: int = RECENT_DAYS) -> tuple[int, int]:
+    """Return the whole days between two dates, both included, as microseconds since 1970.
+
+    Args:
+        start: the first date; ``""`` for so many days before the last.
+        end: the last date; ``""`` for today, or for the first date if that is later.
+        now: the current time.
+        recent: the number of days before the last, if there is no first date.
+
+    Raises:
+        InvalidRequest: one of them is malformed.
+    """
+    for name, text in (("start_date", start), ("end_date", end)):
+        if text and len(text) != _DATE_LENGTH:
+            raise InvalidRequest(f"`{name}` must be a date, as in 2026-03-01.", param=name)
+    span = span_of(start, end)
+    last = span.end
+    if last is None:
+        last = microseconds(now) // DAY_US * DAY_US + DAY_US
+        if span.start is not None:
+            last = max(last, span.start + DAY_US)
+    first = last - (recent + 1) * DAY_US if span.start is None else span.start
+    return max(first, 0), last
+
+
+def iso(moment: int) -> str:
+    """Return a moment in microseconds since 1970 as LiteLLM writes it."""
+    return moment_of(moment).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _moment(text: str, name: str) -> int | None:
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        if found + timedelta(days=32) < found or found.year < 1970:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"`{name}` must be {MOMENT_WORDS}.", param=name) from None
+    return microseconds(found)

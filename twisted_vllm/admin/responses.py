@@ -1,0 +1,57 @@
+"""Sends JSON and errors, and turns failures into errors."""
+
+from __future__ import annotations
+
+import msgspec
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+
+from twisted_vllm.errors import GatewayError, MethodNotAllowed, NotFound
+
+_log = Logger()
+
+
+def send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Set the status and headers of a response and return its body."""
+    request.setResponseCode(status)
+    for name, value in headers:
+        request.setHeader(name, value)
+    # Responses contain keys, and health changes: no cache may store them.
+    request.setHeader(b"cache-control", b"no-store")
+    request.setHeader(b"content-length", b"%d" % len(body))
+    return body
+
+
+def send_json(request: IRequest, value: object, status: int = 200) -> bytes:
+    """Set the status and headers of a JSON response and return its body."""
+    return send(request, status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+
+
+def send_error(request: IRequest, error: GatewayError) -> bytes:
+    """Set the status and headers of an error response and return its body."""
+    return send(request, error.status, error.headers(), error.body())
+
+
+def send_failure(request: IRequest, failure: Failure) -> bytes:
+    """Set the status and headers of the error response for a failure and return its body."""
+    if isinstance(failure.value, WerkzeugMethodNotAllowed):
+        # RFC 9110, section 15.5.6: a 405 response lists the methods that are allowed.
+        request.setHeader(b"allow", ", ".join(sorted(failure.value.valid_methods or ())).encode("ascii"))
+    return send_error(request, _error_of(failure))
+
+
+def _error_of(failure: Failure) -> GatewayError:
+    """Return the error that the client sees. An unexpected failure is logged, and the client sees nothing of it."""
+    error = failure.value
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, WerkzeugMethodNotAllowed):
+        methods = sorted(set(error.valid_methods or ()) - {"HEAD"})
+        return MethodNotAllowed(f"This route takes {' and '.join(methods)}.")
+    if isinstance(error, HTTPException) and (error.code or 500) < 500:
+        return NotFound("The gateway has no such route. vLLM's routes are below /vllm; GET / lists the gateway's own.")
+    _log.failure("an admin request failed", failure=failure)
+    return GatewayError("The gateway failed to answer. Its log says why.")

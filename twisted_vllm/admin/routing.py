@@ -1,0 +1,187 @@
+"""Declares routes. The decorator of a handler makes both Klein's route and its entry in the OpenAPI document.
+
+A noun has one `Routes`, and each handler stands below its declaration::
+
+    routes = Routes()
+
+    @routes.post("/key/block", body=NameRequest, response=KeyReport, errors=(404,))
+    async def block(call: AdminCall, body: NameRequest) -> Json:
+        '''Block a key, from the next request on.'''
+
+The handler's docstring describes the route in the document. What the handler returns is sent as JSON; bytes are sent as
+they are, after the handler has set the status and the headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from enum import Enum
+from inspect import getdoc
+from typing import Any, TypeVar
+
+import attrs
+import msgspec
+from twisted.web.iweb import IRequest
+
+from twisted_vllm.admin.context import AdminCall, AdminContext
+from twisted_vllm.admin.models import Body, Json, Query
+from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query
+from twisted_vllm.admin.responses import send_json
+from twisted_vllm.errors import InvalidRequest
+
+BodyT = TypeVar("BodyT", bound=Body)
+QueryT = TypeVar("QueryT", bound=Query)
+
+GetHandler = Callable[[AdminCall, QueryT], Awaitable[object]]
+PostHandler = Callable[[AdminCall, BodyT], Awaitable[object]]
+OpenHandler = Callable[[AdminContext, IRequest], Awaitable[object]]
+
+#: handles a request, given the app's context and the parameters in the path
+Handle = Callable[[AdminContext, IRequest, Mapping[str, str]], Awaitable[object]]
+
+
+class Access(Enum):
+    """Who may call a route."""
+
+    #: everybody, without a credential
+    OPEN = "open"
+    #: whoever has a valid key; the handler decides what the caller may see
+    ANY_KEY = "any key"
+    #: the master key, and keys that may administer
+    ADMINISTRATOR = "administrator"
+
+
+@attrs.frozen(kw_only=True)
+class Route:
+    """A route: what serves it, and what the OpenAPI document says of it.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path, with parameters as Klein writes them: ``/key/<string:key>/regenerate``.
+        handle: handles a request.
+        description: what it does.
+        access: who may call it.
+        response: the type of its JSON; None where it sends none.
+        body: the model of its body, if it takes one.
+        query: the model of its query, if it takes one.
+        errors: the statuses of its errors, besides those that follow from its access and body.
+        constraint: what a body must meet besides its model, as JSON Schema.
+        may_be_empty: whether a body that has a constraint may be empty.
+        unavailable: the model of its 503 response, where that is more than an error.
+        media_types: the types in which it responds, besides JSON.
+    """
+
+    method: str
+    path: str
+    handle: Handle
+    description: str
+    access: Access
+    response: Any
+    body: type[Body] | None = None
+    query: type[Query] | None = None
+    errors: tuple[int, ...] = ()
+    constraint: Mapping[str, Any] | None = None
+    may_be_empty: bool = False
+    unavailable: type[msgspec.Struct] | None = None
+    media_types: tuple[str, ...] = ()
+
+    def endpoint(self, context: AdminContext) -> Callable[..., Awaitable[bytes]]:
+        """Return what Klein calls with a request and the parameters in its path."""
+
+        async def respond(request: IRequest, **path: str) -> bytes:
+            result = await self.handle(context, request, path)
+            return result if isinstance(result, bytes) else send_json(request, result)
+
+        return respond
+
+
+class Routes:
+    """The routes of a noun, in the order of their declarations.
+
+    A handler may have several paths; the first names it in the audit log. The keyword arguments of the decorators are
+    attributes of `Route`.
+    """
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    def get(
+        self, *paths: str, query: type[QueryT], access: Access = Access.ADMINISTRATOR, **options: Any
+    ) -> Callable[[GetHandler[QueryT]], GetHandler[QueryT]]:
+        """Declare a GET route."""
+        action = _action(paths[0])
+
+        def declare(handler: GetHandler[QueryT]) -> GetHandler[QueryT]:
+            async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
+                authenticator = context.authenticator
+                authorize = authenticator.principal_of if access is Access.ANY_KEY else authenticator.administrator_of
+                principal = authorize(request)
+                parameters = read_query(request)
+                given = {name for name, text in parameters.items() if text}
+                call = AdminCall(request, context, principal, action, path, given)
+                return await handler(call, parse_query(parameters, query))
+
+            self._add("GET", paths, handler, handle, query=query, access=access, **options)
+            return handler
+
+        return declare
+
+    def post(
+        self, *paths: str, body: type[BodyT], **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a POST route for administrators. A path parameter with the name of a field in the body sets it."""
+        action = _action(paths[0])
+
+        def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
+            async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
+                principal = context.authenticator.administrator_of(request)
+                given = _with_path(read_object(request), path, body)
+                call = AdminCall(request, context, principal, action, path, given)
+                return await handler(call, parse_body(given, body))
+
+            self._add("POST", paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)
+            return handler
+
+        return declare
+
+    def open(self, *paths: str, **options: Any) -> Callable[[OpenHandler], OpenHandler]:
+        """Declare a GET route that needs no credential and ignores its query."""
+
+        def declare(handler: OpenHandler) -> OpenHandler:
+            async def handle(context: AdminContext, request: IRequest, _path: Mapping[str, str]) -> object:
+                return await handler(context, request)
+
+            self._add("GET", paths, handler, handle, access=Access.OPEN, **options)
+            return handler
+
+        return declare
+
+    def _add(
+        self, method: str, paths: tuple[str, ...], handler: Callable[..., object], handle: Handle, **options: Any
+    ) -> None:
+        description = getdoc(handler) or ""
+        self._routes += [
+            Route(method=method, path=path, handle=handle, description=description, **options) for path in paths
+        ]
+
+
+def _action(path: str) -> str:
+    """Return the name of a route in the audit log: its path without parameters."""
+    return "/".join(part for part in path.split("/") if part and not part.startswith("<"))
+
+
+def _with_path(given: Json, path: Mapping[str, str], body: type[Body]) -> Json:
+    """Return the fields of a body, with those that the path gives.
+
+    Raises:
+        InvalidRequest: the body gives another value.
+    """
+    for name, value in path.items():
+        if name in body.__struct_fields__:
+            if given.get(name) not in (None, value):
+                raise InvalidRequest(f"The path names another {name} than the body: name it once.", param=name)
+            given[name] = value
+    return given

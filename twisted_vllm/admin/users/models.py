@@ -1,0 +1,225 @@
+"""The requests and responses of the user routes."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from twisted_vllm.admin.fields import (
+    ROLES,
+    Alias,
+    Duration,
+    Email,
+    Label,
+    Labels,
+    Models,
+    Never,
+    Role,
+    check_alias,
+    check_depth,
+    check_email,
+    check_models,
+    stored_models,
+)
+from twisted_vllm.admin.keys.models import UNSUPPORTED_ON_GENERATE, KeyReport
+from twisted_vllm.admin.limits import LimitFields
+from twisted_vllm.admin.models import (
+    Body,
+    Json,
+    NumberedPage,
+    PageNumber,
+    PageSize,
+    Query,
+    Record,
+    Response,
+    SortOrder,
+    Strings,
+    Token,
+)
+from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.repository import PageQuery
+
+#: LiteLLM's roles of administrators
+_ADMINISTRATORS = ("proxy_admin", "proxy_admin_viewer")
+
+
+class UserFields(LimitFields, frozen=True, kw_only=True):
+    """The fields of a user that an administrator may set."""
+
+    UNSUPPORTED = {
+        **{name: value for name, value in UNSUPPORTED_ON_GENERATE.items() if name != "config"},
+        "organizations": None,
+        "password": None,
+        "sso_user_id": None,
+    }
+
+    user_alias: Alias | None = None
+    user_email: Email | None = None
+    user_role: Role | None = None
+    models: Models | None = None
+    metadata: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Check the name, the role, the address, models, limits and metadata.
+
+        Raises:
+            InvalidRequest: a value cannot be used.
+        """
+        check_alias(self.user_alias, "user_alias")
+        if self.user_role in _ADMINISTRATORS:
+            raise InvalidRequest(
+                '`user_role` makes nobody an administrator here: give a key `allowed_routes: ["management"]` instead.',
+                param="user_role",
+            )
+        if self.user_role is not None and self.user_role not in ROLES:
+            raise InvalidRequest(f"`user_role` must be one of {', '.join(ROLES)}.", param="user_role")
+        check_email(self.user_email, "user_email")
+        check_models(self.models)
+        super().check()
+        check_depth(self.metadata)
+
+    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+        """Return the attributes of a `UserRecord` that a request sets. null sets the empty value.
+
+        Args:
+            given: the names of the fields that the request has.
+            before: the limits until now.
+        """
+        found: dict[str, Any] = {
+            "user_alias": self.user_alias,
+            "user_email": None if self.user_email is None else self.user_email.lower(),
+            "user_role": self.user_role or ROLES[0],
+            "models": stored_models(self.models),
+            "metadata": self.metadata or {},
+        }
+        found = {name: value for name, value in found.items() if name in given}
+        return {**found, "allowance": self.limits(given, before)}
+
+
+class NewUserRequest(UserFields, frozen=True, kw_only=True):
+    """The body of ``POST /user/new``. A key is created as well, unless `auto_create_key` is false."""
+
+    user_id: Alias | None = None
+    teams: Labels | None = None
+    auto_create_key: bool | None = None
+    key_alias: Alias | None = None
+    duration: Duration | Never | None = None
+
+    def check(self) -> None:
+        """Check the fields of the user, its id, and the name of its key."""
+        super().check()
+        check_alias(self.user_id, "user_id")
+        check_alias(self.key_alias, "key_alias")
+
+
+class UpdateUserRequest(UserFields, frozen=True, kw_only=True):
+    """The body of ``POST /user/update``. It names the user by `user_id`, or by `user_email`. null clears a field."""
+
+    user_id: Label | None = None
+
+    def check(self) -> None:
+        """Check that a user is named, and the fields of the user.
+
+        Raises:
+            InvalidRequest: none is named, or a value cannot be used.
+        """
+        if self.user_id is None and self.user_email is None:
+            raise InvalidRequest("Name the user: `user_id`, or `user_email`.", param="user_id")
+        super().check()
+
+
+class DeleteUsersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /user/delete``."""
+
+    user_ids: Annotated[Labels, msgspec.Meta(min_length=1)]
+
+
+class UserInfoQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /user/info``."""
+
+    user_id: Annotated[str, msgspec.Meta(description="The user. Default: the user of the caller's key.")] = ""
+
+
+class UserListQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /user/list``."""
+
+    UNSUPPORTED = dict.fromkeys(("user_ids", "sso_user_ids", "team", "organization_ids"))
+
+    role: str = ""
+    user_email: Annotated[str, msgspec.Meta(description="Text that the address contains.")] = ""
+    user_alias: Annotated[str, msgspec.Meta(description="Text that the name contains.")] = ""
+    page: PageNumber = 1
+    page_size: PageSize = 25
+    sort_by: Literal["created_at", "user_id", "user_email", "user_alias", "user_role"] = "created_at"
+    sort_order: SortOrder = "desc"
+
+    def page_query(self) -> PageQuery:
+        """Return the page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            equals={"user_role": self.role} if self.role else {},
+            contains={name: getattr(self, name) for name in ("user_email", "user_alias") if getattr(self, name)},
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
+
+
+class UserReport(Record, kw_only=True):
+    """A user."""
+
+    models: Strings
+    metadata: Json
+    user_id: str
+    user_alias: str | None
+    user_email: str | None
+    user_role: str
+    teams: Annotated[Strings, msgspec.Meta(description="The ids of the user's teams.")]
+
+
+class NewUser(UserReport, kw_only=True):
+    """A new user, with the fields of its key if one was created."""
+
+    key: Annotated[str | None, msgspec.Meta(description="The value of the key, which cannot be shown again.")]
+    token_id: Token | None
+
+
+class OwnTeam(Response, kw_only=True):
+    """What the members of a team see of it."""
+
+    team_id: str
+    team_alias: str | None
+    models: Strings
+
+
+class UserInfo(Response, kw_only=True):
+    """A user with its keys and teams."""
+
+    user_id: str
+    user_info: UserReport
+    keys: tuple[KeyReport, ...]
+    teams: Annotated[
+        tuple[Json, ...], msgspec.Meta(description="As `TeamReport` for administrators, as `OwnTeam` for others.")
+    ]
+
+
+class ChangedUser(Response, kw_only=True):
+    """A user after a change."""
+
+    user_id: str
+    data: UserReport
+
+
+class CountedUser(UserReport, kw_only=True):
+    """A user, with the number of its keys."""
+
+    key_count: int
+
+
+class UserList(NumberedPage, kw_only=True):
+    """A page of users."""
+
+    users: tuple[CountedUser, ...]

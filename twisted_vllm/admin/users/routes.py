@@ -1,0 +1,138 @@
+"""The routes of users, in LiteLLM's shapes."""
+
+from __future__ import annotations
+
+from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.fields import expiry_of, one_of_fields
+from twisted_vllm.admin.keys import operations as keys
+from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.teams.operations import report_teams
+from twisted_vllm.admin.users import operations
+from twisted_vllm.admin.users.models import (
+    ChangedUser,
+    DeleteUsersRequest,
+    NewUser,
+    NewUserRequest,
+    UpdateUserRequest,
+    UserInfo,
+    UserInfoQuery,
+    UserList,
+    UserListQuery,
+)
+from twisted_vllm.admin.users.operations import report_user, report_users
+from twisted_vllm.auth.authenticator import generate_key
+from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.storage.transaction import Transaction
+
+routes = Routes()
+
+
+@routes.post(
+    "/user/new",
+    body=NewUserRequest,
+    response=NewUser,
+    constraint={
+        "anyOf": [
+            {"properties": {"auto_create_key": {"enum": [True, None]}}},
+            {"properties": {"key_alias": {"type": "null"}, "duration": {"type": "null"}}},
+        ]
+    },
+    may_be_empty=True,
+    errors=(404, 409),
+)
+async def new(call: AdminCall, body: NewUserRequest) -> Json:
+    """Create a user, and a key for it unless `auto_create_key` is false."""
+    user_id = call.new_id() if body.user_id is None else body.user_id
+    key = record = None
+    if body.auto_create_key is not False:
+        key = generate_key(call.context.randbytes)
+        values = {"user_id": user_id, "key_alias": body.key_alias, "expires": expiry_of(body.duration, call.now)}
+        record = keys.new_record(key, values, call.audit)
+    elif body.key_alias is not None or body.duration is not None:
+        raise InvalidRequest("`key_alias` and `duration` are a key's, and none is made.", param="auto_create_key")
+
+    def work(transaction: Transaction) -> Json:
+        user = operations.add(transaction, call.audit, body, user_id, record)
+        return {
+            **({} if record is None else keys.report_key(transaction, record, call.now)),
+            **report_user(transaction, user, call.now),
+            "teams": body.teams or (),
+            "key": key,
+            "token_id": None if record is None else record.token,
+        }
+
+    return await call.change(work)
+
+
+@routes.get("/user/info", query=UserInfoQuery, response=UserInfo, access=Access.ANY_KEY, errors=(404,))
+async def info(call: AdminCall, query: UserInfoQuery) -> Json:
+    """Return a user with its keys and teams. A virtual key sees its own user, an administrator every user."""
+    sees_all = call.principal.may_administer
+    user_id = query.user_id or call.principal.user_id
+    if user_id is None:
+        raise NotFound("The caller is no user's key. Name the user: /user/info?user_id=…", param="user_id")
+    if not sees_all and user_id != call.principal.user_id:
+        raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
+
+    def work(transaction: Transaction) -> Json:
+        user = transaction.users.get(user_id)
+        if user is None:
+            raise NotFound("No such user is known.", param="user_id")
+        report = report_user(transaction, user, call.now)
+        teams = transaction.teams.among("team_id", report["teams"])
+        return {
+            "user_id": user_id,
+            "user_info": {**report, "teams": [team.team_id for team in teams]},
+            "keys": keys.report_keys(transaction, transaction.keys.find(user_id=user_id), call.now),
+            # Only administrators see the other members of a team, and its metadata.
+            "teams": report_teams(transaction, teams, call.now)
+            if sees_all
+            else [{"team_id": team.team_id, "team_alias": team.team_alias, "models": team.models} for team in teams],
+        }
+
+    return await call.read(work)
+
+
+@routes.post(
+    "/user/update",
+    body=UpdateUserRequest,
+    response=ChangedUser,
+    constraint=one_of_fields("user_id", "user_email"),
+    errors=(404, 409),
+)
+async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
+    """Change a user. Fields that are absent stay as they are; null clears a field."""
+
+    def work(transaction: Transaction) -> Json:
+        user = operations.update(transaction, call.audit, body, call.given)
+        return {"user_id": user.user_id, "data": report_user(transaction, user, call.now)}
+
+    return await call.change(work)
+
+
+@routes.post("/user/delete", body=DeleteUsersRequest, response=int, errors=(404,))
+async def delete(call: AdminCall, body: DeleteUsersRequest) -> int:
+    """Delete users with their keys, and return how many: all that the request names, or none if one does not exist."""
+    return await call.change(lambda transaction: operations.delete(transaction, call.audit, body.user_ids))
+
+
+@routes.get("/user/list", query=UserListQuery, response=UserList)
+async def list_users(call: AdminCall, query: UserListQuery) -> Json:
+    """Return a page of users, each with the number of its keys."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.users.page(query.page_query())
+        counts = transaction.keys.count_by("user_id", [user.user_id for user in page.records])
+        return {
+            "users": [
+                {**report, "key_count": counts.get(report["user_id"], 0)}
+                for report in report_users(transaction, page.records, call.now)
+            ],
+            "total": page.total_count,
+            "page": page.current_page,
+            "page_size": query.page_size,
+            "total_pages": page.total_pages,
+        }
+
+    return await call.read(work)

@@ -1,0 +1,280 @@
+"""Checkers: each says what a value may be, and what it means.
+
+A checker takes a value and its place, and returns what the value means or raises ``Rejected``. What holds other values
+reports what is wrong with each of them and goes on, so that everything is reported at once. No message quotes a value:
+it may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Generic, TypeVar
+
+import attrs
+
+from twisted_vllm.api_routes import RouteClass
+from twisted_vllm.config.problems import EnvironmentText, Place, Rejected, suggestion
+from twisted_vllm.config.secret import HASH_PREFIX, Secret, hash_of
+
+T = TypeVar("T")
+
+#: a year: the longest time that makes sense, in seconds
+MAX_SECONDS = 31_536_000
+#: the largest size or count, in bytes or pieces
+MAX_WHOLE = 2**63 - 1
+#: US dollars for one token, second or request: more is a slip of the pen
+MAX_PRICE = 10_000
+#: the classes of routes that a rule may name instead of a path
+ROUTE_CLASSES = tuple(each.value for each in RouteClass)
+
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+_DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_SECRET_HEADERS = frozenset(
+    ("authorization", "proxy-authorization", "cookie", "x-litellm-api-key", "api-key", "x-api-key")
+) | {"sec-websocket-protocol"}
+
+
+@attrs.frozen
+class Checker(Generic[T]):
+    """Says what a value means, and tells the reference what it takes.
+
+    Attributes:
+        check: returns what the value means; raises ``Rejected`` where it means nothing.
+        kind: what the file holds: ``whole number``.
+        bounds: which of these are taken: ``1 or more``; empty where all are.
+        unit: what the number counts, where the checker knows it: ``seconds``.
+        null: what ``null`` means; empty where ``null`` is refused.
+    """
+
+    check: Callable[[object, Place], T]
+    kind: str
+    bounds: str = ""
+    unit: str = ""
+    null: str = ""
+
+    def __call__(self, value: object, place: Place, /) -> T:
+        return self.check(value, place)
+
+
+def checker(kind: str, bounds: str = "", unit: str = "") -> Callable[[Callable[[object, Place], T]], Checker[T]]:
+    """Make a checker of a function; the arguments are `Checker`'s attributes."""
+
+    def make(check: Callable[[object, Place], T]) -> Checker[T]:
+        return Checker(check, kind, bounds, unit)
+
+    return make
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, in the words of the file: never the value."""
+    words = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+    if value is None:
+        return "nothing"
+    return "text" if isinstance(value, str) else words.get(type(value), "something else")
+
+
+@checker("text")
+def text(value: object, place: Place) -> str:
+    """Check for text on one line."""
+    if not isinstance(value, str):
+        hint = " (put it into quotes)" if isinstance(value, (bool, int, float)) else ""
+        raise Rejected(f"must be text, not {kind_of(value)}{hint}")
+    if not value.strip():
+        raise Rejected("must not be empty (write a value, or leave the setting out)")
+    if not value.isprintable():
+        raise Rejected("holds a line break or another control character (remove it)")
+    return str(value)
+
+
+@checker("text", "visible ASCII, no spaces")
+def secret(value: object, place: Place) -> Secret:
+    """Check for a credential that can be sent in a header."""
+    found = text(value, place)
+    if not _VISIBLE.fullmatch(found):
+        raise Rejected("must be visible ASCII characters without spaces, as it is sent in a header")
+    return Secret(found)
+
+
+@checker("text", "visible ASCII, no spaces")
+def master_key(value: object, place: Place) -> Secret:
+    """Check for the administrator's key, or for ``sha256:`` and the 64 hex digits of its hash."""
+    found = secret(value, place)
+    if found.reveal().startswith(HASH_PREFIX) and hash_of(found) is None:
+        raise Rejected('must have 64 hex digits after sha256: (printf %s "$KEY" | sha256sum)')
+    return found
+
+
+@checker("true or false")
+def flag(value: object, place: Place) -> bool:
+    """Check for true or false."""
+    if isinstance(value, EnvironmentText):
+        value = _FLAGS.get(value.strip().lower(), value)
+    if not isinstance(value, bool):
+        raise Rejected(f"must be true or false, not {kind_of(value)}")
+    return value
+
+
+def whole(minimum: int = 1) -> Checker[int]:
+    """Return a checker for a whole number that is not below ``minimum``."""
+
+    @checker("whole number", f"{minimum} or more")
+    def check(value: object, place: Place) -> int:
+        if isinstance(value, EnvironmentText) and re.fullmatch(r"[0-9]{1,19}", value):
+            value = int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            what = "a fraction" if isinstance(value, float) else kind_of(value)
+            raise Rejected(f"must be a whole number, {minimum} or more, not {what}")
+        if not minimum <= value <= MAX_WHOLE:
+            raise Rejected(f"must be {minimum} or more" if value < minimum else "is too large")
+        return value
+
+    return check
+
+
+def seconds(*, zero: bool = False) -> Checker[float]:
+    """Return a checker for a time in seconds above 0, or from 0 on."""
+    lowest = "0 or more" if zero else "above 0"
+
+    @checker("number", f"{lowest}, at most {MAX_SECONDS} (a year)", "seconds")
+    def check(value: object, place: Place) -> float:
+        if isinstance(value, EnvironmentText) and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise Rejected(f"must be a number of seconds {lowest}, not {kind_of(value)}")
+        if not (value >= 0 if zero else value > 0):
+            raise Rejected(f"must be a number of seconds {lowest}")
+        if value > MAX_SECONDS:
+            raise Rejected(f"must not be more than {MAX_SECONDS} seconds, a year")
+        return float(value)
+
+    return check
+
+
+def duration(minimum: str) -> Checker[float]:
+    """Return a checker for a number and its unit, such as ``90d``, that is not below ``minimum``; it means seconds."""
+
+    @checker("duration", f"{minimum} or more; a whole number and s, m, h, d or w")
+    def check(value: object, place: Place) -> float:
+        parts = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if parts is None:
+            raise Rejected("must be a whole number and a unit, one of s, m, h, d and w (as in 90d)")
+        found = float(int(parts[1]) * _DURATION_UNITS[parts[2]])
+        if found < least:
+            raise Rejected(f"must be {minimum} or more")
+        return found
+
+    smallest = _DURATION.fullmatch(minimum)
+    assert smallest is not None, minimum
+    least = int(smallest[1]) * _DURATION_UNITS[smallest[2]]
+    return check
+
+
+@checker("decimal number", f"0 to {MAX_PRICE}", "US dollars")
+def price(value: object, place: Place) -> Decimal:
+    """Check for an amount of dollars; a float counts as the shortest decimal that it prints as."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        # YAML 1.1 takes 1e-7 for text, and so do quotes
+        found = Decimal(value.strip())
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Rejected(f"must be an amount of US dollars, 0 or more (such as 0.0000005 or 5e-7), not {kind_of(value)}")
+    else:
+        found = Decimal(repr(value))
+    if not found.is_finite() or found < 0:
+        raise Rejected("must be an amount of US dollars, 0 or more (such as 0.0000005 or 5e-7)")
+    if found > MAX_PRICE:
+        raise Rejected(f"must not be more than {MAX_PRICE} US dollars")
+    return found
+
+
+@checker("header name")
+def header_name(value: object, place: Place) -> str:
+    """Check for the name of a header that may be stored, and return it in lower case."""
+    found = text(value, place).lower()
+    if not _HEADER_NAME.fullmatch(found):
+        raise Rejected("must be the name of a header: letters, digits and hyphens")
+    if found in _SECRET_HEADERS:
+        raise Rejected("holds a credential, which is never kept")
+    return found
+
+
+@checker("route rule")
+def route_rule(value: object, place: Place) -> str:
+    """Check for a path, ``/prefix/*`` or the name of a class of routes."""
+    found = text(value, place)
+    if found in ROUTE_CLASSES:
+        return found
+    if not found.startswith("/"):
+        classes = ", ".join(ROUTE_CLASSES)
+        raise Rejected(f"must be a path that begins with / or one of {classes}{suggestion(found, ROUTE_CLASSES)}")
+    if " " in found or "?" in found or "#" in found:
+        raise Rejected("must be a path alone, without spaces, a query or a fragment")
+    if "*" in found.removesuffix("/*"):
+        raise Rejected("may have a * only at its end, after a slash (/prefix/*)")
+    return found
+
+
+@checker("network")
+def network(value: object, place: Place) -> IPv4Network | IPv6Network:
+    """Check for an address or a network in CIDR notation."""
+    found = text(value, place)
+    try:
+        loose = ip_network(found, strict=False)
+    except ValueError:
+        raise Rejected("must be an address or a network (such as 10.0.0.0/8 or fd00::/8)") from None
+    try:
+        return ip_network(found)
+    except ValueError:
+        raise Rejected(f"has bits set after its prefix (write {loose})") from None
+
+
+def one_of(*names: str) -> Checker[str]:
+    """Return a checker for one of a few words."""
+
+    @checker("choice", ", ".join(names))
+    def check(value: object, place: Place) -> str:
+        if isinstance(value, str) and value in names:
+            return str(value)
+        raise Rejected(f"must be one of {', '.join(names)}{suggestion(value, names)}")
+
+    return check
+
+
+def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T | None]:
+    """Return a checker that also takes ``null``.
+
+    Args:
+        check: what takes everything else.
+        null: what ``null`` means, for the reference.
+        empty: whether empty text means the same.
+    """
+
+    def or_none(value: object, place: Place) -> T | None:
+        return None if value is None or (empty and value == "") else check(value, place)
+
+    return Checker(or_none, check.kind, check.bounds, check.unit, null)
+
+
+def list_of(check: Checker[T], *, lone: bool = False) -> Checker[tuple[T, ...]]:
+    """Return a checker for a list; ``null`` is an empty one, and ``lone`` takes one item without a list around it."""
+
+    @checker(f"list of {check.kind}s{', or one' if lone else ''}", check.bounds)
+    def check_all(value: object, place: Place) -> tuple[T, ...]:
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            if lone:
+                return (check(value, place),)
+            raise Rejected(f"must be a list, not {kind_of(value)} (write each piece on its own line after '- ')")
+        found = (place.item(index).attempt(check, piece) for index, piece in enumerate(value))
+        return tuple(piece for piece in found if piece is not None)
+
+    return check_all

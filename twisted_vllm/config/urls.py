@@ -1,0 +1,224 @@
+"""URLs of vLLM servers, the database and Redis. Messages repeat no more than a scheme: a URL may hold a password."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import attrs
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from twisted_vllm.config.checks import checker, text
+from twisted_vllm.config.problems import Place, Rejected
+from twisted_vllm.config.secret import Secret
+
+#: a scheme that a message may repeat
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_EXAMPLE_BASE = "http://gpu-1:8000"
+#: RFC 1123 names, and the underscore that container networks use
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\.?")
+#: RFC 3986 §3.3, without empty segments
+_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
+_DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
+
+_POSTGRESQL = "postgresql+psycopg"
+#: how others write what is SQLAlchemy's ``postgresql+psycopg``
+_DATABASE_SCHEMES = {"postgres": _POSTGRESQL, "postgresql": _POSTGRESQL, _POSTGRESQL: _POSTGRESQL, "sqlite": "sqlite"}
+#: parameters of Prisma, LiteLLM's database client, that PostgreSQL's own client refuses
+_PRISMA_ONLY = frozenset(
+    {"schema", "connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size", "sslaccept"}
+)
+
+_REDIS_PORT = 6379
+_REDIS_SPELLING = "redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with TLS"
+
+
+@attrs.frozen
+class Address:
+    """Where a server is reached, whatever the spelling of its ``api_base``.
+
+    Attributes:
+        tls: whether to speak TLS.
+        host: a name in lower case, or an address without brackets.
+        port: the TCP port.
+        base_path: the prefix of every path, without a trailing slash and without ``/v1``.
+    """
+
+    tls: bool
+    host: str
+    port: int
+    base_path: str
+
+    @property
+    def name(self) -> str:
+        """The name for logs: ``host:port`` and the base path."""
+        return f"{self._bracketed}:{self.port}{self.base_path}"
+
+    @property
+    def url(self) -> str:
+        """The ``api_base`` in its one form."""
+        return f"{self._scheme}://{self.name}"
+
+    @property
+    def host_header(self) -> bytes:
+        """The value of ``Host``: without the scheme's own port (RFC 9110 §7.2)."""
+        usual = self.port == _DEFAULT_PORTS[self._scheme]
+        return (self._bracketed if usual else f"{self._bracketed}:{self.port}").encode("ascii")
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @property
+    def _bracketed(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
+@checker("URL", "http:// or https://")
+def api_base(value: object, place: Place) -> Address:
+    """Check for the URL of a vLLM server; a trailing ``/`` or ``/v1`` makes no difference.
+
+    Nothing of the URL is repeated in a message: it may hold a password.
+    """
+    found = text(value, place)
+    if re.search(r"[^\x21-\x7e]|\\", found):
+        raise Rejected("holds a space, a backslash or a character outside ASCII (write the URL in its ASCII form)")
+    scheme, separator, _ = found.partition("://")
+    if not separator or scheme.lower() not in _DEFAULT_PORTS:
+        raise Rejected(f"must begin with http:// or https:// (such as {_EXAMPLE_BASE})")
+    try:
+        parts = urlsplit(found)
+        port = parts.port
+    except ValueError:
+        raise Rejected(f"is not a URL with a valid host and port (such as {_EXAMPLE_BASE})") from None
+    if "@" in parts.netloc:
+        raise Rejected("must not hold a user name or a password (put the server's key into api_key)")
+    if "?" in found or "#" in found:
+        raise Rejected("must not have a query or a fragment (end it before the '?' or '#')")
+    if port == 0:
+        raise Rejected("must have a port from 1 to 65535, or none")
+    return Address(
+        tls=parts.scheme == "https",
+        host=_host(parts),
+        port=port or _DEFAULT_PORTS[parts.scheme],
+        base_path=_base_path(parts.path),
+    )
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    if not host:
+        raise Rejected(f"has no host (such as {_EXAMPLE_BASE})")
+    if parts.netloc.startswith("["):
+        try:
+            address = IPv6Address(host)
+        except AddressValueError:
+            raise Rejected("has an IPv6 address that is not valid") from None
+        if address.scope_id is not None:
+            raise Rejected("has an IPv6 address with a zone, which is not supported (use another address)")
+        return str(address)
+    if not _HOST.fullmatch(host):
+        raise Rejected(f"has a host that is not a valid name or address (such as {_EXAMPLE_BASE})")
+    return host
+
+
+def _base_path(path: str) -> str:
+    base = path.rstrip("/").removesuffix("/v1").rstrip("/")
+    if not _PATH.fullmatch(base) or _DOTS.search(base):
+        raise Rejected("has a path with empty segments, dot segments or characters that need percent-encoding")
+    return base
+
+
+@checker("URL", "postgresql:// or sqlite://")
+def database_url(value: object, place: Place) -> Secret:
+    """Check for a PostgreSQL or SQLite URL. Of a refused one, only the scheme is repeated: it may hold a password."""
+    found = text(value, place)
+    scheme, separator, rest = found.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise Rejected("must be a URL (postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE)")
+    if scheme not in _DATABASE_SCHEMES:
+        raise Rejected(f"{scheme} is not supported (write postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE)")
+    normal = f"{_DATABASE_SCHEMES[scheme]}://{rest}"
+    try:
+        url = make_url(normal)
+    except (ArgumentError, ValueError):
+        raise Rejected("is not a valid URL (percent-encode special characters of the password)") from None
+    if scheme == "sqlite":
+        if not rest.startswith("/") or not url.database:
+            raise Rejected("names no file (write sqlite:///FILE, or sqlite:////DIRECTORY/FILE for an absolute path)")
+    elif foreign := sorted(_PRISMA_ONLY & url.query.keys()):
+        raise Rejected(f"has parameters that PostgreSQL does not know: {', '.join(foreign)} (remove them)")
+    return Secret(normal)
+
+
+def describe_database(url: Secret) -> str:
+    """Return the kind and place of a database, without the user's name and password."""
+    parsed: URL = make_url(url.reveal())
+    if parsed.get_backend_name() == "sqlite":
+        return f"SQLite, file {parsed.database}"
+    host = parsed.host or "the local socket"
+    return f"PostgreSQL, {host}{f':{parsed.port}' if parsed.port else ''}, database {parsed.database or '(default)'}"
+
+
+@attrs.frozen
+class RedisServer:
+    """A Redis server.
+
+    Attributes:
+        host: its name or address.
+        port: its TCP port.
+        database: the number of the database on it.
+        tls: whether to speak TLS to it and check its certificate.
+        username: the user in Redis' access control lists; ``None`` is its default user.
+        password: that user's password.
+    """
+
+    host: str
+    port: int = _REDIS_PORT
+    database: int = 0
+    tls: bool = False
+    username: str | None = None
+    password: Secret | None = None
+
+    @property
+    def name(self) -> str:
+        """The name for logs: without user and password."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.database}"
+
+
+@checker("URL", "redis:// or rediss://")
+def redis_url(value: object, place: Place) -> RedisServer:
+    """Check for the URL of a Redis server. Of a refused one, only the scheme is repeated: it may hold a password."""
+    found = text(value, place)
+    scheme, separator, _ = found.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise Rejected(f"must be a URL ({_REDIS_SPELLING})")
+    if scheme not in ("redis", "rediss"):
+        raise Rejected(f"{scheme} is not supported (write {_REDIS_SPELLING}; sockets, sentinels and clusters are not)")
+    try:
+        parts = urlsplit(found)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise Rejected("is not a valid URL (percent-encode special characters of the password)") from None
+    if not host or "," in host or port == 0 or " " in found:
+        raise Rejected(f"names no host, or none that can be one ({_REDIS_SPELLING})")
+    if parts.query or parts.fragment:
+        raise Rejected("has parameters, of which there are none (percent-encode ? and # in a password)")
+    database = parts.path.removeprefix("/") or "0"
+    if not re.fullmatch(r"[0-9]{1,4}", database):
+        raise Rejected("must end in the database's number, as in /0, or without one")
+    if parts.username and parts.password is None:
+        raise Rejected("names a user without a password (for a password alone: redis://:PASSWORD@HOST)")
+    return RedisServer(
+        host=host,
+        port=port or _REDIS_PORT,
+        database=int(database),
+        tls=scheme == "rediss",
+        username=unquote(parts.username) if parts.username else None,
+        password=Secret(unquote(parts.password)) if parts.password else None,
+    )
