@@ -17,7 +17,8 @@ import msgspec
 
 from benchmarks.client import Target
 from benchmarks.measure import ProcessTree
-from benchmarks.processes import CannotStart, answers, ask, environment, free_port, running, wait_until_ready
+from benchmarks.processes import CannotStart, answers, ask, environment, running, wait_until_ready
+from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 

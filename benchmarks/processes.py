@@ -6,7 +6,6 @@ import http.client
 import os
 import resource
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +21,6 @@ _TAIL_LINES = 5
 
 class CannotStart(Exception):
     """A program that did not start, or does not serve; the text says why."""
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def raise_file_limit(wanted: int) -> int:

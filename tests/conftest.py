@@ -17,8 +17,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import deferLater
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 #: turns of the reactor that a closing connection is given before it counts as left behind
 SETTLING_TURNS = 50
@@ -30,6 +31,7 @@ PATIENT_SECONDS = 0.01
 DEFERRED_HEADLINE = "Unhandled error in Deferred:"
 
 
+@implementer(ILogObserver)
 class LoggedFailures:
     """Every logged event that carries a failure or is critical, until a test takes it out."""
 
@@ -51,7 +53,8 @@ class LoggedFailures:
         """
         # A Deferred tells of its unhandled error when it is collected.
         gc.collect()
-        taken, kept = [], []
+        taken: list[LogEvent] = []
+        kept: list[LogEvent] = []
         for event in self._events:
             failure = event.get("log_failure", event.get("failure"))
             (taken if not types or (failure and failure.check(*types)) else kept).append(event)

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.web.client import Agent
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from twisted_vllm.app.service import GatewayService
@@ -85,7 +86,8 @@ def start(service: GatewayService) -> None:
 async def get(reactor: Any, service: GatewayService, path: str) -> tuple[int, Any]:
     """Ask the service and close the connection."""
     port = service.ports[0].getHost().port  # type: ignore[attr-defined]  # a TCP address has one
-    response = await treq.get(f"http://127.0.0.1:{port}{path}", agent=Agent(reactor), headers={"Connection": "close"})
+    closing = Headers({"Connection": ["close"]})
+    response = await treq.get(f"http://127.0.0.1:{port}{path}", agent=Agent(reactor), headers=closing)
     return response.code, await response.json()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.table import Column, figure, ratio, render
+from benchmarks.table import Column, Row, figure, ratio, render
 
 COLUMNS = (Column("rate", "requests\nper s"), Column("cpu", "CPU us", 1), Column("held", "held", compared=False))
 
@@ -23,7 +23,7 @@ def test_figures_stand_below_their_titles_and_ratios_below_the_figures() -> None
 
 
 def test_a_missing_figure_is_a_dash_and_so_is_its_ratio() -> None:
-    rows = {"nginx": {"rate": None, "cpu": 2.0}, "gateway": {"rate": 5.0}}
+    rows: dict[str, Row] = {"nginx": {"rate": None, "cpu": 2.0}, "gateway": {"rate": 5.0}}
     lines = render(COLUMNS, rows, [("gateway", "nginx")]).splitlines()
     assert [line.split() for line in lines[3:5]] == [["nginx", "-", "2.0", "-"], ["gateway", "5", "-", "-"]]
     assert lines[-1].split() == ["gateway", "/", "nginx", "-", "-"]

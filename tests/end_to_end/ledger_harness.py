@@ -16,7 +16,7 @@ from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_un
 
 Columns = dict[str, Any]
 #: what a server does with a request of which it has read all; it is told how often this request came before
-AuditContext = Callable[[Connection, int], None]
+Act = Callable[[Connection, int], None]
 
 CHAT = "/v1/chat/completions"
 CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}'
@@ -65,14 +65,14 @@ def header_of(head: bytes, name: str) -> str:
 
 
 class ActingServer:
-    """A server whose requests say by ``X-AuditContext`` what it does with them.
+    """A server whose requests say by ``X-Act`` what it does with them.
 
     Attributes:
         came: how often each request's head came, by its id.
         port: where it listens.
     """
 
-    def __init__(self, acts: dict[str, AuditContext]) -> None:
+    def __init__(self, acts: dict[str, Act]) -> None:
         self.came: Counter[str] = Counter()
         self._acts = acts
         self._lock = threading.Lock()
@@ -185,7 +185,7 @@ class Caller:
             "Host: gateway",
             f"Authorization: Bearer {self.key}",
             f"X-Request-Id: {name}",
-            f"X-AuditContext: {act or name}",
+            f"X-Act: {act or name}",
             *lines,
         ]
         if body and not any(line.startswith("Content-Type") for line in lines):
