@@ -26,6 +26,8 @@ from twisted_vllm.observability.logging.setup import finish, make_observer, unin
 
 MASTER_KEY = "sk-master-0123456789abcdef"
 HOST = "127.0.0.1"
+#: a gateway's SQLite database, in its directory
+DATABASE = "keys.sqlite3"
 #: real seconds after which a test that waits for bytes is called stuck
 PATIENCE = 30
 
@@ -292,7 +294,7 @@ class Gateway:
         clocked = ClockedReactor(reactor)
         self.clock = clocked.clock
         self.log_file = directory / "gateway.log"
-        self.database_file = directory / "keys.sqlite3"
+        self.database_file = directory / DATABASE
         values: dict[str, Any] = {
             "listen": (f"tcp:0:interface={HOST}",),
             "master_key": Secret(MASTER_KEY),
