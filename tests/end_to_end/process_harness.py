@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from ssl import SSLContext
 
@@ -141,7 +142,9 @@ def blocks(size: int) -> Iterator[bytes]:
         yield (b"%016d" % number + BLOCK[16:])[: size - number]
 
 
+@cache
 def digest_of(size: int) -> str:
+    """Return the hash of `blocks`."""
     found = hashlib.sha256()
     for block in blocks(size):
         found.update(block)

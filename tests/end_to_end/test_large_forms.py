@@ -15,6 +15,7 @@ import pytest
 
 from tests.end_to_end.end_to_end_harness import unchunked
 from tests.end_to_end.process_harness import (
+    BLOCKED,
     MEBIBYTE,
     OK,
     Connection,
@@ -29,11 +30,11 @@ from tests.end_to_end.twistd_harness import wait_until
 from tests.free_ports import free_port
 
 #: bytes of a large upload
-LARGE = 200_000_000
+LARGE = 100_000_000
 #: bytes by which the process may grow for one, what Python and the kernel's buffers make of it included
 GROWTH = 4 * MEBIBYTE
 #: the cap on what is held before the model; more than `LARGE` here
-MOST_HELD = 300_000_000
+MOST_HELD = 150_000_000
 
 SETTINGS = """
 model_list:
@@ -172,7 +173,7 @@ def test_a_large_form_passes_in_bounded_memory_wherever_its_model_stands(
 ) -> None:
     before = gateway.forget_peak()
     send_form(gateway, place(model)[0], LARGE, place(model)[1])
-    print(f"form of 200 MB: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
+    print(f"form of {LARGE:,} bytes: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
     assert gateway.peak - before < GROWTH
     expected, wanted = place(at_server), upstream.digests[-1]
     assert wanted == digest(expected[0], LARGE, expected[1])
@@ -262,7 +263,7 @@ def test_a_client_that_leaves_a_server_s_queue_takes_what_was_held_with_it(tmp_p
             waiting.send(request_head("POST", "/vllm/v1/audio/transcriptions", TYPE, length))
             waiting.send(form + END[:-4])
             wait_until(lambda: gateway.held_files == 1)
-            waiting.socket.settimeout(1)
+            waiting.socket.settimeout(BLOCKED)
             with suppress(TimeoutError):
                 waiting.read_head()
             assert gateway.held_files == 1
