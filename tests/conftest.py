@@ -17,7 +17,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import deferLater
-from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -71,8 +71,11 @@ _LOGGED = LoggedFailures()
 
 
 def pytest_configure() -> None:
-    """Watch the log from the first import of a test module on."""
-    globalLogPublisher.addObserver(_LOGGED)
+    """Watch the log from the first import of a test module on.
+
+    Before logging begins, Twisted keeps every event, with all that it refers to, and prints those that are critical.
+    """
+    globalLogBeginner.beginLoggingTo([_LOGGED], discardBuffer=True, redirectStandardIO=False)
 
 
 def pytest_collection_finish() -> None:

@@ -23,6 +23,7 @@ from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
 from twisted_vllm.errors import ERROR_HEADER
 from twisted_vllm.http.net.deadlines import INTERVAL
 from twisted_vllm.observability.logging.setup import finish, make_observer, uninstall
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 
 MASTER_KEY = "sk-master-0123456789abcdef"
 HOST = "127.0.0.1"
@@ -124,6 +125,7 @@ class StandIn(Factory):
 
     Attributes:
         answer: what each request with a whole head gets at once, or None to let the test write it.
+        respond: called with a connection at each piece that comes on it; by default it sends `answer`.
         connections: the connections, in the order in which they came.
     """
 
@@ -131,6 +133,7 @@ class StandIn(Factory):
 
     def __init__(self, reactor: Any, answer: bytes | None) -> None:
         self.answer = answer
+        self.respond: Callable[[Wire], None] = self._send_answer
         self.connections: list[Wire] = []
         self._waiting: list[tuple[int, Deferred[Wire]]] = []
         self._reactor = reactor
@@ -138,7 +141,7 @@ class StandIn(Factory):
         self.port = int(self._port.getHost().port)
 
     def buildProtocol(self, addr: object) -> Wire:
-        connection = Wire(self._reactor, self._on_data)
+        connection = Wire(self._reactor, lambda wire: self.respond(wire))
         connection.factory = self
         self.connections.append(connection)
         for pair in [pair for pair in self._waiting if pair[0] < len(self.connections)]:
@@ -146,7 +149,7 @@ class StandIn(Factory):
             pair[1].callback(self.connections[pair[0]])
         return connection
 
-    def _on_data(self, connection: Wire) -> None:
+    def _send_answer(self, connection: Wire) -> None:
         if self.answer is not None and b"\r\n\r\n" in connection.received:
             connection.send(self.answer)
 
@@ -249,7 +252,7 @@ def request_bytes(
     target: str,
     key: str | None = MASTER_KEY,
     headers: Mapping[str, str] | None = None,
-    body: bytes | object = None,
+    body: object = None,
 ) -> bytes:
     """Write a request out; a body that is not bytes is sent as JSON."""
     pairs = {"Host": "gateway.example", **(headers or {})}
@@ -261,7 +264,7 @@ def request_bytes(
             pairs.setdefault("Content-Type", "application/json")
         pairs["Content-Length"] = str(len(body))
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in pairs.items())]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")  # type: ignore[operator]  # bytes by now
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
 def server_at(
@@ -310,6 +313,18 @@ class Gateway:
         self.service.startService()
         self.port: int = self.service.ports[0].getHost().port  # type: ignore[attr-defined]  # a TCP address has one
 
+    @property
+    def queued(self) -> int:
+        """How many requests wait for a busy server."""
+        return len(self.service.wiring.queues)
+
+    @property
+    def limiter(self) -> LocalLimiter:
+        """What counts requests, tokens and money."""
+        limiter = self.service.wiring.books.limiter
+        assert isinstance(limiter, LocalLimiter)
+        return limiter
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass as the gateway's parts see it: in steps of the sweeper's."""
         self.clock.pump([INTERVAL] * int(seconds / INTERVAL + 3))
@@ -318,7 +333,7 @@ class Gateway:
         """Open a raw connection to the gateway."""
         client = Wire(self._reactor)
         await connectProtocol(TCP4ClientEndpoint(self._reactor, HOST, self.port), client)
-        self._clients.append(client)
+        self._clients = [*(each for each in self._clients if each.lost is None), client]
         return client
 
     async def send(self, raw: bytes) -> Wire:

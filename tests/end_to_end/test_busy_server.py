@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -37,9 +38,9 @@ async def at_work(server: Any, gateway: Any, number: int = 0) -> tuple[Any, Any]
 
 async def waiting(gateway: Any, number: int, reactor: Any) -> Any:
     """Have a request wait; return its client."""
-    before = len(gateway.service._parts.queues._waiting)
+    before = gateway.queued
     client = await gateway.send(completion(number))
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) > before)
+    await soon(reactor, lambda: gateway.queued > before)
     return client
 
 
@@ -73,10 +74,7 @@ async def test_the_next_is_sent_however_the_one_before_it_ended(
         await following.until_received(b"completions?1")
         following.send(OK)
     await second.until_received(b"\r\n\r\nok")
-    assert (
-        repr(list(gateway.service._parts.queues._slots.values()))
-        == "[<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>]"
-    )
+    assert "<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>" in repr(gateway.service.wiring.queues)
 
 
 @pytest_twisted.ensureDeferred
@@ -121,7 +119,7 @@ async def test_who_leaves_the_queue_never_reaches_the_server(stand_in: Any, gate
     last = await waiting(gateway, 3, reactor)
     leaver.close()
     held.cut()
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) == 1)
+    await soon(reactor, lambda: gateway.queued == 1)
     upstream.send(OK)
     await first.until_received(b"\r\n\r\nok")
     await upstream.until_received(b"completions?3")
@@ -141,12 +139,12 @@ async def test_an_upload_waits_with_its_client(stand_in: Any, gateway_to: Any, r
     client = await gateway.send(
         request_bytes("POST", "/vllm/v1/audio/transcriptions", headers={"Content-Length": str(size)}) + b"x" * 1000
     )
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting))
-    [channel] = [channel for channel in gateway.service.site._channels if channel._read_pauses]
+    await soon(reactor, lambda: gateway.queued)
+    [upload] = [request for request in gateway.service.site.running() if b"transcriptions" in request.path]
     client.send(b"x" * (size - 1000))
     await client.next_turn()
     await client.next_turn()
-    assert channel.requests[0].body_received <= 65_536
+    assert upload.body_received <= 65_536
     sizes: list[int] = []
     upstream.send(OK)
     upstream.dataReceived = lambda data: sizes.append(len(data))
@@ -186,8 +184,7 @@ async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
     simulator: Any, gateway_to: Any, reactor: Any
 ) -> None:
     gateway = gateway_to(capped(simulator.port, limit=5, places=100))
-    queues = gateway.service._parts.queues
-    [slots] = queues._slots.values()
+    queues = gateway.service.wiring.queues
     clients = []
     for number in range(60):
         body = {"model": "simulated-model", "prompt": "x", "max_tokens": 20, "stream": number % 2 == 0}
@@ -195,10 +192,10 @@ async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
         clients.append(client)
         if number % 4 == 0:
             client.cut()
-        assert len(slots._running) <= 5
+        assert int(re.findall(r"(\d+) of 5 taken", repr(queues))[0]) <= 5
     for number, client in enumerate(clients):
         if number % 4:
             await client.until(lambda client=client: client.received.endswith((b"}", b"0\r\n\r\n")))
-    await soon(reactor, lambda: repr(slots) == "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>")
-    assert len(queues._waiting) == 0
+    await soon(reactor, lambda: "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>" in repr(queues))
+    assert gateway.queued == 0
     assert Counter(line["outcome"] for line in gateway.request_lines())["completed"] >= 45

@@ -58,5 +58,5 @@ async def test_a_flood_of_guesses_asks_the_database_nothing_and_is_forgotten(
     site = gateway.service.site
     assert len(site.known_heads) <= MOST_HEADS
     assert not site.running()
-    assert not site._live_ids
-    assert len(gateway.service._parts.index) == 1
+    assert not site.request_ids
+    assert len(gateway.service.wiring.index) == 1

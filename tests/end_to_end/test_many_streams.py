@@ -70,12 +70,14 @@ class Upstream:
 
 
 @contextmanager
-def opened(gateway: MeasuredGateway, count: int, request: bytes, **options: int) -> Iterator[list[Connection]]:
+def opened(
+    gateway: MeasuredGateway, count: int, request: bytes, receive_buffer: int = 0, segment: int = 0
+) -> Iterator[list[Connection]]:
     """Have this many streams begin, each on a connection of its own."""
     with ExitStack() as stack:
         clients = []
         for _ in range(count):
-            client = connect(gateway.port, **options)
+            client = connect(gateway.port, receive_buffer, segment)
             stack.callback(client.close)
             client.send(request)
             clients.append(client)

@@ -186,7 +186,9 @@ def test_a_server_is_stopped_while_its_client_does_not_read_and_nothing_is_held(
         client.send(request_head("GET", f"/vllm/bytes/{STALLED}"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
         assert pour.blocked.wait(30), "the server was never stopped"
-        print(f"stalled download, {transport}: server sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+        print(
+            f"stalled download, {transport}: server sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB"
+        )
         assert pour.sent < STALLED
         assert gateway.peak - before <= HELD
         assert client.digest(STALLED) == digest_of(STALLED)
@@ -209,7 +211,7 @@ def test_a_client_is_stopped_while_the_server_does_not_read_and_nothing_is_held(
         sending.start()
         try:
             assert pour.blocked.wait(30), "the client was never stopped"
-            print(f"stalled upload, {transport}: client sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+            print(f"stalled upload, {transport}: sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
             assert pour.sent < STALLED
             assert gateway.peak - before <= HELD
         finally:

@@ -233,12 +233,12 @@ async def test_a_request_that_waits_for_a_busy_server_gives_up_its_place(
     gateway = await with_keys(gateway_to(busy, revoke_running=True))
     first, upstream = await streaming(server, gateway, OTHER)
     client = await gateway.send(completion(KEY))
-    await soon(reactor, lambda: gateway.service._parts.queues._waiting)
+    await soon(reactor, lambda: gateway.queued)
     await delete(gateway)
     look(gateway)
     await client.until_received(b"}}")
     assert parse_answer(client.received).error["code"] == "invalid_api_key"
-    assert not gateway.service._parts.queues._waiting
+    assert gateway.queued == 0
     upstream.send(b"0\r\n\r\n")
     await first.until_received(b"\r\n0\r\n\r\n")
     assert len(server.connections) == 1

@@ -61,7 +61,7 @@ async def test_a_request_body_reaches_the_server_byte_for_byte(
 
     def came() -> bytes:
         _, found = parse_head(upstream.received)
-        data = upstream.received.partition(b"\r\n\r\n")[2]
+        data: bytes = upstream.received.partition(b"\r\n\r\n")[2]
         if lower(found).get(b"transfer-encoding") == b"chunked":
             return unchunked(data) if data.endswith(LAST) else b""
         assert int(lower(found)[b"content-length"]) == len(body)

@@ -29,7 +29,7 @@ from tests.free_ports import free_port
 #: real seconds after which a test is called stuck
 PATIENCE = 30.0
 
-MESSAGES = ["", "short", "ü" * 70_000, b"\x00\xff" * 300_000, *map(str, range(200))]
+MESSAGES: list[str | bytes] = ["", "short", "ü" * 70_000, b"\x00\xff" * 300_000, *map(str, range(200))]
 
 
 class Echo:

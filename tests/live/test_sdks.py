@@ -41,6 +41,7 @@ def test_openai_chats(client: Any, chat_model: str) -> None:
     answer = client.chat.completions.create(model=chat_model, messages=MESSAGES, max_tokens=8, temperature=0)
     assert answer.choices[0].message.content
     assert answer.usage.completion_tokens == 8
+    # its underscore notwithstanding, the SDK documents this one as public
     assert answer._request_id
 
 

@@ -70,6 +70,11 @@ class GatewayService(Service):
         self._drain = parts.drain
         self._follower = ChangeFollower(parts.registry, reactor)
 
+    @property
+    def wiring(self) -> Wiring:
+        """The parts that it starts and stops."""
+        return self._parts
+
     # start
 
     def setServiceParent(self, parent: object) -> None:

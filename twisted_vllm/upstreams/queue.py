@@ -78,6 +78,12 @@ class UpstreamQueues:
                 slots = by_address.setdefault(address, ConcurrencyLimiter(limit, server.max_queued_requests))
                 self._slots[server] = slots
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __repr__(self) -> str:
+        return f"<UpstreamQueues {list(dict.fromkeys(self._slots.values()))}>"
+
     @property
     def needed(self) -> bool:
         """Whether any server has a cap."""

@@ -85,6 +85,11 @@ class UpstreamAgent:
         self._closed = False
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
 
+    @property
+    def connections(self) -> frozenset[UpstreamConnection]:
+        """All connections, idle ones included."""
+        return frozenset(self._connections)
+
     def forward(self, exchange: UpstreamExchange) -> None:
         """Send a request to its server; the exchange's asker is told of the response as soon as its head arrived.
 

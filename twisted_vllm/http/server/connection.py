@@ -67,6 +67,11 @@ class ServerConnection(FlowControlledConnection):
         self._held: list[bytes] = []
         self._held_size = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are not parsed before the request in front of them is answered."""
+        return sum(map(len, self._held))
+
     # connection
 
     def connectionMade(self) -> None:

@@ -105,6 +105,16 @@ class GatewaySite(server.Site):
     def stopFactory(self) -> None:
         """End."""
 
+    @property
+    def connections(self) -> frozenset[ServerConnection]:
+        """The open client connections."""
+        return frozenset(self._channels)
+
+    @property
+    def request_ids(self) -> frozenset[bytes]:
+        """The ids of the requests in flight."""
+        return frozenset(self._live_ids)
+
     # what requests ask
 
     def leaf_for(self, path: bytes) -> IResource:

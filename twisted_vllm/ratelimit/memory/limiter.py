@@ -56,6 +56,16 @@ class LocalLimiter:
         """Return of how many keys, users, teams and end users something is counted at present."""
         return len(self._scopes)
 
+    @property
+    def budgets(self) -> list[Budget]:
+        """The budgets that are remembered."""
+        return list(self._budgets.values())
+
+    @property
+    def in_flight(self) -> int:
+        """The requests in flight, each counted once for each of its limited levels."""
+        return sum(scope.in_work for scope in self._scopes.values())
+
     def admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> Reservation:
         """Let a request begin.
 
