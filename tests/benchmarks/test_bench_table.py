@@ -29,7 +29,7 @@ def test_a_missing_figure_is_a_dash_and_so_is_its_ratio() -> None:
     assert lines[-1].split() == ["gateway", "/", "nginx", "-", "-"]
 
 
-def test_who_was_not_measured_is_compared_with_nobody() -> None:
+def test_a_peer_that_was_not_measured_is_not_compared() -> None:
     text = render(COLUMNS, {"gateway": {"rate": 5.0}}, [("gateway", "nginx")])
     assert text.splitlines()[-1].split() == ["gateway", "5", "-", "-"]
 
@@ -39,5 +39,5 @@ def test_a_ratio_needs_two_figures(subject: float | None, other: float | None) -
     assert ratio(subject, other) == "-"
 
 
-def test_nothing_measured_is_not_nothing_used() -> None:
+def test_a_missing_measurement_is_not_shown_as_zero() -> None:
     assert (figure(None, 1), figure(0.0, 1)) == ("-", "0.0")

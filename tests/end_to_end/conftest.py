@@ -22,7 +22,7 @@ MakeStandIn = Callable[..., StandIn]
 
 @pytest.fixture
 def stand_in(reactor: Any) -> Iterator[MakeStandIn]:
-    """Makes raw servers, each with what it answers."""
+    """Makes raw servers; each answers with the bytes that it is given, or as the test writes it."""
     made: list[StandIn] = []
 
     def make(answer: bytes | None = None) -> StandIn:
@@ -67,7 +67,7 @@ def gateway_to(reactor: Any, tmp_path: Path, migrated_database: Path) -> Iterato
 
 @pytest.fixture
 def simulator(reactor: Any) -> Iterator[SimulatorService]:
-    """A simulated vLLM that runs, and answers as fast as it can."""
+    """A simulated vLLM, running, without delays."""
     service = simulator_service(reactor, SimulatorSettings(token_interval=0, first_token=0))
     service.startService()
     yield service

@@ -1,4 +1,4 @@
-"""Over real sockets, for any requests in line and any kind of answer: each client gets its own answers, in order."""
+"""For any pipelined requests and any kind of answer, over real sockets: each client gets its own answers, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Wire
-from tests.end_to_end.test_any_segments import CUTS, LAST, Trial, over_sockets
+from tests.end_to_end.messages import LAST
+from tests.end_to_end.test_any_segments import CUTS, Trial, over_sockets
 
 KINDS = ("plain", "chunked", "empty", "junk", "unmodified", "early", "until the end", "hints", "then closes", "half")
 

@@ -1,4 +1,4 @@
-"""Over real sockets, for any segments in which bytes may arrive: the same request, the same relay, and nothing left."""
+"""However the bytes are cut into segments, over real sockets: the same request, the same relay, and nothing left."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, is_whole
+from tests.end_to_end.messages import LAST, OK
 
 KEY = b"Authorization: Bearer " + MASTER_KEY.encode() + b"\r\n"
-LAST = b"0\r\n\r\n"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 NEXT = b"GET /vllm/next HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"
 NEXT_ANSWER = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext"
 
@@ -25,7 +24,7 @@ NEXT_ANSWER = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext"
 over_sockets = settings(
     deadline=None,
     max_examples=150,
-    # an example that waits in vain takes all of the tests' patience: it is not made smaller by many more of its kind
+    # no shrinking: an example that fails by a timeout takes half a minute
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -61,7 +60,7 @@ class Trial:
             await wire.next_turn()
 
     async def end(self, client: Wire) -> None:
-        """End an example; see that the gateway keeps nothing of it, and let the next begin with fresh connections."""
+        """End an example: close its connections and check that the gateway keeps nothing of it."""
         if client.lost is None:
             client.cut()
         for connection in self.server.connections:

@@ -15,6 +15,7 @@ import attrs
 import pytest
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import length_of, whole
 from tests.end_to_end.process_harness import Connection, ThreadedServer, connected
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, Foreground, ask, wait_until
 
@@ -25,10 +26,6 @@ passthrough:
 #: seconds of audio, and the file's bytes for each
 SECONDS, RATE = 2, 32_000
 ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
-
-
-def length_in(head: bytes) -> int:
-    return int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
 
 
 class Recorded:
@@ -49,15 +46,14 @@ class Recorded:
             if b"chunked" in head.lower():
                 connection.read_until(b"\r\n0\r\n\r\n")
             else:
-                connection.read(length_in(head))
+                connection.read(length_of(head))
             self.forms += 1
             if not self.answer:
                 # no answer: wait for the client to leave
                 connection.read(1)
             body = (ANSWERS / self.answer).read_bytes()
-            kind = b"text/event-stream" if self.answer.endswith(".sse") else b"application/json"
-            connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)))
-            connection.send(body)
+            kind = "text/event-stream" if self.answer.endswith(".sse") else "application/json"
+            connection.send(whole(body, kind=kind))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +107,7 @@ def upload(gateway: Foreground, key: str, form: bytes, route: str, chunked: bool
             client.send(head_of(key, f"Content-Length: {len(form)}", route) + form)
         head = client.read_head()
         assert b" 200 OK" in head
-        client.read(length_in(head))
+        client.read(length_of(head))
 
 
 def rows_of(gateway: Foreground, key: str) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.end_to_end_harness import unchunked
+from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
     BLOCKED,
     MEBIBYTE,
-    OK,
     Connection,
     MeasuredGateway,
     ThreadedServer,
@@ -79,7 +79,7 @@ class Upstream:
                 body = unchunked(connection.read_until(b"\r\n0\r\n\r\n"))
                 self.digests.append(hashlib.sha256(body).hexdigest())
             else:
-                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                size = length_of(head)
                 try:
                     self._read(connection, size)
                 except (AssertionError, OSError):

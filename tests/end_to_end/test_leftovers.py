@@ -1,4 +1,4 @@
-"""After requests of every kind, the gateway's parts have let go of everything: timers, connections and objects."""
+"""Requests of every kind leave nothing behind in the gateway: no timers, connections or objects."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes, server_at
-from tests.end_to_end.test_streaming import chunk
+from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
 from tests.free_ports import free_port
 from twisted_vllm.config.settings import ModelEntry
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"event")
+EVENTS = CHUNKED_HEAD + chunk(b"event")
 KEY = f"Authorization: Bearer {MASTER_KEY}".encode()
 
-#: what the server does when it is asked for a path of this name: sends this, and then ends the connection or not
+#: by the path's last segment: what the server sends, and how it then ends the connection, if it does
 ACTS: dict[bytes, tuple[bytes, str]] = {
     b"ok": (OK, ""),
     b"stream": (EVENTS + b"0\r\n\r\n", ""),
@@ -34,7 +33,7 @@ ACTS: dict[bytes, tuple[bytes, str]] = {
     b"early": (b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig", ""),
 }
 
-#: what a client sends, and what comes before it leaves; nothing means that it leaves at once, None that it is cut
+#: what a client sends, and what it waits for before it leaves; empty: it leaves at once; None: the gateway cuts it
 KINDS: dict[str, tuple[bytes, bytes | None]] = {
     "answered": (request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
     "pipelined": (request_bytes("GET", "/vllm/stream") + request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
@@ -143,12 +142,12 @@ async def test_a_request_of_any_kind_leaves_nothing_behind(
     server.respond = act
     gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))
     for _ in range(2):
-        # the first time its head is learnt, the second time what was decided of it
+        # the first request fills the header cache, the second the authorization cache
         await settle(reactor, gateway, kind)
     before = objects()
     for _ in range(4):
         await settle(reactor, gateway, kind)
     assert objects() - before == Counter()
-    # the sweeper and the database's pulse, and nothing of a request's
+    # only the sweeper's and the database's periodic calls are left
     assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
     assert not gateway.service.site.request_ids

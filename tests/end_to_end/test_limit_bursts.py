@@ -1,4 +1,4 @@
-"""Bursts: of requests that come all at once, exactly so many begin as each limit allows, on one process and on two."""
+"""Of a burst of requests, exactly as many begin as each limit allows, on one process and on two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.end_to_end.twistd_harness import wait_until
 from twisted_vllm.usage.estimate import estimate_prompt
 
 COUNT = 2_000 if FULL else 400
-#: what is reserved for one request: tokens, and as many dollars
+#: tokens, and as many dollars, that are reserved for one request
 RESERVED = estimate_prompt(BODY) + 4
 
 

@@ -11,25 +11,30 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from tests.end_to_end.end_to_end_harness import Answer, Gateway, request_bytes, server_at
-from tests.end_to_end.test_busy_server import capped
-from tests.end_to_end.test_client_gone import soon
-from tests.end_to_end.test_tunnels import AGREED, handshake
+from tests.end_to_end.end_to_end_harness import (
+    SWITCHING_PROTOCOLS,
+    Answer,
+    Gateway,
+    begin,
+    capped,
+    eventually,
+    handshake,
+    request_bytes,
+    server_at,
+)
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, whole
 from tests.free_ports import free_port
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, PriceList, Timeouts
 
 CHAT = "/vllm/v1/chat/completions"
 MODEL = "simulated-model"
-#: one token costs a dollar: what is spent can be read off
+#: one token costs a dollar, so that spend equals tokens
 DOLLAR_A_TOKEN = PriceList(input_cost_per_token=Decimal(1), output_cost_per_token=Decimal(1))
 #: the server counts 3 + 4 tokens
 USED = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
-JSON_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(USED), USED)
+JSON_ANSWER = whole(USED)
 EVENTS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\ndata: %b\n\ndata: [DONE]\n\n' % USED
-EVENT_STREAM = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"%x\r\n%b\r\n0\r\n\r\n" % (len(EVENTS), EVENTS)
-)
+STREAM_ANSWER = EVENT_STREAM + chunk(EVENTS) + LAST
 FORBIDDEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
 LEVELS = {"key": "this key", "user": "this key's user", "team": "this key's team", "end_user": "this end user"}
 
@@ -49,7 +54,7 @@ async def done(gateway: Any, path: str, **body: object) -> None:
 
 
 async def key_with(gateway: Any, level: str, **limits: Any) -> str:
-    """Make a key of whom one level has limits; requests for the end user ``eve`` meet them too."""
+    """Make a key with limits at one level, which also hold for its requests for the end user ``eve``."""
     await done(gateway, "/user/new", user_id="ada", auto_create_key=False, **(limits if level == "user" else {}))
     await done(gateway, "/team/new", team_id="lab", **(limits if level == "team" else {}))
     await done(gateway, "/customer/new", user_id="eve", **(limits if level == "end_user" else {}))
@@ -91,7 +96,7 @@ async def test_each_limit_holds_at_each_level_and_says_which_it_is(
     assert LEVELS[level] in refused.error["message"]
     assert name in refused.error["message"]
     assert int(refused.header("retry-after") or 0) >= 1
-    # what was refused reached nobody
+    # refused requests reach no server
     assert sum(each.received.count(b"POST /v1") for each in server.connections) == len(admitted)
     if name.endswith("rpm_limit"):
         assert len(admitted) == 2
@@ -100,7 +105,7 @@ async def test_each_limit_holds_at_each_level_and_says_which_it_is(
         assert {answer.header("x-ratelimit-reset-requests") is None for answer in answers} == {False}
     if name.endswith("tpm_limit"):
         assert {answer.header("x-ratelimit-limit-tokens") for answer in answers} == {"40"}
-    # who is not concerned goes on
+    # other end users are not limited
     if level == "end_user":
         assert (await chat(gateway, key, user="bob")).status == 200
     assert held(gateway) == 0
@@ -112,9 +117,9 @@ async def test_parallel_requests_are_limited_at_each_level(stand_in: Any, gatewa
     server = stand_in()
     gateway = gateway_to(server.port)
     key = await key_with(gateway, level, max_parallel_requests=1)
-    first = await gateway.send(request_bytes("POST", CHAT, key, body=body_of(user="eve")))
-    upstream = await server.connection()
-    await upstream.until_received(b"messages")
+    first, upstream = await begin(
+        server, gateway, request_bytes("POST", CHAT, key, body=body_of(user="eve")), until=b"messages"
+    )
     refused = await chat(gateway, key, user="eve")
     assert (refused.status, refused.error["code"], refused.header("retry-after")) == (429, "rate_limit_exceeded", "1")
     assert LEVELS[level] in refused.error["message"]
@@ -185,7 +190,7 @@ async def test_what_one_level_refuses_the_others_do_not_count(stand_in: Any, gat
 @pytest.mark.parametrize("stream", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_tokens_and_money_settle_to_what_the_server_said(stand_in: Any, gateway_to: Any, stream: bool) -> None:
-    gateway = gateway_to(stand_in(EVENT_STREAM if stream else JSON_ANSWER).port, default_prices=DOLLAR_A_TOKEN)
+    gateway = gateway_to(stand_in(STREAM_ANSWER if stream else JSON_ANSWER).port, default_prices=DOLLAR_A_TOKEN)
     key = await gateway.make_key(tpm_limit=10_000, max_budget=10_000)
     remaining = []
     for number in range(1, 5):
@@ -268,7 +273,7 @@ class Scene:
     async def begin(self, raw: bytes | None = None) -> tuple[Any, Any]:
         before = len(self.server.connections)
         client = await self.gateway.send(self.raw() if raw is None else raw)
-        await soon(self.reactor, lambda: client.received or len(self.server.connections) > before)
+        await eventually(self.reactor, lambda: client.received or len(self.server.connections) > before)
         assert client.received == b""
         upstream = self.server.connections[before]
         await upstream.until_received(b"\r\n\r\n")
@@ -289,7 +294,7 @@ async def client_gone_before_the_head(scene: Scene) -> None:
 
 async def client_gone_in_a_stream(scene: Scene) -> None:
     client, upstream = await scene.begin(scene.raw(stream=True))
-    upstream.send(EVENT_STREAM[:-7])
+    upstream.send(STREAM_ANSWER[:-7])
     await client.until_received(b"[DONE]")
     client.cut()
 
@@ -310,7 +315,7 @@ async def server_gone_before_the_head(scene: Scene) -> None:
 
 async def server_gone_in_a_stream(scene: Scene) -> None:
     client, upstream = await scene.begin(scene.raw(stream=True))
-    upstream.send(EVENT_STREAM[:-7])
+    upstream.send(STREAM_ANSWER[:-7])
     await client.until_received(b"[DONE]")
     upstream.cut()
     await client.until_lost()
@@ -348,7 +353,7 @@ async def server_too_slow(scene: Scene) -> None:
 
 async def a_tunnel(scene: Scene) -> None:
     client, upstream = await scene.begin(handshake(scene.key))
-    upstream.send(AGREED)
+    upstream.send(SWITCHING_PROTOCOLS)
     await client.until_received(b"\r\n\r\n")
     assert held(scene.gateway) > 0
     client.close()
@@ -429,7 +434,7 @@ async def test_nothing_stays_reserved_however_a_request_ends(
         max_parallel_requests=1, max_budget=10**6, tpm_limit=10**9, allowed_routes=["inference", "/v1/realtime"]
     )
     await ending(Scene(gateway, server, reactor, key))
-    await soon(reactor, lambda: held(gateway) == 0)
+    await eventually(reactor, lambda: held(gateway) == 0)
     server.answer = JSON_ANSWER
     for connection in server.connections:
         if connection.lost is None:
@@ -451,7 +456,7 @@ async def test_a_server_that_is_not_there_leaves_nothing_reserved(gateway_to: An
 
 @pytest.mark.parametrize("ending", ["turned away", "waited too long", "left the queue"])
 @pytest_twisted.ensureDeferred
-async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
+async def test_a_request_that_was_never_sent_uses_nothing(
     stand_in: Any, gateway_to: Any, reactor: Any, ending: str
 ) -> None:
     server = stand_in()
@@ -465,12 +470,12 @@ async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
     for _ in range(3):
         client = await gateway.send(request_bytes("POST", CHAT, key, body=body_of()))
         if ending != "turned away":
-            await soon(reactor, lambda: gateway.queued == 1)
+            await eventually(reactor, lambda: gateway.queued == 1)
         if ending == "waited too long":
             gateway.pass_time(4)
         if ending == "left the queue":
             client.cut()
-            await soon(reactor, lambda: held(gateway) == 0)
+            await eventually(reactor, lambda: held(gateway) == 0)
         else:
             await client.until_received(b"server_busy")
     assert held(gateway) == 0
@@ -478,7 +483,7 @@ async def test_who_was_never_sent_for_want_of_a_place_has_used_nothing(
     assert budget.spent == 0
     upstream.send(JSON_ANSWER)
     server.answer = JSON_ANSWER
-    await soon(reactor, lambda: gateway.request_lines()[-1]["status"] == 200)
+    await eventually(reactor, lambda: gateway.request_lines()[-1]["status"] == 200)
     assert (await chat(gateway, key)).status == 200
     assert (await chat(gateway, key)).error["code"] == "rate_limit_exceeded"
 

@@ -1,4 +1,4 @@
-"""One full life of a gateway, and then a search of every byte that it wrote for every secret that went in."""
+"""No secret that a gateway was given stands in anything that it writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 from tests.end_to_end.twistd_harness import MASTER_KEY, run
 from tests.free_ports import free_port
 from twisted_vllm.auth.authenticator import hash_key
@@ -19,7 +19,7 @@ from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.resource import PassThroughResource
 
 SERVER_KEY = "servers-own-key-0815"
-#: what clients present that nobody gave them: one in the common form, one in no form
+#: invalid credentials: one in the form of a key, one in another
 WRONG_KEYS = ("sk-wrong-key-from-nowhere", "wrong/credential+from=nowhere")
 DATABASE_PASSWORD = "pass-phrase:with@signs"
 
@@ -124,7 +124,7 @@ async def exchange(gateway: Any, raw: bytes) -> None:
     client = await gateway.send(raw)
     await client.until(lambda: client.received or client.lost is not None)
     client.cut()
-    # the gateway's own errors tell a caller nothing that it did not send, least of all where the server is
+    # the gateway's own errors do not tell where the server is
     if b"x-vllm-passthrough-error" in client.received:
         for hidden in (SERVER_KEY.encode(), MASTER_KEY.encode(), b"127.0.0.1"):
             assert hidden not in client.received

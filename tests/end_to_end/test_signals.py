@@ -1,4 +1,4 @@
-"""SIGTERM, and SIGTERM again, to a gateway with streams in work."""
+"""SIGTERM, and a second signal, to a gateway with open streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.threads import deferToThread
 
 from tests.end_to_end.end_to_end_harness import HOST, Wire, parse_answer, request_bytes
-from tests.end_to_end.test_failures import STREAM
+from tests.end_to_end.messages import STREAM
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground
 from tests.free_ports import free_port
 from twisted_vllm.simulator.service import simulator_service

@@ -1,4 +1,4 @@
-"""What a gateway holds of what it carries: nothing, however much that is and however slowly it is taken."""
+"""The gateway's memory stays bounded however large a body is and however slowly it is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 import pytest
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
     BLOCKED,
     FULL,
     MEBIBYTE,
-    OK,
+    BlockSender,
     Connection,
     MeasuredGateway,
-    Pour,
     ThreadedServer,
     blocks,
     connected,
@@ -35,9 +35,9 @@ LARGE = 1_024 * MEBIBYTE if FULL else 128 * MEBIBYTE
 STALLED = 500_000_000 if FULL else 100_000_000
 #: bytes by which the process may grow while it carries a large body
 CARRYING = 30 * MEBIBYTE
-#: bytes by which it may grow for a stream that nobody reads
+#: bytes by which it may grow for a stream that is not read
 HELD = MEBIBYTE
-#: the same for a client that asks on and on: what it is answered until it is stopped is there too
+#: the same for pipelined requests whose answers are not read, which includes the answers until the client is stopped
 HELD_PIPELINE = 2 * MEBIBYTE
 
 
@@ -45,13 +45,13 @@ class Upstream:
     """A server that sends as much as the path says, and hashes what it is sent.
 
     Attributes:
-        pour: what it sends.
+        sender: sends the bodies.
         reading: whether it reads bodies; otherwise it waits until that is set.
         digest: the hash of the last body that came.
     """
 
     def __init__(self) -> None:
-        self.pour = Pour()
+        self.sender = BlockSender()
         self.reading = threading.Event()
         self.reading.set()
         self.digest = ""
@@ -61,18 +61,18 @@ class Upstream:
         while head := connection.read_head():
             method, target = head.split(b" ")[:2]
             if method == b"POST":
-                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                size = length_of(head)
                 self.reading.wait()
                 self.digest = connection.digest(size)
                 connection.send(OK)
             else:
                 size = int(target.rpartition(b"/")[2])
                 connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-                self.pour.pour(connection, size)
+                self.sender.send(connection, size)
 
 
 class Listeners:
-    """What else than TCP a gateway listens on: TLS and a UNIX socket.
+    """The gateway's other listeners: TLS and a UNIX socket.
 
     Attributes:
         directory: where its socket and its certificate are.
@@ -177,7 +177,7 @@ def test_a_large_form_streams_through_in_bounded_memory_where_no_model_is_needed
 def test_a_server_is_stopped_while_its_client_does_not_read_and_nothing_is_held(
     gateway: MeasuredGateway, upstream: Upstream, listeners: Listeners, transport: str
 ) -> None:
-    upstream.pour = pour = Pour()
+    upstream.sender = sender = BlockSender()
     with listeners.connected(gateway, transport) as client:
         client.send(request_head("GET", "/vllm/bytes/10"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
@@ -185,21 +185,19 @@ def test_a_server_is_stopped_while_its_client_does_not_read_and_nothing_is_held(
         before = gateway.forget_peak()
         client.send(request_head("GET", f"/vllm/bytes/{STALLED}"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
-        assert pour.blocked.wait(30), "the server was never stopped"
-        print(
-            f"stalled download, {transport}: server sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB"
-        )
-        assert pour.sent < STALLED
+        assert sender.blocked.wait(30), "the server was never stopped"
+        print(f"stalled download, {transport}: sent {sender.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+        assert sender.sent < STALLED
         assert gateway.peak - before <= HELD
         assert client.digest(STALLED) == digest_of(STALLED)
-    wait_until(lambda: pour.sent == STALLED + 10)
+    wait_until(lambda: sender.sent == STALLED + 10)
 
 
 @over_each_transport
 def test_a_client_is_stopped_while_the_server_does_not_read_and_nothing_is_held(
     gateway: MeasuredGateway, upstream: Upstream, listeners: Listeners, transport: str
 ) -> None:
-    pour = Pour()
+    sender = BlockSender()
     with listeners.connected(gateway, transport) as client:
         client.send(request_head("GET", "/vllm/bytes/10"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
@@ -207,12 +205,12 @@ def test_a_client_is_stopped_while_the_server_does_not_read_and_nothing_is_held(
         before = gateway.forget_peak()
         upstream.reading.clear()
         client.send(request_head("POST", "/vllm/v1/audio/transcriptions", f"Content-Length: {STALLED}"))
-        sending = threading.Thread(target=pour.pour, args=(client, STALLED))
+        sending = threading.Thread(target=sender.send, args=(client, STALLED))
         sending.start()
         try:
-            assert pour.blocked.wait(30), "the client was never stopped"
-            print(f"stalled upload, {transport}: sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
-            assert pour.sent < STALLED
+            assert sender.blocked.wait(30), "the client was never stopped"
+            print(f"stalled upload, {transport}: sent {sender.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+            assert sender.sent < STALLED
             assert gateway.peak - before <= HELD
         finally:
             upstream.reading.set()
