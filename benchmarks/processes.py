@@ -1,4 +1,4 @@
-"""Starting programs in the background, waiting until they serve, and ending them whatever happens."""
+"""Starts programs in the background, waits until they serve, and always stops them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
     finally:
-        # also what outlived its parent
+        # children that outlived it
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(_STOP_SECONDS)
@@ -132,7 +132,7 @@ def ask(
 
 
 def end_on_sigterm() -> None:
-    """Make SIGTERM and SIGHUP unwind the command, so that everything is stopped."""
+    """Raise SystemExit on SIGTERM and SIGHUP, so that everything is stopped."""
 
     def unwind(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)

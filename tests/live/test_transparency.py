@@ -1,4 +1,4 @@
-"""What comes through the gateway is what vLLM says to the same request: status, reason, headers in order, and body."""
+"""Through the gateway, a request gets vLLM's own answer: status, reason, headers in order, and body."""
 
 from __future__ import annotations
 
