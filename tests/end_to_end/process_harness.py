@@ -60,13 +60,18 @@ class MeasuredGateway(Configured):
         return self.memory
 
     @property
-    def sockets(self) -> int:
-        """How many sockets are open."""
-        found = 0
+    def open_files(self) -> list[str]:
+        """What the open descriptors refer to: a path, or the kernel's name of it."""
+        found = []
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
-                found += os.readlink(descriptor).startswith("socket:")
+                found.append(os.readlink(descriptor))
         return found
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets are open."""
+        return sum(name.startswith("socket:") for name in self.open_files)
 
 
 class Connection:

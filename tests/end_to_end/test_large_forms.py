@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,11 +128,7 @@ class Formed(MeasuredGateway):
     @property
     def held_files(self) -> int:
         """How many files without a name are open."""
-        found = 0
-        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                found += os.readlink(descriptor).endswith("(deleted)")
-        return found
+        return sum(name.endswith("(deleted)") for name in self.open_files)
 
 
 def send_form(gateway: MeasuredGateway, before: bytes, size: int, after: bytes) -> None:
