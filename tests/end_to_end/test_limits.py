@@ -64,7 +64,7 @@ async def key_with(gateway: Any, level: str, **limits: Any) -> str:
 
 def held(gateway: Gateway) -> int:
     """How many requests are counted as in flight at any level, plus the picodollars that are reserved."""
-    return gateway.limiter.in_flight + sum(budget.reserved for budget in gateway.limiter.budgets)
+    return gateway.limiter.in_flight + gateway.limiter.reserved
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -199,8 +199,8 @@ async def test_tokens_and_money_settle_to_what_the_server_said(stand_in: Any, ga
         # when the head is sent, this request's estimate is reserved, and those before it count by what they used
         remaining.append(int(answer.header("x-ratelimit-remaining-tokens") or 0))
         assert 9_400 - 7 * number < remaining[-1] < 9_500 - 7 * (number - 1)
-        [budget] = gateway.limiter.budgets
-        assert (budget.spent, budget.reserved) == (7 * number * 10**12, 0)
+        assert (gateway.limiter.spent, gateway.limiter.reserved) == (7 * number * 10**12, 0)
+    assert len(gateway.limiter) == 1
     assert [remaining[0] - each for each in remaining] == [0, 7, 14, 21]
 
 
@@ -211,8 +211,8 @@ async def test_an_error_of_the_server_s_costs_nothing(stand_in: Any, gateway_to:
     for _ in range(5):
         answer = await chat(gateway, key)
         assert (answer.status, answer.header("x-ratelimit-limit-tokens")) == (500, "100")
-    [budget] = gateway.limiter.budgets
-    assert (budget.spent, budget.reserved) == (0, 0)
+    limiter = gateway.limiter
+    assert (len(limiter), limiter.spent, limiter.reserved) == (1, 0, 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -479,8 +479,7 @@ async def test_a_request_that_was_never_sent_uses_nothing(
         else:
             await client.until_received(b"server_busy")
     assert held(gateway) == 0
-    [budget] = gateway.limiter.budgets
-    assert budget.spent == 0
+    assert gateway.limiter.spent == 0
     upstream.send(JSON_ANSWER)
     server.answer = JSON_ANSWER
     await eventually(reactor, lambda: gateway.request_lines()[-1]["status"] == 200)

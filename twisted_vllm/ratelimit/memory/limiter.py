@@ -57,14 +57,19 @@ class LocalLimiter:
         return len(self._scopes)
 
     @property
-    def budgets(self) -> list[Budget]:
-        """The budgets that are remembered."""
-        return list(self._budgets.values())
+    def in_flight(self) -> int:
+        """The requests in flight, each counted once for everybody with limits that it concerns."""
+        return sum(scope.in_work for scope in self._scopes.values())
 
     @property
-    def in_flight(self) -> int:
-        """The requests in flight, each counted once for each of its limited levels."""
-        return sum(scope.in_work for scope in self._scopes.values())
+    def spent(self) -> int:
+        """What was spent in the present periods of all budgets, in picodollars."""
+        return sum(budget.spent for budget in self._budgets.values())
+
+    @property
+    def reserved(self) -> int:
+        """What requests in flight have reserved of all budgets, in picodollars."""
+        return sum(budget.reserved for budget in self._budgets.values())
 
     def admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> Reservation:
         """Let a request begin.
