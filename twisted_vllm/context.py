@@ -141,6 +141,11 @@ class RequestContext:
         """Seconds from its first byte to its end."""
         return self.ended - self.started
 
+    def left_queue(self, seconds: float | None, sent: bool) -> None:
+        """Set how long the request waited for its server, or None, and whether it was sent after that."""
+        self.queued = seconds
+        self.sent = sent
+
     def finish(
         self, now: float, *, answered: bool, drained: bool, bytes_in: int, bytes_out: int, body_complete: bool
     ) -> None:

@@ -14,8 +14,8 @@ from twisted_vllm.http.headers import (
     is_json,
     nominated,
     relayed_trailers,
+    write_header_lines,
     write_last_chunk,
-    write_request_head,
     write_response_head,
 )
 from twisted_vllm.http.server.request_line import asked_protocols, closes, origin_form
@@ -204,7 +204,7 @@ def test_what_ends_a_chunked_body() -> None:
 
 def test_heads_are_written_as_they_were_given() -> None:
     pairs = [(b"A", b"1"), (b"a", b"2")]
-    assert write_request_head(b"GET", b"/a?b", pairs) == b"GET /a?b HTTP/1.1\r\nA: 1\r\na: 2\r\n\r\n"
+    assert write_header_lines(pairs) == b"A: 1\r\na: 2\r\n"
     assert write_response_head(200, b"All right", pairs) == b"HTTP/1.1 200 All right\r\nA: 1\r\na: 2\r\n\r\n"
     assert write_response_head(200, b"", []) == b"HTTP/1.1 200 \r\n\r\n"
     assert write_response_head(200, b"", pairs[:1], b"b: 3\r\n") == b"HTTP/1.1 200 \r\nA: 1\r\nb: 3\r\n\r\n"

@@ -40,7 +40,7 @@ def outcome(lab: Lab, raw: bytes, method: bytes = b"POST", *, cut: int | None = 
 
 
 def known(lab: Lab) -> int:
-    return len(lab.agent._known)
+    return len(lab.agent.header_cache)
 
 
 def test_the_same_head_again_means_the_same() -> None:

@@ -23,6 +23,7 @@ class Setting:
     Attributes:
         server: the gateway's side of the connection to the server, in memory.
         outcomes: what was said of the tunnel's end.
+        closed: how often the tunnel said that it is over.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class Setting:
         self.client = self.house.connect()
         self.server = MemoryTransport(self.house.clock, self)
         self.outcomes: list[str] = []
-        self.tunnel = Tunnel(self.server, self.server.write, b"", self.house.sweeper, IDLE)
+        self.closed = 0
+        self.tunnel = Tunnel(self.server, self.server.write, b"", self.house.sweeper, IDLE, self.on_closed)
 
     def ask(self, *segments: bytes) -> Setting:
         self.client.send(*segments or (get(b"/vllm/a", *UPGRADE),))
@@ -46,6 +48,9 @@ class Setting:
         self.house.clock.advance(0)
         self.client.settle()
         return self
+
+    def on_closed(self) -> None:
+        self.closed += 1
 
     def connectionLost(self, reason: Failure) -> None:
         """What the server's connection says at its end."""
@@ -65,6 +70,7 @@ class Setting:
 
     def assert_over(self, outcome: str, error: str = "") -> None:
         assert self.outcomes == [outcome]
+        assert self.closed == 1
         [context] = self.house.finished
         assert context.error_code == error
         assert context.status == 101
@@ -260,13 +266,14 @@ class DeafTransport(MemoryTransport):
 def test_a_server_that_does_not_close_is_cut() -> None:
     setting = Setting()
     setting.server = DeafTransport(setting.house.clock, setting)
-    setting.tunnel = Tunnel(setting.server, setting.server.write, b"", setting.house.sweeper, None)
+    setting.tunnel = Tunnel(setting.server, setting.server.write, b"", setting.house.sweeper, None, setting.on_closed)
     setting.ask().agree()
     close(setting.client, ConnectionDone())
-    setting.house.pass_time(CLOSING - 1)
-    assert not setting.server.aborted
-    setting.house.pass_time(2)
-    assert setting.server.aborted
+    aborted = []
+    for seconds in (CLOSING - 1, 2):
+        setting.house.pass_time(seconds)
+        aborted.append(setting.server.aborted)
+    assert aborted == [False, True]
     setting.settle()
     setting.assert_over("completed")
 
@@ -321,6 +328,7 @@ def test_a_tunnel_that_is_given_up_cuts_the_server() -> None:
     setting = opened()
     setting.tunnel.cut()
     assert setting.server.aborted
+    assert setting.closed == 1
     setting.tunnel.server_sent(b"dropped")
     setting.tunnel.pauseProducing()
     setting.settle()

@@ -8,6 +8,7 @@ from zope.interface.verify import verifyObject
 from tests.http.upstream_harness import OK, Lab, make_server
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamProtocolError
+from twisted_vllm.http.client.interfaces import IUpstreamAgent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
 
@@ -17,6 +18,7 @@ def test_the_agent_and_its_responses_have_twisteds_interfaces() -> None:
     asked, end = lab.asked()
     end.send(OK)
     assert verifyObject(IAgent, lab.agent)
+    assert verifyObject(IUpstreamAgent, lab.agent)
     assert verifyObject(IResponse, asked.response)
     assert asked.response.version == (b"HTTP", 1, 1)
     assert asked.response.previousResponse is None
@@ -26,9 +28,9 @@ def test_nothing_is_read_until_somebody_asks_for_the_body() -> None:
     lab = Lab()
     asked, end = lab.asked(read=False)
     end.send(HEAD + b"hello")
-    assert end.is_paused
+    was_paused = end.is_paused
     reader = asked.read()
-    assert not end.is_paused
+    assert (was_paused, end.is_paused) == (True, False)
     assert reader.pieces == [b"hello"]
     end.send(b"world")
     assert asked.body == b"helloworld"
@@ -115,9 +117,9 @@ def test_a_reader_pauses_and_resumes_the_servers_connection() -> None:
     end.send(HEAD + b"hello")
     assert asked.reader is not None
     asked.reader.transport.pauseProducing()
-    assert end.is_paused
+    was_paused = end.is_paused
     asked.reader.transport.resumeProducing()
-    assert not end.is_paused
+    assert (was_paused, end.is_paused) == (True, False)
 
 
 def test_a_reader_may_resume_after_the_connection_has_gone() -> None:

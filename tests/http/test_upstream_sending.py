@@ -137,12 +137,12 @@ def test_the_upload_is_paused_while_the_servers_connection_is_full() -> None:
     assert end.transport.streaming is True, "the body pushes"
     end.transport.drain()
     end.transport.full_at = 100
-    upload.write(b"a" * 50)
-    assert not upload.paused
-    upload.write(b"b" * 60)
-    assert upload.paused
+    paused = []
+    for piece in (b"a" * 50, b"b" * 60):
+        upload.write(piece)
+        paused.append(upload.paused)
     end.transport.drain()
-    assert not upload.paused
+    assert [*paused, upload.paused] == [False, True, False]
 
 
 def test_a_server_is_not_late_while_the_body_is_still_coming() -> None:

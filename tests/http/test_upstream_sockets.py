@@ -21,6 +21,8 @@ from tests.self_signed import self_signed_pem
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -37,6 +39,7 @@ class End(Protocol):
     """The server's end of a connection.
 
     Attributes:
+        on_data: called when something came.
         received: every byte that came.
         lost: why the connection ended, or None.
     """
@@ -46,11 +49,11 @@ class End(Protocol):
     def __init__(self, on_data: OnData) -> None:
         self.received = bytearray()
         self.lost: Failure | None = None
-        self._on_data = on_data
+        self.on_data = on_data
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
-        self._on_data(self)
+        self.on_data(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is no type
         self.lost = reason
@@ -61,8 +64,8 @@ class SocketLab:
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self.sweeper = DeadlineSweeper(reactor)
-        self.agent = UpstreamAgent(reactor, self.sweeper, WriteCoalescer())
+        self.deadlines = DeadlineSweeper(reactor)
+        self.agent = UpstreamAgent(reactor, self.deadlines, WriteCoalescer(), ServersByURL())
         self.ends: list[End] = []
         self._ports: list[Any] = []
 
@@ -85,7 +88,9 @@ class SocketLab:
 
     def ask(self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Deferred[Any]:
         method = b"GET" if body is None else b"POST"
-        return self.agent.ask(server, method, b"/", ((b"Host", b"vllm"), *headers), body)
+        return self.agent.request(
+            method, server.url + b"/", RawHeaders.from_pairs([(b"Host", b"vllm"), *headers]), body
+        )
 
     async def read(self, response: Any) -> BodyReader:
         reader = BodyReader(response)
@@ -111,7 +116,7 @@ class SocketLab:
         for end in self.ends:
             if end.lost is None and end.transport is not None:
                 end.transport.abortConnection()
-        await self.until(lambda: not self.agent._connections)
+        await self.until(lambda: not self.agent.connections)
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def lab(reactor: Any) -> Iterator[SocketLab]:
     lab = SocketLab(reactor)
     yield lab
     pytest_twisted.blockon(ensureDeferred(lab.stop()))
-    assert len(lab.sweeper) == 0
+    assert len(lab.deadlines) == 0
     assert len(lab.agent.pool) == 0
 
 
@@ -175,7 +180,7 @@ async def test_an_upload_is_paused_while_the_server_does_not_read(lab: SocketLab
         await lab.turns(1)
     assert upload.paused, "the memory of a slow server's uploads would have no bound"
     end = lab.ends[0]
-    end._on_data = do_nothing
+    end.on_data = do_nothing
     end.transport.resumeProducing()
     while written < MUCH:
         await lab.until(lambda: not upload.paused)
@@ -223,7 +228,7 @@ async def test_the_server_sees_at_once_that_nobody_waits_any_more(lab: SocketLab
     else:
         asking.cancel()
     await lab.until(lambda: lab.ends[0].lost is not None)
-    await lab.until(lambda: not lab.agent._connections)
+    await lab.until(lambda: not lab.agent.connections)
     assert upload is None or upload.stopped
 
 

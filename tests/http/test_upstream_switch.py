@@ -5,47 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.python.failure import Failure
 
 from tests.http.server_harness import House, get
 from tests.http.upstream_harness import BodyReader, Lab, ServerEnd, make_server
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamProtocolError
-from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.headers import HeaderList
-from twisted_vllm.http.tunnel import SwitchedResponse
+from twisted_vllm.http.tunnel import CLOSING, SwitchedResponse
 
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-A: 1\r\n\r\n"
 
 
 class Handshake:
-    """Asks for an upgrade, and keeps what it is told.
+    """Asks for an upgrade, and keeps what comes of it.
 
     Attributes:
         response: the response.
         error: what the request failed with.
         interim: the statuses of interim responses.
+        ended: how often the exchange ended.
     """
-
-    protocols = frozenset((b"websocket", b"chat/2"))
 
     def __init__(self) -> None:
         self.response: Any = None
         self.error: BaseException | None = None
         self.interim: list[int] = []
+        self.ended = 0
 
     def ask(self, lab: Lab, timeouts: Timeouts | None = None) -> ServerEnd:
-        lab.agent.forward(UpstreamExchange(make_server(timeouts), b"GET", b"GET / HTTP/1.1\r\n\r\n", None, self))
+        server = make_server(timeouts)
+        lab.servers.add(server)
+        result = lab.agent.request(
+            b"GET",
+            server.url + b"/",
+            total_timeout=server.timeouts.total,
+            protocols=frozenset((b"websocket", b"chat/2")),
+            informational=lambda status, reason, headers: self.interim.append(status),
+            on_ended=self._end,
+        )
+        result.addCallbacks(self.responded, self._failed)
         return lab.accept()
 
     def responded(self, response: UpstreamResponse) -> None:
         self.response = response
 
-    def failed(self, error: BaseException) -> None:
-        self.error = error
+    def _failed(self, failure: Failure) -> None:
+        self.error = failure.value
 
-    def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
-        self.interim.append(status)
+    def _end(self) -> None:
+        self.ended += 1
 
 
 class Joining(Handshake):
@@ -56,8 +65,8 @@ class Joining(Handshake):
         self.outcomes: list[str] = []
         self._house = House()
         self._house.streaming.behaviour = lambda request: None
-        self._client = self._house.connect()
-        self._client.send(get(b"/vllm/a", b"Connection: Upgrade", b"Upgrade: websocket"))
+        self.client = self._house.connect()
+        self.client.send(get(b"/vllm/a", b"Connection: Upgrade", b"Upgrade: websocket"))
 
     def responded(self, response: UpstreamResponse) -> None:
         super().responded(response)
@@ -68,7 +77,7 @@ class Joining(Handshake):
     def received(self) -> bytes:
         """What the client got once the turn was over."""
         self._house.clock.advance(0)
-        return bytes(self._client.transport.value())
+        return bytes(self.client.transport.value())
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 11, 1000])
@@ -106,6 +115,7 @@ def test_a_101_to_what_was_not_asked_for_is_no_answer(head: bytes) -> None:
     end.send(head + b"frames")
     assert isinstance(asking.error, UpstreamProtocolError)
     assert end.is_cut
+    assert asking.ended == 1
     lab.assert_nothing_left()
 
 
@@ -122,6 +132,7 @@ def test_a_101_that_nobody_joins_is_cut() -> None:
     end.send(SWITCH + b"early")
     assert isinstance(asking.response, SwitchedResponse)
     assert end.is_cut
+    assert asking.ended == 1
     lab.assert_nothing_left()
 
 
@@ -168,3 +179,20 @@ def test_the_waits_for_a_response_end_with_its_101() -> None:
     assert end.is_open
     lab.advance(2)
     assert joining.outcomes == ["upstream_failed"]
+    assert joining.ended == 1
+
+
+@pytest.mark.parametrize("leaves", ["client", "server"])
+def test_the_exchange_ends_with_its_tunnel(leaves: str) -> None:
+    lab, joining = Lab(), Joining()
+    end = joining.ask(lab)
+    end.send(SWITCH + b"data")
+    assert joining.ended == 0
+    if leaves == "client":
+        joining.client.leave()
+    else:
+        end.close()
+    assert joining.ended == 1
+    lab.turn()
+    lab.advance(CLOSING + 1)
+    assert joining.ended == 1

@@ -18,7 +18,9 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -263,15 +265,17 @@ class Lab:
 
     Attributes:
         clock: the reactor.
-        sweeper: the deadlines, looked over by `advance`.
+        deadlines: the deadlines, checked by `advance`.
+        servers: the configured servers; `ask` adds those that it is given.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
 
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
-        self.sweeper = DeadlineSweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.sweeper, WriteCoalescer())
+        self.deadlines = DeadlineSweeper(self.clock)
+        self.servers = ServersByURL()
+        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer(), self.servers)
         self.ends: list[ServerEnd] = []
 
     # the client
@@ -284,9 +288,22 @@ class Lab:
         body: Any = None,
         server: Server | None = None,
         read: bool = True,
+        **options: Any,
     ) -> Asked:
+        """Send a request with exactly these headers; the target ``*`` is that of a URL without a path."""
         asked = Asked(read)
-        return asked.attend(self.agent.ask(server or make_server(), method, target, headers, body, asked.on_interim))
+        server = server or make_server()
+        self.servers.add(server)
+        result = self.agent.request(
+            method,
+            server.url + (b"" if target == b"*" else target),
+            RawHeaders.from_pairs(headers),
+            body,
+            total_timeout=server.timeouts.total,
+            informational=asked.on_interim,
+            **options,
+        )
+        return asked.attend(result)
 
     def asked(self, method: bytes = b"GET", body: Any = None, read: bool = True) -> tuple[Asked, ServerEnd]:
         """Ask on a fresh connection; return the server's end with it."""
@@ -330,11 +347,11 @@ class Lab:
         self.clock.advance(0)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass with the sweeper at work, as it is in service."""
+        """Let time pass and check the deadlines as often as in service."""
         while seconds > 0:
             step = min(seconds, INTERVAL)
             self.clock.advance(step)
-            self.sweeper.sweep()
+            self.deadlines.sweep()
             seconds -= step
         self.turn()
 
@@ -343,8 +360,8 @@ class Lab:
     def assert_nothing_left(self) -> None:
         """No connection, no deadline and no timer remains once closing connections have closed."""
         self.turn()
-        assert not self.agent._connections
-        assert len(self.sweeper) == 0
+        assert not self.agent.connections
+        assert len(self.deadlines) == 0
         assert len(self.agent.pool) == 0
         assert not self.clock.getDelayedCalls()
         assert not any(end.transport.connected for end in self.ends)

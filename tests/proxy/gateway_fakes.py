@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.iweb import UNKNOWN_LENGTH
+from zope.interface import implementer
 
 from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.errors import GatewayError
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.interfaces import IUpstreamAgent
 from twisted_vllm.http.headers import RequestHead, ResponseHead
 
 HeaderPairs = list[tuple[bytes, bytes]]
@@ -135,57 +135,68 @@ class FakeRequest:
         return [event[1:] for event in self.events if event[0] == "body"]
 
 
-class FakeResponse:
-    """What the relay uses of an `UpstreamResponse`; the test says what comes and when."""
+class SentRequest:
+    """A request that an agent was asked to send.
 
-    def __init__(
-        self,
-        code: int = 200,
-        headers: HeaderPairs | None = None,
-        length: Any = UNKNOWN_LENGTH,
-        early: bytes = b"",
-        complete: bool = False,
-    ) -> None:
-        self.head = ResponseHead(code, b"Fine", headers or [])
-        self.length = length
-        self.trailers: HeaderPairs = []
-        self.complete = complete
-        self.cuts = 0
-        self.calls: list[str] = []
-        self.protocol: Any = None
-        self._early = early
+    Attributes:
+        url: its URL.
+        headers: its headers.
+        body: its body: bytes, a producer, or None.
+        options: further arguments.
+        result: what the agent returned.
+        cancelled: whether that was cancelled.
+    """
 
-    def deliverBody(self, protocol: Any) -> None:
-        self.protocol = protocol
-        protocol.makeConnection(self)
-        if self._early:
-            protocol.dataReceived(self._early)
-        if self.complete:
-            protocol.connectionLost(Failure(ResponseDone()))
+    def __init__(self, method: bytes, url: bytes, headers: Any, body: Any, options: dict[str, Any]) -> None:
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.body = body
+        self.options = options
+        self.cancelled = False
+        self.result: Deferred[Any] = Deferred(self._cancel)
 
-    def cut(self) -> None:
-        self.cuts += 1
+    def _cancel(self, _: object) -> None:
+        self.cancelled = True
+        self.end()
 
-    def pauseProducing(self) -> None:
-        self.calls.append("pause")
+    def fail(self, error: Exception) -> None:
+        """Let the exchange fail before its response."""
+        self.result.errback(Failure(error))
+        self.end()
 
-    def resumeProducing(self) -> None:
-        self.calls.append("resume")
+    def end(self) -> None:
+        """Say that the exchange is over."""
+        on_ended = self.options.pop("on_ended", None)
+        if on_ended is not None:
+            on_ended()
 
 
-class FakeClient:
-    """Keeps what it was asked to forward."""
+@implementer(IUpstreamAgent)
+class FakeAgent:
+    """Keeps the requests that it is asked to send.
+
+    Attributes:
+        sent: those, in order.
+        fault: raised instead, if not None.
+        error: what each request fails with at once, if not None.
+    """
 
     def __init__(self) -> None:
-        self.forwarded: list[UpstreamExchange] = []
-        self.cancelled = 0
+        self.sent: list[SentRequest] = []
+        self.fault: Exception | None = None
+        self.error: Exception | None = None
 
-    def forward(self, exchange: UpstreamExchange) -> None:
-        exchange.at = self
-        self.forwarded.append(exchange)
-
-    def give_up(self, exchange: UpstreamExchange) -> None:
-        self.cancelled += 1
+    def request(
+        self, method: bytes, uri: bytes, headers: Any = None, bodyProducer: Any = None, **options: Any
+    ) -> Deferred[Any]:
+        if self.fault is not None:
+            raise self.fault
+        request = SentRequest(method, uri, headers, bodyProducer, options)
+        self.sent.append(request)
+        if self.error is not None:
+            request.fail(self.error)
+        return request.result
 
 
 class FakeAuthenticator:

@@ -9,13 +9,14 @@ from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import MASTER, Principal
 from twisted_vllm.context import Authorization, Peer
 from twisted_vllm.http.header_cache import MOST_HEADS
-from twisted_vllm.http.headers import HeaderList, write_request_head
-from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeadFormat
+from twisted_vllm.http.headers import HeaderList, write_header_lines
+from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.usage.records import Payer, refer
 
 TENANT = Principal(kind="key", name="team-a", expires=100.0)
 HEADERS: HeaderList = [(b"Host", b"gpu-1:8000"), (b"X-A", b"Content-Length: "), (b"X-100%", b"%d %b %%")]
 PEER = Peer("192.0.2.1", False)
+URL = b"http://gpu-1:8000/v1/completions?a=%2F"
 
 
 def cached(principal: Principal = TENANT) -> CachedAuthorization:
@@ -47,28 +48,28 @@ def test_who_does_not_expire_is_let_through_for_ever() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 9, 12_345])
-def test_a_kept_head_is_written_as_a_fresh_one_with_its_own_length_and_id(length: int) -> None:
+def test_kept_headers_are_written_as_fresh_ones_with_their_own_length_and_id(length: int) -> None:
     tail = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Request-Id", b"")]
-    kept = HeadFormat(b"POST", b"/v1/completions?a=%2F", [*HEADERS, (b"Content-Length", b""), *tail])
+    kept = HeaderFormat(URL, [*HEADERS, (b"Content-Length", b""), *tail])
     fresh = [*HEADERS, (b"Content-Length", b"%d" % length), tail[0], (b"X-Request-Id", b"5f0e")]
-    assert kept.write(length, b"5f0e", {}) == write_request_head(b"POST", b"/v1/completions?a=%2F", fresh)
+    assert kept.url == URL
+    assert kept.write(length, b"5f0e", {}).lines == write_header_lines(fresh)
 
 
-def test_a_kept_head_without_a_body_gets_no_length() -> None:
-    kept = HeadFormat(b"GET", b"/v1/models", [*HEADERS, (b"X-Request-Id", b"")])
-    fresh = write_request_head(b"GET", b"/v1/models", [*HEADERS, (b"X-Request-Id", b"5f0e")])
-    assert kept.write(0, b"5f0e", {}) == fresh
+def test_kept_headers_without_a_body_get_no_length() -> None:
+    kept = HeaderFormat(URL, [*HEADERS, (b"X-Request-Id", b"")])
+    assert kept.write(0, b"5f0e", {}).lines == write_header_lines([*HEADERS, (b"X-Request-Id", b"5f0e")])
 
 
-def test_a_kept_head_of_a_traced_client_gets_the_trace_of_its_own_request() -> None:
+def test_kept_headers_of_a_traced_client_get_the_trace_of_their_own_request() -> None:
     def headers(trace: bytes, state: bytes, length: bytes, request_id: bytes) -> HeaderList:
         traced = [(b"TraceParent", trace), (b"X-B", b"1"), (b"tracestate", state)]
         return [*HEADERS, *traced, (b"Content-Length", length), (b"X-Request-Id", request_id)]
 
-    kept = HeadFormat(b"POST", b"/v1/completions", headers(b"00-1", b"a=1", b"", b""))
+    kept = HeaderFormat(URL, headers(b"00-1", b"a=1", b"", b""))
     own = {b"traceparent": b"00-2", b"tracestate": b"b=%d", b"x-request-id": b"other"}
-    fresh = write_request_head(b"POST", b"/v1/completions", headers(b"00-2", b"b=%d", b"7", b"5f0e"))
-    assert kept.write(7, b"5f0e", own) == fresh
+    fresh = write_header_lines(headers(b"00-2", b"b=%d", b"7", b"5f0e"))
+    assert kept.write(7, b"5f0e", own).lines == fresh
 
 
 def test_no_more_are_kept_than_there_is_room_for() -> None:

@@ -5,37 +5,61 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
-from tests.proxy.gateway_fakes import FakeRequest, FakeResponse, server
+from tests.proxy.gateway_fakes import FakeRequest, HeaderPairs
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.interfaces import IRelayedBody
+from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.proxy.relay import Relay, RequestBody
 
 DONE = Failure(ResponseDone())
 
 
 class Relayed:
-    """A relay that waits for its response."""
+    """A relay that waits for its response; the test is the connection to the server.
+
+    Attributes:
+        pending: fires with the response.
+        given_up: how often the exchange was given up.
+        calls: what was asked of the connection.
+    """
 
     def __init__(self, method: bytes = b"GET") -> None:
         self.request: Any = FakeRequest(method)
         self.given_up = 0
-        self.relay = Relay(self.request)
-        self.relay.exchange = UpstreamExchange(server(), method, b"", None, self.relay)
-        self.relay.exchange.at = self
+        self.calls: list[str] = []
+        self.pending: Deferred[UpstreamResponse] = Deferred(lambda _: self._give_up())
+        self.relay = Relay(self.request)  # type: ignore[arg-type]  # all that it uses of a request
+        self.relay.await_response(self.pending)
 
-    def give_up(self, _: object) -> None:
+    def respond(
+        self, code: int = 200, headers: HeaderPairs | None = None, early: bytes = b"", complete: bool = False
+    ) -> UpstreamResponse:
+        """Let the head arrive, with what came of the body in the same segment."""
+        head = ResponseHead(code, b"Fine", headers or [])
+        response = UpstreamResponse(head, [], self, self._give_up, bodyless=False)
+        response.complete = complete
+        self.pending.callback(response)
+        if early:
+            response.received(early)
+        if complete:
+            response.ended(DONE)
+        return response
+
+    def _give_up(self) -> None:
         self.given_up += 1
 
-    def respond(self, *arguments: Any, **options: Any) -> Any:
-        response: Any = FakeResponse(*arguments, **options)
-        self.relay.responded(response)
-        return response
+    def pauseProducing(self) -> None:
+        self.calls.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.calls.append("resume")
 
 
 @pytest.fixture
@@ -51,28 +75,28 @@ def test_the_head_goes_on_less_what_is_hop_by_hop(relayed: Relayed) -> None:
 
 
 def test_a_small_response_leaves_in_one_piece(relayed: Relayed) -> None:
-    relayed.respond(early=b"whole", complete=True, length=5)
+    relayed.respond(early=b"whole", complete=True)
     assert relayed.request.written == [(b"whole", True)]
     assert ("producer", True) not in relayed.request.events
     assert relayed.request.context.outcome == "completed"
 
 
-@pytest.mark.parametrize("options", [{"code": 204}, {"code": 304}, {"length": 0}])
+@pytest.mark.parametrize("options", [{"code": 204}, {"code": 304}, {"headers": [(b"Content-Length", b"0")]}])
 def test_a_response_without_a_body_ends_with_its_head(relayed: Relayed, options: dict[str, Any]) -> None:
-    response = relayed.respond(complete=True, **options)
+    relayed.respond(complete=True, **options)
     assert relayed.request.written == [(b"", True)]
     assert ("producer", True) not in relayed.request.events
-    assert response.calls == []
+    assert relayed.calls == []
 
 
 def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: Relayed) -> None:
     response = relayed.respond()
     for piece in (b"one", b"two"):
-        relayed.relay.dataReceived(piece)
+        response.received(piece)
         assert relayed.request.written[-1] == (piece, False)
     response.complete = True
-    relayed.relay.dataReceived(b"three")
-    relayed.relay.connectionLost(DONE)
+    response.received(b"three")
+    response.ended(DONE)
     assert relayed.request.written == [(b"one", False), (b"two", False), (b"three", True)]
     assert relayed.request.context.outcome == "completed"
 
@@ -80,20 +104,20 @@ def test_each_piece_goes_on_as_it_comes_and_the_last_ends_the_response(relayed: 
 def test_trailers_follow_the_last_piece_less_those_that_frame_or_authenticate(relayed: Relayed) -> None:
     response = relayed.respond()
     response.trailers += [(b"X-Sum", b"1"), (b"Content-Length", b"9"), (b"Set-Cookie", b"a"), (b"connection", b"x")]
-    relayed.relay.connectionLost(DONE)
+    response.ended(DONE)
     assert relayed.request.trailers == [(b"X-Sum", b"1")]
 
 
 def test_an_end_without_a_last_piece_ends_the_response(relayed: Relayed) -> None:
-    relayed.respond()
-    relayed.relay.dataReceived(b"one")
-    relayed.relay.connectionLost(DONE)
+    response = relayed.respond()
+    response.received(b"one")
+    response.ended(DONE)
     assert relayed.request.written == [(b"one", False), (b"", True)]
 
 
 def test_a_response_that_breaks_off_is_cut_and_says_why_in_the_log(relayed: Relayed) -> None:
-    relayed.respond(early=b"one")
-    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(UpstreamTimeout("too slow"))])))
+    response = relayed.respond(early=b"one")
+    response.ended(Failure(ResponseFailed([Failure(UpstreamTimeout("too slow"))])))
     assert relayed.request.events[-1] == "abort"
     assert (relayed.request.context.outcome, relayed.request.context.error_code) == (
         "upstream_failed",
@@ -103,19 +127,19 @@ def test_a_response_that_breaks_off_is_cut_and_says_why_in_the_log(relayed: Rela
 
 
 def test_a_break_of_another_kind_counts_as_a_broken_answer(relayed: Relayed) -> None:
-    relayed.respond()
-    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(ValueError())])))
+    response = relayed.respond()
+    response.ended(Failure(ResponseFailed([Failure(ValueError())])))
     assert relayed.request.context.error_code == "upstream_protocol_error"
 
 
 def test_a_server_that_cannot_be_asked_is_answered_for(relayed: Relayed) -> None:
-    relayed.relay.failed(UpstreamUnreachable("not there"))
+    relayed.pending.errback(UpstreamUnreachable("not there"))
     assert relayed.request.answered.code == "upstream_unreachable"
     assert relayed.request.context.outcome == "upstream_failed"
 
 
 def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
-    relayed.relay.failed(ZeroDivisionError())
+    relayed.pending.errback(ZeroDivisionError())
     [failure] = relayed.request.failures
     assert failure.check(ZeroDivisionError)
     assert relayed.request.context.outcome == "failed"
@@ -130,10 +154,10 @@ def test_a_client_that_leaves_before_the_head_gives_up_the_request(relayed: Rela
 
 
 def test_a_client_that_leaves_during_the_body_gives_up_the_response(relayed: Relayed) -> None:
-    relayed.respond(early=b"one")
+    response = relayed.respond(early=b"one")
     relayed.relay.cancel()
-    relayed.relay.dataReceived(b"late")
-    relayed.relay.connectionLost(Failure(ResponseFailed([Failure(CancelledError())])))
+    response.received(b"late")
+    response.ended(Failure(ResponseFailed([Failure(CancelledError())])))
     assert relayed.given_up == 1
     assert relayed.request.written == [(b"one", False)]
     assert "abort" not in relayed.request.events
@@ -141,25 +165,26 @@ def test_a_client_that_leaves_during_the_body_gives_up_the_response(relayed: Rel
 
 
 def test_a_client_that_leaves_after_the_end_changes_nothing(relayed: Relayed) -> None:
-    relayed.respond(early=b"whole", complete=True, length=5)
+    relayed.respond(early=b"whole", complete=True)
     relayed.relay.cancel()
     assert relayed.request.context.outcome == "completed"
+    assert relayed.given_up == 0
 
 
 def test_a_slow_client_slows_the_server_from_the_first_moment_on(relayed: Relayed) -> None:
     relayed.request.registerProducer = lambda producer, streaming: producer.pauseProducing()
-    response = relayed.respond(early=b"one")
-    assert response.calls == ["pause"]
+    relayed.respond(early=b"one")
+    assert relayed.calls == ["pause"]
     relayed.relay.resumeProducing()
-    assert response.calls == ["pause", "resume"]
+    assert relayed.calls == ["pause", "resume"]
 
 
 def test_a_response_that_has_ended_is_neither_paused_nor_resumed(relayed: Relayed) -> None:
     response = relayed.respond()
-    relayed.relay.connectionLost(DONE)
+    response.ended(DONE)
     relayed.relay.pauseProducing()
     relayed.relay.resumeProducing()
-    assert response.calls == []
+    assert relayed.calls == []
 
 
 # the request's body
@@ -188,6 +213,7 @@ def test_a_body_is_a_body_producer_and_knows_its_length() -> None:
     known: Any = FakeRequest(body_length=7, body_complete=False)
     unknown: Any = FakeRequest(body_length=None, body_complete=False)
     assert verifyObject(IBodyProducer, RequestBody(known))
+    assert verifyObject(IRelayedBody, RequestBody(known))
     assert RequestBody(known).length == 7
     assert RequestBody(unknown).length is UNKNOWN_LENGTH
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import maybeDeferred
 from twisted.web.iweb import UNKNOWN_LENGTH
@@ -12,26 +13,22 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
-from tests.proxy.gateway_fakes import FakeAuthenticator, FakeClient, FakeRequest, server
+from tests.proxy.gateway_fakes import FakeAgent, FakeAuthenticator, FakeRequest, SentRequest, server
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
-from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes
+from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeouts
 from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
+from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 from twisted_vllm.upstreams.router import Router
 
-SERVER = server(base_path=b"/base")
+SERVER = attrs.evolve(server(base_path=b"/base"), timeouts=Timeouts(total=900.0))
 JSON = (b"Content-Type", b"application/json")
 TENANT = Principal(kind="key", name="team-a", models=("m",))
-
-
-def parse_head(raw: bytes) -> tuple[bytes, list[tuple[bytes, ...]]]:
-    first, *lines = raw.removesuffix(b"\r\n\r\n").split(b"\r\n")
-    return first, [tuple(line.split(b": ", 1)) for line in lines]
 
 
 class Mounted:
@@ -39,7 +36,7 @@ class Mounted:
 
     def __init__(self, principal: Any = ANONYMOUS, models: Any = (), limits: Limits = Limits(), **options: Any) -> None:  # noqa: B008
         self.authenticator = FakeAuthenticator(principal)
-        self.client = FakeClient()
+        self.agent = FakeAgent()
         admission = Admission(
             authenticator=self.authenticator,  # type: ignore[arg-type]  # it is asked for one thing
             policy=RoutePolicy(TenantRoutes()),
@@ -48,7 +45,7 @@ class Mounted:
         )
         self.resource = PassThroughResource(
             admission=admission,
-            client=self.client,  # type: ignore[arg-type]  # likewise
+            client=PassThroughClient(self.agent),
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
             in_thread=maybeDeferred,
@@ -61,27 +58,18 @@ class Mounted:
         return request
 
     @property
-    def sent(self) -> dict[str, Any]:
+    def sent(self) -> SentRequest:
         """The one request that was forwarded."""
-        [exchange] = self.client.forwarded
-        first, headers = parse_head(exchange.head)
-        method, target, _ = first.split(b" ")
-        return {
-            "server": exchange.server,
-            "method": method,
-            "target": target,
-            "headers": headers,
-            "body": exchange.body,
-            "asker": exchange.asker,
-        }
+        [request] = self.agent.sent
+        return request
 
     @property
     def headers(self) -> dict[bytes, bytes]:
-        return dict(self.sent["headers"])
+        return dict(self.sent.headers.pairs)
 
 
 def test_it_is_a_streaming_resource_that_owns_everything_below() -> None:
-    resource = Mounted().resource
+    resource: Any = Mounted().resource
     assert verifyObject(IResource, resource)
     assert IStreamingResource.providedBy(resource)
     request: Any = FakeRequest()
@@ -93,11 +81,12 @@ def test_it_is_a_streaming_resource_that_owns_everything_below() -> None:
 def test_method_path_and_query_go_below_the_server_s_base() -> None:
     mounted = Mounted()
     request = mounted.render(method=b"GET", uri=b"/vllm/chat/completions?a=%2F&a=+")
-    assert mounted.sent["server"] is SERVER
-    assert (mounted.sent["method"], mounted.sent["target"]) == (b"GET", b"/base/v1/chat/completions?a=%2F&a=+")
-    assert mounted.sent["body"] is None
-    assert mounted.sent["asker"] is request.work
-    assert request.work.informational == request.informational
+    assert mounted.sent.method == b"GET"
+    assert mounted.sent.url == b"http://gpu-1:8000/base/v1/chat/completions?a=%2F&a=+"
+    assert not mounted.sent.body
+    assert mounted.sent.options["informational"] == request.informational
+    assert mounted.sent.options["protocols"] == request.head.protocols
+    assert mounted.sent.options["total_timeout"] == SERVER.timeouts.total
     assert not {b"Content-Length", b"Transfer-Encoding"} & mounted.headers.keys()
     assert isinstance(request.work, Relay)
     assert request.context.sent
@@ -114,7 +103,7 @@ def test_the_credential_is_judged_at_the_present_time() -> None:
 def test_a_refused_request_is_answered_and_not_forwarded() -> None:
     mounted = Mounted(InvalidApiKey("no"))
     assert mounted.render().answered.code == "invalid_api_key"
-    assert mounted.client.forwarded == []
+    assert mounted.agent.sent == []
 
 
 def test_nothing_new_begins_while_the_gateway_drains() -> None:
@@ -123,14 +112,14 @@ def test_nothing_new_begins_while_the_gateway_drains() -> None:
     request.site.draining = True
     mounted.resource.render(request)
     assert (request.answered.code, request.answered.retry_after) == ("draining", 1)
-    assert mounted.client.forwarded == []
+    assert mounted.agent.sent == []
 
 
 def test_a_small_body_in_hand_is_looked_into_for_the_log() -> None:
     mounted = Mounted()
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
     assert request.context.model == "m"
-    assert mounted.sent["body"] == b'{"model": "m"}'
+    assert mounted.sent.body == b'{"model": "m"}'
     assert mounted.headers[b"Content-Length"] == b"14"
 
 
@@ -138,7 +127,7 @@ def test_a_large_body_that_nothing_depends_on_is_not_looked_into() -> None:
     mounted = Mounted(limits=Limits(max_held_body_bytes=10))
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}' + b" " * PEEK_LIMIT)
     assert request.context.model == ""
-    assert isinstance(mounted.sent["body"], RequestBody)
+    assert isinstance(mounted.sent.body, RequestBody)
 
 
 def test_a_small_body_that_nothing_depends_on_is_not_held_to_the_cap_of_held_bodies() -> None:
@@ -150,7 +139,7 @@ def test_a_small_body_that_nothing_depends_on_is_not_held_to_the_cap_of_held_bod
 def test_a_body_on_its_way_that_nothing_depends_on_streams() -> None:
     mounted = Mounted()
     mounted.render(headers=[JSON, (b"content-length", b"7")], body_complete=False, body_length=7)
-    assert mounted.sent["body"].length == 7
+    assert mounted.sent.body.length == 7
     assert mounted.headers[b"Content-Length"] == b"7"
     assert b"content-length" not in mounted.headers
 
@@ -158,18 +147,18 @@ def test_a_body_on_its_way_that_nothing_depends_on_streams() -> None:
 def test_a_chunked_body_streams_in_chunks() -> None:
     mounted = Mounted()
     mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
-    assert mounted.sent["body"].length is UNKNOWN_LENGTH
+    assert mounted.sent.body.length is UNKNOWN_LENGTH
     assert mounted.headers[b"Transfer-Encoding"] == b"chunked"
 
 
 def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
     mounted = Mounted(TENANT, limits=Limits(max_held_body_bytes=99))
     request = mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
-    assert mounted.client.forwarded == []
+    assert mounted.agent.sent == []
     limit, done = request.collecting
     assert limit == 99
     done(b'{"model": "m"}')
-    assert mounted.sent["body"] == b'{"model": "m"}'
+    assert mounted.sent.body == b'{"model": "m"}'
     assert mounted.headers[b"Content-Length"] == b"14"
     assert b"Transfer-Encoding" not in mounted.headers
 
@@ -179,14 +168,13 @@ def test_a_body_with_a_model_that_is_not_allowed_is_refused_when_it_is_there() -
     request = mounted.render(headers=[JSON], body_complete=False)
     request.collecting[1](b'{"model": "other"}')
     assert request.answered.code == "model_not_allowed"
-    assert mounted.client.forwarded == []
+    assert mounted.agent.sent == []
 
 
 def test_a_fault_of_the_gateway_s_own_after_the_body_came_is_answered_for() -> None:
     mounted = Mounted(TENANT)
     request = mounted.render(headers=[JSON], body_complete=False)
-    mounted.client.forward = None  # type: ignore[assignment]  # a fault that a test can make
-    mounted.resource._forward = None  # type: ignore[assignment]  # likewise
+    mounted.agent.fault = TypeError()
     request.collecting[1](b'{"model": "m"}')
     assert request.failures[0].check(TypeError)
 
@@ -194,8 +182,8 @@ def test_a_fault_of_the_gateway_s_own_after_the_body_came_is_answered_for() -> N
 def test_the_model_s_name_is_changed_to_the_server_s_and_the_length_with_it() -> None:
     mounted = Mounted(models=(ModelEntry("m", "longer", SERVER),))
     mounted.render(headers=[JSON, (b"Content-Length", b"13")], body=b'{"model":"m"}')
-    assert mounted.sent["body"] == b'{"model":"longer"}'
-    assert [value for name, value in mounted.sent["headers"] if name.lower() == b"content-length"] == [b"18"]
+    assert mounted.sent.body == b'{"model":"longer"}'
+    assert [value for name, value in mounted.sent.headers.pairs if name.lower() == b"content-length"] == [b"18"]
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding"])

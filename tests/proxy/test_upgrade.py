@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
 
 from tests.proxy.gateway_fakes import FakeRequest, HeaderPairs, server
 from twisted_vllm.errors import Draining
@@ -42,7 +43,7 @@ def switched(tunnel: FakeTunnel) -> SwitchedResponse:
 
 def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
     relay = UpgradeRelay(asking)
-    relay.responded(response)
+    relay.await_response(succeed(response))
     return relay
 
 
@@ -114,16 +115,15 @@ def test_a_request_that_fails_cuts_its_tunnel_once() -> None:
 
 
 def test_a_client_that_goes_before_the_101_gives_the_request_up() -> None:
+    cancelled: list[object] = []
     relay = UpgradeRelay(request())
-    relay.exchange = exchange = UpstreamExchange(server(), b"GET", b"", None, relay)
+    relay.await_response(Deferred(cancelled.append))
     relay.cancel()
-    assert (relay.context.outcome, exchange.over) == ("client_disconnected", True)
+    assert (relay.context.outcome, len(cancelled)) == ("client_disconnected", 1)
 
 
 def test_the_server_may_switch_to_what_the_client_asked_for() -> None:
-    asking = request()
-    asking.head.protocols = frozenset((b"websocket",))
-    exchange = UpstreamExchange(server(), b"GET", b"", None, UpgradeRelay(asking))
-    assert exchange.asked_for(HEAD)
-    assert not exchange.asked_for(ResponseHead(101, b"", [(b"Upgrade", b"websocket, other")]))
-    assert not exchange.asked_for(ResponseHead(101, b"", []))
+    exchange = UpstreamExchange(server(), b"GET", b"", None, protocols=frozenset((b"websocket",)))
+    assert exchange.allows_switch(HEAD)
+    assert not exchange.allows_switch(ResponseHead(101, b"", [(b"Upgrade", b"websocket, other")]))
+    assert not exchange.allows_switch(ResponseHead(101, b"", []))

@@ -1,3 +1,5 @@
+"""Which server a model goes to."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -18,47 +20,47 @@ def _server(name: str) -> Server:
 A, B, C, DEFAULT = (_server(name) for name in ("a", "b", "c", "default"))
 
 
-def test_a_model_goes_to_its_server_under_the_servers_name():
+def test_a_model_goes_to_its_server_under_the_servers_name() -> None:
     router = Router([ModelEntry("chat", "qwen2.5", A)], None)
     assert router.route("chat") == Destination(A, "qwen2.5")
 
 
-def test_a_model_of_the_same_name_on_both_sides_needs_no_renaming():
+def test_a_model_of_the_same_name_on_both_sides_needs_no_renaming() -> None:
     assert Router([ModelEntry("qwen", "qwen", A)], None).route("qwen") == Destination(A, None)
 
 
-def test_entries_of_one_name_take_turns_smoothly_by_weight():
+def test_entries_of_one_name_take_turns_smoothly_by_weight() -> None:
     entries = [ModelEntry("m", "m", A, 5), ModelEntry("m", "m", B, 1), ModelEntry("m", "m", C, 1)]
     router = Router(entries, None)
     # the sequence that nginx documents for the weights 5, 1, 1
     assert "".join(router.route("m").server.name for _ in range(14)) == "aabacaa" * 2
 
 
-def test_models_take_turns_apart_from_each_other():
+def test_models_take_turns_apart_from_each_other() -> None:
     entries = [ModelEntry(name, name, server) for name in ("m", "n") for server in (A, B)]
     router = Router(entries, None)
     picks = [router.route(name).server.name for name in ("m", "n", "m", "n")]
     assert picks == ["a", "a", "b", "b"]
 
 
-def test_each_entry_keeps_its_own_upstream_name():
+def test_each_entry_keeps_its_own_upstream_name() -> None:
     router = Router([ModelEntry("m", "one", A), ModelEntry("m", "two", B)], None)
     assert {router.route("m") for _ in range(2)} == {Destination(A, "one"), Destination(B, "two")}
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
-def test_one_round_gives_every_entry_exactly_its_weight(weights):
+def test_one_round_gives_every_entry_exactly_its_weight(weights: list[int]) -> None:
     entries = [ModelEntry("m", str(index), A, weight) for index, weight in enumerate(weights)]
     router = Router(entries, None)
     picks = Counter(router.route("m").upstream_model for _ in range(sum(weights)))
     assert picks == {str(index): weight for index, weight in enumerate(weights)}
 
 
-def test_an_unknown_model_goes_to_the_default_server_as_it_is():
+def test_an_unknown_model_goes_to_the_default_server_as_it_is() -> None:
     assert Router([ModelEntry("m", "x", A)], DEFAULT).route("other") == Destination(DEFAULT, None)
 
 
-def test_an_unknown_model_without_a_default_server_is_not_found_and_the_answer_says_where_to_look():
+def test_an_unknown_model_without_a_default_server_is_not_found_and_the_answer_says_where_to_look() -> None:
     with pytest.raises(ModelNotFound) as caught:
         Router([ModelEntry("secret-model", "x", A)], None).route("other")
     assert "'other'" in caught.value.message
@@ -66,23 +68,23 @@ def test_an_unknown_model_without_a_default_server_is_not_found_and_the_answer_s
     assert "secret-model" not in caught.value.message
 
 
-def test_a_long_model_name_is_clipped_in_the_answer():
+def test_a_long_model_name_is_clipped_in_the_answer() -> None:
     with pytest.raises(ModelNotFound) as caught:
         Router([], None).route("x" * 100_000)
     assert len(caught.value.message) < 250
 
 
-def test_a_request_without_a_model_goes_to_the_default_server_else_to_the_first():
+def test_a_request_without_a_model_goes_to_the_default_server_else_to_the_first() -> None:
     entries = [ModelEntry("m", "x", A), ModelEntry("n", "y", B)]
     for router, server in ((Router(entries, DEFAULT), DEFAULT), (Router(entries, None), A)):
         assert router.route(None) == Destination(server, None)
         assert router.destination_for_undetermined() == Destination(server, None)
 
 
-def test_without_any_server_the_operator_is_told_what_to_set():
+def test_without_any_server_the_operator_is_told_what_to_set() -> None:
     with pytest.raises(ModelNotFound, match="HOSTED_VLLM_API_BASE"):
         Router([], None).route(None)
 
 
-def test_names_are_listed_once_and_in_order():
+def test_names_are_listed_once_and_in_order() -> None:
     assert Router([ModelEntry(name, "x", A) for name in ("b", "a", "b")], None).names == ("b", "a")

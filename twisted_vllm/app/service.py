@@ -18,7 +18,7 @@ from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.http.net.open_files import open_files
+from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.registry import ChangeFollower
@@ -124,7 +124,7 @@ class GatewayService(Service):
             self._log.info(
                 "At most {cap} client connections at once: the process may open {files} files",
                 cap=cap,
-                files=open_files(),
+                files=open_file_limit(),
             )
         for port in self.ports:
             self._log.info("Listening on {address}", address=_address(port))

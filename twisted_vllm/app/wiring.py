@@ -23,11 +23,12 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
-from twisted_vllm.http.net.epoll_hub import sockets_of
-from twisted_vllm.http.net.open_files import cap_within, open_files
+from twisted_vllm.http.net.epoll_hub import data_path_reactor
+from twisted_vllm.http.net.open_files import connections_within, open_file_limit
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
@@ -45,7 +46,7 @@ from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.health import DatabaseHealth
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.store import Store
-from twisted_vllm.upstreams.queue import UpstreamQueues
+from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
 
 
@@ -78,13 +79,14 @@ class Wiring:
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
         writes = WriteCoalescer()
-        sockets = sockets_of(reactor, writes)
+        sockets = data_path_reactor(reactor, writes)
         ids = RequestIds(os.urandom)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.sweeper = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        self.agent = UpstreamAgent(sockets, self.sweeper, writes)
-        self.queues = queues = UpstreamQueues(settings.servers, self.agent.forward, self.sweeper, reactor.seconds)
+        servers = settings.servers
+        self.agent = UpstreamAgent(sockets, self.sweeper, writes, ServersByURL(servers))
+        self.queues = queues = QueueingAgent(self.agent, servers, self.sweeper, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
@@ -101,14 +103,12 @@ class Wiring:
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
             # a client that has its whole response finds it in the ledger
-            writes.before = accounting.spool.flush
+            writes.before_send = accounting.spool.flush
             usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
             observers.append(
                 LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, turns=writes)
             )
         observers.append(RequestLog(observer, text, client_of))
-        if queues.needed:
-            observers.append(queues)
         self.lifecycle = Lifecycle(observers)
 
         authenticator = Authenticator(settings.master_key, self.index)
@@ -123,7 +123,7 @@ class Wiring:
         )
         pass_through = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(self.agent, queues.forward if queues.needed else None),
+            client=PassThroughClient(queues if queues.needed else self.agent),
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
@@ -154,7 +154,7 @@ class Wiring:
             writes=writes,
             disconnects=self.disconnects,
             reactor=reactor,
-            limits=attrs.evolve(limits, max_connections=cap_within(limits.max_connections, open_files())),
+            limits=attrs.evolve(limits, max_connections=connections_within(limits.max_connections, open_file_limit())),
             timeouts=settings.timeouts,
             ids=ids,
             lifecycle=self.lifecycle,

@@ -293,6 +293,11 @@ class Server:
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
 
+    @property
+    def url(self) -> bytes:
+        """The URL that the path of a request is appended to."""
+        return b"%b://%b%b" % (b"https" if self.tls else b"http", self.host_header, self.base_path)
+
 
 @attrs.frozen
 class ModelEntry:

@@ -227,12 +227,9 @@ class ResponseHead:
 NO_HEAD = ResponseHead(0, b"", [])
 
 
-def write_request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return a request's head, with the empty line that ends it."""
-    lines = [method + b" " + target + b" HTTP/1.1"]
-    lines += [name + b": " + value for name, value in headers]
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+def write_header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return headers written out, each with its line end."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
 def write_response_head(

@@ -1,38 +1,73 @@
-"""A tunnel: what a connection becomes once client and server agreed on another protocol, such as a WebSocket's.
+"""Tunnels: what a client's and a server's connection become once both agreed on another protocol, such as WebSocket.
 
-Bytes pass unread both ways. Each side is read no faster than the other takes it, the end of one is passed on to the
-other after what was on its way, and a tunnel in which nothing moves is closed. There is one only after a server's 101:
-until then the client's request is a request like any other, and what it sent after it waits in the channel.
+Bytes pass unread both ways. Each side is read no faster than the other takes it. When one side ends, the other is
+closed after everything on its way was sent. An idle tunnel is closed. A tunnel begins with the server's 101: until then
+the client's request is like any other, and what the client sends after it waits in the channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import Draining, UpstreamProtocolError, UpstreamTimeout
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import unsent_bytes
 
-if TYPE_CHECKING:
-    from twisted_vllm.http.client.exchange import UpstreamExchange
-    from twisted_vllm.http.server.connection import DownstreamConnection
-    from twisted_vllm.http.server.request import GatewayRequest
-
-#: seconds that a server is given to take what is still on its way to it, or some of it, and to close its side
+#: seconds in which a server must take some of what is still on its way to it, or close its side
 CLOSING = 10.0
+
+
+class ClientConnection(Protocol):
+    """What a tunnel needs of the client's connection."""
+
+    def switch_to(self, tunnel: Tunnel) -> bytes:
+        """Give what is received to `tunnel` from now on; return what was received already."""
+
+    def pause_reading(self, why: str) -> None:
+        """Stop reading until `why` is over."""
+
+    def resume_reading(self, why: str) -> None:
+        """Read again, unless something else forbids it."""
+
+
+class ClientRequest(Protocol):
+    """What a tunnel needs of the request that asked for it.
+
+    Attributes:
+        channel: the client's connection.
+        context: what is known of the request.
+        body_received: bytes received from the client.
+    """
+
+    channel: ClientConnection
+    context: RequestContext
+    body_received: int
+
+    def relay_switch(self, head: ResponseHead) -> None:
+        """Begin the response with a 101."""
+
+    def relay_body(self, data: bytes, last: bool) -> None:
+        """Write to the client; `last` ends the request."""
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Register what is paused while the client reads slowly."""
+
+    def abort(self) -> None:
+        """Cut the client's connection."""
 
 
 @implementer(IPushProducer)
 class Tunnel:
-    """A connection to a server, joined to a client's. To the client's connection it is what produces.
+    """A server's connection, joined to a client's.
 
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
@@ -45,8 +80,9 @@ class Tunnel:
         transport: Any,
         write: Callable[[bytes], None],
         early: bytes,
-        sweeper: DeadlineSweeper,
+        deadlines: DeadlineSweeper,
         idle: float | None,
+        on_closed: Callable[[], None],
     ) -> None:
         """Make a tunnel with its server's side.
 
@@ -54,37 +90,37 @@ class Tunnel:
             transport: the transport of the connection to the server.
             write: writes to it.
             early: what the server sent after its 101.
-            sweeper: the deadlines of all connections.
-            idle: seconds after which a tunnel in which nothing moved is closed, or None.
+            deadlines: the deadlines of all connections.
+            idle: seconds after which an idle tunnel is closed, or None.
+            on_closed: called when the tunnel is over, whether or not a client joined it.
         """
         self._transport = transport
         self._write = write
         self._early = early
-        self._sweeper = sweeper
+        self._deadlines = deadlines
         self._idle = idle
-        self._request: GatewayRequest | None = None
-        self._ended: Callable[[str], None] | None = None
+        self._on_closed = on_closed
+        self._request: ClientRequest | None = None
+        self._on_outcome: Callable[[str], None] | None = None
         self._paused = self._server_lost = False
         self._unsent = 0
 
-    def offer(self, exchange: UpstreamExchange, head: ResponseHead) -> None:
-        """Tell who asked of the server's 101; whoever does not join the tunnel has it cut."""
-        exchange.over = True
-        exchange.asker.responded(SwitchedResponse(head, self))
-        if self._request is None:
-            self.cut()
+    @property
+    def joined(self) -> bool:
+        """Whether a client's connection is joined to the server's."""
+        return self._request is not None
 
-    def join(self, request: GatewayRequest, head: ResponseHead, ended: Callable[[str], None]) -> None:
-        """Answer `request` with the server's 101, and begin to pass bytes.
+    def join(self, request: ClientRequest, head: ResponseHead, on_outcome: Callable[[str], None]) -> None:
+        """Answer `request` with the server's 101 and begin to pass bytes.
 
         Args:
-            request: the client's; it is in work until the tunnel ends.
+            request: the client's request; it stays in flight until the tunnel is over.
             head: the server's 101.
-            ended: called once with the outcome, in the words of `RequestRecord`, before the request is finished.
+            on_outcome: called once with the outcome, in the words of `RequestContext`, before the request is finished.
         """
         self._request = request
-        self._ended = ended
-        self._sweeper.add(self)
+        self._on_outcome = on_outcome
+        self._deadlines.add(self)
         self._touch()
         waiting = request.channel.switch_to(self)
         request.relay_switch(head)
@@ -96,12 +132,12 @@ class Tunnel:
             self.client_sent(waiting)
 
     def _touch(self) -> None:
-        self.deadline = self._sweeper.after(self._idle)
+        self.deadline = self._deadlines.after(self._idle)
 
     # from the client's connection
 
     def client_sent(self, data: bytes) -> None:
-        """Pass on what came from the client."""
+        """Pass on what the client sent."""
         if self._request is not None:
             self._request.body_received += len(data)
             self._touch()
@@ -110,18 +146,19 @@ class Tunnel:
     def client_lost(self, reason: Failure) -> None:
         """Close the server's side: the client has closed the connection, or lost it."""
         if self._request is not None:
-            self._tell("completed" if reason.check(ConnectionDone) else "client_disconnected")
             self._request = None
+            self._report("completed" if reason.check(ConnectionDone) else "client_disconnected")
             self._close_server()
+            self._on_closed()
 
     def drain(self) -> None:
-        """Close both sides: the gateway shuts down, and a tunnel would not end by itself."""
+        """Close both sides: the gateway shuts down."""
         self._close("failed", Draining.code)
 
     # from the server's connection
 
     def server_sent(self, data: bytes) -> None:
-        """Pass on what came from the server."""
+        """Pass on what the server sent."""
         if self._request is not None:
             self._touch()
             self._request.relay_body(data, False)
@@ -129,21 +166,22 @@ class Tunnel:
     def server_lost(self, reason: Failure) -> None:
         """Close the client's side: the server has closed the connection, or lost it."""
         self._server_lost = True
-        self._sweeper.discard(self)
+        self._deadlines.discard(self)
         if reason.check(ConnectionDone):
             self._close("completed")
         else:
             self._close("upstream_failed", UpstreamProtocolError.code)
 
     def cut(self) -> None:
-        """Give up the connection to the server at once."""
+        """Abort the connection to the server."""
         self._request = None
         self._transport.abortConnection()
+        self._on_closed()
 
-    # from the sweeper
+    # from the deadlines
 
     def expired(self) -> None:
-        """Close a tunnel in which nothing moves, and cut the connection to a server that does not play its part."""
+        """Close an idle tunnel; abort the connection to a server that neither reads nor closes."""
         request = self._request
         if request is None:
             unsent = unsent_bytes(self._transport)
@@ -152,7 +190,7 @@ class Tunnel:
             else:
                 self._transport.abortConnection()
         elif self._paused:
-            # it is the client that takes nothing: there is no use in waiting until it has taken what is queued
+            # the client reads nothing, so what is queued for it would never be sent
             request.abort()
         else:
             self._close("upstream_failed", UpstreamTimeout.code)
@@ -165,21 +203,24 @@ class Tunnel:
         if request is None:
             return
         request.context.error_code = error
-        self._tell(outcome)
         self._request = None
+        self._report(outcome)
         if not self._server_lost:
             self._close_server()
-        request.relay_body(b"", True)
+        try:
+            request.relay_body(b"", True)
+        finally:
+            self._on_closed()
 
-    def _tell(self, outcome: str) -> None:
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(outcome)
+    def _report(self, outcome: str) -> None:
+        on_outcome, self._on_outcome = self._on_outcome, None
+        if on_outcome is not None:
+            on_outcome(outcome)
 
     def _close_server(self) -> None:
         transport = self._transport
         transport.unregisterProducer()
-        # what still comes is dropped: to close with unread data would reset the connection, and lose what is on its way
+        # read and drop the rest: closing with unread data would reset the connection and lose what is on its way
         transport.resumeProducing()
         self._await_end(unsent_bytes(transport))
         if ITCPTransport.providedBy(transport) and not ISSLTransport.providedBy(transport):
@@ -189,12 +230,12 @@ class Tunnel:
 
     def _await_end(self, unsent: int) -> None:
         self._unsent = unsent
-        self.deadline = self._sweeper.after(CLOSING)
+        self.deadline = self._deadlines.after(CLOSING)
 
     # IPushProducer, for the client's connection
 
     def pauseProducing(self) -> None:
-        """The client reads slowly: read no more from the server."""
+        """Stop reading from the server: the client reads slowly."""
         if self._request is not None:
             self._paused = True
             self._transport.pauseProducing()
@@ -207,18 +248,18 @@ class Tunnel:
             self._transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Do nothing: `client_lost` follows, and knows the reason."""
+        """Do nothing: `client_lost` follows with the reason."""
 
 
 @implementer(IPushProducer)
 class _ClientReading:
-    """The client's side as what produces for the server's connection."""
+    """The client's connection as the producer for the server's."""
 
-    def __init__(self, channel: DownstreamConnection) -> None:
+    def __init__(self, channel: ClientConnection) -> None:
         self._channel = channel
 
     def pauseProducing(self) -> None:
-        """The server reads slowly: read no more from the client."""
+        """Stop reading from the client: the server reads slowly."""
         self._channel.pause_reading("tunnel")
 
     def resumeProducing(self) -> None:
@@ -226,14 +267,14 @@ class _ClientReading:
         self._channel.resume_reading("tunnel")
 
     def stopProducing(self) -> None:
-        """Do nothing: `Tunnel.server_lost` follows, and knows the reason."""
+        """Do nothing: `Tunnel.server_lost` follows with the reason."""
 
 
 class SwitchedResponse(UpstreamResponse):
     """A server's 101.
 
     Attributes:
-        tunnel: the connection that it leaves.
+        tunnel: the tunnel to join.
     """
 
     def __init__(self, head: ResponseHead, tunnel: Tunnel) -> None:

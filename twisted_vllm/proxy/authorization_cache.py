@@ -10,27 +10,32 @@ from collections.abc import Mapping
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization, Peer
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.header_cache import MOST_HEADS
 from twisted_vllm.http.headers import PER_REQUEST_HEADERS, HeaderList
 
 
-class HeadFormat:
-    """A request's head for one server, written out but for the values that differ from request to request."""
+class HeaderFormat:
+    """A request's headers for one server, written out but for the values that differ from request to request.
 
-    __slots__ = ("_format", "_has_length", "_traced")
+    Attributes:
+        url: what the server is asked for.
+    """
 
-    def __init__(self, method: bytes, target: bytes, headers: HeaderList) -> None:
-        """Take the head of one request.
+    __slots__ = ("_format", "_has_length", "_traced", "url")
+
+    def __init__(self, url: bytes, headers: HeaderList) -> None:
+        """Take the headers of one request.
 
         Args:
-            method: the method.
-            target: the request target for the server.
+            url: what the server is asked for.
             headers: the headers for the server. The trace's come before ``Content-Length``, if there is one, and
                 ``X-Request-Id`` comes last; the values of these do not count.
         """
         traced: list[bytes] = []
         self._has_length = False
-        lines = [_escaped(method + b" " + target + b" HTTP/1.1")]
+        self.url = url
+        lines = []
         for name, value in headers:
             key = name.lower()
             if key not in PER_REQUEST_HEADERS:
@@ -42,12 +47,12 @@ class HeadFormat:
                 if key != b"x-request-id":
                     traced.append(key)
                 value = b"%b"
-            lines.append(_escaped(name) + b": " + value)
-        self._format = b"\r\n".join([*lines, b"\r\n"])
+            lines.append(_escaped(name) + b": " + value + b"\r\n")
+        self._format = b"".join(lines)
         self._traced = tuple(traced)
 
-    def write(self, length: int, request_id: bytes, first: Mapping[bytes, bytes]) -> bytes:
-        """Return the head of a request.
+    def write(self, length: int, request_id: bytes, first: Mapping[bytes, bytes]) -> RawHeaders:
+        """Return the headers of a request.
 
         Args:
             length: the size of the body in bytes.
@@ -57,7 +62,7 @@ class HeadFormat:
         values: tuple[bytes | int, ...] = (length, request_id) if self._has_length else (request_id,)
         if self._traced:
             values = (*(first[name] for name in self._traced), *values)
-        return self._format % values
+        return RawHeaders(self._format % values)
 
 
 class CachedAuthorization:
@@ -65,7 +70,7 @@ class CachedAuthorization:
 
     Attributes:
         authorization: what it was authorized for.
-        formats: the head for each server that was chosen since.
+        formats: the headers for each server that was chosen since.
     """
 
     __slots__ = ("_changes", "_host", "_secure", "_until", "authorization", "formats")
@@ -79,7 +84,7 @@ class CachedAuthorization:
             peer: where it came from.
         """
         self.authorization = authorization
-        self.formats: dict[Server, HeadFormat] = {}
+        self.formats: dict[Server, HeaderFormat] = {}
         self._changes = changes
         self._until = authorization.principal.expires
         self._host = peer.host

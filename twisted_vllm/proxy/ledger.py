@@ -22,10 +22,10 @@ class Turns(Protocol):
     """Knows the turns of the reactor.
 
     Attributes:
-        holds: whether a turn is running.
+        holding: whether a turn is running.
     """
 
-    holds: bool
+    holding: bool
 
 
 class LedgerRecorder(RequestObserver):
@@ -100,7 +100,7 @@ class LedgerRecorder(RequestObserver):
                 context.bytes_out,
             )
         )
-        if self._turns is not None and not self._turns.holds:
+        if self._turns is not None and not self._turns.holding:
             self._flush()
 
     def _target(self, pricing: RoutePricing, authorization: Authorization, context: RequestContext) -> msgspec.Raw:

@@ -11,23 +11,23 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed
-from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
+from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
 from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
-from twisted_vllm.http.client.exchange import NO_PROTOCOLS, UpstreamExchange
+from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
 
 
-@implementer(IBodyProducer)
+@implementer(IRelayedBody)
 class RequestBody:
     """The client's body as it arrives.
 
     Attributes:
         length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
-        watch: looks on at what goes on to the server, piece by piece.
+        watch: called with each piece that goes to the server.
     """
 
     watch: Callable[[bytes], None] | None = None
@@ -36,9 +36,9 @@ class RequestBody:
         """Make the body.
 
         Args:
-            request: whose it is.
-            dropped: lower-case names of the headers that the server must not get from this client: a server may take
-                trailers for headers.
+            request: the client's request.
+            dropped: lower-case names of headers that the server must not get from this client as trailers either: it
+                may take them for headers.
         """
         self.length = UNKNOWN_LENGTH if request.head.length is None else request.head.length
         self._dropped = dropped
@@ -49,7 +49,7 @@ class RequestBody:
 
     @property
     def trailers(self) -> HeaderList:
-        """The trailers that go on with it; all of them once it has ended."""
+        """The trailers that go to the server; all of them once the body has ended."""
         trailers = self._request.trailers
         return relayed_trailers(trailers, self._dropped) if trailers else trailers
 
@@ -73,12 +73,12 @@ class RequestBody:
             self._done.callback(None)
 
     def hold(self) -> None:
-        """Leave what comes of it with the client until `startProducing`."""
+        """Read no more from the client until `startProducing`."""
         self._held = True
         self._request.pause_body()
 
     def pauseProducing(self) -> None:
-        """Read no more from the client for now."""
+        """Stop reading from the client."""
         self._request.pause_body()
 
     def resumeProducing(self) -> None:
@@ -86,46 +86,51 @@ class RequestBody:
         self._request.resume_body()
 
     def stopProducing(self) -> None:
-        """Drop what is still to come: the server has answered, or has gone."""
+        """Drop the rest: the server has answered or has gone."""
         self._consumer = None
         self._request.resume_body()
 
 
 class Relay(Protocol):
-    """Carries one response to the client. It is the request's `Work` and the exchange's `ResponseHandler`.
+    """Carries one response to the client: a protocol that receives the response's body. It is the request's `Work`.
 
     Attributes:
-        exchange: the exchange with the server, until the response has ended.
         context: what is known of the request.
-        protocols: none: a server that switches protocols is at fault.
     """
 
     _log = Logger()
-    exchange: UpstreamExchange | None = None
-    #: what pauses and resumes the server's connection: `UpstreamResponse.deliverBody` puts it here
+    #: the response, which pauses and resumes the server's connection, while its body is delivered
     transport: Any
-    protocols = NO_PROTOCOLS
+    _pending: Deferred[UpstreamResponse] | None = None
     _response: UpstreamResponse | None = None
     _ended = False
 
     def __init__(self, request: GatewayRequest) -> None:
         self._request = request
         self.context = request.context
-        self.informational = request.informational
 
     def cancel(self) -> None:
         """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
         self._ended = True
         self.context.outcome = self.context.outcome or "client_disconnected"
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.cancel()
+        pending, self._pending = self._pending, None
+        response, self._response = self._response, None
+        if pending is not None:
+            pending.cancel()
+        elif response is not None:
+            response.stopProducing()
 
     # the head
 
-    def responded(self, response: UpstreamResponse) -> None:
-        """Begin the response, with the head that came."""
+    def await_response(self, pending: Deferred[UpstreamResponse]) -> None:
+        """Relay the response that `pending` fires with, or answer for the server."""
+        self._pending = pending
+        pending.addCallbacks(self._responded, self._failed)
+
+    def _responded(self, response: UpstreamResponse) -> None:
+        self._pending = None
         if self._ended:
+            response.stopProducing()
             return
         self._response = response
         try:
@@ -140,32 +145,31 @@ class Relay(Protocol):
             meter.start(response.head)
         if self.context.reservation is not None:
             request.added = self.context.reservation.lines
-
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
-            # what there is of a body follows at once
+            # its body follows at once
             return
         if not self._ended:
-            # not before: until the body is delivered there is nothing yet that a slow client could pause
+            # only now is there a body to pause, if the client reads slowly
             request.registerProducer(self, True)
         request.flush()
 
-    def failed(self, error: BaseException) -> None:
-        """Answer for the server."""
+    def _failed(self, failure: Failure) -> None:
+        self._pending = None
         if self._ended:
             return
+        error = failure.value
         if not isinstance(error, GatewayError):
-            self._broken(Failure(error))
+            self._broken(failure)
             return
         self._ended = True
-        self.exchange = None
         # a request whose body turned out to be unfit is refused as well
         self.context.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
-        """A fault of our own: the client must not wait for ever."""
+        """Answer for a fault of the gateway's own."""
         self._ended = True
         self.context.outcome = "failed"
         self._request.processingFailed(failure)
@@ -188,7 +192,7 @@ class Relay(Protocol):
                 self._broken(Failure())
                 return
             if not data:
-                # held back until its rest comes
+                # the meter keeps it until the rest of it arrives
                 return
         self._request.relay_body(data, False)
 
@@ -201,12 +205,12 @@ class Relay(Protocol):
             try:
                 data = meter.finish(data)
             except Exception:
-                # nobody else would end it: the server has done its part
+                # the server has done its part, so nothing else would end the response
                 self._broken(Failure())
                 return
         trailers = response.trailers if response is not None else None
-        # they refer back to it: so all are gone at once, and not at the next collection
-        self._response = self.exchange = self.transport = None
+        # break the reference cycle
+        self._response = self.transport = None
         self._request.relay_body(data, True, relayed_trailers(trailers) if trailers else None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -240,7 +244,7 @@ class Relay(Protocol):
     # IPushProducer, for the client's connection
 
     def pauseProducing(self) -> None:
-        """The client reads slowly: read no more from the server."""
+        """Stop reading from the server: the client reads slowly."""
         if self.transport is not None and not self._ended:
             self.transport.pauseProducing()
 

@@ -16,14 +16,14 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_json, write_request_head
+from twisted_vllm.http.headers import HeaderList, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
-from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeadFormat
+from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
@@ -72,7 +72,7 @@ class PassThroughResource:
             now: the time in Unix seconds.
         """
         self._admission = admission
-        self._forward = client.forward
+        self._client = client
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
@@ -223,27 +223,38 @@ class PassThroughResource:
         for observe in self._lifecycle.admitted:
             observe(context)
         first = context.head.first
-        target = server.base_path + admitted.path
         if cached is not None and admitted.body is not None:
             form = cached.formats.get(server)
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
-                headers = self._headers(context, server, framing, expects_continue=False)
-                form = cached.formats[server] = HeadFormat(request.method, target, headers)
-            head = form.write(len(admitted.body), context.request_id, first)
+                pairs = self._headers(context, server, framing, expects_continue=False)
+                form = cached.formats[server] = HeaderFormat(server.url + admitted.path, pairs)
+            url = form.url
+            headers = form.write(len(admitted.body), context.request_id, first)
         else:
             waits = not isinstance(body, bytes) and request.awaits_continue()
-            headers = self._headers(context, server, _framing(body, first), expects_continue=waits)
+            pairs = self._headers(context, server, _framing(body, first), expects_continue=waits)
             if context.head.protocols:
-                headers += upgrade_headers(context.head)
-            head = write_request_head(request.method, target, headers)
+                pairs += upgrade_headers(context.head)
+            url = server.url + admitted.path
+            headers = RawHeaders.from_pairs(pairs)
         relay = UpgradeRelay(request) if context.head.protocols else Relay(request)
         request.work = relay
-        relay.exchange = exchange = UpstreamExchange(server, request.method, head, body or None, relay)
         context.sent = True
         for observe in self._lifecycle.sent:
             observe(context)
-        self._forward(exchange)
+        relay.await_response(
+            self._client.request(
+                request.method,
+                url,
+                headers=headers,
+                data=body,
+                total_timeout=server.timeouts.total,
+                protocols=context.head.protocols,
+                informational=request.informational,
+                left_queue=context.left_queue,
+            )
+        )
 
     def _headers(
         self,

@@ -1,4 +1,4 @@
-"""Requests to switch to another protocol, such as a WebSocket's: what the server is asked, and what follows its 101."""
+"""Requests to switch to another protocol, such as WebSocket: what the server is asked, and what follows its 101."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REALTIME = b"realtime"
 
 
 def upgrade_headers(head: RequestHead) -> HeaderList:
-    """Return the headers that ask a server for the upgrade that the client's head asks for, without a key."""
+    """Return the headers that ask the server for the upgrade that the client asks for, without the client's key."""
     asked = b", ".join(value for name, (_, value) in zip(head.names, head.headers, strict=True) if name == b"upgrade")
     headers = [(b"Connection", b"Upgrade"), (b"Upgrade", asked)]
     subprotocols = without_keys(head.first.get(SUBPROTOCOLS, b""))
@@ -25,15 +25,12 @@ def upgrade_headers(head: RequestHead) -> HeaderList:
 
 
 class UpgradeRelay(Relay):
-    """Carries a server's refusal to the client as any response, and joins the two after its 101."""
+    """Joins client and server after the server's 101; any other response is relayed as usual."""
 
-    def __init__(self, request: GatewayRequest) -> None:
-        super().__init__(request)
-        self.protocols = request.head.protocols
-        self._tunnel: Tunnel | None = None
+    _tunnel: Tunnel | None = None
 
     def cancel(self) -> None:
-        """The client has gone, or its request failed; a tunnel has seen to its end already, or is cut."""
+        """The client has gone, or its request failed: cut the tunnel unless it has ended."""
         if self._tunnel is None:
             super().cancel()
         elif not self._ended:
@@ -49,6 +46,7 @@ class UpgradeRelay(Relay):
             self._request.answer(Draining("The gateway is shutting down; send the request again.", retry_after=1))
         else:
             self._tunnel = response.tunnel
+            self._response = None
             response.tunnel.join(self._request, acknowledged(self._request, response.head), self._tunnel_ended)
 
     def _tunnel_ended(self, outcome: str) -> None:
@@ -57,10 +55,10 @@ class UpgradeRelay(Relay):
 
 
 def acknowledged(request: GatewayRequest, head: ResponseHead) -> ResponseHead:
-    """Return the 101 as the client needs it: as it came, or with the subprotocol that stands beside a key.
+    """Return the 101 as the client needs it: as received, or with the subprotocol that was offered beside a key.
 
     A browser that offered subprotocols gives up a WebSocket whose server names none of them (Fetch, "WebSocket opening
-    handshake"). vLLM 0.32 names none; its server is not to blame, where the list is a way to send a key.
+    handshake"), and vLLM 0.32 names none.
     """
     offered = request.head.first.get(SUBPROTOCOLS, b"")
     if without_keys(offered) == offered or REALTIME not in [entry.strip() for entry in offered.split(b",")]:

@@ -1,4 +1,4 @@
-"""Who of those that ask a server may be in work at once, and who waits: decisions without I/O."""
+"""Which requests to a server may be in flight at once, and which wait. It does no I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Ticket = TypeVar("Ticket", bound=Hashable)
 
 
 class Verdict(Enum):
-    """What becomes of one who asks."""
+    """The limiter's decision on a request."""
 
     GRANTED = "granted"
     QUEUED = "queued"
@@ -18,39 +18,39 @@ class Verdict(Enum):
 
 
 class ConcurrencyLimiter(Generic[Ticket]):
-    """A number of slots, and a queue of bounded length before them, first come, first served.
+    """A number of slots and a bounded queue: first come, first served."""
 
-    Whoever is done leaves, wherever it is by then: in a slot, in the queue, or long gone. So nothing is freed twice.
-    """
-
-    def __init__(self, limit: int, most_waiting: int) -> None:
-        """Make it.
+    def __init__(self, limit: int, max_waiting: int) -> None:
+        """Make the limiter.
 
         Args:
-            limit: how many may be in work at once, 1 or more.
-            most_waiting: how many may wait, 0 or more.
+            limit: how many may be in flight at once, 1 or more.
+            max_waiting: how many may wait, 0 or more.
         """
         self._limit = limit
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._running: set[Ticket] = set()
         self._waiting: dict[Ticket, None] = {}
 
     def __repr__(self) -> str:
         running, waiting = len(self._running), len(self._waiting)
-        return f"<ConcurrencyLimiter {running} of {self._limit} taken, {waiting} of {self._most_waiting} wait>"
+        return f"<ConcurrencyLimiter {running} of {self._limit} taken, {waiting} of {self._max_waiting} wait>"
 
     def ask(self, ticket: Ticket) -> Verdict:
-        """Ask for a slot, once for each ticket."""
+        """Ask for a slot; once for each ticket."""
         if len(self._running) < self._limit:
             self._running.add(ticket)
             return Verdict.GRANTED
-        if len(self._waiting) < self._most_waiting:
+        if len(self._waiting) < self._max_waiting:
             self._waiting[ticket] = None
             return Verdict.QUEUED
         return Verdict.REFUSED
 
     def leave(self, ticket: Ticket) -> Ticket | None:
-        """Give up a slot, or a place in the queue; return who has got the slot, if somebody has."""
+        """Free a ticket's slot or its place in the queue; return the ticket that gets the slot, if any.
+
+        Idempotent.
+        """
         if ticket in self._running:
             self._running.remove(ticket)
             if self._waiting:

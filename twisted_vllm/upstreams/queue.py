@@ -1,169 +1,230 @@
-"""Requests on their way to a server that takes only so many at once: the others wait here."""
+"""The queue before servers that take only so many requests at once."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, ServerBusy
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.body import hold
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
+from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Verdict
 
-#: seconds after which one who was turned away may try again
+#: seconds after which a client whose request was refused may try again
 RETRY_AFTER = 1
 
 
-class _Waiting:
-    """An exchange in the queue, with its deadline."""
+class _Request:
+    """A request to a server with a cap, from its arrival until its exchange is over.
 
-    __slots__ = ("_exchange", "_expired", "deadline", "since")
+    Attributes:
+        deadline: when `expired` is called, in the reactor's seconds, while it is queued.
+        limiter: the limiter of its server.
+        send: sends it; None once it was sent, refused or given up.
+        since: when it was queued, in the reactor's seconds.
+        result: what its caller waits for while it is queued.
+        sent: what the agent returned for it after it was queued.
+    """
+
+    __slots__ = ("_left_queue", "_on_expired", "deadline", "limiter", "result", "send", "sent", "since")
 
     def __init__(
         self,
-        exchange: UpstreamExchange,
-        since: float,
-        deadline: float | None,
-        expired: Callable[[UpstreamExchange], None],
+        limiter: ConcurrencyLimiter[_Request],
+        send: Callable[..., Deferred[UpstreamResponse]],
+        left_queue: LeftQueue | None,
+        on_expired: Callable[[_Request], None],
     ) -> None:
-        self.since = since
-        self.deadline = deadline
-        self._exchange = exchange
-        self._expired = expired
+        self.limiter = limiter
+        self.send: Callable[..., Deferred[UpstreamResponse]] | None = send
+        self.deadline: float | None = None
+        self.since = 0.0
+        self.result: Deferred[UpstreamResponse] | None = None
+        self.sent: Deferred[UpstreamResponse] | None = None
+        self._left_queue = left_queue
+        self._on_expired = on_expired
+
+    def report(self, seconds: float | None, goes_on: bool) -> None:
+        """Tell the caller how long the request waited, and whether it goes on to the server."""
+        left_queue, self._left_queue = self._left_queue, None
+        if left_queue is not None:
+            left_queue(seconds, goes_on)
 
     def expired(self) -> None:
+        """Refuse the request: it has waited too long."""
         self.deadline = None
-        self._expired(self._exchange)
+        self._on_expired(self)
 
 
-class UpstreamQueues(RequestObserver):
-    """Sends each exchange as soon as its server may have one more; `finished` says when it has one less."""
+@implementer(IUpstreamAgent)
+class QueueingAgent:
+    """Sends each request to the agent behind it as soon as its server may have one more.
+
+    ``len()`` is the number of requests that are queued.
+    """
 
     _log = Logger()
 
     def __init__(
         self,
+        agent: UpstreamAgent,
         servers: Iterable[Server],
-        send: Callable[[UpstreamExchange], None],
-        sweeper: DeadlineSweeper,
+        deadlines: DeadlineSweeper,
         seconds: Callable[[], float],
     ) -> None:
         """Make the queues.
 
         Args:
-            servers: every server; those of one address, whatever their keys, share its slots.
-            send: sends an exchange to its server.
-            sweeper: the deadlines of those that wait.
+            agent: sends the requests.
+            servers: every server; those of one URL share its slots, whatever their keys.
+            deadlines: the deadlines of queued requests.
             seconds: the reactor's time.
         """
-        self._send = send
-        self._sweeper = sweeper
+        self._agent = agent
+        self._deadlines = deadlines
         self._seconds = seconds
-        self._slots: dict[Server, ConcurrencyLimiter[UpstreamExchange]] = {}
-        # whoever asks lasts as long as its request; its exchange it may let go of before
-        self._entered: dict[object, UpstreamExchange] = {}
-        self._waiting: dict[UpstreamExchange, _Waiting] = {}
-        self._granted: deque[UpstreamExchange] = deque()
+        self._queued: set[_Request] = set()
+        self._granted: deque[_Request] = deque()
         self._sending = False
-        by_address: dict[tuple[object, ...], ConcurrencyLimiter[UpstreamExchange]] = {}
+        self._find_server = ServersByURL(servers).find
+        self._limiters: dict[Server, ConcurrencyLimiter[_Request]] = {}
+        by_url: dict[bytes, ConcurrencyLimiter[_Request]] = {}
         for server in servers:
             limit = server.max_concurrent_requests
             if limit is not None:
-                address = (server.host, server.port, server.tls, server.base_path)
-                slots = by_address.setdefault(address, ConcurrencyLimiter(limit, server.max_queued_requests))
-                self._slots[server] = slots
+                limiter = by_url.setdefault(server.url, ConcurrencyLimiter(limit, server.max_queued_requests))
+                self._limiters[server] = limiter
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    def __repr__(self) -> str:
+        return f"<QueueingAgent {list(dict.fromkeys(self._limiters.values()))}>"
 
     @property
     def needed(self) -> bool:
         """Whether any server has a cap."""
-        return bool(self._slots)
+        return bool(self._limiters)
 
-    def forward(self, exchange: UpstreamExchange) -> None:
-        """Send `exchange` now or when its turn comes, or fail it with `ServerBusy`."""
-        slots = self._slots.get(exchange.server)
-        if slots is None:
-            self._send(exchange)
-            return
-        verdict = slots.ask(exchange)
-        if verdict is not Verdict.REFUSED:
-            self._entered[getattr(exchange.asker, "context", exchange.asker)] = exchange
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: bytes | IBodyProducer | None = None,
+        *,
+        total_timeout: float | None = None,
+        protocols: frozenset[bytes] = NO_PROTOCOLS,
+        informational: Informational | None = None,
+        left_queue: LeftQueue | None = None,
+    ) -> Deferred[UpstreamResponse]:
+        """Send a request now or when its turn comes, or fail with `ServerBusy`; see `IUpstreamAgent`."""
+        send = partial(
+            self._agent.request,
+            method,
+            uri,
+            headers,
+            bodyProducer,
+            total_timeout=total_timeout,
+            protocols=protocols,
+            informational=informational,
+        )
+        server, _ = self._find_server(uri)
+        limiter = self._limiters.get(server)
+        if limiter is None:
+            return send()
+        request = _Request(limiter, send, left_queue, self._expire)
+        verdict = limiter.ask(request)
         if verdict is Verdict.GRANTED:
-            self._send(exchange)
-        elif verdict is Verdict.QUEUED:
-            exchange.at = self
-            deadline = self._sweeper.after(exchange.server.timeouts.queue)
-            waiting = self._waiting[exchange] = _Waiting(exchange, self._seconds(), deadline, self._expired)
-            self._sweeper.add(waiting)
-            body: object = exchange.body
-            if isinstance(body, RequestBody):
-                # what is to come of it stays with the client
-                body.hold()
-        else:
-            _turned_away(exchange)
-            exchange.fail(_busy("too many requests wait for the model's server"))
+            return self._send(request)
+        if verdict is Verdict.REFUSED:
+            request.report(None, False)
+            return fail(_busy("too many requests wait for the model's server"))
+        request.since = self._seconds()
+        request.deadline = self._deadlines.after(server.timeouts.queue)
+        result: Deferred[UpstreamResponse] = Deferred(partial(self._cancel, request))
+        request.result = result
+        self._queued.add(request)
+        self._deadlines.add(request)
+        hold(bodyProducer)
+        return result
 
-    def finished(self, context: RequestContext) -> None:
-        """Take note that a request was answered or given up, whatever became of it."""
-        exchange = self._entered.get(context)
-        if exchange is not None:
-            self._leave(exchange)
+    # sending
 
-    def give_up(self, exchange: UpstreamExchange) -> None:
-        """Forget one that waits, about which nobody asks any more."""
-        _turned_away(exchange)
-        self._leave(exchange)
+    def _send(self, request: _Request) -> Deferred[UpstreamResponse]:
+        send, request.send = request.send, None
+        assert send is not None
+        try:
+            return send(on_ended=partial(self._free, request))
+        except BaseException:
+            self._free(request)
+            raise
 
-    def _expired(self, exchange: UpstreamExchange) -> None:
-        self._leave(exchange)
-        _turned_away(exchange)
-        exchange.fail(_busy("the model's server took no request in time"))
-
-    def _leave(self, exchange: UpstreamExchange) -> None:
-        self._entered.pop(getattr(exchange.asker, "context", exchange.asker), None)
-        self._forget(exchange)
-        following = self._slots[exchange.server].leave(exchange)
+    def _free(self, request: _Request) -> None:
+        """Free the request's slot, or its place in the queue, and send the request that gets the slot."""
+        following = request.limiter.leave(request)
         if following is None:
             return
-        self._forget(following)
+        self._dequeue(following)
         self._granted.append(following)
-        if not self._sending:
-            # one that fails at once makes room for the next: in turn, not one within the other
-            self._sending = True
-            try:
-                while self._granted:
-                    self._send_granted(self._granted.popleft())
-            finally:
-                self._sending = False
-
-    def _send_granted(self, exchange: UpstreamExchange) -> None:
-        if exchange.over:
-            # given up since, and its slot passed on
+        if self._sending:
             return
+        # a request that fails at once makes room for the next: a loop, because recursion could get too deep
+        self._sending = True
         try:
-            self._send(exchange)
+            while self._granted:
+                self._send_granted(self._granted.popleft())
+        finally:
+            self._sending = False
+
+    def _send_granted(self, request: _Request) -> None:
+        result = request.result
+        if request.send is None or result is None:
+            # given up since, and its slot was passed on
+            return
+        request.report(self._seconds() - request.since, True)
+        try:
+            request.sent = self._send(request)
         except Exception:
-            # nobody above waits for this one
-            self._log.failure("A request that had waited could not be sent")
-            exchange.fail(GatewayError("The gateway failed to process this request; its log says why."))
+            self._log.failure("A queued request could not be sent")
+            result.errback(GatewayError("The gateway failed to process this request; its log says why."))
+        else:
+            request.sent.addCallbacks(result.callback, result.errback)
 
-    def _forget(self, exchange: UpstreamExchange) -> None:
-        waiting = self._waiting.pop(exchange, None)
-        if waiting is not None:
-            self._sweeper.discard(waiting)
-            if isinstance(exchange.asker, Relay):
-                exchange.asker.context.queued = self._seconds() - waiting.since
+    # waiting in vain
 
+    def _cancel(self, request: _Request, _: object) -> None:
+        if request.sent is not None:
+            request.sent.cancel()
+        else:
+            self._drop(request)
 
-def _turned_away(exchange: UpstreamExchange) -> None:
-    """Note that no server was asked."""
-    if isinstance(exchange.asker, Relay):
-        exchange.asker.context.sent = False
+    def _expire(self, request: _Request) -> None:
+        self._drop(request)
+        if request.result is not None:
+            request.result.errback(_busy("the model's server took no request in time"))
+
+    def _drop(self, request: _Request) -> None:
+        request.send = None
+        self._dequeue(request)
+        request.report(self._seconds() - request.since, False)
+        self._free(request)
+
+    def _dequeue(self, request: _Request) -> None:
+        self._queued.discard(request)
+        self._deadlines.discard(request)
 
 
 def _busy(reason: str) -> ServerBusy:

@@ -1,7 +1,7 @@
 """One connection to a vLLM server: it writes a request and reads the response, one exchange after another.
 
-What a segment held of the response is handed on at once, with the knowledge of whether it was the last: so a small
-response leaves in one write, and a chunk in one.
+A segment's part of the response is delivered at once, together with whether it was the last. So a small response, or a
+chunk, leaves the gateway in one write.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import GatewayError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
-from twisted_vllm.http.client.exchange import ResponseParser, UpstreamExchange
+from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.http.client.body import BodyUpload
+from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.client.pool import KEEP
 from twisted_vllm.http.client.response import DONE, UpstreamResponse, failed
-from twisted_vllm.http.client.upload import Upload
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
-from twisted_vllm.http.tunnel import Tunnel
+from twisted_vllm.http.tunnel import SwitchedResponse, Tunnel
 
 
 @implementer(IHandshakeListener)
 class UpstreamConnection(Protocol):
-    """A connection to `server`, over `transport`.
+    """A connection to `server`.
 
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
-        exchange: what is in work, or None while idle.
-        tunnel: what the connection was left to, once the server agreed to an upgrade.
+        exchange: the exchange in flight, or None while idle.
+        tunnel: the tunnel that the connection became once the server agreed to an upgrade.
     """
 
     transport: Any
@@ -45,88 +46,88 @@ class UpstreamConnection(Protocol):
     def __init__(
         self,
         server: Server,
-        sweeper: DeadlineSweeper,
-        writes: WriteCoalescer,
-        known: ResponseHeaderCache,
+        deadlines: DeadlineSweeper,
+        coalescer: WriteCoalescer,
+        header_cache: ResponseHeaderCache,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, UpstreamExchange | None], None],
     ) -> None:
         """Make the connection's protocol.
 
         Args:
-            server: which server.
-            sweeper: the deadlines of all connections.
-            writes: sends what was written in a turn of the reactor.
-            known: the heads of responses that were read before.
+            server: the server.
+            deadlines: the deadlines of all connections.
+            coalescer: sends what was written in a turn of the reactor.
+            header_cache: heads of earlier responses.
             on_idle: called when an exchange ended and the connection can take another.
-            on_lost: called when the connection ended, with the exchange that may be sent again, if there is one.
+            on_lost: called when the connection ended, with the exchange to send again, if there is one.
         """
         self.server = server
         self.deadline: float | None = None
         self.exchange: UpstreamExchange | None = None
         self.tunnel: Tunnel | None = None
-        self._sweeper = sweeper
-        self._writes = writes
+        self._deadlines = deadlines
+        self._coalescer = coalescer
         self._on_idle = on_idle
         self._on_lost = on_lost
-        self._reader = ResponseParser(known)
+        self._parser = ResponseParser(header_cache)
         self._used = self._reused = self._closing = self._lost = self._paused = False
-        self._upload: Upload | None = None
+        self._upload: BodyUpload | None = None
         self._handshaking = server.tls
         self._total: float | None = None
 
     # connection
 
     def connectionMade(self) -> None:
-        """Take up the connection."""
+        """Begin to watch the connection's deadline."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
-        self._write, _ = self._writes.writer(self.transport)
-        self._sweeper.add(self)
+        self._write, _ = self._coalescer.writer(self.transport)
+        self._deadlines.add(self)
 
     def handshakeCompleted(self) -> None:
-        """Wait for the answer, now that the server speaks TLS."""
+        """Wait for the response, now that TLS is established."""
         self._handshaking = False
         if self.exchange is not None:
             self._await(self.server.timeouts.response_head)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End what was in work: complete where the end of the connection is the end of the body, else failed."""
+        """End the exchange in flight: complete where the body ends with the connection, sent again, or failed."""
         self._lost = True
-        self._sweeper.discard(self)
+        self._deadlines.discard(self)
         exchange = self.exchange
-        reader = self._reader
+        parser = self._parser
         resend = None
         if exchange is not None:
-            if reader.until_eof and reason.check(ConnectionDone):
-                reader.complete = True
+            if parser.until_eof and reason.check(ConnectionDone):
+                parser.complete = True
                 self._deliver()
-            elif not reader.any_bytes and self._reused and exchange.can_be_resent:
+            elif not parser.any_bytes and self._reused and exchange.can_be_resent:
                 resend = exchange
                 self.exchange = None
-                self._stop_body()
-            elif not reader.any_bytes:
-                self._tell(reason)
+                self._stop_upload()
+            elif not parser.any_bytes:
+                self._log_loss(reason)
                 self._fail(UpstreamUnreachable("The vLLM server closed the connection before it answered."))
             else:
-                self._tell(reason)
+                self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
         if self.tunnel is not None:
             self.tunnel.server_lost(reason)
         self._on_lost(self, resend)
 
-    def _tell(self, reason: Failure) -> None:
-        """Tell the operator, not the client, why: a certificate that is not trusted shows only here."""
+    def _log_loss(self, reason: Failure) -> None:
+        """Log why the connection was lost, such as an untrusted certificate; the client is not told."""
         self._log.warn("Lost {server}: {reason}", server=self.server.name, reason=reason.getErrorMessage())
 
     def close(self) -> None:
-        """End an idle connection; one whose server does not play its part in that is cut when it expires again."""
+        """Close an idle connection; abort it if the server does not close its side within `KEEP`."""
         self._closing = True
-        self.deadline = self._sweeper.after(KEEP)
+        self.deadline = self._deadlines.after(KEEP)
         self.transport.loseConnection()
 
     def expired(self) -> None:
-        """Give up on a server that takes too long."""
+        """Act on the deadline: close an idle connection, or fail the exchange."""
         self.deadline = None
         if self._closing:
             self.transport.abortConnection()
@@ -135,61 +136,61 @@ class UpstreamConnection(Protocol):
         else:
             self.fail(UpstreamTimeout("The vLLM server took too long."))
 
-    def fail(self, error: GatewayError) -> None:
-        """Give up the exchange in work with `error`, and the connection with it."""
+    def fail(self, error: BaseException) -> None:
+        """Fail the exchange in flight with `error` and abort the connection."""
         self._fail(error)
         self.transport.abortConnection()
 
     def give_up(self, exchange: UpstreamExchange) -> None:
-        """Give up `exchange`, about which nobody asks any more, and the connection with it; nothing if it has ended."""
-        if self.exchange is exchange:
-            self.exchange = None
-            self.deadline = None
-            self._stop_body()
-            self.transport.abortConnection()
+        """Drop `exchange` and abort the connection; nothing happens if the exchange has ended."""
+        if self.exchange is not exchange:
+            return
+        self.exchange = None
+        self.deadline = None
+        self._stop_upload()
+        self.transport.abortConnection()
+        try:
             if exchange.response is not None:
                 exchange.response.ended(failed(ConnectionAborted()))
+        finally:
+            exchange.end()
 
     # sending
 
     def send(self, exchange: UpstreamExchange) -> None:
-        """Send `exchange`'s request and read the response to it."""
+        """Send the request of `exchange` and wait for the response."""
         self.exchange = exchange
+        exchange.carrier = self
         self._reused = self._used
         self._used = True
-        self._reader.expect(exchange.method, exchange.asker.informational)
+        self._parser.expect(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
-        self._total = self._sweeper.after(timeouts.total)
-        # until then a server that does not speak TLS is one that cannot be reached
+        self._total = self._deadlines.after(exchange.total_timeout)
+        # a server that does not complete the TLS handshake counts as unreachable
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None
-        body = exchange.body
-        if body is None:
-            self._write(exchange.head)
-        elif isinstance(body, bytes):
-            self._write(exchange.head + body)
-        else:
-            self._write(exchange.head)
-            self._upload = Upload(body, self.transport, self._write, self._sent_more, self._body_failed)
+        self._write(exchange.data)
+        if exchange.body is not None:
+            self._upload = BodyUpload(exchange.body, self.transport, self._write, self._uploaded, self._upload_failed)
             self._upload.start()
 
-    def _sent_more(self) -> None:
-        if not self._reader.head_arrived and not self._handshaking:
+    def _uploaded(self) -> None:
+        """A piece of the body was sent: the time to wait for the response begins anew."""
+        if not self._parser.head_arrived and not self._handshaking:
             self._await(self.server.timeouts.response_head)
 
-    def _stop_body(self) -> None:
+    def _stop_upload(self) -> None:
         """Take no more of a body that the server will not read."""
         if self._upload is not None:
             self._upload.stop(self._lost)
 
-    def _body_failed(self, failure: Failure) -> None:
-        """Give up a request whose body cannot be had whole: the server must not take the half for it."""
-        self._fail(failure.value or UpstreamProtocolError("The request's body broke off."))
-        self.transport.abortConnection()
+    def _upload_failed(self, failure: Failure) -> None:
+        """Fail the exchange: the server must not take a part of the body for the whole."""
+        self.fail(failure.value or UpstreamProtocolError("The request's body broke off."))
 
     def _await(self, seconds: float | None) -> None:
-        """Wait for at most `seconds`, and no longer than the exchange's total time."""
-        deadline = None if seconds is None else self._sweeper.after(seconds)
+        """Set the deadline `seconds` from now, or at the end of the exchange's total time if that is earlier."""
+        deadline = None if seconds is None else self._deadlines.after(seconds)
         if self._total is not None and (deadline is None or self._total < deadline):
             deadline = self._total
         self.deadline = deadline
@@ -197,74 +198,83 @@ class UpstreamConnection(Protocol):
     # receiving
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse what came and hand it on."""
+        """Parse a segment and deliver what it holds."""
         if self.tunnel is not None:
             self.tunnel.server_sent(data)
             return
         if self.exchange is None:
-            # nothing was asked for: whatever this is, it must not become the next answer
+            # unsolicited data must not become the answer to the next request
             self._on_lost(self, None)
             self.transport.abortConnection()
             return
-        if self._reader.feed(data):
+        if self._parser.feed(data):
             self._deliver()
             return
-        if self._reader.switched and self.exchange.asked_for(self._reader.head):
+        if self._parser.switched and self.exchange.allows_switch(self._parser.head):
             self._switch(self.exchange)
             return
-        # what came before the fault is the client's; the cut follows it
+        # deliver what came before the fault, then cut
         self._deliver()
         if self.exchange is not None:
             self.fail(UpstreamProtocolError("The vLLM server's answer is not well-formed HTTP."))
 
     def _switch(self, exchange: UpstreamExchange) -> None:
-        """Leave the connection to a tunnel."""
+        """Turn the connection into a tunnel; abort it if nobody joins."""
         self.exchange = self.deadline = None
+        parser = self._parser
         idle = self.server.timeouts.tunnel_idle
-        self.tunnel = Tunnel(self.transport, self._write, self._reader.surplus, self._sweeper, idle)
-        self.tunnel.offer(exchange, self._reader.head)
+        tunnel = self.tunnel = Tunnel(
+            self.transport, self._write, parser.surplus, self._deadlines, idle, on_closed=exchange.end
+        )
+        exchange.respond(SwitchedResponse(parser.head, tunnel))
+        if not tunnel.joined:
+            tunnel.cut()
 
     def _deliver(self) -> None:
         exchange = self.exchange
-        reader = self._reader
-        if exchange is None or not reader.head_arrived:
+        parser = self._parser
+        if exchange is None or not parser.head_arrived:
             return
-        data = reader.take()
-        complete = reader.complete
+        data = parser.take()
+        complete = parser.complete
         begun = exchange.response
         response = begun or UpstreamResponse(
-            reader.head, reader.trailers, self, partial(self.give_up, exchange), reader.bodyless
+            parser.head, parser.trailers, self, partial(self.give_up, exchange), parser.bodyless
         )
         if complete:
             response.complete = True
             self._release()
         elif not self._paused:
             self._await(self.server.timeouts.idle)
-        if begun is None:
-            exchange.response = response
-            exchange.over = True
-            exchange.asker.responded(response)
-        if data:
-            response.received(data)
-        if complete:
-            response.ended(DONE)
-            exchange.response = None  # it refers back: so both are gone at once
-        elif begun is None:
-            response.hold()
+        try:
+            if begun is None:
+                exchange.response = response
+                exchange.respond(response)
+            if data:
+                response.received(data)
+            if complete:
+                response.ended(DONE)
+            elif begun is None:
+                response.hold()
+        finally:
+            if complete:
+                # break the reference cycle
+                exchange.response = None
+                exchange.end()
 
     def _release(self) -> None:
         """End the exchange; keep the connection where both sides can."""
         self.exchange = None
         self.deadline = None
         if self._lost:
-            self._stop_body()
+            self._stop_upload()
             return
         whole = self._upload is None or self._upload.done
-        self._stop_body()
-        if whole and self._reader.keep_alive and not self._reader.spoiled:
+        self._stop_upload()
+        if whole and self._parser.keep_alive and not self._parser.spoiled:
             if self._paused:
                 self.resumeProducing()
-            self.deadline = self._sweeper.after(KEEP)
+            self.deadline = self._deadlines.after(KEEP)
             self._on_idle(self)
         else:
             self.transport.abortConnection()
@@ -274,16 +284,19 @@ class UpstreamConnection(Protocol):
         self.deadline = None
         if exchange is None:
             return
-        self._stop_body()
+        self._stop_upload()
         if exchange.response is None:
             exchange.fail(error)
-        else:
+            return
+        try:
             exchange.response.ended(failed(error))
+        finally:
+            exchange.end()
 
-    # backpressure, as the response asks for it
+    # IPushProducer, for the response
 
     def pauseProducing(self) -> None:
-        """Read no more of the body for now; a server is not late while it is not read."""
+        """Stop reading the body; the idle timeout does not run meanwhile."""
         self._paused = True
         self._await(None)
         if not self._lost:

@@ -1,4 +1,4 @@
-"""Which idle connection to use next, and which to close: decisions without I/O."""
+"""The pool of idle connections: which to use next and which to close. It does no I/O."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Generic, TypeVar
 
 Connection = TypeVar("Connection")
 
-#: seconds for which an idle connection is kept: less than the 5 s after which vLLM's server (uvicorn) closes it
+#: seconds that an idle connection is kept: less than the 5 s after which vLLM's server (uvicorn) closes it
 KEEP = 4.0
 
-#: idle connections that are kept to one server
+#: idle connections that are kept for one server
 KEEP_COUNT = 256
 
 
 class Pool(Generic[Connection]):
     """Idle connections by server, the most recently used first.
 
-    Each method that lets go of connections returns them; closing them is the caller's part.
+    Methods that remove connections return them; the caller closes them.
     """
 
     def __init__(self, keep: float = KEEP, keep_count: int = KEEP_COUNT) -> None:
@@ -33,14 +33,14 @@ class Pool(Generic[Connection]):
         return sum(map(len, self._idle.values()))
 
     def take(self, key: Hashable, now: float) -> Connection | None:
-        """Return the connection used last, unless even that has been idle for too long."""
+        """Return the connection that was used last, unless it has been idle for too long."""
         stack = self._idle.get(key)
         if stack and stack[-1][0] + self._keep > now:
             return stack.pop()[1]
         return None
 
     def put(self, key: Hashable, connection: Connection, now: float) -> list[Connection]:
-        """Keep `connection` as idle from `now`; return what there is no room for."""
+        """Add a connection that is idle from `now` on; return the surplus."""
         stack = self._idle.get(key)
         if stack is None:
             stack = self._idle[key] = []
@@ -52,12 +52,12 @@ class Pool(Generic[Connection]):
         return [connection for _, connection in surplus]
 
     def discard(self, key: Hashable, connection: Connection) -> None:
-        """Forget a connection that was closed by the other side."""
+        """Remove a connection that the other side closed."""
         stack = self._idle.get(key, [])
         stack[:] = [pair for pair in stack if pair[1] is not connection]
 
     def clear(self) -> list[Connection]:
-        """Let go of everything."""
+        """Remove and return everything."""
         everything = [connection for stack in self._idle.values() for _, connection in stack]
         self._idle.clear()
         return everything

@@ -1,4 +1,4 @@
-"""A vLLM server's response, in the shape that twisted.web and treq give responses."""
+"""A vLLM server's response, as twisted.web and treq give responses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from twisted_vllm.http.headers import HeaderList, ResponseHead
 
 
 class Pausable(Protocol):
-    """What reads the body from the server."""
+    """Reads the body from the server."""
 
     def pauseProducing(self) -> None:
-        """Read no more for now."""
+        """Stop reading."""
 
     def resumeProducing(self) -> None:
         """Read on."""
@@ -29,18 +29,18 @@ class Pausable(Protocol):
 class UpstreamResponse:
     """One response, whose body is delivered as it arrives.
 
-    It is also the transport of whoever receives the body: what that asks for after the end concerns nobody, where the
-    connection itself may carry somebody else's response by then.
+    It is also the transport of the protocol that receives the body. After the body's end it does nothing: the
+    connection may carry another response by then.
 
     Attributes:
         version: ``(b"HTTP", 1, 1)``.
         head: the head.
         code: the status code.
-        phrase: the reason phrase as it came.
-        trailers: the trailers as they came; all of them once it is `complete`.
+        phrase: the reason phrase as received.
+        trailers: the trailers as received; all of them once it is `complete`.
         request: always None; IResponse asks for it.
         previousResponse: always None: redirects are not followed.
-        complete: whether nothing follows what has been delivered or is being delivered: set before the last piece.
+        complete: whether the body has ended; set before its last piece is delivered.
     """
 
     version = (b"HTTP", 1, 1)
@@ -60,8 +60,8 @@ class UpstreamResponse:
         Args:
             head: the head.
             trailers: the list to which trailers will be added.
-            transport: what pauses and resumes the body.
-            cut: gives up the exchange, and with it the connection.
+            transport: pauses and resumes the body.
+            cut: gives up the exchange and aborts the connection.
             bodyless: whether no body can follow: HEAD, 204, 304.
         """
         self.head = head
@@ -75,12 +75,12 @@ class UpstreamResponse:
         self._early: list[bytes] = []
         self._ended: Failure | None = None
         self._held = False
-        self._told = False
+        self._end_delivered = False
         self._bodyless = bodyless
 
     @property
     def raw_headers(self) -> HeaderList:
-        """The headers as they came, in order."""
+        """The headers as received, in order."""
         return self.head.headers
 
     @property
@@ -92,16 +92,16 @@ class UpstreamResponse:
 
     @property
     def headers(self) -> Headers:
-        """The headers in Twisted's shape."""
+        """The headers as Twisted represents them."""
         headers = Headers()
         for name, value in self.raw_headers:
             headers.addRawHeader(name, value)
         return headers
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """Deliver the body to `protocol`, beginning with what came already, in one piece."""
+        """Deliver the body to `protocol`; what arrived already is delivered in one piece."""
         if self._held:
-            # before the first piece, at which `protocol` may ask for a pause of its own
+            # before the first piece, because `protocol` may pause when it gets that
             self._held = False
             self._transport.resumeProducing()
         self._protocol = protocol
@@ -109,10 +109,10 @@ class UpstreamResponse:
         early, self._early = self._early, []
         if early:
             protocol.dataReceived(b"".join(early))
-        self._tell()
+        self._deliver_end()
 
     def hold(self) -> None:
-        """Stop the body until somebody asks for it."""
+        """Pause until `deliverBody`."""
         if self._protocol is None and self._ended is None:
             self._held = True
             self._transport.pauseProducing()
@@ -121,13 +121,13 @@ class UpstreamResponse:
         """Do nothing: redirects are relayed, not followed."""
 
     def cut(self) -> None:
-        """Give up the response; the connection to the server is closed at once."""
+        """Give up the response and abort the connection to the server."""
         self._cut()
 
-    # for whoever receives the body
+    # IPushProducer, for the protocol that receives the body
 
     def pauseProducing(self) -> None:
-        """Read no more of the body for now."""
+        """Stop reading the body."""
         if not self.complete and self._ended is None:
             self._transport.pauseProducing()
 
@@ -137,7 +137,7 @@ class UpstreamResponse:
             self._transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Give up the body, and the connection to the server with it."""
+        """Give up the response and abort the connection to the server."""
         self._cut()
 
     abortConnection = loseConnection = stopProducing
@@ -145,25 +145,24 @@ class UpstreamResponse:
     # from the connection
 
     def received(self, data: bytes) -> None:
-        """Take a piece of the body from the connection."""
+        """Deliver a piece of the body, or keep it until `deliverBody`."""
         if self._protocol is None:
             self._early.append(data)
         else:
             self._protocol.dataReceived(data)
 
     def ended(self, reason: Failure) -> None:
-        """Take the end of the body from the connection: ``ResponseDone`` or ``ResponseFailed``."""
+        """Deliver the end of the body: ``ResponseDone`` or ``ResponseFailed``."""
         self._ended = reason
-        self._tell()
+        self._deliver_end()
 
-    def _tell(self) -> None:
-        """Tell whoever receives the body of its end, once."""
-        if self._protocol is not None and self._ended is not None and not self._told:
-            self._told = True
+    def _deliver_end(self) -> None:
+        if self._protocol is not None and self._ended is not None and not self._end_delivered:
+            self._end_delivered = True
             self._protocol.connectionLost(self._ended)
 
 
-#: the end of a whole response; one failure serves all, as it carries no state
+#: the end of a whole response; one failure serves all because it has no state
 DONE = Failure(ResponseDone())
 
 

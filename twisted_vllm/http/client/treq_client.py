@@ -6,49 +6,62 @@ anew and drops Content-Length. A pass-through must do none of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer
 
-from twisted_vllm.http.client.agent import UpstreamAgent
-from twisted_vllm.http.client.exchange import UpstreamExchange
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
+from twisted_vllm.http.client.response import UpstreamResponse
 
 
 class PassThroughClient(HTTPClient):
-    """Sends requests as they are and gives responses as they come.
+    """Sends requests as they are and gives responses as they come."""
 
-    Attributes:
-        forward: sends an exchange to a configured server: `UpstreamAgent.forward`, or what comes before it.
-    """
+    _agent: IUpstreamAgent
 
-    def __init__(self, agent: UpstreamAgent, forward: Callable[[UpstreamExchange], None] | None = None) -> None:
-        """Make the client.
-
-        Args:
-            agent: the agent.
-            forward: sends an exchange to a configured server, if not the agent at once.
-        """
+    def __init__(self, agent: IUpstreamAgent) -> None:
         super().__init__(agent)
-        self.forward = forward or agent.forward
 
-    def request(  # type: ignore[override]  # the options that alter a request or a response are not offered
+    def request(  # type: ignore[override]  # treq's options that alter a request or a response are not offered
         self,
         method: str | bytes,
         url: str | bytes,
         *,
         headers: Headers | None = None,
-        data: IBodyProducer | None = None,
+        data: bytes | IBodyProducer | None = None,
+        total_timeout: float | None = None,
+        protocols: frozenset[bytes] = NO_PROTOCOLS,
+        informational: Informational | None = None,
+        left_queue: LeftQueue | None = None,
         **refused: Any,
-    ) -> Deferred[IResponse]:
-        """Send a request to `url`; no option of treq's that would alter it is taken."""
-        refused.pop("_stacklevel", None)  # where treq's get() and the like would lay a warning
+    ) -> Deferred[UpstreamResponse]:
+        """Send a request; see `IUpstreamAgent`.
+
+        Args:
+            data: the body: bytes, or a producer that streams it.
+            refused: options of treq's that would alter the request or the response.
+
+        Raises:
+            TypeError: one of those was given.
+        """
         if refused:
-            raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")
-        # those give the method as text
-        method = method.encode("ascii") if isinstance(method, str) else method
-        url = url.encode("ascii") if isinstance(url, str) else url
-        return self._agent.request(method, url, headers, data)
+            refused.pop("_stacklevel", None)  # of treq's get() and the like
+            if refused:
+                raise TypeError(f"a pass-through takes no {', '.join(sorted(refused))}")
+        if isinstance(method, str):
+            method = method.encode("ascii")
+        if isinstance(url, str):
+            url = url.encode("ascii")
+        return self._agent.request(
+            method,
+            url,
+            headers,
+            data,
+            total_timeout=total_timeout,
+            protocols=protocols,
+            informational=informational,
+            left_queue=left_queue,
+        )

@@ -1,7 +1,7 @@
-"""Deadlines without a timer each.
+"""Deadlines without a reactor timer for each.
 
-A reactor timer that is set and cancelled for every request costs more than the rest of a small request's book-keeping.
-Here a deadline is one attribute, and one clock looks over all that have one, a few times a second.
+Setting and cancelling a timer for every request costs more than the rest of a small request's book-keeping. Here a
+deadline is one attribute, and one timer checks all deadlines a few times a second.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-#: seconds between two looks: a deadline is noticed at most twice this much late, and never early
+#: seconds between two checks: a deadline is acted on at most twice this late, and never early
 INTERVAL = 0.25
 
 
 class Expiring(Protocol):
-    """What can run out of time.
+    """Has a deadline.
 
     Attributes:
-        deadline: the time, in the reactor's seconds, from which `expired` is called; ``None`` waits without limit.
+        deadline: when `expired` is called, in the reactor's seconds; ``None`` is never.
     """
 
     deadline: float | None
 
     def expired(self) -> None:
-        """Act on the deadline that has passed; called again at the next look unless the deadline is moved."""
+        """Act on the deadline; called again at the next check unless the deadline was changed."""
 
 
 class DeadlineSweeper:
     """Calls ``expired`` on each member whose deadline has passed.
 
     Attributes:
-        now: the reactor's time in seconds at the last look; at most `INTERVAL` old while the sweeper runs.
+        now: the reactor's time in seconds at the last check; at most `INTERVAL` old while it runs.
     """
 
     _log = Logger()
@@ -51,12 +51,12 @@ class DeadlineSweeper:
         return len(self._members)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to check."""
         self.now = self._reactor.seconds()
         self._loop.start(INTERVAL, now=False)
 
     def stop(self) -> None:
-        """Cease to look."""
+        """Stop checking."""
         if self._loop.running:
             self._loop.stop()
 
@@ -65,13 +65,13 @@ class DeadlineSweeper:
         return None if seconds is None else self.now + INTERVAL + seconds
 
     def sweep(self) -> None:
-        """Look once."""
+        """Check every deadline once."""
         self.now = now = self._reactor.seconds()
         for late in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
-            # one that was late may have ended or moved another
+            # `expired` of another may have changed this one
             if late.deadline is not None and late.deadline <= now and late in self._members:
                 try:
                     late.expired()
                 except Exception:
-                    # it must not end the deadlines of all the others
+                    # the other deadlines must not suffer from it
                     self._log.failure("A deadline could not be acted on")

@@ -1,9 +1,9 @@
-"""Noticing that a client has gone while it is not read from.
+"""Noticing that a client has disconnected while it is not read from.
 
-A transport whose reading is paused is out of the reactor's sight: that its client has hung up would show at the next
-write, which may be minutes away, and a server would work for nobody until then. Here such sockets are watched for their
-end alone, in an epoll of our own that the reactor reads like any other descriptor. Where there is no epoll nothing is
-watched, and a hangup shows when the transport is read from or written to again.
+The reactor does not watch a transport whose reading is paused. It would notice a disconnect at the next write, which
+may be minutes away, and a server would generate for nobody until then. Here such sockets are watched for a disconnect
+alone, in an epoll set that the reactor reads like any other descriptor. Without epoll nothing is watched, and a
+disconnect is noticed when the transport is read from or written to again.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_vllm.http.net.write_coalescing import socket_below
+from twisted_vllm.http.net.write_coalescing import underlying_transport
 
 
 @implementer(IReadDescriptor)
 class DisconnectWatcher:
-    """Ends connections whose other side has hung up while nobody reads from them.
+    """Aborts connections whose other side disconnects while they are not read from.
 
-    A client that has closed its sending half alone counts as gone, as it does where it is read from.
+    A client that has closed only its sending half counts as disconnected, as it does while it is read from.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """Make it; nothing is opened before something is watched.
+        """Make the watcher; it opens nothing before it watches something.
 
         Args:
             reactor: a provider of IReactorFDSet.
@@ -44,21 +44,21 @@ class DisconnectWatcher:
         return len(self._watched)
 
     def watch(self, transport: Any, resets_only: bool = False) -> None:
-        """End the connection of `transport` when its other side hangs up, or, if `resets_only`, resets it."""
-        below = socket_below(transport)
-        descriptor = -1 if below is None else below.fileno()
+        """Abort the connection of `transport` when the other side disconnects or, if `resets_only`, resets it."""
+        connection = underlying_transport(transport)
+        descriptor = -1 if connection is None else connection.fileno()
         if descriptor < 0 or transport in self._descriptors or not hasattr(select, "epoll"):
             return
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
-        # level-triggered, so that one that hung up before is noticed too; EPOLLHUP and EPOLLERR are implied
+        # level-triggered, which notices an earlier disconnect too; EPOLLHUP and EPOLLERR are implied
         self._epoll.register(descriptor, 0 if resets_only else select.EPOLLRDHUP)
         self._watched[descriptor] = transport
         self._descriptors[transport] = descriptor
 
     def forget(self, transport: Any) -> None:
-        """Watch `transport` no more: it is read from again, or has ended."""
+        """Stop watching `transport`: it is read from again, or has ended."""
         descriptor = self._descriptors.pop(transport, None)
         if descriptor is None:
             return
@@ -67,11 +67,11 @@ class DisconnectWatcher:
             try:
                 self._epoll.unregister(descriptor)
             except OSError:
-                # closed, which has taken it out
+                # closing the socket took it out of the set
                 self._log.debug("A watched socket was closed")
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching everything."""
         self._watched.clear()
         self._descriptors.clear()
         if self._epoll is not None:
@@ -82,11 +82,11 @@ class DisconnectWatcher:
     # IReadDescriptor, for the reactor
 
     def fileno(self) -> int:
-        """Return the epoll's own descriptor."""
+        """Return the descriptor of the epoll set."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
-        """End what has hung up."""
+        """Abort the connections whose other side has disconnected."""
         if self._epoll is None:
             return
         for descriptor, _ in self._epoll.poll(0):
@@ -96,9 +96,9 @@ class DisconnectWatcher:
                 transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Close: the reactor ends."""
+        """Close: the reactor stops."""
         self.close()
 
     def logPrefix(self) -> str:
-        """Return what the reactor calls it."""
+        """Return its name in the reactor's log."""
         return "DisconnectWatcher"

@@ -1,12 +1,12 @@
-"""The data path's own set of sockets, which Twisted's reactor watches as one.
+"""An epoll set for the sockets of the data path, which Twisted's reactor watches as one descriptor.
 
-Twisted's reactor gives each event of each socket a logging context of its own, which costs more than many a chunk's
-whole way through the gateway. Here the sockets of the data path stand in one ``epoll`` set, whose descriptor is in turn
-one reader of the reactor's: an ``epoll`` set is readable while any socket in it is. A turn handles all events that are
-there, and then sends what was written meanwhile (`WriteCoalescer`), so that sends follow each other.
+Twisted's reactor makes a logging context for each event of each socket, which costs more than a chunk's whole way
+through the gateway. Here the sockets of the data path are in one ``epoll`` set, whose descriptor the reactor reads: an
+``epoll`` set is readable while any socket in it has an event. One turn handles all events, and then sends what was
+written meanwhile (`WriteCoalescer`).
 
-To transports, ports and endpoints the hub is their reactor; all but the readiness of sockets is the real one's. Where
-the operating system has no ``epoll``, the real reactor serves alone.
+Transports, ports and endpoints take the hub for their reactor; everything but the readiness of sockets is the real
+reactor's. Without ``epoll`` the real reactor serves alone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
-#: events that are handled in one go, and goes in one turn: then the reactor's other work has its turn
-MOST_EVENTS = 64
-MOST_GOES = 4
+#: events of one poll, and polls in one turn; after them the reactor does its other work
+MAX_EVENTS = 64
+MAX_POLLS = 4
 
 HAS_EPOLL = hasattr(select, "epoll")
 
@@ -34,28 +34,28 @@ _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
-def sockets_of(reactor: Any, writes: WriteCoalescer) -> Any:
-    """Return what stands for the reactor on the data path: a `EpollHub`, or `reactor` itself where there is none."""
-    return EpollHub(reactor, writes) if HAS_EPOLL and IReactorFDSet.providedBy(reactor) else reactor
+def data_path_reactor(reactor: Any, coalescer: WriteCoalescer) -> Any:
+    """Return the reactor for the sockets of the data path: an `EpollHub`, or `reactor` itself without epoll."""
+    return EpollHub(reactor, coalescer) if HAS_EPOLL and IReactorFDSet.providedBy(reactor) else reactor
 
 
 @implementer(IReadDescriptor)
 class EpollHub:
-    """A set of sockets, and a reactor to those who own them."""
+    """A set of sockets, and the reactor of their owners."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, writes: WriteCoalescer) -> None:
-        """Make the hub; it is watched from its first socket on.
+    def __init__(self, reactor: Any, coalescer: WriteCoalescer) -> None:
+        """Make the hub; the reactor watches it while it has a socket.
 
         Args:
             reactor: the real reactor, an IReactorFDSet.
-            writes: what was written in a turn.
+            coalescer: sends what was written in a turn.
         """
         self._reactor = reactor
-        self._writes = writes
+        self._coalescer = coalescer
         self._epoll = select.epoll()
-        # the events that are asked for, and who asks, by descriptor
+        # by descriptor: the events to watch for, and the owner
         self._masks: dict[int, int] = {}
         self._owners: dict[int, Any] = {}
         self._watched = False
@@ -64,10 +64,10 @@ class EpollHub:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    # a reactor to transports and endpoints
+    # the reactor of transports and endpoints
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
-        """Listen, with the hub as the reactor of every connection that is accepted."""
+        """Listen; the hub is the reactor of the connections."""
         listening = tcp.Port(port, factory, backlog, interface, self)
         listening.startListening()
         return listening
@@ -75,32 +75,32 @@ class EpollHub:
     def connectTCP(
         self, host: str, port: int, factory: Any, timeout: float = 30.0, bindAddress: tuple[str, int] | None = None
     ) -> Any:
-        """Connect, with the hub as the connection's reactor."""
+        """Connect; the hub is the connection's reactor."""
         connector = tcp.Connector(host, port, factory, timeout, bindAddress, self)
         connector.connect()
         return connector
 
     def addReader(self, reader: Any) -> None:
-        """Watch a socket for something to read."""
-        self._ask(reader, select.EPOLLIN)
+        """Watch a socket until it is readable."""
+        self._watch(reader, select.EPOLLIN)
 
     def addWriter(self, writer: Any) -> None:
-        """Watch a socket for room to write."""
-        self._ask(writer, select.EPOLLOUT)
+        """Watch a socket until it is writable."""
+        self._watch(writer, select.EPOLLOUT)
 
     def removeReader(self, reader: Any) -> None:
-        """Watch a socket for something to read no longer."""
-        self._ask_no_more(reader, select.EPOLLIN)
+        """Stop watching whether a socket is readable."""
+        self._unwatch(reader, select.EPOLLIN)
 
     def removeWriter(self, writer: Any) -> None:
-        """Watch a socket for room to write no longer."""
-        self._ask_no_more(writer, select.EPOLLOUT)
+        """Stop watching whether a socket is writable."""
+        self._unwatch(writer, select.EPOLLOUT)
 
-    def _ask(self, owner: Any, event: int) -> None:
+    def _watch(self, owner: Any, event: int) -> None:
         descriptor = owner.fileno()
         mask = self._masks.get(descriptor, 0)
         if mask and self._owners[descriptor] is not owner:
-            # its number was another's, who closed it without a word; the kernel has let go of that one
+            # the number's former owner closed its socket without removing it; the kernel has removed it
             mask = 0
         if mask & event:
             return
@@ -114,11 +114,11 @@ class EpollHub:
         self._masks[descriptor] = mask | event
         self._owners[descriptor] = owner
 
-    def _ask_no_more(self, owner: Any, event: int) -> None:
+    def _unwatch(self, owner: Any, event: int) -> None:
         descriptor = owner.fileno()
         if descriptor == -1:
-            # closed already, and so out of the kernel's set
-            descriptor = next((known for known, who in self._owners.items() if who is owner), -1)
+            # closed, which took it out of the kernel's set
+            descriptor = next((number for number, other in self._owners.items() if other is owner), -1)
         mask = self._masks.get(descriptor, 0)
         if not mask & event:
             return
@@ -134,37 +134,37 @@ class EpollHub:
             self._watched = False
             self._reactor.removeReader(self)
 
-    # a reader to the real reactor
+    # IReadDescriptor, for the real reactor
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable while there is an event."""
+        """Return the descriptor of the epoll set."""
         return self._epoll.fileno()
 
     def logPrefix(self) -> str:
-        """Return what stands before lines of the old log."""
+        """Return its name in the reactor's log."""
         return "-"
 
     def doRead(self) -> None:
-        """Handle the events that are there."""
-        writes = self._writes
+        """Handle the events."""
+        coalescer = self._coalescer
         poll = self._epoll.poll
         handle = self._handle
-        for _ in range(MOST_GOES):
-            events = poll(0, MOST_EVENTS)
+        for _ in range(MAX_POLLS):
+            events = poll(0, MAX_EVENTS)
             if not events:
                 return
-            writes.hold()
+            coalescer.hold()
             try:
                 for descriptor, event in events:
                     handle(descriptor, event)
             finally:
-                writes.release()
+                coalescer.release()
 
     def _handle(self, descriptor: int, event: int) -> None:
-        """Let the owner read and write, and end its connection where that is over: as Twisted's own reactors do."""
+        """Let the owner read and write, and end its connection if it is lost, as Twisted's reactors do."""
         mask = self._masks.get(descriptor)
         if mask is None:
-            # ended by an event before this one
+            # an earlier event ended it
             return
         owner = self._owners[descriptor]
         in_read = False
@@ -199,7 +199,7 @@ class EpollHub:
         owner.connectionLost(reason)
 
     def connectionLost(self, reason: Failure) -> None:
-        """End every connection: the reactor itself stops."""
+        """End every connection: the reactor stops."""
         self._watched = False
         for owner in list(self._owners.values()):
             self.removeReader(owner)

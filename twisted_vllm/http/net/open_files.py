@@ -1,26 +1,28 @@
-"""How many connections the process may have: each client's costs two descriptors, its own and the server's."""
+"""The limit on open files, and how many client connections it allows."""
 
 from __future__ import annotations
 
 import resource
 
-#: descriptors for everything else: listening ports, the database, the log, the reactor
-RESERVED = 64
+#: descriptors for everything but connections: listening ports, the database, the log, the reactor
+RESERVED_DESCRIPTORS = 64
 
 
-def open_files() -> int | None:
-    """Return how many files and sockets the process may have open; None where there is no limit."""
+def open_file_limit() -> int | None:
+    """Return how many files and sockets the process may have open; None is no limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def cap_within(cap: int | None, files: int | None) -> int | None:
-    """Return a cap on client connections that a limit on open files allows: `cap` where it does, else less.
+def connections_within(wanted: int | None, open_files: int | None) -> int | None:
+    """Return the cap on client connections: `wanted`, or less where the limit on open files does not allow that.
+
+    A client's connection costs two descriptors: its own, and one for the connection to a server.
 
     Args:
-        cap: the cap that is wished for; None is none, whatever the limit.
-        files: the limit on open files; None is none.
+        wanted: the configured cap; None is none, whatever the limit.
+        open_files: the limit on open files; None is none.
     """
-    if cap is None or files is None:
-        return cap
-    return min(cap, max(1, (files - RESERVED) // 2))
+    if wanted is None or open_files is None:
+        return wanted
+    return min(wanted, max(1, (open_files - RESERVED_DESCRIPTORS) // 2))

@@ -1,10 +1,10 @@
-"""Writing to sockets at the end of a turn of the reactor, without a wait for each to be writable.
+"""Sending what was written in a turn of the reactor at the end of the turn.
 
-Twisted queues every write, registers the socket for writing, and sends on the reactor's next turn: two ``epoll_ctl``
-calls and a wake-up for each piece. Here what was written in one turn is sent at its end: one ``send`` for each
-connection, all of them in a row, and only what the kernel did not take goes Twisted's way. Sending in a row matters as
-much as sending early: a send to a process that sleeps wakes it, which costs more than the send itself; while it handles
-the first piece, the next ones find it awake. TLS and other transports take the ordinary way.
+Twisted queues every write, registers the socket for writing, and sends in the reactor's next turn: two ``epoll_ctl``
+calls and a wake-up for each piece. Here everything that was written in one turn is sent at its end, with one ``send``
+for each connection. Only what the kernel does not take goes Twisted's way. Sending in a row matters as much as sending
+early: a send to a sleeping process wakes it, which costs more than the send itself, and the following sends find it
+awake. TLS and other transports are written to as usual.
 """
 
 from __future__ import annotations
@@ -16,63 +16,60 @@ from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ITransport
 
-#: connections whose pieces wait for the end of a turn: from so many on they are sent at once, so that a busy turn does
-#: not hold back the first of them
-MOST_WAITING = 16
+#: connections with pending data from which on everything is sent at once: a long turn must not delay the first of them
+MAX_PENDING_CONNECTIONS = 16
 
-#: bytes that wait for the end of a turn on one connection
-MOST_BYTES = 262_144
+#: pending bytes of one connection from which on they are sent at once
+MAX_PENDING_BYTES = 262_144
 
 
 class WriteCoalescer:
-    """What was written in the turn of the reactor that is running; outside of a turn, everything is sent at once.
+    """Holds what is written in a turn of the reactor until its end; outside a turn, everything is sent at once.
 
     Attributes:
-        before: called before what was written in a turn is sent.
-        holds: whether a turn is running.
+        before_send: called before anything is sent.
+        holding: whether a turn is running.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Callable[[], None]] = []
-        self.holds = False
-        self.before: Callable[[], None] = _nothing
+        self._pending: list[Callable[[], None]] = []
+        self.holding = False
+        self.before_send: Callable[[], None] = _nothing
 
     def hold(self) -> None:
         """Begin a turn."""
-        self.holds = True
+        self.holding = True
 
     def release(self) -> None:
         """End the turn: send what was written in it."""
-        self.holds = False
+        self.holding = False
         self.flush()
 
     def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
-        """Return a function that writes to `transport`, and one that sends at once what waits there.
+        """Return a function that writes to `transport`, and one that sends what is pending there at once.
 
-        The order of bytes is the order of calls, also when calls to ``transport.write`` stand between them: what waits
-        stands in the transport's own queue. Errors of the socket surface where Twisted expects them: in the transport's
-        own write.
+        Bytes keep the order of the calls, those of ``transport.write`` in between included, because pending bytes stand
+        in the transport's own queue. Errors of the socket surface where Twisted expects them: in the transport's write.
         """
         if not isinstance(transport, tcp.Connection) or transport.TLS:
 
             def write_queued(data: bytes) -> None:
-                self.before()
+                self.before_send()
                 transport.write(data)
 
             return write_queued, _nothing
-        # a connection's queue is two attributes of twisted.internet.abstract.FileDescriptor; a test holds that they
-        # are still what they were
+        # the queue is private to twisted.internet.abstract.FileDescriptor; a test fails if Twisted changes it
         connection: Any = transport
-        waiting = self._waiting
-        waits = False
+        pending = self._pending
+        is_pending = False
 
         def write(data: bytes) -> None:
-            nonlocal waits
-            if waits:
+            nonlocal is_pending
+            if is_pending:
                 connection._tempDataBuffer.append(data)
                 connection._tempDataLen += len(data)
-                if connection._tempDataLen > MOST_BYTES:
-                    self.before()
+                if connection._tempDataLen > MAX_PENDING_BYTES:
+                    self.before_send()
                     send()
                 return
             if (
@@ -83,25 +80,25 @@ class WriteCoalescer:
                 or connection._aborting
                 or not connection.connected
             ):
-                # the socket may be written to before the turn is over
-                self.before()
+                # the reactor may write to this socket before the end of the turn
+                self.before_send()
                 connection.write(data)
                 return
-            waits = True
+            is_pending = True
             connection._tempDataBuffer.append(data)
             connection._tempDataLen = len(data)
-            if not self.holds:
+            if not self.holding:
                 send()
                 return
-            waiting.append(send)
-            if len(waiting) >= MOST_WAITING:
+            pending.append(send)
+            if len(pending) >= MAX_PENDING_CONNECTIONS:
                 self.flush()
 
         def send() -> None:
-            nonlocal waits
-            if not waits:
+            nonlocal is_pending
+            if not is_pending:
                 return
-            waits = False
+            is_pending = False
             pieces = connection._tempDataBuffer
             if (
                 not pieces
@@ -110,13 +107,13 @@ class WriteCoalescer:
                 or connection._aborting
                 or not connection.connected
             ):
-                # something else was begun meanwhile, and has the reactor see to what is queued
+                # the reactor sends what is queued
                 return
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             try:
                 sent = connection.socket.send(data)
             except OSError:
-                # full, or broken: the queued write finds out which
+                # full or broken: Twisted's own write finds out
                 connection.startWriting()
                 connection._maybePauseProducer()
                 return
@@ -131,27 +128,27 @@ class WriteCoalescer:
         return write, send
 
     def flush(self) -> None:
-        """Send what waits on every connection."""
-        self.before()
-        while self._waiting:
-            waiting = self._waiting[:]
-            self._waiting.clear()
-            for send in waiting:
+        """Send what is pending on every connection."""
+        self.before_send()
+        while self._pending:
+            pending = self._pending[:]
+            self._pending.clear()
+            for send in pending:
                 send()
 
 
 def _nothing() -> None:
-    """Where nothing waits there is nothing to do."""
+    """Do nothing."""
 
 
-def socket_below(transport: Any) -> Any:
-    """Return the socket's own transport: `transport`, or what carries it below TLS; None where there is none."""
+def underlying_transport(transport: Any) -> Any:
+    """Return the transport that owns the socket: `transport`, or the one below its TLS; None if there is no socket."""
     while transport is not None and not isinstance(transport, FileDescriptor):
         transport = getattr(transport, "transport", None)
     return transport
 
 
 def unsent_bytes(transport: Any) -> int:
-    """Return how many bytes are queued on `transport`, or on what carries it; 0 where that cannot be told."""
-    below = socket_below(transport)
-    return 0 if below is None else len(below.dataBuffer) - below.offset + below._tempDataLen
+    """Return how many bytes are queued on the transport that owns the socket; 0 if there is no socket."""
+    owner = underlying_transport(transport)
+    return 0 if owner is None else len(owner.dataBuffer) - owner.offset + owner._tempDataLen

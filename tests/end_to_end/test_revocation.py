@@ -1,4 +1,4 @@
-"""With ``revoke_running``, what runs ends when its key would not be let in any more; without it, it runs on."""
+"""With ``revoke_running``, requests in flight end when their key becomes invalid; without it, they go on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ import attrs
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import (
+    HOST,
+    MASTER_KEY,
+    SWITCHING_PROTOCOLS,
+    begin,
+    eventually,
+    handshake,
+    has_disconnected,
+    parse_answer,
+    request_bytes,
+    server_at,
+)
+from tests.end_to_end.messages import CHUNKED_HEAD, STREAM
 from tests.end_to_end.process_harness import Connection, connect, connected, served
-from tests.end_to_end.test_client_gone import hung_up, soon
-from tests.end_to_end.test_failures import STREAM
-from tests.end_to_end.test_tunnels import AGREED, handshake
 from tests.end_to_end.twistd_harness import Foreground
 from tests.free_ports import free_port
 from twisted_vllm.proxy.revocation import INTERVAL
@@ -26,7 +35,7 @@ from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 
 KEY = "sk-tenant-0123456789abcdef"
 OTHER = "sk-another-0123456789abcdef"
-#: seconds within which what runs ends
+#: seconds within which a request in flight ends
 PROMISE = 1.0
 
 Change = Callable[[Any], Awaitable[object]]
@@ -128,7 +137,7 @@ async def test_where_it_is_not_set_a_stream_runs_to_its_end(stand_in: Any, gatew
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_elses_stream_is_touched(stand_in: Any, gateway_to: Any) -> None:
+async def test_the_streams_of_other_keys_go_on(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     ended, _ = await streaming(server, gateway)
@@ -142,7 +151,7 @@ async def test_nobody_elses_stream_is_touched(stand_in: Any, gateway_to: Any) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_changed_of_a_key_but_its_right_to_be_there_ends_nothing(stand_in: Any, gateway_to: Any) -> None:
+async def test_changes_that_leave_a_key_valid_end_nothing(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     client, upstream = await streaming(server, gateway)
@@ -175,7 +184,7 @@ async def test_a_stream_ends_when_the_time_of_its_key_does(
         look(gateway)
         return client.lost is not None
 
-    await soon(reactor, ended)
+    await eventually(reactor, ended)
     await upstream.until_lost()
     line = outcome_of_tenant(gateway)
     assert (line["outcome"], line["error"]) == ("revoked", "expired_api_key")
@@ -200,9 +209,7 @@ async def test_many_keys_are_looked_through_in_turns_and_none_is_missed(
 async def test_a_request_whose_answer_has_not_begun_is_refused(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
-    client = await gateway.send(completion(KEY))
-    upstream = await server.connection()
-    await upstream.until_received(b'"m"}')
+    client, upstream = await begin(server, gateway, completion(KEY), until=b'"m"}')
     await block(gateway)
     look(gateway)
     await upstream.until_lost()
@@ -211,7 +218,7 @@ async def test_a_request_whose_answer_has_not_begun_is_refused(stand_in: Any, ga
     assert (answer.status, answer.error["code"]) == (401, "blocked_api_key")
     line = outcome_of_tenant(gateway)
     assert (line["outcome"], line["error"], line["status"]) == ("revoked", "blocked_api_key", 401)
-    # the connection goes on for whoever is let in
+    # the connection serves the next valid key
     client.received = b""
     client.send(request_bytes("GET", "/vllm/v1/models", OTHER))
     again = await server.connection(1)
@@ -233,12 +240,12 @@ async def test_a_request_that_waits_for_a_busy_server_gives_up_its_place(
     gateway = await with_keys(gateway_to(busy, revoke_running=True))
     first, upstream = await streaming(server, gateway, OTHER)
     client = await gateway.send(completion(KEY))
-    await soon(reactor, lambda: gateway.service._parts.queues._waiting)
+    await eventually(reactor, lambda: gateway.queued)
     await delete(gateway)
     look(gateway)
     await client.until_received(b"}}")
     assert parse_answer(client.received).error["code"] == "invalid_api_key"
-    assert not gateway.service._parts.queues._waiting
+    assert gateway.queued == 0
     upstream.send(b"0\r\n\r\n")
     await first.until_received(b"\r\n0\r\n\r\n")
     assert len(server.connections) == 1
@@ -270,10 +277,8 @@ async def test_an_upload_is_refused_and_read_no_further(stand_in: Any, gateway_t
 async def test_a_tunnel_is_cut_on_both_sides(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
-    client = await gateway.send(handshake(KEY))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
-    upstream.send(AGREED + b"hello")
+    client, upstream = await begin(server, gateway, handshake(KEY))
+    upstream.send(SWITCHING_PROTOCOLS + b"hello")
     await client.until_received(b"hello")
     await block(gateway)
     look(gateway)
@@ -295,7 +300,7 @@ async def test_a_stream_that_its_client_does_not_read_is_cut_as_well(
     upstream.send(b"1000000\r\n" + b"x" * 0x1000000)
     await block(gateway)
     look(gateway)
-    await soon(reactor, lambda: hung_up(client))
+    await eventually(reactor, lambda: has_disconnected(client))
     await upstream.until_lost()
     assert outcome_of_tenant(gateway)["outcome"] == "revoked"
 
@@ -313,7 +318,7 @@ async def test_a_change_of_another_process_counts_too(stand_in: Any, gateway_to:
         look(other)
         return client.lost is not None
 
-    await soon(reactor, ended)
+    await eventually(reactor, ended)
     await upstream.until_lost()
     assert outcome_of_tenant(other)["outcome"] == "revoked"
 
@@ -321,7 +326,7 @@ async def test_a_change_of_another_process_counts_too(stand_in: Any, gateway_to:
 def endless(connection: Connection) -> None:
     """Answer with a stream that goes on until it is cut."""
     connection.read_head()
-    connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.send(CHUNKED_HEAD)
     while True:
         connection.send(b"1\r\nx\r\n")
         time.sleep(0.02)
@@ -347,7 +352,7 @@ def test_a_real_process_ends_a_stream_within_a_second_of_a_change_in_another(tmp
             for by in (one, other):
                 made = asked(by.port, "/key/generate", {})
                 key = json.loads(made.partition(b"\r\n\r\n")[2])["key"]
-                # it was made by one and is used by both at once: the other has to have heard of it
+                # the other process must have read the key first
                 time_over = time.monotonic() + 30
                 streams = []
                 for port in (one.port, other.port):

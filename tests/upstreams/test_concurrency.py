@@ -1,4 +1,4 @@
-"""ConcurrencyLimiter and the queue before them: never too many, never out of turn, and nothing freed twice or lost."""
+"""The concurrency limiter and its queue: never too many, never out of turn, and nothing freed twice or lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slots: ConcurrencyLimiter[int] = ConcurrencyLimiter(1, 0)
+        self.limiter: ConcurrencyLimiter[int] = ConcurrencyLimiter(1, 0)
         self.limit = 1
         self.most = 0
         self.running: list[int] = []
@@ -27,13 +27,13 @@ class Interleavings(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 4), most=st.integers(0, 4))
     def begin(self, limit: int, most: int) -> None:
         self.limit, self.most = limit, most
-        self.slots = ConcurrencyLimiter(limit, most)
+        self.limiter = ConcurrencyLimiter(limit, most)
 
     @rule()
     def ask(self) -> None:
         ticket = self.asked
         self.asked += 1
-        verdict = self.slots.ask(ticket)
+        verdict = self.limiter.ask(ticket)
         if len(self.running) < self.limit:
             assert verdict is Verdict.GRANTED
             self.running.append(ticket)
@@ -51,7 +51,7 @@ class Interleavings(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.running))
         self.running.remove(ticket)
         self.gone.append(ticket)
-        following = self.slots.leave(ticket)
+        following = self.limiter.leave(ticket)
         if self.queue:
             assert following == self.queue.pop(0), "out of turn"
             self.running.append(following)
@@ -65,16 +65,16 @@ class Interleavings(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.queue))
         self.queue.remove(ticket)
         self.gone.append(ticket)
-        assert self.slots.leave(ticket) is None
+        assert self.limiter.leave(ticket) is None
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
     def leave_again(self, data: st.DataObject) -> None:
-        assert self.slots.leave(data.draw(st.sampled_from(self.gone))) is None
+        assert self.limiter.leave(data.draw(st.sampled_from(self.gone))) is None
 
     @invariant()
     def as_the_model_says(self) -> None:
-        assert repr(self.slots) == (
+        assert repr(self.limiter) == (
             f"<ConcurrencyLimiter {len(self.running)} of {self.limit} taken, {len(self.queue)} of {self.most} wait>"
         )
 
@@ -90,12 +90,12 @@ class Interleavings(RuleBasedStateMachine):
         """All that were taken in are done in the end, and nothing is left taken."""
         while self.running:
             ticket = self.running.pop()
-            following = self.slots.leave(ticket)
+            following = self.limiter.leave(ticket)
             if following is not None:
                 self.queue.remove(following)
                 self.running.append(following)
         assert self.queue == []
-        assert repr(self.slots) == f"<ConcurrencyLimiter 0 of {self.limit} taken, 0 of {self.most} wait>"
+        assert repr(self.limiter) == f"<ConcurrencyLimiter 0 of {self.limit} taken, 0 of {self.most} wait>"
 
 
 Interleavings.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -104,5 +104,5 @@ TestInterleavings = Interleavings.TestCase
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_without_a_queue_one_too_many_is_refused(count: int) -> None:
-    slots: ConcurrencyLimiter[int] = ConcurrencyLimiter(count, 0)
-    assert [slots.ask(ticket) for ticket in range(count + 1)] == [Verdict.GRANTED] * count + [Verdict.REFUSED]
+    limiter: ConcurrencyLimiter[int] = ConcurrencyLimiter(count, 0)
+    assert [limiter.ask(ticket) for ticket in range(count + 1)] == [Verdict.GRANTED] * count + [Verdict.REFUSED]

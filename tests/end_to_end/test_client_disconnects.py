@@ -1,4 +1,4 @@
-"""A client that goes frees the server at once, also while the gateway does not read from the client."""
+"""A client that disconnects frees the server at once, also while the gateway does not read from it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,18 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.task import deferLater
 
-from tests.end_to_end.end_to_end_harness import HOST, request_bytes
-from tests.end_to_end.test_failures import STREAM, begin
+from tests.end_to_end.end_to_end_harness import HOST, PIPELINED, begin, eventually, has_disconnected, request_bytes
+from tests.end_to_end.messages import STREAM
 
-#: seconds: the promise, which the median of some tries keeps also on a busy machine
+#: seconds that are promised; on a busy machine the median of some tries keeps to it
 AT_ONCE = 0.1
 TRIES = 5
-#: real seconds in which something is certain to have happened
+#: real seconds that are always enough
 CERTAINLY = 5.0
 #: more than the kernel holds of an upload on its way through the gateway
 HUGE = 64 * 1024 * 1024
-#: more than is held of requests that wait for their turn
-MANY = request_bytes("GET", "/vllm/v1/models") * 300
-
 Situation = Callable[[Any, Any, Any], Coroutine[Any, Any, tuple[Any, Any]]]
-
-
-async def soon(reactor: Any, is_so: Callable[[], object], seconds: float = 30.0) -> None:
-    """Look until it is so: what the kernel tells of a socket that is not read comes as no event."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "waited in vain"
-        await deferLater(reactor, 0.005, lambda: None)
-
-
-def hung_up(connection: Any) -> bool:
-    """Tell whether the other side has left, without reading."""
-    poll = select.poll()
-    poll.register(connection.transport.fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def readable(connection: Any) -> bool:
@@ -52,12 +33,10 @@ def readable(connection: Any) -> bool:
 async def upload_to_a_server_that_does_not_read(server: Any, gateway: Any, size: int, reactor: Any) -> tuple[Any, Any]:
     """Begin an upload; return the client and the server's connection once the gateway has stopped reading."""
     head = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)})
-    client = await gateway.send(head)
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway, head, until=b"\r\n\r\n")
     upstream.transport.pauseProducing()
     client.send(b"x" * size)
-    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    await eventually(reactor, lambda: len(gateway.service.site.disconnects))
     return client, upstream
 
 
@@ -74,38 +53,39 @@ async def in_the_middle_of_a_stream(server: Any, gateway: Any, reactor: Any) -> 
 
 async def before_the_head_with_requests_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await begin(server, gateway)
-    client.send(MANY)
-    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    client.send(PIPELINED)
+    await eventually(reactor, lambda: len(gateway.service.site.disconnects))
     return client, upstream
 
 
 async def in_a_stream_with_requests_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await in_the_middle_of_a_stream(server, gateway, reactor)
-    client.send(MANY)
-    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    client.send(PIPELINED)
+    await eventually(reactor, lambda: len(gateway.service.site.disconnects))
     return client, upstream
 
 
 async def in_a_stream_with_one_request_in_line(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await in_the_middle_of_a_stream(server, gateway, reactor)
     client.send(request_bytes("GET", "/vllm/v1/models"))
-    [channel] = gateway.service.site._channels
-    await soon(reactor, lambda: channel._held)
+    [connection] = gateway.service.site.connections
+    await eventually(reactor, lambda: connection.held_bytes)
     return client, upstream
 
 
 async def in_an_upload(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
-    client = await gateway.send(
-        request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)}) + b"some"
+    client, upstream = await begin(
+        server,
+        gateway,
+        request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)}) + b"some",
+        until=b"some",
     )
-    upstream = await server.connection()
-    await upstream.until_received(b"some")
     return client, upstream
 
 
 async def in_an_upload_that_the_server_does_not_read(server: Any, gateway: Any, reactor: Any) -> tuple[Any, Any]:
     client, upstream = await upload_to_a_server_that_does_not_read(server, gateway, HUGE - 1, reactor)
-    assert not hung_up(upstream)
+    assert not has_disconnected(upstream)
     return client, upstream
 
 
@@ -113,7 +93,7 @@ async def while_it_does_not_read_the_answer(server: Any, gateway: Any, reactor: 
     client, upstream = await begin(server, gateway)
     client.transport.pauseProducing()
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % HUGE + b"x" * (HUGE - 1))
-    await soon(reactor, lambda: readable(client))
+    await eventually(reactor, lambda: readable(client))
     return client, upstream
 
 
@@ -140,20 +120,26 @@ SITUATIONS = [
 async def test_the_server_s_connection_is_closed_within_a_tenth_of_a_second(
     stand_in: Any, gateway_to: Any, reactor: Any, situation: Situation, leave: str
 ) -> None:
-    took = []
-    for _ in range(TRIES):
-        server = stand_in()
-        gateway = gateway_to(server.port)
+    server = stand_in()
+    gateway = gateway_to(server.port)
+
+    async def seconds_until_closed() -> float:
         client, upstream = await situation(server, gateway, reactor)
+        lines = len(gateway.request_lines())
         began = time.monotonic()
         getattr(client, leave)()
-        await soon(reactor, lambda upstream=upstream: upstream.lost is not None or hung_up(upstream))
-        took.append(time.monotonic() - began)
+        await eventually(reactor, lambda: upstream.lost is not None or has_disconnected(upstream))
+        took = time.monotonic() - began
         upstream.cut()
-        assert len(server.connections) == 1
-        await soon(reactor, gateway.request_lines)
-        assert gateway.request_lines()[0]["outcome"] == "client_disconnected"
-        assert len(gateway.service.site.hangups) == 0
+        assert server.connections == [upstream]
+        server.connections.clear()
+        await eventually(reactor, lambda: len(gateway.request_lines()) > lines)
+        [line] = gateway.request_lines()[lines:]
+        assert line["outcome"] == "client_disconnected"
+        assert len(gateway.service.site.disconnects) == 0
+        return took
+
+    took = [await seconds_until_closed() for _ in range(TRIES)]
     assert median(took) < AT_ONCE, took
 
 
@@ -165,26 +151,26 @@ async def test_a_server_that_reads_again_gets_the_whole_upload(stand_in: Any, ga
     sizes: list[int] = []
     upstream.dataReceived = lambda data: sizes.append(len(data))
     upstream.transport.resumeProducing()
-    await soon(reactor, lambda: sum(sizes) == HUGE)
+    await eventually(reactor, lambda: sum(sizes) == HUGE)
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
     await client.until_received(b"\r\n\r\nok")
-    assert len(gateway.service.site.hangups) == 0
+    assert len(gateway.service.site.disconnects) == 0
     client.send(request_bytes("GET", "/health/liveliness"))
     await client.until_received(b"I'm alive!")
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_gateway_that_ends_watches_nobody(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+async def test_a_stopped_gateway_watches_no_client(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server.port, drain_timeout=0.0)
     client, _ = await begin(server, gateway)
-    client.send(MANY)
-    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    client.send(PIPELINED)
+    await eventually(reactor, lambda: len(gateway.service.site.disconnects))
     stopped = gateway.stop()
     gateway.clock.advance(0)
     await client.until_lost()
     await stopped
-    assert gateway.service.site.hangups not in reactor.getReaders()
+    assert gateway.service.site.disconnects not in reactor.getReaders()
 
 
 @pytest_twisted.ensureDeferred
@@ -201,10 +187,10 @@ async def test_an_upload_waits_with_its_client_until_there_is_a_connection(gatew
         client = await gateway.send(
             request_bytes("POST", "/vllm/v1/audio/speech", headers={"Content-Length": str(HUGE)}) + b"x" * (HUGE - 1)
         )
-        [channel] = gateway.service.site._channels
-        await soon(reactor, lambda: channel.requests and channel.requests[0].body_received)
+        [connection] = gateway.service.site.connections
+        await eventually(reactor, lambda: connection.requests and connection.requests[0].body_received)
         for _ in range(200):
             await client.next_turn()
-        assert channel.requests[0].body_received <= 2 * 65_536
+        assert connection.requests[0].body_received <= 2 * 65_536
         client.cut()
-        await soon(reactor, lambda: not gateway.service.site._channels, CERTAINLY)
+        await eventually(reactor, lambda: not gateway.service.site.connections, CERTAINLY)

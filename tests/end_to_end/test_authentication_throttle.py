@@ -1,4 +1,4 @@
-"""Who guesses keys is slowed, and nobody else is."""
+"""Failed authentication is throttled per client address; valid keys are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest_twisted
 from sqlalchemy import Engine, event
 
 from tests.end_to_end.end_to_end_harness import request_bytes
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.header_cache import MOST_HEADS
 
@@ -17,7 +17,9 @@ GUESSES = 1_000
 
 
 @pytest_twisted.ensureDeferred
-async def test_guesses_are_slowed_on_every_route_and_valid_keys_served_on(stand_in: Any, gateway_to: Any) -> None:
+async def test_failed_authentication_is_throttled_on_every_route_and_valid_keys_are_served(
+    stand_in: Any, gateway_to: Any
+) -> None:
     gateway = gateway_to(stand_in(OK).port, limits=Limits(max_failed_authentications=3))
     key = await gateway.make_key()
     for path in ("/vllm/v1/models", "/key/info", "/vllm/v1/models"):
@@ -33,7 +35,7 @@ async def test_guesses_are_slowed_on_every_route_and_valid_keys_served_on(stand_
 @pytest.mark.parametrize("limit", [None, 60], ids=["as unknown", "as too many"])
 @pytest.mark.parametrize("path", ["/vllm/v1/models", "/key/info", "/key/list"])
 @pytest_twisted.ensureDeferred
-async def test_a_flood_of_guesses_asks_the_database_nothing_and_is_forgotten(
+async def test_a_flood_of_invalid_keys_causes_no_query_and_fills_no_memory(
     stand_in: Any, gateway_to: Any, path: str, limit: int | None
 ) -> None:
     gateway = gateway_to(stand_in(OK).port, limits=Limits(max_failed_authentications=limit))
@@ -56,7 +58,7 @@ async def test_a_flood_of_guesses_asks_the_database_nothing_and_is_forgotten(
     finally:
         event.remove(Engine, "before_cursor_execute", asked)
     site = gateway.service.site
-    assert len(site.known_heads) <= MOST_HEADS
+    assert len(site.header_cache) <= MOST_HEADS
     assert not site.running()
-    assert not site._live_ids
-    assert len(gateway.service._parts.index) == 1
+    assert len(site.ids) == 0
+    assert len(gateway.service.wiring.index) == 1

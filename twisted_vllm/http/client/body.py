@@ -10,11 +10,18 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
+from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.headers import write_last_chunk
 
 
+def hold(body: object) -> None:
+    """Hold a body that is asked for later, if it can be held."""
+    if IRelayedBody.providedBy(body):
+        body.hold()
+
+
 @implementer(IConsumer)
-class Upload:
+class BodyUpload:
     """Streams one body; a body of unknown length is sent in chunks.
 
     Attributes:
@@ -36,7 +43,7 @@ class Upload:
             transport: the connection's transport, which pauses and resumes the body.
             write: writes to it.
             on_piece: called after each piece.
-            on_failed: called when the body cannot be had whole.
+            on_failed: called when the body breaks off.
         """
         self.done = False
         self._body: IBodyProducer | None = body
@@ -54,7 +61,11 @@ class Upload:
             body.startProducing(self).addCallbacks(self._end, self._fail)
 
     def stop(self, lost: bool) -> None:
-        """Take no more of a body that the server will not read; `lost` tells whether the connection has ended."""
+        """Stop the body: the server does not read the rest.
+
+        Args:
+            lost: whether the connection has ended.
+        """
         body, self._body = self._body, None
         if body is not None:
             if not lost:
@@ -68,8 +79,7 @@ class Upload:
         self.done = True
         self._transport.unregisterProducer()
         if self._chunked:
-            # IBodyProducer knows no trailers; the pass-through's own body does
-            self._write(write_last_chunk(getattr(body, "trailers", None)))
+            self._write(write_last_chunk(body.trailers if IRelayedBody.providedBy(body) else None))
 
     def _fail(self, failure: Failure) -> None:
         if self._body is not None:
@@ -84,7 +94,7 @@ class Upload:
             self._on_piece()
 
     def registerProducer(self, producer: object, streaming: bool) -> None:
-        """Do nothing: the transport knows the body already."""
+        """Do nothing: the transport has the body as its producer already."""
 
     def unregisterProducer(self) -> None:
         """Do nothing, likewise."""

@@ -1,4 +1,4 @@
-"""Many clients at once, some of whom leave: nobody gets another's answer, and nothing is left behind."""
+"""Many clients at once, some of whom disconnect: each gets its own answer, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLIENTS = 60
 
 
 @pytest_twisted.ensureDeferred
-async def test_everybody_gets_his_own_answer_and_every_request_its_own_line(simulator: Any, gateway_to: Any) -> None:
+async def test_each_client_gets_its_own_answer_and_each_request_its_log_line(simulator: Any, gateway_to: Any) -> None:
     gateway = gateway_to(simulator.port)
     clients = []
     for number in range(CLIENTS):
@@ -63,7 +63,7 @@ async def test_one_connection_serves_one_request_after_the_other(simulator: Any,
 async def test_three_hundred_clients_connect_at_once_while_the_reactor_is_busy(gateway_to: Any, reactor: Any) -> None:
     gateway = gateway_to(None)
     with ExitStack() as stack:
-        # no turn of the reactor takes place meanwhile: whom the kernel turned away would wait in vain
+        # the reactor does not run meanwhile: the kernel has to queue all of them
         clients = [
             stack.enter_context(socket.create_connection((HOST, gateway.port), timeout=PATIENCE)) for _ in range(300)
         ]

@@ -18,7 +18,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from twisted_vllm.http.net.write_coalescing import MOST_BYTES, MOST_WAITING, WriteCoalescer, unsent_bytes
+from twisted_vllm.http.net.write_coalescing import (
+    MAX_PENDING_BYTES,
+    MAX_PENDING_CONNECTIONS,
+    WriteCoalescer,
+    unsent_bytes,
+)
 
 
 class Kernel:
@@ -165,21 +170,23 @@ def test_outside_of_a_turn_it_is_sent_at_once() -> None:
 def test_a_busy_turn_does_not_hold_back_the_first_of_many_connections() -> None:
     writes = WriteCoalescer()
     writes.hold()
-    kernels = [Kernel() for _ in range(MOST_WAITING)]
+    kernels = [Kernel() for _ in range(MAX_PENDING_CONNECTIONS)]
     for at, kernel in enumerate(kernels):
         made, _ = connection(kernel)
-        assert kernels[0].taken == b"", f"nothing is sent before the {MOST_WAITING}th, and this is number {at}"
+        assert kernels[0].taken == b"", (
+            f"nothing is sent before the {MAX_PENDING_CONNECTIONS}th, and this is number {at}"
+        )
         writes.writer(made)[0](b"one")
-    assert [kernel.taken for kernel in kernels] == [b"one"] * MOST_WAITING
+    assert [kernel.taken for kernel in kernels] == [b"one"] * MAX_PENDING_CONNECTIONS
 
 
 def test_much_for_one_connection_does_not_wait_for_the_end_of_the_turn() -> None:
-    kernel = Kernel(room=MOST_BYTES * 2)
+    kernel = Kernel(room=MAX_PENDING_BYTES * 2)
     made, _ = connection(kernel)
     _, write, _ = writing(made)
-    write(bytes(MOST_BYTES))
+    write(bytes(MAX_PENDING_BYTES))
     write(b"more")
-    assert len(kernel.taken) == MOST_BYTES + 4
+    assert len(kernel.taken) == MAX_PENDING_BYTES + 4
 
 
 def test_a_full_kernel_takes_it_later() -> None:
@@ -326,13 +333,14 @@ def test_a_connection_with_tls_is_never_gone_around() -> None:
     made, _ = connection(kernel)
     made.TLS = True
     writes = WriteCoalescer()
-    told = []
-    writes.before = lambda: told.append(len(made._tempDataBuffer))
+    written: list[bytes] = []
+    before: list[int] = []
+    writes.before_send = lambda: before.append(len(written))
     writes.hold()
-    made.write = made._tempDataBuffer.append
+    made.write = written.append
     writes.writer(made)[0](b"one")
-    # at once, whatever turn it is, and not before what must come first
-    assert (made._tempDataBuffer, told) == ([b"one"], [0])
+    # at once, in a turn as well, and after what must come first
+    assert (written, before) == ([b"one"], [0])
 
 
 def test_what_is_queued_below_tls_is_counted() -> None:
@@ -347,7 +355,7 @@ def test_what_is_queued_below_tls_is_counted() -> None:
 
 
 def test_twisted_still_keeps_what_is_queued_where_it_is_looked_for() -> None:
-    descriptor: Any = FileDescriptor(MemoryReactorClock())  # type: ignore[arg-type]  # a reactor for this purpose
+    descriptor: Any = FileDescriptor(MemoryReactorClock())
     descriptor.connected = 1
     assert (descriptor.dataBuffer, descriptor._tempDataBuffer, descriptor._tempDataLen) == (b"", [], 0)
     assert (descriptor.offset, descriptor.disconnecting) == (0, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from twisted_vllm.http.net.open_files import RESERVED, cap_within, open_files
+from twisted_vllm.http.net.open_files import RESERVED_DESCRIPTORS, connections_within, open_file_limit
 
 
 @pytest.mark.parametrize(
@@ -14,15 +14,15 @@ from twisted_vllm.http.net.open_files import RESERVED, cap_within, open_files
         (10_000, 1_024, 480),
         (10_000, None, 10_000),
         (None, 1_024, None),
-        (100, 2 * 100 + RESERVED, 100),
-        (100, 2 * 100 + RESERVED - 1, 99),
+        (100, 2 * 100 + RESERVED_DESCRIPTORS, 100),
+        (100, 2 * 100 + RESERVED_DESCRIPTORS - 1, 99),
         (100, 3, 1),
     ],
 )
 def test_two_descriptors_are_kept_for_each_connection(cap: int | None, files: int | None, found: int | None) -> None:
-    assert cap_within(cap, files) == found
+    assert connections_within(cap, files) == found
 
 
 def test_this_process_may_open_some() -> None:
-    files = open_files()
-    assert files is None or files > RESERVED
+    files = open_file_limit()
+    assert files is None or files > RESERVED_DESCRIPTORS

@@ -1,4 +1,4 @@
-"""What a gateway holds of what it carries: nothing, however much that is and however slowly it is taken."""
+"""The gateway's memory stays bounded however large a body is and however slowly it is read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 import pytest
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
     BLOCKED,
     FULL,
     MEBIBYTE,
-    OK,
+    BlockSender,
     Connection,
     MeasuredGateway,
-    Pour,
     ThreadedServer,
     blocks,
     connected,
@@ -30,16 +30,14 @@ from tests.free_ports import free_port
 from tests.self_signed import self_signed_pem
 
 #: bytes of a large body
-LARGE = 1_024 * MEBIBYTE if FULL else 256 * MEBIBYTE
+LARGE = 1_024 * MEBIBYTE if FULL else 128 * MEBIBYTE
 #: bytes of a body whose reader stalls: far more than two sockets' buffers in the kernel
-STALLED = 500_000_000
-#: the same where TLS makes it slower
-STALLED_TLS = 100_000_000
+STALLED = 500_000_000 if FULL else 100_000_000
 #: bytes by which the process may grow while it carries a large body
 CARRYING = 30 * MEBIBYTE
-#: bytes by which it may grow for a stream that nobody reads
+#: bytes by which it may grow for a stream that is not read
 HELD = MEBIBYTE
-#: the same for a client that asks on and on: what it is answered until it is stopped is there too
+#: the same for pipelined requests whose answers are not read, which includes the answers until the client is stopped
 HELD_PIPELINE = 2 * MEBIBYTE
 
 
@@ -47,13 +45,13 @@ class Upstream:
     """A server that sends as much as the path says, and hashes what it is sent.
 
     Attributes:
-        pour: what it sends.
+        sender: sends the bodies.
         reading: whether it reads bodies; otherwise it waits until that is set.
         digest: the hash of the last body that came.
     """
 
     def __init__(self) -> None:
-        self.pour = Pour()
+        self.sender = BlockSender()
         self.reading = threading.Event()
         self.reading.set()
         self.digest = ""
@@ -63,18 +61,18 @@ class Upstream:
         while head := connection.read_head():
             method, target = head.split(b" ")[:2]
             if method == b"POST":
-                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                size = length_of(head)
                 self.reading.wait()
                 self.digest = connection.digest(size)
                 connection.send(OK)
             else:
                 size = int(target.rpartition(b"/")[2])
                 connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-                self.pour.pour(connection, size)
+                self.sender.send(connection, size)
 
 
-class Ways:
-    """The other ways than TCP by which clients reach the gateway.
+class Listeners:
+    """The gateway's other listeners: TLS and a UNIX socket.
 
     Attributes:
         directory: where its socket and its certificate are.
@@ -92,18 +90,17 @@ class Ways:
             f"--listen=unix:{self._socket}",
         )
 
-    def connected(self, gateway: MeasuredGateway, way: str) -> AbstractContextManager[Connection]:
-        """Connect in one of `WAYS`, with room for little that is not read."""
-        if way == "tls":
+    def connected(self, gateway: MeasuredGateway, transport: str) -> AbstractContextManager[Connection]:
+        """Connect over `transport`, with a small receive buffer."""
+        if transport == "tls":
             context = SSLContext(PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = CERT_NONE
             return connected(self._tls_port, 65_536, context)
-        return connected(gateway.port if way == "tcp" else self._socket, 65_536)
+        return connected(gateway.port if transport == "tcp" else self._socket, 65_536)
 
 
-#: each way, with the size of what is carried over it
-by_each_way = pytest.mark.parametrize(("way", "size"), [("tcp", STALLED), ("unix", STALLED), ("tls", STALLED_TLS)])
+over_each_transport = pytest.mark.parametrize("transport", ["tcp", "unix", "tls"])
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +112,13 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def ways(tmp_path_factory: pytest.TempPathFactory) -> Ways:
-    return Ways(tmp_path_factory.mktemp("measured"))
+def listeners(tmp_path_factory: pytest.TempPathFactory) -> Listeners:
+    return Listeners(tmp_path_factory.mktemp("measured"))
 
 
 @pytest.fixture(scope="module")
-def gateway(upstream: Upstream, ways: Ways) -> Iterator[MeasuredGateway]:
-    with MeasuredGateway(ways.directory, upstream.server.port, *ways.listen) as made:
+def gateway(upstream: Upstream, listeners: Listeners) -> Iterator[MeasuredGateway]:
+    with MeasuredGateway(listeners.directory, upstream.server.port, *listeners.listen) as made:
         # the first of each kind loads code and widens buffers that stay
         for _ in range(2):
             download(made, 16 * MEBIBYTE)
@@ -171,72 +168,72 @@ def test_a_large_form_streams_through_in_bounded_memory_where_no_model_is_needed
     gateway: MeasuredGateway, upstream: Upstream
 ) -> None:
     before = gateway.forget_peak()
-    upload(gateway, 200_000_000, "multipart/form-data; boundary=b", b"\r\n--b--\r\n")
-    print(f"form of 200 MB: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
+    upload(gateway, LARGE, "multipart/form-data; boundary=b", b"\r\n--b--\r\n")
+    print(f"form of {LARGE >> 20} MiB: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
     assert gateway.peak - before < CARRYING
 
 
-@by_each_way
+@over_each_transport
 def test_a_server_is_stopped_while_its_client_does_not_read_and_nothing_is_held(
-    gateway: MeasuredGateway, upstream: Upstream, ways: Ways, way: str, size: int
+    gateway: MeasuredGateway, upstream: Upstream, listeners: Listeners, transport: str
 ) -> None:
-    upstream.pour = pour = Pour()
-    with ways.connected(gateway, way) as client:
+    upstream.sender = sender = BlockSender()
+    with listeners.connected(gateway, transport) as client:
         client.send(request_head("GET", "/vllm/bytes/10"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
         client.read(10)
         before = gateway.forget_peak()
-        client.send(request_head("GET", f"/vllm/bytes/{size}"))
+        client.send(request_head("GET", f"/vllm/bytes/{STALLED}"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
-        assert pour.blocked.wait(30), "the server was never stopped"
-        print(f"stalled download, {way}: server sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
-        assert pour.sent < size
+        assert sender.blocked.wait(30), "the server was never stopped"
+        print(f"stalled download, {transport}: sent {sender.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+        assert sender.sent < STALLED
         assert gateway.peak - before <= HELD
-        assert client.digest(size) == digest_of(size)
-    wait_until(lambda: pour.sent == size + 10)
+        assert client.digest(STALLED) == digest_of(STALLED)
+    wait_until(lambda: sender.sent == STALLED + 10)
 
 
-@by_each_way
+@over_each_transport
 def test_a_client_is_stopped_while_the_server_does_not_read_and_nothing_is_held(
-    gateway: MeasuredGateway, upstream: Upstream, ways: Ways, way: str, size: int
+    gateway: MeasuredGateway, upstream: Upstream, listeners: Listeners, transport: str
 ) -> None:
-    pour = Pour()
-    with ways.connected(gateway, way) as client:
+    sender = BlockSender()
+    with listeners.connected(gateway, transport) as client:
         client.send(request_head("GET", "/vllm/bytes/10"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
         client.read(10)
         before = gateway.forget_peak()
         upstream.reading.clear()
-        client.send(request_head("POST", "/vllm/v1/audio/transcriptions", f"Content-Length: {size}"))
-        sending = threading.Thread(target=pour.pour, args=(client, size))
+        client.send(request_head("POST", "/vllm/v1/audio/transcriptions", f"Content-Length: {STALLED}"))
+        sending = threading.Thread(target=sender.send, args=(client, STALLED))
         sending.start()
         try:
-            assert pour.blocked.wait(30), "the client was never stopped"
-            print(f"stalled upload, {way}: client sent {pour.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
-            assert pour.sent < size
+            assert sender.blocked.wait(30), "the client was never stopped"
+            print(f"stalled upload, {transport}: sent {sender.sent:,}, peak +{(gateway.peak - before) / 1024:.0f} KiB")
+            assert sender.sent < STALLED
             assert gateway.peak - before <= HELD
         finally:
             upstream.reading.set()
             sending.join()
         assert client.read_until(b"ok").startswith(b"HTTP/1.1 200 OK\r\n")
-    assert upstream.digest == digest_of(size)
+    assert upstream.digest == digest_of(STALLED)
 
 
-@by_each_way
+@over_each_transport
 def test_a_client_that_asks_on_and_on_and_reads_no_answer_is_stopped_and_nothing_is_held(
-    gateway: MeasuredGateway, ways: Ways, way: str, size: int
+    gateway: MeasuredGateway, listeners: Listeners, transport: str
 ) -> None:
     requests = request_head("GET", "/vllm/bytes/20000") * 100
-    with ways.connected(gateway, way) as client:
+    with listeners.connected(gateway, transport) as client:
         client.send(requests)
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
         before = gateway.forget_peak()
         client.socket.settimeout(BLOCKED)
         with pytest.raises(TimeoutError):
-            for _ in range(0, size, len(requests)):
+            for _ in range(0, STALLED, len(requests)):
                 client.send(requests)
-        print(f"pipelined and not read, {way}: peak +{(gateway.peak - before) / 1024:.0f} KiB")
+        print(f"pipelined and not read, {transport}: peak +{(gateway.peak - before) / 1024:.0f} KiB")
         assert gateway.peak - before <= HELD_PIPELINE
-    with ways.connected(gateway, way) as client:
+    with listeners.connected(gateway, transport) as client:
         client.send(request_head("GET", "/vllm/bytes/10"))
         assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")

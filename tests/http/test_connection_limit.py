@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import implementer
 
 from tests.http.server_harness import House, TcpTransport, TlsTransport, get, read_answers
 from twisted_vllm.config.settings import Limits
@@ -24,6 +25,7 @@ def house() -> House:
 def log() -> Iterator[list[tuple[str, str]]]:
     lines: list[tuple[str, str]] = []
 
+    @implementer(ILogObserver)
     def observe(event: LogEvent) -> None:
         lines.append((event["log_level"].name, formatEvent(event)))
 

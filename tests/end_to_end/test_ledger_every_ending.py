@@ -12,33 +12,31 @@ import attrs
 import pytest
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.endings.by_client import BY_CLIENT
+from tests.end_to_end.endings.by_connection import AGREED, BY_CONNECTION, TUNNEL, UPGRADE
+from tests.end_to_end.endings.by_gateway import BY_GATEWAY
+from tests.end_to_end.endings.by_server import BY_SERVER
+from tests.end_to_end.endings.catalog import HASTY, UPLOAD, ExpectedRows, estimated
 from tests.end_to_end.ledger_harness import (
     CHAT,
     CHAT_BODY,
     DONE,
-    EVENT_STREAM,
     EVENTS,
-    LAST,
     STREAM_BODY,
-    ActingServer,
     Caller,
     Columns,
     LedgerGateway,
-    chunk,
+    ScriptedServer,
     rows_in,
 )
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk
 from tests.end_to_end.process_harness import Connection
 from tests.end_to_end.twistd_harness import answers, wait_until
-from tests.end_to_end.ways_of_clients import CLIENTS
-from tests.end_to_end.ways_of_connections import CONNECTIONS
-from tests.end_to_end.ways_of_servers import SERVERS
-from tests.end_to_end.ways_of_their_own import AGREED, OTHERS, TUNNEL, UPGRADE
-from tests.end_to_end.ways_out import HASTY, UPLOAD, Told, guessed
 from tests.free_ports import free_port
 from twisted_vllm.money import PICODOLLARS
 
-WAYS = {**SERVERS.ways, **CLIENTS.ways, **CONNECTIONS.ways, **OTHERS.ways}
-ACTS = {**SERVERS.acts, **CLIENTS.acts, **CONNECTIONS.acts, **OTHERS.acts}
+ENDINGS = {**BY_SERVER.endings, **BY_CLIENT.endings, **BY_CONNECTION.endings, **BY_GATEWAY.endings}
+SCRIPTS = {**BY_SERVER.scripts, **BY_CLIENT.scripts, **BY_CONNECTION.scripts, **BY_GATEWAY.scripts}
 #: a token costs a dollar; entries of one server at different paths are different servers to the gateway
 SETTINGS = """
 model_list:
@@ -59,7 +57,7 @@ passthrough:
 #: what a row says where nothing else is expected
 USUAL: Columns = {
     "kind": "key",
-    "key_name": "ways",
+    "key_name": "endings",
     "model": "m",
     "route": CHAT,
     "method": "POST",
@@ -77,39 +75,39 @@ USUAL: Columns = {
 
 
 @attrs.frozen
-class Played:
-    """All ways out, once they were played.
+class Results:
+    """What came of all endings.
 
     Attributes:
-        told: what each way expects of its rows, or why it failed.
+        expected: the rows that each ending expects, or why it failed.
         rows: the ledger's rows by their requests' ids.
         came: how often each request came to the server.
         key_hash: the SHA-256 of the key.
     """
 
-    told: dict[str, Future[Told]]
+    expected: dict[str, Future[ExpectedRows]]
     rows: dict[str, list[Columns]]
-    came: Counter[str]
+    arrivals: Counter[str]
     key_hash: str
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
-    server = ActingServer(ACTS)
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    server = ScriptedServer(SCRIPTS)
     settings = SETTINGS.format(host=HOST, port=server.port, free=free_port(), hasty=HASTY)
     try:
-        with LedgerGateway(tmp_path_factory.mktemp("ways"), server.port, settings) as gateway:
+        with LedgerGateway(tmp_path_factory.mktemp("endings"), server.port, settings) as gateway:
             routes = ["inference", "read_only", UPLOAD, "/v1/realtime"]
-            key = gateway.administer("/key/generate", key_alias="ways", allowed_routes=routes)["key"]
+            key = gateway.administer("/key/generate", key_alias="endings", allowed_routes=routes)["key"]
             caller = Caller(gateway, server, key)
-            # those that wait would make those behind them wait
+            # one after the other, each would wait for those before it
             with ThreadPoolExecutor(12) as pool:
-                told = {name: pool.submit(way, caller) for name, way in WAYS.items()}
-            done = [each.result() for each in told.values() if not each.exception()]
-            names = [name for each in done for name, expected in each.items() if expected is not None]
+                expected = {name: pool.submit(ending, caller) for name, ending in ENDINGS.items()}
+            done = [each.result() for each in expected.values() if not each.exception()]
+            names = [name for each in done for name, row in each.items() if row is not None]
             wait_until(lambda: all(map(gateway.logged, names)))
-        # the end of the process moves what is left: had anything a second row, it would be there
-        yield Played(told, gateway.rows(), server.came, hashlib.sha256(key.encode()).hexdigest())
+        # the process moves the rest when it ends: a second row of anything would be there
+        yield Results(expected, gateway.rows(), server.arrivals, hashlib.sha256(key.encode()).hexdigest())
     finally:
         server.stop()
 
@@ -117,7 +115,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 def check(row: Columns, expected: Columns) -> None:
     wanted = {**USUAL, **expected}
     for name, value in wanted.items():
-        # a range is what cannot be told to the byte
+        # a range where the number of bytes depends on timing
         assert row[name] in value if isinstance(value, range) else row[name] == value, (name, row)
     assert (row["first_byte_us"] is None) == (row["status"] == 0)
     assert row["total_us"] >= (row["first_byte_us"] or 0)
@@ -125,27 +123,27 @@ def check(row: Columns, expected: Columns) -> None:
     assert row["cost"] == (row["prompt_tokens"] + row["completion_tokens"]) * PICODOLLARS * charged
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_a_request_has_one_row_where_it_reached_a_server_and_none_where_not(played: Played, name: str) -> None:
-    for request_id, expected in played.told[name].result().items():
-        rows = played.rows.get(request_id, [])
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_request_has_one_row_where_it_reached_a_server_and_none_where_not(results: Results, name: str) -> None:
+    for request_id, expected in results.expected[name].result().items():
+        rows = results.rows.get(request_id, [])
         if expected is None:
-            assert (rows, played.came[request_id]) == ([], 0)
+            assert (rows, results.arrivals[request_id]) == ([], 0)
             continue
         assert len(rows) == 1, rows
         check(rows[0], expected)
         if rows[0]["key_name"] == USUAL["key_name"]:
             assert rows[0]["key_id"]
-            assert played.key_hash.startswith(rows[0]["key_hash"])
+            assert results.key_hash.startswith(rows[0]["key_hash"])
             assert len(rows[0]["key_hash"]) >= 8
 
 
-def test_the_ledger_has_what_the_server_saw_and_nothing_else(played: Played) -> None:
-    found = {request_id: len(rows) for request_id, rows in played.rows.items()}
-    # nobody can say of a connection that was not made what would have become of it: its row says that
+def test_the_ledger_has_what_the_server_saw_and_nothing_else(results: Results) -> None:
+    found = {request_id: len(rows) for request_id, rows in results.rows.items()}
+    # no connection to this server was made, and the request has its row
     assert found.pop("no_server") == 1
-    assert found == dict.fromkeys(played.came, 1)
-    ids = [row["id"] for rows in played.rows.values() for row in rows]
+    assert found == dict.fromkeys(results.arrivals, 1)
+    ids = [row["id"] for rows in results.rows.values() for row in rows]
     assert len(set(ids)) == len(ids)
 
 
@@ -165,12 +163,12 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
         connection.read_to_end()
 
     drains: list[bool] = []
-    server = ActingServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends, "late": agrees})
+    server = ScriptedServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends, "late": agrees})
     settings = "passthrough: {log: {file: gateway.log, format: json}}"
     try:
         with LedgerGateway(tmp_path, server.port, settings) as gateway:
             routes = ["inference", "/v1/realtime"]
-            made = gateway.administer("/key/generate", key_alias="ways", allowed_routes=routes)
+            made = gateway.administer("/key/generate", key_alias="endings", allowed_routes=routes)
             caller = Caller(gateway, server, made["key"])
             with (
                 caller.sent(caller.request("late", b"", *UPGRADE, method="GET", path="/v1/realtime")) as late,
@@ -180,8 +178,8 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
             ):
                 cut.read_until(EVENTS)
                 finished.read_until(EVENTS)
-                caller.until_came("hung")
-                caller.until_came("late")
+                caller.until_arrived("hung")
+                caller.until_arrived("late")
                 gateway.signal()
                 wait_until(lambda: not answers(gateway.port))
                 drains.append(True)
@@ -197,7 +195,7 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
     rows = rows_in(gateway.database)
     assert {name: len(found) for name, found in rows.items()} == {"cut": 1, "hung": 1, "finished": 1, "late": 1}
     failed = {"outcome": "failed", "error": "draining"}
-    streamed = {**guessed(STREAM_BODY, 2), "stream": 1}
+    streamed = {**estimated(STREAM_BODY, 2), "stream": 1}
     for name, expected in {
         "cut": {**streamed, **failed, "bytes_out": len(EVENTS)},
         "hung": {**failed, "status": 0},

@@ -1,4 +1,4 @@
-"""Whoever hangs up on a transport that is not read is noticed; everybody else is left alone."""
+"""A disconnect is noticed while a transport is not read from; other connections are left alone."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ class End(Protocol):
             self.arrived.callback(None)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is no type
+        assert reason.value is not None
         self.lost.callback(reason.value)
 
 
 @pytest.fixture
-def hangups(reactor: Any) -> Iterator[DisconnectWatcher]:
+def watcher(reactor: Any) -> Iterator[DisconnectWatcher]:
     found = DisconnectWatcher(reactor)
     yield found
     found.close()
@@ -93,64 +94,64 @@ def pair(reactor: Any) -> Pair:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("leave", ["loseConnection", "abortConnection", "loseWriteConnection"])
 @pytest_twisted.ensureDeferred
-async def test_a_hangup_ends_the_connection(hangups: DisconnectWatcher, pair: Pair, tls: bool, leave: str) -> None:
+async def test_a_disconnect_ends_the_connection(watcher: DisconnectWatcher, pair: Pair, tls: bool, leave: str) -> None:
     async with pair(tls) as (ours, theirs):
-        hangups.watch(ours.transport)
+        watcher.watch(ours.transport)
         theirs.transport.write(b"that nobody reads")
         # a client's process that ends closes its socket, and does not wait for the last word of TLS
         getattr(theirs.transport.transport if tls else theirs.transport, leave)()
         # ours to end, or the reactor's where it waited for the socket to become writable
         assert isinstance(await ours.lost, ConnectionAborted | ConnectionLost)
         assert ours.received == b"x"
-        hangups.forget(ours.transport)
-        assert len(hangups) == 0
+        watcher.forget(ours.transport)
+        assert len(watcher) == 0
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_hung_up_before_is_noticed_too(hangups: DisconnectWatcher, pair: Pair) -> None:
+async def test_an_earlier_disconnect_is_noticed_too(watcher: DisconnectWatcher, pair: Pair) -> None:
     async with pair() as (ours, theirs):
         theirs.transport.abortConnection()
         await theirs.lost
-        hangups.watch(ours.transport)
+        watcher.watch(ours.transport)
         await ours.lost
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_only_resets_count_all_that_was_sent_before_an_orderly_end_is_read(
-    hangups: DisconnectWatcher, pair: Pair, reactor: Any
+async def test_with_resets_only_what_was_sent_before_an_orderly_end_is_read(
+    watcher: DisconnectWatcher, pair: Pair, reactor: Any
 ) -> None:
     async with pair() as (ours, theirs):
-        hangups.watch(ours.transport, resets_only=True)
+        watcher.watch(ours.transport, resets_only=True)
         theirs.transport.write(b"y")
         theirs.transport.loseConnection()
         for _ in range(20):
             await deferLater(reactor, 0, lambda: None)
         assert not ours.lost.called
-        hangups.forget(ours.transport)
+        watcher.forget(ours.transport)
         ours.transport.resumeProducing()
         await ours.lost
         assert ours.received == b"xy"
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_only_resets_count_a_reset_ends_the_connection(hangups: DisconnectWatcher, pair: Pair) -> None:
+async def test_with_resets_only_a_reset_ends_the_connection(watcher: DisconnectWatcher, pair: Pair) -> None:
     async with pair() as (ours, theirs):
-        hangups.watch(ours.transport, resets_only=True)
+        watcher.watch(ours.transport, resets_only=True)
         theirs.transport.abortConnection()
         assert isinstance(await ours.lost, ConnectionAborted | ConnectionLost)
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_only_sends_is_left_alone(hangups: DisconnectWatcher, pair: Pair, reactor: Any) -> None:
+async def test_a_client_that_only_sends_is_left_alone(watcher: DisconnectWatcher, pair: Pair, reactor: Any) -> None:
     async with pair() as (ours, theirs):
-        hangups.watch(ours.transport)
-        hangups.watch(ours.transport)
+        watcher.watch(ours.transport)
+        watcher.watch(ours.transport)
         theirs.transport.write(b"y" * 1000)
         for _ in range(20):
             await deferLater(reactor, 0, lambda: None)
-        assert (ours.lost.called, ours.received, len(hangups)) == (False, b"x", 1)
-        hangups.forget(ours.transport)
-        hangups.forget(ours.transport)
+        assert (ours.lost.called, ours.received, len(watcher)) == (False, b"x", 1)
+        watcher.forget(ours.transport)
+        watcher.forget(ours.transport)
         ours.transport.resumeProducing()
         theirs.transport.loseConnection()
         assert isinstance(await ours.lost, ConnectionDone)
@@ -158,29 +159,29 @@ async def test_who_only_sends_is_left_alone(hangups: DisconnectWatcher, pair: Pa
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_ended_otherwise_is_forgotten_without_harm(hangups: DisconnectWatcher, pair: Pair) -> None:
+async def test_a_connection_that_has_ended_can_be_forgotten(watcher: DisconnectWatcher, pair: Pair) -> None:
     async with pair() as (ours, _):
-        hangups.watch(ours.transport)
+        watcher.watch(ours.transport)
         ours.transport.abortConnection()
         await ours.lost
-        hangups.forget(ours.transport)
-        assert len(hangups) == 0
+        watcher.forget(ours.transport)
+        assert len(watcher) == 0
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_there_is_no_epoll_nothing_is_watched(
-    hangups: DisconnectWatcher, pair: Pair, monkeypatch: pytest.MonkeyPatch
+async def test_without_epoll_nothing_is_watched(
+    watcher: DisconnectWatcher, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(select, "epoll")
     async with pair() as (ours, _):
-        hangups.watch(ours.transport)
-        assert len(hangups) == 0
+        watcher.watch(ours.transport)
+        assert len(watcher) == 0
 
 
-def test_a_transport_without_a_socket_is_not_watched(hangups: DisconnectWatcher) -> None:
-    hangups.watch(TcpTransport())
-    assert len(hangups) == 0
+def test_a_transport_without_a_socket_is_not_watched(watcher: DisconnectWatcher) -> None:
+    watcher.watch(TcpTransport())
+    assert len(watcher) == 0
 
 
-def test_it_is_what_the_reactor_reads(hangups: DisconnectWatcher) -> None:
-    assert verifyObject(IReadDescriptor, hangups)
+def test_the_reactor_can_read_it(watcher: DisconnectWatcher) -> None:
+    assert verifyObject(IReadDescriptor, watcher)

@@ -33,72 +33,74 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def sweeper(clock: Clock) -> DeadlineSweeper:
+def deadlines(clock: Clock) -> DeadlineSweeper:
     return DeadlineSweeper(clock)
 
 
-def test_a_deadline_is_acted_on_when_it_has_passed_and_once(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_a_deadline_is_acted_on_when_it_has_passed_and_once(clock: Clock, deadlines: DeadlineSweeper) -> None:
     member = Member(1_010.0)
-    sweeper.add(member)
+    deadlines.add(member)
     clock.advance(9.9)
-    sweeper.sweep()
+    deadlines.sweep()
     assert member.calls == 0
     clock.advance(0.2)
-    sweeper.sweep()
-    sweeper.sweep()
+    deadlines.sweep()
+    deadlines.sweep()
     assert member.calls == 1
 
 
-def test_who_has_no_deadline_waits_for_ever(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_a_member_without_a_deadline_waits_for_ever(clock: Clock, deadlines: DeadlineSweeper) -> None:
     member = Member(None)
-    sweeper.add(member)
+    deadlines.add(member)
     clock.advance(1e9)
-    sweeper.sweep()
+    deadlines.sweep()
     assert member.calls == 0
-    assert sweeper.after(None) is None
+    assert deadlines.after(None) is None
 
 
-def test_who_was_let_go_is_not_called(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_a_discarded_member_is_not_called(clock: Clock, deadlines: DeadlineSweeper) -> None:
     member = Member(1_001.0)
-    sweeper.add(member)
-    assert len(sweeper) == 1
-    sweeper.discard(member)
-    sweeper.discard(member)
+    deadlines.add(member)
+    assert len(deadlines) == 1
+    deadlines.discard(member)
+    deadlines.discard(member)
     clock.advance(10)
-    sweeper.sweep()
-    assert (member.calls, len(sweeper)) == (0, 0)
+    deadlines.sweep()
+    assert (member.calls, len(deadlines)) == (0, 0)
 
 
-def test_a_deadline_that_is_not_moved_is_acted_on_at_each_look(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_a_deadline_that_is_not_moved_is_acted_on_at_each_check(clock: Clock, deadlines: DeadlineSweeper) -> None:
     class Stubborn(Member):
         def expired(self) -> None:
             self.calls += 1
 
     member = Stubborn(1_000.0)
-    sweeper.add(member)
-    sweeper.sweep()
-    sweeper.sweep()
+    deadlines.add(member)
+    deadlines.sweep()
+    deadlines.sweep()
     assert member.calls == 2
 
 
-def test_members_may_come_and_go_while_others_are_called(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_members_may_come_and_go_while_others_are_called(clock: Clock, deadlines: DeadlineSweeper) -> None:
     members: list[Member] = []
 
-    def take_all_away() -> None:
+    def discard_all() -> None:
         for member in members:
-            sweeper.discard(member)
-        sweeper.add(Member(2_000.0))
+            deadlines.discard(member)
+        deadlines.add(Member(2_000.0))
 
-    members += [Member(1_000.0, take_all_away) for _ in range(3)]
+    members += [Member(1_000.0, discard_all) for _ in range(3)]
     for member in members:
-        sweeper.add(member)
+        deadlines.add(member)
     clock.advance(1)
-    sweeper.sweep()
-    assert sum(member.calls for member in members) == 1, "who was taken away is not called"
-    assert len(sweeper) == 1
+    deadlines.sweep()
+    assert sum(member.calls for member in members) == 1, "a member that was discarded is not called"
+    assert len(deadlines) == 1
 
 
-def test_a_deadline_that_another_moved_in_the_same_look_is_not_acted_on(clock: Clock, sweeper: DeadlineSweeper) -> None:
+def test_a_deadline_that_another_moved_in_the_same_check_is_not_acted_on(
+    clock: Clock, deadlines: DeadlineSweeper
+) -> None:
     pair: list[Member] = []
 
     def move_both() -> None:
@@ -107,35 +109,35 @@ def test_a_deadline_that_another_moved_in_the_same_look_is_not_acted_on(clock: C
 
     pair += [Member(1_000.0, move_both) for _ in range(2)]
     for member in pair:
-        sweeper.add(member)
-    sweeper.sweep()
+        deadlines.add(member)
+    deadlines.sweep()
     assert sum(member.calls for member in pair) == 1
 
 
 def test_one_that_fails_is_logged_and_does_not_keep_the_others(
-    clock: Clock, sweeper: DeadlineSweeper, logged_failures: LoggedFailures
+    clock: Clock, deadlines: DeadlineSweeper, logged_failures: LoggedFailures
 ) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
     members = [Member(1_000.0, fail) for _ in range(3)]
     for member in members:
-        sweeper.add(member)
-    sweeper.sweep()
+        deadlines.add(member)
+    deadlines.sweep()
     assert [member.calls for member in members] == [1, 1, 1]
     assert len(logged_failures.flush(ZeroDivisionError)) == 3
 
 
-def test_it_looks_by_itself_from_start_to_stop(clock: Clock, sweeper: DeadlineSweeper) -> None:
-    sweeper.stop()
-    sweeper.start()
-    member = Member(sweeper.after(1.0))
-    sweeper.add(member)
+def test_it_checks_by_itself_from_start_to_stop(clock: Clock, deadlines: DeadlineSweeper) -> None:
+    deadlines.stop()
+    deadlines.start()
+    member = Member(deadlines.after(1.0))
+    deadlines.add(member)
     clock.pump([INTERVAL / 2] * 20)
     assert member.calls == 1
-    later = Member(sweeper.after(1.0))
-    sweeper.add(later)
-    sweeper.stop()
+    later = Member(deadlines.after(1.0))
+    deadlines.add(later)
+    deadlines.stop()
     clock.pump([INTERVAL / 2] * 20)
     assert later.calls == 0
     assert clock.getDelayedCalls() == []
@@ -143,20 +145,20 @@ def test_it_looks_by_itself_from_start_to_stop(clock: Clock, sweeper: DeadlineSw
 
 @settings(deadline=None)
 @given(seconds=st.floats(0, 1_000, allow_nan=False), age=st.floats(0, INTERVAL, exclude_max=True, allow_nan=False))
-def test_a_deadline_is_never_early_and_at_most_two_looks_late(seconds: float, age: float) -> None:
+def test_a_deadline_is_never_early_and_at_most_two_intervals_late(seconds: float, age: float) -> None:
     clock = Clock()
-    sweeper = DeadlineSweeper(clock)
-    sweeper.start()
-    # set somewhere between two looks
+    deadlines = DeadlineSweeper(clock)
+    deadlines.start()
+    # set somewhere between two checks
     clock.advance(age)
     set_at = clock.seconds()
-    member = Member(sweeper.after(seconds))
-    sweeper.add(member)
-    looks = 0
+    member = Member(deadlines.after(seconds))
+    deadlines.add(member)
+    checks = 0
     while not member.calls:
         clock.advance(INTERVAL)
-        sweeper.sweep()
-        looks += 1
+        deadlines.sweep()
+        checks += 1
     late = clock.seconds() - set_at - seconds
     assert -1e-9 <= late <= 2 * INTERVAL + 1e-9
-    sweeper.stop()
+    deadlines.stop()

@@ -15,7 +15,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
-from tests.http.upstream_harness import OK, Asked, Lab, Upload, make_server
+from tests.http.upstream_harness import OK, Asked, Lab, Upload
+from twisted_vllm.errors import UpstreamTimeout
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 
 URL = b"http://192.0.2.7:8000/v1/models?q=1&q=2+3"
@@ -55,15 +57,32 @@ def test_the_path_and_the_query_are_not_parsed_anew() -> None:
     assert lines_of(lab.accept().received)[0] == b"GET /a%2Fb/./%7Ec//d?x=%41&&y=a+b&x HTTP/1.1"
 
 
-def test_forwarding_takes_a_header_list_as_it_is() -> None:
+def test_raw_headers_go_out_as_they_are_and_a_body_in_hand_with_them() -> None:
     lab = ClientLab()
     asked = Asked(read=True)
-    asked.attend(lab.agent.ask(make_server(), b"PUT", b"/x", [(b"b", b"2"), (b"A", b"1")], b"body", asked.on_interim))
+    headers = RawHeaders.from_pairs([(b"b", b"2"), (b"A", b"1")])
+    asked.attend(lab.client.request(b"PUT", URL, headers=headers, data=b"body", informational=asked.on_interim))
     end = lab.accept()
-    assert end.writes == [b"PUT /x HTTP/1.1\r\nb: 2\r\nA: 1\r\n\r\nbody"]
+    assert end.writes == [b"PUT /v1/models?q=1&q=2+3 HTTP/1.1\r\nb: 2\r\nA: 1\r\n\r\nbody"]
     end.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
     assert asked.interim == [(103, b"Early Hints", [])]
     assert asked.body == b"ok"
+
+
+def test_a_body_in_hand_is_given_its_length() -> None:
+    lab = ClientLab()
+    lab.request(b"POST", data=b"body")
+    assert lab.accept().writes == [
+        b"POST /v1/models?q=1&q=2+3 HTTP/1.1\r\nHost: 192.0.2.7:8000\r\nContent-Length: 4\r\n\r\nbody"
+    ]
+
+
+def test_the_whole_exchange_may_have_a_limit() -> None:
+    lab = ClientLab()
+    asked = lab.request(total_timeout=5.0)
+    lab.accept().send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell")
+    lab.advance(6)
+    assert isinstance(asked.cause, UpstreamTimeout)
 
 
 def test_a_cookie_that_was_set_for_one_is_not_sent_for_another() -> None:
@@ -120,8 +139,9 @@ def test_a_compressed_body_stays_compressed_and_keeps_its_length() -> None:
 )
 def test_an_option_of_treqs_that_would_alter_the_request_is_refused_by_name(option: str) -> None:
     lab = ClientLab()
+    options: dict[str, Any] = {option: None}
     with pytest.raises(TypeError, match=option):
-        lab.client.request(b"GET", URL, **{option: None})
+        lab.client.request(b"GET", URL, **options)
     assert lab.attempts == 0
 
 

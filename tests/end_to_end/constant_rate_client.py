@@ -1,9 +1,9 @@
-"""Sends requests at a steady pace over kept connections, one at a time on each, in a process of its own.
+"""Sends requests at a constant rate over kept connections, one at a time on each, in a process of its own.
 
-    python steady_client.py PORT RATE SECONDS CONNECTIONS COUNTER < REQUEST
+    python constant_rate_client.py PORT RATE SECONDS CONNECTIONS COUNTER < REQUEST
 
-It does as little for a request as can be done: it shares the machine with what it measures. COUNTER is a file of 8
-bytes that says at any time how many answers came. At the end it writes what came of it, as JSON, to standard output.
+It does as little as possible for a request: it shares the machine with what it measures. COUNTER is a file of 8 bytes
+with the number of answers so far. At the end it writes its results as JSON to standard output.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import time
 from collections import deque
 from pathlib import Path
 
-#: seconds that the last answers are given
+#: seconds to wait for the last answers
 PATIENCE = 30.0
 
 
 def size_of(answer: bytes) -> int:
-    """Return how long an answer is, or 0 where its head is not whole."""
+    """Return the length of an answer, or 0 while its head is incomplete."""
     head, end, _ = answer.partition(b"\r\n\r\n")
     if not end:
         return 0
@@ -54,7 +54,7 @@ def run(
         while sent < due and idle:
             descriptor = idle.popleft()
             opened[descriptor].sendall(request)
-            # by the time at which it should have been sent: a gateway that holds everybody up cannot hide it
+            # latency counts from the time at which it was due: a stalled gateway cannot hide the wait
             due_at[descriptor] = began + sent / rate
             sent += 1
         if now > began + seconds + PATIENCE:

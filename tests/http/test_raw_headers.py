@@ -1,0 +1,71 @@
+"""Headers that are written out: as they are to the agent, and ordinary headers to everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from treq.testing import RequestTraversalAgent
+from twisted.web.http_headers import Headers
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from tests.http.upstream_harness import HeaderPairs
+from twisted_vllm.http.client.raw_headers import RawHeaders
+
+PAIRS: HeaderPairs = [(b"x-a", b"1"), (b"ACCEPT", b""), (b"X-A", b"2: 3"), (b"Content-MD5", b"x")]
+
+
+def test_their_lines_keep_order_case_and_repetitions() -> None:
+    headers = RawHeaders.from_pairs(PAIRS)
+    assert headers.lines == b"x-a: 1\r\nACCEPT: \r\nX-A: 2: 3\r\nContent-MD5: x\r\n"
+    assert headers.pairs == PAIRS
+    assert (RawHeaders(b"").pairs, RawHeaders.from_pairs([]).lines) == ([], b"")
+
+
+def test_they_can_be_read_as_twisteds() -> None:
+    headers = RawHeaders.from_pairs(PAIRS)
+    assert headers.getRawHeaders(b"x-a") == [b"1", b"2: 3"]
+    assert headers.getRawHeaders("accept") == [""]
+    assert headers.hasHeader(b"CONTENT-md5")
+    assert not headers.hasHeader(b"x-b")
+    assert sorted(headers.getAllRawHeaders()) == [
+        (b"Accept", [b""]),
+        (b"Content-MD5", [b"x"]),
+        (b"X-A", [b"1", b"2: 3"]),
+    ]
+    assert headers == Headers({b"x-a": [b"1", b"2: 3"], b"accept": [b""], b"content-md5": [b"x"]})
+    assert "X-A" in repr(headers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda headers: headers.setRawHeaders(b"x-a", [b"0"]),
+        lambda headers: headers.addRawHeader(b"x-a", b"0"),
+        lambda headers: headers.removeHeader(b"x-a"),
+    ],
+)
+def test_only_a_copy_can_be_changed(change: Any) -> None:
+    headers = RawHeaders.from_pairs(PAIRS)
+    with pytest.raises(TypeError):
+        change(headers)
+    copied = headers.copy()
+    change(copied)
+    assert copied != headers
+    assert headers.getRawHeaders(b"x-a") == [b"1", b"2: 3"]
+
+
+def test_twisteds_agent_can_send_them() -> None:
+    received: list[Sequence[bytes] | None] = []
+
+    class Leaf(Resource):
+        isLeaf = True
+
+        def render(self, request: Request) -> bytes:
+            received.append(request.requestHeaders.getRawHeaders(b"x-a"))
+            return b""
+
+    RequestTraversalAgent(Leaf()).request(b"GET", b"http://vllm/", RawHeaders.from_pairs(PAIRS))
+    assert received == [[b"1", b"2: 3"]]

@@ -1,0 +1,65 @@
+"""Request headers that are already written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from twisted.web.http_headers import Headers
+
+from twisted_vllm.http.headers import HeaderList, write_header_lines
+
+
+class RawHeaders(Headers):
+    """Header lines as they go over the wire: in order, in their own case, with repetitions.
+
+    `UpstreamAgent` sends the lines as they are and adds nothing, so they include ``Host`` and the body's framing. To
+    everybody else they are ordinary `Headers`, parsed when somebody asks; only a `copy` can be changed.
+
+    Attributes:
+        lines: whole header lines, each with its line end, without the empty line that ends the head.
+    """
+
+    __slots__ = ("lines",)
+
+    def __init__(self, lines: bytes) -> None:
+        # without super().__init__(): `__getattr__` makes the base class's one attribute when it is first read
+        self.lines = lines
+
+    @classmethod
+    def from_pairs(cls, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+        """Write out a header list."""
+        return cls(write_header_lines(headers))
+
+    @property
+    def pairs(self) -> HeaderList:
+        """The header list."""
+        pairs = []
+        for line in self.lines.split(b"\r\n")[:-1]:
+            name, _, value = line.partition(b": ")
+            pairs.append((name, value))
+        return pairs
+
+    def __getattr__(self, name: str) -> dict[bytes, list[bytes]]:
+        if name != "_rawHeaders":
+            raise AttributeError(name)
+        parsed = Headers()
+        for key, value in self.pairs:
+            parsed.addRawHeader(key, value)
+        self._rawHeaders = parsed._rawHeaders
+        return self._rawHeaders
+
+    def copy(self) -> Headers:
+        """Return ordinary headers, which may be changed."""
+        return Headers(self._rawHeaders)
+
+    def setRawHeaders(self, name: str | bytes, values: Sequence[str | bytes]) -> None:
+        """Refuse: `lines` would not change with it."""
+        raise TypeError("raw headers do not change: change a copy()")
+
+    def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
+        """Refuse, likewise."""
+        self.setRawHeaders(name, [value])
+
+    def removeHeader(self, name: str | bytes) -> None:
+        """Refuse, likewise."""
+        self.setRawHeaders(name, [])
