@@ -21,6 +21,28 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, global
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+# the assertions of harnesses and contracts tell what they saw, as those of test modules do
+pytest.register_assert_rewrite(
+    "tests.admin",
+    "tests.app",
+    "tests.auth",
+    "tests.benchmarks",
+    "tests.bodies",
+    "tests.config",
+    "tests.end_to_end",
+    "tests.http",
+    "tests.live",
+    "tests.observability",
+    "tests.packaging",
+    "tests.proxy",
+    "tests.ratelimit",
+    "tests.services",
+    "tests.simulator",
+    "tests.storage",
+    "tests.upstreams",
+    "tests.usage",
+)
+
 #: turns of the reactor after which a closing connection counts as left behind
 SETTLING_TURNS = 50
 #: from this turn on each turn waits, to give the kernel time for what is in transit

@@ -7,8 +7,6 @@ import pytest
 if TYPE_CHECKING:
     from tests.admin.admin_harness import Gateway
 
-pytest.register_assert_rewrite("tests.admin.admin_harness", "tests.admin.reports.usage_rows")
-
 
 @pytest.fixture
 def gateway() -> Gateway:

@@ -11,13 +11,6 @@ from tests.services.private_redis import PrivateRedis, find_redis
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
-pytest.register_assert_rewrite(
-    "tests.storage.store_contract",
-    "tests.storage.usage_contract",
-    "tests.storage.usage_queries_contract",
-    "tests.ratelimit.limiter_contract",
-)
-
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PrivatePostgresql]:

@@ -10,10 +10,6 @@ import pytest_twisted
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
-pytest.register_assert_rewrite(
-    "tests.storage.store_contract", "tests.storage.usage_contract", "tests.storage.usage_queries_contract"
-)
-
 
 @pytest.fixture
 def database(reactor: Any, tmp_path: Path) -> Iterator[Database]:
