@@ -404,7 +404,7 @@ async def test_a_stranger_behind_tls_is_not_told_the_password(
         0, stranger, PrivateCertificate.loadPEM(self_signed_pem()).options(), interface="127.0.0.1"
     )
     try:
-        server = RedisServer("127.0.0.1", port.getHost().port, tls=True, password=Secret("hush"))
+        server = RedisServer("localhost", port.getHost().port, tls=True, password=Secret("hush"))
         with captured_logs() as events:
             limiter = await make_limiter(server, wait=False, on_loss="local")
             await until(reactor, lambda: bool(texts(events)))
