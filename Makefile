@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-WITH_PROCESSES := tests/end_to_end
+WITH_PROCESSES := tests/end_to_end tests/benchmarks
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
@@ -26,16 +26,16 @@ help:
 run: $(VENV)/installed
 	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
 
-# Two jobs at a time: many of the tests wait, for processes and for clocks. Each prints what it has to say when it is done.
+# Two jobs at a time, the long ones first: many tests wait for processes or clocks. Each job prints its output at its end.
 test: $(VENV)/installed-dev
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-processes style test-rest
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-rest test-processes style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-# what starts gateways
+# the tests that start gateways in processes of their own
 test-processes: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WITH_PROCESSES)
 

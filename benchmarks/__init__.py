@@ -1,1 +1,1 @@
-"""What the gateway costs beside what a user has already: the server alone, nginx, vLLM's own router."""
+"""Compares the gateway's cost with the server alone, nginx and vLLM's router."""

@@ -1,6 +1,6 @@
-"""Reading an answer as it arrives: whether it is whole, and how many events of a stream came.
+"""Reads an answer as it arrives: whether it is complete, and how many events of a stream came.
 
-Written for the load generator alone: it keeps nothing of a body but its last bytes.
+Only the last bytes of a body are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _ERROR_BYTES = 200
 
 
 class BadAnswer(Exception):
-    """An answer that is no HTTP, not 200, or not whole; the text says which."""
+    """An answer that is not HTTP, not 200, or incomplete; the text says which."""
 
 
 class EventCounter:

@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client: one connection, one request at a time, nothing kept of an answer."""
+"""A minimal HTTP/1.1 client: one connection, one request at a time, answers are not kept."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def chat(model: str, *, max_tokens: int, stream: bool = False, plan: str | None 
         model: the model's name.
         max_tokens: how long the answer shall be.
         stream: whether to ask for a stream.
-        plan: what our own upstream shall do, in its words; it travels as the ``user``, which every proxy keeps.
+        plan: what `benchmarks.upstream` shall do; it is sent as ``user``, which every proxy keeps.
     """
     body: dict[str, object] = {
         "model": model,
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Read on, and tell who waits."""
+        """Read on; resolve what waits for the answer."""
         answer = self.answer
         try:
             answer.feed(data)
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
             self._waiting.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits."""
+        """Fail what waits for the answer."""
         self._lost = True
         self._writable.set()
         self._fail(BadAnswer("the connection was closed before the answer was whole"))
@@ -177,10 +177,10 @@ class Connection(asyncio.Protocol):
 
 @asynccontextmanager
 async def connected(target: Target) -> AsyncIterator[Connection]:
-    """Hold a connection, and cut it at the end.
+    """Open a connection, and abort it at the end.
 
     Raises:
-        BadAnswer: there is none to be had.
+        BadAnswer: it cannot be opened.
     """
     loop = asyncio.get_running_loop()
     try:

@@ -12,7 +12,7 @@ from benchmarks.answers import AnswerReader, BadAnswer
 from benchmarks.client import Connection, Target, connected
 from benchmarks.measure import percentile
 
-#: seconds to wait after a failure, so that a peer that only fails is not asked in a hot loop
+#: seconds to wait after a failure, to avoid a busy loop
 _AFTER_FAILURE = 0.05
 _QUOTED_CHARACTERS = 120
 
@@ -58,7 +58,7 @@ class Load:
 
 
 def judge(answer: AnswerReader, *, stream: bool) -> None:
-    """Hold that an answer is a good one.
+    """Check that an answer is good.
 
     Raises:
         BadAnswer: it is not 200, or is a stream that lacks its end.

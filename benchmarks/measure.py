@@ -1,4 +1,4 @@
-"""What a process and its children use, read from Linux' ``/proc``; ``None`` where that is not to be had."""
+"""What a process and its children use, from Linux' ``/proc``; ``None`` where that is not available."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ProcessTree:
         return self._memory("VmHWM")
 
     def reset_peak(self) -> bool:
-        """Begin a new peak; return whether the kernel let us."""
+        """Begin a new peak; return whether the kernel allowed it."""
         try:
             for pid in self._below(self._stats()):
                 (self._proc / str(pid) / "clear_refs").write_text("5")
@@ -114,7 +114,7 @@ class ProcessTree:
 
 
 def machine_cpu_seconds(proc: Path = PROC, ticks_per_second: int | None = None) -> float | None:
-    """CPU time that all programs of this machine have used since it started; None where that is not to be had."""
+    """CPU time that all programs of this machine have used since it started; None where that is not available."""
     try:
         name, *fields = (proc / "stat").read_text().partition("\n")[0].split()
     except (OSError, ValueError):

@@ -1,35 +1,35 @@
-"""What a reader must know about the figures: what is missing, and which are not to be trusted, and why."""
+"""Notes below the tables: which figures are missing or cannot be trusted, and why."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 
-#: CPUs that other programs may use meanwhile before it is said
+#: CPUs that other programs may use meanwhile without a note
 _MOST_OTHERS = 0.2
-#: the share of the events that were due which must come for them to count as coming one by one
+#: the share of the due events that must come in time, or they are sent several at once
 _LEAST_PACE = 0.9
 
 
 class Notes:
-    """Collects what is to be said, each thing once."""
+    """Collects notes, each once."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._others: dict[str, float] = {}
 
     def add(self, text: str) -> None:
-        """Say this."""
+        """Add a note."""
         if text not in self._texts:
             self._texts.append(text)
 
     def others(self, during: str, cpus: float) -> None:
-        """Tell how many CPUs other programs used during something."""
+        """Note how many CPUs other programs used during a measurement."""
         if cpus > _MOST_OTHERS:
             self._others[during] = cpus
 
     def pace(self, name: str, came: float | None, due: float) -> None:
-        """Tell how many events of streams came in a second, and how many were due."""
+        """Note that fewer events a second came than were due."""
         if (came or 0) < _LEAST_PACE * due:
             self.add(
                 f"{name}, streams: {came or 0:,.0f} chunks/s came of {due:,.0f} that were due. Several then share one "
@@ -37,7 +37,7 @@ class Notes:
             )
 
     def failures(self, what: str, failures: Counter[str]) -> None:
-        """Tell that something failed so often, with the most frequent reason."""
+        """Note how often something failed, with the most frequent reason."""
         for reason, _times in failures.most_common(1):
             self.add(f"{what}: {failures.total():,} failed, most often: {reason}")
 
@@ -47,7 +47,7 @@ class Notes:
 
 
 def busy(others: Mapping[str, float]) -> str:
-    """Say that the machine was not calm.
+    """Return the note that the machine was busy.
 
     Args:
         others: how many CPUs other programs used, by what was measured meanwhile.

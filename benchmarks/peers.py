@@ -1,4 +1,4 @@
-"""Those that are compared: the gateway, nginx, vLLM's router, and the server itself."""
+"""The programs that are compared: the gateway, nginx, vLLM's router, and the server itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import msgspec
 
 from benchmarks.client import Target
 from benchmarks.measure import ProcessTree
-from benchmarks.processes import CannotStart, answers, ask, environment, free_port, running, wait_until_ready
+from benchmarks.processes import CannotStart, answers, ask, environment, running, wait_until_ready
+from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,11 +57,11 @@ http {{
 
 @attrs.frozen
 class Peer:
-    """One that is measured, while it runs.
+    """A program that is measured, while it runs.
 
     Attributes:
         target: where it takes requests.
-        processes: what it runs as; None where it is not ours to measure.
+        processes: its processes; None where they cannot be measured.
     """
 
     target: Target
@@ -136,7 +137,7 @@ def nginx(program: Path, files: int, server: Target, directory: Path) -> Iterato
         CannotStart: it does not start.
     """
     listen = free_port()
-    # started by root, its worker would be nobody, who cannot write below our directory
+    # started by root, its worker would run as nobody, who cannot write to this directory
     user = "user root;\n" if os.geteuid() == 0 else ""
     conf = _NGINX_CONF.format(user=user, files=files, host=server.host, port=server.port, listen=listen)
     conf = conf.replace("proxy_pass http://server/;", f"proxy_pass http://server{server.base}/;")
@@ -168,7 +169,7 @@ def router(program: Path, server: Target, directory: Path) -> Iterator[Peer]:
 
 @attrs.frozen
 class Peers:
-    """Who can be measured, and why the others cannot."""
+    """The peers that can be measured, and why the others cannot."""
 
     starts: dict[str, Start]
     missing: list[str]

@@ -1,4 +1,4 @@
-"""Starting programs in the background, waiting until they serve, and ending them whatever happens."""
+"""Starts programs in the background, waits until they serve, and always stops them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import http.client
 import os
 import resource
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +21,6 @@ _TAIL_LINES = 5
 
 class CannotStart(Exception):
     """A program that did not start, or does not serve; the text says why."""
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def raise_file_limit(wanted: int) -> int:
@@ -82,7 +74,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
     finally:
-        # also what outlived its parent
+        # children that outlived it
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(_STOP_SECONDS)
@@ -140,7 +132,7 @@ def ask(
 
 
 def end_on_sigterm() -> None:
-    """Make SIGTERM and SIGHUP unwind the command, so that everything is stopped."""
+    """Raise SystemExit on SIGTERM and SIGHUP, so that everything is stopped."""
 
     def unwind(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""One run: each peer is started alone, measured and stopped, first for its speed, then afresh for its memory."""
+"""One run: each peer is started alone, measured and stopped, first for speed, then in a new process for memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _OPEN_SECONDS = 60.0
 
 @attrs.define
 class Report:
-    """What was found, and what was not.
+    """The results.
 
     Attributes:
         speed: rows of the first table.
@@ -80,7 +80,7 @@ class Run:
     Args:
         options: what to measure.
         model: the model to ask for.
-        own_upstream: whether our stand-in is behind the peers, which takes a plan and bears everything.
+        own_upstream: whether `benchmarks.upstream` is behind the peers, which takes a plan and any load.
         directory: where peers may write.
     """
 
@@ -104,7 +104,7 @@ class Run:
         self._with_peer(name, start, measure)
 
     def measure_memory(self, name: str, start: Start) -> None:
-        """Measure what open streams and large bodies cost, each afresh: a process keeps memory that it used before."""
+        """Measure what open streams and large bodies cost, each in a new process, as processes keep freed memory."""
         row: dict[str, float | None] = {}
         for wanted, measure in (
             (self._options.open_streams, self._open_streams),
@@ -179,7 +179,7 @@ class Run:
         before, others_before = _cpu(peer), _others_cpu()
         done = await load
         after, others_after = _cpu(peer), _others_cpu()
-        # a server of the user's on this machine would count among the others
+        # the user's server on this machine would count as another program
         if self._own_upstream and others_before is not None and others_after is not None:
             self.report.notes.others(what, (others_after - others_before) / done.seconds)
         return done, None if before is None or after is None else after - before
@@ -222,18 +222,18 @@ def _cpu(peer: Peer) -> float | None:
 
 
 def _others_cpu() -> float | None:
-    """CPU seconds of the programs that have nothing to do with us: everything that we start is below us."""
+    """CPU seconds of all programs that are not this process or its children."""
     machine, ours = machine_cpu_seconds(), ProcessTree(os.getpid()).cpu_seconds()
     return None if machine is None or ours is None else machine - ours
 
 
 def say(text: str) -> None:
-    """Tell on standard error what is going on."""
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def measure_all(run: Run, starts: dict[str, Start], *, memory: bool) -> Report:
-    """Measure everybody.
+    """Measure every peer.
 
     Raises:
         CannotStart: the gateway does not start.

@@ -1,4 +1,4 @@
-"""The table that is printed: rows of figures, and what one row is in another's terms."""
+"""The printed table: rows of figures, and the ratios of one row to another."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Row = Mapping[str, float | None]
 
 
 def figure(value: float | None, digits: int) -> str:
-    """Write a figure, or the sign for none."""
+    """Format a figure, or the sign for none."""
     return MISSING if value is None else f"{value:,.{digits}f}"
 
 
 def ratio(subject: float | None, other: float | None) -> str:
-    """Write how many times `other` the subject is; the sign for none where one is missing or nothing."""
+    """Format the ratio of `subject` to `other`; the sign for none if one is missing or `other` is 0."""
     return MISSING if subject is None or not other else f"{subject / other:.2f}x"
 
 
@@ -45,7 +45,7 @@ def render(columns: Sequence[Column], rows: Mapping[str, Row], compare: Sequence
     Args:
         columns: the columns after the name.
         rows: the figures by the row's name; a figure may be missing.
-        compare: pairs of row names; the first is expressed in terms of the second, where there are both.
+        compare: pairs of row names, for ratios of the first to the second, where both exist.
 
     Returns:
         Lines without a last line break.

@@ -1,7 +1,7 @@
-"""The server that the proxies stand in front of: it answers at once and does nothing else.
+"""A minimal server behind the proxies, which answers at once.
 
-A stand-in for load alone. It knows no route; every POST gets a chat answer, or a stream if its body asks for one. The
-``user`` in the body may say what the stream shall be:
+It has no routes: every POST gets a chat answer, or a stream if its body asks for one. The ``user`` in the body may say
+what the stream shall be:
 
     benchmark events=64 interval=0.02    so many events, one every so many seconds
     benchmark bytes=268435456            events of 64 KiB as fast as they are taken, so many bytes in all
@@ -104,7 +104,7 @@ class Upstream(asyncio.Protocol):
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Resume sending."""
         self._paused = False
         if self._plan is not None and self._timer is None:
             self._send()
@@ -148,7 +148,7 @@ class Upstream(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
-        """Send what is due: one event for each write, as vLLM does."""
+        """Send what is due, with one write for each event, as vLLM does."""
         self._timer = None
         loop = asyncio.get_running_loop()
         while self._plan is not None and self._transport is not None and not self._paused:
@@ -176,7 +176,7 @@ async def serve(port_file: Path) -> None:
     server = await loop.create_server(Upstream, "127.0.0.1", 0, backlog=4096)
     written = port_file.with_suffix(".new")
     written.write_text(str(server.sockets[0].getsockname()[1]))
-    # whoever waits for the file finds it whole
+    # the file appears complete
     written.rename(port_file)
     await stopped.wait()
     server.close()

@@ -1,8 +1,8 @@
-"""Guards that every test passes through, and the fixtures that every part of the tree may use.
+"""Guards around every test, and fixtures for all tests.
 
 A test that leaves a delayed call, a listening port or a connection on the reactor fails, and so does one during which a
 failure or a critical event is logged, an unhandled error in a Deferred among them. A test that wants such an event asks
-for ``logged_failures`` and takes it out.
+for ``logged_failures`` and flushes it.
 
 Nothing here imports the reactor while it is loaded: pytest-twisted installs it first, so that ``--reactor`` works.
 """
@@ -17,12 +17,13 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import deferLater
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-#: turns of the reactor that a closing connection is given before it counts as left behind
+#: turns of the reactor after which a closing connection counts as left behind
 SETTLING_TURNS = 50
-#: from this turn on, a turn waits, so that the kernel may deliver what is on its way
+#: from this turn on each turn waits, to give the kernel time for what is in transit
 PATIENT_FROM_TURN = 20
 PATIENT_SECONDS = 0.01
 
@@ -30,8 +31,9 @@ PATIENT_SECONDS = 0.01
 DEFERRED_HEADLINE = "Unhandled error in Deferred:"
 
 
+@implementer(ILogObserver)
 class LoggedFailures:
-    """Every logged event that carries a failure or is critical, until a test takes it out."""
+    """Logged events that carry a failure or are critical, until a test flushes them."""
 
     def __init__(self) -> None:
         self._events: list[LogEvent] = []
@@ -44,14 +46,15 @@ class LoggedFailures:
             self._events.append(event)
 
     def flush(self, *types: type[BaseException]) -> list[Failure | None]:
-        """Take out what was logged so far: all, or only failures of these types.
+        """Remove and return what was logged so far: all, or only failures of these types.
 
         Returns:
             The failures in their order; ``None`` stands for a critical event without one.
         """
-        # A Deferred tells of its unhandled error when it is collected.
+        # A Deferred logs its unhandled error when it is collected.
         gc.collect()
-        taken, kept = [], []
+        taken: list[LogEvent] = []
+        kept: list[LogEvent] = []
         for event in self._events:
             failure = event.get("log_failure", event.get("failure"))
             (taken if not types or (failure and failure.check(*types)) else kept).append(event)
@@ -59,7 +62,7 @@ class LoggedFailures:
         return [event.get("log_failure", event.get("failure")) for event in taken]
 
     def take_texts(self) -> list[str]:
-        """Take out everything, each event as text with its traceback."""
+        """Remove and return everything, each event as text with its traceback."""
         events, self._events = self._events, []
         return [eventAsText(event) for event in events]
 
@@ -68,18 +71,21 @@ _LOGGED = LoggedFailures()
 
 
 def pytest_configure() -> None:
-    """Watch the log from the first import of a test module on."""
-    globalLogPublisher.addObserver(_LOGGED)
+    """Watch the log from the first import of a test module on.
+
+    Before logging begins, Twisted keeps every event, with all that it refers to, and prints those that are critical.
+    """
+    globalLogBeginner.beginLoggingTo([_LOGGED], discardBuffer=True, redirectStandardIO=False)
 
 
 def pytest_collection_finish() -> None:
-    """Take what the imports left out of later collections: a collection after every test stays cheap."""
+    """Exempt what the imports made from later collections, so that one after every test stays cheap."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run for what was logged after the last test that could be blamed."""
+    """Fail the run for what was logged after the last test."""
     gc.unfreeze()
     gc.collect()
     texts = _LOGGED.take_texts()
@@ -93,21 +99,21 @@ def reactor(twisted_greenlet: object) -> Any:
     """The reactor that pytest-twisted installed, running."""
     from twisted.internet import reactor  # noqa: TID251 - the one place of the tests that names it
 
-    # The first turn installs the reactor's own wakers, which no test is to be blamed for.
+    # The first turn installs the reactor's own wakers, which are no test's leftovers.
     pytest_twisted.blockon(deferLater(reactor, 0, lambda: None))
     return reactor
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _old_objects() -> None:
-    """Take what outlives a module out of later collections; the end of the run looks at it once more."""
+    """Exempt what outlives a module from later collections, until the one at the end of the run."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def logged_failures() -> LoggedFailures:
-    """What was logged with a failure, for a test that expects it: ``assert logged_failures.flush(ValueError)``."""
+    """The logged failures, for a test that expects one: ``assert logged_failures.flush(ValueError)``."""
     return _LOGGED
 
 
@@ -133,7 +139,7 @@ def _leftovers(reactor: Any, calls: set[Any], selectables: set[Any]) -> list[Any
 
 
 def _settle(reactor: Any, calls: set[Any], selectables: set[Any]) -> list[Any]:
-    """Return what is still there once closing connections had time to close."""
+    """Return what is left after closing connections had time to close."""
     found = _leftovers(reactor, calls, selectables)
     for turn in range(SETTLING_TURNS):
         if not found:
@@ -145,7 +151,7 @@ def _settle(reactor: Any, calls: set[Any], selectables: set[Any]) -> list[Any]:
 
 
 def _remove(reactor: Any, found: list[Any]) -> None:
-    """Take the leftovers away, so that only the test that made them fails."""
+    """Remove the leftovers, so that only the test that made them fails."""
     for leftover in found:
         if hasattr(leftover, "cancel"):
             leftover.cancel()

@@ -1,4 +1,4 @@
-"""A certificate that nobody vouches for."""
+"""A self-signed certificate for ``localhost``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def self_signed_pem() -> bytes:
-    """Make a certificate; return it and its key, which nothing else is signed with."""
+    """Return a new certificate and its private key, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nobody")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(

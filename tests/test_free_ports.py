@@ -1,4 +1,4 @@
-"""A port that a test was promised is still there when its server comes for it."""
+"""A port that was reserved for a server stays free for it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from tests.free_ports import free_port
 
 HOST = "127.0.0.1"
-#: sockets that ask for any port, of some 14,000 that Linux chooses from, and ports that are held
+#: sockets that ask for any port (Linux chooses from some 14,000), and reserved ports
 ASKING, HELD = 2_000, 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a port be held for its server")
-def test_nobody_who_asks_for_any_port_gets_one_that_is_held() -> None:
+def test_a_held_port_is_not_given_to_sockets_that_ask_for_any() -> None:
     held = {free_port() for _ in range(HELD)}
     assert len(held) == HELD
     given = set()
@@ -27,7 +27,7 @@ def test_nobody_who_asks_for_any_port_gets_one_that_is_held() -> None:
     assert not given & held
 
 
-def test_the_server_that_it_is_for_gets_it_again_and_again_and_until_then_everybody_is_refused() -> None:
+def test_its_server_binds_it_repeatedly_and_connections_are_refused_until_then() -> None:
     port = free_port()
     for _ in range(2):
         with pytest.raises(ConnectionRefusedError):

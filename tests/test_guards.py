@@ -1,4 +1,4 @@
-"""The guards of conftest.py catch what they promise to catch: each inner run holds one careless test."""
+"""The guards of conftest.py catch what they promise: an inner run has careless and careful tests."""
 
 from __future__ import annotations
 

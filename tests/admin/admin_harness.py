@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
@@ -23,7 +24,6 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IStore
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.store import Store
 
@@ -84,8 +84,8 @@ class HeldStore:
     def spend(self) -> Deferred[Any]:
         return self.inner.spend()
 
-    def news(self, revision: int) -> Deferred[Any]:
-        return self.inner.news(revision)
+    def changes_since(self, revision: int) -> Deferred[Any]:
+        return self.inner.changes_since(revision)
 
     def _hold(self, work: Any) -> Deferred[Any]:
         deferred: Deferred[Any] = Deferred()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from twisted_vllm.storage.memory import MemoryDatabase
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.storage.store import Store
 
 

@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, NOW, Gateway, value_of
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.admin.app import ROUTES
 from twisted_vllm.admin.audit import AuditEntry
 from twisted_vllm.admin.customers import BudgetTable, CustomerReport, report_customers
@@ -21,7 +22,6 @@ from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.admin.users.operations import report_user
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import Allowance
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.records import AuditRecord, EndUserRecord, Member, TeamRecord, UserRecord
 from twisted_vllm.storage.store import Store
 

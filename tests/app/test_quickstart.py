@@ -1,4 +1,4 @@
-"""What ``--quickstart`` decides, and what it leaves alone."""
+"""What ``--quickstart`` sets, and what it leaves as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The root service: how it starts, what it says, and in which order it ends."""
+"""The root service: how it starts, what it logs, and in which order it stops."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.web.client import Agent
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from twisted_vllm.app.service import GatewayService
@@ -83,9 +84,10 @@ def start(service: GatewayService) -> None:
 
 
 async def get(reactor: Any, service: GatewayService, path: str) -> tuple[int, Any]:
-    """Ask the service and close the connection."""
+    """Send a request that closes its connection; return status and JSON."""
     port = service.ports[0].getHost().port  # type: ignore[attr-defined]  # a TCP address has one
-    response = await treq.get(f"http://127.0.0.1:{port}{path}", agent=Agent(reactor), headers={"Connection": "close"})
+    closing = Headers({"Connection": ["close"]})
+    response = await treq.get(f"http://127.0.0.1:{port}{path}", agent=Agent(reactor), headers=closing)
     return response.code, await response.json()
 
 
@@ -168,7 +170,7 @@ async def test_it_is_ready_once_it_started(make: Make, reactor: Any) -> None:
 
 
 class Companion(Service):
-    """Notes what happens to it."""
+    """Records its starts and stops."""
 
     def __init__(self, seen: list[str]) -> None:
         self._seen = seen

@@ -13,7 +13,7 @@ from twisted_vllm.app.drain import Drain, StopSignals
 
 
 class Reactor(Clock):
-    """A clock with handlers of its own, as a reactor that runs has them, that notes when it is stopped."""
+    """A clock with a running reactor's signal handlers, which counts how often it is stopped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Reactor(Clock):
 
 
 class Site:
-    """A site with one connection, which ends when the test says so."""
+    """A site with one connection, which the test ends."""
 
     def __init__(self) -> None:
         self.draining = False

@@ -103,7 +103,7 @@ def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
         (b"x" * 70_000, "a line without an end"),
     ],
 )
-def test_what_is_no_answer_is_named(answer: bytes, told: str) -> None:
+def test_an_invalid_answer_is_reported(answer: bytes, told: str) -> None:
     with pytest.raises(BadAnswer, match=told):
         read(answer)
 

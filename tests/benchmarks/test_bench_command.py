@@ -62,7 +62,7 @@ def left_running(directory: Path) -> list[str]:
     return found
 
 
-def test_the_tables_hold_what_could_be_measured_and_words_the_rest(tmp_path: Path) -> None:
+def test_the_tables_hold_what_was_measured_and_notes_name_the_rest(tmp_path: Path) -> None:
     status, out, err = finish(start(tmp_path))
     assert status == 0, err
     speed, memory, *notes = out.split("\n\n")

@@ -108,7 +108,7 @@ def test_a_port_where_nobody_listens_is_a_failure() -> None:
     assert asyncio.run(main()) == "no connection"
 
 
-def test_one_question_tells_what_was_wrong() -> None:
+def test_asking_once_reports_what_was_wrong() -> None:
     async def main(make: Callable[[], asyncio.Protocol]) -> str | None:
         async with serving(make) as target:
             return await ask_once(target, PLAIN, seconds=0.2)

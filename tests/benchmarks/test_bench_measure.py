@@ -85,13 +85,13 @@ def test_a_process_that_ended_is_not_guessed_at(proc: FakeProc) -> None:
     assert proc.tree(10).cpu_seconds() is None
 
 
-def test_what_the_machine_does_is_all_but_waiting(tmp_path: Path) -> None:
+def test_the_machine_s_cpu_time_excludes_idle_and_iowait(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("cpu  100 20 30 9999 9999 4 6 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
     assert machine_cpu_seconds(tmp_path, ticks_per_second=100) == 1.6
 
 
 @pytest.mark.parametrize("text", [None, "", "intr 1 2", "cpu 1 2"])
-def test_what_the_machine_does_is_not_guessed_at(tmp_path: Path, text: str | None) -> None:
+def test_the_machine_s_cpu_time_is_not_guessed(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "stat").write_text(text)
     assert machine_cpu_seconds(tmp_path, ticks_per_second=100) is None

@@ -7,7 +7,7 @@ from collections import Counter
 from benchmarks.notes import Notes
 
 
-def test_a_calm_machine_and_a_kept_pace_need_no_words() -> None:
+def test_a_calm_machine_and_a_kept_pace_need_no_note() -> None:
     notes = Notes()
     notes.others("gateway, requests", 0.05)
     notes.pace("gateway", 4950, 5000)

@@ -23,10 +23,13 @@ def run_in(directory: Path, *arguments: str) -> Run:
     return Run(parse([*TINY, *arguments], {}), "bench", own_upstream=True, directory=directory / "run")
 
 
+def refuse() -> Peer:
+    raise CannotStart("it ended with status 1")
+
+
 @contextmanager
 def never_starts(_: Path) -> Iterator[Peer]:
-    raise CannotStart("it ended with status 1")
-    yield
+    yield refuse()
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs /proc")

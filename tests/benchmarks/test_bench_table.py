@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.table import Column, figure, ratio, render
+from benchmarks.table import Column, Row, figure, ratio, render
 
 COLUMNS = (Column("rate", "requests\nper s"), Column("cpu", "CPU us", 1), Column("held", "held", compared=False))
 
@@ -23,13 +23,13 @@ def test_figures_stand_below_their_titles_and_ratios_below_the_figures() -> None
 
 
 def test_a_missing_figure_is_a_dash_and_so_is_its_ratio() -> None:
-    rows = {"nginx": {"rate": None, "cpu": 2.0}, "gateway": {"rate": 5.0}}
+    rows: dict[str, Row] = {"nginx": {"rate": None, "cpu": 2.0}, "gateway": {"rate": 5.0}}
     lines = render(COLUMNS, rows, [("gateway", "nginx")]).splitlines()
     assert [line.split() for line in lines[3:5]] == [["nginx", "-", "2.0", "-"], ["gateway", "5", "-", "-"]]
     assert lines[-1].split() == ["gateway", "/", "nginx", "-", "-"]
 
 
-def test_who_was_not_measured_is_compared_with_nobody() -> None:
+def test_a_peer_that_was_not_measured_is_not_compared() -> None:
     text = render(COLUMNS, {"gateway": {"rate": 5.0}}, [("gateway", "nginx")])
     assert text.splitlines()[-1].split() == ["gateway", "5", "-", "-"]
 
@@ -39,5 +39,5 @@ def test_a_ratio_needs_two_figures(subject: float | None, other: float | None) -
     assert ratio(subject, other) == "-"
 
 
-def test_nothing_measured_is_not_nothing_used() -> None:
+def test_a_missing_measurement_is_not_shown_as_zero() -> None:
     assert (figure(None, 1), figure(0.0, 1)) == ("-", "0.0")

@@ -1,9 +1,11 @@
-"""A whole gateway on a real port, raw TCP on both of its sides, and time that passes when a test says so."""
+"""A whole gateway on a real port, raw TCP on both sides, and a clock that the test advances."""
 
 from __future__ import annotations
 
 import io
 import json
+import select
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,20 @@ from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
 from twisted_vllm.errors import ERROR_HEADER
 from twisted_vllm.http.net.deadlines import INTERVAL
 from twisted_vllm.observability.logging.setup import finish, make_observer, uninstall
+from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 
 MASTER_KEY = "sk-master-0123456789abcdef"
 HOST = "127.0.0.1"
-#: real seconds after which a test that waits for bytes is called stuck
+#: a gateway's SQLite database, in its directory
+DATABASE = "keys.sqlite3"
+#: real seconds after which a test that waits for bytes fails
 PATIENCE = 30
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
 
 class ClockedReactor:
-    """The real reactor's sockets and threads with a clock that the test turns."""
+    """The real reactor's sockets and threads, with a clock that the test advances."""
 
     def __init__(self, reactor: Any) -> None:
         self.clock = Clock()
@@ -41,7 +46,7 @@ class ClockedReactor:
         directlyProvides(self, providedBy(reactor))
 
     def callLater(self, delay: float, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
-        """Call at a time of the clock's, or, without a delay, in the reactor's next turn."""
+        """Call when the clock is advanced so far, or, without a delay, in the reactor's next turn."""
         clock = self.clock if delay else self._reactor
         return clock.callLater(delay, function, *args, **kwargs)
 
@@ -50,7 +55,7 @@ class ClockedReactor:
 
 
 class Wire(Protocol):
-    """One end of a raw connection: what came, and Deferreds that fire when something has come.
+    """One end of a raw connection: the bytes that came, and Deferreds that wait for more.
 
     Attributes:
         received: every byte that came.
@@ -77,7 +82,7 @@ class Wire(Protocol):
         self._look()
 
     def until(self, is_so: Callable[[], object]) -> Deferred[None]:
-        """Fire once `is_so`, asked at every piece and at the end."""
+        """Fire once `is_so`, which is asked at every piece and at the end."""
         waiting: Deferred[None] = Deferred()
         waiting.addTimeout(PATIENCE, self._reactor)
         waiting.addErrback(self._stuck)
@@ -113,14 +118,17 @@ class Wire(Protocol):
             pair[1].callback(None)
 
     def _stuck(self, failure: Failure) -> Failure:
-        raise AssertionError(f"waited in vain; came: {self.received[-2000:]!r}, ended: {self.lost}") from failure.value
+        raise AssertionError(
+            f"not within {PATIENCE} seconds; came: {self.received[-2000:]!r}, ended: {self.lost}"
+        ) from failure.value
 
 
 class StandIn(Factory):
-    """A server written by the test: it keeps the bytes that it got and sends those that it is given.
+    """A server that the test scripts: it keeps the bytes that came, and sends those that it is given.
 
     Attributes:
-        answer: what each request with a whole head gets at once, or None to let the test write it.
+        answer: sent at once for each whole request head; None lets the test send.
+        respond: called with a connection at each piece that comes on it; by default it sends `answer`.
         connections: the connections, in the order in which they came.
     """
 
@@ -128,6 +136,7 @@ class StandIn(Factory):
 
     def __init__(self, reactor: Any, answer: bytes | None) -> None:
         self.answer = answer
+        self.respond: Callable[[Wire], None] = self._send_answer
         self.connections: list[Wire] = []
         self._waiting: list[tuple[int, Deferred[Wire]]] = []
         self._reactor = reactor
@@ -135,7 +144,7 @@ class StandIn(Factory):
         self.port = int(self._port.getHost().port)
 
     def buildProtocol(self, addr: object) -> Wire:
-        connection = Wire(self._reactor, self._on_data)
+        connection = Wire(self._reactor, lambda wire: self.respond(wire))
         connection.factory = self
         self.connections.append(connection)
         for pair in [pair for pair in self._waiting if pair[0] < len(self.connections)]:
@@ -143,7 +152,7 @@ class StandIn(Factory):
             pair[1].callback(self.connections[pair[0]])
         return connection
 
-    def _on_data(self, connection: Wire) -> None:
+    def _send_answer(self, connection: Wire) -> None:
         if self.answer is not None and b"\r\n\r\n" in connection.received:
             connection.send(self.answer)
 
@@ -189,7 +198,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """A refusal of the gateway's own, after its shape was checked."""
+        """The error of a gateway's own refusal, after its shape was checked."""
         error: dict[str, Any] = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert self.header("content-type") == "application/json"
@@ -246,9 +255,9 @@ def request_bytes(
     target: str,
     key: str | None = MASTER_KEY,
     headers: Mapping[str, str] | None = None,
-    body: bytes | object = None,
+    body: object = None,
 ) -> bytes:
-    """Write a request out; a body that is not bytes is sent as JSON."""
+    """Return a request; a body that is not bytes is sent as JSON."""
     pairs = {"Host": "gateway.example", **(headers or {})}
     if key is not None:
         pairs["Authorization"] = f"Bearer {key}"
@@ -258,7 +267,11 @@ def request_bytes(
             pairs.setdefault("Content-Type", "application/json")
         pairs["Content-Length"] = str(len(body))
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in pairs.items())]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")  # type: ignore[operator]  # bytes by now
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+#: a request that fits into one segment
+COMPLETION = request_bytes("POST", "/vllm/v1/completions", body={"model": "m"})
 
 
 def server_at(
@@ -273,12 +286,38 @@ def server_at(
     return Server(name, HOST, port, False, base_path, name.encode(), secret, timeouts)
 
 
+def capped(port: int, limit: int = 1, places: int = 100, **timeouts: Any) -> Server:
+    server = server_at(port, timeouts=Timeouts(**timeouts))
+    return attrs.evolve(server, max_concurrent_requests=limit, max_queued_requests=places)
+
+
+#: more pipelined requests than the gateway holds
+PIPELINED = request_bytes("GET", "/vllm/v1/models") * 300
+
+REALTIME = "/vllm/v1/realtime"
+HANDSHAKE = {
+    "Connection": "keep-alive, Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+SWITCHING_PROTOCOLS = (
+    b"HTTP/1.1 101 Switching  Protocols!\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-Twice: a\r\nX-Twice: b\r\n\r\n"
+)
+
+
+def handshake(key: str | None = MASTER_KEY, target: str = REALTIME, **headers: str) -> bytes:
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return request_bytes("GET", target, key, headers={**HANDSHAKE, **more})
+
+
 class Gateway:
-    """A gateway that runs.
+    """A running gateway.
 
     Attributes:
         service: the real root service.
-        clock: its time; nothing of it times out unless the test turns it.
+        clock: its clock; nothing times out unless the test advances it.
         port: where it listens.
         log_file: where its log goes.
         database_file: where its keys are.
@@ -291,7 +330,7 @@ class Gateway:
         clocked = ClockedReactor(reactor)
         self.clock = clocked.clock
         self.log_file = directory / "gateway.log"
-        self.database_file = directory / "keys.sqlite3"
+        self.database_file = directory / DATABASE
         values: dict[str, Any] = {
             "listen": (f"tcp:0:interface={HOST}",),
             "master_key": Secret(MASTER_KEY),
@@ -307,15 +346,27 @@ class Gateway:
         self.service.startService()
         self.port: int = self.service.ports[0].getHost().port  # type: ignore[attr-defined]  # a TCP address has one
 
+    @property
+    def queued(self) -> int:
+        """How many requests wait for a busy server."""
+        return len(self.service.wiring.queues)
+
+    @property
+    def limiter(self) -> LocalLimiter:
+        """What counts requests, tokens and money."""
+        limiter = self.service.wiring.accounting.limiter
+        assert isinstance(limiter, LocalLimiter)
+        return limiter
+
     def pass_time(self, seconds: float) -> None:
-        """Let time pass as the gateway's parts see it: in steps of the sweeper's."""
+        """Advance the clock, in steps of the deadline sweeper's interval."""
         self.clock.pump([INTERVAL] * int(seconds / INTERVAL + 3))
 
     async def connect(self) -> Wire:
         """Open a raw connection to the gateway."""
         client = Wire(self._reactor)
         await connectProtocol(TCP4ClientEndpoint(self._reactor, HOST, self.port), client)
-        self._clients.append(client)
+        self._clients = [*(each for each in self._clients if each.lost is None), client]
         return client
 
     async def send(self, raw: bytes) -> Wire:
@@ -333,7 +384,7 @@ class Gateway:
         return parse_answer(client.received)
 
     async def ask(self, method: str, target: str, key: str | None = MASTER_KEY, **options: Any) -> Answer:
-        """Ask, as `request_bytes` writes it."""
+        """Send the request that `request_bytes` makes; return the answer."""
         return await self.answer_to(request_bytes(method, target, key, **options))
 
     async def make_key(self, **fields: object) -> str:
@@ -355,16 +406,83 @@ class Gateway:
         return [line for line in self.log_lines() if "outcome" in line]
 
     def stop(self) -> Deferred[None]:
-        """Begin to drain."""
+        """Begin the drain; fire once the gateway has stopped."""
         self._stopped = True
         stopped: Deferred[None] = self.service.stopService()
         return stopped
 
     async def clean_up(self) -> None:
-        """End everything."""
+        """Stop the gateway, if it runs, and its clients."""
         for client in self._clients:
             if client.lost is None:
                 client.cut()
         if not self._stopped:
             await self.stop()
         uninstall(self._observer)
+
+
+async def begin(
+    server: StandIn, gateway: Gateway, raw: bytes = COMPLETION, until: bytes | None = None
+) -> tuple[Wire, Wire]:
+    """Send a request; return the client and the server's connection, once the request came there.
+
+    Args:
+        server: the server, to which nothing came before.
+        gateway: the gateway.
+        raw: the request, or the beginning of one.
+        until: what must have come to the server; None waits for the head, and the body as it stands in `raw`.
+    """
+    body = raw.partition(b"\r\n\r\n")[2]
+    client = await gateway.send(raw)
+    upstream = await server.connection()
+    if until is None:
+        await upstream.until(lambda: b"\r\n\r\n" in upstream.received and upstream.received.endswith(body))
+    else:
+        await upstream.until_received(until)
+    return client, upstream
+
+
+async def eventually(reactor: Any, is_so: Callable[[], object], seconds: float = 30.0) -> None:
+    """Poll until `is_so`: a socket that is not read from has no event for what the kernel knows of it."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"still not so after {seconds:g} seconds"
+        await deferLater(reactor, 0.005, lambda: None)
+
+
+def has_disconnected(connection: Wire) -> bool:
+    """Tell whether the other side has closed the connection, without reading from it."""
+    poll = select.poll()
+    poll.register(connection.transport.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+class EndlessProducer:
+    """Produces until it is paused."""
+
+    PIECE = 65536
+
+    def __init__(self, wire: Wire) -> None:
+        self.sent = 0
+        self._wire = wire
+        self._running = False
+        self._quiet_turns = 0
+
+    def resumeProducing(self) -> None:
+        self._running = True
+        self._quiet_turns = 0
+        while self._running and self._wire.lost is None and self.sent < 100_000_000:
+            self.sent += self.PIECE
+            self._wire.send(b"x" * self.PIECE)
+
+    def pauseProducing(self) -> None:
+        self._running = False
+
+    def stopProducing(self) -> None:
+        self._running = False
+
+    async def until_stuck(self) -> None:
+        """Return once nothing was taken for 50 turns of the reactor."""
+        while self._quiet_turns < 50:
+            self._quiet_turns += 1
+            await self._wire.next_turn()

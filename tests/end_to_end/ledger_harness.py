@@ -1,4 +1,4 @@
-"""A server that acts as it is told for each request, a gateway in front of it, and a reader of the gateway's ledger."""
+"""A server that follows a script for each request, a gateway in front of it, and a reader of the gateway's ledger."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.end_to_end.messages import header_of, length_of
 from tests.end_to_end.process_harness import Connection, ThreadedServer, connect
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, ask, wait_until
 
 Columns = dict[str, Any]
-#: what a server does with a request of which it has read all; it is told how often this request came before
-Act = Callable[[Connection, int], None]
+#: what a server does with a request that it has read; its second argument is how often this request came before
+Script = Callable[[Connection, int], None]
 
 CHAT = "/v1/chat/completions"
 CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}'
 STREAM_BODY = CHAT_BODY.replace(b"false", b"true")
-#: what the gateway puts into it to ask for the stream's usage
+#: what the gateway inserts to ask for the stream's usage
 SPLICE = b'"stream_options":{"include_usage":true},'
-#: what a server counts
+#: the usage that the server reports
 USED = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 ANSWER = b'{"choices":[],%b}' % USED
 
@@ -35,65 +36,42 @@ def event(**delta: str) -> bytes:
     return b"data: %b\n\n" % json.dumps(chunk, separators=(",", ":")).encode()
 
 
-#: who speaks, and two tokens
+#: the role, and two tokens
 EVENTS = event(role="assistant") + event(content="a") + event(content="b")
 USAGE_EVENT = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[],%b}\n\n' % USED
 DONE = b"data: [DONE]\n\n"
-EVENT_STREAM = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-LAST = b"0\r\n\r\n"
 
 
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def whole(body: bytes, status: str = "200 OK", kind: str = "application/json", more: str = "") -> bytes:
-    """Return an answer with a length."""
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
-    return head.encode() + body
-
-
-def header_of(head: bytes, name: str) -> str:
-    """Return the value of a header, or nothing."""
-    for line in head.decode("latin-1").split("\r\n")[1:]:
-        found, _, value = line.partition(": ")
-        if found.lower() == name:
-            return value
-    return ""
-
-
-class ActingServer:
-    """A server whose requests say by ``X-Act`` what it does with them.
+class ScriptedServer:
+    """A server that does with each request what its ``X-Script`` names.
 
     Attributes:
-        came: how often each request's head came, by its id.
+        arrivals: how often each request's head came, by its id.
         port: where it listens.
     """
 
-    def __init__(self, acts: dict[str, Act]) -> None:
-        self.came: Counter[str] = Counter()
-        self._acts = acts
+    def __init__(self, scripts: dict[str, Script]) -> None:
+        self.arrivals: Counter[str] = Counter()
+        self._scripts = scripts
         self._lock = threading.Lock()
         self._server = ThreadedServer(self._serve)
         self.port = self._server.port
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():
-            name, request_id = header_of(head, "x-act"), header_of(head, "x-request-id")
+            name, request_id = header_of(head, "x-script"), header_of(head, "x-request-id")
             with self._lock:
-                times = self.came[request_id]
-                self.came[request_id] += 1
+                times = self.arrivals[request_id]
+                self.arrivals[request_id] += 1
             if not header_of(head, "x-unread"):
-                connection.read(int(header_of(head, "content-length") or 0))
-            self._acts[name](connection, times)
+                connection.read(length_of(head))
+            self._scripts[name](connection, times)
 
     def stop(self) -> None:
         self._server.stop()
 
 
-#: each row with who paid and what was asked, its empty columns as they are meant
+#: each row with its payer and its target, and the meaning of its empty columns
 ROWS = """
 SELECT row.*, coalesce(row.request_id, row.id) AS request_id, coalesce(row.error, '') AS error,
     coalesce(row.headers, '{}') AS headers, payer.*, target.*, row.id AS id
@@ -130,13 +108,13 @@ class LedgerGateway(Configured):
         super().__init__(directory, server, settings)
 
     def administer(self, path: str, **body: object) -> Any:
-        """Do an administrative act; return its answer."""
+        """Call an admin route; return its answer."""
         status, text = ask(self.port, path, MASTER_KEY, "POST", json.dumps(body))
         assert status == 200, text
         return json.loads(text)
 
     def logged(self, request_id: str) -> bool:
-        """Tell whether a request is over."""
+        """Return whether a request has its line in the log."""
         return f'"request_id":"{request_id}"' in self._log.read_text()
 
     def rows(self) -> dict[str, list[Columns]]:
@@ -152,7 +130,7 @@ class Caller:
         key: the key.
     """
 
-    def __init__(self, gateway: LedgerGateway, server: ActingServer, key: str) -> None:
+    def __init__(self, gateway: LedgerGateway, server: ScriptedServer, key: str) -> None:
         self.gateway = gateway
         self.server = server
         self.key = key
@@ -165,19 +143,19 @@ class Caller:
         method: str = "POST",
         path: str = CHAT,
         length: int | None = None,
-        act: str = "",
+        script: str = "",
         version: str = "1.1",
     ) -> bytes:
-        """Write a request out.
+        """Return a request.
 
         Args:
-            name: its id, and what the server does with it where `act` names nothing else.
+            name: its id, and what the server does with it where `script` names nothing else.
             body: its body, or what is sent of it.
             lines: more of its head.
             method: its method.
             path: the path that the server sees.
-            length: the length that it announces, where that is not the body's; below 0, none is announced.
-            act: what the server does with it.
+            length: its ``Content-Length``, where that is not the body's; below 0, it has none.
+            script: what the server does with it.
             version: of HTTP.
         """
         head = [
@@ -185,7 +163,7 @@ class Caller:
             "Host: gateway",
             f"Authorization: Bearer {self.key}",
             f"X-Request-Id: {name}",
-            f"X-Act: {act or name}",
+            f"X-Script: {script or name}",
             *lines,
         ]
         if body and not any(line.startswith("Content-Type") for line in lines):
@@ -205,9 +183,9 @@ class Caller:
         finally:
             connection.close()
 
-    def until_came(self, name: str, times: int = 1) -> None:
-        """Wait until the server has had the request's head so many times."""
-        wait_until(lambda: self.server.came[name] >= times)
+    def until_arrived(self, name: str, times: int = 1) -> None:
+        """Wait until the request's head has come to the server so many times."""
+        wait_until(lambda: self.server.arrivals[name] >= times)
 
     def answer(self, raw: bytes, status: int) -> bytes:
         """Send a request, and return the body of the answer: one with a length, in chunks, or without any."""
@@ -218,7 +196,7 @@ class Caller:
                 return read_chunks(connection)
             if raw.startswith(b"HEAD ") or status in (204, 304):
                 return b""
-            return connection.read(int(header_of(head, "content-length")))
+            return connection.read(length_of(head))
 
 
 def read_chunks(connection: Connection) -> bytes:

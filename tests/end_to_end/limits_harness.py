@@ -1,4 +1,4 @@
-"""Gateways in processes of their own, whose limits many clients try at once."""
+"""Gateways in processes of their own, whose limits are tested by bursts of requests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.end_to_end.messages import length_of, whole
 from tests.end_to_end.process_harness import Connection, connect
 from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, Configured, ask, wait_until
 
@@ -17,10 +18,7 @@ MODEL = "m"
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
 #: the server counts 7 tokens; one costs a dollar
 ANSWER_BODY = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-    len(ANSWER_BODY),
-    ANSWER_BODY,
-)
+ANSWER = whole(ANSWER_BODY)
 CONFIG = """
 passthrough:
   log: {file: gateway.log, format: json}
@@ -29,7 +27,7 @@ passthrough:
 
 
 class GatedServer:
-    """Takes requests, and answers them once its gate is open.
+    """Takes requests, and answers them while its gate is open.
 
     Attributes:
         taken: how many came.
@@ -103,12 +101,12 @@ def burst(ports: list[int], key: str, count: int, server: GatedServer, expected:
         def read(wanted: int) -> None:
             while found.total() < wanted:
                 ready = poll.poll(PATIENCE * 1000)
-                assert ready, f"waited in vain; {dict(found)}"
+                assert ready, f"not within {PATIENCE:g} seconds; {dict(found)}"
                 for descriptor, _ in ready:
                     poll.unregister(descriptor)
                     found[_answer(connections[descriptor])] += 1
 
-        # with the server's gate closed, those that were refused are answered and the others are in work
+        # while the gate is closed, only refused requests are answered; the others are in flight
         read(count - expected)
         wait_until(lambda: server.taken >= expected)
         assert poll.poll(0) == []
@@ -122,8 +120,7 @@ def burst(ports: list[int], key: str, count: int, server: GatedServer, expected:
 
 
 def _answer(connection: Connection) -> tuple[int, str]:
-    head = connection.read_head().decode("latin-1")
-    lines = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
-    body = connection.read(int(lines["content-length"]))
-    status = int(head.split(" ")[1])
+    head = connection.read_head()
+    body = connection.read(length_of(head))
+    status = int(head.split(b" ")[1])
     return status, "" if status == 200 else json.loads(body)["error"]["code"]

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own that can be measured, and blocking sockets in threads on both of its sides."""
+"""A gateway in a process that can be measured, with blocking sockets in threads as its clients and servers."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from ssl import SSLContext
 
 import pytest
 
+from benchmarks.measure import parse_memory
 from tests.end_to_end.end_to_end_harness import HOST
 from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, Configured, wait_until
 
 MEBIBYTE = 1 << 20
-#: whether the full counts are run: they take minutes
+#: whether to run with the full counts, which takes minutes
 FULL = os.environ.get("FULL_LOAD", "") not in ("", "0")
-#: one piece of a large body; what is sent is this piece again and again, with its number in front
+#: one block of a large body; each block that is sent begins with its offset
 BLOCK = bytes(range(256)) * 1_024
-#: real seconds in which a send that does not get through counts as blocked
+#: seconds after which a send that takes nothing counts as blocked
 BLOCKED = 0.5
 
 HEAD_END = b"\r\n\r\n"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class MeasuredGateway(Configured):
-    """``twistd -n vllm-passthrough`` in front of one server, with what the kernel tells of the process."""
+    """``twistd -n vllm-passthrough`` in front of one server, with the kernel's figures of the process."""
 
     def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "", **variables: str) -> None:
-        # a log file: nobody reads the pipe of the standard output meanwhile
+        # a log file: the pipe of standard output is not read while it runs
         super().__init__(
             directory,
             server,
@@ -42,39 +43,43 @@ class MeasuredGateway(Configured):
             **variables,
         )
 
-    def _status(self, field: str) -> int:
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1_024
-        raise AssertionError(f"the kernel does not tell {field}")
+    def _memory(self, name: str) -> int:
+        found = parse_memory(Path(f"/proc/{self.pid}/status").read_text(), name)
+        assert found is not None
+        return found
 
     @property
     def memory(self) -> int:
-        """Bytes that are resident."""
-        return self._status("VmRSS")
+        """Resident memory in bytes."""
+        return self._memory("VmRSS")
 
     @property
     def peak(self) -> int:
-        """The most bytes that were resident since `forget_peak`."""
-        return self._status("VmHWM")
+        """The most resident memory since `forget_peak`, in bytes."""
+        return self._memory("VmHWM")
 
     def forget_peak(self) -> int:
-        """Let the peak begin anew; return the bytes that are resident."""
+        """Reset `peak`; return the resident memory in bytes."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
         return self.memory
 
     @property
-    def sockets(self) -> int:
-        """How many sockets are open."""
-        found = 0
+    def open_files(self) -> list[str]:
+        """What the open descriptors refer to: a path, or the kernel's name of it."""
+        found = []
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
-                found += os.readlink(descriptor).startswith("socket:")
+                found.append(os.readlink(descriptor))
         return found
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets are open."""
+        return sum(name.startswith("socket:") for name in self.open_files)
 
 
 class Connection:
-    """A blocking socket that is read by what HTTP is made of.
+    """A blocking socket with reads that fit HTTP messages.
 
     Attributes:
         socket: the socket.
@@ -145,27 +150,29 @@ def blocks(size: int) -> Iterator[bytes]:
         yield (b"%016d" % number + BLOCK[16:])[: size - number]
 
 
+@cache
 def digest_of(size: int) -> str:
+    """Return the hash of `blocks`."""
     found = hashlib.sha256()
     for block in blocks(size):
         found.update(block)
     return found.hexdigest()
 
 
-class Pour:
-    """Sends `blocks` over a connection, in the thread that calls it, and counts.
+class BlockSender:
+    """Sends `blocks` over a connection and counts the bytes.
 
     Attributes:
         sent: bytes that the kernel took so far.
-        blocked: set when a send got nothing through for `BLOCKED` seconds.
-        read_on: what is called then, before it waits on.
+        blocked: set when the kernel took nothing for `BLOCKED` seconds.
     """
 
     def __init__(self) -> None:
         self.sent = 0
         self.blocked = threading.Event()
 
-    def pour(self, connection: Connection, size: int) -> None:
+    def send(self, connection: Connection, size: int) -> None:
+        """Send `size` bytes in the calling thread."""
         for block in blocks(size):
             view = memoryview(block)
             while view:
@@ -173,7 +180,7 @@ class Pour:
                 try:
                     taken = connection.socket.send(view)
                 except TimeoutError:
-                    assert not self.blocked.is_set(), "it was never read on"
+                    assert not self.blocked.is_set(), "the receiver never went on"
                     self.blocked.set()
                     continue
                 self.sent += taken
@@ -181,7 +188,7 @@ class Pour:
 
 
 class ThreadedServer:
-    """A server whose every connection is a function call in a thread.
+    """A server that calls a function for each connection, in a thread of its own.
 
     A handler that returns True leaves its connection open, without a thread, until the server stops.
 
@@ -221,7 +228,7 @@ class ThreadedServer:
         try:
             stays = bool(self._handler(connection))
         except (ConnectionError, TimeoutError, OSError):
-            # the gateway ended the connection, or the test is over
+            # the gateway closed the connection, or the test has ended
             pass
         except BaseException as error:
             self.failures.append(error)
@@ -296,7 +303,7 @@ def request_head(method: str, target: str, *lines: str) -> bytes:
 
 @contextmanager
 def many_descriptors(wanted: int) -> Iterator[None]:
-    """Let this process, and those that it starts, have so many open files; skip the test where the system refuses."""
+    """Allow this process and its children so many open files; skip the test where the system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted:
         pytest.skip(f"needs {wanted} open files, and the hard limit is {hard}")
@@ -308,7 +315,7 @@ def many_descriptors(wanted: int) -> Iterator[None]:
 
 
 def settled(measure: Callable[[], int], bound: int) -> int:
-    """Return what `measure` says once it is at most `bound`, or its last word when patience ends."""
+    """Return what `measure` returns once it is at most `bound`, or after `PATIENCE` seconds."""
     with suppress(AssertionError):
         wait_until(lambda: measure() <= bound)
     return measure()

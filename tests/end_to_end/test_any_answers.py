@@ -1,4 +1,4 @@
-"""Over real sockets, for any requests in line and any kind of answer: each client gets its own answers, in order."""
+"""For any pipelined requests and any kind of answer, over real sockets: each client gets its own answers, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Wire
-from tests.end_to_end.test_any_segments import CUTS, LAST, Trial, over_sockets
+from tests.end_to_end.messages import LAST
+from tests.end_to_end.test_any_segments import CUTS, Trial, over_sockets
 
 KINDS = ("plain", "chunked", "empty", "junk", "unmodified", "early", "until the end", "hints", "then closes", "half")
 
@@ -23,9 +24,9 @@ class Server:
     def __init__(self, trial: Trial) -> None:
         self._read: dict[Wire, int] = {}
         self._early: set[bytes] = set()
-        trial.server._on_data = self._on_data  # type: ignore[method-assign]  # the answer depends on what came
+        trial.server.respond = self._respond
 
-    def _on_data(self, wire: Wire) -> None:
+    def _respond(self, wire: Wire) -> None:
         while (taken := self._answer(wire, wire.received[self._read.get(wire, 0) :])) is not None:
             self._read[wire] = self._read.get(wire, 0) + taken
 

@@ -1,4 +1,4 @@
-"""Over real sockets, for any segments in which bytes may arrive: the same request, the same relay, and nothing left."""
+"""However the bytes are cut into segments, over real sockets: the same request, the same relay, and nothing left."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, is_whole
+from tests.end_to_end.messages import LAST, OK
 
 KEY = b"Authorization: Bearer " + MASTER_KEY.encode() + b"\r\n"
-LAST = b"0\r\n\r\n"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 NEXT = b"GET /vllm/next HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"
 NEXT_ANSWER = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext"
 
@@ -25,7 +24,7 @@ NEXT_ANSWER = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext"
 over_sockets = settings(
     deadline=None,
     max_examples=150,
-    # an example that waits in vain takes all of the tests' patience: it is not made smaller by many more of its kind
+    # no shrinking: an example that fails by a timeout takes half a minute
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
@@ -46,7 +45,11 @@ class Trial:
 
     def play(self, example: Coroutine[Any, Any, None]) -> None:
         """Run one example; called from the thread."""
-        blockingCallFromThread(self._reactor, lambda: ensureDeferred(example))
+
+        def begin() -> Any:
+            return ensureDeferred(example)
+
+        blockingCallFromThread(self._reactor, begin)
 
     async def send(self, wire: Wire, data: bytes, cuts: list[int]) -> None:
         """Send `data`, cut at these places, each piece in a turn of its own."""
@@ -57,7 +60,7 @@ class Trial:
             await wire.next_turn()
 
     async def end(self, client: Wire) -> None:
-        """End an example; see that the gateway keeps nothing of it, and let the next begin with fresh connections."""
+        """End an example: close its connections and check that the gateway keeps nothing of it."""
         if client.lost is None:
             client.cut()
         for connection in self.server.connections:
@@ -66,11 +69,11 @@ class Trial:
         self.server.connections.clear()
         site = self.gateway.service.site
         for _ in range(1_000):
-            if not site._channels and not site._live_ids:
+            if not site.connections and len(site.ids) == 0:
                 break
             await client.next_turn()
-        assert not site._channels
-        assert not site._live_ids
+        assert not site.connections
+        assert len(site.ids) == 0
 
 
 @pytest.fixture
@@ -112,11 +115,11 @@ def read_request(raw: bytes) -> tuple[bytes, bytes] | None:
     if b"transfer-encoding" in fields:
         body = b""
         while True:
-            size, found, rest = rest.partition(b"\r\n")
-            if not found or len(rest) < int(size, 16) + 2:
+            line, found, rest = rest.partition(b"\r\n")
+            if not found or len(rest) < int(line, 16) + 2:
                 return None
-            body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
-            if int(size, 16) == 0:
+            body, rest = body + rest[: int(line, 16)], rest[int(line, 16) + 2 :]
+            if int(line, 16) == 0:
                 return target + b" " + body, rest
     size = int(fields.get(b"content-length", b"0"))
     return None if len(rest) < size else (target + b" " + rest[:size], rest[size:])
@@ -132,9 +135,9 @@ class Reader:
     def __init__(self, server: StandIn) -> None:
         self.seen: list[bytes] = []
         self._read: dict[Wire, int] = {}
-        server._on_data = self._on_data  # type: ignore[method-assign]  # the answer depends on what came
+        server.respond = self._respond
 
-    def _on_data(self, wire: Wire) -> None:
+    def _respond(self, wire: Wire) -> None:
         while found := read_request(wire.received[self._read.get(wire, 0) :]):
             request, rest = found
             self._read[wire] = len(wire.received) - len(rest)
@@ -223,7 +226,7 @@ def read_body(raw: bytes) -> tuple[bytes, bytes]:
 @pytest_twisted.ensureDeferred
 async def test_a_response_is_relayed_the_same_however_it_is_cut(trial: Trial) -> None:
     async def example(raw: bytes, body: bytes, closes: bool, cuts: list[int]) -> None:
-        trial.server._on_data = lambda wire: None  # type: ignore[method-assign]  # this example answers itself
+        trial.server.respond = lambda wire: None
         client = await trial.gateway.connect()
         client.send(NEXT.replace(b"Host", b"X-Request-Id: mine\r\nHost") + NEXT)
         upstream = await trial.server.connection()
@@ -256,7 +259,7 @@ async def test_a_response_is_relayed_the_same_however_it_is_cut(trial: Trial) ->
 @pytest_twisted.ensureDeferred
 async def test_random_bytes_from_a_server_are_answered_for_or_cut(trial: Trial) -> None:
     async def play(segments: list[bytes]) -> None:
-        trial.server._on_data = lambda wire: None  # type: ignore[method-assign]  # this example answers itself
+        trial.server.respond = lambda wire: None
         client = await trial.gateway.connect()
         client.send(NEXT)
         upstream = await trial.server.connection()

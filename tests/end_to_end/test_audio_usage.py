@@ -1,6 +1,6 @@
-"""What uploads of audio used stands in the ledger: by the server's word, or for WAV files as the gateway measures them.
+"""The usage of audio uploads in the ledger: as the server reports it, or, for WAV files, as the gateway measures it.
 
-Whichever way the form takes: held, passed on as it comes, or passed on behind the field that names its model.
+Whether the form is held, passed on as it comes, or passed on behind the field that names its model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import length_of, whole
 from tests.end_to_end.process_harness import Connection, ThreadedServer, connected
 from tests.end_to_end.twistd_harness import MASTER_KEY, Configured, Foreground, ask, wait_until
 
@@ -24,10 +26,6 @@ passthrough:
 #: seconds of audio, and the file's bytes for each
 SECONDS, RATE = 2, 32_000
 ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
-
-
-def length_in(head: bytes) -> int:
-    return int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
 
 
 class Recorded:
@@ -48,15 +46,14 @@ class Recorded:
             if b"chunked" in head.lower():
                 connection.read_until(b"\r\n0\r\n\r\n")
             else:
-                connection.read(length_in(head))
+                connection.read(length_of(head))
             self.forms += 1
             if not self.answer:
-                # it is at it until the client goes
+                # no answer: wait for the client to leave
                 connection.read(1)
             body = (ANSWERS / self.answer).read_bytes()
-            kind = b"text/event-stream" if self.answer.endswith(".sse") else b"application/json"
-            connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (kind, len(body)))
-            connection.send(body)
+            kind = "text/event-stream" if self.answer.endswith(".sse") else "application/json"
+            connection.send(whole(body, kind=kind))
 
 
 @pytest.fixture(scope="module")
@@ -110,86 +107,127 @@ def upload(gateway: Foreground, key: str, form: bytes, route: str, chunked: bool
             client.send(head_of(key, f"Content-Length: {len(form)}", route) + form)
         head = client.read_head()
         assert b" 200 OK" in head
-        client.read(length_in(head))
+        client.read(length_of(head))
 
 
-def row_of(gateway: Foreground, key: str) -> dict[str, Any]:
-    def rows() -> list[dict[str, Any]]:
-        status, text = ask(gateway.port, "/spend/logs", key)
-        assert status == 200, text
-        found: list[dict[str, Any]] = json.loads(text)
-        return found
-
-    wait_until(rows)
-    [row] = rows()
-    return row
+def rows_of(gateway: Foreground, key: str) -> list[dict[str, Any]]:
+    status, text = ask(gateway.port, "/spend/logs", key)
+    assert status == 200, text
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
 
 
 def figures(row: dict[str, Any]) -> tuple[int, int, float, bool]:
-    """Return the tokens of prompt and answer, the seconds of audio, and whether they are the gateway's own."""
-    told = row["metadata"]
-    return row["prompt_tokens"], row["completion_tokens"], told["audio_seconds"], told["estimated"]
+    """Return the tokens of prompt and answer, the seconds of audio, and whether the gateway estimated them."""
+    metadata = row["metadata"]
+    return row["prompt_tokens"], row["completion_tokens"], metadata["audio_seconds"], metadata["estimated"]
 
 
-#: what the key is limited to, how often the two seconds are in the file, and whether the form comes in chunks
-WAYS = {
-    "in hand": ({}, 1, False),
-    "streaming": ({}, 40, False),
-    "streaming in chunks": ({}, 3, True),
-    "held whole": ({"tpm_limit": 10_000}, 3, False),
-    "held up to its model": ({"tpm_limit": 10_000}, 40, False),
-    "held up to its model, in chunks": ({"models": ["whisper"]}, 3, True),
+@attrs.frozen
+class Upload:
+    """One upload by a key of its own.
+
+    Attributes:
+        answer: the recorded answer of the server; none where the client leaves first.
+        expected: tokens of prompt and answer, seconds of audio, and whether the gateway estimated them.
+        file: the uploaded file.
+        route: where it goes.
+        chunked: whether the form comes in chunks.
+        limits: what the key is limited to.
+    """
+
+    answer: str
+    expected: tuple[int, int, float, bool]
+    file: bytes = wav()
+    route: str = "/v1/audio/transcriptions"
+    chunked: bool = False
+    limits: dict[str, object] = attrs.Factory(dict)
+
+
+def unmeasured_stream(repeat: int, chunked: bool, **limits: object) -> Upload:
+    """Return an upload of a WAV file whose streamed answer tells no usage."""
+    expected = (0, 4, SECONDS * repeat, True)
+    return Upload("transcription.sse", expected, wav(repeat), chunked=chunked, limits=limits)
+
+
+#: whether the form is short, passes as it comes, is held whole, or is held up to the field that names its model
+STREAMS_WITHOUT_USAGE = {
+    "in hand": unmeasured_stream(1, False),
+    "streaming": unmeasured_stream(40, False),
+    "streaming in chunks": unmeasured_stream(3, True),
+    "held whole": unmeasured_stream(3, False, tpm_limit=10_000),
+    "held up to its model": unmeasured_stream(40, False, tpm_limit=10_000),
+    "held up to its model, in chunks": unmeasured_stream(3, True, models=["whisper"]),
 }
+REPORTED = {
+    # the server rounds up
+    "transcription": Upload("transcription.json", (0, 0, 4, False)),
+    "verbose transcription": Upload("transcription_verbose.json", (0, 0, 3.25, False)),
+    # a translation reports nothing
+    "translation": Upload("translation.json", (0, 0, SECONDS, True), route="/v1/audio/translations"),
+    # a stream's usage has tokens and no seconds
+    "stream": Upload("transcription_usage.sse", (329, 4, SECONDS, True)),
+}
+MP3 = b"ID3" + bytes(100_000)
+OTHER_FILES = {
+    "MP3, stream": Upload("transcription.sse", (0, 4, 0, True), MP3),
+    "MP3, stream with usage": Upload("transcription_usage.sse", (329, 4, 0, False), MP3),
+    "MP3, translation": Upload("translation.json", (0, 0, 0, True), MP3),
+}
+LEAVES = Upload("", (0, 0, SECONDS, True))
+UPLOADS = {**STREAMS_WITHOUT_USAGE, **REPORTED, **OTHER_FILES, "client leaves": LEAVES}
 
 
-@pytest.mark.parametrize(("limits", "repeat", "chunked"), WAYS.values(), ids=WAYS.keys())
+@pytest.fixture(scope="module")
+def rows(gateway: Foreground, upstream: Recorded) -> dict[str, dict[str, Any]]:
+    """The ledger's row of each of `UPLOADS`; rows are written twice a second, so all are made before any is awaited."""
+    keys = {}
+    for name, each in UPLOADS.items():
+        upstream.answer = each.answer
+        key = keys[name] = make_key(gateway, **each.limits)
+        if each is LEAVES:
+            leave_before_the_answer(gateway, upstream, key, form_of(each.file), each.route)
+        else:
+            upload(gateway, key, form_of(each.file), each.route, each.chunked)
+    wait_until(lambda: all(rows_of(gateway, key) for key in keys.values()))
+    found = {}
+    for name, key in keys.items():
+        [found[name]] = rows_of(gateway, key)
+    return found
+
+
+def leave_before_the_answer(gateway: Foreground, upstream: Recorded, key: str, form: bytes, route: str) -> None:
+    before = upstream.forms
+    with connected(gateway.port) as client:
+        client.send(head_of(key, f"Content-Length: {len(form)}", route) + form)
+        wait_until(lambda: upstream.forms > before)
+
+
+@pytest.mark.parametrize("name", STREAMS_WITHOUT_USAGE)
 def test_a_stream_without_usage_is_counted_by_its_chunks_and_the_length_of_its_wav_file(
-    gateway: Foreground, upstream: Recorded, limits: dict[str, object], repeat: int, chunked: bool
+    rows: dict[str, dict[str, Any]], name: str
 ) -> None:
-    upstream.answer = "transcription.sse"
-    key = make_key(gateway, **limits)
-    upload(gateway, key, form_of(wav(repeat)), "/v1/audio/transcriptions", chunked)
-    row = row_of(gateway, key)
-    assert figures(row) == (0, 4, SECONDS * repeat, True)
-    assert row["spend"] == pytest.approx(0.001 * SECONDS * repeat + 0.1 * 4)
+    expected = UPLOADS[name].expected
+    assert figures(rows[name]) == expected
+    assert rows[name]["spend"] == pytest.approx(0.001 * expected[2] + 0.1 * 4)
 
 
-@pytest.mark.parametrize(
-    ("route", "answer", "wanted"),
-    [
-        # the server says it, rounded up
-        ("/v1/audio/transcriptions", "transcription.json", (0, 0, 4, False)),
-        ("/v1/audio/transcriptions", "transcription_verbose.json", (0, 0, 3.25, False)),
-        # a translation says nothing
-        ("/v1/audio/translations", "translation.json", (0, 0, SECONDS, True)),
-        # a stream's usage tells tokens, and no seconds
-        ("/v1/audio/transcriptions", "transcription_usage.sse", (329, 4, SECONDS, True)),
-    ],
-)
-def test_the_server_s_word_comes_first(
-    gateway: Foreground, upstream: Recorded, route: str, answer: str, wanted: tuple[int, int, float, bool]
-) -> None:
-    upstream.answer = answer
-    key = make_key(gateway)
-    upload(gateway, key, form_of(wav()), route, False)
-    assert figures(row_of(gateway, key)) == wanted
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_the_server_reports_comes_before_an_estimate(rows: dict[str, dict[str, Any]], name: str) -> None:
+    assert figures(rows[name]) == UPLOADS[name].expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "wanted"),
-    [
-        ("transcription.sse", (0, 4, 0, True)),
-        ("transcription_usage.sse", (329, 4, 0, False)),
-        ("translation.json", (0, 0, 0, True)),
-    ],
-)
+@pytest.mark.parametrize("name", OTHER_FILES)
 def test_of_other_files_no_length_is_guessed_and_no_tokens_by_their_size(
-    gateway: Foreground, upstream: Recorded, answer: str, wanted: tuple[int, int, float, bool]
+    rows: dict[str, dict[str, Any]], name: str
 ) -> None:
-    upstream.answer = answer
-    key = make_key(gateway)
-    upload(gateway, key, form_of(b"ID3" + bytes(100_000)), "/v1/audio/transcriptions", False)
-    assert figures(row_of(gateway, key)) == wanted
+    assert figures(rows[name]) == UPLOADS[name].expected
+
+
+def test_a_client_that_leaves_before_the_answer_is_charged_for_what_it_uploaded(
+    rows: dict[str, dict[str, Any]],
+) -> None:
+    assert figures(rows["client leaves"]) == LEAVES.expected
 
 
 def test_an_upload_of_any_size_fits_into_a_limit_of_tokens(gateway: Foreground, upstream: Recorded) -> None:
@@ -198,15 +236,3 @@ def test_an_upload_of_any_size_fits_into_a_limit_of_tokens(gateway: Foreground, 
     key = make_key(gateway, tpm_limit=3_000)
     for _ in range(3):
         upload(gateway, key, form_of(wav(20)), "/v1/audio/transcriptions", False)
-
-
-def test_a_client_that_goes_before_the_answer_is_charged_for_what_it_uploaded(
-    gateway: Foreground, upstream: Recorded
-) -> None:
-    upstream.answer = ""
-    key = make_key(gateway)
-    form, before = form_of(wav()), upstream.forms
-    with connected(gateway.port) as client:
-        client.send(head_of(key, f"Content-Length: {len(form)}", "/v1/audio/transcriptions") + form)
-        wait_until(lambda: upstream.forms > before)
-    assert figures(row_of(gateway, key)) == (0, 0, SECONDS, True)

@@ -1,26 +1,25 @@
-"""A server that takes only so many requests at once: who waits, who is sent away, and that nobody is forgotten."""
+"""A server with a limit of concurrent requests: which requests wait, which are refused, and that none is forgotten."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
-import attrs
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, parse_answer, request_bytes, server_at
-from tests.end_to_end.test_client_gone import MANY, soon
-from tests.end_to_end.test_failures import STREAM
+from tests.end_to_end.end_to_end_harness import (
+    HOST,
+    PIPELINED,
+    capped,
+    eventually,
+    parse_answer,
+    request_bytes,
+)
+from tests.end_to_end.messages import OK, STREAM
 from tests.free_ports import free_port
-from twisted_vllm.config.settings import Server, Timeouts
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def capped(port: int, limit: int = 1, places: int = 100, **timeouts: Any) -> Server:
-    server = server_at(port, timeouts=Timeouts(**timeouts))
-    return attrs.evolve(server, max_concurrent_requests=limit, max_queued_requests=places)
+from twisted_vllm.config.settings import Timeouts
 
 
 def completion(number: int) -> bytes:
@@ -37,15 +36,15 @@ async def at_work(server: Any, gateway: Any, number: int = 0) -> tuple[Any, Any]
 
 async def waiting(gateway: Any, number: int, reactor: Any) -> Any:
     """Have a request wait; return its client."""
-    before = len(gateway.service._parts.queues._waiting)
+    before = gateway.queued
     client = await gateway.send(completion(number))
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) > before)
+    await eventually(reactor, lambda: gateway.queued > before)
     return client
 
 
 @pytest.mark.parametrize("ending", ["completed", "cut by the server", "client gone", "malformed answer", "timed out"])
 @pytest_twisted.ensureDeferred
-async def test_the_next_is_sent_however_the_one_before_it_ended(
+async def test_the_next_queued_request_is_sent_however_the_one_before_it_ended(
     stand_in: Any, gateway_to: Any, reactor: Any, ending: str
 ) -> None:
     server = stand_in()
@@ -73,14 +72,11 @@ async def test_the_next_is_sent_however_the_one_before_it_ended(
         await following.until_received(b"completions?1")
         following.send(OK)
     await second.until_received(b"\r\n\r\nok")
-    assert (
-        repr(list(gateway.service._parts.queues._slots.values()))
-        == "[<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>]"
-    )
+    assert "<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>" in repr(gateway.service.wiring.queues)
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_too_many_is_told_that_the_server_is_busy(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+async def test_a_request_over_the_queue_limit_is_refused(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port, places=1))
     await at_work(server, gateway)
@@ -92,7 +88,7 @@ async def test_one_too_many_is_told_that_the_server_is_busy(stand_in: Any, gatew
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_has_waited_too_long_is_told_so(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+async def test_a_request_that_waited_too_long_is_refused(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port, queue=3.0), timeouts=Timeouts())
     await at_work(server, gateway)
@@ -109,19 +105,21 @@ async def test_who_has_waited_too_long_is_told_so(stand_in: Any, gateway_to: Any
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_leaves_the_queue_never_reaches_the_server(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+async def test_a_client_that_leaves_the_queue_never_reaches_the_server(
+    stand_in: Any, gateway_to: Any, reactor: Any
+) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port))
     first, upstream = await at_work(server, gateway)
     leaver = await waiting(gateway, 1, reactor)
     held = await waiting(gateway, 2, reactor)
     # not read from any more, and noticed all the same
-    held.send(MANY)
-    await soon(reactor, lambda: len(gateway.service.site.hangups))
+    held.send(PIPELINED)
+    await eventually(reactor, lambda: len(gateway.service.site.disconnects))
     last = await waiting(gateway, 3, reactor)
     leaver.close()
     held.cut()
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting) == 1)
+    await eventually(reactor, lambda: gateway.queued == 1)
     upstream.send(OK)
     await first.until_received(b"\r\n\r\nok")
     await upstream.until_received(b"completions?3")
@@ -141,22 +139,22 @@ async def test_an_upload_waits_with_its_client(stand_in: Any, gateway_to: Any, r
     client = await gateway.send(
         request_bytes("POST", "/vllm/v1/audio/transcriptions", headers={"Content-Length": str(size)}) + b"x" * 1000
     )
-    await soon(reactor, lambda: len(gateway.service._parts.queues._waiting))
-    [channel] = [channel for channel in gateway.service.site._channels if channel._read_pauses]
+    await eventually(reactor, lambda: gateway.queued)
+    [upload] = [request for request in gateway.service.site.running() if b"transcriptions" in request.path]
     client.send(b"x" * (size - 1000))
     await client.next_turn()
     await client.next_turn()
-    assert channel.requests[0].body_received <= 65_536
+    assert upload.body_received <= 65_536
     sizes: list[int] = []
     upstream.send(OK)
     upstream.dataReceived = lambda data: sizes.append(len(data))
-    await soon(reactor, lambda: sum(sizes) > size)
+    await eventually(reactor, lambda: sum(sizes) > size)
     upstream.send(OK)
     await client.until_received(b"\r\n\r\nok")
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_queue_before_a_server_that_is_not_there_is_answered_whole(gateway_to: Any) -> None:
+async def test_all_requests_queued_for_an_unreachable_server_are_answered(gateway_to: Any) -> None:
     port = free_port()
     gateway = gateway_to(capped(port))
     clients = [await gateway.send(completion(number)) for number in range(50)]
@@ -166,7 +164,7 @@ async def test_a_queue_before_a_server_that_is_not_there_is_answered_whole(gatew
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_lets_those_who_wait_have_their_turn(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
+async def test_a_drain_serves_queued_requests(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port))
     first, upstream = await at_work(server, gateway)
@@ -182,12 +180,11 @@ async def test_a_drain_lets_those_who_wait_have_their_turn(stand_in: Any, gatewa
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
+async def test_many_clients_never_exceed_the_limit_though_some_leave(
     simulator: Any, gateway_to: Any, reactor: Any
 ) -> None:
     gateway = gateway_to(capped(simulator.port, limit=5, places=100))
-    queues = gateway.service._parts.queues
-    [slots] = queues._slots.values()
+    queues = gateway.service.wiring.queues
     clients = []
     for number in range(60):
         body = {"model": "simulated-model", "prompt": "x", "max_tokens": 20, "stream": number % 2 == 0}
@@ -195,10 +192,10 @@ async def test_many_clients_some_of_whom_leave_never_exceed_the_cap(
         clients.append(client)
         if number % 4 == 0:
             client.cut()
-        assert len(slots._running) <= 5
+        assert int(re.findall(r"(\d+) of 5 taken", repr(queues))[0]) <= 5
     for number, client in enumerate(clients):
         if number % 4:
             await client.until(lambda client=client: client.received.endswith((b"}", b"0\r\n\r\n")))
-    await soon(reactor, lambda: repr(slots) == "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>")
-    assert len(queues._waiting) == 0
+    await eventually(reactor, lambda: "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>" in repr(queues))
+    assert gateway.queued == 0
     assert Counter(line["outcome"] for line in gateway.request_lines())["completed"] >= 45

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 
 #: with spaces, orders and escapes that a parser and writer would not keep
 BODY = rb'{ "model" : "m",  "messages":[{"role":"user","content":"h\u0069 \/ 1.50"}], "temperature":1.50e0 }'

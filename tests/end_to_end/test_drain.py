@@ -10,8 +10,8 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Protocol
 
-from tests.end_to_end.end_to_end_harness import HOST, Answer, parse_answer, request_bytes
-from tests.end_to_end.test_failures import STREAM, begin
+from tests.end_to_end.end_to_end_harness import HOST, Answer, begin, parse_answer, request_bytes
+from tests.end_to_end.messages import STREAM
 
 
 @pytest_twisted.ensureDeferred

@@ -1,4 +1,4 @@
-"""A server that fails, and a client that goes: what the other one notices."""
+"""A server that fails, and a client that disconnects: what the other side notices."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import HOST, begin, request_bytes, server_at
+from tests.end_to_end.messages import STREAM
 from tests.free_ports import free_port
 from twisted_vllm.config.settings import Timeouts
-
-STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
-
-
-async def begin(server: Any, gateway: Any) -> tuple[Any, Any]:
-    """Have a request arrive at the server; return the client and the server's connection."""
-    client = await gateway.send(request_bytes("POST", "/vllm/v1/completions", body={"model": "m"}))
-    upstream = await server.connection()
-    await upstream.until_received(b'"m"}')
-    return client, upstream
 
 
 @pytest_twisted.ensureDeferred
@@ -146,9 +137,9 @@ async def test_a_client_that_leaves_in_the_middle_of_its_upload_frees_the_server
 ) -> None:
     server = stand_in()
     gateway = gateway_to(server.port)
-    client = await gateway.send(request_bytes("POST", "/vllm/v1/audio/speech", body=b"x" * 100)[:-50])
-    upstream = await server.connection()
-    await upstream.until_received(b"x" * 50)
+    client, upstream = await begin(
+        server, gateway, request_bytes("POST", "/vllm/v1/audio/speech", body=b"x" * 100)[:-50], until=b"x" * 50
+    )
     client.cut()
     await upstream.until_lost()
     [line] = gateway.request_lines()
@@ -162,9 +153,7 @@ async def test_an_upload_that_turns_out_to_be_malformed_is_refused_and_frees_the
     server = stand_in()
     gateway = gateway_to(server.port)
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Transfer-Encoding": "chunked"})
-    client = await gateway.send(raw + b"3\r\nabc\r\n")
-    upstream = await server.connection()
-    await upstream.until_received(b"abc")
+    client, upstream = await begin(server, gateway, raw + b"3\r\nabc\r\n", until=b"abc")
     client.send(b"not a size\r\n")
     await client.until_received(b"malformed_http")
     await upstream.until_lost()

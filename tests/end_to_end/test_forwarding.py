@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, lower, parse_head, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, begin, lower, parse_head, request_bytes, server_at
+from tests.end_to_end.messages import OK
 from twisted_vllm.http.server.request import GatewayRequest
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -176,9 +175,7 @@ async def test_a_response_that_never_has_a_body_ends_with_its_head(
 @pytest_twisted.ensureDeferred
 async def test_a_body_that_ends_with_the_connection_arrives_whole(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(request_bytes("GET", "/vllm/metrics"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), request_bytes("GET", "/vllm/metrics"))
     upstream.send(b"HTTP/1.0 200 OK\r\n\r\nall")
     upstream.send(b" of it")
     upstream.close()
@@ -220,7 +217,7 @@ async def test_tenants_cannot_set_what_steers_the_scheduler_and_administrators_c
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answered_request_is_gone_at_once_and_its_credential_with_it(stand_in: Any, gateway_to: Any) -> None:
+async def test_an_answered_request_is_freed_at_once_with_its_credential(stand_in: Any, gateway_to: Any) -> None:
     gateway = gateway_to(stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").port)
     client = await gateway.connect()
     gc.collect()

@@ -7,11 +7,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import lower, parse_head, request_bytes
-from tests.end_to_end.test_streaming import chunk
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+from tests.end_to_end.end_to_end_harness import begin, lower, parse_head, request_bytes
+from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
 
 
 def get(target: str) -> bytes:
@@ -22,28 +19,30 @@ def get(target: str) -> bytes:
 async def test_chunk_extensions_and_sizes_of_the_client_s_own_are_not_passed_on(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Transfer-Encoding": "chunked"})
-    client = await gateway_to(server.port).send(raw + b'0003;a="b;c"\r\nabc\r\n2;x\r\nde\r\n')
-    upstream = await server.connection()
-    await upstream.until_received(b"de\r\n")
+    client, upstream = await begin(
+        server, gateway_to(server.port), raw + b'0003;a="b;c"\r\nabc\r\n2;x\r\nde\r\n', until=b"de\r\n"
+    )
     client.send(b"00;last\r\n\r\n")
     await upstream.until_received(b"\r\n0\r\n\r\n")
     assert upstream.received.partition(b"\r\n\r\n")[2] in (
         chunk(b"abcde") + b"0\r\n\r\n",
         chunk(b"abc") + chunk(b"de") + b"0\r\n\r\n",
     )
-    upstream.send(EVENTS + b'2;a="b"\r\nok\r\n0;last\r\n\r\n')
+    upstream.send(CHUNKED_HEAD + b'2;a="b"\r\nok\r\n0;last\r\n\r\n')
     await client.until_received(b"2\r\nok\r\n0\r\n\r\n")
 
 
-@pytest.mark.parametrize("answer", [EVENTS + chunk(b"all of it") + b"0\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\nall of it"])
+@pytest.mark.parametrize(
+    "answer", [CHUNKED_HEAD + chunk(b"all of it") + b"0\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\nall of it"]
+)
 @pytest_twisted.ensureDeferred
 async def test_a_client_of_http_1_0_gets_a_body_that_ends_with_its_connection(
     stand_in: Any, gateway_to: Any, answer: bytes
 ) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(get("/vllm/v1/models").replace(b"HTTP/1.1", b"HTTP/1.0"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(
+        server, gateway_to(server.port), get("/vllm/v1/models").replace(b"HTTP/1.1", b"HTTP/1.0")
+    )
     upstream.send(answer)
     if answer.startswith(b"HTTP/1.0"):
         upstream.close()
@@ -58,14 +57,15 @@ async def test_a_client_of_http_1_0_gets_a_body_that_ends_with_its_connection(
 @pytest_twisted.ensureDeferred
 async def test_a_client_of_http_1_0_never_takes_half_a_body_for_the_whole(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(get("/vllm/v1/models").replace(b"HTTP/1.1", b"HTTP/1.0"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
-    upstream.send(EVENTS + chunk(b"half"))
+    client, upstream = await begin(
+        server, gateway_to(server.port), get("/vllm/v1/models").replace(b"HTTP/1.1", b"HTTP/1.0")
+    )
+    upstream.send(CHUNKED_HEAD + chunk(b"half"))
     await client.until_received(b"half")
     upstream.cut()
     await client.until_lost()
-    assert "non-clean" in str(client.lost.value), "it was reset: a close would say that the body is whole"
+    assert client.lost is not None
+    assert "non-clean" in str(client.lost.value), "a close instead of a reset would say that the body is whole"
 
 
 @pytest_twisted.ensureDeferred
@@ -84,9 +84,9 @@ async def test_pipelined_requests_are_answered_in_their_order_though_the_second_
     stand_in: Any, gateway_to: Any
 ) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(get("/vllm/slow") + get("/vllm/quick") + get("/key/list"))
-    slow = await server.connection()
-    await slow.until_received(b"GET /slow ")
+    client, slow = await begin(
+        server, gateway_to(server.port), get("/vllm/slow") + get("/vllm/quick") + get("/key/list"), until=b"GET /slow "
+    )
     for _ in range(20):
         await client.next_turn()
     assert client.received == b""
@@ -104,7 +104,7 @@ async def test_both_connections_are_kept_from_one_request_to_the_next(stand_in: 
     client = await gateway.connect()
     answers = [
         OK,
-        EVENTS + chunk(b"ok") + b"0\r\n\r\n",
+        CHUNKED_HEAD + chunk(b"ok") + b"0\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK,
@@ -138,9 +138,7 @@ async def test_an_interim_answer_brings_nothing_that_speaks_of_the_server_s_conn
 async def test_100_continue_103_and_the_answer_come_in_their_order(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Expect": "100-continue"}, body=b"abcd")
-    client = await gateway_to(server.port).send(raw[:-4])
-    upstream = await server.connection()
-    await upstream.until_received(b"Expect: 100-continue\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), raw[:-4], until=b"Expect: 100-continue\r\n")
     for _ in range(20):
         await client.next_turn()
     assert client.received == b"", "the server decides whether the client goes on"
@@ -160,9 +158,7 @@ async def test_100_continue_103_and_the_answer_come_in_their_order(stand_in: Any
 async def test_a_server_that_refuses_instead_of_100_gets_no_body(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Expect": "100-continue"}, body=b"abcd")
-    client = await gateway_to(server.port).send(raw[:-4])
-    upstream = await server.connection()
-    await upstream.until_received(b"Expect: 100-continue\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), raw[:-4], until=b"Expect: 100-continue\r\n")
     upstream.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
     await client.until_received(b"\r\n\r\nbig")
     await upstream.until_lost()
@@ -172,10 +168,10 @@ async def test_a_server_that_refuses_instead_of_100_gets_no_body(stand_in: Any, 
 
 TRUNCATED = {
     "a length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
-    "a chunk": EVENTS + b"a\r\n12345",
-    "chunks without the last": EVENTS + chunk(b"12345"),
-    "a last chunk without its end": EVENTS + chunk(b"12345") + b"0\r\n",
-    "a size without its chunk": EVENTS + chunk(b"12345") + b"5\r\n",
+    "a chunk": CHUNKED_HEAD + b"a\r\n12345",
+    "chunks without the last": CHUNKED_HEAD + chunk(b"12345"),
+    "a last chunk without its end": CHUNKED_HEAD + chunk(b"12345") + b"0\r\n",
+    "a size without its chunk": CHUNKED_HEAD + chunk(b"12345") + b"5\r\n",
 }
 
 
@@ -187,9 +183,7 @@ async def test_a_truncated_response_is_an_error_for_the_client(
 ) -> None:
     server = stand_in()
     gateway = gateway_to(server.port)
-    client = await gateway.send(get("/vllm/v1/models") + get("/vllm/v1/next"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway, get("/vllm/v1/models") + get("/vllm/v1/next"), until=b"\r\n\r\n")
     upstream.send(raw)
     await client.until_received(b"12345")
     getattr(upstream, leave)()

@@ -1,4 +1,4 @@
-"""``GET /metrics`` of a whole gateway: what its documents promise, and nothing of anybody's."""
+"""``GET /metrics`` of a whole gateway: what its document promises, and nothing about users."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_the_operator_may_close_it_to_all_but_administrators(stand_in: Any
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_in_it_tells_who_uses_what(simulator: Any, gateway_to: Any) -> None:
+async def test_metrics_tell_nothing_about_users(simulator: Any, gateway_to: Any) -> None:
     gateway = gateway_to(simulator.port)
     key = await gateway.make_key(key_alias="alias-of-hers", user_id="user-of-hers", team_id="team-of-hers")
     body = {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}], "user": "end-user-of-hers"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest_twisted
 
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 
 
 @pytest_twisted.ensureDeferred

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.end_to_end_harness import unchunked
+from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
+    BLOCKED,
     MEBIBYTE,
-    OK,
     Connection,
     MeasuredGateway,
     ThreadedServer,
@@ -29,11 +29,11 @@ from tests.end_to_end.twistd_harness import wait_until
 from tests.free_ports import free_port
 
 #: bytes of a large upload
-LARGE = 200_000_000
+LARGE = 100_000_000
 #: bytes by which the process may grow for one, what Python and the kernel's buffers make of it included
 GROWTH = 4 * MEBIBYTE
 #: the cap on what is held before the model; more than `LARGE` here
-MOST_HELD = 300_000_000
+MOST_HELD = 150_000_000
 
 SETTINGS = """
 model_list:
@@ -78,7 +78,7 @@ class Upstream:
                 body = unchunked(connection.read_until(b"\r\n0\r\n\r\n"))
                 self.digests.append(hashlib.sha256(body).hexdigest())
             else:
-                size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                size = length_of(head)
                 try:
                     self._read(connection, size)
                 except (AssertionError, OSError):
@@ -128,11 +128,7 @@ class Formed(MeasuredGateway):
     @property
     def held_files(self) -> int:
         """How many files without a name are open."""
-        found = 0
-        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                found += os.readlink(descriptor).endswith("(deleted)")
-        return found
+        return sum(name.endswith("(deleted)") for name in self.open_files)
 
 
 def send_form(gateway: MeasuredGateway, before: bytes, size: int, after: bytes) -> None:
@@ -172,7 +168,7 @@ def test_a_large_form_passes_in_bounded_memory_wherever_its_model_stands(
 ) -> None:
     before = gateway.forget_peak()
     send_form(gateway, place(model)[0], LARGE, place(model)[1])
-    print(f"form of 200 MB: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
+    print(f"form of {LARGE:,} bytes: peak +{(gateway.peak - before) / MEBIBYTE:.1f} MiB")
     assert gateway.peak - before < GROWTH
     expected, wanted = place(at_server), upstream.digests[-1]
     assert wanted == digest(expected[0], LARGE, expected[1])
@@ -262,7 +258,7 @@ def test_a_client_that_leaves_a_server_s_queue_takes_what_was_held_with_it(tmp_p
             waiting.send(request_head("POST", "/vllm/v1/audio/transcriptions", TYPE, length))
             waiting.send(form + END[:-4])
             wait_until(lambda: gateway.held_files == 1)
-            waiting.socket.settimeout(1)
+            waiting.socket.settimeout(BLOCKED)
             with suppress(TimeoutError):
                 waiting.read_head()
             assert gateway.held_files == 1

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import deferLater
 
 from twisted_vllm.config.settings import LedgerSettings
-from twisted_vllm.usage.spool.segment import Segment
+from twisted_vllm.usage.spool.segments import Segment
 
 CHAT = "/vllm/v1/chat/completions"
 ASKED: dict[str, Any] = {"body": {"model": "simulated-model", "messages": [{"role": "user", "content": "hi"}]}}

@@ -1,4 +1,4 @@
-"""A gateway that is killed under load: what its clients saw complete is in the ledger, once."""
+"""A gateway that is killed under load: each answer that a client got whole is in the ledger once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import whole
 from tests.end_to_end.process_harness import FULL, Connection, MeasuredGateway, served
 from tests.end_to_end.twistd_harness import MASTER_KEY, wait_until
 
@@ -26,7 +27,7 @@ REQUEST = (
     b"POST /vllm/v1/chat/completions HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer " + MASTER_KEY.encode() + b"\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 ) + BODY
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+RESPONSE = whole(ANSWER)
 
 
 def serve(connection: Connection) -> None:
@@ -37,7 +38,7 @@ def serve(connection: Connection) -> None:
 
 
 def ask_on(port: int, seen: list[str], pause: float = 0.0) -> None:
-    """Send one request after another, and keep the id of each whose answer came whole, until the gateway is gone.
+    """Send one request after another, and keep the id of each whose answer came whole, until the gateway is killed.
 
     Args:
         port: the gateway's.

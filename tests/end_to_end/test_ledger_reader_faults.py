@@ -1,4 +1,4 @@
-"""A fault in what reads an answer's usage: the request still has its row, and its client an end."""
+"""A fault in a usage reader: the request still has its row, and its response still ends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import request_bytes
-from tests.end_to_end.ledger_harness import ANSWER, EVENT_STREAM, EVENTS, LAST, chunk, rows_in, whole
+from tests.end_to_end.end_to_end_harness import begin, request_bytes
+from tests.end_to_end.ledger_harness import ANSWER, EVENTS, rows_in
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, whole
 from twisted_vllm.usage.meter import UsageMeter
 
 
@@ -29,7 +30,7 @@ CASES = [
     ("finish", True, "failed", 200, chunk(EVENTS)),
     ("finish, as the server goes", True, "failed", 200, chunk(EVENTS)),
     ("feed", True, "failed", 200, b"\r\n\r\n"),
-    # all is said by then, and it is but the count that is missing
+    # the response is complete; only the count is missing
     ("usage", False, "completed", 200, ANSWER),
     ("usage", True, "completed", 200, chunk(EVENTS) + LAST),
 ]
@@ -55,9 +56,7 @@ async def test_a_fault_while_usage_is_read_leaves_one_row_and_ends_the_answer(
     ask = request_bytes("POST", "/vllm/v1/chat/completions", key, headers={"X-Request-Id": "faulty"}, body=body)
     with monkeypatch.context() as patched:
         patched.setattr(UsageMeter, step.partition(",")[0], fails)
-        client = await gateway.send(ask)
-        upstream = await server.connection()
-        await upstream.until_received(b"}")
+        client, upstream = await begin(server, gateway, ask, until=b"}")
         if not stream:
             upstream.send(whole(ANSWER))
         else:

@@ -1,4 +1,4 @@
-"""What a row keeps of its request: headers, for whom it was, tags, and the prices of its day."""
+"""What a row records of its request: headers, the end user, tags, and the prices at the time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
-from tests.end_to_end.ledger_harness import ANSWER, Columns, rows_in, whole
+from tests.end_to_end.ledger_harness import ANSWER, Columns, rows_in
+from tests.end_to_end.messages import whole
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.money import PICODOLLARS
@@ -25,7 +26,7 @@ KEPT = 255
 
 
 async def rows(gateway: Any) -> dict[str, list[Columns]]:
-    """End the gateway, which moves what is left, and return the ledger's rows."""
+    """Stop the gateway, which writes the rest, and return the ledger's rows."""
     await gateway.stop()
     return rows_in(gateway.database_file)
 

@@ -1,6 +1,6 @@
-"""How a stream's usage is counted, unseen: what the server got, what the client gets, and what the row says.
+"""How a stream's usage is counted without the client seeing it: what the server gets, the client, and the row.
 
-The server answers with vLLM 0.32's own streams (``tests/ledger/answers``), recorded without and with ``include_usage``.
+The server answers with vLLM 0.32's own streams (``tests/usage/answers``), recorded without and with ``include_usage``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.ledger_harness import (
-    ANSWER,
-    CHAT,
-    EVENT_STREAM,
-    LAST,
-    Columns,
-    LedgerGateway,
-    chunk,
-    header_of,
-    read_chunks,
-)
+from tests.end_to_end.ledger_harness import ANSWER, CHAT, Columns, LedgerGateway, read_chunks
+from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of
 from tests.end_to_end.process_harness import Connection, connected, served
 from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
 
@@ -173,7 +164,7 @@ def counted(row: Columns) -> tuple[int, int, int]:
 CASES = [(path, name) for path in RECORDED for name in BODIES]
 
 
-def test_inject_splices_the_question_in_and_the_client_sees_what_it_would_have_seen(trial: Trial) -> None:
+def test_inject_asks_for_usage_and_the_client_does_not_see_it(trial: Trial) -> None:
     asked = {}
     for path, name in CASES:
         body, spliced = BODIES[name]
@@ -182,7 +173,7 @@ def test_inject_splices_the_question_in_and_the_client_sees_what_it_would_have_s
     for (path, name), request_id in asked.items():
         prompt, completion, estimated = counted(trial.row("inject", request_id))
         if name == "twice":
-            # it cannot be told what that asks for
+            # it is undefined what that asks for
             assert (completion, estimated) == (RECORDED[path][1][1], 1)
         else:
             assert (prompt, completion, estimated) == (*RECORDED[path][1], 0), name

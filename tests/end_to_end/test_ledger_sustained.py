@@ -1,27 +1,25 @@
-"""A load that goes on: the ledger's rows reach SQLite as fast as they are made, and the spool does not grow."""
+"""Sustained load: the ledger's rows reach SQLite as fast as they are made, and the spool does not grow."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.peers import own_upstream
 from tests.end_to_end.ledger_harness import CHAT, CHAT_BODY, LedgerGateway
 from tests.end_to_end.process_harness import FULL, request_head
-from tests.end_to_end.twistd_harness import REPOSITORY, environment, wait_until
+from tests.end_to_end.twistd_harness import environment, wait_until
 
 #: requests a second that are sent, and that must at least have been answered
 PACE, AT_LEAST = (2_000, 1_990) if FULL else (1_200, 1_000)
 SECONDS = 60.0 if FULL else 4.0
-CONNECTIONS = 16
+BY_CONNECTION = 16
 #: seconds between two looks
 LOOK = 0.25
 #: seconds after the last answer within which every row is in the database
@@ -33,24 +31,6 @@ SUMS = """
 SELECT coalesce(sum(requests), 0), coalesce(sum(total_tokens), 0) FROM vllm_passthrough_usage_totals
 WHERE dimension = 'all' AND period = 'day'
 """
-
-
-@contextmanager
-def benchmark_server(directory: Path) -> Iterator[int]:
-    """Run the server that the benchmarks stand in front of; give its port."""
-    told = directory / "port"
-    process = subprocess.Popen([sys.executable, REPOSITORY / "benchmarks" / "upstream.py", told], env=environment())
-    try:
-        wait_until(told.exists)
-        yield int(told.read_text())
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def spooled(directory: Path) -> int:
@@ -73,16 +53,16 @@ def test_the_spool_does_not_grow_under_a_load_that_goes_on(tmp_path: Path) -> No
     backlog: list[int] = []
     sizes: list[int] = []
     with (
-        benchmark_server(tmp_path) as port,
-        LedgerGateway(tmp_path, port, "passthrough: {log: {file: gateway.log, format: json}}") as gateway,
+        own_upstream(tmp_path) as upstream,
+        LedgerGateway(tmp_path, upstream.port, "passthrough: {log: {file: gateway.log, format: json}}") as gateway,
         closing(sqlite3.connect(gateway.database, timeout=30.0)) as database,
         request.open("rb") as standard_input,
         ExitStack() as stack,
     ):
         spool = gateway.database.with_name(f"{gateway.database.name}.spool")
-        before = cpu_seconds(gateway.pid)
-        script = Path(__file__).with_name("steady_client.py")
-        arguments = [str(each) for each in (gateway.port, PACE, SECONDS, CONNECTIONS, counter)]
+        before = gateway.cpu_seconds
+        script = Path(__file__).with_name("constant_rate_client.py")
+        arguments = [str(each) for each in (gateway.port, PACE, SECONDS, BY_CONNECTION, counter)]
         client = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, script, *arguments], stdin=standard_input, stdout=subprocess.PIPE, env=environment()
@@ -98,23 +78,24 @@ def test_the_spool_does_not_grow_under_a_load_that_goes_on(tmp_path: Path) -> No
             looked += LOOK
             time.sleep(max(looked - time.monotonic(), 0.0))
         ended = time.monotonic()
-        told = json.loads(client.stdout.read())
+        results = json.loads(client.stdout.read())
         total = int(PACE * SECONDS)
         wait_until(lambda: database.execute(SUMS).fetchone()[0] == total)
         caught_up = time.monotonic() - ended
-        used = cpu_seconds(gateway.pid) - before
+        used = gateway.cpu_seconds - before
         [rows] = database.execute("SELECT count(*), sum(total_tokens) FROM vllm_passthrough_usage")
         [sums] = database.execute(SUMS)
-    rate = told["answers"] / told["seconds"]
+    rate = results["answers"] / results["seconds"]
     third = len(backlog) // 3
     thirds = [mean(backlog[at : at + third]) for at in (0, third, len(backlog) - third)]
     print(
-        f"{rate:,.0f} answers a second for {told['seconds']:.1f} s, {told['median'] * 1e3:.2f} ms median, "
-        f"{told['p99'] * 1e3:.1f} ms p99, {told['p999'] * 1e3:.1f} ms p999, {used / total * 1e6:.0f} us of CPU each; "
+        f"{rate:,.0f} answers a second for {results['seconds']:.1f} s, {results['median'] * 1e3:.2f} ms median, "
+        f"{results['p99'] * 1e3:.1f} ms p99, {results['p999'] * 1e3:.1f} ms p999, "
+        f"{used / total * 1e6:.0f} us of CPU each; "
         f"backlog by thirds {', '.join(f'{each:.0f}' for each in thirds)} rows, at most {max(backlog)}; "
         f"spool at most {max(sizes):,} bytes; caught up in {caught_up:.2f} s"
     )
-    assert (told["wrong"], told["answers"]) == ([], total)
+    assert (results["wrong"], results["answers"]) == ([], total)
     assert rate >= AT_LEAST
     # no more than a second brings
     assert thirds[2] <= thirds[0] + PACE

@@ -1,4 +1,4 @@
-"""After requests of every kind, the gateway's parts have let go of everything: timers, connections and objects."""
+"""Requests of every kind leave nothing behind in the gateway: no timers, connections or objects."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import globalLogBeginner
 
-from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, Wire, request_bytes, server_at
-from tests.end_to_end.test_streaming import chunk
+from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes, server_at
+from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
 from tests.free_ports import free_port
 from twisted_vllm.config.settings import ModelEntry
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"event")
+EVENTS = CHUNKED_HEAD + chunk(b"event")
 KEY = f"Authorization: Bearer {MASTER_KEY}".encode()
 
-#: what the server does when it is asked for a path of this name: sends this, and then ends the connection or not
+#: by the path's last segment: what the server sends, and how it then ends the connection, if it does
 ACTS: dict[bytes, tuple[bytes, str]] = {
     b"ok": (OK, ""),
     b"stream": (EVENTS + b"0\r\n\r\n", ""),
@@ -35,7 +33,7 @@ ACTS: dict[bytes, tuple[bytes, str]] = {
     b"early": (b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig", ""),
 }
 
-#: what a client sends, and what comes before it leaves; nothing means that it leaves at once, None that it is cut
+#: what a client sends, and what it waits for before it leaves; empty: it leaves at once; None: the gateway cuts it
 KINDS: dict[str, tuple[bytes, bytes | None]] = {
     "answered": (request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
     "pipelined": (request_bytes("GET", "/vllm/stream") + request_bytes("GET", "/vllm/ok"), b"\r\n\r\nok"),
@@ -72,25 +70,24 @@ KINDS: dict[str, tuple[bytes, bytes | None]] = {
 }
 
 
-class ActingServer(StandIn):
-    """A server that does what the path says."""
+def act(connection: Wire) -> None:
+    """Do what the path of each request says."""
+    while b"\r\n\r\n" in connection.received:
+        head, _, connection.received = connection.received.partition(b"\r\n\r\n")
+        if b" HTTP/1.1" not in head:
+            continue
+        data, ending = ACTS.get(head.split(b" ")[1].rpartition(b"/")[2], ACTS[b"ok"])
+        connection.send(data)
+        if ending:
+            ensureDeferred(end(connection, ending))
 
-    def _on_data(self, connection: Wire) -> None:
-        while b"\r\n\r\n" in connection.received:
-            head, _, connection.received = connection.received.partition(b"\r\n\r\n")
-            if b" HTTP/1.1" not in head:
-                continue
-            data, end = ACTS.get(head.split(b" ")[1].rpartition(b"/")[2], ACTS[b"ok"])
-            connection.send(data)
-            if end:
-                ensureDeferred(self._end(connection, end))
 
-    async def _end(self, connection: Wire, end: str) -> None:
-        # a reset overtakes what was not yet read
-        for _ in range(5):
-            await connection.next_turn()
-        if connection.lost is None:
-            getattr(connection, end)()
+async def end(connection: Wire, how: str) -> None:
+    # a reset overtakes what was not yet read
+    for _ in range(5):
+        await connection.next_turn()
+    if connection.lost is None:
+        getattr(connection, how)()
 
 
 async def play(gateway: Gateway, kind: str) -> None:
@@ -106,17 +103,16 @@ async def play(gateway: Gateway, kind: str) -> None:
             await client.next_turn()
     client.cut()
     await client.until_lost()
-    gateway._clients.remove(client)
 
 
 async def settle(reactor: Any, gateway: Gateway, kind: str) -> None:
     """Make one request of this kind, and let everything that follows from it come to its end."""
     await play(gateway, kind)
     for _ in range(200):
-        if not gateway.service.site._channels:
+        if not gateway.service.site.connections:
             break
         await deferLater(reactor, 0, lambda: None)
-    assert not gateway.service.site._channels
+    assert not gateway.service.site.connections
     # idle connections to the server reach their age
     gateway.pass_time(10)
     for _ in range(10):
@@ -125,8 +121,6 @@ async def settle(reactor: Any, gateway: Gateway, kind: str) -> None:
 
 def objects() -> Counter[str]:
     """Count the objects of this package's classes, less those that a collection finds unused."""
-    # where logging was never begun, Twisted keeps each event and its source for a later beginning
-    globalLogBeginner._initialBuffer._buffer.clear()
     gc.collect()
     kinds = (type(each) for each in gc.get_objects())
     return Counter(
@@ -140,20 +134,20 @@ def objects() -> Counter[str]:
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_request_of_any_kind_leaves_nothing_behind(reactor: Any, gateway_to: Any, kind: str) -> None:
+async def test_a_request_of_any_kind_leaves_nothing_behind(
+    reactor: Any, stand_in: Any, gateway_to: Any, kind: str
+) -> None:
     nowhere = free_port()
-    server = ActingServer(reactor, None)
-    try:
-        gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))
-        for _ in range(2):
-            # the first time its head is learnt, the second time what was decided of it
-            await settle(reactor, gateway, kind)
-        before = objects()
-        for _ in range(4):
-            await settle(reactor, gateway, kind)
-        assert objects() - before == Counter()
-        # the sweeper and the database's pulse, and nothing of a request's
-        assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
-        assert not gateway.service.site._live_ids
-    finally:
-        await server.stop()
+    server = stand_in()
+    server.respond = act
+    gateway = gateway_to(server_at(server.port), models=(ModelEntry("nowhere", "nowhere", server_at(nowhere)),))
+    for _ in range(2):
+        # the first request fills the header cache, the second the authorization cache
+        await settle(reactor, gateway, kind)
+    before = objects()
+    for _ in range(4):
+        await settle(reactor, gateway, kind)
+    assert objects() - before == Counter()
+    # only the sweeper's and the database's periodic calls are left
+    assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
+    assert len(gateway.service.site.ids) == 0

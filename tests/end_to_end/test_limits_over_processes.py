@@ -1,4 +1,4 @@
-"""Limits and budgets when a process ends and another begins, when Redis goes and comes, and where several serve."""
+"""Limits and budgets across a restart, across an outage of Redis, and with several processes."""
 
 from __future__ import annotations
 
@@ -71,15 +71,13 @@ def test_redis_goes_and_comes_back(tmp_path: Path, server: ThreadedServer, priva
 
         private_redis.start()
         wait_until(lambda: gateway.messages("counts limits again"))
-        # it has forgotten everything
+        # it restarted empty
         assert [gateway.chat(limited)[0] for _ in range(3)] == [200, 200, 429]
         assert len(gateway.messages("does not count limits")) == 1
         assert len(gateway.messages("counts limits again")) == 1
 
 
-def test_redis_that_answers_nobody_keeps_nobody_waiting(
-    tmp_path: Path, server: ThreadedServer, private_redis: Any
-) -> None:
+def test_a_silent_redis_delays_no_request(tmp_path: Path, server: ThreadedServer, private_redis: Any) -> None:
     with LimitingGateway(
         tmp_path,
         server.port,
@@ -111,7 +109,7 @@ def test_the_second_process_on_a_database_says_that_each_counts_for_itself(
             [said] = second.messages(words)
             assert "1 at present" in said
             assert "passthrough.redis_url" in said
-    # those that are gone do not count
+    # stopped processes do not count
     with LimitingGateway(tmp_path / "three", server.port, DATABASE_URL=url) as third:
         wait_until(lambda: third.messages("virtual keys"))
         assert third.messages(words) == []

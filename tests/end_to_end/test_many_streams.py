@@ -1,4 +1,4 @@
-"""Thousands of streams at once: what each of them takes, and that none is in another's way."""
+"""Thousands of streams at once: the memory of each, and that stalled ones do not slow others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.end_to_end.messages import EVENT_STREAM, OK
 from tests.end_to_end.process_harness import (
     BLOCK,
     BLOCKED,
     FULL,
-    OK,
     Connection,
     MeasuredGateway,
     connect,
@@ -29,7 +29,6 @@ IDLE = 5_000 if FULL else 1_000
 STALLED = 1_000
 #: bytes that one idle stream may take in the process
 EACH = 40_000
-EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b"6\r\nevent\n\r\n"
 ASK = request_head("GET", "/vllm/health")
 STREAM = request_head("GET", "/vllm/v1/stream")
@@ -37,10 +36,10 @@ STALL = request_head("GET", "/vllm/v1/stall")
 
 
 class Upstream:
-    """Answers ``/health``, begins a stream, or sends until nobody takes it any more.
+    """Answers ``/health``, begins a stream, or sends until the connection is full.
 
     Attributes:
-        stuck: how many of its sends nobody takes.
+        stuck: how many of its connections are full.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class Upstream:
     def serve(self, connection: Connection) -> bool:
         while head := connection.read_head():
             if b" /v1/stream " in head:
-                connection.send(EVENTS + EVENT)
+                connection.send(EVENT_STREAM + EVENT)
                 return True
             if b" /v1/stall " in head:
                 self._pour(connection)
@@ -59,7 +58,7 @@ class Upstream:
         return False
 
     def _pour(self, connection: Connection) -> None:
-        connection.send(EVENTS)
+        connection.send(EVENT_STREAM)
         connection.socket.settimeout(BLOCKED)
         try:
             while True:
@@ -70,12 +69,14 @@ class Upstream:
 
 
 @contextmanager
-def opened(gateway: MeasuredGateway, count: int, request: bytes, **options: int) -> Iterator[list[Connection]]:
-    """Have this many streams begin, each on a connection of its own."""
+def opened(
+    gateway: MeasuredGateway, count: int, request: bytes, receive_buffer: int = 0, segment: int = 0
+) -> Iterator[list[Connection]]:
+    """Open so many streams, each on a connection of its own."""
     with ExitStack() as stack:
         clients = []
         for _ in range(count):
-            client = connect(gateway.port, **options)
+            client = connect(gateway.port, receive_buffer, segment)
             stack.callback(client.close)
             client.send(request)
             clients.append(client)

@@ -1,4 +1,4 @@
-"""Every refusal of the gateway's own, as a client meets it."""
+"""Every refusal that the gateway makes itself, as its client sees it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, parse_answer, request_bytes, server_at
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.config.settings import Limits, ModelEntry
@@ -73,7 +73,7 @@ async def test_a_key_that_expired_or_was_blocked(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_model_that_nobody_serves(refusing: Any, stand_in: Any, gateway_to: Any) -> None:
+async def test_a_model_without_a_server(refusing: Any, stand_in: Any, gateway_to: Any) -> None:
     entry = ModelEntry("known", "known", server_at(stand_in().port))
     gateway = gateway_to(None, models=(entry,))
     answer = await gateway.ask("POST", "/vllm/v1/completions", body={"model": "unknown"})
@@ -139,7 +139,7 @@ async def test_a_path_that_climbs_out(refusing: Any, path: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_path_of_nobody(refusing: Any) -> None:
+async def test_an_unknown_path(refusing: Any) -> None:
     answer = await refusing.ask("GET", "/vllmx/v1/models")
     assert (answer.status, answer.error["code"]) == (404, "not_found")
 

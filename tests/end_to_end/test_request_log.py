@@ -1,4 +1,4 @@
-"""One line for every request, and what it tells."""
+"""Every request has one line in the log, with these fields."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, request_bytes, server_at
-from tests.end_to_end.test_failures import begin
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.end_to_end_harness import HOST, MASTER_KEY, begin, request_bytes, server_at
+from tests.end_to_end.messages import OK
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.settings import ModelEntry
 
@@ -26,17 +25,18 @@ async def test_a_line_tells_who_asked_for_what_and_how_it_went(stand_in: Any, ga
     entry = ModelEntry("public", "private", server_at(server.port))
     gateway = gateway_to(None, models=(entry,))
     key = await gateway.make_key(key_alias="team-a", models=["public"])
-    client = await gateway.send(
+    client, upstream = await begin(
+        server,
+        gateway,
         request_bytes(
             "POST",
             "/vllm/chat/completions?secret=in-the-query",
             key,
             headers={"X-Request-Id": "mine-1"},
             body={"model": "public"},
-        )
+        ),
+        until=b'"private"}',
     )
-    upstream = await server.connection()
-    await upstream.until_received(b'"private"}')
     gateway.clock.advance(0.25)
     upstream.send(b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
     await client.until_received(b"abc")

@@ -1,4 +1,4 @@
-"""One full life of a gateway, and then a search of every byte that it wrote for every secret that went in."""
+"""No secret that a gateway was given stands in anything that it writes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from zope.interface import alsoProvides, providedBy
 
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 from tests.end_to_end.twistd_harness import MASTER_KEY, run
 from tests.free_ports import free_port
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.proxy.resource import PassThroughResource
 
 SERVER_KEY = "servers-own-key-0815"
-#: what clients present that nobody gave them: one in the common form, one in no form
+#: invalid credentials: one in the form of a key, one in another
 WRONG_KEYS = ("sk-wrong-key-from-nowhere", "wrong/credential+from=nowhere")
 DATABASE_PASSWORD = "pass-phrase:with@signs"
 
@@ -62,21 +63,13 @@ def misplaced(secret: str) -> list[bytes]:
     ]
 
 
-class Spill:
-    """A resource that fails with everything it knows."""
-
-    isLeaf = True
-
-    def __init__(self, secrets: list[str]) -> None:
-        self._secrets = secrets
-
-    def render(self, request: Any) -> None:
-        raise RuntimeError(f"{request.raw_headers} {self._secrets}")
-
-
 @pytest_twisted.ensureDeferred
 async def test_no_secret_is_written_anywhere(
-    stand_in: Any, gateway_to: Any, logged_failures: Any, capfd: pytest.CaptureFixture[str]
+    stand_in: Any,
+    gateway_to: Any,
+    logged_failures: Any,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = stand_in(OK)
     gateway = gateway_to(server_at(server.port, api_key=SERVER_KEY), master_key=Secret(MASTER_KEY))
@@ -98,17 +91,18 @@ async def test_no_secret_is_written_anywhere(
         client = await gateway.send(request_bytes("GET", "/vllm/health", MASTER_KEY))
         await client.until_received(b"\r\n\r\n")
         client.cut()
-    # taken before the fault: where twistd has not begun logging, Twisted itself prints critical events as they are
-    shown = capfd.readouterr()
-    streaming = gateway.service.site._streaming
-    real = streaming[b"vllm"]
-    streaming[b"vllm"] = implementing(Spill([*keys, MASTER_KEY, SERVER_KEY]), real)
+
+    def fail_with_every_secret(resource: PassThroughResource, request: GatewayRequest) -> int:
+        raise RuntimeError(f"{request.head.headers} {[*keys, MASTER_KEY, SERVER_KEY]}")
+
+    monkeypatch.setattr(PassThroughResource, "render", fail_with_every_secret)
     answer = await gateway.ask("GET", "/vllm/health", MASTER_KEY)
     assert (answer.status, answer.error["code"]) == (500, "internal_error")
     assert "RuntimeError" in gateway.log_text()
     assert logged_failures.flush(RuntimeError)
 
     await gateway.stop()
+    shown = capfd.readouterr()
     written = {
         "log": gateway.log_text(),
         "stdout": shown.out,
@@ -130,16 +124,10 @@ async def exchange(gateway: Any, raw: bytes) -> None:
     client = await gateway.send(raw)
     await client.until(lambda: client.received or client.lost is not None)
     client.cut()
-    # the gateway's own errors tell a caller nothing that it did not send, least of all where the server is
+    # the gateway's own errors do not tell where the server is
     if b"x-vllm-passthrough-error" in client.received:
         for hidden in (SERVER_KEY.encode(), MASTER_KEY.encode(), b"127.0.0.1"):
             assert hidden not in client.received
-
-
-def implementing(resource: Any, other: Any) -> Any:
-    """Have `resource` provide what `other` provides."""
-    alsoProvides(resource, *providedBy(other))
-    return resource
 
 
 CONFIGURATION = """

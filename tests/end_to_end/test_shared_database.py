@@ -1,4 +1,4 @@
-"""Two gateways on one database: what one is told, the other knows a moment later."""
+"""Two gateways on one database: a change through one takes effect in the other a moment later."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from tests.end_to_end.test_forwarding import OK
-from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL
+from tests.end_to_end.messages import OK
+from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 
 PATIENCE_SECONDS = 5
 
 
 async def until_answered(reactor: Any, gateway: Any, key: str, status: int) -> None:
-    """Let the time pass after which a gateway looks, once, and ask until the answer is `status`."""
+    """Let a gateway look for changes once, and ask until the answer is `status`."""
     gateway.clock.advance(FOLLOW_INTERVAL)
     began = reactor.seconds()
     while (await gateway.ask("GET", "/vllm/v1/models", key)).status != status:

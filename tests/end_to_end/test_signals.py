@@ -1,4 +1,4 @@
-"""SIGTERM, and SIGTERM again, to a gateway with streams in work."""
+"""SIGTERM, and a second signal, to a gateway with open streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.threads import deferToThread
 
 from tests.end_to_end.end_to_end_harness import HOST, Wire, parse_answer, request_bytes
-from tests.end_to_end.test_failures import STREAM
+from tests.end_to_end.messages import STREAM
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground
 from tests.free_ports import free_port
 from twisted_vllm.simulator.service import simulator_service
@@ -24,7 +24,7 @@ CHAT = {
     "model": "simulated-model",
     "messages": [{"role": "user", "content": "go on"}],
     "stream": True,
-    "max_tokens": 40,
+    "max_tokens": 20,
     "ignore_eos": True,
 }
 
@@ -82,11 +82,9 @@ async def test_no_stream_is_lost_when_it_ends(reactor: Any, tmp_path: Path) -> N
     gateway = in_front_of(tmp_path, simulator.port)
     await deferToThread(gateway.__enter__)
     try:
-        clients = []
-        for _ in range(STREAMS):
-            client = await connect(reactor, gateway.port)
+        clients = [await connect(reactor, gateway.port) for _ in range(STREAMS)]
+        for client in clients:
             client.send(request_bytes("POST", "/vllm/v1/chat/completions", MASTER_KEY, body=CHAT))
-            clients.append(client)
         await all_of(client.until_received(b"data: ") for client in clients)
         running = [client for client in clients if b"[DONE]" not in client.received]
         gateway.signal()

@@ -1,4 +1,4 @@
-"""A long life with clients and servers of every kind: afterwards the process is as it was."""
+"""Thousands of requests with clients and servers of every kind leak no sockets and no memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.end_to_end.end_to_end_harness import HOST
+from tests.end_to_end.messages import EVENT_STREAM, OK
 from tests.end_to_end.process_harness import (
     FULL,
     MEBIBYTE,
-    OK,
     Connection,
     MeasuredGateway,
     connect,
@@ -24,18 +24,17 @@ from tests.free_ports import free_port
 
 REQUESTS = 100_000 if FULL else 12_000
 CLIENTS = 4
-#: a share of all requests that comes first, so that what is made once is there
+#: the share of requests that comes before the measurement, for what is allocated once
 WARMING = 0.25
-#: bytes by which the process may be larger afterwards
+#: bytes by which the process may grow
 GROWTH = 10 * MEBIBYTE
 
-EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b"6\r\nevent\n\r\n"
 PIECE = bytes(20_000)
 
 
 class Upstream:
-    """What the path says is what this server does."""
+    """A server that does what the path says."""
 
     def serve(self, connection: Connection) -> None:
         while head := connection.read_head():
@@ -49,7 +48,7 @@ class Upstream:
                 act(connection)
 
     def stream(self, connection: Connection) -> None:
-        connection.send(EVENTS + EVENT)
+        connection.send(EVENT_STREAM + EVENT)
         for _ in range(4):
             connection.send(EVENT)
         connection.send(b"0\r\n\r\n")
@@ -58,14 +57,14 @@ class Upstream:
         assert connection.read_to_end() == b""
 
     def half(self, connection: Connection) -> None:
-        connection.send(EVENTS + EVENT)
+        connection.send(EVENT_STREAM + EVENT)
         connection.read_to_end()
 
     def upload(self, connection: Connection) -> None:
         connection.read_to_end()
 
     def reset(self, connection: Connection) -> None:
-        connection.send(EVENTS + EVENT)
+        connection.send(EVENT_STREAM + EVENT)
         connection.reset()
 
     def short(self, connection: Connection) -> None:
@@ -87,7 +86,7 @@ class Upstream:
 
 
 class Client:
-    """Sends one request after the other, each of a kind that chance picks.
+    """Sends one request after the other, each of a random kind.
 
     Attributes:
         done: how many requests of each kind were made.

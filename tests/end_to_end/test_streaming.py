@@ -1,4 +1,4 @@
-"""Bytes go on as they come, both ways: each side of a test moves only after it saw what the other sent."""
+"""Bytes are passed on as they come, both ways: each side sends only after it got what the other sent."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import parse_answer, request_bytes
+from tests.end_to_end.end_to_end_harness import EndlessProducer, begin, parse_answer, request_bytes
+from tests.end_to_end.messages import chunk
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @pytest_twisted.ensureDeferred
 async def test_each_event_reaches_the_client_before_the_server_sends_the_next(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(
-        request_bytes("POST", "/vllm/v1/chat/completions", body={"model": "m", "stream": True})
+    client, upstream = await begin(
+        server,
+        gateway_to(server.port),
+        request_bytes("POST", "/vllm/v1/chat/completions", body={"model": "m", "stream": True}),
+        until=b"true}",
     )
-    upstream = await server.connection()
-    await upstream.until_received(b"true}")
     upstream.send(HEAD)
     await client.until_received(b"\r\n\r\n")
     for number in range(5):
@@ -39,9 +37,7 @@ async def test_each_event_reaches_the_client_before_the_server_sends_the_next(st
 @pytest_twisted.ensureDeferred
 async def test_an_event_that_comes_in_pieces_is_not_held_back(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(request_bytes("GET", "/vllm/v1/models"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), request_bytes("GET", "/vllm/v1/models"))
     upstream.send(HEAD + b"a\r\nda")
     await client.until_received(b"da\r\n")
     upstream.send(b"ta: 1\n\n")
@@ -51,9 +47,7 @@ async def test_an_event_that_comes_in_pieces_is_not_held_back(stand_in: Any, gat
 @pytest_twisted.ensureDeferred
 async def test_a_stream_of_declared_length_keeps_its_length(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(request_bytes("GET", "/vllm/v1/models"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), request_bytes("GET", "/vllm/v1/models"))
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
     await client.until_received(b"\r\n\r\nab")
     upstream.send(b"cd")
@@ -68,11 +62,12 @@ async def test_an_upload_reaches_the_server_as_it_comes(stand_in: Any, gateway_t
     server = stand_in()
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 8"
     key = request_bytes("GET", "/").split(b"\r\n")[2]
-    client = await gateway_to(server.port).send(
-        b"POST /vllm/v1/audio/transcriptions HTTP/1.1\r\nHost: h\r\n" + key + b"\r\n" + framing + b"\r\n\r\n"
+    client, upstream = await begin(
+        server,
+        gateway_to(server.port),
+        b"POST /vllm/v1/audio/transcriptions HTTP/1.1\r\nHost: h\r\n" + key + b"\r\n" + framing + b"\r\n\r\n",
+        until=framing,
     )
-    upstream = await server.connection()
-    await upstream.until_received(framing)
     for piece in (b"abcd", b"efgh"):
         client.send(chunk(piece) if chunked else piece)
         await upstream.until_received(piece)
@@ -87,9 +82,7 @@ async def test_an_upload_reaches_the_server_as_it_comes(stand_in: Any, gateway_t
 async def test_a_client_that_waits_for_100_continue_gets_the_server_s(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", headers={"Expect": "100-continue"}, body=b"abcd")
-    client = await gateway_to(server.port).send(raw[:-4])
-    upstream = await server.connection()
-    await upstream.until_received(b"Expect: 100-continue\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), raw[:-4], until=b"Expect: 100-continue\r\n")
     upstream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
     await client.until_received(b"HTTP/1.1 100 Continue\r\n\r\n")
     client.send(b"abcd")
@@ -103,9 +96,7 @@ async def test_a_client_that_waits_for_100_continue_gets_the_server_s(stand_in: 
 async def test_an_answer_before_the_end_of_the_upload_arrives(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = request_bytes("POST", "/vllm/v1/audio/speech", body=b"x" * 1_000_000)
-    client = await gateway_to(server.port).send(raw[:2000])
-    upstream = await server.connection()
-    await upstream.until_received(b"xxxx")
+    client, upstream = await begin(server, gateway_to(server.port), raw[:2000], until=b"xxxx")
     upstream.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
     await client.until_received(b"\r\n\r\nbig")
     await upstream.until_lost()
@@ -115,12 +106,10 @@ async def test_an_answer_before_the_end_of_the_upload_arrives(stand_in: Any, gat
 @pytest_twisted.ensureDeferred
 async def test_a_client_that_reads_slowly_slows_the_server_down(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(request_bytes("GET", "/vllm/v1/models"))
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), request_bytes("GET", "/vllm/v1/models"))
     client.transport.pauseProducing()
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
-    producer = Endless(upstream)
+    producer = EndlessProducer(upstream)
     upstream.transport.registerProducer(producer, True)
     producer.resumeProducing()
     await producer.until_stuck()
@@ -132,47 +121,16 @@ async def test_a_client_that_reads_slowly_slows_the_server_down(stand_in: Any, g
     await upstream.until_lost()
 
 
-class Endless:
-    """Produces for as long as it is let."""
-
-    PIECE = 65536
-
-    def __init__(self, wire: Any) -> None:
-        self.sent = 0
-        self._wire = wire
-        self._running = False
-        self._quiet_turns = 0
-
-    def resumeProducing(self) -> None:
-        self._running = True
-        self._quiet_turns = 0
-        while self._running and self._wire.lost is None and self.sent < 100_000_000:
-            self.sent += self.PIECE
-            self._wire.send(b"x" * self.PIECE)
-
-    def pauseProducing(self) -> None:
-        self._running = False
-
-    def stopProducing(self) -> None:
-        self._running = False
-
-    async def until_stuck(self) -> None:
-        """Return once nothing was taken for many turns of the reactor."""
-        while self._quiet_turns < 50:
-            self._quiet_turns += 1
-            await self._wire.next_turn()
-
-
 @pytest_twisted.ensureDeferred
 async def test_trailers_are_passed_both_ways_but_not_what_would_pass_for_a_header(
     stand_in: Any, gateway_to: Any
 ) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(
-        request_bytes("POST", "/vllm/tokenizer_info", headers={"Transfer-Encoding": "chunked"})
+    client, upstream = await begin(
+        server,
+        gateway_to(server.port),
+        request_bytes("POST", "/vllm/tokenizer_info", headers={"Transfer-Encoding": "chunked"}),
     )
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
     client.send(b"2\r\nab\r\n")
     await upstream.until_received(b"2\r\nab\r\n")
     client.send(b"0\r\nX-Sum: 1\r\nAuthorization: Bearer stolen\r\nContent-Type: text/plain\r\n\r\n")

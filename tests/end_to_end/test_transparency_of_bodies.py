@@ -1,4 +1,4 @@
-"""Bodies of any content, in any framing, both ways; and nothing of one client's that another sees."""
+"""Bodies of any content and framing pass unchanged both ways, and no client sees another's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest_twisted
 from tests.end_to_end.end_to_end_harness import (
     HOST,
     MASTER_KEY,
+    begin,
     lower,
     parse_answer,
     parse_head,
@@ -19,11 +20,8 @@ from tests.end_to_end.end_to_end_harness import (
     server_at,
     unchunked,
 )
-from tests.end_to_end.test_streaming import chunk
+from tests.end_to_end.messages import LAST, OK, chunk
 from twisted_vllm.config.settings import ModelEntry
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-LAST = b"0\r\n\r\n"
 
 BODIES = {
     "empty": b"",
@@ -55,13 +53,11 @@ async def test_a_request_body_reaches_the_server_byte_for_byte(
     else:
         raw = request_bytes("POST", "/vllm/v1/embeddings", headers={**headers, "Transfer-Encoding": "chunked"})
         raw += in_chunks(body)
-    client = await gateway_to(server.port).send(raw)
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
+    client, upstream = await begin(server, gateway_to(server.port), raw, until=b"\r\n\r\n")
 
     def came() -> bytes:
         _, found = parse_head(upstream.received)
-        data = upstream.received.partition(b"\r\n\r\n")[2]
+        data: bytes = upstream.received.partition(b"\r\n\r\n")[2]
         if lower(found).get(b"transfer-encoding") == b"chunked":
             return unchunked(data) if data.endswith(LAST) else b""
         assert int(lower(found)[b"content-length"]) == len(body)
@@ -81,11 +77,12 @@ async def test_a_response_body_reaches_the_client_byte_for_byte(
     stand_in: Any, gateway_to: Any, body: bytes, framing: str
 ) -> None:
     server = stand_in()
-    client = await gateway_to(server.port).send(
-        request_bytes("GET", "/vllm/v1/models", headers={"Accept-Encoding": "gzip"})
+    client, upstream = await begin(
+        server,
+        gateway_to(server.port),
+        request_bytes("GET", "/vllm/v1/models", headers={"Accept-Encoding": "gzip"}),
+        until=b"Accept-Encoding: gzip\r\n",
     )
-    upstream = await server.connection()
-    await upstream.until_received(b"Accept-Encoding: gzip\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n"
     if framing == "length":
         upstream.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -219,9 +216,9 @@ async def test_the_model_of_a_form_is_permitted_or_refused_whatever_the_order_of
     assert (refused.status, refused.error["code"]) == (403, "model_not_allowed")
     assert server.connections == []
     body = ORDERS[order](b"whisper")
-    client = await gateway.send(request_bytes("POST", TRANSCRIBE, key, headers=FORM_TYPE, body=body))
-    upstream = await server.connection()
-    await upstream.until_received(b"--b--\r\n")
+    client, upstream = await begin(
+        server, gateway, request_bytes("POST", TRANSCRIBE, key, headers=FORM_TYPE, body=body), until=b"--b--\r\n"
+    )
     assert upstream.received.partition(b"\r\n\r\n")[2] == body
     upstream.send(OK)
     await client.until_received(b"\r\n\r\nok")
@@ -247,11 +244,12 @@ async def test_a_connection_header_cannot_take_the_framing_from_a_request(
 ) -> None:
     server = stand_in()
     body = json.dumps({"model": "m"}).encode()
-    client = await gateway_to(server.port).send(
-        request_bytes("POST", "/vllm/v1/completions", headers={"Connection": nominated}, body=body)
+    client, upstream = await begin(
+        server,
+        gateway_to(server.port),
+        request_bytes("POST", "/vllm/v1/completions", headers={"Connection": nominated}, body=body),
+        until=body,
     )
-    upstream = await server.connection()
-    await upstream.until_received(body)
     found = lower(parse_head(upstream.received)[1])
     assert found[b"content-length"] == b"%d" % len(body)
     assert found[b"host"] == f"{HOST}:{server.port}".encode()

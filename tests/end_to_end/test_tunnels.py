@@ -8,26 +8,22 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionDone
 
-from tests.end_to_end.end_to_end_harness import MASTER_KEY, lower, parse_answer, parse_head, request_bytes, server_at
-from tests.end_to_end.test_streaming import Endless
-from twisted_vllm.config.settings import Timeouts
-
-REALTIME = "/vllm/v1/realtime"
-HANDSHAKE = {
-    "Connection": "keep-alive, Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-AGREED = (
-    b"HTTP/1.1 101 Switching  Protocols!\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n"
-    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-Twice: a\r\nX-Twice: b\r\n\r\n"
+from tests.end_to_end.end_to_end_harness import (
+    HANDSHAKE,
+    MASTER_KEY,
+    REALTIME,
+    SWITCHING_PROTOCOLS,
+    EndlessProducer,
+    begin,
+    handshake,
+    lower,
+    parse_answer,
+    parse_head,
+    request_bytes,
+    server_at,
 )
-
-
-def handshake(key: str | None = MASTER_KEY, target: str = REALTIME, **headers: str) -> bytes:
-    more = {name.replace("_", "-"): value for name, value in headers.items()}
-    return request_bytes("GET", target, key, headers={**HANDSHAKE, **more})
+from twisted_vllm.config.settings import Timeouts
+from twisted_vllm.http.net.write_coalescing import unsent_bytes
 
 
 def offering(key: str) -> str:
@@ -35,18 +31,10 @@ def offering(key: str) -> str:
     return f"realtime, openai-insecure-api-key.{key}, openai-beta.realtime-v1"
 
 
-async def asked(server: Any, gateway: Any, raw: bytes | None = None) -> tuple[Any, Any]:
-    """Have a handshake arrive at the server; return the client and the server's connection."""
-    client = await gateway.send(handshake() if raw is None else raw)
-    upstream = await server.connection()
-    await upstream.until_received(b"\r\n\r\n")
-    return client, upstream
-
-
 async def opened(server: Any, gateway: Any) -> tuple[Any, Any]:
     """Open a tunnel; return both ends, with nothing received."""
-    client, upstream = await asked(server, gateway)
-    upstream.send(AGREED)
+    client, upstream = await begin(server, gateway, handshake())
+    upstream.send(SWITCHING_PROTOCOLS)
     await client.until_received(b"\r\n\r\n")
     client.received = upstream.received = b""
     return client, upstream
@@ -56,7 +44,7 @@ async def opened(server: Any, gateway: Any) -> tuple[Any, Any]:
 async def test_a_tunnel_begins_when_the_server_has_agreed_and_not_before(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server_at(server.port, api_key="servers-own", base_path=b"/base"))
-    client, upstream = await asked(server, gateway, handshake(X_Request_Id="mine-1", Sec_WebSocket_Extensions="a;b=1"))
+    client, upstream = await begin(server, gateway, handshake(X_Request_Id="mine-1", Sec_WebSocket_Extensions="a;b=1"))
     client.send(b"early frames")
     for _ in range(20):
         await client.next_turn()
@@ -70,10 +58,10 @@ async def test_a_tunnel_begins_when_the_server_has_agreed_and_not_before(stand_i
     assert found[b"sec-websocket-key"] == HANDSHAKE["Sec-WebSocket-Key"].encode()
     assert (found[b"sec-websocket-version"], found[b"sec-websocket-extensions"]) == (b"13", b"a;b=1")
     assert not {b"content-length", b"transfer-encoding", b"sec-websocket-protocol"} & found.keys()
-    upstream.send(AGREED + b"\x81\x02hi")
+    upstream.send(SWITCHING_PROTOCOLS + b"\x81\x02hi")
     await client.until_received(b"hi")
     await upstream.until_received(b"early frames")
-    assert client.received == AGREED[:-2] + b"x-request-id: mine-1\r\n\r\n\x81\x02hi"
+    assert client.received == SWITCHING_PROTOCOLS[:-2] + b"x-request-id: mine-1\r\n\r\n\x81\x02hi"
 
 
 @pytest.mark.parametrize("protocol", ["websocket", "some-other/2, websocket"])
@@ -97,14 +85,15 @@ async def test_a_refusal_of_the_server_s_is_relayed_as_any_answer(
 @pytest_twisted.ensureDeferred
 async def test_any_protocol_that_the_server_agrees_to_is_tunnelled(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
-    client, upstream = await asked(server, gateway_to(server.port), handshake(Upgrade="echo/1"))
+    client, upstream = await begin(server, gateway_to(server.port), handshake(Upgrade="echo/1"))
     upstream.send(b"HTTP/1.1 101 Sure\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n")
     client.send(b"GET / HTTP/1.1\r\n\r\n\x00\xff")
     await upstream.until_received(b"GET / HTTP/1.1\r\n\r\n\x00\xff")
 
 
 @pytest.mark.parametrize(
-    "answer", [AGREED.replace(b"WebSocket", b"h2c"), AGREED.replace(b"Upgrade: WebSocket\r\n", b"")]
+    "answer",
+    [SWITCHING_PROTOCOLS.replace(b"WebSocket", b"h2c"), SWITCHING_PROTOCOLS.replace(b"Upgrade: WebSocket\r\n", b"")],
 )
 @pytest_twisted.ensureDeferred
 async def test_a_switch_to_what_was_not_asked_for_is_no_answer(stand_in: Any, gateway_to: Any, answer: bytes) -> None:
@@ -121,7 +110,7 @@ async def test_h2c_is_never_tunnelled(stand_in: Any, gateway_to: Any) -> None:
     assert not {b"upgrade", b"connection", b"http2-settings"} & lower(parse_head(server.received)[1]).keys()
 
 
-# who may
+# authorization
 
 
 @pytest.mark.parametrize(
@@ -137,7 +126,7 @@ async def test_h2c_is_never_tunnelled(stand_in: Any, gateway_to: Any) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_without_a_valid_key_there_is_no_tunnel(stand_in: Any, gateway_to: Any, raw: bytes, code: str) -> None:
-    server = stand_in(AGREED)
+    server = stand_in(SWITCHING_PROTOCOLS)
     answer = await gateway_to(server.port).answer_to(raw)
     assert (answer.status, answer.error["code"]) == (401, code)
     assert server.connections == []
@@ -154,7 +143,7 @@ async def test_a_preflight_which_needs_no_key_opens_no_tunnel(stand_in: Any, gat
 
 @pytest_twisted.ensureDeferred
 async def test_a_key_opens_the_routes_that_it_may_call(stand_in: Any, gateway_to: Any) -> None:
-    server = stand_in(AGREED)
+    server = stand_in(SWITCHING_PROTOCOLS)
     gateway = gateway_to(server.port)
     limited = await gateway.answer_to(handshake(await gateway.make_key(models=["m"])))
     assert (limited.status, limited.error["code"]) == (400, "model_undetermined")
@@ -176,9 +165,9 @@ async def test_a_key_among_the_subprotocols_works_and_goes_no_further(
     gateway = gateway_to(server.port)
     key = await gateway.make_key(key_alias="browser")
     raw = handshake(MASTER_KEY if other else None, Sec_WebSocket_Protocol=offering(key))
-    client, upstream = await asked(server, gateway, raw)
+    client, upstream = await begin(server, gateway, raw)
     assert lower(parse_head(upstream.received)[1])[b"sec-websocket-protocol"] == b"realtime, openai-beta.realtime-v1"
-    upstream.send(AGREED)
+    upstream.send(SWITCHING_PROTOCOLS)
     await client.until_received(b"\r\n\r\n")
     client.close()
     await upstream.until_lost()
@@ -194,7 +183,7 @@ async def test_a_key_among_the_subprotocols_works_and_goes_no_further(
 async def test_of_subprotocols_that_were_a_key_alone_nothing_is_left(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     raw = handshake(None, Sec_WebSocket_Protocol=f"openai-insecure-api-key.{MASTER_KEY}")
-    _, upstream = await asked(server, gateway_to(server.port), raw)
+    _, upstream = await begin(server, gateway_to(server.port), raw)
     assert b"sec-websocket-protocol" not in lower(parse_head(upstream.received)[1])
 
 
@@ -203,7 +192,7 @@ async def test_a_key_in_a_header_of_its_own_is_taken_out_as_well(stand_in: Any, 
     server = stand_in()
     key = f"openai-insecure-api-key.{MASTER_KEY}"
     raw = handshake(None, Sec_WebSocket_Protocol=f"realtime\r\nSec-WebSocket-Protocol: {key}")
-    _, upstream = await asked(server, gateway_to(server.port), raw)
+    _, upstream = await begin(server, gateway_to(server.port), raw)
     assert lower(parse_head(upstream.received)[1])[b"sec-websocket-protocol"] == b"realtime"
     assert MASTER_KEY.encode() not in upstream.received
 
@@ -220,7 +209,7 @@ async def test_a_key_in_a_header_of_its_own_is_taken_out_as_well(stand_in: Any, 
 async def test_a_browser_is_told_a_subprotocol_where_the_server_names_none(
     stand_in: Any, gateway_to: Any, offered: str, answered: bytes, chosen: list[bytes]
 ) -> None:
-    server = stand_in(AGREED[:-2] + answered + b"\r\n")
+    server = stand_in(SWITCHING_PROTOCOLS[:-2] + answered + b"\r\n")
     client = await gateway_to(server.port).send(handshake(None, Sec_WebSocket_Protocol=offered))
     await client.until_received(b"\r\n\r\n")
     headers = parse_head(client.received)[1]
@@ -229,12 +218,12 @@ async def test_a_browser_is_told_a_subprotocol_where_the_server_names_none(
 
 @pytest_twisted.ensureDeferred
 async def test_without_a_key_among_the_subprotocols_the_101_stays_as_it_is(stand_in: Any, gateway_to: Any) -> None:
-    client = await gateway_to(stand_in(AGREED).port).send(handshake(Sec_WebSocket_Protocol="realtime"))
+    client = await gateway_to(stand_in(SWITCHING_PROTOCOLS).port).send(handshake(Sec_WebSocket_Protocol="realtime"))
     await client.until_received(b"\r\n\r\n")
     assert b"Protocol:" not in client.received
 
 
-# what passes
+# relaying
 
 
 @pytest_twisted.ensureDeferred
@@ -260,18 +249,14 @@ async def test_a_side_that_does_not_read_stops_the_other(stand_in: Any, gateway_
     client, upstream = await opened(server, gateway)
     reader, writer = (client, upstream) if stalled == "client" else (upstream, client)
     reader.transport.pauseProducing()
-    producer = Endless(writer)
+    producer = EndlessProducer(writer)
     writer.transport.registerProducer(producer, True)
     producer.resumeProducing()
     await producer.until_stuck()
     assert producer.sent < 60_000_000
-    [channel] = gateway.service.site._channels
-    [connection] = gateway.service._parts.agent._connections
-    held = sum(
-        len(transport.dataBuffer) + sum(map(len, transport._tempDataBuffer))
-        for transport in (channel.transport, connection.transport)
-    )
-    assert held < 1_000_000
+    [downstream] = gateway.service.site.connections
+    [upstream_connection] = gateway.service.wiring.agent.connections
+    assert unsent_bytes(downstream.transport) + unsent_bytes(upstream_connection.transport) < 1_000_000
     # the other direction goes on
     reader.send(b"still here")
     await writer.until_received(b"still here")
@@ -322,7 +307,7 @@ async def test_a_client_that_sends_on_gets_the_server_s_last_words(stand_in: Any
     upstream.cut()
 
 
-# how it ends
+# endings
 
 
 @pytest_twisted.ensureDeferred
@@ -403,9 +388,9 @@ async def test_a_drain_closes_it_at_once(stand_in: Any, gateway_to: Any) -> None
 async def test_a_101_that_comes_during_the_drain_comes_too_late(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server.port)
-    client, upstream = await asked(server, gateway)
+    client, upstream = await begin(server, gateway, handshake())
     stopped = gateway.stop()
-    upstream.send(AGREED + b"frames")
+    upstream.send(SWITCHING_PROTOCOLS + b"frames")
     await client.until_lost()
     await upstream.until_lost()
     await stopped
@@ -419,7 +404,7 @@ async def test_a_101_that_comes_during_the_drain_comes_too_late(stand_in: Any, g
 async def test_a_client_that_goes_before_the_101_ends_the_attempt(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in()
     gateway = gateway_to(server.port)
-    client, upstream = await asked(server, gateway)
+    client, upstream = await begin(server, gateway, handshake())
     client.close()
     await upstream.until_lost()
     [line] = gateway.request_lines()

@@ -12,6 +12,9 @@ from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, answers, ask
 from tests.free_ports import free_port
 
 NOWHERE = "http://127.0.0.1:9"
+VARIABLES = {"LITELLM_MASTER_KEY": MASTER_KEY, "HOSTED_VLLM_API_BASE": NOWHERE}
+#: a database whose directory does not exist
+NO_DATABASE = "sqlite:///missing/keys.sqlite3"
 
 
 def test_it_serves_in_the_foreground_and_ends_well_on_sigterm(tmp_path: Path) -> None:
@@ -35,14 +38,7 @@ def test_it_serves_as_a_daemon(tmp_path: Path) -> None:
     port = free_port()
     pid_file = tmp_path / "gateway.pid"
     listen = f"--listen=tcp:{port}:interface=127.0.0.1"
-    done = run(
-        tmp_path,
-        "--pidfile=gateway.pid",
-        "vllm-passthrough",
-        listen,
-        LITELLM_MASTER_KEY=MASTER_KEY,
-        HOSTED_VLLM_API_BASE=NOWHERE,
-    )
+    done = run(tmp_path, "--pidfile=gateway.pid", "vllm-passthrough", listen, **VARIABLES)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     process_id = int(pid_file.read_text())
     try:
@@ -64,14 +60,7 @@ def test_a_port_in_use_ends_the_start_with_one_clear_line(tmp_path: Path) -> Non
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run(
-            tmp_path,
-            "-n",
-            "vllm-passthrough",
-            f"--listen=tcp:{port}:interface=127.0.0.1",
-            LITELLM_MASTER_KEY=MASTER_KEY,
-            HOSTED_VLLM_API_BASE=NOWHERE,
-        )
+        done = run(tmp_path, "-n", "vllm-passthrough", f"--listen=tcp:{port}:interface=127.0.0.1", **VARIABLES)
     assert done.returncode == 1
     assert done.stderr.startswith(f"vllm-passthrough cannot start: Couldn't listen on 127.0.0.1:{port}: ")
     assert done.stderr.count("\n") == 1
@@ -86,9 +75,8 @@ def test_a_database_that_cannot_be_used_ends_the_start_with_one_clear_line(tmp_p
         "-n",
         "vllm-passthrough",
         f"--listen=tcp:{free_port()}:interface=127.0.0.1",
-        LITELLM_MASTER_KEY=MASTER_KEY,
-        HOSTED_VLLM_API_BASE=NOWHERE,
-        DATABASE_URL="sqlite:///missing/keys.sqlite3",
+        **VARIABLES,
+        DATABASE_URL=NO_DATABASE,
     )
     assert done.returncode == 1
     assert done.stderr == (
@@ -103,9 +91,8 @@ def test_a_daemon_that_cannot_start_says_so_on_the_terminal(tmp_path: Path) -> N
         tmp_path,
         "vllm-passthrough",
         f"--listen=tcp:{free_port()}:interface=127.0.0.1",
-        LITELLM_MASTER_KEY=MASTER_KEY,
-        HOSTED_VLLM_API_BASE=NOWHERE,
-        DATABASE_URL="sqlite:///missing/keys.sqlite3",
+        **VARIABLES,
+        DATABASE_URL=NO_DATABASE,
     )
     assert done.returncode == 1
     assert "The directory of the database, missing, does not exist" in done.stderr

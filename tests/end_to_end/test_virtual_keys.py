@@ -1,4 +1,4 @@
-"""A key's life, as its owner sees it."""
+"""The life of a virtual key, as its owner sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, parse_answer, request_bytes
-from tests.end_to_end.test_forwarding import OK
+from tests.end_to_end.messages import OK
 
 
 @pytest_twisted.ensureDeferred
@@ -84,7 +84,7 @@ async def test_a_key_may_not_call_privileged_routes_unless_it_was_given_them(sta
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_open_gateway_asks_nobody_for_a_key(stand_in: Any, gateway_to: Any) -> None:
+async def test_an_open_gateway_requires_no_key(stand_in: Any, gateway_to: Any) -> None:
     gateway = gateway_to(stand_in(OK).port, master_key=None)
     assert (await gateway.ask("GET", "/vllm/v1/models", None)).status == 200
     assert (await gateway.ask("GET", "/vllm/v1/models", "anything")).status == 200

@@ -1,4 +1,4 @@
-"""A WebSocket client and server that somebody else wrote, with a gateway under twistd between them."""
+"""The websockets library's client and server, with a gateway under twistd between them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.client import connect as connect_in_loop
 from websockets.asyncio.server import ServerConnection as ServerConnectionInLoop
 from websockets.asyncio.server import serve as serve_in_loop
@@ -25,11 +21,12 @@ from websockets.typing import Subprotocol
 
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, ask
 from tests.free_ports import free_port
+from tests.self_signed import self_signed_pem
 
-#: real seconds after which a test is called stuck
+#: real seconds after which a test fails
 PATIENCE = 30.0
 
-MESSAGES = ["", "short", "ü" * 70_000, b"\x00\xff" * 300_000, *map(str, range(200))]
+MESSAGES: list[str | bytes] = ["", "short", "ü" * 70_000, b"\x00\xff" * 300_000, *map(str, range(200))]
 
 
 class Echo:
@@ -151,7 +148,7 @@ def lines_of_tunnels(gateway: Foreground) -> list[dict[str, object]]:
 
 def test_it_passes_with_tls_towards_the_client(echo: Echo, tmp_path: Path) -> None:
     certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(self_signed())
+    certificate.write_bytes(self_signed_pem())
     port = free_port()
     listen = f"--listen=ssl:{port}:interface=127.0.0.1:privateKey={certificate}:certKey={certificate}"
     with gateway_before(echo, tmp_path, listen) as gateway:
@@ -201,7 +198,7 @@ class SecureEcho:
 @pytest.fixture
 def secure_echo(tmp_path: Path) -> Iterator[SecureEcho]:
     certificate = tmp_path / "server.pem"
-    certificate.write_bytes(self_signed())
+    certificate.write_bytes(self_signed_pem())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server = SecureEcho(context)
@@ -238,23 +235,6 @@ def test_a_server_whose_certificate_nobody_vouches_for_gets_no_tunnel(secure_ech
             pass
         assert refused.value.response.status_code == 502
     assert secure_echo.handshakes == 0
-
-
-def self_signed() -> bytes:
-    """Return a key and a certificate for ``localhost``, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    unencrypted = serialization.NoEncryption()
-    encoded = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted)
-    return encoded + certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def test_sigterm_closes_it_and_the_gateway_ends_at_once(echo: Echo, tmp_path: Path) -> None:

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from benchmarks.measure import parse_stat
 from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
-#: real seconds that a process is given before a test calls it stuck
+#: seconds after which a test that waits for a process fails
 PATIENCE = 30.0
 
 MASTER_KEY = "not-like-a-key-4711"
 
 
-#: twistd with SIGINT as a terminal's foreground has it: jobs in the background of a shell, a CI's perhaps, ignore it
+#: twistd with the default handler of SIGINT: a shell starts background jobs, perhaps a CI's, with SIGINT ignored
 _TWISTD = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,7 +42,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run twistd to its end."""
+    """Run twistd until it ends."""
     return subprocess.run(
         command(*arguments),
         cwd=directory,
@@ -66,10 +67,10 @@ def ask(port: int, path: str, key: str | None = None, method: str = "GET", body:
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
-    """Wait for another process: it has no clock that a test could turn."""
+    """Wait for another process, whose clock the test cannot control."""
     end = time.monotonic() + PATIENCE
     while not is_so():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"still not so after {PATIENCE:g} seconds"
         time.sleep(0.01)
 
 
@@ -81,7 +82,7 @@ def answers(port: int) -> bool:
 
 
 class Foreground:
-    """``twistd -n``, ready to be asked; leave the ``with`` block to end it, and read what it wrote."""
+    """``twistd -n``, serving; the end of the ``with`` block stops it and keeps what it wrote."""
 
     def __init__(self, directory: Path, port: int, *arguments: str, **variables: str) -> None:
         self.port = port
@@ -114,6 +115,11 @@ class Foreground:
     @property
     def runs(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that the process has used, user and system."""
+        return parse_stat(Path(f"/proc/{self.pid}/stat").read_text()).ticks / os.sysconf("SC_CLK_TCK")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self._process.send_signal(number)

@@ -31,7 +31,7 @@ from tests.live.live_servers import (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip everything below this directory where there is no vLLM."""
+    """Skip all tests of this directory without a vLLM."""
     if os.environ.get("VLLM_BASE_URL"):
         return
     reason = "no vLLM to test against: set VLLM_BASE_URL, as in http://127.0.0.1:8000"
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
-    """Starts gateways; at the end each must stop well and have told no secret."""
+    """Starts gateways; at the end each must stop well and have written no secret."""
     started: list[LiveGateway] = []
 
     def start(config: str | None = None, **variables: str) -> LiveGateway:
@@ -86,7 +86,7 @@ def score_model(score_url: str) -> str:
 
 @pytest.fixture(scope="session")
 def gateway(start_gateway: StartGateway, vllm_url: str, chat_model: str) -> LiveGateway:
-    """With a configuration file, a master key, and all servers that there are."""
+    """With a configuration file, a master key, and all servers that the environment names."""
     rows = [(GUIDE_CHAT_MODEL, chat_model, vllm_url), (chat_model, chat_model, vllm_url), (ALIAS, chat_model, vllm_url)]
     if os.environ.get("VLLM_SCORE_URL"):
         url = server_from("VLLM_SCORE_URL", "")
@@ -100,7 +100,7 @@ def gateway(start_gateway: StartGateway, vllm_url: str, chat_model: str) -> Live
 
 @pytest.fixture(scope="session")
 def open_gateway(start_gateway: StartGateway, vllm_url: str) -> LiveGateway:
-    """Without a key or a file: the address of the server is all that it was told."""
+    """Without a key or a file: it knows the server's address alone."""
     return start_gateway(HOSTED_VLLM_API_BASE=vllm_url)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -17,10 +16,10 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from tests.end_to_end.twistd_harness import environment
 from tests.free_ports import free_port
 
-REPOSITORY = Path(__file__).parents[2]
-#: seconds that a process, or vLLM, is given before a test calls it stuck
+#: seconds after which a test that waits for a process, or for vLLM, fails
 PATIENCE = 60.0
 #: seconds between two looks at another process
 INTERVAL = 0.05
@@ -109,15 +108,15 @@ def json_request(value: object) -> dict[str, Any]:
 
 
 def wait_until(is_so: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait for another process: it has no clock that a test could turn."""
+    """Wait for another process, whose clock the test cannot control."""
     end = time.monotonic() + patience
     while not is_so():
-        assert time.monotonic() < end, f"waited {patience:.0f} s in vain until {what}"
+        assert time.monotonic() < end, f"waited {patience:.0f} s, and still not: {what}"
         time.sleep(INTERVAL)
 
 
 def new_secret() -> str:
-    """Return a master key that stands nowhere by chance."""
+    """Return a new master key."""
     return f"sk-live-{secrets.token_hex(16)}"
 
 
@@ -127,7 +126,7 @@ class LiveGateway:
     Attributes:
         url: where it listens.
         master_key: the administrator's key; None in open mode.
-        secrets: what must stand in nothing that the gateway writes; `make_key` adds to it.
+        secrets: what the gateway must not write anywhere; `make_key` adds to it.
     """
 
     def __init__(self, directory: Path, *, config: str | None = None, **variables: str) -> None:
@@ -148,12 +147,11 @@ class LiveGateway:
         if config is not None:
             (directory / "config.yaml").write_text(config)
             arguments += ["--config", "config.yaml"]
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         with self._files[0].open("wb") as stdout, self._files[1].open("wb") as stderr:
             self._process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("twistd")), *arguments],
                 cwd=directory,
-                env={**kept, "PYTHONPATH": str(REPOSITORY), **variables},
+                env=environment(**variables),
                 stdout=stdout,
                 stderr=stderr,
             )
@@ -220,10 +218,10 @@ class LiveGateway:
             raise
 
     def check_after_stop(self) -> None:
-        """Assert what holds for every gateway at its end: it ended well, and told no secret."""
+        """Stop it, and check that it drained, failed nowhere and wrote no secret."""
         status = self.stop()
         written = self.written()
-        # after a stop in good order twistd ends itself with the signal that it was sent, so that its parent knows
+        # after a clean stop twistd kills itself with the signal that it was sent
         assert status in (0, -signal.SIGTERM), f"exit status {status}:\n{written[-4000:]}"
         assert '"message":"Drained in ' in written, f"it did not drain:\n{written[-4000:]}"
         assert "Traceback" not in written, f"it failed somewhere:\n{written}"

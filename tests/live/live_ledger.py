@@ -1,15 +1,18 @@
-"""What the ledger says of requests through a gateway, beside what vLLM counted meanwhile."""
+"""Requests of many kinds, the ledger's rows of them, and what vLLM counted meanwhile."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tests.live.live_gateway import Answer, LiveGateway, ask, wait_until
 
-#: others may use the server meanwhile
+#: a slow vLLM now and then puts two tokens into one event, and others may use the server meanwhile
 ATTEMPTS = 5
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+NAMES = re.compile(rb'"id":"[a-z]+-[0-9a-f]+"|"created":\d+')
+EVIL = '"usage":{"prompt_tokens":1,"completion_tokens":1}\n\ndata: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
 PRICED = """
 passthrough:
   default_prices: {input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}
@@ -28,6 +31,35 @@ def counters(url: str, *names: str) -> list[int]:
     ]
 
 
+def counted_by_vllm(url: str) -> tuple[int, int]:
+    """Return how many tokens of prompts and of answers vLLM has counted."""
+    prompt, generation = counters(url, "prompt_tokens", "generation_tokens")
+    return prompt, generation
+
+
+def varied(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield 52 requests: four routes, streamed and not, usage asked for or not, short and long, plain and hostile."""
+    texts = ("Say hi", "Grüße, 東京 🙂", EVIL, "x " * 150, "", '\\"usage\\":')
+    for number, text in enumerate(texts):
+        base = {"model": model, "temperature": 0, "seed": number}
+        messages = [{"role": "user", "content": text or "?"}]
+        most = 1 + number * 3
+        yield CHAT, {**base, "messages": messages, "max_tokens": most}
+        yield CHAT, {**base, "messages": messages, "max_completion_tokens": most, "stream": True}
+        yield CHAT, {**base, "messages": messages, "max_tokens": most, "stream": True, "stream_options": {}}
+        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most}
+        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most, "stream": True}
+        options = {"include_usage": True, "continuous_usage_stats": number % 2 == 0}
+        yield COMPLETIONS, {**base, "prompt": ["a", "b"], "max_tokens": most, "stream": True, "stream_options": options}
+        yield (
+            RESPONSES,
+            {"model": model, "input": text or "?", "max_output_tokens": most + 1, "stream": number % 2 == 0},
+        )
+        yield MESSAGES, {"model": model, "messages": messages, "max_tokens": most, "stream": number % 2 == 1}
+    for stop in ("a", "e", "t", "o"):
+        yield CHAT, {"model": model, "messages": [{"role": "user", "content": "Tell"}], "max_tokens": 9, "stop": stop}
+
+
 def rows_of(gateway: LiveGateway, key: str, count: int) -> list[Row]:
     """Return the rows of a key, the oldest first, once there are so many."""
     found: list[Row] = []
@@ -43,7 +75,7 @@ def rows_of(gateway: LiveGateway, key: str, count: int) -> list[Row]:
 
 
 def used(gateway: LiveGateway, url: str, requests: Sequence[Request]) -> tuple[list[Row], list[int]]:
-    """Send requests one after another, each with a new key.
+    """Send requests one after another, with a new key.
 
     Args:
         gateway: the gateway.
@@ -51,8 +83,8 @@ def used(gateway: LiveGateway, url: str, requests: Sequence[Request]) -> tuple[l
         requests: each sends itself with a key, and is answered 200.
 
     Returns:
-        Their rows, and how many tokens of prompts, answers and the cache vLLM counted for them. If these sums are not
-        the rows', they are found again, a few times.
+        Their rows, and how many tokens of prompts, answers and the cache vLLM counted for them. If these differ from
+        the rows' sums, all is done again, up to `ATTEMPTS` times.
     """
     names = ("prompt_tokens", "generation_tokens", "prompt_tokens_cached")
     for _ in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""The vLLM servers that the environment names, and how a gateway is told of them."""
+"""The vLLM servers that the environment names, and the configuration of a gateway for them."""
 
 from __future__ import annotations
 

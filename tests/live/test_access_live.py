@@ -1,4 +1,4 @@
-"""Who may do what, with a real vLLM behind it."""
+"""Authorization, with a real vLLM behind the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transcriptions and translations: what vLLM says of them stands in the ledger, and what it does not, is measured.
+"""Transcriptions and translations: the ledger has what vLLM reports of them, and the rest as the gateway measures it.
 
 vLLM 0.32 counts as the prompt of a stream the decoder's prompt and the frames of the audio (Whisper: 100 to a second);
 its own counter of prompt tokens has the decoder's prompt alone, once for each piece of the audio, and that of generated

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tests.live.live_gateway import Answer, LiveGateway, ask, json_request, new_secret
-from tests.live.live_ledger import PRICED, sums, used
+from tests.live.live_ledger import EVIL, PRICED, sums, used
 from tests.live.live_servers import StartGateway, served_model, server_from
-from tests.live.test_usage_live import EVIL
 
 OPENAI, COHERE, POOLING = "/v1/embeddings", "/v2/embed", "/pooling"
 TEXTS = ["hello world", "a", EVIL]

@@ -1,4 +1,4 @@
-"""What the ledger says of requests through the gateway is what vLLM counted itself, and clients see what vLLM sends."""
+"""The ledger has what vLLM counted itself, and clients see what vLLM sends."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from typing import Any
 
 import pytest
 
-from tests.live.live_gateway import LiveGateway, ask, json_request, new_secret, wait_until
+from tests.live.live_gateway import LiveGateway, ask, json_request, new_secret
+from tests.live.live_ledger import (
+    ATTEMPTS,
+    CHAT,
+    COMPLETIONS,
+    NAMES,
+    PRICED,
+    counted_by_vllm,
+    rows_of,
+    varied,
+)
 from tests.live.live_servers import StartGateway
-from tests.live.test_usage_live import ATTEMPTS, CHAT, COMPLETIONS, NAMES, counted_by_vllm, varied
-
-CONFIG = """
-passthrough:
-  default_prices: {input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}
-"""
 
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: StartGateway, vllm_url: str) -> LiveGateway:
-    return start_gateway(CONFIG, HOSTED_VLLM_API_BASE=vllm_url, LITELLM_MASTER_KEY=new_secret())
-
-
-def logs(gateway: LiveGateway, key: str) -> list[dict[str, Any]]:
-    answer = gateway.ask("GET", "/spend/logs?page_size=1000", key)
-    assert answer.status == 200, answer.body
-    rows: list[dict[str, Any]] = answer.json
-    return rows
+    return start_gateway(PRICED, HOSTED_VLLM_API_BASE=vllm_url, LITELLM_MASTER_KEY=new_secret())
 
 
 def test_the_ledger_counts_what_vllm_counts(gateway: LiveGateway, vllm_url: str, chat_model: str) -> None:
@@ -39,8 +36,7 @@ def test_the_ledger_counts_what_vllm_counts(gateway: LiveGateway, vllm_url: str,
             answer = gateway.ask("POST", f"/vllm{route}", key, **json_request(body))
             assert answer.status == 200, answer.body
         after = counted_by_vllm(vllm_url)
-        wait_until(lambda: len(logs(gateway, key)) == len(requests), "the ledger has every request")  # noqa: B023
-        rows = logs(gateway, key)
+        rows = rows_of(gateway, key, len(requests))
         found = sum(row["prompt_tokens"] for row in rows), sum(row["completion_tokens"] for row in rows)
         counted = after[0] - before[0], after[1] - before[1]
         # others may use the server meanwhile
@@ -90,7 +86,6 @@ def test_a_client_that_leaves_its_stream_is_counted_by_its_chunks(gateway: LiveG
         response.readline()
     connection.close()
     response.close()
-    wait_until(lambda: logs(gateway, key), "the ledger has the request")
-    [row] = logs(gateway, key)
+    [row] = rows_of(gateway, key, 1)
     assert 5 <= row["completion_tokens"] < 1900
     assert row["prompt_tokens"] > 0

@@ -1,4 +1,4 @@
-"""``/v1/realtime``: vLLM refuses the WebSocket where its model does not listen, and its refusal comes through as it is.
+"""``/v1/realtime``: vLLM refuses the WebSocket where its model does not listen, and its refusal is passed on as it is.
 
 A server whose model does (vLLM calls the task ``realtime``) answers 101 instead, and the first event is its own.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ MESSAGES = [{"role": "user", "content": "Say hello"}]
 
 
 @pytest.fixture(params=["/vllm/v1", "/vllm"])
-def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[openai.OpenAI]:
+def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
     """OpenAI's client, with both base URLs that work."""
     with openai.OpenAI(
         base_url=gateway.url + request.param, api_key=virtual_key, max_retries=0, timeout=PATIENCE
@@ -24,7 +25,7 @@ def client(request: pytest.FixtureRequest, gateway: LiveGateway, virtual_key: st
 
 
 @pytest.fixture
-def claude(gateway: LiveGateway, virtual_key: str) -> Iterator[anthropic.Anthropic]:
+def claude(gateway: LiveGateway, virtual_key: str) -> Iterator[Any]:
     """Anthropic's client; it sends the key as ``x-api-key``."""
     with anthropic.Anthropic(
         base_url=f"{gateway.url}/vllm", api_key=virtual_key, max_retries=0, timeout=PATIENCE
@@ -32,18 +33,19 @@ def claude(gateway: LiveGateway, virtual_key: str) -> Iterator[anthropic.Anthrop
         yield made
 
 
-def test_openai_lists_models(client: openai.OpenAI, chat_model: str) -> None:
+def test_openai_lists_models(client: Any, chat_model: str) -> None:
     assert chat_model in [model.id for model in client.models.list()]
 
 
-def test_openai_chats(client: openai.OpenAI, chat_model: str) -> None:
+def test_openai_chats(client: Any, chat_model: str) -> None:
     answer = client.chat.completions.create(model=chat_model, messages=MESSAGES, max_tokens=8, temperature=0)
     assert answer.choices[0].message.content
     assert answer.usage.completion_tokens == 8
+    # its underscore notwithstanding, the SDK documents this one as public
     assert answer._request_id
 
 
-def test_openai_streams_the_chat_that_it_would_get_whole(client: openai.OpenAI, chat_model: str) -> None:
+def test_openai_streams_the_chat_that_it_would_get_whole(client: Any, chat_model: str) -> None:
     options = {"model": chat_model, "messages": MESSAGES, "max_tokens": 16, "temperature": 0, "seed": 1}
     whole = client.chat.completions.create(**options)
     stream = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
@@ -53,14 +55,14 @@ def test_openai_streams_the_chat_that_it_would_get_whole(client: openai.OpenAI, 
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_openai_completes(client: openai.OpenAI, chat_model: str) -> None:
+def test_openai_completes(client: Any, chat_model: str) -> None:
     options = {"model": chat_model, "prompt": "Paris is", "max_tokens": 16, "temperature": 0, "seed": 1}
     whole = client.completions.create(**options)
     streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**options, stream=True))
     assert whole.choices[0].text == streamed
 
 
-def test_openai_creates_a_response(client: openai.OpenAI, chat_model: str) -> None:
+def test_openai_creates_a_response(client: Any, chat_model: str) -> None:
     options = {"model": chat_model, "input": "Say hello", "max_output_tokens": 16, "temperature": 0}
     whole = client.responses.create(**options)
     events = list(client.responses.create(**options, stream=True))
@@ -74,14 +76,14 @@ def test_openai_creates_a_response(client: openai.OpenAI, chat_model: str) -> No
     assert "".join(deltas) == whole.output_text
 
 
-def test_openai_tells_vllm_s_own_error(client: openai.OpenAI, vllm_url: str, chat_model: str) -> None:
+def test_openai_tells_vllm_s_own_error(client: Any, vllm_url: str, chat_model: str) -> None:
     body = {"model": chat_model, "messages": MESSAGES, "temperature": -1}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**body)
     assert caught.value.response.json() == ask(vllm_url, "POST", "/v1/chat/completions", **json_request(body)).json
 
 
-def test_openai_tells_that_the_model_makes_no_embeddings(client: openai.OpenAI, vllm_url: str, chat_model: str) -> None:
+def test_openai_tells_that_the_model_makes_no_embeddings(client: Any, vllm_url: str, chat_model: str) -> None:
     body = {"model": chat_model, "input": "Paris"}
     directly = ask(vllm_url, "POST", "/v1/embeddings", **json_request(body))
     if directly.status == 200:
@@ -109,14 +111,14 @@ def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_mo
     assert (caught.value.code, caught.value.type) == ("model_not_allowed", "permission_error")
 
 
-def test_anthropic_gets_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
+def test_anthropic_gets_a_message(claude: Any, chat_model: str) -> None:
     message = claude.messages.create(model=chat_model, messages=MESSAGES, max_tokens=8, extra_body={"temperature": 0})
     assert message.content[0].text
     assert message.usage.output_tokens == 8
     assert message.stop_reason == "max_tokens"
 
 
-def test_anthropic_streams_a_message(claude: anthropic.Anthropic, chat_model: str) -> None:
+def test_anthropic_streams_a_message(claude: Any, chat_model: str) -> None:
     with claude.messages.stream(
         model=chat_model, messages=MESSAGES, max_tokens=8, extra_body={"temperature": 0}
     ) as stream:
@@ -126,11 +128,11 @@ def test_anthropic_streams_a_message(claude: anthropic.Anthropic, chat_model: st
     assert final.usage.output_tokens == 8
 
 
-def test_anthropic_counts_tokens(claude: anthropic.Anthropic, chat_model: str) -> None:
+def test_anthropic_counts_tokens(claude: Any, chat_model: str) -> None:
     assert claude.messages.count_tokens(model=chat_model, messages=MESSAGES).input_tokens > 0
 
 
-def test_anthropic_tells_vllm_s_own_error(claude: anthropic.Anthropic, vllm_url: str, chat_model: str) -> None:
+def test_anthropic_tells_vllm_s_own_error(claude: Any, vllm_url: str, chat_model: str) -> None:
     body = {"model": chat_model, "messages": [{"role": "nobody", "content": "x"}], "max_tokens": 1}
     directly = ask(vllm_url, "POST", "/v1/messages", **json_request(body))
     with pytest.raises(anthropic.APIStatusError) as caught:

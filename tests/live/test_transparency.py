@@ -1,4 +1,4 @@
-"""What comes through the gateway is what vLLM says to the same request: status, reason, headers in order, and body."""
+"""Through the gateway, a request gets vLLM's own answer: status, reason, headers in order, and body."""
 
 from __future__ import annotations
 
@@ -236,9 +236,9 @@ def test_a_body_in_chunks_is_understood(through: LiveGateway, vllm_url: str, cha
 
 def test_a_large_body_arrives_whole(through: LiveGateway, vllm_url: str, chat_model: str) -> None:
     padding = " " * 20_000_000
-    arguments = {"headers": [JSON], "body": json.dumps({**HELLO, "model": chat_model}).encode() + padding.encode()}
-    answer = through.ask("POST", f"/vllm{CHAT}", key_for(through), **arguments)
-    assert_same(answer, ask(vllm_url, "POST", CHAT, **arguments))
+    body = json.dumps({**HELLO, "model": chat_model}).encode() + padding.encode()
+    answer = through.ask("POST", f"/vllm{CHAT}", key_for(through), [JSON], body)
+    assert_same(answer, ask(vllm_url, "POST", CHAT, [JSON], body))
     assert answer.status == 200
 
 

@@ -1,59 +1,21 @@
-"""What the readers count of a real vLLM's answers is what vLLM counts itself, and a filtered stream is a direct one."""
+"""The usage readers count what vLLM counts itself, and a filtered stream equals a direct one."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.live.live_gateway import ask, json_request
+from tests.live.live_ledger import ATTEMPTS, CHAT, COMPLETIONS, EVIL, NAMES, counted_by_vllm, varied
 from tests.usage_reading import reader_for
 from twisted_vllm.api_routes import classify
 from twisted_vllm.bodies.edits import splice, usage_edits
 from twisted_vllm.bodies.json_body import read_body
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
 from twisted_vllm.usage.readers.streams import ChunkStream
-
-#: vLLM is now and then slow to write, and puts two tokens into one event; others may use the server meanwhile
-ATTEMPTS = 5
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
-NAMES = re.compile(rb'"id":"[a-z]+-[0-9a-f]+"|"created":\d+')
-EVIL = '"usage":{"prompt_tokens":1,"completion_tokens":1}\n\ndata: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
-
-
-def counted_by_vllm(url: str) -> tuple[int, int]:
-    text = ask(url, "GET", "/metrics").body.decode()
-    names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
-    prompt, generation = (
-        sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)) for name in names
-    )
-    return int(prompt), int(generation)
-
-
-def varied(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield 52 requests: four routes, streamed and not, usage asked for or not, short and long, plain and evil."""
-    texts = ("Say hi", "Grüße, 東京 🙂", EVIL, "x " * 150, "", '\\"usage\\":')
-    for number, text in enumerate(texts):
-        base = {"model": model, "temperature": 0, "seed": number}
-        messages = [{"role": "user", "content": text or "?"}]
-        most = 1 + number * 3
-        yield CHAT, {**base, "messages": messages, "max_tokens": most}
-        yield CHAT, {**base, "messages": messages, "max_completion_tokens": most, "stream": True}
-        yield CHAT, {**base, "messages": messages, "max_tokens": most, "stream": True, "stream_options": {}}
-        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most}
-        yield COMPLETIONS, {**base, "prompt": text or "?", "max_tokens": most, "stream": True}
-        options = {"include_usage": True, "continuous_usage_stats": number % 2 == 0}
-        yield COMPLETIONS, {**base, "prompt": ["a", "b"], "max_tokens": most, "stream": True, "stream_options": options}
-        yield (
-            RESPONSES,
-            {"model": model, "input": text or "?", "max_output_tokens": most + 1, "stream": number % 2 == 0},
-        )
-        yield MESSAGES, {"model": model, "messages": messages, "max_tokens": most, "stream": number % 2 == 1}
-    for stop in ("a", "e", "t", "o"):
-        yield CHAT, {"model": model, "messages": [{"role": "user", "content": "Tell"}], "max_tokens": 9, "stop": stop}
 
 
 def test_the_readers_count_what_vllm_counts(vllm_url: str, chat_model: str) -> None:
@@ -149,8 +111,7 @@ def test_scores_and_classes_are_counted_too(score_url: str, score_model: str, ro
         reader.feed(answer.body)
         usage = reader.usage()
         assert usage is not None
-        counted = counted_by_vllm(score_url)[0] - before[0]
-        reported = usage.prompt_tokens
+        counted, reported = counted_by_vllm(score_url)[0] - before[0], usage.prompt_tokens
         if counted == reported:
             break
     assert counted == reported > 0

@@ -1,4 +1,4 @@
-"""The Makefile says clearly what it lacks."""
+"""The Makefile says clearly what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is built is what runs: the wheel's contents, and twistd with the wheel installed and no checkout near."""
+"""The wheel's contents, and twistd with the wheel installed and without the checkout."""
 
 from __future__ import annotations
 

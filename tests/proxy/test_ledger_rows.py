@@ -28,7 +28,7 @@ from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
-from twisted_vllm.usage.spool.lines import encode_rows
+from twisted_vllm.usage.spool.format import encode_rows
 
 #: when requests begin, and when they are over, in Unix seconds
 BEGAN, OVER = 1_764_072_000.25, 1_764_072_001.75

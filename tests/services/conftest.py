@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,12 @@ from tests.services.private_redis import PrivateRedis, find_redis
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
-# The contracts of the stores and the start race are tests/store's, the ledger's rows tests/ledger's, the contract of
-# the limiters tests/limits'.
-_CONTRACTS = ("store_contract", "usage_contract", "usage_queries_contract", "usage_migration", "limiter_contract")
-# those that were imported for other tests have been seen to
-pytest.register_assert_rewrite(*(name for name in _CONTRACTS if name not in sys.modules))
+pytest.register_assert_rewrite(
+    "tests.storage.store_contract",
+    "tests.storage.usage_contract",
+    "tests.storage.usage_queries_contract",
+    "tests.ratelimit.limiter_contract",
+)
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
-import twisted_vllm.storage as store_package
 from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import start_together
 from tests.storage.store_contract import StoreContract, all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.tables import VERSION_TABLE
-from twisted_vllm.storage.usage.tables import metadata
-
-MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 
 
 def texts(events: Sequence[LogEvent]) -> str:
@@ -45,11 +37,17 @@ def test_processes_that_start_at_the_same_moment_all_start(postgresql_url: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_the_migrations_make_the_tables_that_the_code_knows(postgresql_database: Database) -> None:
-    def work(connection: Connection) -> list[Any]:
-        options = {"version_table": VERSION_TABLE, "compare_type": True}
-        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+    assert await postgresql_database.run(downgrade, writes=True) == [VERSION_TABLE]
+    await postgresql_database.run(upgrade, writes=True)
+    assert await postgresql_database.run(differences, writes=False) == []
 
-    assert await postgresql_database.run(work, writes=False) == []
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_whose_migrations_were_undone_gets_its_tables_again(postgresql_database: Database) -> None:
+    await postgresql_database.run(downgrade, writes=True)
+    await postgresql_database.stop()
+    postgresql_database.open()
+    assert await postgresql_database.run(differences, writes=False) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -124,25 +122,3 @@ async def test_an_outage_refuses_and_the_database_is_used_again_when_it_is_back(
     assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
     assert postgresql.password not in texts(events)
     assert key_record(2).token not in texts(events)
-
-
-@pytest_twisted.ensureDeferred
-async def test_keys_of_the_first_version_outlast_the_migrations(reactor: Any, postgresql_url: str) -> None:
-    first = Database(reactor, Secret(postgresql_url))
-    first.open()
-    await put(Store(first), key_record(1, "mine"), key_record(2))
-
-    def back(connection: Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
-
-    await first.run(back, writes=True)
-    await first.stop()
-    second = Database(reactor, Secret(postgresql_url))
-    second.open()
-    found = await all_keys(Store(second))
-    await second.stop()
-    assert [record.key_alias for record in found] == ["mine", None]
-    assert len({record.key_id for record in found}) == 2

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from tests.admin.admin_harness import Recorded
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
@@ -46,7 +47,8 @@ class Client:
             readiness=lambda: Readiness(draining=False, database=True),
             metrics=Metrics(),
         )
-        self._treq = StubTreq(app.resource())
+        # it has treq's functions as attributes, which it does not declare
+        self._treq: Any = StubTreq(Recorded(app.resource()))
 
     async def ask(self, method: str, path: str, body: object = None, key: str = MASTER_KEY) -> tuple[int, Any]:
         """Return the status and the JSON of the answer."""

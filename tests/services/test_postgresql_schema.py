@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Engine, text
 
-import twisted_vllm.storage as store_package
 from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.migrations import upgrade
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
-
-MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 
 
 def indexes_of(engine: Engine) -> list[str]:
@@ -27,10 +21,7 @@ def test_a_new_database_has_the_indexes_of_a_migrated_one(postgresql: PrivatePos
     fresh, migrated = (make_engine(parse_url(Secret(postgresql.make_database()))) for _ in range(2))
     migrate(fresh)
     with migrated.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        upgrade(connection)
     found = indexes_of(fresh)
     assert found == indexes_of(migrated)
     assert len([each for each in found if " WHERE " in each]) == 2

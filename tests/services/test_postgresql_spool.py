@@ -12,11 +12,12 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import LoopingCall, deferLater
 
+from tests.builders import usage_row
 from tests.services.private_postgresql import PrivatePostgresql
 from tests.storage.usage_contract import Ledger, check_sums
-from tests.usage.spool_rows import make_row
 from tests.usage.test_spool_crash import kill_and_check
-from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.interfaces import SpendUpdate
+from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
 
@@ -45,8 +46,8 @@ async def test_an_outage_under_load_loses_nothing_and_is_caught_up(
     reactor: Any, tmp_path: Path, postgresql: PrivatePostgresql, ledger: Ledger
 ) -> None:
     """Rows come at a thousand a second before, during and after it."""
-    told: list[Spent] = []
-    rows = []
+    told: list[SpendUpdate] = []
+    rows: list[UsageRow] = []
     slowest = 0.0
     spool = Spool(tmp_path, segment_bytes=200_000)
     spool.open()
@@ -57,7 +58,7 @@ async def test_an_outage_under_load_loses_nothing_and_is_caught_up(
         nonlocal slowest
         began = time.monotonic()
         for _ in range(ROWS_A_TURN):
-            rows.append(make_row(len(rows), key_id=f"k{len(rows) % 3}"))
+            rows.append(usage_row(len(rows), key_id=f"k{len(rows) % 3}"))
             spool.append(rows[-1])
         spool.flush()
         slowest = max(slowest, time.monotonic() - began)

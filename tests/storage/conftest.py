@@ -10,8 +10,9 @@ import pytest_twisted
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
-# The ledger's rows are tests/ledger's.
-pytest.register_assert_rewrite("store_contract", "usage_contract", "usage_queries_contract", "usage_migration")
+pytest.register_assert_rewrite(
+    "tests.storage.store_contract", "tests.storage.usage_contract", "tests.storage.usage_queries_contract"
+)
 
 
 @pytest.fixture

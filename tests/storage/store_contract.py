@@ -16,7 +16,8 @@ from zope.interface.verify import verifyObject
 from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
-from twisted_vllm.storage.interfaces import AliasExists, IStore, KeyExists
+from twisted_vllm.storage.errors import AliasExists, KeyExists
+from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.records import (
     AuditRecord,
     EndUserRecord,
@@ -29,6 +30,13 @@ from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import KEPT_CHANGES
 
 MADE = datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC)
+#: fields of users, teams and end users
+CREATED: dict[str, Any] = {
+    "created_at": MADE,
+    "updated_at": MADE,
+    "created_by": "master",
+    "updated_by": "master",
+}
 
 
 def token(number: int) -> str:
@@ -235,7 +243,7 @@ class StoreContract:
             await store.change(work)
         assert await all_keys(store) == []
         assert (await store.read(lambda each: each.page_of_audit(PageQuery(sort_by="id"), None, None))).records == []
-        assert await store.news(0) == (0, None)
+        assert await store.changes_since(0) == (0, None)
 
     @pytest_twisted.ensureDeferred
     async def test_a_key_is_replaced_with_its_token_and_all(self, store: IStore) -> None:
@@ -269,10 +277,10 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_users_and_teams_come_back_and_the_index_is_told_of_them(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
-        user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **made)
-        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **made)
-        plain = TeamRecord(team_id="y", **made)
+        created = CREATED | {"updated_by": "0123abcd"}
+        user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **created)
+        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **created)
+        plain = TeamRecord(team_id="y", **created)
 
         def work(transaction: Any) -> None:
             transaction.users.insert(user)
@@ -285,18 +293,17 @@ class StoreContract:
         assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
         everything = await store.load()
         assert (everything.users, everything.teams) == (changes.users, {"x": changes.teams["x"]})
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         _, changes = await store.change(lambda each: each.teams.delete(["x", "z"]))
         assert changes.teams == {"x": None, "z": None}
 
     @pytest_twisted.ensureDeferred
     async def test_who_is_only_limited_is_kept_by_the_index_too(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
         allowance = Allowance(model_rpm={"a": 0})
 
         def work(transaction: Any) -> None:
-            transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
-            transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
+            transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **CREATED))
+            transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **CREATED))
 
         await store.change(work)
         everything = await store.load()
@@ -311,9 +318,9 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_end_users_come_back_and_the_index_is_told_of_those_that_matter(self, store: IStore) -> None:
-        made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "0123abcd"}
-        eve = EndUserRecord(user_id="é" * 255, alias="Eve", blocked=True, allowance=FULL_ALLOWANCE, **made)
-        plain = EndUserRecord(user_id="bob", **made)
+        created = CREATED | {"updated_by": "0123abcd"}
+        eve = EndUserRecord(user_id="é" * 255, alias="Eve", blocked=True, allowance=FULL_ALLOWANCE, **created)
+        plain = EndUserRecord(user_id="bob", **created)
 
         def work(transaction: Any) -> None:
             for record in (eve, plain):
@@ -324,7 +331,7 @@ class StoreContract:
         assert changes.end_users == {eve.user_id: known, "bob": EndUser(Limited("end_user", "bob", UNLIMITED))}
         assert await store.read(lambda each: each.end_users.find()) == [plain, eve]
         assert (await store.load()).end_users == {eve.user_id: known}
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         _, changes = await store.change(lambda each: each.end_users.delete(["bob"]))
         assert changes == Changes(end_users={"bob": None})
 
@@ -333,7 +340,7 @@ class StoreContract:
         assert await store.read(lambda each: each.spend.of("key", ["a"])) == {"a": Spend("key", "a")}
         _, changes = await store.change(lambda each: each.spend.set("key", "a", 2**62, 1_772_323_200))
         assert changes == Changes(spend=(Spend("key", "a", 2**62, 1_772_323_200),))
-        assert (await store.news(0))[1] == changes
+        assert (await store.changes_since(0))[1] == changes
         await store.change(lambda each: each.spend.set("key", "a", 5, 0))
         await store.change(lambda each: each.spend.set("team", "a", 6, 0))
         assert await store.read(lambda each: each.spend.of("key", ["a", "b"])) == {
@@ -398,13 +405,13 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_the_news_are_what_changed_since_and_each_once(self, store: IStore) -> None:
-        assert await store.news(0) == (0, None)
+        assert await store.changes_since(0) == (0, None)
         await put(store, key_record(1), key_record(2))
         await remove(store, key_record(1))
-        revision, news = await store.news(0)
-        assert news == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
+        revision, update = await store.changes_since(0)
+        assert update == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
         assert (await store.load()).revision == revision == 3
-        assert await store.news(revision) == (revision, None)
+        assert await store.changes_since(revision) == (revision, None)
 
     @pytest_twisted.ensureDeferred
     async def test_who_missed_too_much_gets_everything(self, store: IStore) -> None:
@@ -414,15 +421,15 @@ class StoreContract:
 
         await store.change(many)
         await put(store, key_record(1))
-        revision, news = await store.news(0)
-        assert news == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
+        revision, update = await store.changes_since(0)
+        assert update == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
         assert revision == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred
     async def test_a_database_that_was_set_back_is_read_anew(self, store: IStore) -> None:
         await put(store, key_record(1))
-        revision, news = await store.news(1000)
-        assert (revision, news) == (1, await store.load())
+        revision, update = await store.changes_since(1000)
+        assert (revision, update) == (1, await store.load())
 
     @pytest_twisted.ensureDeferred
     async def test_the_audit_comes_back_by_page_time_and_object(self, store: IStore) -> None:

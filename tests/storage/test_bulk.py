@@ -39,8 +39,8 @@ def kept(connection: Connection) -> list[list[object]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def values_of(columns: list[list[object]]) -> list[object]:
-    return [value for row in zip(*columns, strict=True) for value in row]
+def columns_of(*rows: list[object]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 @pytest.mark.parametrize("names", [["", "", ""], ["", "b", "0"]])
@@ -59,7 +59,7 @@ def test_rows_are_kept_as_they_are(
     connection: Connection, texts: Any, objects: Any, counts: Any, truths: Any, names: Any
 ) -> None:
     columns = [[0, 1, 2], texts, objects, counts, truths, names, [0, 0, 0]]
-    assert SparseInsert(TABLE).run(connection, values_of(columns)) == 3
+    assert SparseInsert(TABLE).run(connection, columns) == 3
     assert kept(connection) == columns
     assert [type(name) for name in kept(connection)[5]] == [str] * 3
 
@@ -67,7 +67,7 @@ def test_rows_are_kept_as_they_are(
 def test_rows_that_lack_other_things_have_statements_of_their_own(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk, "_MOST_KINDS", 2)
+    monkeypatch.setattr(bulk, "MAX_STATEMENTS", 2)
     insert = SparseInsert(TABLE)
     rows: list[list[object]] = [
         [1, None, None, None, True, "", 0],
@@ -77,16 +77,17 @@ def test_rows_that_lack_other_things_have_statements_of_their_own(
         [5, "a", None, None, False, "", 0],
     ]
     for row in rows:
-        assert insert.run(connection, list(row)) == 1
-        assert len(insert._kinds) <= 2
-    assert kept(connection) == [list(column) for column in zip(*rows, strict=True)]
+        assert insert.run(connection, columns_of(row)) == 1
+        assert insert.cached_statements <= 2
+    assert kept(connection) == columns_of(*rows)
 
 
 def test_rows_that_are_there_are_left_and_not_counted(connection: Connection) -> None:
     insert = SparseInsert(TABLE)
     first: list[object] = [1, "a", None, 5, True, "x", 1]
-    assert insert.run(connection, list(first)) == 1
-    assert insert.run(connection, [1, "b", None, 6, False, "y", 2, *[2, "b", None, 6, False, "y", 2]]) == 1
+    assert insert.run(connection, columns_of(first)) == 1
+    others: list[list[object]] = [[1, "b", None, 6, False, "y", 2], [2, "b", None, 6, False, "y", 2]]
+    assert insert.run(connection, columns_of(*others)) == 1
     assert kept(connection)[:2] == [[1, 2], ["a", "b"]]
 
 
@@ -95,5 +96,5 @@ def test_more_rows_than_a_statement_takes_keep_their_order(connection: Connectio
     texts: list[object] = [*[None, "x"] * (count // 2), None]
     columns: list[list[object]] = [list(range(count)), texts, [None] * count, list(range(count))]
     columns += [[False] * count, ["n"] * count, list(range(count))]
-    assert SparseInsert(TABLE).run(connection, values_of(columns)) == count
+    assert SparseInsert(TABLE).run(connection, columns) == count
     assert kept(connection) == columns

@@ -13,27 +13,24 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
+from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import ROOT, start_together
 from tests.storage.store_contract import all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.engine import make_engine, parse_url, reason_of
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.tables import VERSION_TABLE
-from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.database import UsageDatabase
-from twisted_vllm.storage.usage.tables import metadata
 
 PASSWORD = "s3cr!t-Pass"
 
@@ -115,11 +112,17 @@ async def test_work_that_fails_changes_nothing(database: Database) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_migrations_make_the_tables_that_the_code_knows(database: Database) -> None:
-    def work(connection: Connection) -> list[Any]:
-        options = {"version_table": VERSION_TABLE, "compare_type": True}
-        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+    assert await database.run(downgrade, writes=True) == [VERSION_TABLE]
+    await database.run(upgrade, writes=True)
+    assert await database.run(differences, writes=False) == []
 
-    assert await database.run(work, writes=False) == []
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_whose_migrations_were_undone_gets_its_tables_again(database: Database) -> None:
+    await database.run(downgrade, writes=True)
+    await database.stop()
+    database.open()
+    assert await database.run(differences, writes=False) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -330,35 +333,3 @@ def test_a_process_that_forgets_to_stop_its_database_still_ends(tmp_path: Path) 
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/keys.sqlite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0
-
-
-@pytest_twisted.ensureDeferred
-async def test_keys_of_the_first_version_keep_working_and_get_an_id(reactor: Any, tmp_path: Path) -> None:
-    path = tmp_path / "keys.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.executescript(
-            f"""
-            CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
-            INSERT INTO {VERSION_TABLE} VALUES ('0001');
-            CREATE TABLE vllm_passthrough_keys (
-                token VARCHAR(64) NOT NULL PRIMARY KEY, key_name VARCHAR(16) NOT NULL, key_alias VARCHAR(255),
-                models JSON NOT NULL, allowed_routes JSON NOT NULL, blocked BOOLEAN NOT NULL, expires DATETIME,
-                metadata JSON NOT NULL, tags JSON NOT NULL, user_id VARCHAR(255), team_id VARCHAR(255),
-                created_at DATETIME NOT NULL, created_by VARCHAR(64) NOT NULL, updated_at DATETIME NOT NULL,
-                CONSTRAINT vllm_passthrough_keys_alias UNIQUE (key_alias));
-            INSERT INTO vllm_passthrough_keys VALUES
-                ('{"1" * 64}', 'sk-...abcd', 'mine', '["a"]', '[]', 0, NULL, '{{}}', '[]', NULL, NULL,
-                 '2026-03-01 12:00:00.000000', '0123abcd', '2026-03-01 12:00:00.000000'),
-                ('{"2" * 64}', 'sk-...efgh', NULL, '[]', '[]', 1, NULL, '{{}}', '[]', NULL, NULL,
-                 '2026-03-01 12:00:00.000000', 'master', '2026-03-01 12:00:00.000000');
-            """
-        )
-    connection.close()
-    database = Database(reactor, Secret(f"sqlite:///{path}"))
-    database.open()
-    first, second = database.run_now(lambda work: Transaction(work).keys.find())
-    await database.stop()
-    assert (first.key_alias, first.models, first.aliases, first.granted_headers) == ("mine", ("a",), {}, ())
-    assert (first.updated_by, second.updated_by, second.blocked) == ("0123abcd", "master", True)
-    assert len({first.key_id, second.key_id}) == 2
-    assert len(first.key_id) == 32

@@ -5,25 +5,24 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
-from tests.storage.store_contract import MADE, key_record, put, token
+from tests.storage.memory_database import MemoryDatabase
+from tests.storage.store_contract import CREATED, key_record, put, token
 from twisted_vllm.auth.grants import EndUser
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
-from twisted_vllm.storage.change_follower import FOLLOW_INTERVAL, ChangeFollower
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.records import EndUserRecord, TeamRecord, UserRecord
-from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.registry import FOLLOW_INTERVAL, ChangeFollower, Registry
 from twisted_vllm.storage.store import Store
 
 
 class FailingStore(Store):
-    """A store whose news fail for as long as it has an error."""
+    """A store that cannot tell what changed for as long as it has an error."""
 
     error: Exception | None = None
 
-    def news(self, revision: int) -> Deferred[Any]:
-        return super().news(revision) if self.error is None else fail(self.error)
+    def changes_since(self, revision: int) -> Deferred[Any]:
+        return super().changes_since(revision) if self.error is None else fail(self.error)
 
 
 def following() -> tuple[Clock, FailingStore, Registry, ChangeFollower]:
@@ -32,6 +31,13 @@ def following() -> tuple[Clock, FailingStore, Registry, ChangeFollower]:
     follower = ChangeFollower(registry, clock)
     follower.start()
     return clock, store, registry, follower
+
+
+def limited(registry: Registry) -> tuple[Limited, ...]:
+    """Return the limits of the first key, as requests see them."""
+    found = registry.index.find(token(1))
+    assert found is not None
+    return found.principal.limited
 
 
 def test_what_changed_is_known_after_the_interval() -> None:
@@ -47,24 +53,22 @@ def test_what_changed_is_known_after_the_interval() -> None:
 
 def test_limits_and_end_users_that_another_process_changed_are_known_within_a_second() -> None:
     clock, store, registry, follower = following()
-    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
     allowance = Allowance(rpm=5, max_budget=10**12)
     put(store, key_record(1, user_id="ada", team_id="x"))
     clock.advance(FOLLOW_INTERVAL)
-    assert registry.index.find(token(1)).principal.limited == ()
+    assert limited(registry) == ()
 
     def limit(transaction: Any) -> None:
         transaction.keys.replace(token(1), key_record(1, user_id="ada", team_id="x", allowance=allowance))
-        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **made))
-        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **made))
-        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **made))
+        transaction.users.insert(UserRecord(user_id="ada", allowance=allowance, **CREATED))
+        transaction.teams.insert(TeamRecord(team_id="x", allowance=allowance, **CREATED))
+        transaction.end_users.insert(EndUserRecord(user_id="eve", blocked=True, allowance=allowance, **CREATED))
 
     store.change(limit)
     assert registry.index.end_user("eve") is None
     assert FOLLOW_INTERVAL < 1
     clock.advance(FOLLOW_INTERVAL)
-    limited = registry.index.find(token(1)).principal.limited
-    assert [(each.kind, each.allowance) for each in limited] == [
+    assert [(each.kind, each.allowance) for each in limited(registry)] == [
         ("key", allowance),
         ("user", allowance),
         ("team", allowance),

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import pytest_twisted
 
-from tests.storage.store_contract import MADE, key_record, put, token
+from tests.storage.store_contract import CREATED, key_record, put, token
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.ratelimit.allowance import Allowance
@@ -24,7 +24,7 @@ from twisted_vllm.storage.transaction import KEPT_CHANGES
 def registry(database: Database) -> Registry:
     store = Store(database)
     registry = Registry(store, KeyIndex())
-    registry.take(store.load_now())
+    registry.load(store.load_now())
     return registry
 
 
@@ -122,8 +122,7 @@ async def test_a_budget_that_is_gone_is_told_and_one_that_stays_is_not(database:
     await registry.change(lambda transaction: transaction.delete_keys([limited]))
     assert len(gone) == 1
 
-    made = {"created_at": MADE, "updated_at": MADE, "created_by": "master", "updated_by": "master"}
-    eve = EndUserRecord(user_id="eve", allowance=Allowance(soft_budget=5), **made)
+    eve = EndUserRecord(user_id="eve", allowance=Allowance(soft_budget=5), **CREATED)
     other = Store(database)
     await other.change(lambda transaction: transaction.end_users.insert(eve))
     await registry.follow()
@@ -142,7 +141,7 @@ async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(
         transaction.keys.insert(record)
         transaction.keys.insert(key_record(2, allowance=Allowance(max_budget=5)))
         insert = tables.spend.insert().values(kind="key", id=record.key_id, period_start=0, spend=7, total_spend=7)
-        transaction._connection.execute(insert)
+        transaction.connection.execute(insert)
 
     await registry.change(work)
     assert told == []

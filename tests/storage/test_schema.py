@@ -6,37 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.engine import Engine
 
-import twisted_vllm.storage as store_package
+from tests.storage.migrations import newest_revision, upgrade
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import HEAD, migrate
 from twisted_vllm.storage.tables import VERSION_TABLE
-
-MIGRATIONS = Path(store_package.__file__).parent / "migrations"
 
 
 def engine_for(path: Path) -> Engine:
     return make_engine(parse_url(Secret(f"sqlite:///{path}")))
 
 
-def alembic_config(connection: Connection | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config
-
-
 def description_of(engine: Engine) -> dict[str, object]:
-    """Return what SQLite says of every table: columns, keys, indexes with their conditions, and how rows are kept.
-
-    Defaults are left out: SQLite needs one to add a column, and the code always gives a value.
-    """
+    """Return what SQLite says of every table: columns, keys, indexes with their conditions, and how rows are kept."""
     found: dict[str, object] = {}
     with engine.connect() as connection:
         inspector = inspect(connection)
@@ -45,7 +30,8 @@ def description_of(engine: Engine) -> dict[str, object]:
                 text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = :name"), {"name": table}
             ).scalar_one()
             columns = sorted(
-                (each["name"], str(each["type"]), each["nullable"]) for each in inspector.get_columns(table)
+                (each["name"], str(each["type"]), each["nullable"], str(each["default"]))
+                for each in inspector.get_columns(table)
             )
             indexes = sorted(
                 (
@@ -70,7 +56,7 @@ def test_a_new_database_is_like_one_that_was_migrated_step_by_step(tmp_path: Pat
     fresh, migrated = engine_for(tmp_path / "fresh.sqlite"), engine_for(tmp_path / "migrated.sqlite")
     migrate(fresh)
     with migrated.begin() as connection:
-        command.upgrade(alembic_config(connection), "head")
+        upgrade(connection)
     assert description_of(fresh) == description_of(migrated)
     for engine in (fresh, migrated):
         with engine.connect() as connection:
@@ -79,7 +65,7 @@ def test_a_new_database_is_like_one_that_was_migrated_step_by_step(tmp_path: Pat
 
 
 def test_the_code_knows_the_newest_migration() -> None:
-    assert ScriptDirectory.from_config(alembic_config()).get_current_head() == HEAD
+    assert newest_revision() == HEAD
 
 
 def test_a_database_that_is_up_to_date_needs_no_alembic(tmp_path: Path) -> None:

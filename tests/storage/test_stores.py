@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from zope.interface.verify import verifyObject
 
+from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import StoreContract
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.interfaces import IDatabase
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.store import Store
 
 

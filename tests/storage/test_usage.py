@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.builders import usage_row, usage_rows
 from tests.storage.usage_contract import Ledger, UsageContract, check_sums
-from tests.storage.usage_migration import (
-    check_that_odd_rows_are_brought_along,
-    check_that_what_was_there_is_there_in_both_shapes,
-)
-from tests.usage.spool_rows import make_row, make_rows
 from twisted_vllm.storage import engine as engine_module
-from twisted_vllm.usage.interfaces import DatabaseAway
+from twisted_vllm.usage.interfaces import DatabaseUnavailable
 
 
 class TestUsageInSqlite(UsageContract):
@@ -31,22 +27,13 @@ def test_a_database_that_another_holds_is_away_and_takes_the_rows_later(
 ) -> None:
     monkeypatch.setattr(engine_module, "LOCK_SECONDS", 0.05)
     ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
-    ledger.write(make_row(0))
+    ledger.write(usage_row(0))
     other = sqlite3.connect(tmp_path / "usage.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(DatabaseAway, match="locked"):
-        ledger.write(*make_rows(3))
+    with pytest.raises(DatabaseUnavailable, match="locked"):
+        ledger.write(*usage_rows(3))
     other.execute("ROLLBACK")
     other.close()
-    ledger.write(*make_rows(3))
-    check_sums(ledger, make_rows(3))
-    ledger.close()
-
-
-@pytest.mark.parametrize(
-    "check", [check_that_what_was_there_is_there_in_both_shapes, check_that_odd_rows_are_brought_along]
-)
-def test_rows_of_former_versions_are_brought_along(tmp_path: Path, check: Callable[[Ledger], None]) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/usage.sqlite")
-    check(ledger)
+    ledger.write(*usage_rows(3))
+    check_sums(ledger, usage_rows(3))
     ledger.close()

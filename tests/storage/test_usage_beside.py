@@ -11,9 +11,9 @@ import pytest_twisted
 from sqlalchemy import select
 from twisted.internet.task import deferLater
 
+from tests.builders import usage_rows
 from tests.storage.store_contract import key_record, put
 from tests.storage.usage_contract import Ledger, check_sums
-from tests.usage.spool_rows import make_rows
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.store import Store
 from twisted_vllm.usage.spool.spool import Spool
@@ -31,13 +31,13 @@ async def test_an_administrative_act_does_not_wait_for_a_backlog_to_end(
     ledger = Ledger(f"sqlite:///{tmp_path}/keys.sqlite")
     spool = Spool(tmp_path / "spool")
     spool.open()
-    rows = make_rows(20_000)
+    rows = usage_rows(20_000)
     for row in rows:
         spool.append(row)
     spool.flush()
     writer = LedgerWriter(reactor, spool, ledger.another(), lambda spent: None, interval=0.01)
     writer.start()
-    waits = []
+    waits: list[float] = []
     while writer.pending().rows:
         began = time.monotonic()
         await put(Store(database), key_record(len(waits)))
@@ -61,7 +61,7 @@ async def test_a_database_that_another_program_holds_delays_the_rows_and_nothing
     writer.start()
     other = sqlite3.connect(tmp_path / "keys.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    for row in make_rows(10):
+    for row in usage_rows(10):
         spool.append(row)
     spool.flush()
     for _ in range(10):
@@ -74,5 +74,5 @@ async def test_a_database_that_another_program_holds_delays_the_rows_and_nothing
     while writer.pending().rows:
         await deferLater(reactor, 0.01)
     await writer.stop()
-    check_sums(ledger, make_rows(10))
+    check_sums(ledger, usage_rows(10))
     ledger.close()

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, Table, delete, select
 
-from tests.usage.spool_rows import NOON, make_row, make_rows
+from tests.builders import NOON, usage_row, usage_rows
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.tables import spend
-from twisted_vllm.storage.usage import references as usage_numbers
+from twisted_vllm.storage.usage import batch as batch_module
 from twisted_vllm.storage.usage.database import UsageDatabase
 from twisted_vllm.storage.usage.tables import (
     usage,
@@ -29,35 +29,29 @@ from twisted_vllm.storage.usage.tables import (
     usage_targets,
     usage_totals,
 )
-from twisted_vllm.usage.interfaces import RowsRefused, Spent
+from twisted_vllm.usage.interfaces import RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, refer, target_of
 
 DAY = 86_400
 SUMS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens", "audio_ms", "cost")
 
-EVERYTHING = UsageRow(
+#: a row with every field
+EVERYTHING = usage_row(
+    0,
     id="ab" * 16,
     time=NOON * 1_000_000 + 123_456,
-    payer=refer(
-        Payer(
-            kind="key",
-            key_id="k1",
-            key_hash="0123abcd",
-            key_name="ada's",
-            user_id="ada",
-            team_id="red",
-            tags=("a", 'b,"c"', "a"),
-        )
-    ),
-    target=refer(
-        Target(
-            model="qwen",
-            server="gpu:8000",
-            route="/v1/chat/completions",
-            method="POST",
-            prices=(("name", "qwen"), ("input", "0.000001")),
-        )
-    ),
+    kind="key",
+    key_id="k1",
+    key_hash="0123abcd",
+    key_name="ada's",
+    user_id="ada",
+    team_id="red",
+    tags=("a", 'b,"c"', "a"),
+    model="qwen",
+    server="gpu:8000",
+    route="/v1/chat/completions",
+    method="POST",
+    prices=(("name", "qwen"), ("input", "0.000001")),
     request_id="r-1",
     end_user="Grace Hopper; DROP TABLE 'ü' \u2028",
     headers={"x-project": "p'1"},
@@ -95,7 +89,7 @@ class Ledger:
         """Return a connection of another process."""
         return UsageDatabase(Secret(self.url), lambda *asked: self.periods(*asked), lambda: self.now)
 
-    def write(self, *rows: UsageRow, own: bool = True) -> list[Spent]:
+    def write(self, *rows: UsageRow, own: bool = True) -> list[SpendUpdate]:
         return self.database.write(rows, own)
 
     def read(self, table: Table) -> list[dict[str, Any]]:
@@ -126,7 +120,7 @@ def some_rows(count: int, seed: int) -> list[UsageRow]:
     """Rows of a few months, keys, users, teams, end users, tags and models."""
     chance = random.Random(seed)
     return [
-        make_row(
+        usage_row(
             seed * 1_000_000 + number,
             time=(NOON + chance.randrange(90 * DAY)) * 1_000_000,
             key_id=chance.choice(["", "k1", "k2"]),
@@ -176,9 +170,7 @@ def check_sums(ledger: Ledger, rows: list[UsageRow]) -> None:
 
 
 class UsageContract:
-    @pytest.fixture
-    def ledger(self) -> Any:
-        raise NotImplementedError
+    """What every IUsageStore on a database promises; a subclass gives its `Ledger` as the fixture `ledger`."""
 
     def test_every_field_of_a_row_is_kept(self, ledger: Ledger) -> None:
         assert tuple(usage.columns.keys()) == UsageRow.__struct_fields__
@@ -202,7 +194,7 @@ class UsageContract:
     def test_rows_refer_to_each_payer_and_target_once_whoever_writes_them(self, ledger: Ledger) -> None:
         other = ledger.another()
         for start in range(0, 40, 4):
-            rows = [make_row(number, key_id=f"k{number % 3}", tags=("t",)) for number in range(start, start + 4)]
+            rows = [usage_row(number, key_id=f"k{number % 3}", tags=("t",)) for number in range(start, start + 4)]
             (other.write(rows, True) if start % 8 else ledger.write(*rows))
         other.close()
         assert sorted(row["key_id"] for row in ledger.read(usage_payers)) == ["k0", "k1", "k2"]
@@ -212,8 +204,8 @@ class UsageContract:
     def test_more_payers_than_are_remembered_are_kept_as_well(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(usage_numbers, "MOST_KNOWN", 5)
-        rows = [make_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
+        monkeypatch.setattr(batch_module, "MAX_REMEMBERED", 5)
+        rows = [usage_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
         for start in range(0, 100, 7):
             ledger.write(*rows[start : start + 7])
         assert len(ledger.read(usage_payers)) == 20
@@ -221,16 +213,16 @@ class UsageContract:
         check_sums(ledger, rows)
 
     def test_what_was_rolled_back_is_written_again(self, ledger: Ledger) -> None:
-        with pytest.raises(RowsRefused):
-            ledger.write(make_row(1), make_row(2, prompt_tokens=10**30))
+        with pytest.raises(RowsRejected):
+            ledger.write(usage_row(1), usage_row(2, prompt_tokens=10**30))
         assert ledger.read(usage_payers) == []
-        ledger.write(make_row(1))
+        ledger.write(usage_row(1))
         assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
         # no row is new, but what it refers to may be
         with ledger.engine.begin() as connection:
             connection.execute(delete(usage_payers))
         ledger.database.close()
-        ledger.write(make_row(1))
+        ledger.write(usage_row(1))
         assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
 
     def test_the_sums_are_those_of_the_rows(self, ledger: Ledger) -> None:
@@ -255,11 +247,11 @@ class UsageContract:
     def test_a_batch_with_a_row_that_cannot_be_kept_is_refused_whole(
         self, ledger: Ledger, fields: dict[str, Any]
     ) -> None:
-        with pytest.raises(RowsRefused):
-            ledger.write(*make_rows(300), make_row(300, **fields))
+        with pytest.raises(RowsRejected):
+            ledger.write(*usage_rows(300), usage_row(300, **fields))
         check_sums(ledger, [])
-        ledger.write(*make_rows(3))
-        check_sums(ledger, make_rows(3))
+        ledger.write(*usage_rows(3))
+        check_sums(ledger, usage_rows(3))
 
     def test_processes_that_write_at_once_wait_for_each_other_and_lose_nothing(self, ledger: Ledger) -> None:
         batches = [[some_rows(60, 10 * writer + number) for number in range(5)] for writer in range(4)]
@@ -279,38 +271,38 @@ class UsageContract:
     # spending
 
     def test_what_was_paid_is_told_for_each_who_pays(self, ledger: Ledger) -> None:
-        row = make_row(1, user_id="ada", team_id="red", end_user="e", cost=5)
-        other = make_row(2, user_id="ada", key_id="k2", cost=3)
+        row = usage_row(1, user_id="ada", team_id="red", end_user="e", cost=5)
+        other = usage_row(2, user_id="ada", key_id="k2", cost=3)
         assert sorted(ledger.write(row, other), key=lambda spent: (spent.kind, spent.id)) == [
-            Spent("end_user", "e", 5, 5, 0),
-            Spent("key", "k1", 5, 5, 0),
-            Spent("key", "k2", 3, 3, 0),
-            Spent("team", "red", 5, 5, 0),
-            Spent("user", "ada", 8, 8, 0),
+            SpendUpdate("end_user", "e", 5, 5, 0),
+            SpendUpdate("key", "k1", 5, 5, 0),
+            SpendUpdate("key", "k2", 3, 3, 0),
+            SpendUpdate("team", "red", 5, 5, 0),
+            SpendUpdate("user", "ada", 8, 8, 0),
         ]
-        assert ledger.write(make_row(3, cost=0), make_row(4, key_id="", cost=9)) == []
+        assert ledger.write(usage_row(3, cost=0), usage_row(4, key_id="", cost=9)) == []
 
     def test_rows_that_are_there_already_are_told_with_their_amount(self, ledger: Ledger) -> None:
         """The first answer may have been lost with the connection; the limiter must hear of it once."""
-        ledger.write(*make_rows(3))
-        assert ledger.write(*make_rows(3)) == [Spent("key", "k1", 21, 21, 0)]
-        assert ledger.write(*make_rows(4)) == [Spent("key", "k1", 28, 28, 0)]
+        ledger.write(*usage_rows(3))
+        assert ledger.write(*usage_rows(3)) == [SpendUpdate("key", "k1", 21, 21, 0)]
+        assert ledger.write(*usage_rows(4)) == [SpendUpdate("key", "k1", 28, 28, 0)]
 
     def test_no_amount_is_told_of_what_another_process_left(self, ledger: Ledger) -> None:
-        assert ledger.write(*make_rows(3), own=False) == [Spent("key", "k1", 0, 21, 0)]
-        assert ledger.write(*make_rows(3), own=False) == []
+        assert ledger.write(*usage_rows(3), own=False) == [SpendUpdate("key", "k1", 0, 21, 0)]
+        assert ledger.write(*usage_rows(3), own=False) == []
 
     def test_a_new_period_begins_anew_and_the_total_goes_on(self, ledger: Ledger) -> None:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         today = NOON // DAY * DAY
         tomorrow = {"time": (NOON + DAY) * 1_000_000}
-        assert ledger.write(make_row(1)) == [Spent("key", "k1", 7, 7, today)]
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, today)]
+        assert ledger.write(usage_row(1)) == [SpendUpdate("key", "k1", 7, 7, today)]
+        assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 7, 14, today)]
         ledger.now += DAY
-        assert ledger.write(make_row(3, **tomorrow)) == [Spent("key", "k1", 7, 7, today + DAY)]
+        assert ledger.write(usage_row(3, **tomorrow)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
         # one that comes late: the period that it belongs to is over
-        assert ledger.write(make_row(4)) == [Spent("key", "k1", 7, 7, today + DAY)]
-        assert ledger.write(make_row(5), make_row(6, **tomorrow)) == [Spent("key", "k1", 14, 14, today + DAY)]
+        assert ledger.write(usage_row(4)) == [SpendUpdate("key", "k1", 7, 7, today + DAY)]
+        assert ledger.write(usage_row(5), usage_row(6, **tomorrow)) == [SpendUpdate("key", "k1", 14, 14, today + DAY)]
         [found] = ledger.read(spend)
         assert (found["spend"], found["total_spend"]) == (14, 42)
         assert found["period_start"] == (today + DAY) * 1_000_000
@@ -318,29 +310,29 @@ class UsageContract:
     def test_rows_of_two_periods_in_a_batch_count_each_in_its_own(self, ledger: Ledger) -> None:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         ledger.now += DAY
-        rows = [make_row(1), make_row(2, time=(NOON + DAY) * 1_000_000)]
-        assert ledger.write(*rows) == [Spent("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
+        rows = [usage_row(1), usage_row(2, time=(NOON + DAY) * 1_000_000)]
+        assert ledger.write(*rows) == [SpendUpdate("key", "k1", 14, 7, NOON // DAY * DAY + DAY)]
 
     def test_a_longer_period_takes_over_what_the_shorter_one_had(self, ledger: Ledger) -> None:
         today, month = NOON // DAY * DAY, NOON // DAY * DAY - 24 * DAY
         ledger.periods = lambda kind, name, time: today
-        ledger.write(make_row(1))
+        ledger.write(usage_row(1))
         ledger.periods = lambda kind, name, time: month
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 14, month)]
-        assert ledger.write(make_row(3)) == [Spent("key", "k1", 7, 21, month)]
+        assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 7, 14, month)]
+        assert ledger.write(usage_row(3)) == [SpendUpdate("key", "k1", 7, 21, month)]
 
     def test_a_process_whose_clock_is_behind_does_not_take_a_period_back(self, ledger: Ledger) -> None:
         ledger.periods = lambda kind, name, time: int(time) // DAY * DAY
         midnight = NOON // DAY * DAY + DAY
         ledger.now = midnight + 1.0
-        ledger.write(make_row(1, time=midnight * 1_000_000))
+        ledger.write(usage_row(1, time=midnight * 1_000_000))
         ledger.now = midnight - 2.0
-        assert ledger.write(make_row(2)) == [Spent("key", "k1", 7, 7, midnight)]
+        assert ledger.write(usage_row(2)) == [SpendUpdate("key", "k1", 7, 7, midnight)]
 
     # retention
 
     def test_old_rows_go_and_the_sums_stay(self, ledger: Ledger) -> None:
-        rows = [make_row(number, key_id=f"k{number}", tags=("t",)) for number in range(10)]
+        rows = [usage_row(number, key_id=f"k{number}", tags=("t",)) for number in range(10)]
         ledger.write(*rows)
         before = ledger.read(usage_totals)
         limit = rows[6].time

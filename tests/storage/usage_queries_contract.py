@@ -11,13 +11,18 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
-from tests.usage.spool_rows import make_row
-from twisted_vllm.storage.usage.queries.daily import page_of_days
-from twisted_vllm.storage.usage.queries.logs import RowsAsked, count_rows, page_of_rows
-from twisted_vllm.storage.usage.queries.newest import rows_of
-from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Asked, Plan, Unanswerable, plan
-from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
-from twisted_vllm.storage.usage.queries.sums import SUMS, Cursor, Group, read_page
+from tests.builders import usage_row
+from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
+from twisted_vllm.storage.usage.queries.reports import (
+    Cursor,
+    Group,
+    keys_by_spend,
+    page_of_days,
+    read_page,
+    users_by_spend,
+)
+from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
+from twisted_vllm.storage.usage.tables import SUMS
 from twisted_vllm.storage.usage.writes import write
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
@@ -30,7 +35,7 @@ def some_rows(count: int = 200) -> list[UsageRow]:
     """Return rows of every kind, over three months."""
     chance = random.Random(3)
     return [
-        make_row(
+        usage_row(
             number,
             time=chance.randrange(START, END),
             key_id=chance.choice(("k1", "k2", "")),
@@ -71,7 +76,7 @@ def check_that_pages_make_up_the_whole(connection: Connection) -> None:
         for group_by in combinations(DIMENSIONS, size):
             for interval in ("hour", "day", "month") if size < 2 else ("day", "month"):
                 try:
-                    planned = plan(Asked(group_by, interval, START, END))
+                    planned = plan(UsageQuery(group_by, interval, START, END))
                 except Unanswerable:
                     continue
                 found = list(groups_of(connection, planned, 5_000))
@@ -102,8 +107,9 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
         ),
         ({"end_user": "tom%"}, lambda row: row.end_user == "tom%"),
     ):
-        asked = RowsAsked(START + 10**12, END - 10**12, equals, successful=True)
-        inside = [row for row in rows if asked.start <= row.time < asked.end and row.outcome == "completed"]
+        start, end = START + 10**12, END - 10**12
+        asked = RowFilter(start, end, equals, successful=True)
+        inside = [row for row in rows if start <= row.time < end and row.outcome == "completed"]
         wanted = sorted((row for row in inside if matches(row)), key=lambda row: (-row.time, row.id))
         got: list[Any] = []
         while page := page_of_rows(connection, asked, len(got), 20):
@@ -114,11 +120,11 @@ def check_that_rows_come_in_pages(connection: Connection) -> None:
 
 def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
     """A request is known by the id that was made for it, or by its client's, which another may have had as well."""
-    rows = [make_row(number, request_id="") for number in range(4)]
-    rows.append(make_row(4, request_id=rows[1].id))
+    rows = [usage_row(number, request_id="") for number in range(4)]
+    rows.append(usage_row(4, request_id=rows[1].id))
     # an id that says another second, as those of former versions
-    rows.append(make_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
-    rows += [make_row(number, request_id="mine") for number in range(6, 10)]
+    rows.append(usage_row(5, id=f"{1:08x}{5:024x}", request_id=f"{1:08x}{5:024x}"))
+    rows += [usage_row(number, request_id="mine") for number in range(6, 10)]
     keep(connection, rows)
     for request_id, wanted in (
         (rows[0].id, [0]),
@@ -128,12 +134,12 @@ def check_that_a_request_is_found_by_its_id(connection: Connection) -> None:
         ("f" * 32, []),
         ("another", []),
     ):
-        asked = RowsAsked(request_id=request_id)
+        asked = RowFilter(request_id=request_id)
         found = [page_of_rows(connection, asked, skip, 2) for skip in (0, 2)]
         assert [row.id for page in found for row in page] == [rows[number].id for number in wanted]
         assert {row.request_id for page in found for row in page} <= {request_id}
         assert count_rows(connection, asked) == len(wanted)
-    assert page_of_rows(connection, RowsAsked(equals={"key": "k2"}, request_id="mine"), 0, 9) == []
+    assert page_of_rows(connection, RowFilter(equals={"key": "k2"}, request_id="mine"), 0, 9) == []
     assert [row.id for row in rows_of(connection, [(1, rows[0].id), (rows[0].time, rows[0].id)])] == [rows[0].id]
 
 
@@ -183,15 +189,15 @@ def check_that_indexes_are_used(connection: Connection) -> None:
     plans = []
     for group_by in ((), ("key",), ("user", "model"), ("tag",), ("end_user",), ("model",), ("key", "user", "team")):
         for interval in ("day", "month"):
-            planned = plan(Asked(group_by, interval, START, END))
+            planned = plan(UsageQuery(group_by, interval, START, END))
             plans += plans_of(connection, lambda planned=planned: list(groups_of(connection, planned, 10)))
     for equals in ({"key": "k1"}, {"user": "Ada"}, {"team": "red"}, {"end_user": "eve"}, {"tag": "a"}):
-        planned = plan(Asked(("model",), "hour", START, END, equals))
+        planned = plan(UsageQuery(("model",), "hour", START, END, equals))
         plans += plans_of(connection, lambda planned=planned: read_page(connection, planned, Cursor()))
-        asked = RowsAsked(equals=equals)
+        asked = RowFilter(equals=equals)
         plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
         plans += plans_of(connection, lambda asked=asked: count_rows(connection, asked))
-    for asked in (RowsAsked(), RowsAsked(request_id="f" * 32), RowsAsked(equals={"model": "qwen"})):
+    for asked in (RowFilter(), RowFilter(request_id="f" * 32), RowFilter(equals={"model": "qwen"})):
         plans += plans_of(connection, lambda asked=asked: page_of_rows(connection, asked, 0, 10))
     plans += plans_of(connection, lambda: page_of_days(connection, {"user": "Ada"}, START, END, 0, 10))
     assert len(plans) > 40

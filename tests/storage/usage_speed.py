@@ -9,9 +9,10 @@ import attrs
 from sqlalchemy import Connection
 
 from tests.storage.usage_year import END, REQUESTS, START, analyse, fill_rare, fill_rows, fill_sums
-from twisted_vllm.storage.usage.queries.logs import RowsAsked, count_rows, page_of_rows
-from twisted_vllm.storage.usage.queries.plan import DAY_US, Asked, plan
-from twisted_vllm.storage.usage.queries.sums import Cursor, read_page
+from twisted_vllm.storage.usage.queries.plan import UsageQuery, plan
+from twisted_vllm.storage.usage.queries.reports import Cursor, read_page
+from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows
+from twisted_vllm.storage.usage.tables import DAY_US
 
 #: ten million requests and more, or a few
 FULL = bool(os.environ.get("FULL_LOAD"))
@@ -44,7 +45,7 @@ def fill(connection: Connection) -> None:
     analyse(connection)
 
 
-def timed(connection: Connection, asked: Asked) -> Timed:
+def timed(connection: Connection, asked: UsageQuery) -> Timed:
     """Read a whole report."""
     best = float("inf")
     for _ in range(3):
@@ -66,7 +67,7 @@ def check_a_year(connection: Connection) -> list[str]:
     whole = KEYS * MODELS * 365 * REQUESTS
     key = {"key": "key-7"}
     told = []
-    for group_by, interval, equals, requests in (
+    of_a_year: tuple[tuple[tuple[str, ...], str, dict[str, str], int], ...] = (
         ((), "month", {}, whole),
         ((), "day", {}, whole),
         (("model",), "day", {}, whole),
@@ -74,33 +75,35 @@ def check_a_year(connection: Connection) -> list[str]:
         (("key",), "month", {}, whole),
         (("model",), "day", key, whole // KEYS),
         (("model",), "month", key, whole // KEYS),
-    ):
-        took = timed(connection, Asked(group_by, interval, START, END, equals))
+    )
+    for group_by, interval, equals, requests in of_a_year:
+        took = timed(connection, UsageQuery(group_by, interval, START, END, equals))
         assert took.requests == requests
         told.append(
             f"{','.join(group_by) or 'all'} by {interval} {equals}: {took.groups} in {took.seconds * 1e3:.0f} ms"
         )
         assert not FULL or took.seconds < SOON, told
-    for group_by, interval, end in (
+    finer: tuple[tuple[tuple[str, ...], str, int], ...] = (
         (("key", "model"), "month", END),
         (("key", "user", "team", "model"), "month", END),
         (("key",), "hour", START + 30 * DAY_US),
-    ):
-        took = timed(connection, Asked(group_by, interval, START, end))
+    )
+    for group_by, interval, end in finer:
+        took = timed(connection, UsageQuery(group_by, interval, START, end))
         assert not FULL or interval != "month" or took.seconds < SOON
         told.append(f"{','.join(group_by)} by {interval}: {took.groups} in {took.seconds * 1e3:.0f} ms")
     for asked, skip, rows in (
-        (RowsAsked(), 0, 100),
-        (RowsAsked(equals=key), 0, 100),
-        (RowsAsked(equals=key), 100, 100),
-        (RowsAsked(equals={"key": "rare"}), 0, 3),
-        (RowsAsked(equals={"key": "rare"}), 3, 0),
-        (RowsAsked(equals={"tag": "everybody"}), 0, 100),
-        (RowsAsked(equals={"tag": "everybody"}), 1000, 100),
-        (RowsAsked(equals={"model": "model-1"}), 0, 100),
-        (RowsAsked(equals={"end_user": "end-7"}), 0, min(100, ROWS // 1000)),
-        (RowsAsked(equals={"key": "rare"}, request_id="request-1"), 0, 1),
-        (RowsAsked(request_id="f" * 32), 0, 0),
+        (RowFilter(), 0, 100),
+        (RowFilter(equals=key), 0, 100),
+        (RowFilter(equals=key), 100, 100),
+        (RowFilter(equals={"key": "rare"}), 0, 3),
+        (RowFilter(equals={"key": "rare"}), 3, 0),
+        (RowFilter(equals={"tag": "everybody"}), 0, 100),
+        (RowFilter(equals={"tag": "everybody"}), 1000, 100),
+        (RowFilter(equals={"model": "model-1"}), 0, 100),
+        (RowFilter(equals={"end_user": "end-7"}), 0, min(100, ROWS // 1000)),
+        (RowFilter(equals={"key": "rare"}, request_id="request-1"), 0, 1),
+        (RowFilter(request_id="f" * 32), 0, 0),
     ):
         began = time.perf_counter()
         assert len(page_of_rows(connection, asked, skip, 100)) == rows

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, text
 
-from twisted_vllm.storage.usage.queries.sums import SUMS
+from twisted_vllm.storage.usage.tables import SUMS
 
 #: the first day of the year
 YEAR = 2025

@@ -17,11 +17,17 @@ import time
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from tests.usage.spool_rows import make_numbered
+from tests.builders import usage_row
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.usage.database import UsageDatabase
+from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
+
+
+def numbered_row(number: int) -> UsageRow:
+    """Return a row of one of a few keys, end users and tags, which its number determines."""
+    return usage_row(number, key_id=f"k{number % 3}", end_user=f"e{number % 5}", tags=("t",) * (number % 2))
 
 
 class Threads:
@@ -43,7 +49,7 @@ def live(directory: Path, url: str | None, first: int, answers: int, parent: int
     while os.getppid() == parent:
         ids = []
         for _ in range(number % 7 + 1):
-            row = make_numbered(number)
+            row = numbered_row(number)
             spool.append(row)
             ids.append(row.id)
             number += 1

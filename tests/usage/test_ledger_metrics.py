@@ -13,10 +13,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.usage.spool_rows import NOON, MemoryUsageStore, make_row, make_rows
+from tests.builders import NOON, usage_row, usage_rows
+from tests.conftest import LoggedFailures
+from tests.usage.memory_usage_store import MemoryUsageStore
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool.segment import Segment
+from twisted_vllm.usage.spool.segments import Segment
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
 
@@ -46,9 +48,9 @@ class AtOnce:
 class Ledger:
     """A spool and its writer, ten seconds after noon, whose turns the test takes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **options: Any) -> None:
         self.seconds = 0.0
-        self.spool = Spool(directory / "spool", monotonic=lambda: self.seconds)
+        self.spool = Spool(directory / "spool", monotonic=lambda: self.seconds, **options)
         self.spool.open()
         self.store = MemoryUsageStore()
         self.writer = LedgerWriter(AtOnce(), self.spool, self.store, lambda spent: None, now=lambda: NOON + 10.0)
@@ -69,21 +71,38 @@ class Ledger:
 
     def move(self) -> bool:
         """Take a turn of the writer's thread; return whether the database took what there was."""
-        return self.writer._move_all()
+        return self.writer.move_all()
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, logged_failures: Any) -> Iterator[Ledger]:
-    """A ledger that may log what would fail a test: these tests make it do so."""
-    ledger = Ledger(tmp_path)
-    yield ledger
-    ledger.spool.close()
+def make_ledger(tmp_path: Path, logged_failures: LoggedFailures) -> Iterator[Callable[..., Ledger]]:
+    """Ledgers may log what would fail a test: these tests make them do so."""
+    ledgers: list[Ledger] = []
+
+    def make(**options: Any) -> Ledger:
+        ledgers.append(Ledger(tmp_path, **options))
+        return ledgers[-1]
+
+    yield make
+    for ledger in ledgers:
+        ledger.spool.close()
     logged_failures.flush()
 
 
 @pytest.fixture
+def ledger(make_ledger: Callable[..., Ledger]) -> Ledger:
+    return make_ledger()
+
+
+@pytest.fixture
+def uncached(make_ledger: Callable[..., Ledger]) -> Ledger:
+    """A ledger that reads all rows from the spool's files."""
+    return make_ledger(cached_rows=0)
+
+
+@pytest.fixture
 def full_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A disk that takes nothing more of the ledger's, until it is undone."""
+    """A disk that takes no more of the ledger, until it is undone."""
 
     def write(segment: Segment, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -98,7 +117,7 @@ def test_an_idle_ledger_is_well(ledger: Ledger) -> None:
 
 
 def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_moved(ledger: Ledger) -> None:
-    ledger.put(*make_rows(3))
+    ledger.put(*usage_rows(3))
     waiting = ledger.scrape()
     assert waiting.pop("spool_bytes") > 100
     assert waiting.pop("spool_oldest_row_seconds") == pytest.approx(10.0, abs=0.01)
@@ -109,12 +128,12 @@ def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_mo
 
 
 def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledger) -> None:
-    ledger.store.away = True
-    ledger.put(*make_rows(3))
+    ledger.store.unavailable = True
+    ledger.put(*usage_rows(3))
     assert not ledger.move()
     away = ledger.scrape()
     assert (away["database_up"], away["spool_rows"], away["rows_committed_total"]) == (0, 3, 0)
-    ledger.store.away = False
+    ledger.store.unavailable = False
     assert ledger.move()
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
 
@@ -122,13 +141,13 @@ def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledge
 def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
     ledger: Ledger, full_disk: pytest.MonkeyPatch
 ) -> None:
-    ledger.put(*make_rows(3))
+    ledger.put(*usage_rows(3))
     full = ledger.scrape()
     assert (full["spool_writable"], full["unsaved_rows"], full["spool_write_failures_total"]) == (0, 3, 1)
     assert (full["spool_rows"], full["rows_spooled_total"]) == (3, 0)
     full_disk.undo()
     ledger.seconds += 1
-    ledger.put(make_row(3))
+    ledger.put(usage_row(3))
     well = ledger.scrape()
     assert (well["spool_writable"], well["unsaved_rows"], well["rows_spooled_total"]) == (1, 0, 4)
     assert (well["spool_write_failures_total"], well["rows_lost_total"]) == (1, 0)
@@ -136,13 +155,13 @@ def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
 
 @pytest.mark.usefixtures("full_disk")
 def test_rows_that_neither_disk_nor_database_takes_are_told_with_their_age(ledger: Ledger) -> None:
-    ledger.store.away = True
-    ledger.put(*make_rows(3))
+    ledger.store.unavailable = True
+    ledger.put(*usage_rows(3))
     assert not ledger.move()
     found = ledger.scrape()
     assert (found["spool_writable"], found["database_up"], found["unsaved_rows"], found["spool_rows"]) == (0, 0, 3, 3)
     assert found["spool_oldest_row_seconds"] == pytest.approx(10.0, abs=0.01)
-    ledger.store.away = False
+    ledger.store.unavailable = False
     assert ledger.move()
     found = ledger.scrape()
     assert (found["unsaved_rows"], found["spool_rows"], found["spool_oldest_row_seconds"]) == (0, 0, 0)
@@ -153,16 +172,16 @@ def test_rows_that_neither_disk_nor_database_takes_are_told_with_their_age(ledge
 @pytest.mark.usefixtures("full_disk")
 def test_rows_for_which_memory_has_no_room_either_are_lost(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twisted_vllm.usage.spool.spool.UNSAVED_ROWS", 10)
-    ledger.put(*make_rows(15))
+    ledger.put(*usage_rows(15))
     found = ledger.scrape()
     assert (found["unsaved_rows"], found["rows_lost_total"]) == (10, 5)
     assert ledger.move()
     assert ledger.scrape()["rows_committed_total"] == 10
 
 
-def test_rows_whose_file_somebody_removed_are_lost(ledger: Ledger) -> None:
-    ledger.put(*make_rows(3))
-    ledger.spool._queue.forget_cached()
+def test_rows_whose_file_somebody_removed_are_lost(uncached: Ledger) -> None:
+    ledger = uncached
+    ledger.put(*usage_rows(3))
     [file] = ledger.spool.directory.glob("*.spool")
     file.unlink()
     assert ledger.move()
@@ -171,16 +190,16 @@ def test_rows_whose_file_somebody_removed_are_lost(ledger: Ledger) -> None:
 
 
 def test_rows_that_the_database_refuses_are_set_aside_and_not_taken(ledger: Ledger) -> None:
-    ledger.store.refused = {"request-1"}
-    ledger.put(*make_rows(3))
+    ledger.store.rejected = {"request-1"}
+    ledger.put(*usage_rows(3))
     assert ledger.move()
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 2, "set_aside_total": 1}
 
 
-def test_damaged_lines_are_set_aside(ledger: Ledger) -> None:
-    ledger.put(make_row(0))
-    ledger.put(make_row(1))
-    ledger.spool._queue.forget_cached()
+def test_damaged_lines_are_set_aside(uncached: Ledger) -> None:
+    ledger = uncached
+    ledger.put(usage_row(0))
+    ledger.put(usage_row(1))
     [file] = ledger.spool.directory.glob("*.spool")
     content = bytearray(file.read_bytes())
     content[-10] ^= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs as captured_logs
 
-from tests.usage.spool_rows import NOON, MemoryUsageStore, encode_line, make_row, make_rows
-from twisted_vllm.usage.interfaces import DatabaseAway, Spent
+from tests.builders import NOON, usage_row, usage_rows
+from tests.usage.memory_usage_store import MemoryUsageStore
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool import batch_writer
 from twisted_vllm.usage.spool import writer as writer_module
-from twisted_vllm.usage.spool.lines import encode_rows, head_line
-from twisted_vllm.usage.spool.quarantine import quarantine
+from twisted_vllm.usage.spool.format import encode_rows, header_line
 from twisted_vllm.usage.spool.spool import Spool
-from twisted_vllm.usage.spool.writer import LedgerWriter
+from twisted_vllm.usage.spool.writer import LedgerWriter, quarantine
 
 #: how long a test waits for the writer's thread, in seconds
 PATIENCE = 10.0
@@ -36,13 +36,13 @@ class Bench:
         self.reactor = reactor
         self.store = MemoryUsageStore()
         self.spool = Spool(directory)
-        self.spent: list[Spent] = []
+        self.spent: list[SpendUpdate] = []
         self.now = float(NOON)
         self.writer = LedgerWriter(
             reactor, self.spool, self.store, self._committed, now=lambda: self.now, **({"interval": 0.01} | options)
         )
 
-    def _committed(self, spent: Sequence[Spent]) -> None:
+    def _committed(self, spent: Sequence[SpendUpdate]) -> None:
         assert self.reactor.running
         self.spent += spent
 
@@ -75,7 +75,7 @@ def make_bench(reactor: Any, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     yield make
     for bench in benches:
-        bench.store.away = False
+        bench.store.unavailable = False
         if bench.spool.name:
             pytest_twisted.blockon(bench.stop())
 
@@ -89,10 +89,10 @@ def bench(make_bench: Callable[..., Bench]) -> Bench:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_reach_the_database_and_what_they_cost_is_reported(bench: Bench) -> None:
-    bench.put(*make_rows(5))
+    bench.put(*usage_rows(5))
     await bench.until(lambda: bool(bench.spent))
-    assert list(bench.store.kept.values()) == make_rows(5)
-    assert bench.spent == [Spent("key", "k1", 35, 35, 0)]
+    assert list(bench.store.kept.values()) == usage_rows(5)
+    assert bench.spent == [SpendUpdate("key", "k1", 35, 35, 0)]
     assert bench.writer.pending().rows == 0
 
 
@@ -101,7 +101,7 @@ async def test_rows_that_come_one_by_one_share_transactions(make_bench: Callable
     bench = make_bench(interval=0.2)
     bench.start()
     for number in range(300):
-        bench.put(make_row(number))
+        bench.put(usage_row(number))
         await deferLater(bench.reactor, 0.001)
     await bench.until(lambda: len(bench.store.kept) == 300)
     assert len(bench.store.batches) < 30
@@ -115,7 +115,7 @@ async def test_a_backlog_goes_in_batches_of_a_bounded_size(
     bench = make_bench()
     bench.spool.open()
     for start in range(0, 2500, 10):
-        bench.put(*make_rows(10, start))
+        bench.put(*usage_rows(10, start))
     bench.writer.start()
     await bench.until(lambda: len(bench.store.kept) == 2500)
     assert {size for size, _ in bench.store.batches} == {100}
@@ -127,27 +127,27 @@ async def test_what_a_run_left_is_moved_by_the_next_and_no_amount_is_its_own(
 ) -> None:
     first, second = make_bench(), make_bench()
     first.spool.open()
-    first.put(*make_rows(5))
+    first.put(*usage_rows(5))
     first.spool.close()
     second.start()
     await second.until(lambda: bool(second.spent))
-    assert list(second.store.kept.values()) == make_rows(5)
-    assert second.spent == [Spent("key", "k1", 0, 35, 0)]
+    assert list(second.store.kept.values()) == usage_rows(5)
+    assert second.spent == [SpendUpdate("key", "k1", 0, 35, 0)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.1)
-    bench.store.away = True
+    bench.store.unavailable = True
     with captured_logs() as events:
-        bench.put(*make_rows(3))
+        bench.put(*usage_rows(3))
         await bench.until(lambda: bench.store.attempts > 2)
         bench.now += 30
         pending = bench.writer.pending()
         assert (pending.rows, bench.writer.batch_writer.reachable) == (3, False)
         assert 29 < pending.seconds < 31
-        bench.put(*make_rows(2, 3))
-        bench.store.away = False
+        bench.put(*usage_rows(2, 3))
+        bench.store.unavailable = False
         await bench.until(lambda: len(bench.store.kept) == 5)
         await bench.until(lambda: bench.writer.batch_writer.reachable)
     told = [event["log_level"].name for event in events if event["log_level"].name != "debug"]
@@ -159,14 +159,14 @@ async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypa
 async def test_a_row_that_the_database_refuses_is_set_aside_and_the_others_are_kept(
     bench: Bench, logged_failures: Any
 ) -> None:
-    bench.store.refused = {"request-7", "request-8"}
-    bench.put(*make_rows(20))
+    bench.store.rejected = {"request-7", "request-8"}
+    bench.put(*usage_rows(20))
     await bench.until(lambda: len(bench.store.kept) == 18)
     damaged = bench.spool.directory / f"{bench.spool.name}.damaged"
     await bench.until(lambda: bench.writer.pending().rows == 0)
-    assert damaged.read_bytes() == encode_line(make_row(7)) + encode_line(make_row(8))
+    assert damaged.read_bytes() == encode_rows([usage_row(7)]) + encode_rows([usage_row(8)])
     assert sum(spent.amount for spent in bench.spent) == 18 * 7
-    assert (bench.writer.batch_writer.committed, bench.writer.batch_writer.aside) == (18, 2)
+    assert (bench.writer.batch_writer.committed, bench.writer.batch_writer.quarantined) == (18, 2)
     logged_failures.flush()
 
 
@@ -176,13 +176,13 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
 ) -> None:
     monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.01)
     damaged = b"12345678 cut\n"
-    rows = make_rows(8)
-    (tmp_path / "a1-000001.spool").write_bytes(head_line() + damaged + encode_rows(rows))
+    rows = usage_rows(8)
+    (tmp_path / "a1-000001.spool").write_bytes(header_line() + damaged + encode_rows(rows))
     bench = make_bench()
-    bench.store.refused = {"request-1"}
-    write, given_up = bench.store.write, [DatabaseAway("it went away")] * 3
+    bench.store.rejected = {"request-1"}
+    write, given_up = bench.store.write, [DatabaseUnavailable("it became unavailable")] * 3
 
-    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+    def write_until_the_last(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         if given_up and rows[-1].request_id == "request-7" and len(rows) < 8:
             raise given_up.pop()
         return write(rows, own)
@@ -191,8 +191,8 @@ async def test_what_is_set_aside_stands_there_once_however_often_its_batch_is_tr
     bench.start()
     await bench.until(lambda: bench.writer.batch_writer.committed == 7)
     assert not given_up
-    assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == damaged + encode_line(rows[1])
-    assert bench.writer.batch_writer.aside == 2
+    assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == damaged + encode_rows([rows[1]])
+    assert bench.writer.batch_writer.quarantined == 2
     logged_failures.flush()
 
 
@@ -209,10 +209,10 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
             raise OSError(errno.ENOSPC, "No space left on device")
         return quarantine(directory, name, lines)
 
-    monkeypatch.setattr(batch_writer, "quarantine", set_aside_at_last)
-    bench.store.refused = {"request-7"}
+    monkeypatch.setattr(writer_module, "quarantine", set_aside_at_last)
+    bench.store.rejected = {"request-7"}
     with captured_logs() as events:
-        bench.put(*make_rows(20))
+        bench.put(*usage_rows(20))
         await bench.until(lambda: bench.writer.pending().rows == 0)
     assert tried == [1, 1, 1]
     told = [event["log_format"].partition(":")[0] for event in events if event["log_level"].name == "critical"]
@@ -223,7 +223,7 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
     assert len(bench.store.kept) == 19
     await bench.until(lambda: bool(bench.spent))
     assert sum(spent.amount for spent in bench.spent) == 19 * 7
-    assert (bench.writer.batch_writer.committed, bench.writer.batch_writer.aside) == (19, 1)
+    assert (bench.writer.batch_writer.committed, bench.writer.batch_writer.quarantined) == (19, 1)
     logged_failures.flush()
 
 
@@ -231,28 +231,30 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
 async def test_damaged_lines_are_kept_beside_and_told(
     make_bench: Callable[..., Bench], tmp_path: Path, logged_failures: Any
 ) -> None:
-    line = bytearray(encode_line(make_row(2)))
+    line = bytearray(encode_rows([usage_row(2)]))
     line[20] ^= 1
-    (tmp_path / "a1-000001.spool").write_bytes(head_line() + encode_line(make_row(1)) + line + encode_line(make_row(3)))
+    (tmp_path / "a1-000001.spool").write_bytes(
+        header_line() + encode_rows([usage_row(1)]) + line + encode_rows([usage_row(3)])
+    )
     bench = make_bench()
-    bench.store.away = True
+    bench.store.unavailable = True
     with captured_logs() as events:
         bench.start()
         await bench.until(lambda: bench.store.attempts > 1)
-        bench.store.away = False
+        bench.store.unavailable = False
         await bench.until(lambda: bench.writer.batch_writer.committed == 2)
-    assert list(bench.store.kept.values()) == [make_row(1), make_row(3)]
+    assert list(bench.store.kept.values()) == [usage_row(1), usage_row(3)]
     assert [event["count"] for event in events if event["log_level"].name == "critical"] == [1]
     assert (tmp_path / f"{bench.spool.name}.damaged").read_bytes() == bytes(line)
-    assert bench.writer.batch_writer.aside == 1
+    assert bench.writer.batch_writer.quarantined == 1
     logged_failures.flush()
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_last_rows_are_moved_at_the_end(bench: Bench, tmp_path: Path) -> None:
-    bench.spool.append(make_row(1))
+    bench.spool.append(usage_row(1))
     await bench.stop()
-    assert list(bench.store.kept) == [make_row(1).id]
+    assert list(bench.store.kept) == [usage_row(1).id]
     assert bench.store.closed
     assert list(tmp_path.iterdir()) == []
 
@@ -261,8 +263,8 @@ async def test_the_last_rows_are_moved_at_the_end(bench: Bench, tmp_path: Path) 
 async def test_an_end_without_a_database_leaves_the_rows_in_the_spool(
     bench: Bench, make_bench: Callable[..., Bench]
 ) -> None:
-    bench.store.away = True
-    bench.put(*make_rows(3))
+    bench.store.unavailable = True
+    bench.put(*usage_rows(3))
     await bench.until(lambda: bench.store.attempts > 0)
     began = time.monotonic()
     await bench.stop()
@@ -274,7 +276,7 @@ async def test_an_end_without_a_database_leaves_the_rows_in_the_spool(
 
 @pytest_twisted.ensureDeferred
 async def test_a_spool_whose_directory_has_gone_does_not_hold_up_the_end(bench: Bench, tmp_path: Path) -> None:
-    bench.put(*make_rows(3))
+    bench.put(*usage_rows(3))
     await bench.until(lambda: len(bench.store.kept) == 3)
     shutil.rmtree(tmp_path)
     with captured_logs() as events:
@@ -290,7 +292,7 @@ async def test_a_database_that_hangs_does_not_hold_up_the_end(
     monkeypatch.setattr(writer_module, "STOP_SECONDS", 0.1)
     with bench.store.changed:
         # it holds the store's lock, as a server does that does not answer
-        bench.put(*make_rows(3))
+        bench.put(*usage_rows(3))
         began = time.monotonic()
         await bench.stop()
         assert time.monotonic() - began < 2
@@ -302,7 +304,7 @@ async def test_a_database_that_hangs_does_not_hold_up_the_end(
 @pytest_twisted.ensureDeferred
 async def test_rows_that_are_too_old_go_and_the_others_stay(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(retention=86_400.0)
-    old, new = make_rows(3, -172_800_000), make_rows(3)
+    old, new = usage_rows(3, -172_800_000), usage_rows(3)
     bench.store.kept = {row.id: row for row in (*old, *new)}
     bench.start()
     await bench.until(lambda: len(bench.store.kept) == 3)
@@ -315,22 +317,31 @@ async def test_a_fault_of_the_writer_s_own_is_told_and_it_goes_on(bench: Bench, 
     original = bench.store.write
     failing = [True]
 
-    def write(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
+    def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
         if failing:
             failing.pop()
             raise ZeroDivisionError
         return original(rows, own)
 
     bench.store.write = write  # type: ignore[method-assign]
-    bench.put(make_row(1))
+    bench.put(usage_row(1))
     await bench.until(lambda: len(bench.store.kept) == 1)
     assert len(logged_failures.flush(ZeroDivisionError)) == 1
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_spool_is_synced_while_the_database_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.store.away = True
-    bench.put(make_row(1))
-    segment = bench.spool._queue._segments[0]
-    assert segment.is_dirty
-    await bench.until(lambda: not segment.is_dirty)
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        real(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".spool"):
+            synced.append(size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    bench.store.unavailable = True
+    bench.put(usage_row(1))
+    [segment] = bench.spool.directory.glob("*.spool")
+    await bench.until(lambda: segment.stat().st_size in synced)

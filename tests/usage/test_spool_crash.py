@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.storage.usage_contract import Ledger, check_sums
-from tests.usage.spool_rows import make_numbered
+from tests.usage.spool_killer import numbered_row
 from twisted_vllm.storage.usage.tables import usage
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
@@ -73,7 +73,7 @@ async def kill_and_check(reactor: Any, directory: Path, ledger: Ledger, url: str
     assert set(told) - set(kept) == set()
     assert len(kept) == len(set(kept))
     # a row that was not told yet may be there as well, but nothing that was never written
-    check_sums(ledger, [make_numbered(int(each[8:], 16)) for each in kept])
+    check_sums(ledger, [numbered_row(int(each[8:], 16)) for each in kept])
     assert [path.name for path in directory.iterdir() if path.suffix != ".damaged"] == []
 
 

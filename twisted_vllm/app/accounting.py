@@ -19,7 +19,7 @@ from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.ratelimit.refusals import dollars
 from twisted_vllm.storage.usage.database import UsageDatabase
-from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.metrics import LedgerCollector
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.spool.spool import Spool
@@ -114,7 +114,7 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self.writer.take_over(TAKE_OVER_SECONDS)
+            self.writer.recover(TAKE_OVER_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
@@ -158,7 +158,7 @@ class AccountingService:
                 "to have them count together"
             )
 
-    def _committed(self, spent: Sequence[Spent]) -> None:
+    def _committed(self, spent: Sequence[SpendUpdate]) -> None:
         for each in spent:
             self.limiter.budget_committed(each.kind, each.id, each.amount, each.total, each.period_start)
 

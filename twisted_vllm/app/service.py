@@ -20,8 +20,8 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.http.net.open_files import open_file_limit
 from twisted_vllm.observability.logging.setup import finish, give_to_twistd, install
-from twisted_vllm.storage.change_follower import ChangeFollower
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
+from twisted_vllm.storage.registry import ChangeFollower
 
 
 class GatewayService(Service):
@@ -101,7 +101,7 @@ class GatewayService(Service):
             self._listen()
         try:
             self.wiring.database.open()
-            self.wiring.registry.take(self.wiring.store.load_now())
+            self.wiring.registry.load(self.wiring.store.load_now())
             self.wiring.accounting.open(self.wiring.store.spend_now)
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))

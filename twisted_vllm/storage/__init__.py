@@ -1,1 +1,1 @@
-"""The database: engine, migrations, repositories."""
+"""The database: engine, migrations, repositories and the usage ledger."""

@@ -1,4 +1,4 @@
-"""The database, on threads of its own: nothing here blocks the reactor."""
+"""The database, used on threads of its own so that it never blocks the reactor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from zope.interface import implementer
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.engine import POSTGRESQL_CONNECTIONS, WRITES, make_engine, parse_url, reason_of
-from twisted_vllm.storage.interfaces import IDatabase, StoreError
+from twisted_vllm.storage.errors import StoreError
+from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.schema import migrate
 
 T = TypeVar("T")
@@ -31,25 +32,22 @@ _RETRY_SECONDS = 5
 
 
 class _DaemonPool(ThreadPool):
-    """Threads that do not keep a process alive whose start failed after the database was opened."""
+    """Daemon threads: they do not keep a process alive whose start failed after the database was opened."""
 
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # it is called as the class would be
+    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # called as the class is
 
 
 @implementer(IDatabase)
 class Database:
-    """A SQLite or PostgreSQL database.
-
-    Open it, then give it work; the work of one Deferred is one transaction.
-    """
+    """A SQLite or PostgreSQL database. Each piece of work is one transaction."""
 
     _log = Logger()
 
     def __init__(self, reactor: IReactorFromThreads, url: Secret) -> None:
-        """Prepare; nothing is opened before :meth:`open`.
+        """Set up; :meth:`open` connects.
 
         Args:
-            reactor: whose thread the Deferreds fire in.
+            reactor: Deferreds fire in its thread.
             url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
         """
         self._reactor = reactor
@@ -64,9 +62,9 @@ class Database:
         return f"<Database {'started' if self._engine is not None else 'stopped'}>"
 
     def open(self) -> None:
-        """Open the database and bring its schema up to date.
+        """Open the database and migrate it.
 
-        It blocks: it is for the start, before the reactor runs, so that twistd can say why there is none.
+        It blocks, and belongs before the reactor runs, so that twistd can report a failure.
 
         Raises:
             StoreError: it cannot be used; the message says why and names no password.
@@ -88,12 +86,12 @@ class Database:
             self._pool.start()
             return
         engine.dispose()
-        # Raised here, where the driver's error is no longer its context: that may hold what must not be shown.
+        # Outside the except block, so that the driver's error, which may show secrets, is not the context.
         raise problem from None
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
-        """Wait for the work that was taken, then close every connection. The Deferred fires with ``None``."""
+        """Finish accepted work, then close every connection. The Deferred fires with ``None``."""
         engine, self._engine = self._engine, None
         if engine is None:
             return
@@ -106,24 +104,24 @@ class Database:
     def _stop_threads(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            # It joins its threads; they have nothing to do any more.
+            # This joins the threads, which are idle by now.
             pool.stop()
 
     def run_now(self, work: Callable[[Connection], T]) -> T:
-        """Do work that only reads, at once and blocking: for the start, likewise.
+        """Do work that only reads, blocking: for the start, before the reactor runs.
 
         Raises:
             StoreUnavailable: the database failed, or is not open.
         """
         if self._engine is None:
             raise StoreUnavailable(_UNAVAILABLE)
-        return self._judge(self._transact(self._engine, work, False))
+        return self._result_of(self._transact(self._engine, work, False))
 
     def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
         """Do work in one transaction, in a thread, and commit it.
 
         Args:
-            work: what to do; it must touch nothing but its connection.
+            work: it must touch nothing but its connection.
             writes: whether it changes anything.
 
         Raises:
@@ -133,30 +131,30 @@ class Database:
         if engine is None:
             return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
 
-        return self._in_thread(lambda: self._transact(engine, work, writes)).addCallback(self._judge)
+        return self._in_thread(lambda: self._transact(engine, work, writes)).addCallback(self._result_of)
 
-    def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Broken:
+    def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Failed:
         try:
             with engine.execution_options(**{WRITES: writes}).begin() as connection:
                 return work(connection)
         except SQLAlchemyError as error:
-            return _Broken(reason_of(error, self._url))
+            return _Failed(reason_of(error, self._url))
 
-    def _judge(self, result: T | _Broken) -> T:
-        if not isinstance(result, _Broken):
+    def _result_of(self, outcome: T | _Failed) -> T:
+        if not isinstance(outcome, _Failed):
             if not self._reachable:
                 self._reachable = True
                 self._log.info("the database is back")
-            return result
+            return outcome
         if self._reachable:
             self._reachable = False
-            self._log.error("the database failed: {reason}", reason=result.reason)
+            self._log.error("the database failed: {reason}", reason=outcome.reason)
         else:
-            self._log.debug("the database failed again: {reason}", reason=result.reason)
+            self._log.debug("the database failed again: {reason}", reason=outcome.reason)
         raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS)
 
     def ping(self) -> Deferred[bool]:
-        """Say whether the database answers."""
+        """Return whether the database answers."""
 
         def ask(connection: Connection) -> bool:
             return connection.execute(select(1)).scalar() == 1
@@ -181,8 +179,8 @@ class Database:
         return result
 
 
-class _Broken:
-    """The outcome of a transaction that the database refused, as plain words."""
+class _Failed:
+    """The outcome of a transaction that failed. A text, as the driver's error may show secrets."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

@@ -1,4 +1,4 @@
-"""SQLAlchemy engines that behave alike on SQLite and PostgreSQL, and the safe words for their errors."""
+"""SQLAlchemy engines that behave alike on SQLite and PostgreSQL, and their errors without secrets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 
-#: seconds that a statement waits for another's lock before it fails, and a connection for its server
+#: seconds that a statement waits for a lock, and a connection for its server, before it fails
 LOCK_SECONDS = 10
 CONNECT_SECONDS = 5
 
-#: connections to PostgreSQL, and threads that use them; SQLite takes one writer at a time and gets one thread
+#: connections to PostgreSQL, and threads that use them. SQLite, with one writer at a time, gets one thread.
 POSTGRESQL_CONNECTIONS = 4
 
-#: the execution option that makes SQLite take its write lock when a transaction begins
+#: the execution option with which a SQLite transaction takes the write lock when it begins
 WRITES = "vllm_passthrough_writes"
 
-#: what Prisma, and so LiteLLM, reads from DATABASE_URL and PostgreSQL's own library refuses
+#: options in DATABASE_URL that Prisma, and so LiteLLM, reads and libpq refuses
 _PRISMA_OPTIONS = frozenset(
     {"connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size", "schema"}
 )
@@ -42,7 +42,7 @@ def parse_url(url: Secret) -> URL:
     try:
         parsed = make_url(url.reveal())
     except (ArgumentError, ValueError):
-        # The parser's own message may quote a piece of the URL, and with it a piece of the password.
+        # The parser's message may quote a part of the password.
         raise StoreError(
             "The database URL cannot be read. Write postgresql://USER:PASSWORD@HOST:PORT/NAME, with the special "
             "characters of the password percent-encoded, or sqlite:///FILE."
@@ -76,10 +76,10 @@ def _postgresql_url(url: URL) -> URL:
 
 
 def make_engine(url: URL) -> Engine:
-    """Return an engine for a parsed URL; it connects when it is first used.
+    """Return an engine, which connects on first use.
 
     Raises:
-        StoreError: the database's file cannot be made.
+        StoreError: the database's file cannot be created.
     """
     engine: Engine
     if url.get_backend_name() == "sqlite":
@@ -92,7 +92,7 @@ def make_engine(url: URL) -> Engine:
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "vllm-passthrough",
-        # A server that vanished without a word is given up, in milliseconds; the kernel's own patience is 15 minutes.
+        # Milliseconds until a silent server is given up; the kernel's default is about 15 minutes.
         "tcp_user_timeout": LOCK_SECONDS * 1000,
     }
     engine = create_engine(
@@ -108,20 +108,19 @@ def make_engine(url: URL) -> Engine:
 
 
 def _make_private_file(path: Path) -> None:
-    """Make the database's file so that only its owner may read it; SQLite's side files take over its mode."""
+    """Create the database's file with mode 0600. SQLite's other files take over its mode."""
     if not path.parent.is_dir():
         raise StoreError(
             f"The directory of the database, {path.parent}, does not exist: make it, or name another file."
         )
-    # a link may lead to where there is nothing yet
+    # The path may be a symbolic link whose target does not exist yet.
     real = os.path.realpath(path)
     reason = ""
     try:
         os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        # It is not opened: to close any descriptor of a file ends all locks that the process has on it, those of
-        # SQLite's connections too. Then another program that reads it takes itself for the only one, and removes the
-        # log of what is not in it yet (sqlite.org/howtocorrupt.html, 2.2).
+        # Do not open it: closing any descriptor of the file drops all of the process's POSIX locks on it, including
+        # those of SQLite's connections (sqlite.org/howtocorrupt.html, 2.2).
         if os.path.isdir(real):
             reason = os.strerror(errno.EISDIR)
         elif not os.access(real, os.R_OK | os.W_OK):
@@ -133,31 +132,30 @@ def _make_private_file(path: Path) -> None:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # sqlite3 would begin transactions by rules of its own, and none for DDL: `_begin_sqlite` begins them instead.
+    # `_begin_sqlite` begins transactions: sqlite3 itself would begin none for DDL.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    # The ledger's spool is deleted after a commit, which must outlast a loss of power; some builds have NORMAL.
+    # Spool files are deleted after a commit, so a commit must survive a power failure. Some builds default to NORMAL.
     connection.execute("PRAGMA synchronous = FULL")
-    # what a statement needs for going back: no file for it
+    # Statement journals in memory and not in files.
     connection.execute("PRAGMA temp_store = MEMORY")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later can fail at once with SQLITE_BUSY, whatever the timeout.
+    # A transaction that upgrades from reading to writing can fail at once with SQLITE_BUSY, despite the timeout.
     writes = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # SET LOCAL, and not a startup option: poolers such as PgBouncer refuse those.
+    # SET LOCAL and not a startup option, which PgBouncer and other poolers refuse.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{LOCK_SECONDS}s'")
 
 
 def reason_of(error: SQLAlchemyError, url: Secret) -> str:
-    """Return why the database failed, for the operator's log.
+    """Return why the database failed, for the log.
 
-    It is the first line of the driver's message: the following ones quote values. The URL and the password in it are
-    struck out.
+    It is the first line of the driver's message, as later lines quote values. URL and password are masked.
     """
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = str(original).strip().splitlines()

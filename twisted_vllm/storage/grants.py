@@ -1,4 +1,4 @@
-"""What the index keeps, read without detours: a hundred thousand keys must not delay the start."""
+"""Reads what the key index holds. It bypasses the repositories: 100,000 keys must not delay the start."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from sqlalchemy.sql.elements import Cast
 from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
-from twisted_vllm.storage.repository import in_chunks
-from twisted_vllm.storage.spend import spend_of
-from twisted_vllm.storage.tables import changes, end_users, former_keys, keys, teams, users
+from twisted_vllm.storage.repository import in_chunks, spend_of
+from twisted_vllm.storage.tables import (
+    END_USER,
+    FORMER_KEY,
+    KEY,
+    SPEND,
+    TEAM,
+    USER,
+    changes,
+    end_users,
+    former_keys,
+    keys,
+    teams,
+    users,
+)
 
 T = TypeVar("T")
 
-KEY, FORMER, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
-
 
 def _text(column: Column[Any]) -> Cast[str]:
-    # PostgreSQL's driver would decode each value by itself: most are the same few.
+    # PostgreSQL's driver would decode every value. As text, equal values are decoded once, below.
     return cast(column, Text)
 
 
@@ -83,7 +93,7 @@ def _key_grant(row: Any) -> KeyGrant:
     )
 
 
-_FORMER = select(former_keys.c.token, keys.c.token, former_keys.c.works_until).join(
+_FORMER_KEY = select(former_keys.c.token, keys.c.token, former_keys.c.works_until).join(
     keys, keys.c.key_id == former_keys.c.key_id
 )
 
@@ -115,66 +125,65 @@ def _end_user(row: Any) -> EndUser:
 
 
 def last_revision(connection: Connection) -> int:
-    """Return the number of the last change."""
+    """Return the revision of the last change."""
     found: int = connection.execute(select(func.coalesce(func.max(changes.c.revision), 0))).scalar_one()
     return found
 
 
 def read_everything(connection: Connection) -> Everything:
-    """Return all that the index keeps."""
-    # The number first: a change that is committed in between is then taken twice, and not missed.
+    """Return all that the key index holds."""
+    # The revision first: a change committed in between is then applied twice, and not missed.
     revision = last_revision(connection)
     return Everything(
         revision=revision,
         keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
-        former=[_former_key(row) for row in connection.execute(_FORMER)],
-        # of the others there is nothing to know
+        former=[_former_key(row) for row in connection.execute(_FORMER_KEY)],
+        # Only those with a restriction: of the others the index needs nothing.
         users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
         teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2] or row[3]},
         end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
     )
 
 
-def read_changed(connection: Connection, touched: Iterable[tuple[str, str]]) -> Changes:
-    """Return what the named keys, users, teams and end users are now."""
-    names: dict[str, list[str]] = {KEY: [], FORMER: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
-    for kind, name in touched:
-        # a newer version may know more
+def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> Changes:
+    """Return the present state of what changed, each given by its kind and name."""
+    names: dict[str, list[str]] = {KEY: [], FORMER_KEY: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
+    for kind, name in changed:
+        # A newer version on the same database may know more kinds.
         names.setdefault(kind, []).append(name)
 
-    def now(kind: str, asked: Select[Any], column: Column[Any], made: Callable[[Any], T]) -> dict[str, T | None]:
+    def read(
+        kind: str, statement: Select[Any], column: Column[Any], convert: Callable[[Any], T]
+    ) -> dict[str, T | None]:
         found: dict[str, T | None] = dict.fromkeys(names[kind])
-        for some in in_chunks(names[kind]):
-            for row in connection.execute(asked.where(column.in_(some))):
-                found[row[0]] = made(row)
+        for chunk in in_chunks(names[kind]):
+            for row in connection.execute(statement.where(column.in_(chunk))):
+                found[row[0]] = convert(row)
         return found
 
     found = Changes(
-        keys=now(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
-        former=now(FORMER, _FORMER, former_keys.c.token, _former_key),
-        users=now(USER, _USER, users.c.user_id, _user_grant),
-        teams=now(TEAM, _TEAM, teams.c.team_id, _team_grant),
-        end_users=now(END_USER, _END_USER, end_users.c.user_id, _end_user),
+        keys=read(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
+        former=read(FORMER_KEY, _FORMER_KEY, former_keys.c.token, _former_key),
+        users=read(USER, _USER, users.c.user_id, _user_grant),
+        teams=read(TEAM, _TEAM, teams.c.team_id, _team_grant),
+        end_users=read(END_USER, _END_USER, end_users.c.user_id, _end_user),
         spend=tuple(_spend(connection, names[SPEND])),
     )
     return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))
 
 
 def spend_name(kind: str, identity: str) -> str:
-    """Return what a change of somebody's spend is noted as."""
+    """Return the name under which a change of spend is noted."""
     return f"{kind}:{identity}"
 
 
 def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
-    """Return what was spent already by those who may have got a budget just now."""
+    """Return the spend of those that have a budget after the changes and spent something before."""
     ids: dict[str, list[str]] = {KEY: [], USER: [], TEAM: [], END_USER: []}
     for kind, id in found.budgets_within():
         ids[kind].append(id)
-    for kind, some in ids.items():
-        if some:
-            yield from (
-                spend for spend in spend_of(connection, kind, some).values() if spend.total_spend or spend.spend
-            )
+    for kind, names in ids.items():
+        yield from (each for each in spend_of(connection, kind, names).values() if each.total_spend or each.spend)
 
 
 def _spend(connection: Connection, names: Iterable[str]) -> Iterator[Spend]:

@@ -1,4 +1,4 @@
-"""Records that only the database and the admin API know."""
+"""Records that only the database and the admin API use."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 @attrs.frozen
 class FormerKeyRecord:
-    """A value that a key had before it was regenerated.
+    """The value of a key before it was regenerated.
 
     Attributes:
         token: its SHA-256.
-        key_id: the lasting id of the key.
-        works_until: when it stops working, or did (UTC, with a time zone).
+        key_id: the id of the key, which a regeneration does not change.
+        works_until: until when it is valid (UTC, with a time zone).
     """
 
     token: str
@@ -27,16 +27,16 @@ class FormerKeyRecord:
 
 @attrs.frozen
 class UserRecord:
-    """A person, or whatever else keys belong to.
+    """An owner of keys: a person or a service.
 
     Attributes:
-        user_id: what keys and teams know it by.
+        user_id: by which keys and teams refer to it.
         user_alias: its name.
-        user_email: its address in lower case; no other user has it.
-        user_role: LiteLLM's word for it; it grants nothing here.
-        models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
+        user_email: its address in lower case, unique.
+        user_role: LiteLLM's name for it; it grants nothing here.
+        models: the models that its keys may use, with ``*`` and ``?`` as wildcards; empty allows all.
         metadata: a JSON object of the administrator's.
-        allowance: the limits of its keys together.
+        allowance: the limits of all its keys together.
 
     The others are as in `KeyRecord`.
     """
@@ -59,12 +59,12 @@ class TeamRecord:
     """A team.
 
     Attributes:
-        team_id: what keys know it by.
+        team_id: by which keys refer to it.
         team_alias: its name.
-        models: the models that its keys may use, ``*`` and ``?`` as wildcards; empty allows all.
+        models: the models that its keys may use, with ``*`` and ``?`` as wildcards; empty allows all.
         blocked: whether its keys are refused.
         metadata: a JSON object of the administrator's.
-        allowance: the limits of its keys together.
+        allowance: the limits of all its keys together.
 
     The others are as in `KeyRecord`.
     """
@@ -83,13 +83,13 @@ class TeamRecord:
 
 @attrs.frozen
 class EndUserRecord:
-    """Somebody for whom the callers of keys say that they ask; LiteLLM's customer.
+    """An end user whom requests name; LiteLLM calls it a customer.
 
     Attributes:
-        user_id: what the callers call it.
+        user_id: by which requests name it.
         alias: its name.
-        blocked: whether requests for it are refused.
-        allowance: its limits, whichever key asks for it.
+        blocked: whether its requests are refused.
+        allowance: its limits, over all keys.
 
     The others are as in `KeyRecord`.
     """
@@ -106,7 +106,7 @@ class EndUserRecord:
 
 @attrs.frozen
 class Member:
-    """A user's place in a team; ``role`` is ``user`` or ``admin``, LiteLLM's words, and grants nothing here."""
+    """A user's membership of a team. ``role`` is LiteLLM's ``user`` or ``admin`` and grants nothing here."""
 
     team_id: str
     user_id: str
@@ -115,18 +115,18 @@ class Member:
 
 @attrs.frozen
 class AuditRecord:
-    """One thing that an administrator did. It names keys by the first digits of their hashes.
+    """One administrative action. Keys are named by a prefix of their hash.
 
     Attributes:
         at: when (UTC, with a time zone).
-        actor: who: ``master``, ``anonymous`` or a key's hash prefix.
+        actor: ``master``, ``anonymous`` or a key's hash prefix.
         actor_name: the alias or name of that key.
-        action: what was done, such as ``key/update``.
-        object_type: to what: ``key``, ``user``, ``team`` or ``end_user``.
-        object_id: to which: a key's hash prefix, the id of the others.
-        before: what it was; ``None`` where it was made.
-        after: what it is; ``None`` where it was deleted.
-        request_id: the request that did it.
+        action: such as ``key/update``.
+        object_type: ``key``, ``user``, ``team`` or ``end_user``.
+        object_id: a key's hash prefix, or the id of the others.
+        before: the object before; ``None`` where it was created.
+        after: the object after; ``None`` where it was deleted.
+        request_id: the id of the HTTP request.
         client: the address that it came from.
         id: the entry's number; 0 until it is stored.
     """

@@ -1,4 +1,4 @@
-"""Keys in the database and keys in memory, kept alike."""
+"""Keeps the key index equal to the store, including what other processes change."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_vllm.auth.grants import Changes, Everything
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
+#: seconds between two reads of what other processes changed
+FOLLOW_INTERVAL = 0.5
+
 
 class Registry:
-    """The store, and the index that requests are checked against.
+    """The store, and the key index that requests are checked against.
 
-    The store is written first, then the index: a key works, or does not any more, on the request after the answer.
-    One change runs at a time, so that the index sees the changes in the store's order.
+    The store is written first, then the index: a change holds for every request after its answer. Changes run one at a
+    time, so that the index sees them in the store's order.
 
     Args:
         store: where keys are kept.
-        index: what is told of every change.
-        spend_set: is told of each whose spend was set anew, here or in another process, or who spent something and then
-            got a budget.
-        budget_gone: is told the kind and id of each whose budget was taken away, or who is not there any more.
+        index: is told of every change.
+        spend_set: is called where somebody's spend was set, by any process, and where somebody who has spent something
+            gets a budget.
+        budget_gone: is called with kind and id of those who lose their budget or are deleted.
     """
 
     def __init__(
@@ -46,10 +54,10 @@ class Registry:
 
     @property
     def index(self) -> KeyIndex:
-        """The keys that requests are checked against."""
+        """The key index."""
         return self._index
 
-    def take(self, everything: Everything) -> None:
+    def load(self, everything: Everything) -> None:
         """Fill the index with what the store holds, at the start."""
         self._index.replace_all(everything)
         self._revision = everything.revision
@@ -59,7 +67,7 @@ class Registry:
         return self._store.read(work)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Do work that changes something, when its turn comes, and tell the index."""
+        """Do work that changes something, after the changes before it, and tell the index."""
         return self._lock.run(self._change, work)
 
     @inlineCallbacks
@@ -69,20 +77,20 @@ class Registry:
         return result  # type: ignore[no-any-return]  # what a generator is sent has no type
 
     def follow(self) -> Deferred[None]:
-        """Take what other processes changed in the same database since the last time.
+        """Apply what other processes changed since the last call.
 
         The Deferred fails with StoreUnavailable where the database does not answer.
         """
-        # In turn with the changes: what was read before a change must not be applied after it.
+        # Under the lock: what was read before a change must not be applied after it.
         return self._lock.run(self._follow)
 
     @inlineCallbacks
     def _follow(self) -> Generator[Deferred[Any], Any, None]:
-        revision, news = yield self._store.news(self._revision)
-        if isinstance(news, Changes):
-            self._apply(news)
-        elif news is not None:
-            self._index.replace_all(news)
+        revision, update = yield self._store.changes_since(self._revision)
+        if isinstance(update, Changes):
+            self._apply(update)
+        elif update is not None:
+            self._index.replace_all(update)
             for spend in (yield self._store.spend()):
                 self._spend_set(spend)
         self._revision = revision
@@ -97,3 +105,31 @@ class Registry:
                 self._spend_set(spend)
         for spend in changes.spend:
             self._spend_set(spend)
+
+
+class ChangeFollower:
+    """Has a registry follow other processes' changes, from `start` to `stop`."""
+
+    _log = Logger()
+
+    def __init__(self, registry: Registry, clock: IReactorTime) -> None:
+        self._registry = registry
+        self._looping = LoopingCall(self._follow)
+        self._looping.clock = clock
+
+    def start(self) -> None:
+        """Begin; the first read comes after `FOLLOW_INTERVAL`."""
+        self._looping.start(FOLLOW_INTERVAL, now=False)
+
+    def stop(self) -> None:
+        """Begin no further read. Idempotent."""
+        if self._looping.running:
+            self._looping.stop()
+
+    def _follow(self) -> Deferred[None]:
+        return self._registry.follow().addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        # The database logs its own failures. After any failure the next turn asks again.
+        if not failure.check(StoreUnavailable):
+            self._log.failure("The changes of other processes could not be read", failure)

@@ -1,37 +1,58 @@
-"""The records of one table, as one transaction sees them."""
+"""The records in the tables, as one transaction sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import attrs
 from attrs import AttrsInstance
-from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    and_,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import sqlite
+
+from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.storage import tables
+from twisted_vllm.storage.errors import AliasExists, KeyExists
+from twisted_vllm.storage.records import Member
 
 T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
-#: values that one statement takes: SQLite's own limit is 32,766
-_MOST_VALUES = 1000
+#: values in one statement; SQLite's limit is 32,766
+_MAX_VALUES = 1000
+_MICROSECONDS = 10**6
 
 
 def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Return `values` in pieces that one statement takes."""
-    return (values[start : start + _MOST_VALUES] for start in range(0, len(values), _MOST_VALUES))
+    """Return `values` in pieces that fit into one statement."""
+    return (values[start : start + _MAX_VALUES] for start in range(0, len(values), _MAX_VALUES))
 
 
 @attrs.frozen
 class PageQuery:
-    """Which records, in which order, which page of them.
+    """Which records to list, in which order, and which page of them.
 
     Attributes:
         page: the page's number, from 1.
-        size: how many records a page holds.
-        equals: columns, and the value that each must have.
-        contains: columns, and what must stand somewhere in each, whatever its case.
-        sort_by: the column to sort by; ties, and a name that is no column, are decided by the record's identity.
-        descending: whether the largest comes first; ``None`` is larger than anything.
+        size: records on a page.
+        equals: values that columns must have.
+        contains: texts that columns must contain, in upper or lower case.
+        sort_by: the column to sort by; for ties, and where there is no such column, the record's identity.
+        descending: whether the largest comes first; ``None`` counts as larger than any value.
     """
 
     page: int = 1
@@ -44,7 +65,7 @@ class PageQuery:
 
 @attrs.frozen
 class Page(Generic[RecordT]):
-    """One page of records and what stands around it."""
+    """One page of records, and how many there are in all."""
 
     records: list[RecordT]
     total_count: int
@@ -53,44 +74,44 @@ class Page(Generic[RecordT]):
 
 
 class Repository(Generic[RecordT]):
-    """Records by their identity, the one column that is the table's primary key.
+    """Records by their identity, the one column of the table's primary key.
 
     Args:
         connection: the transaction's.
         table: where the records are.
         record: their class, whose attributes are the table's columns.
-        touched: is told the identity of each record that changes.
+        on_change: is called with the identity of each record that changes.
     """
 
     def __init__(
-        self, connection: Connection, table: Table, record: type[RecordT], touched: Callable[[str], None]
+        self, connection: Connection, table: Table, record: type[RecordT], on_change: Callable[[str], None]
     ) -> None:
         self._connection = connection
         self._table = table
         self._record = record
-        self._touched = touched
+        self._on_change = on_change
         [self._identity] = table.primary_key.columns
         self._tuples = [field.name for field in attrs.fields(record) if str(field.type).startswith("tuple")]
 
     def get(self, identity: str) -> RecordT | None:
-        """Return the record of this identity."""
+        """Return the record with this identity."""
         found = self.find(**{self._identity.name: identity})
         return found[0] if found else None
 
     def find(self, **equals: Any) -> list[RecordT]:
-        """Return the records whose columns have these values, the smallest identity first."""
+        """Return the records whose columns have these values, sorted by identity."""
         return self._read(*(self._table.c[name] == value for name, value in equals.items()))
 
     def among(self, column: str, values: Iterable[Any]) -> list[RecordT]:
         """Return the records whose column has one of these values."""
         found: list[RecordT] = []
-        for some in in_chunks(list(dict.fromkeys(values))):
-            found += self._read(self._table.c[column].in_(some))
+        for chunk in in_chunks(list(dict.fromkeys(values))):
+            found += self._read(self._table.c[column].in_(chunk))
         return found
 
     def _read(self, *conditions: ColumnElement[bool]) -> list[RecordT]:
-        asked = select(self._table).where(*conditions).order_by(self._identity)
-        return [self._made(row) for row in self._connection.execute(asked)]
+        statement = select(self._table).where(*conditions).order_by(self._identity)
+        return [self._record_of(row) for row in self._connection.execute(statement)]
 
     def page(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[RecordT]:
         """Return the page that was asked for; one after the last is empty."""
@@ -99,9 +120,9 @@ class Repository(Generic[RecordT]):
         wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
         wanted += conditions
         count = self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
-        sorting = self._sorting(query.sort_by)
-        order = [self._identity] if sorting is None else [sorting, self._identity]
-        asked = (
+        sort_column = self._sort_column(query.sort_by)
+        order = [self._identity] if sort_column is None else [sort_column, self._identity]
+        statement = (
             select(self._table)
             .where(*wanted)
             .order_by(*(each.desc().nulls_first() if query.descending else each.asc().nulls_last() for each in order))
@@ -109,42 +130,229 @@ class Repository(Generic[RecordT]):
             .offset((query.page - 1) * query.size)
         )
         return Page(
-            records=[self._made(row) for row in self._connection.execute(asked)],
+            records=[self._record_of(row) for row in self._connection.execute(statement)],
             total_count=count,
             current_page=query.page,
             total_pages=-(-count // query.size),
         )
 
-    def _sorting(self, name: str) -> ColumnElement[Any] | None:
-        """Return what a list is sorted by."""
+    def _sort_column(self, name: str) -> ColumnElement[Any] | None:
         return self._table.c.get(name)
 
     def insert(self, record: RecordT) -> None:
-        """Keep a new record."""
+        """Add a record."""
         values = self._values(record)
         self._connection.execute(insert(self._table).values(values))
-        self._touched(str(values[self._identity.name]))
+        self._on_change(str(values[self._identity.name]))
 
     def replace(self, identity: str, record: RecordT) -> None:
-        """Keep a record in the place of another, whose identity may have been different."""
+        """Replace a record by one that may have another identity."""
         values = self._values(record)
         self._connection.execute(update(self._table).where(self._identity == identity).values(values))
-        self._touched(identity)
-        self._touched(str(values[self._identity.name]))
+        self._on_change(identity)
+        self._on_change(str(values[self._identity.name]))
 
     def delete(self, identities: Sequence[str]) -> None:
-        """Forget records; those that are not there are none."""
-        for some in in_chunks(identities):
-            self._connection.execute(delete(self._table).where(self._identity.in_(some)))
+        """Delete records. Those that do not exist are ignored."""
+        for chunk in in_chunks(identities):
+            self._connection.execute(delete(self._table).where(self._identity.in_(chunk)))
         for identity in identities:
-            self._touched(identity)
+            self._on_change(identity)
 
     def _values(self, record: RecordT) -> dict[str, Any]:
         values = {column.name: getattr(record, column.name) for column in self._table.columns}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def _made(self, row: Row[Any]) -> RecordT:
+    def _record_of(self, row: Row[Any]) -> RecordT:
         values = dict(row._mapping)
         for name in self._tuples:
             values[name] = tuple(values[name])
         return self._record(**values)
+
+
+class KeyRepository(Repository[KeyRecord]):
+    """The keys. No two have the same alias."""
+
+    def by_alias(self, alias: str) -> KeyRecord | None:
+        """Return the key with this alias."""
+        found = self.find(key_alias=alias)
+        return found[0] if found else None
+
+    def insert(self, record: KeyRecord) -> None:
+        """Add a key.
+
+        Raises:
+            KeyExists: a key has or had this token.
+            AliasExists: another key has its alias.
+        """
+        self._check_unique(record, None)
+        super().insert(record)
+
+    def replace(self, identity: str, record: KeyRecord) -> None:
+        """Replace a key.
+
+        Raises:
+            KeyExists, AliasExists: as `insert`.
+        """
+        self._check_unique(record, identity)
+        super().replace(identity, record)
+
+    def _check_unique(self, record: KeyRecord, identity: str | None) -> None:
+        if record.token != identity:
+            for table in (tables.keys, tables.former_keys):
+                taken = select(table.c.token).where(table.c.token == record.token)
+                if self._connection.execute(taken).first() is not None:
+                    raise KeyExists
+        if record.key_alias is not None:
+            owner = self.by_alias(record.key_alias)
+            if owner is not None and owner.token != identity:
+                raise AliasExists
+
+    def count_by(self, column: str, values: Sequence[str]) -> dict[str, int]:
+        """Return how many keys have each of these values."""
+        grouped = tables.keys.c[column]
+        counted = select(grouped, func.count()).where(grouped.in_(values)).group_by(grouped)
+        return {row[0]: row[1] for row in self._connection.execute(counted)}
+
+    def _sort_column(self, name: str) -> ColumnElement[Any] | None:
+        if name != "spend":
+            return super()._sort_column(name)
+        # the spend of the last period in which the key spent anything, even if that is over
+        spent = select(tables.spend.c.spend).where(
+            tables.spend.c.kind == tables.KEY, tables.spend.c.id == tables.keys.c.key_id
+        )
+        return func.coalesce(spent.scalar_subquery(), 0)
+
+    def page_of_status(self, query: PageQuery, status: str | None, now: datetime) -> Page[KeyRecord]:
+        """Return a page of the keys that are ``active``, ``expired`` or ``revoked``; None for all keys."""
+        return self.page(query, *(() if status is None else (_has_status(status, now),)))
+
+    def page_of_aliases(self, query: PageQuery) -> Page[KeyRecord]:
+        """Return a page of the keys that have an alias."""
+        return self.page(query, tables.keys.c.key_alias.is_not(None))
+
+
+def _has_status(status: str, now: datetime) -> ColumnElement[bool]:
+    blocked, expires = tables.keys.c.blocked, tables.keys.c.expires
+    if status == "active":
+        return and_(blocked.is_(False), or_(expires.is_(None), expires > now))
+    if status == "expired":
+        return and_(blocked.is_(False), expires <= now)
+    return blocked.is_(True) if status == "revoked" else false()
+
+
+class MemberRepository:
+    """Which users are members of which teams."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def of_teams(self, team_ids: list[str]) -> dict[str, list[Member]]:
+        """Return the members of each team, sorted by user."""
+        return self._grouped_by("team_id", team_ids, "user_id")
+
+    def of_users(self, user_ids: list[str]) -> dict[str, list[Member]]:
+        """Return the memberships of each user, sorted by team."""
+        return self._grouped_by("user_id", user_ids, "team_id")
+
+    def _grouped_by(self, column: str, ids: list[str], order: str) -> dict[str, list[Member]]:
+        found: dict[str, list[Member]] = {each: [] for each in ids}
+        columns = tables.members.c
+        for chunk in in_chunks(ids):
+            statement = select(tables.members).where(columns[column].in_(chunk)).order_by(columns[order])
+            for row in self._connection.execute(statement):
+                found[row._mapping[column]].append(Member(**row._mapping))
+        return found
+
+    def put(self, member: Member) -> None:
+        """Add a user to a team, or change the role of a member."""
+        self.remove(member.team_id, member.user_id)
+        self._connection.execute(
+            insert(tables.members).values(team_id=member.team_id, user_id=member.user_id, role=member.role)
+        )
+
+    def remove(self, team_id: str, user_id: str) -> bool:
+        """Remove a user from a team; return whether it was a member."""
+        columns = tables.members.c
+        statement = delete(tables.members).where(columns.team_id == team_id, columns.user_id == user_id)
+        return self._connection.execute(statement).rowcount > 0
+
+    def remove_all(self, *, team_ids: Sequence[str] = (), user_ids: Sequence[str] = ()) -> None:
+        """Remove all members of these teams, and these users from every team."""
+        for chunk in in_chunks(team_ids):
+            self._connection.execute(delete(tables.members).where(tables.members.c.team_id.in_(chunk)))
+        for chunk in in_chunks(user_ids):
+            self._connection.execute(delete(tables.members).where(tables.members.c.user_id.in_(chunk)))
+
+
+_SPEND_COLUMNS = (
+    tables.spend.c.kind,
+    tables.spend.c.id,
+    tables.spend.c.spend,
+    tables.spend.c.period_start,
+    tables.spend.c.total_spend,
+)
+
+
+def _spend_record(kind: str, identity: str, spend: int, period_start: int, total_spend: int) -> Spend:
+    return Spend(kind, identity, spend, period_start // _MICROSECONDS, total_spend)
+
+
+def spend_of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str, Spend]:
+    """Return what each of these spent; zero for those without a record."""
+    found = {identity: Spend(kind, identity) for identity in ids}
+    for chunk in in_chunks(ids):
+        statement = select(*_SPEND_COLUMNS).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))
+        for row in connection.execute(statement):
+            found[row.id] = _spend_record(*row)
+    return found
+
+
+def all_spend(connection: Connection) -> list[Spend]:
+    """Return what everybody spent."""
+    return [_spend_record(*row) for row in connection.execute(select(*_SPEND_COLUMNS))]
+
+
+class SpendRepository:
+    """What each key, user, team and end user spent.
+
+    Args:
+        connection: the transaction's.
+        on_change: is called with the kind and id of each whose spend is set.
+    """
+
+    def __init__(self, connection: Connection, on_change: Callable[[str, str], None]) -> None:
+        self._connection = connection
+        self._on_change = on_change
+
+    def of(self, kind: str, ids: Sequence[str]) -> dict[str, Spend]:
+        """Return what each of these spent."""
+        return spend_of(self._connection, kind, ids)
+
+    def set(self, kind: str, identity: str, spend: int, period_start: int) -> None:
+        """Set what was spent in a period. The total over all periods stays.
+
+        Args:
+            kind: ``key``, ``user``, ``team`` or ``end_user``.
+            identity: which one.
+            spend: in picodollars.
+            period_start: in Unix seconds.
+        """
+        values = {"spend": spend, "period_start": period_start * _MICROSECONDS}
+        insert_row: Any = sqlite.insert
+        if self._connection.dialect.name == "postgresql":
+            # Imported here: the dialect takes 2 MB, which a gateway on SQLite does not need.
+            from sqlalchemy.dialects import postgresql
+
+            insert_row = postgresql.insert
+        # The ledger's writer may insert the same row at the same moment.
+        statement = insert_row(tables.spend).values(kind=kind, id=identity, total_spend=0, **values)
+        self._connection.execute(statement.on_conflict_do_update(index_elements=["kind", "id"], set_=values))
+        self._on_change(kind, identity)
+
+    def forget(self, kind: str, ids: Sequence[str]) -> None:
+        """Delete what these spent, once they are deleted themselves. Their ledger rows stay."""
+        for chunk in in_chunks(ids):
+            self._connection.execute(
+                delete(tables.spend).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))
+            )

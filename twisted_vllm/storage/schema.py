@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version."""
+"""Creates the tables of a new database, and migrates an older one to the schema of this version."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from twisted_vllm.storage.engine import LOCK_SECONDS, WRITES
-from twisted_vllm.storage.interfaces import StoreError
+from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
 
-#: the newest revision in ``migrations/versions``; its tables are those of `metadata`
-HEAD = "0007"
+#: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
+HEAD = "0001"
 
-#: Alembic's table of the schema's revision, as Alembic makes it
+#: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
     VERSION_TABLE,
     MetaData(),
@@ -28,18 +28,18 @@ _version = Table(
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: the number of PostgreSQL's advisory lock that one migrating process holds
+#: PostgreSQL's advisory lock of the process that migrates
 _ADVISORY_LOCK = int.from_bytes(b"vllmpass", "big")
 
-#: seconds that a process waits for another one to finish migrating
+#: seconds that a process waits for another one's migration
 _MIGRATION_SECONDS = 300
 
-# Alembic keeps the environment that it runs in a global of its module: one migration at a time in a process.
+# Alembic keeps its environment in a module global: a process can run one migration at a time.
 _alembic_lock = threading.Lock()
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the database to this version's schema, in one transaction that only one process at a time can be in.
+    """Migrate the database in one transaction. Processes that start together migrate one after the other.
 
     Raises:
         StoreError: the schema is newer than this version.
@@ -56,7 +56,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _use_write_ahead_log(engine: Engine) -> None:
-    """Set SQLite's journal mode, which the file keeps: readers and the one writer no longer wait for each other."""
+    """Set SQLite's journal mode, which is stored in the file: readers and the writer no longer wait for each other."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -67,7 +67,7 @@ def _use_write_ahead_log(engine: Engine) -> None:
                 connection.close()
             return
         except Exception as error:
-            # SQLite does not wait for a lock here, as it does elsewhere: two processes that start together collide.
+            # SQLite's timeout does not apply here: two processes that start together collide.
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise OperationalError("PRAGMA journal_mode = WAL", None, error) from None
         time.sleep(0.02)
@@ -84,8 +84,9 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _create_tables(connection: Connection) -> None:
-    """Give an empty database the newest tables at once."""
+    """Create the newest tables in an empty database."""
     if connection.dialect.name == "postgresql":
+        # The tables name the conditions of partial indexes for SQLite alone: see `usage.tables`.
         for table in metadata.tables.values():
             for index in table.indexes:
                 index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
@@ -95,13 +96,13 @@ def _create_tables(connection: Connection) -> None:
 
 
 def _run_migrations(connection: Connection, current: str) -> None:
-    # Imported here: Alembic and Mako take 10 MB, and most starts find the schema up to date.
+    # Imported here: Alembic and Mako take 10 MB, and most starts do not need them.
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
-    # ConfigParser would read a `%` of the path as the start of a reference.
+    # A `%` would be read as an interpolation.
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     scripts = ScriptDirectory.from_config(config)

@@ -1,4 +1,4 @@
-"""The store: transactions on a database, and what they mean for the index."""
+"""The store: transactions on a database, and what they change for the key index."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from twisted_vllm.auth.grants import Changes, Everything
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage.grants import last_revision, read_changed, read_everything
 from twisted_vllm.storage.interfaces import IDatabase, IStore
-from twisted_vllm.storage.spend import all_spend
+from twisted_vllm.storage.repository import all_spend
 from twisted_vllm.storage.tables import changes
 from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
-#: the number of PostgreSQL's advisory lock that a changing transaction holds; SQLite has one writer at a time anyway
+#: PostgreSQL's advisory lock that a changing transaction holds; SQLite has one writer at a time anyway
 _CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
 
 
 @implementer(IStore)
 class Store:
-    """An :class:`IStore` on a started database."""
+    """An :class:`IStore` on an open database."""
 
     def __init__(self, database: IDatabase) -> None:
         self._database = database
@@ -35,7 +35,7 @@ class Store:
         return self._database.run(lambda connection: work(Transaction(connection)), writes=False)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
-        """Do work that changes something, alone."""
+        """Do work that changes something, one change at a time."""
 
         def run(connection: Connection) -> tuple[T, Changes]:
             if connection.dialect.name == "postgresql":
@@ -47,11 +47,11 @@ class Store:
         return self._database.run(run, writes=True)
 
     def load(self) -> Deferred[Everything]:
-        """Return all that the index keeps."""
+        """Return all that the key index holds."""
         return self._database.run(read_everything, writes=False)
 
     def load_now(self) -> Everything:
-        """Return it likewise, blocking: for the start, before the reactor runs.
+        """Return the same, blocking: for the start, before the reactor runs.
 
         Raises:
             StoreUnavailable: the database failed.
@@ -63,27 +63,27 @@ class Store:
         return self._database.run(all_spend, writes=False)
 
     def spend_now(self) -> list[Spend]:
-        """Return it likewise, blocking: for the start, before the reactor runs.
+        """Return the same, blocking: for the start, before the reactor runs.
 
         Raises:
             StoreUnavailable: the database failed.
         """
         return self._database.run_now(all_spend)
 
-    def news(self, revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
-        """Return what changed after a revision and the revision that it leads to."""
+    def changes_since(self, revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
+        """Return the current revision, and what changed after `revision`."""
 
-        def look(connection: Connection) -> tuple[int, Changes | Everything | None]:
+        def read(connection: Connection) -> tuple[int, Changes | Everything | None]:
             last = last_revision(connection)
             if last == revision:
                 return revision, None
-            asked = select(changes).where(changes.c.revision > revision).order_by(changes.c.revision)
-            rows = connection.execute(asked).all()
-            # a last number that is lower than ours: the database was set back
+            later = select(changes).where(changes.c.revision > revision).order_by(changes.c.revision)
+            rows = connection.execute(later).all()
+            # Too old, or a revision from the future: the database was set back.
             if not rows or rows[0].revision != revision + 1:
                 everything = read_everything(connection)
                 return everything.revision, everything
-            touched = dict.fromkeys((row.kind, row.name) for row in rows)
-            return rows[-1].revision, read_changed(connection, touched)
+            changed = dict.fromkeys((row.kind, row.name) for row in rows)
+            return rows[-1].revision, read_changed(connection, changed)
 
-        return self._database.run(look, writes=False)
+        return self._database.run(read, writes=False)

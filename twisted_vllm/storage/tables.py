@@ -1,6 +1,6 @@
-"""The tables as the code of this version knows them.
+"""The tables, except those of the usage ledger.
 
-Their names carry the product's: an operator may point ``DATABASE_URL`` at a database that other programs use too.
+Their names begin with the product's: ``DATABASE_URL`` may name a database that other programs use too.
 """
 
 from __future__ import annotations
@@ -30,17 +30,24 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 #: the table in which Alembic keeps the schema's revision
 VERSION_TABLE = "vllm_passthrough_schema"
 
+#: the kinds of what changes: ``kind`` in `changes`. The first, and users, teams and end users, also spend: `spend`.
+KEY, FORMER_KEY, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
+
 metadata = MetaData()
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment that comes back in UTC with its time zone, also from SQLite, which keeps none."""
+    """A time in UTC. SQLite stores no time zone; the type adds it again."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the moment in UTC; one without a time zone is a mistake of the caller's."""
+        """Return the time in UTC.
+
+        Raises:
+            ValueError: it has no time zone.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
@@ -48,25 +55,25 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the moment in UTC, whatever time zone the session has."""
+        """Return the time in UTC, whatever the session's time zone is."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Limits(TypeDecorator[Allowance]):
-    """What may be used, as a JSON object of what is limited; NULL for nothing. Money is in picodollars."""
+    """Limits as a JSON object of those that are set; NULL without any. Money is in picodollars."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
 
     def process_bind_param(self, value: Allowance | None, dialect: Dialect) -> dict[str, Any] | None:
-        """Return what is limited."""
+        """Return the limits that are set."""
         found = {} if value is None else msgspec.to_builtins(value)
         return {name: each for name, each in found.items() if each is not None and each != {}} or None
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Allowance:
-        """Return the limits; what a newer version added is left out."""
+        """Return the limits. Those that a newer version added are ignored."""
         return UNLIMITED if value is None else msgspec.convert(value, Allowance)
 
 
@@ -103,7 +110,7 @@ keys = Table(
     Index("vllm_passthrough_keys_created", "created_at", "token"),
 )
 
-#: the values that keys had before they were regenerated; they work for a while
+#: the values of keys before they were regenerated, which are valid until ``works_until``
 former_keys = Table(
     "vllm_passthrough_former_keys",
     metadata,
@@ -146,7 +153,7 @@ teams = Table(
     Column("allowance", Limits),
 )
 
-#: for whom the callers of keys say that they ask; most are never made here, and have no row
+#: end users that an administrator created; most end users have no row here
 end_users = Table(
     "vllm_passthrough_end_users",
     metadata,
@@ -169,7 +176,7 @@ members = Table(
     Index("vllm_passthrough_members_user", "user_id"),
 )
 
-#: what was changed, for other processes on the same database: ``revision`` counts without gaps
+#: changes, for other processes on the same database; ``revision`` counts without gaps
 changes = Table(
     "vllm_passthrough_changes",
     metadata,
@@ -178,7 +185,7 @@ changes = Table(
     Column("name", String(255), nullable=False),
 )
 
-#: what administrators did
+#: the audit log
 audit = Table(
     "vllm_passthrough_audit",
     metadata,
@@ -198,8 +205,8 @@ audit = Table(
     Index("vllm_passthrough_audit_request", "request_id"),
 )
 
-#: what each key, user, team and end user spent, in picodollars: in its budget's period that began at ``period_start``
-#: (microseconds since 1970), and in all
+#: what each key, user, team and end user spent, in picodollars: in the budget period that began at ``period_start``
+#: (microseconds since 1970), and in total
 spend = Table(
     "vllm_passthrough_spend",
     metadata,

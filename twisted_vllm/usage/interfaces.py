@@ -1,4 +1,4 @@
-"""What the ledger's writer needs of a database, and what it tells of it."""
+"""What the ledger's writer needs of a database, and what it reports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from twisted_vllm.usage.records import UsageRow
 
 
 @attrs.frozen
-class Spent:
-    """What a batch of rows changed for one scope, once it is committed.
+class SpendUpdate:
+    """The spend of one scope after a batch of rows was committed.
 
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
         id: which one.
-        amount: of this process's own rows, in picodollars: what the database knows of now. 0 where the rows were left
-            by another process.
-        total: what the database says was spent in the period, in picodollars.
+        amount: what the batch's rows of this process cost, in picodollars; 0 for rows that another process left.
+        total: what was spent in the period according to the database, in picodollars.
         period_start: when that period began, in Unix seconds.
     """
 
@@ -30,37 +29,37 @@ class Spent:
     period_start: int
 
 
-class DatabaseAway(Exception):
-    """The database cannot be used at the moment; the message says why and names no password."""
+class DatabaseUnavailable(Exception):
+    """The database cannot be used at the moment. The message says why and holds no password."""
 
 
-class RowsRefused(Exception):
-    """The database is there and refuses these rows: at least one of them is not fit to be kept."""
+class RowsRejected(Exception):
+    """The database works and rejects the rows: at least one of them cannot be stored."""
 
 
 class IUsageStore(Interface):
-    """Where rows are kept for good. It is used by one thread, and blocks it."""
+    """Stores rows permanently. It is used by one thread, and blocks it."""
 
-    has_one_lock = Attribute("Whether all that write wait for each other, whatever they write.")
+    single_writer = Attribute("Whether writers wait for each other, whatever they write.")
 
-    def write(rows: Sequence[UsageRow], own: bool) -> list[Spent]:
-        """Keep rows, add them up and commit; a row whose id is there already changes nothing.
+    def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
+        """Store rows, their sums and spend in one transaction. A row that is there already changes nothing.
 
         Args:
-            rows: what to keep.
+            rows: what to store.
             own: whether this process served the requests.
 
         Raises:
-            DatabaseAway: nothing was kept, or it is not known; the same rows may be written again.
-            RowsRefused: nothing was kept.
+            DatabaseUnavailable: nothing was stored, or it is not known; the same rows may be written again.
+            RowsRejected: nothing was stored.
         """
 
     def delete_before(time: int, limit: int) -> int:
         """Delete up to `limit` rows of requests that began before a time in microseconds; return how many.
 
         Raises:
-            DatabaseAway: as `write`.
+            DatabaseUnavailable: as `write`.
         """
 
     def close() -> None:
-        """Give up the connection; the next use opens another one."""
+        """Close the connection; the next use opens another one."""

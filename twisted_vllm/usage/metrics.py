@@ -1,4 +1,4 @@
-"""What the ledger says of itself to Prometheus."""
+"""The ledger's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,36 +14,32 @@ _PREFIX = "vllm_passthrough_ledger"
 
 
 class LedgerCollector(Collector):
-    """Reads the spool and its writer when it is asked; it belongs to the reactor's thread."""
+    """Reads the spool and its writer on each scrape, in the reactor's thread."""
 
     def __init__(self, spool: Spool, writer: LedgerWriter) -> None:
-        """Ask these."""
+        """Collect from these."""
         self._spool = spool
         self._writer = writer
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics as they are now."""
-        spool, pending = self._spool, self._writer.pending()
+        spool, pending, written = self._spool, self._writer.pending(), self._writer.batch_writer
         gauges: tuple[tuple[str, str, float], ...] = (
             ("spool_rows", "Rows that the database does not have yet, of this process's requests.", pending.rows),
             ("spool_bytes", "Bytes of the spool's files that the database does not have yet.", pending.bytes),
             ("spool_oldest_row_seconds", "Age of the oldest row that waits; 0 without any.", pending.seconds),
-            ("spool_writable", "1 if rows can be written to the spool, 0 if its disk takes none.", spool.healthy),
-            ("unsaved_rows", "Rows that are in memory alone, as the spool's disk takes none.", spool.unsaved),
-            (
-                "database_up",
-                "1 if the database took the last batch of rows, 0 if not.",
-                self._writer.batch_writer.reachable,
-            ),
+            ("spool_writable", "1 if rows can be written to the spool, 0 if its disk fails.", spool.healthy),
+            ("unsaved_rows", "Rows that are in memory alone because the spool's disk fails.", spool.unsaved),
+            ("database_up", "1 if the database took the last batch of rows, 0 if not.", written.reachable),
         )
         counters = (
             ("rows_spooled", "Rows that were written to the spool.", spool.written),
-            ("rows_committed", "Rows that the database took.", self._writer.batch_writer.committed),
-            ("rows_lost", "Rows that are in no file and no database: the disk took none for too long.", spool.lost),
+            ("rows_committed", "Rows that the database took.", written.committed),
+            ("rows_lost", "Rows that are in no file and no database: the disk failed for too long.", spool.lost),
             (
                 "set_aside",
-                "Lines of the spool and rows that were unfit, kept in a .damaged file.",
-                self._writer.batch_writer.aside,
+                "Damaged lines of the spool, and rows that the database rejects, kept in a .damaged file.",
+                written.quarantined,
             ),
             ("spool_write_failures", "Attempts to write to the spool that failed.", spool.failures),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
-from tests.admin.reports.usage_rows import id_of, keep, usage_row
+from tests.admin.reports.usage_rows import id_of, keep, row_at
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def ada(gateway: Gateway) -> dict[str, Any]:
     keep(
         gateway,
         [
-            usage_row(1, "2026-02-26T10:00:00", **mine, tags=("a", "b"), end_user="eve"),
-            usage_row(2, "2026-02-27T23:59:59.999999", **mine, model="llama", cost=1),
-            usage_row(3, "2026-02-28T00:00:00", **mine, status=500),
-            usage_row(4, "2026-02-27T12:00:00", key_id=id_of(gateway, other), user_id="bob", tags=("b",)),
-            usage_row(5, "2026-02-25T12:00:00", kind="master", key_hash="", key_name="master"),
+            row_at(1, "2026-02-26T10:00:00", **mine, tags=("a", "b"), end_user="eve"),
+            row_at(2, "2026-02-27T23:59:59.999999", **mine, model="llama", cost=1),
+            row_at(3, "2026-02-28T00:00:00", **mine, status=500),
+            row_at(4, "2026-02-27T12:00:00", key_id=id_of(gateway, other), user_id="bob", tags=("b",)),
+            row_at(5, "2026-02-25T12:00:00", kind="master", key_hash="", key_name="master"),
         ],
     )
     return made

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from tests.admin.reports.usage_rows import id_of, keep, usage_row
+from tests.admin.reports.usage_rows import id_of, keep, row_at
 
 DOLLAR = 10**12
 
@@ -28,10 +28,10 @@ def keys(gateway: Gateway) -> dict[str, dict[str, Any]]:
     keep(
         gateway,
         [
-            usage_row(1, "2026-02-27T10:00:00", key_id=ada, user_id="ada", team_id="t1", tags=("a", "b"), cost=DOLLAR),
-            usage_row(2, "2026-02-28T10:00:00", key_id=ada, user_id="ada", team_id="t1", model="llama", cost=1),
-            usage_row(3, "2026-02-28T11:00:00", key_id=bob, tags=("b",), cost=3 * DOLLAR, status=500),
-            usage_row(4, "2025-06-01T11:00:00", key_id=bob, tags=("b",), cost=DOLLAR),
+            row_at(1, "2026-02-27T10:00:00", key_id=ada, user_id="ada", team_id="t1", tags=("a", "b"), cost=DOLLAR),
+            row_at(2, "2026-02-28T10:00:00", key_id=ada, user_id="ada", team_id="t1", model="llama", cost=1),
+            row_at(3, "2026-02-28T11:00:00", key_id=bob, tags=("b",), cost=3 * DOLLAR, status=500),
+            row_at(4, "2025-06-01T11:00:00", key_id=bob, tags=("b",), cost=DOLLAR),
         ],
     )
     return made

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.admin.admin_harness import Gateway
-from tests.admin.reports.usage_rows import id_of, keep, usage_row
+from tests.admin.reports.usage_rows import id_of, keep, row_at
 from twisted_vllm.storage.usage.queries.plan import moment_of
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
@@ -31,7 +31,7 @@ def some_rows(count: int = 120) -> list[UsageRow]:
         key = chance.choice(KEYS)
         day = f"2026-{chance.choice(('01', '02', '03'))}-{chance.randint(1, 28):02d}"
         rows.append(
-            usage_row(
+            row_at(
                 number,
                 f"{day}T{chance.randint(0, 23):02d}:30:00",
                 key_id=key,
@@ -153,7 +153,7 @@ def test_months_that_are_cut_off_count_only_their_days(start: str, end: str, gro
 
 
 def test_moments_within_a_day_are_answered_from_the_rows(gateway: Gateway) -> None:
-    keep(gateway, [usage_row(number, f"2026-02-01T{number:02d}:30:00") for number in range(24)])
+    keep(gateway, [row_at(number, f"2026-02-01T{number:02d}:30:00") for number in range(24)])
     answer = gateway.get("/usage/report?start=2026-02-01T06:00:00Z&end=2026-02-01T07:30:00Z").json
     assert (answer["source"], answer["totals"]["requests"]) == ("rows", 2)
     assert answer["rows_since"] == "2026-02-01T00:30:00Z"
@@ -161,7 +161,7 @@ def test_moments_within_a_day_are_answered_from_the_rows(gateway: Gateway) -> No
 
 
 def test_without_dates_a_report_tells_of_the_last_days(gateway: Gateway) -> None:
-    keep(gateway, [usage_row(1, "2026-03-01T11:00:00"), usage_row(2, "2025-03-02T00:00:00")])
+    keep(gateway, [row_at(1, "2026-03-01T11:00:00"), row_at(2, "2025-03-02T00:00:00")])
     assert [each["start"] for each in gateway.get("/usage/report").json["results"]] == ["2026-03-01"]
     assert [each["start"] for each in gateway.get("/usage/report?interval=hour").json["results"]] == [
         "2026-03-01T11:00:00Z"
@@ -181,8 +181,8 @@ def test_a_table_has_a_line_for_each_group_and_no_formula(gateway: Gateway) -> N
     keep(
         gateway,
         [
-            usage_row(1, "2026-02-01T00:00:00", key_id=id_of(gateway, made), end_user='=HYPERLINK("x")', cost=10**12),
-            usage_row(2, "2026-02-01T00:00:00", key_id=id_of(gateway, made), end_user='@sum, "1"\n', cost=5),
+            row_at(1, "2026-02-01T00:00:00", key_id=id_of(gateway, made), end_user='=HYPERLINK("x")', cost=10**12),
+            row_at(2, "2026-02-01T00:00:00", key_id=id_of(gateway, made), end_user='@sum, "1"\n', cost=5),
         ],
     )
     answer = gateway.get("/usage/report?group_by=key&format=csv&start=2026-02-01")
@@ -199,7 +199,7 @@ def test_a_table_has_a_line_for_each_group_and_no_formula(gateway: Gateway) -> N
 def test_a_deleted_key_keeps_its_id_in_reports(gateway: Gateway) -> None:
     made = gateway.make_key(key_alias="ada")
     key_id = id_of(gateway, made)
-    keep(gateway, [usage_row(1, "2026-02-01T00:00:00", key_id=key_id)])
+    keep(gateway, [row_at(1, "2026-02-01T00:00:00", key_id=key_id)])
     gateway.post("/key/delete", {"keys": [made["key"]]})
     [group] = gateway.get("/usage/report?group_by=key&start=2026-02-01").json["results"]
     assert (group["key_id"], group["api_key"], group["key_alias"]) == (key_id, None, None)
@@ -211,8 +211,8 @@ def test_a_key_reports_on_itself_and_names_no_server(gateway: Gateway) -> None:
     keep(
         gateway,
         [
-            usage_row(1, "2026-02-01T00:00:00", key_id=id_of(gateway, made), user_id="ada"),
-            usage_row(2, "2026-02-01T00:00:00", key_id="0" * 32, user_id="ada"),
+            row_at(1, "2026-02-01T00:00:00", key_id=id_of(gateway, made), user_id="ada"),
+            row_at(2, "2026-02-01T00:00:00", key_id="0" * 32, user_id="ada"),
         ],
     )
     answer = gateway.get("/usage/report?group_by=user&start=2026-02-01", made["key"]).json

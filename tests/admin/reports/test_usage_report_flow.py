@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
-from tests.admin.reports.usage_rows import keep, usage_row
+from tests.admin.reports.usage_rows import keep, row_at
 from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
+from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.interfaces import IStore
-from twisted_vllm.storage.memory import MemoryDatabase
 from twisted_vllm.storage.store import Store
-from twisted_vllm.storage.usage.queries.sums import PAGE
+from twisted_vllm.storage.usage.queries.reports import PAGE
 
 GROUPS = 2 * PAGE + 500
 
@@ -49,7 +49,7 @@ class Reader:
     def __init__(self) -> None:
         self.store = SlowStore()
         gateway = Gateway(self.store)
-        keep(gateway, [usage_row(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
+        keep(gateway, [row_at(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
         house = House()
         site = house.make_site({}, gateway.recorded)
         self.house = house

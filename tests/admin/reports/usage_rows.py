@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.admin.admin_harness import Gateway, value_of
-from tests.usage.spool_rows import make_row
+from tests.builders import usage_row
 from twisted_vllm.storage.usage.writes import write
 from twisted_vllm.usage.records import UsageRow
 
@@ -17,7 +17,7 @@ def at(text: str) -> int:
     return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1_000_000)
 
 
-def usage_row(number: int, time: str, **fields: Any) -> UsageRow:
+def row_at(number: int, time: str, **fields: Any) -> UsageRow:
     """Return a row of a request that cost 0.000123456789 dollars unless the fields say otherwise."""
     values: dict[str, Any] = {
         "request_id": f"request-{number}",
@@ -38,7 +38,7 @@ def usage_row(number: int, time: str, **fields: Any) -> UsageRow:
         "first_byte_us": 20_000,
         "total_us": 1_500_000,
     }
-    return make_row(number, time=at(time), **values | fields)
+    return usage_row(number, time=at(time), **values | fields)
 
 
 def keep(gateway: Gateway, rows: Sequence[UsageRow]) -> None:

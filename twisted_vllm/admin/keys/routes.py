@@ -38,7 +38,7 @@ from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
 from twisted_vllm.money import from_dollars
-from twisted_vllm.storage.interfaces import KeyExists
+from twisted_vllm.storage.errors import KeyExists
 from twisted_vllm.storage.repository import Page
 from twisted_vllm.storage.transaction import Transaction
 

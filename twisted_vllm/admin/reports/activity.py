@@ -11,11 +11,10 @@ from twisted_vllm.admin.reports.models import DailyActivityQuery
 from twisted_vllm.admin.reports.operations import PROVIDER, name_of_key
 from twisted_vllm.admin.reports.scope import UsageScope
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.queries.daily import page_of_days
-from twisted_vllm.storage.usage.queries.logs import KeyLabel, key_labels
-from twisted_vllm.storage.usage.queries.plan import MODEL, Asked
-from twisted_vllm.storage.usage.queries.sums import SUMS, Group, read_all
-from twisted_vllm.storage.usage.tables import DAY
+from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery
+from twisted_vllm.storage.usage.queries.reports import Group, page_of_days, read_all
+from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
+from twisted_vllm.storage.usage.tables import DAY, SUMS
 
 #: models with the most requests in `/global/activity/model`
 _TOP_MODELS = 10
@@ -28,13 +27,13 @@ Sums = list[int]
 
 def activity(transaction: Transaction, start: int, end: int) -> Json:
     """Return requests and tokens by day, as `Activity` describes them."""
-    return _report(read_all(transaction.connection, Asked((), DAY, start, end)))
+    return _report(read_all(transaction.connection, UsageQuery((), DAY, start, end)))
 
 
 def activity_of_models(transaction: Transaction, start: int, end: int) -> list[Json]:
     """Return requests and tokens by day of the models with the most requests."""
     models: dict[str, list[Group]] = {}
-    for group in read_all(transaction.connection, Asked((MODEL,), DAY, start, end)):
+    for group in read_all(transaction.connection, UsageQuery((MODEL,), DAY, start, end)):
         models.setdefault(group.values[0], []).append(group)
     found = [{"model": model, **_report(groups)} for model, groups in models.items()]
     return sorted(found, key=lambda each: -each["sum_api_requests"])[:_TOP_MODELS]

@@ -16,19 +16,17 @@ from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.batch import DAY_US
-from twisted_vllm.storage.usage.queries.logs import (
+from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
+from twisted_vllm.storage.usage.queries.reports import Group, keys_by_spend, read_all, users_by_spend
+from twisted_vllm.storage.usage.queries.rows import (
     MOST_COUNTED,
     KeyLabel,
-    RowsAsked,
+    RowFilter,
     count_rows,
     key_labels,
     page_of_rows,
 )
-from twisted_vllm.storage.usage.queries.plan import MODEL, Asked, moment_of
-from twisted_vllm.storage.usage.queries.spend import keys_by_spend, users_by_spend
-from twisted_vllm.storage.usage.queries.sums import SUMS, Group, read_all
-from twisted_vllm.storage.usage.tables import DAY, KEY, MONTH, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import DAY, DAY_US, KEY, MONTH, SUMS, TAG, TEAM, USER
 
 #: LiteLLM's name of the provider of vLLM servers
 PROVIDER = "hosted_vllm"
@@ -90,15 +88,15 @@ def _rows_asked(
     request_id: str,
     span: Span,
     successful: bool | None = None,
-) -> RowsAsked | None:
+) -> RowFilter | None:
     equals = scope.filters(transaction.connection, query)
     if equals is None:
         return None
-    return RowsAsked(span.start, span.end, equals, request_id or None, successful)
+    return RowFilter(span.start, span.end, equals, request_id or None, successful)
 
 
 def _report_rows(
-    transaction: Transaction, scope: UsageScope, wanted: RowsAsked | None, skip: int, limit: int
+    transaction: Transaction, scope: UsageScope, wanted: RowFilter | None, skip: int, limit: int
 ) -> list[Json]:
     if wanted is None or skip >= MOST_COUNTED:
         return []
@@ -179,7 +177,7 @@ def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, st
         return []
     left = _MAX_GROUPS
     for name in (KEY, USER, MODEL):
-        for group in read_all(connection, Asked((name,), DAY, start, end, equals)):
+        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals)):
             left -= 1
             if left < 0:
                 raise InvalidRequest(
@@ -222,7 +220,7 @@ def spend_of_users(transaction: Transaction, user_id: str, skip: int, limit: int
 def spend_of_tags(transaction: Transaction, start: int, end: int) -> list[Json]:
     """Return the spend of each tag, the highest first."""
     found: dict[str, list[int]] = {}
-    for group in read_all(transaction.connection, Asked((TAG,), MONTH, start, end, {})):
+    for group in read_all(transaction.connection, UsageQuery((TAG,), MONTH, start, end, {})):
         sums = found.setdefault(group.values[0], [0, 0])
         sums[0] += group.sums[_REQUESTS]
         sums[1] += group.sums[_COST]
@@ -253,7 +251,7 @@ def costs_of_keys(transaction: Transaction, scope: UsageScope, api_key: str, sta
             return []
         equals[KEY] = key_id
     keys: dict[str, dict[str, list[int]]] = {}
-    for group in read_all(connection, Asked((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
+    for group in read_all(connection, UsageQuery((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
         key_id, model = group.values
         sums = keys.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
         for place, number in enumerate((_COST, _INPUT, _OUTPUT)):
@@ -279,7 +277,7 @@ def _costs(sums: list[int]) -> Json:
 
 def total_spend(transaction: Transaction, start: int, end: int) -> Json:
     """Return the spend of everybody together."""
-    groups = read_all(transaction.connection, Asked((), MONTH, start, end))
+    groups = read_all(transaction.connection, UsageQuery((), MONTH, start, end))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 
 
@@ -287,20 +285,20 @@ def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str
     """Return the spend of each day, of everybody together or of one key."""
     connection = transaction.connection
     if not api_key:
-        groups = read_all(connection, Asked((), DAY, start, end))
+        groups = read_all(connection, UsageQuery((), DAY, start, end))
         return [{"date": group.start, "spend": money(group.sums[_COST])} for group in groups]
     key_id = scope.find_key(connection, api_key)
     if key_id is None:
         return []
     name = name_of_key(key_id, key_labels(connection, [key_id]))
-    groups = read_all(connection, Asked((), DAY, start, end, {KEY: key_id}))
+    groups = read_all(connection, UsageQuery((), DAY, start, end, {KEY: key_id}))
     return [{"date": group.start, "spend": money(group.sums[_COST]), "api_key": name} for group in groups]
 
 
 def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the keys with the highest spend."""
     connection = transaction.connection
-    top = _top(read_all(connection, Asked((KEY,), MONTH, start, end)), limit)
+    top = _top(read_all(connection, UsageQuery((KEY,), MONTH, start, end)), limit)
     labels = key_labels(connection, [key_id for key_id, _ in top])
     found = []
     for key_id, sums in top:
@@ -318,7 +316,7 @@ def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list
 
 def top_models(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the models with the highest spend."""
-    groups = read_all(transaction.connection, Asked((MODEL,), MONTH, start, end))
+    groups = read_all(transaction.connection, UsageQuery((MODEL,), MONTH, start, end))
     top = _top((group for group in groups if group.values[0]), limit)
     return [{"model": model, "total_spend": money(sums[_COST]), "total_tokens": sums[_TOKENS]} for model, sums in top]
 
@@ -335,7 +333,7 @@ def _top(groups: Iterable[Group], limit: int) -> list[tuple[str, list[int]]]:
 
 def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:
     """Return the spend of teams, by day and in total, as `TeamsSpend` describes it."""
-    groups = list(read_all(transaction.connection, Asked((TEAM,), DAY, start, end)))
+    groups = list(read_all(transaction.connection, UsageQuery((TEAM,), DAY, start, end)))
     names = _team_names(transaction, sorted({group.values[0] for group in groups}))
     days: dict[str, dict[str, int]] = {}
     total: dict[str, int] = {}

@@ -15,10 +15,9 @@ from twisted_vllm.admin.models import MOMENT_WORDS
 from twisted_vllm.admin.reports.models import DailyActivityQuery, Filters
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
-from twisted_vllm.storage.usage.batch import DAY_US
-from twisted_vllm.storage.usage.queries.logs import key_id_of
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
-from twisted_vllm.storage.usage.tables import END_USER, KEY, TAG, TEAM, USER
+from twisted_vllm.storage.usage.queries.rows import key_id_of
+from twisted_vllm.storage.usage.tables import DAY_US, END_USER, KEY, TAG, TEAM, USER
 
 #: days of LiteLLM's reports without dates, besides today
 RECENT_DAYS = 30

@@ -27,23 +27,22 @@ from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import ReportQuery
 from twisted_vllm.admin.reports.scope import UsageScope, days_of, span_of
 from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed
-from twisted_vllm.storage.usage.batch import DAY_US
-from twisted_vllm.storage.usage.queries.logs import KeyLabel, key_labels
 from twisted_vllm.storage.usage.queries.plan import (
     DIMENSIONS,
     HOUR,
     ROUTE,
     ROWS,
     SERVER,
-    Asked,
     Plan,
     Unanswerable,
+    UsageQuery,
     microseconds,
     moment_of,
     plan,
 )
-from twisted_vllm.storage.usage.queries.sums import SUMS, Cursor, Group, first_row, read_page
-from twisted_vllm.storage.usage.tables import KEY, MONTH
+from twisted_vllm.storage.usage.queries.reports import Cursor, Group, first_row, read_page
+from twisted_vllm.storage.usage.queries.rows import KeyLabel, key_labels
+from twisted_vllm.storage.usage.tables import DAY_US, KEY, MONTH, SUMS
 
 #: the days of a report without a start, before today
 _RECENT_DAYS = {HOUR: 1, "day": 30, MONTH: 365}
@@ -160,7 +159,7 @@ def _open(
     """
     equals = scope.filters(connection, query)
     start, end = _span(query, now)
-    wanted = Asked(group_by, query.interval, start, end, equals or {})
+    wanted = UsageQuery(group_by, query.interval, start, end, equals or {})
     for name, value in ((ROUTE, query.route), (SERVER, query.server)):
         if value:
             wanted = attrs.evolve(wanted, equals={**wanted.equals, name: value})
@@ -191,8 +190,8 @@ async def _write_groups(call: AdminCall, report: _Report, gate: _Gate) -> None:
         def page(connection: Connection, at: Cursor = here) -> tuple[bytes, Cursor | None]:
             found = read_page(connection, report.plan, at)
             ids: list[str] = []
-            if KEY in report.plan.asked.group_by:
-                place = report.plan.asked.group_by.index(KEY)
+            if KEY in report.plan.query.group_by:
+                place = report.plan.query.group_by.index(KEY)
                 ids = sorted({group.values[place] for group in found.groups} - {""})
             return report.format.groups(found.groups, key_labels(connection, ids)), found.cursor
 
@@ -256,7 +255,7 @@ class JsonReport:
     content_type = b"application/json"
 
     def __init__(self, plan: Plan, about: Mapping[str, Any]) -> None:
-        self._columns = plan.asked.group_by
+        self._columns = plan.query.group_by
         self._about = about
         self._written = False
         self._totals = [0] * len(SUMS)
@@ -294,7 +293,7 @@ class CsvReport:
     content_type = b"text/csv; charset=utf-8; header=present"
 
     def __init__(self, plan: Plan) -> None:
-        self._columns = plan.asked.group_by
+        self._columns = plan.query.group_by
 
     def head(self) -> bytes:
         """Return the line of names."""

@@ -93,6 +93,11 @@ class DownstreamConnection(http.HTTPChannel):
         self._unsent = 0
         self._read_pauses: set[str] = set()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are not parsed before the request in front of them is answered."""
+        return sum(map(len, self._held))
+
     # connection
 
     def connectionMade(self) -> None:

@@ -1,1 +1,1 @@
-"""The steps from an empty database to the tables of this version, run by Alembic at start."""
+"""Alembic's migrations, which run at start."""

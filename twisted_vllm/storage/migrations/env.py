@@ -1,4 +1,4 @@
-"""What Alembic runs: the steps, on the connection and in the transaction that ``store.schema`` opened."""
+"""Alembic's environment: runs the migrations in the transaction that ``storage.schema`` opened."""
 
 from __future__ import annotations
 

@@ -1,16 +1,19 @@
-"""The ledger's tables: one row for each request, and sums by day and month.
+"""The ledger's tables: one row per request, and sums by day and month.
 
-What a client may write (an end user's name, a request id, a path) is `Text`: no length makes a row fail. The sums are
-kept by the writer, in the transaction of the rows. They outlast the rows, so they are no view.
+What a client sends (an end user's name, a request id, a path) is `Text`, so that no length makes a row fail. The writer
+adds to the sums in the transaction of the rows. The sums outlive the rows, so they are tables and not views.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Date,
     Index,
     Integer,
@@ -19,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     text,
+    tuple_,
 )
 
 from twisted_vllm.storage.tables import metadata as metadata
@@ -28,8 +32,10 @@ ALL, KEY, USER, TEAM, END_USER, TAG = "all", "key", "user", "team", "end_user", 
 #: the values of ``period`` in `usage_totals`
 DAY, MONTH = "day", "month"
 
-#: who pays: each `twisted_vllm.usage.records.Payer` once. Its number comes from what it says: nobody has to ask for it,
-#: and rows may move to another database.
+DAY_US = 86_400_000_000
+
+#: Each `twisted_vllm.usage.records.Payer` once. Its id is a hash of its content: no database assigns it, and rows can
+#: be moved to another database.
 usage_payers = Table(
     "vllm_passthrough_usage_payers",
     metadata,
@@ -54,7 +60,7 @@ usage_payer_tags = Table(
     sqlite_with_rowid=False,
 )
 
-#: what was asked: each `twisted_vllm.usage.records.Target` once, numbered likewise
+#: each `twisted_vllm.usage.records.Target` once, with an id of the same kind
 usage_targets = Table(
     "vllm_passthrough_usage_targets",
     metadata,
@@ -68,7 +74,7 @@ usage_targets = Table(
     sqlite_with_rowid=False,
 )
 
-#: one row for each `twisted_vllm.usage.records.UsageRow`, its fields by their names and in their order; NULL is empty
+#: one row per `twisted_vllm.usage.records.UsageRow`, whose fields are the columns in their order; NULL is empty
 usage = Table(
     "vllm_passthrough_usage",
     metadata,
@@ -95,15 +101,15 @@ usage = Table(
     Column("total_us", BigInteger, nullable=False),
     Column("bytes_in", BigInteger, nullable=False),
     Column("bytes_out", BigInteger, nullable=False),
-    # Rows stand in the order of their time: those that come together are written together.
+    # Clustered by time: rows of the same batch are in the same pages.
     PrimaryKeyConstraint("time", "id"),
-    # Every index costs each row. Those of what many rows lack are partial; a model, which many share, has none.
+    # An index costs every row, so those of optional columns are partial, and models, which many rows share, have none.
     Index("vllm_passthrough_usage_payer", "payer", "time"),
     *(
         Index(
             f"vllm_passthrough_usage_{name}",
             *columns,
-            # `schema` adds PostgreSQL's: naming that here would load its dialect, 2 MB, into every process.
+            # `schema` adds PostgreSQL's: to name it here would load its dialect, 2 MB, into every process.
             sqlite_where=text(f"{columns[0]} IS NOT NULL"),
         )
         for name, columns in (("end_user", ("end_user", "time")), ("request", ("request_id",)))
@@ -112,7 +118,7 @@ usage = Table(
 )
 
 
-#: what is added up, in this order; what is successful has the outcome ``completed`` and a status below 400
+#: what is added up, in this order; successful are rows with the outcome ``completed`` and a status below 400
 SUMS = (
     *("requests", "successful", "failed"),
     *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens"),
@@ -124,8 +130,8 @@ def _sums() -> list[Column[int]]:
     return [Column(name, BigInteger, nullable=False) for name in SUMS]
 
 
-def _together(name: str, start: str) -> Table:
-    """Return a table of sums of all that belongs together; ``""`` is what a request does not have."""
+def _combined(name: str, start: str) -> Table:
+    """Return a table of sums by key, user, team and model together; ``""`` stands for none."""
     return Table(
         name,
         metadata,
@@ -140,13 +146,13 @@ def _together(name: str, start: str) -> Table:
     )
 
 
-#: sums by day (UTC), and by month, which has its first day's name
-usage_daily = _together("vllm_passthrough_usage_daily", "day")
-usage_monthly = _together("vllm_passthrough_usage_monthly", "month")
+#: sums by day (UTC), and by month, which is named by its first day
+usage_daily = _combined("vllm_passthrough_usage_daily", "day")
+usage_monthly = _combined("vllm_passthrough_usage_monthly", "month")
 
-#: sums by day and by month, of one dimension at a time with the model: a year of a million end users does not multiply
-#: the keys, and a report over a year reads months. ``start`` is the period's first day (UTC). Every dimension but
-#: ``tag``, of which a request may have several, adds up to ``all``, whose value is ``""``.
+#: Sums by day and by month, of the model with one other dimension: a million end users do not multiply the rows of the
+#: keys, and a report over a year reads months. ``start`` is the period's first day (UTC). The values of each dimension
+#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several.
 usage_totals = Table(
     "vllm_passthrough_usage_totals",
     metadata,
@@ -159,3 +165,13 @@ usage_totals = Table(
     Index("vllm_passthrough_usage_totals_value", "dimension", "value", "period", "start"),
     sqlite_with_rowid=False,
 )
+
+#: a row's time and id
+RowKey = tuple[int, str]
+
+
+def has_row_key(keys: Sequence[RowKey]) -> list[ColumnElement[bool]]:
+    """Return the conditions for rows of `usage` with these keys."""
+    # The times say nothing more, but SQLite uses its index for them and not for pairs.
+    times = usage.c.time.in_({time for time, _ in keys})
+    return [times, tuple_(usage.c.time, usage.c.id).in_(keys)]

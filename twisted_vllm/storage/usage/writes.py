@@ -1,26 +1,52 @@
-"""Writes the ledger: rows, sums and spending in one transaction, each row once."""
+"""Writes the ledger: rows, their sums and what they cost, in one transaction and each row once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, timedelta
+from functools import lru_cache
+from operator import attrgetter, itemgetter
 
 import attrs
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import Connection, Table, delete, select, update
 
 from twisted_vllm.storage.repository import in_chunks
-from twisted_vllm.storage.usage.batch import UsageBatch
-from twisted_vllm.storage.usage.bulk_insert import BulkInsert, SparseInsert
-from twisted_vllm.storage.usage.references import Numbers
-from twisted_vllm.storage.usage.row_keys import Place, at_places
-from twisted_vllm.storage.usage.spend import PeriodStart, Scope, by_scope, cost_of, read_spend, write_spend
-from twisted_vllm.storage.usage.sums import BatchSums
-from twisted_vllm.storage.usage.tables import usage, usage_daily, usage_monthly, usage_totals
-from twisted_vllm.usage.interfaces import Spent
+from twisted_vllm.storage.tables import spend
+from twisted_vllm.storage.usage.batch import Group, References, Sums, UsageBatch
+from twisted_vllm.storage.usage.bulk_insert import BulkInsert, SparseInsert, Values
+from twisted_vllm.storage.usage.tables import (
+    ALL,
+    DAY,
+    END_USER,
+    KEY,
+    MONTH,
+    TAG,
+    TEAM,
+    USER,
+    RowKey,
+    has_row_key,
+    usage,
+    usage_daily,
+    usage_monthly,
+    usage_totals,
+)
+from twisted_vllm.usage.interfaces import SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 
+#: ``period_start(kind, id, time)`` returns when the budget period of a time began; both in Unix seconds
+PeriodStart = Callable[[str, str, float], int]
+#: who spends: kind and id
+Scope = tuple[str, str]
 
-def _adding(table: Table) -> BulkInsert:
+_MICROSECONDS = 1_000_000
+#: how far the clocks of two processes may be apart, in seconds
+_CLOCK_SKEW = 300.0
+_EPOCH = date(1970, 1, 1)
+
+
+def _adding_insert(table: Table) -> BulkInsert:
+    """Return an insert that adds to the rows that are there."""
     keys = ", ".join(f'"{column.name}"' for column in table.primary_key.columns)
     sums = ", ".join(
         f'{column.name} = "{table.name}".{column.name} + excluded.{column.name}'
@@ -30,19 +56,32 @@ def _adding(table: Table) -> BulkInsert:
     return BulkInsert(table, f"ON CONFLICT ({keys}) DO UPDATE SET {sums}")
 
 
-_rows = BulkInsert(usage, postgresql_tail="ON CONFLICT (time, id) DO NOTHING RETURNING time, id")
-# No error ends these statements half done: SQLite need not copy the pages that they change, for going back.
-_sqlite_rows = SparseInsert(usage)
-_daily = _adding(usage_daily)
-_monthly = _adding(usage_monthly)
-_totals = _adding(usage_totals)
+# OR IGNORE and not ON CONFLICT: no error can end the statement half done, so SQLite need not save the pages it changes.
+_insert_sqlite = SparseInsert(usage)
+_insert_postgresql = BulkInsert(usage, postgresql_tail="ON CONFLICT (time, id) DO NOTHING RETURNING time, id")
+_add_daily = _adding_insert(usage_daily)
+_add_monthly = _adding_insert(usage_monthly)
+_add_totals = _adding_insert(usage_totals)
 
+_SPEND = spend.name
+_add_spend = BulkInsert(
+    spend,
+    # A row of a newer period starts from zero. One of an older period is too late for it, and counts in the total.
+    "ON CONFLICT (kind, id) DO UPDATE SET "
+    f"spend = CASE WHEN excluded.period_start > {_SPEND}.period_start THEN excluded.spend "
+    f"WHEN excluded.period_start = {_SPEND}.period_start THEN {_SPEND}.spend + excluded.spend ELSE {_SPEND}.spend END, "
+    f"period_start = CASE WHEN excluded.period_start > {_SPEND}.period_start "
+    f"THEN excluded.period_start ELSE {_SPEND}.period_start END, "
+    f"total_spend = {_SPEND}.total_spend + excluded.total_spend "
+    f"RETURNING {_SPEND}.kind, {_SPEND}.id, {_SPEND}.period_start, {_SPEND}.spend",
+)
 
 _id = attrgetter("id")
+_key = itemgetter(0)
 
 
-class RowsAreThere(Exception):
-    """Some of the rows are in SQLite already: the transaction must be rolled back, and the rows written `checked`."""
+class RowsExist(Exception):
+    """Some of the rows are in SQLite already. Roll back, and write them again with ``check_existing``."""
 
 
 def write(
@@ -51,102 +90,222 @@ def write(
     period_start: PeriodStart,
     now: float,
     own: bool = True,
-    numbers: Numbers | None = None,
+    references: References | None = None,
     *,
-    checked: bool = False,
-) -> list[Spent]:
-    """Write rows in the transaction that a connection is in. A row that is there already changes nothing.
+    check_existing: bool = False,
+) -> list[SpendUpdate]:
+    """Write rows in the connection's transaction. A row that is there already changes nothing.
 
     Args:
-        connection: in a transaction; of SQLite, one that has the write lock.
-        rows: of requests; each is known by its time and its id.
-        period_start: when the period of a scope's budget began.
+        connection: in a transaction; on SQLite, one that holds the write lock.
+        rows: of requests; each is identified by its time and id.
+        period_start: when the budget period of a scope began.
         now: Unix seconds.
         own: whether this process served the requests.
-        numbers: the payers and targets that are known to be in the database; without, none is.
-        checked: of SQLite: to ask first which rows are there.
+        references: the payers and targets that are known to be stored; None for none.
+        check_existing: on SQLite, whether to ask first which rows are there.
 
     Returns:
-        What each scope that paid has spent now. The amount is that of `rows`, whether they were there already or not:
-        after the commit the database has them. It is 0 unless they are this process's own.
+        What each scope that the rows cost something has spent now. The amounts are those of `rows`, also of those that
+        were there already: after the commit the database has them. They are 0 unless the rows are the process's own.
 
     Raises:
-        RowsAreThere: some of the rows are, and they were not `checked`.
+        RowsExist: on SQLite, some of the rows are there, and `check_existing` is false.
     """
     if not rows:
         return []
-    numbers = Numbers() if numbers is None else numbers
-    if checked or connection.dialect.name != "sqlite":
-        # else SQLite tells that one was there
-        rows = _different(rows)
-    batch = UsageBatch(rows, numbers)
-    numbers.write(connection)
-    new = _insert_new(connection, rows, batch, numbers, checked)
-    spent = {} if new is None else _add(connection, new, period_start, now)
+    references = References() if references is None else references
+    if check_existing or connection.dialect.name != "sqlite":
+        # else SQLite's count tells that one is there twice
+        rows = _unique(rows)
+    batch = UsageBatch(rows, references)
+    references.write(connection)
+    new = _insert_new(connection, rows, batch, references, check_existing)
+    updates: dict[Scope, SpendUpdate] = {}
+    if new is not None:
+        _write_sums(connection, new)
+        updates = _write_spend(connection, new, period_start, now)
     if not own:
-        return [attrs.evolve(each, amount=0) for each in spent.values()]
+        return [attrs.evolve(each, amount=0) for each in updates.values()]
     if new is not batch:
-        paid = by_scope(batch)
-        for scope, (start, total) in read_spend(connection, paid).items():
-            spent[scope] = Spent(*scope, cost_of(paid[scope]), total, start)
-    return list(spent.values())
+        costs = {scope: sum(group.cost for group in groups) for scope, groups in _groups_by_scope(batch).items()}
+        for scope, (start, total) in _read_spend(connection, costs).items():
+            updates[scope] = SpendUpdate(*scope, costs[scope], total, start)
+    return list(updates.values())
 
 
-def _add(connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float) -> dict[Scope, Spent]:
-    sums = BatchSums(batch)
-    _daily.run(connection, sums.daily)
-    _monthly.run(connection, sums.monthly)
-    _totals.run(connection, sums.totals)
-    return write_spend(connection, batch, period_start, now)
+def delete_before(connection: Connection, time: int, limit: int) -> int:
+    """Delete the oldest rows of requests that began before a time in microseconds; return how many.
+
+    Sums, payers and targets stay.
+    """
+    old = select(usage.c.time, usage.c.id).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
+    found = connection.execute(old.limit(limit).with_for_update(skip_locked=True)).all()
+    for chunk in in_chunks([(row.time, row.id) for row in found]):
+        connection.execute(delete(usage).where(*has_row_key(chunk)))
+    return len(found)
+
+
+# rows
 
 
 def _insert_new(
-    connection: Connection, rows: Sequence[UsageRow], batch: UsageBatch, numbers: Numbers, checked: bool
+    connection: Connection,
+    rows: Sequence[UsageRow],
+    batch: UsageBatch,
+    references: References,
+    check_existing: bool,
 ) -> UsageBatch | None:
-    """Insert the rows that are not there, and return them; None where all are."""
+    """Insert the rows that are not there yet, and return them; None where all are there."""
     if connection.dialect.name == "postgresql":
-        inserted = {(time, id) for time, id in _rows.run(connection, batch.rows())}
+        inserted = _insert_postgresql.run(connection, list(zip(*batch.columns, strict=True)))
         if len(inserted) == len(rows):
             return batch
-        new = [row for row in rows if (row.time, row.id) in inserted]
-        return UsageBatch(new, numbers) if new else None
-    if not checked:
-        # to ask for each row would cost each, and hardly any is there
-        if _sqlite_rows.run(connection, batch.values) < len(rows):
-            raise RowsAreThere
+        existing = {(row.time, row.id) for row in rows} - {(time, id) for time, id in inserted}
+    elif check_existing:
+        existing = _existing(connection, rows)
+    else:
+        # To ask for each row would cost each, and hardly ever one is there.
+        if _insert_sqlite.run(connection, batch.columns) < len(rows):
+            raise RowsExist
         return batch
-    known = _known(connection, rows)
-    new = [row for row in rows if (row.time, row.id) not in known]
+    new = [row for row in rows if (row.time, row.id) not in existing]
     if not new:
         return None
-    batch = UsageBatch(new, numbers)
-    _rows.run(connection, batch.rows())
+    batch = UsageBatch(new, references)
+    if connection.dialect.name == "sqlite":
+        _insert_sqlite.run(connection, batch.columns)
     return batch
 
 
-def _different(rows: Sequence[UsageRow]) -> Sequence[UsageRow]:
-    """Return rows, each once."""
+def _unique(rows: Sequence[UsageRow]) -> Sequence[UsageRow]:
+    """Return each row once."""
     if len(set(map(_id, rows))) == len(rows):
         return rows
     return list({(row.time, row.id): row for row in rows}.values())
 
 
-def _known(connection: Connection, rows: Sequence[UsageRow]) -> set[Place]:
-    """Return of which rows some are there, by their time and id."""
-    found: set[Place] = set()
-    for some in in_chunks([(row.time, row.id) for row in rows]):
-        asked = select(usage.c.time, usage.c.id).where(*at_places(some))
-        found.update((time, id) for time, id in connection.execute(asked))
+def _existing(connection: Connection, rows: Sequence[UsageRow]) -> set[RowKey]:
+    """Return the keys of the rows that are there."""
+    found: set[RowKey] = set()
+    for chunk in in_chunks([(row.time, row.id) for row in rows]):
+        statement = select(usage.c.time, usage.c.id).where(*has_row_key(chunk))
+        found.update((time, id) for time, id in connection.execute(statement))
     return found
 
 
-def delete_before(connection: Connection, time: int, limit: int) -> int:
-    """Delete the oldest rows that began before a time in microseconds, and return how many.
+# sums
 
-    Sums stay, and what says who paid and what was asked.
-    """
-    asked = select(usage.c.time, usage.c.id).where(usage.c.time < time).order_by(usage.c.time, usage.c.id)
-    found = connection.execute(asked.limit(limit).with_for_update(skip_locked=True)).all()
-    for some in in_chunks([(row.time, row.id) for row in found]):
-        connection.execute(delete(usage).where(*at_places(some)))
-    return len(found)
+#: sums to add up, by the key of the row that they belong to
+_Addends = defaultdict[tuple[str, ...], list[Sums]]
+
+
+def _write_sums(connection: Connection, batch: UsageBatch) -> None:
+    """Add rows to the sums of their days and months. Sorted, so that all processes lock in the same order."""
+    daily: _Addends = defaultdict(list)
+    totals: _Addends = defaultdict(list)
+    for payer, target, group in batch.by_payer:
+        day, model, sums = _day(group.day), target.model, group.sums
+        daily[day, payer.key_id, payer.user_id or "", payer.team_id or "", model].append(sums)
+        for tag in dict.fromkeys(payer.tags):
+            totals[TAG, DAY, day, tag, model].append(sums)
+    for end_user, target, group in batch.by_end_user:
+        totals[END_USER, DAY, _day(group.day), end_user, target.model].append(group.sums)
+    monthly: _Addends = defaultdict(list)
+    for (day, key_id, user_id, team_id, model), added in daily.items():
+        monthly[_month(day), key_id, user_id, team_id, model] += added
+        totals[ALL, DAY, day, "", model] += added
+        totals[USER, DAY, day, user_id, model] += added
+        totals[TEAM, DAY, day, team_id, model] += added
+    for (dimension, _, day, value, model), added in list(totals.items()):
+        totals[dimension, MONTH, _month(day), value, model] += added
+    _add_daily.run(connection, _added(daily))
+    _add_monthly.run(connection, _added(monthly))
+    _add_totals.run(connection, _added(totals))
+
+
+@lru_cache(maxsize=64)
+def _day(number: int) -> str:
+    """Return a day, given in days since 1970, in ISO 8601."""
+    return (_EPOCH + timedelta(days=number)).isoformat()
+
+
+def _month(day: str) -> str:
+    """Return the first day of a day's month."""
+    return f"{day[:-2]}01"
+
+
+def _added(addends: _Addends) -> list[Values]:
+    return [
+        (*key, *(sums[0] if len(sums) == 1 else map(sum, zip(*sums, strict=True))))
+        for key, sums in sorted(addends.items(), key=_key)
+    ]
+
+
+# spend
+
+
+def _groups_by_scope(batch: UsageBatch) -> dict[Scope, list[Group]]:
+    """Return the rows that cost something, for each scope that pays for them."""
+    found: defaultdict[Scope, list[Group]] = defaultdict(list)
+    for payer, _, group in batch.by_payer:
+        if group.cost:
+            for kind, id in ((KEY, payer.key_id), (USER, payer.user_id), (TEAM, payer.team_id)):
+                if id:
+                    found[kind, id].append(group)
+    for end_user, _, group in batch.by_end_user:
+        if end_user and group.cost:
+            found[END_USER, end_user].append(group)
+    return found
+
+
+def _write_spend(
+    connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float
+) -> dict[Scope, SpendUpdate]:
+    """Add what rows cost to the spend of each scope; return the new spend."""
+    groups = _groups_by_scope(batch)
+    # Sorted, so that all processes lock in the same order.
+    periods = {scope: _latest_period(scope, groups[scope], period_start) for scope in sorted(groups)}
+    values: list[Values] = [
+        (*scope, start * _MICROSECONDS, amount, cost) for scope, (start, amount, cost) in periods.items()
+    ]
+    updates: dict[Scope, SpendUpdate] = {}
+    for kind, id, stored_us, total in _add_spend.run(connection, values):
+        scope, stored = (kind, id), stored_us // _MICROSECONDS
+        start, amount, cost = periods[scope]
+        if stored > start and stored > period_start(kind, id, now + _CLOCK_SKEW):
+            # No period begins in the future, so the stored one has a length that the budget had before.
+            stored = max(start, period_start(kind, id, now))
+            total += amount if stored == start else 0
+            _set_spend(connection, scope, stored, total)
+        updates[scope] = SpendUpdate(kind, id, cost, total, stored)
+    return updates
+
+
+def _latest_period(scope: Scope, groups: list[Group], period_start: PeriodStart) -> tuple[int, int, int]:
+    """Return the start of the last period with any rows, their cost in that period, and their whole cost."""
+    cost = sum(group.cost for group in groups)
+    start = period_start(*scope, max(group.last for group in groups) / _MICROSECONDS)
+    start_us = start * _MICROSECONDS
+    if start_us <= min(group.first for group in groups):
+        return start, cost, cost
+    return start, sum(group.cost_since(start_us) for group in groups), cost
+
+
+def _set_spend(connection: Connection, scope: Scope, start: int, amount: int) -> None:
+    statement = update(spend).where(spend.c.kind == scope[0], spend.c.id == scope[1])
+    connection.execute(statement.values(period_start=start * _MICROSECONDS, spend=amount))
+
+
+def _read_spend(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, tuple[int, int]]:
+    """Return the start of each scope's period and the spend in it; nothing for those that never spent anything."""
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for kind, id in scopes:
+        ids[kind].append(id)
+    columns = (spend.c.kind, spend.c.id, spend.c.period_start, spend.c.spend)
+    found: dict[Scope, tuple[int, int]] = {}
+    for kind, some in ids.items():
+        statement = select(*columns).where(spend.c.kind == kind, spend.c.id.in_(some))
+        for row in connection.execute(statement):
+            found[row[0], row[1]] = (row[2] // _MICROSECONDS, row[3])
+    return found

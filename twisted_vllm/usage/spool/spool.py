@@ -1,7 +1,7 @@
-"""The spool: what requests used, in files beside the process until the database has it.
+"""The spool: rows of usage in files of the process, until the database has them.
 
-The rows of a turn are encoded together and written by one ``os.write``: from then on the end of the process does not
-lose them. The machine's end may lose what a thread did not sync yet, a second's worth.
+The rows of one turn of the reactor are written together with one ``os.write``: from then on, the end of the process
+does not lose them. A crash of the machine may lose what was not synced yet, about a second's worth.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ import attrs
 from twisted.logger import Logger
 
 from twisted_vllm.usage.records import UsageRow
-from twisted_vllm.usage.spool.claims import Claim, claim_new, count_living
-from twisted_vllm.usage.spool.lines import encode_rows
-from twisted_vllm.usage.spool.queue import SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
-from twisted_vllm.usage.spool.segment import Segment
+from twisted_vllm.usage.spool.format import encode_rows
+from twisted_vllm.usage.spool.queue import CACHED_ROWS, SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
+from twisted_vllm.usage.spool.segments import Claim, Segment, claim_new, count_living
 
-#: the size from which on a segment is followed by another, in bytes
+#: the size at which a segment is followed by the next, in bytes
 SEGMENT_BYTES = 4_000_000
-#: rows kept in memory while the disk takes nothing; more are lost, which is logged and counted
+#: rows that are kept in memory while the disk fails; more are lost, which is logged and counted
 UNSAVED_ROWS = 20_000
-#: seconds between two attempts to write to a disk that failed
+#: seconds between two attempts to write to a disk that fails
 RETRY_SECONDS = 0.5
 
 
 class Spool:
-    """The segments of one process. `append` and `flush` belong to the reactor's thread, `take` and `commit` to another.
+    """The segments of one process.
+
+    The reactor's thread calls `append` and `flush`; another takes batches, acknowledges or requeues them.
 
     Attributes:
-        directory: where the files are.
+        append: adds a row, which the next `flush` writes.
+        directory: where the segments are.
         failures: how many writes failed.
     """
 
@@ -47,14 +49,16 @@ class Spool:
         randbytes: Callable[[int], bytes] = os.urandom,
         monotonic: Callable[[], float] = time.monotonic,
         segment_bytes: int = SEGMENT_BYTES,
+        cached_rows: int = CACHED_ROWS,
     ) -> None:
-        """Prepare; nothing is opened before `open`.
+        """Set up; `open` creates the first segment.
 
         Args:
-            directory: where the files are; several processes may share it.
-            randbytes: for the name of this process's files.
+            directory: where the segments are; several processes may share it.
+            randbytes: for the name of this process's segments.
             monotonic: the clock, in seconds.
-            segment_bytes: the size from which on a segment is followed by another.
+            segment_bytes: the size at which a segment is followed by the next.
+            cached_rows: how many of the rows that were written stay in memory as well.
         """
         self.directory = directory
         self.failures = 0
@@ -62,19 +66,19 @@ class Spool:
         self._monotonic = monotonic
         self._segment_bytes = segment_bytes
         self._claim: Claim | None = None
-        self._queue = SegmentQueue(directory, monotonic)
-        self._rows: list[UsageRow] = []
-        #: takes a row; the next `flush` writes it
-        self.append = self._rows.append
+        self._queue = SegmentQueue(directory, monotonic, cached_rows)
+        #: rows that are not written yet
+        self._buffer: list[UsageRow] = []
+        self.append = self._buffer.append
         self._number = 0
-        self._surplus = 0
+        self._dropped = 0
         self._failed_at: float | None = None
 
     def open(self) -> None:
-        """Make the directory and the first segment.
+        """Create the directory and the first segment.
 
         Raises:
-            OSError: it cannot be written to.
+            OSError: the directory cannot be written to.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._claim = claim_new(self.directory, self._randbytes)
@@ -82,27 +86,32 @@ class Spool:
 
     @property
     def healthy(self) -> bool:
-        """Whether what is appended reaches the disk."""
+        """Whether the disk takes rows."""
         return self._failed_at is None
 
     @property
     def lost(self) -> int:
-        """How many rows were lost: the disk took nothing for too long, or somebody removed a file."""
-        return self._surplus + self._queue.lost
+        """How many rows were lost: the disk failed for too long, or somebody removed a segment."""
+        return self._dropped + self._queue.lost
 
     @property
     def written(self) -> int:
-        """How many rows were written to files."""
-        return self._queue.written_rows
+        """How many rows were written."""
+        return self._queue.written
 
     @property
     def unsaved(self) -> int:
-        """How many rows are in memory alone, as the disk takes none: those that wait, and those that were taken."""
-        return self._queue.in_hand + (0 if self._failed_at is None else len(self._rows))
+        """How many rows are in memory alone because the disk fails, whether or not they were taken."""
+        return self._queue.unsaved + (0 if self._failed_at is None else len(self._buffer))
+
+    @property
+    def cached_rows(self) -> int:
+        """How many rows are in memory beside the segments."""
+        return self._queue.cached_rows
 
     @property
     def name(self) -> str:
-        """What this process's files are called."""
+        """The name of this process's segments."""
         return "" if self._claim is None else self._claim.name
 
     def neighbours(self) -> int:
@@ -114,18 +123,22 @@ class Spool:
         return count_living(self.directory, self.name)
 
     def backlog(self) -> Backlog:
-        """Return what is not committed, of this process's own."""
+        """Return what is not acknowledged of this process's own rows."""
         with self._queue.lock:
             found = self._queue.backlog()
-            rows = self._rows
+            rows = self._buffer
             oldest = ended(rows[0]) if rows and found.oldest is None else found.oldest
             return attrs.evolve(found, rows=found.rows + len(rows), oldest=oldest)
+
+    def notify_at(self, rows: int, notify: Callable[[], None]) -> None:
+        """Have `notify` called each time that so many rows wait. It must be quick and not use the spool."""
+        self._queue.notify_at, self._queue.notify = rows, notify
 
     # the reactor's thread
 
     def flush(self) -> None:
-        """Write what was appended. A disk that fails is logged, and tried again with the later calls."""
-        if not self._rows:
+        """Write what was appended. A failure is logged, and later calls try again."""
+        if not self._buffer:
             if self._failed_at is not None:
                 self._probe()
             return
@@ -136,7 +149,7 @@ class Spool:
                 self._write()
 
     def _probe(self) -> None:
-        """Find out whether a disk that failed takes something again: where requests are refused, no row would."""
+        """Try a disk that failed: where requests are refused meanwhile, no row would try it."""
         with self._queue.lock:
             if self._failed_at is None or self._monotonic() - self._failed_at < RETRY_SECONDS:
                 return
@@ -147,12 +160,8 @@ class Spool:
             else:
                 self._recovered()
 
-    def _recovered(self) -> None:
-        self._failed_at = None
-        self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
-
     def _write(self) -> None:
-        queue, rows = self._queue, self._rows.copy()
+        queue, rows = self._queue, self._buffer.copy()
         try:
             segment = queue.current or self._open_segment()
             start = segment.end
@@ -160,26 +169,26 @@ class Spool:
         except OSError as error:
             self._failed(error)
             return
-        self._rows.clear()
-        queue.written(segment, start, rows)
+        self._buffer.clear()
+        queue.rows_written(segment, start, rows)
         if self._failed_at is not None:
             self._recovered()
         if segment.end > self._segment_bytes or self._monotonic() - segment.opened > SEGMENT_SECONDS:
-            queue.leave()
+            queue.close_segment()
 
     def _open_segment(self) -> Segment:
         if self._claim is None:
             raise OSError(errno.EBADF, "it is closed")
         self._number += 1
         segment = Segment(self._number, self._claim.segment(self._number), self._monotonic())
-        self._queue.begin(segment)
+        self._queue.add_segment(segment)
         return segment
 
     def _failed(self, error: OSError) -> None:
         self.failures += 1
         is_first, self._failed_at = self._failed_at is None, self._monotonic()
-        # Nothing more is written to a file whose end is not certain.
-        self._queue.leave()
+        # The end of the file is uncertain: write no more to it.
+        self._queue.close_segment()
         if is_first:
             self._log.critical(
                 "The ledger's spool cannot be written: {reason}. What requests use is kept in memory meanwhile.",
@@ -187,56 +196,56 @@ class Spool:
             )
         self._drop_surplus()
 
-    def _drop_surplus(self) -> None:
-        surplus = len(self._rows) - UNSAVED_ROWS
-        if surplus > 0:
-            if not self._surplus:
-                self._log.critical("The ledger loses rows: the spool cannot be written, and memory for it is full")
-            self._surplus += surplus
-            del self._rows[UNSAVED_ROWS:]
+    def _recovered(self) -> None:
+        self._failed_at = None
+        self._log.warn("The ledger's spool is written again; {lost} rows were lost in all", lost=self.lost)
 
-    def call_at(self, rows: int, call: Callable[[], None]) -> None:
-        """Have `call` called whenever so many rows wait; it must be quick, and use no method of the spool's."""
-        self._queue.enough, self._queue.on_enough = rows, call
+    def _drop_surplus(self) -> None:
+        surplus = len(self._buffer) - UNSAVED_ROWS
+        if surplus > 0:
+            if not self._dropped:
+                self._log.critical("The ledger loses rows: the spool cannot be written, and memory for it is full")
+            self._dropped += surplus
+            del self._buffer[UNSAVED_ROWS:]
 
     # the writer's thread
 
-    def take(self, max_rows: int) -> Batch | None:
-        """Return the next rows that were flushed, about so many at most; None where there are none.
+    def next_batch(self, max_rows: int) -> Batch | None:
+        """Return the next rows that were flushed, about `max_rows` at most; None without any.
 
-        What is taken must be committed before more is taken.
+        Acknowledge or requeue a batch before you ask for the next.
 
         Raises:
-            OSError: a file cannot be read.
+            OSError: a segment cannot be read.
         """
-        return self._queue.take(max_rows) or self._take_unsaved(max_rows)
+        return self._queue.next_batch(max_rows) or self._next_unsaved(max_rows)
 
-    def _take_unsaved(self, max_rows: int) -> Batch | None:
+    def _next_unsaved(self, max_rows: int) -> Batch | None:
         """Take rows that the disk does not: the database may."""
         with self._queue.lock:
-            count = min(len(self._rows), max_rows) if self._failed_at is not None else 0
+            count = min(len(self._buffer), max_rows) if self._failed_at is not None else 0
             if not count:
                 return None
-            rows = self._rows[:count]
-            del self._rows[:count]
-            self._queue.handed(rows)
+            rows = self._buffer[:count]
+            del self._buffer[:count]
+            self._queue.unsaved_taken(rows)
             return Batch(rows)
 
-    def commit(self, batch: Batch) -> None:
-        """Note that the database has a batch that `take` returned; a file that holds nothing else is removed."""
-        self._queue.commit(batch)
+    def acknowledge(self, batch: Batch) -> None:
+        """Note that the database has a batch. Segments with nothing else are removed."""
+        self._queue.acknowledge(batch)
 
-    def put_back(self, batch: Batch) -> None:
-        """Take a batch back that no file has and the database did not take."""
+    def requeue(self, batch: Batch) -> None:
+        """Put back a batch that the database did not take, if it is in no segment."""
         if batch.segment is None:
             with self._queue.lock:
-                self._queue.handed_back(batch.rows)
-                self._rows[:0] = batch.rows
+                self._queue.unsaved_requeued(batch.rows)
+                self._buffer[:0] = batch.rows
 
     # the thread that syncs
 
     def sync(self) -> None:
-        """Have the disk keep what was written, and close what is not written to any more.
+        """Sync what was written to the disk, and close segments that are no longer written to.
 
         Raises:
             OSError: the disk failed; the next call tries again.
@@ -246,17 +255,21 @@ class Spool:
     # the end
 
     def close(self) -> None:
-        """Write and sync what there is; what the database has not taken stays, for whoever comes next."""
-        if self._rows:
+        """Write and sync the rest. What is not acknowledged stays in the segments, for another process."""
+        if self._buffer:
             with self._queue.lock:
                 self._write()
-        if self._rows:
-            self._log.critical("{rows} rows of the ledger are lost: the spool cannot be written", rows=len(self._rows))
+        if self._buffer:
+            self._log.critical(
+                "{rows} rows of the ledger are lost: the spool cannot be written", rows=len(self._buffer)
+            )
+            self._dropped += len(self._buffer)
+            self._buffer.clear()
         with self._queue.lock:
-            self._queue.leave()
+            self._queue.close_segment()
         with contextlib.suppress(OSError):
             self._queue.sync()
-        self._queue.forget_finished()
+        self._queue.remove_finished()
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.release()

@@ -1,44 +1,163 @@
-"""The thread that moves the ledger's rows from the spool to the database.
+"""Moves the ledger's rows from the spool to the database, in a thread with a connection of its own.
 
-It has a connection of its own and shares nothing with administrative acts but the database's locks, which it holds for
-some milliseconds at a time. While the database is away the rows wait in the spool, and nobody else notices.
+It shares only the database's locks with administrative requests, and holds them for milliseconds. While the database is
+unavailable, rows wait in the spool and nobody else notices.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twisted_vllm.usage.interfaces import DatabaseAway, IUsageStore, Spent
-from twisted_vllm.usage.spool.batch_writer import BatchWriter
-from twisted_vllm.usage.spool.orphans import OrphanRecovery
+from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
+from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.spool.format import clean, encode_rows
 from twisted_vllm.usage.spool.queue import Batch
+from twisted_vllm.usage.spool.recovery import OrphanRecovery
 from twisted_vllm.usage.spool.spool import Spool
 
-#: how long rows are gathered, in seconds, or until there are so many, which go into one transaction. Fewer rows would
-#: have the same sums written, and the disk asked, more often; more gain next to nothing.
+#: How long rows are collected, in seconds, and how many at most, for one transaction. With fewer rows, the same sums
+#: would be written, and the disk synced, more often; with more, little is gained.
 INTERVAL = 0.5
 BATCH_ROWS = 4_000
-#: between two transactions, in seconds and as a part of the first one's time: who waits for SQLite's lock asks for it
-#: now and then, and must find it free
+#: Pauses between two transactions, in seconds and as a share of the first one's time: others who wait for SQLite's lock
+#: poll for it, and must find it free.
 PAUSE = 0.005
 PAUSE_SHARE = 0.33
-#: the waiting times after a database that is away, in seconds: the first, and the longest
+#: the first and the longest wait after the database was unavailable, in seconds
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 2.0
-#: between two looks for what other processes left, and between two for rows that are too old, in seconds
-LOOK_SECONDS = 5.0
+#: seconds between two searches for orphaned segments, and between two deletions of old rows
+RECOVERY_SECONDS = 5.0
 RETENTION_SECONDS = 600.0
-#: how many rows that are too old go in one transaction
+#: old rows that one transaction deletes
 DELETED_ROWS = 500
 #: how long the end of the process waits for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
+
+QUARANTINE_SUFFIX = ".damaged"
+
+
+def quarantine(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
+    """Append lines to the file for what no database takes, and sync it; return its path.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    path = directory / f"{name}{QUARANTINE_SUFFIX}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+@attrs.frozen
+class _Rejected:
+    """A row that the database rejects, and why."""
+
+    row: UsageRow
+    reason: str
+
+
+class BatchWriter:
+    """Writes batches to the database, and quarantines what it rejects. It belongs to one thread.
+
+    Attributes:
+        committed: how many rows the database took.
+        quarantined: how many damaged lines and rejected rows were quarantined.
+        reachable: whether the database took the last batch.
+    """
+
+    _log = Logger()
+
+    def __init__(self, spool: Spool, store: IUsageStore) -> None:
+        """Set up.
+
+        Args:
+            spool: its directory and name are those of the quarantine.
+            store: where rows go.
+        """
+        self.committed = self.quarantined = 0
+        self.reachable = True
+        self._quarantine_failed = False
+        self._spool = spool
+        self._store = store
+
+    def write(self, batch: Batch) -> list[SpendUpdate] | None:
+        """Write a batch; return the new spend of those who pay, or None where it must be tried again.
+
+        However often a batch is tried, its rows count once and are quarantined once.
+        """
+        rejected: list[_Rejected] = []
+        try:
+            updates = self._write(batch.rows, batch.own, rejected)
+        except DatabaseUnavailable as error:
+            level = self._log.error if self.reachable else self._log.debug
+            level("The database does not take the ledger's rows, they wait in the spool: {reason}", reason=str(error))
+            self.reachable = False
+            return None
+        if not self.reachable:
+            self.reachable = True
+            self._log.info("The database takes the ledger's rows again")
+        # Only now: until the database has all others, the whole batch may be tried again.
+        if (batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected):
+            return None
+        self.committed += len(batch.rows) - len(rejected)
+        return updates
+
+    def _write(self, rows: Sequence[UsageRow], own: bool, rejected: list[_Rejected]) -> list[SpendUpdate]:
+        """Write rows. Those that the database rejects are found by bisection, so that the others are written."""
+        if not rows:
+            return []
+        try:
+            return self._store.write(rows, own)
+        except RowsRejected as error:
+            if len(rows) == 1:
+                return self._write_cleaned(rows[0], own, rejected, str(error))
+        half = len(rows) // 2
+        return self._write(rows[:half], own, rejected) + self._write(rows[half:], own, rejected)
+
+    def _write_cleaned(self, row: UsageRow, own: bool, rejected: list[_Rejected], reason: str) -> list[SpendUpdate]:
+        try:
+            return self._store.write([clean(row)], own)
+        except RowsRejected:
+            rejected.append(_Rejected(row, reason))
+            return []
+
+    def _quarantine(self, damaged: Sequence[bytes], rejected: Sequence[_Rejected]) -> bool:
+        """Quarantine lines and rows; return whether that succeeded."""
+        lines = [*damaged, *(encode_rows([each.row])[:-1] for each in rejected)]
+        try:
+            path = str(quarantine(self._spool.directory, self._spool.name, lines))
+        except OSError as error:
+            level = self._log.debug if self._quarantine_failed else self._log.critical
+            level("The ledger cannot set aside what is damaged or unfit: {reason}", reason=error.strerror)
+            self._quarantine_failed = True
+            return False
+        self._quarantine_failed = False
+        self.quarantined += len(lines)
+        if damaged:
+            self._log.critical(
+                "Lines of the ledger's spool are damaged: {count}, kept in {path}", count=len(damaged), path=path
+            )
+        if rejected:
+            self._log.critical(
+                "Rows of the ledger are refused by the database ({reason}): {count}, kept in {path}",
+                count=len(rejected),
+                reason=rejected[0].reason,
+                path=path,
+            )
+        return True
 
 
 @attrs.frozen
@@ -46,9 +165,9 @@ class Pending:
     """What the database does not have yet.
 
     Attributes:
-        rows: this process's own rows.
-        bytes: of files, those of other processes that this one took over included.
-        seconds: how old the oldest of the own rows is; 0 without any.
+        rows: how many of this process's own rows.
+        bytes: how many bytes of segments, those taken over from other processes included.
+        seconds: the age of the oldest of the own rows; 0 without any.
     """
 
     rows: int
@@ -57,10 +176,10 @@ class Pending:
 
 
 class LedgerWriter:
-    """Moves rows while it runs; `start` and `stop` belong to the reactor's thread.
+    """The threads that move and sync rows. `start` and `stop` belong to the reactor's thread.
 
     Attributes:
-        batch_writer: counts what the database took, and knows whether it is there.
+        batch_writer: counts what the database took, and knows whether it is reachable.
     """
 
     _log = Logger()
@@ -70,22 +189,22 @@ class LedgerWriter:
         reactor: Any,
         spool: Spool,
         store: IUsageStore,
-        on_committed: Callable[[Sequence[Spent]], None],
+        on_committed: Callable[[Sequence[SpendUpdate]], None],
         *,
         retention: float | None = None,
         now: Callable[[], float] = time.time,
         interval: float = INTERVAL,
     ) -> None:
-        """Prepare; nothing runs before `start`.
+        """Set up; `start` starts the threads.
 
         Args:
-            reactor: in whose thread `on_committed` is called.
-            spool: where the rows come from; it must be open by the start.
-            store: where they go.
-            on_committed: is told after each transaction what it changed of the scopes' spending.
-            retention: the age in seconds from which on rows are deleted; None keeps all.
+            reactor: `on_committed` is called in its thread.
+            spool: where rows come from; it must be open when the threads start.
+            store: where rows go.
+            on_committed: is called after each transaction with the new spend of those who pay.
+            retention: the age in seconds at which rows are deleted; None keeps all.
             now: Unix seconds.
-            interval: how long rows are gathered, in seconds.
+            interval: how long rows are collected, in seconds.
         """
         self._reactor = reactor
         self._spool = spool
@@ -95,49 +214,49 @@ class LedgerWriter:
         self._retention = retention
         self._now = now
         self._interval = interval
-        self._abandoned = OrphanRecovery(spool.directory)
+        self._recovery = OrphanRecovery(spool.directory)
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._syncer: threading.Thread | None = None
+        self._sync_thread: threading.Thread | None = None
         self._sync_failed = False
         self._deadline = float("inf")
-        #: a batch that was taken and is not committed
-        self._held: Batch | None = None
-        self._next_look = self._next_deletion = 0.0
+        #: a batch that was taken and is not acknowledged
+        self._batch: Batch | None = None
+        self._next_recovery = self._next_deletion = 0.0
 
-    def take_over(self, seconds: float) -> None:
-        """Move what other runs left, in the calling thread: what was spent by then is known before more is.
+    def recover(self, seconds: float) -> None:
+        """Move the rows that other runs left, in the calling thread, so that their cost is known before more is spent.
 
         Args:
-            seconds: about how long that may take; what is left then is moved once this has started.
+            seconds: about how long that may take; the rest is moved after `start`.
         """
         deadline = time.monotonic() + seconds
-        self._look()
+        self._claim_orphans()
         while time.monotonic() < deadline:
-            self._held = self._held or self._abandoned.take(BATCH_ROWS)
-            if self._held is None or not self._move(self._held):
+            self._batch = self._batch or self._recovery.next_batch(BATCH_ROWS)
+            if self._batch is None or not self._move(self._batch):
                 break
-            self._held = None
-        # the next connection is the thread's
+            self._batch = None
+        # The writer's thread opens a connection of its own.
         self._store.close()
 
     def start(self) -> None:
-        """Begin to move rows, those that are left from before first."""
-        self._spool.call_at(BATCH_ROWS, self._wake.set)
+        """Start to move rows, those that are left from before first."""
+        self._spool.notify_at(BATCH_ROWS, self._wake.set)
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._syncer = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
+        self._sync_thread = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
         self._thread.start()
-        self._syncer.start()
+        self._sync_thread.start()
 
     def pending(self) -> Pending:
         """Return what the database does not have yet."""
         own = self._spool.backlog()
         age = max(self._now() - own.oldest / 1e6, 0.0) if own.oldest is not None else 0.0
-        return Pending(own.rows, own.bytes + self._abandoned.bytes_held, age)
+        return Pending(own.rows, own.bytes + self._recovery.bytes_left, age)
 
     def stop(self) -> Deferred[None]:
-        """Try once to move what is left, within `STOP_SECONDS`, and close the spool; the rest stays in it.
+        """Try once to move the rest, for at most `STOP_SECONDS`, and close the spool, which keeps what is left.
 
         The Deferred fires with None.
         """
@@ -146,26 +265,26 @@ class LedgerWriter:
         self._stopping.set()
         self._wake.set()
         done: Deferred[None] = Deferred()
-        # a thread of its own: joining others would hold the reactor
-        threading.Thread(target=self._finish, args=(done,), name="ledger-stop", daemon=True).start()
+        # In a thread: joining the others would block the reactor.
+        threading.Thread(target=self._join_threads, args=(done,), name="ledger-stop", daemon=True).start()
         return done
 
-    def _finish(self, done: Deferred[None]) -> None:
-        for thread in (self._syncer, self._thread):
+    def _join_threads(self, done: Deferred[None]) -> None:
+        for thread in (self._sync_thread, self._thread):
             if thread is not None:
                 # a little longer than the thread's own deadline, at which it ends by itself if it can
                 thread.join(max(self._deadline - time.monotonic(), 0.0) + 0.2)
-        self._reactor.callFromThread(self._finished, done)
+        self._reactor.callFromThread(self._close_spool, done)
 
-    def _finished(self, done: Deferred[None]) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self._spool.put_back(held)
+    def _close_spool(self, done: Deferred[None]) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._spool.requeue(batch)
         rows = self._spool.backlog().rows
         try:
             self._spool.close()
         except OSError as error:
-            # the directory may have gone; the process ends all the same
+            # The directory may be gone; the process ends all the same.
             self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
         if rows:
             self._log.warn("{rows} rows of the ledger stay in the spool for the next start", rows=rows)
@@ -178,58 +297,60 @@ class LedgerWriter:
         while True:
             is_last = self._stopping.is_set()
             try:
-                is_away = not self._move_all()
+                succeeded = self.move_all()
             except Exception:
-                # whatever it is: the rows are in the spool, and the next turn tries again
+                # Whatever it is: the rows are in the spool, and the next turn tries again.
                 self._log.failure("The ledger's writer failed")
-                is_away = True
+                succeeded = False
             if is_last:
                 break
-            backoff = min(max(2 * backoff, FIRST_BACKOFF), MAX_BACKOFF) if is_away else 0.0
-            if is_away:
+            if not succeeded:
+                backoff = min(max(2 * backoff, FIRST_BACKOFF), MAX_BACKOFF)
                 self._stopping.wait(backoff)
-            elif self._spool.backlog().rows < BATCH_ROWS:
+                continue
+            backoff = 0.0
+            if self._spool.backlog().rows < BATCH_ROWS:
                 self._wake.wait(self._interval)
                 self._wake.clear()
-        self._abandoned.close()
+        self._recovery.close()
         self._store.close()
 
-    def _move_all(self) -> bool:
-        """Move what there is; return whether the database took it."""
-        if self._held is None and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
-            self._look()
-        # Rows that come meanwhile wait for the next turn: transactions of a few rows would never end.
-        goal = self._spool.backlog().rows
+    def move_all(self) -> bool:
+        """Take one turn of the writer's thread: move the rows that are there; return whether the database took them."""
+        if self._batch is None and time.monotonic() >= self._next_recovery:
+            self._next_recovery = time.monotonic() + RECOVERY_SECONDS
+            self._claim_orphans()
+        # Rows that arrive meanwhile wait for the next turn: otherwise small transactions would follow without an end.
+        left = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
-            batch = self._held or (self._spool.take(BATCH_ROWS) if goal > 0 else None)
-            batch = batch or self._abandoned.take(BATCH_ROWS)
+            batch = self._batch or (self._spool.next_batch(BATCH_ROWS) if left > 0 else None)
+            batch = batch or self._recovery.next_batch(BATCH_ROWS)
             if batch is None:
                 return self._delete_old()
-            self._held = batch
+            self._batch = batch
             began = time.monotonic()
             if not self._move(batch):
                 return False
-            self._held = None
-            goal -= len(batch.rows) if batch.own else 0
+            self._batch = None
+            left -= len(batch.rows) if batch.own else 0
             if not self._stopping.is_set():
-                share = PAUSE_SHARE if self._store.has_one_lock else 0.0
+                share = PAUSE_SHARE if self._store.single_writer else 0.0
                 self._stopping.wait(max(PAUSE, share * (time.monotonic() - began)))
         return True
 
-    def _look(self) -> None:
+    def _claim_orphans(self) -> None:
         try:
-            self._abandoned.look()
+            self._recovery.claim()
         except OSError as error:
             self._log.error("The ledger's spool cannot be searched: {reason}", reason=error.strerror)
 
     def _move(self, batch: Batch) -> bool:
-        spent = self.batch_writer.move(batch)
-        if spent is None:
+        updates = self.batch_writer.write(batch)
+        if updates is None:
             return False
-        (self._spool if batch.own else self._abandoned).commit(batch)
-        if spent:
-            self._reactor.callFromThread(self._on_committed, spent)
+        (self._spool if batch.own else self._recovery).acknowledge(batch)
+        if updates:
+            self._reactor.callFromThread(self._on_committed, updates)
         return True
 
     def _delete_old(self) -> bool:
@@ -237,9 +358,9 @@ class LedgerWriter:
             return True
         try:
             deleted = self._store.delete_before(int((self._now() - self._retention) * 1e6), DELETED_ROWS)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             return False
-        # More of them are likely where it was full; they go on while nothing else is to do.
+        # After a full transaction there are probably more: they go in the next turn.
         self._next_deletion = time.monotonic() + (0.0 if deleted == DELETED_ROWS else RETENTION_SECONDS)
         return True
 

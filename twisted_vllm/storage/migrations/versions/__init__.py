@@ -1,1 +1,1 @@
-"""One file per step. A step that was released is never changed: the next one mends it."""
+"""One file per migration. A released one is never changed; a later one corrects it."""

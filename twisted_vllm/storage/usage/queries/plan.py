@@ -1,7 +1,7 @@
-"""What a report is asked, and which table answers it: plain values, decided without a database.
+"""What a report asks, and which tables answer it: plain values, decided without a database.
 
-Sums by day and month are kept of one dimension at a time with the model, and of key, user, team and model together.
-Whatever else is asked is added up from the rows, as far back as they are kept.
+Sums by day and month are kept of the model with one other dimension, and of key, user, team and model together.
+Everything else is added up from the rows, as far back as they are kept.
 """
 
 from __future__ import annotations
@@ -11,38 +11,37 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from twisted_vllm.storage.usage.batch import DAY_US as DAY_US
-from twisted_vllm.storage.usage.tables import ALL, DAY, END_USER, KEY, MONTH, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import ALL, DAY, DAY_US, END_USER, KEY, MONTH, TAG, TEAM, USER
 
 HOUR = "hour"
 HOUR_US = DAY_US // 24
 MODEL, ROUTE, SERVER = "model", "route", "server"
 
-#: what a report may be grouped by, in the order in which its columns stand
+#: what a report may be grouped by, in the order of its columns
 DIMENSIONS = (KEY, USER, TEAM, END_USER, TAG, MODEL, ROUTE, SERVER)
 
-#: the tables that answer
+#: the values of `Plan.source`
 TOTALS, DAILY, ROWS = "totals", "daily", "rows"
 
-_TOGETHER = frozenset({KEY, USER, TEAM})
-_ONE_AT_A_TIME = frozenset({USER, TEAM, END_USER, TAG})
+_COMBINED = frozenset({KEY, USER, TEAM})
+_SINGLE = frozenset({USER, TEAM, END_USER, TAG})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Unanswerable(ValueError):
-    """Nothing that is kept answers this; the message says what can be asked."""
+    """Nothing that is kept answers the query. The message says what can be asked."""
 
 
 @attrs.frozen
-class Asked:
-    """What a report is asked.
+class UsageQuery:
+    """What a report asks.
 
     Attributes:
         group_by: some of `DIMENSIONS`, in their order.
         interval: ``hour``, ``day`` or ``month``.
-        start: the first moment that counts, in microseconds since 1970.
-        end: the first one that does not count any more.
-        equals: dimensions and the value that each must have; a key's is its lasting id.
+        start: where the time begins, in microseconds since 1970.
+        end: where it ends; the end itself does not count.
+        equals: values that dimensions must have; for a key its lasting id.
     """
 
     group_by: tuple[str, ...]
@@ -54,13 +53,13 @@ class Asked:
 
 @attrs.frozen
 class Segment:
-    """A stretch of time that one table answers.
+    """A part of the time, answered by one table.
 
     Attributes:
         low: where it begins, in microseconds since 1970.
         high: where it ends.
-        period: of the sums of one dimension: ``day`` or ``month``.
-        label: where the one interval began that all of it belongs to; None if it has several.
+        period: of the sums: ``day`` or ``month``.
+        label: the start of the interval that contains the segment; None for a segment of several intervals.
     """
 
     low: int
@@ -74,48 +73,48 @@ class Plan:
     """How a report is answered.
 
     Attributes:
-        asked: what was asked.
+        query: what it asks.
         source: ``totals``, ``daily`` or ``rows``.
-        dimension: of ``totals``: which of them.
+        dimension: which of the dimensions of ``totals``.
         segments: in the order of time.
     """
 
-    asked: Asked
+    query: UsageQuery
     source: str
     dimension: str
     segments: tuple[Segment, ...]
 
 
-def plan(asked: Asked) -> Plan:
+def plan(query: UsageQuery) -> Plan:
     """Return how a report is answered.
 
     Raises:
-        Unanswerable: by nothing that is kept.
+        Unanswerable: nothing that is kept answers it.
     """
-    dimensions = {name for name in (*asked.group_by, *asked.equals) if name != MODEL}
-    whole_days = asked.start % DAY_US == 0 and asked.end % DAY_US == 0
-    if asked.interval != HOUR and whole_days:
-        if len(dimensions) <= 1 and dimensions <= _ONE_AT_A_TIME:
-            return Plan(asked, TOTALS, next(iter(dimensions), ALL), _segments(asked))
-        if dimensions <= _TOGETHER:
-            return Plan(asked, DAILY, "", _segments(asked))
-    if asked.interval == MONTH:
+    dimensions = {name for name in (*query.group_by, *query.equals) if name != MODEL}
+    whole_days = query.start % DAY_US == 0 and query.end % DAY_US == 0
+    if query.interval != HOUR and whole_days:
+        if len(dimensions) <= 1 and dimensions <= _SINGLE:
+            return Plan(query, TOTALS, next(iter(dimensions), ALL), _segments(query))
+        if dimensions <= _COMBINED:
+            return Plan(query, DAILY, "", _segments(query))
+    if query.interval == MONTH:
         raise Unanswerable(
             "Months are kept of whole days, of `model` with one of key, user, team, end_user and tag, or with key, "
             "user and team together. Ask for `interval=day` or `interval=hour`, which are added up from the rows."
         )
-    return Plan(asked, ROWS, "", (Segment(asked.start, asked.end),))
+    return Plan(query, ROWS, "", (Segment(query.start, query.end),))
 
 
 def month_start(moment: int, months: int = 0) -> int:
-    """Return when the month of a moment began, or one so many months later; all in microseconds since 1970."""
+    """Return the start of a moment's month, or of one `months` later; in microseconds since 1970."""
     found = moment_of(moment)
     year, month = divmod(found.year * 12 + found.month - 1 + months, 12)
     return microseconds(datetime(year, month + 1, 1, tzinfo=UTC))
 
 
 def moment_of(number: int) -> datetime:
-    """Return a moment that is given in microseconds since 1970."""
+    """Return the moment that is so many microseconds after 1970 began."""
     return _EPOCH + timedelta(microseconds=number)
 
 
@@ -124,17 +123,17 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def _segments(asked: Asked) -> tuple[Segment, ...]:
-    """Return the segments of sums; whole months are read as such."""
-    if asked.interval == DAY:
-        return (Segment(asked.start, asked.end),)
+def _segments(query: UsageQuery) -> tuple[Segment, ...]:
+    """Return the segments of a report on sums. Whole months are read from the sums by month."""
+    if query.interval == DAY:
+        return (Segment(query.start, query.end),)
     found = []
-    low = asked.start
-    while low < asked.end:
+    low = query.start
+    while low < query.end:
         begin, following = month_start(low), month_start(low, 1)
-        high = min(following, asked.end)
+        high = min(following, query.end)
         if low == begin and high == following:
-            last = month_start(asked.end)
+            last = month_start(query.end)
             found.append(Segment(low, last, period=MONTH))
             high = last
         else:

@@ -1,0 +1,33 @@
+"""A database in memory that answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, StaticPool, create_engine
+from twisted.internet.defer import Deferred, execute
+from zope.interface import implementer
+
+from twisted_vllm.storage.interfaces import IDatabase
+from twisted_vllm.storage.usage.tables import metadata
+
+T = TypeVar("T")
+
+
+@implementer(IDatabase)
+class MemoryDatabase:
+    """An :class:`IDatabase` on SQLite in memory, without threads: its Deferreds have already fired."""
+
+    def __init__(self) -> None:
+        self._engine = create_engine("sqlite+pysqlite://", poolclass=StaticPool)
+        metadata.create_all(self._engine)
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+        """Do work in one transaction."""
+        return execute(self.run_now, work)
+
+    def run_now(self, work: Callable[[Connection], T]) -> T:
+        """Do work in one transaction, and return its result."""
+        with self._engine.begin() as connection:
+            return work(connection)

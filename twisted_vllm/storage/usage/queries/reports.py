@@ -1,0 +1,355 @@
+"""Reads sums of usage, a page at a time.
+
+Each page is one short transaction, so that no report blocks the database, however long it is and however slowly its
+client reads. A page continues after the last group of the one before, which new rows do not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+
+import attrs
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    Select,
+    String,
+    Table,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+    type_coerce,
+)
+
+from twisted_vllm.storage.tables import keys, spend, users
+from twisted_vllm.storage.usage.queries.plan import (
+    DAILY,
+    HOUR,
+    HOUR_US,
+    MODEL,
+    ROWS,
+    TOTALS,
+    Plan,
+    Segment,
+    UsageQuery,
+    moment_of,
+    month_start,
+    plan,
+)
+from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions
+from twisted_vllm.storage.usage.tables import (
+    DAY_US,
+    KEY,
+    MONTH,
+    SUMS,
+    TAG,
+    TEAM,
+    USER,
+    usage,
+    usage_daily,
+    usage_monthly,
+    usage_totals,
+)
+
+#: groups on one page
+PAGE = 5_000
+
+#: rows that one page should add up, where a report is made from rows
+_PAGE_ROWS = 50_000
+_MAX_WIDTH = 64 * DAY_US
+_EPOCH = date(1970, 1, 1).toordinal()
+
+_COMBINED = {KEY: "key_id", USER: "user_id", TEAM: "team_id", MODEL: "model"}
+
+
+class Group(NamedTuple):
+    """What one group used in one interval.
+
+    Attributes:
+        start: when the interval began, in UTC and ISO 8601: a date, or a moment where intervals are hours.
+        values: of the dimensions that the report is grouped by, in their order; ``""`` is none.
+        sums: in the order of `SUMS`; money is in picodollars.
+    """
+
+    start: str
+    values: tuple[str, ...]
+    sums: tuple[int, ...]
+
+
+@attrs.frozen
+class Cursor:
+    """Where a report continues.
+
+    Attributes:
+        segment: the number of the plan's segment.
+        low: where in the segment, in microseconds since 1970; None for its beginning.
+        width: how much time is read at once, in microseconds.
+        after: the last group that was read: its interval, if the segment has several, and its values.
+    """
+
+    segment: int = 0
+    low: int | None = None
+    width: int = HOUR_US
+    after: tuple[Any, ...] | None = None
+
+
+@attrs.frozen
+class ReportPage:
+    """Some groups in order, and where the report continues; None at its end."""
+
+    groups: list[Group]
+    cursor: Cursor | None
+
+
+def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int = PAGE) -> ReportPage:
+    """Return the next groups of a report, sorted by interval and values. A page before the end may be empty.
+
+    Args:
+        connection: of a transaction that reads.
+        planned: the report.
+        cursor: where it continues.
+        limit: how many groups to return at most.
+    """
+    if cursor.segment >= len(planned.segments):
+        return ReportPage([], None)
+    segment = planned.segments[cursor.segment]
+    low = segment.low if cursor.low is None else cursor.low
+    high = segment.high
+    has_intervals = segment.label is None
+    if has_intervals and planned.source != TOTALS:
+        # These tables are not in the report's order, so each page is sorted: read a slice of the time at once.
+        high = min(high, _end_of_slice(planned, segment, low, cursor.width))
+    rows = connection.execute(_page_statement(planned, segment, low, high, cursor.after, limit)).all()
+    first, count = int(has_intervals), int(has_intervals) + len(planned.query.group_by)
+    name = _interval_namer(planned, segment)
+    # Sums without GROUP BY give a row even of nothing.
+    groups = [Group(name(row[0]), row[first:count], row[count:]) for row in rows if row[count]]
+    if len(rows) == limit:
+        last = rows[-1][:count]
+        # The next page begins in the interval of the last group.
+        low = _start_of(last[0]) if has_intervals else low
+        return ReportPage(groups, attrs.evolve(cursor, low=low, after=last))
+    if high < segment.high:
+        return ReportPage(groups, Cursor(cursor.segment, high, _next_width(planned, groups, cursor.width)))
+    following = cursor.segment + 1
+    return ReportPage(groups, Cursor(following) if following < len(planned.segments) else None)
+
+
+def read_all(connection: Connection, query: UsageQuery) -> Iterator[Group]:
+    """Return all groups of a report that is known to be small.
+
+    Raises:
+        Unanswerable: nothing that is kept answers it.
+    """
+    planned = plan(query)
+    cursor: Cursor | None = Cursor()
+    while cursor is not None:
+        page = read_page(connection, planned, cursor)
+        yield from page.groups
+        cursor = page.cursor
+
+
+def page_of_days(
+    connection: Connection, equals: Mapping[str, str], start: int, end: int, skip: int, limit: int
+) -> tuple[Sequence[Row[Any]], int]:
+    """Return a page of the sums of each day, key and model, newest first, and their number over all pages.
+
+    Args:
+        connection: of a transaction that reads.
+        equals: values that ``key``, ``user`` and ``model`` must have.
+        start: the start of the first day, in microseconds since 1970.
+        end: the end of the last day.
+        skip: how many to leave out.
+        limit: how many to return at most.
+
+    Returns:
+        Rows of the day, the key's lasting id, the model and `SUMS`.
+    """
+    table = usage_daily.c
+    groups = (table.day, table.key_id, table.model)
+    conditions = [table.day >= _date_of(start), table.day < _date_of(end)]
+    conditions += [table[_COMBINED[name]] == value for name, value in equals.items()]
+    counted = select(*groups).where(*conditions).group_by(*groups).subquery()
+    total = connection.execute(select(func.count()).select_from(counted)).scalar_one()
+    found = select(*groups, *_added(table)).where(*conditions).group_by(*groups)
+    found = found.order_by(*(column.desc() for column in groups)).offset(skip).limit(limit)
+    return connection.execute(found).all(), total
+
+
+def first_row(connection: Connection) -> int | None:
+    """Return when the request of the oldest row began, in microseconds since 1970."""
+    found: int | None = connection.execute(select(func.min(usage.c.time))).scalar()
+    return found
+
+
+def keys_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
+    """Return tokens of keys, those that spent most in their budgets' periods first."""
+    return _by_spend(connection, keys, "token", "key_id", KEY, skip, limit)
+
+
+def users_by_spend(connection: Connection, skip: int, limit: int) -> list[str]:
+    """Return ids of users, those that spent most in their budgets' periods first."""
+    return _by_spend(connection, users, "user_id", "user_id", USER, skip, limit)
+
+
+def _by_spend(
+    connection: Connection, table: Table, identity: str, spender: str, kind: str, skip: int, limit: int
+) -> list[str]:
+    of_spender = and_(spend.c.kind == kind, spend.c.id == table.c[spender])
+    found = select(table.c[identity]).join_from(table, spend, of_spender, isouter=True)
+    found = found.order_by(func.coalesce(spend.c.spend, 0).desc(), table.c[identity]).offset(skip).limit(limit)
+    return list(connection.execute(found).scalars())
+
+
+# intervals
+
+
+def _end_of_slice(planned: Plan, segment: Segment, low: int, width: int) -> int:
+    """Return where a slice of a segment ends. No interval is divided."""
+    if segment.period == MONTH:
+        return month_start(low, 1)
+    unit = HOUR_US if planned.query.interval == HOUR else DAY_US
+    return (low + max(width, unit)) // unit * unit
+
+
+def _next_width(planned: Plan, groups: Sequence[Group], width: int) -> int:
+    """Return how much time the next page reads, by what this one had to read."""
+    rows = sum(group.sums[0] for group in groups) if planned.source == ROWS else len(groups) * 10
+    if rows < _PAGE_ROWS // 2:
+        width *= 2
+    elif rows > _PAGE_ROWS * 2:
+        width //= 2
+    return min(max(width, HOUR_US), _MAX_WIDTH)
+
+
+def _start_of(interval: Any) -> int:
+    """Return when an interval began, from the value that the database gives."""
+    if isinstance(interval, int):
+        return interval
+    return (date.fromisoformat(str(interval)).toordinal() - _EPOCH) * DAY_US
+
+
+def _interval_namer(planned: Plan, segment: Segment) -> Callable[[Any], str]:
+    """Return a function that names an interval from the value that the database gives."""
+    if segment.label is not None:
+        label = _date_of(segment.label).isoformat()
+        return lambda _: label
+    if planned.source != ROWS:
+        return str
+    if planned.query.interval == HOUR:
+        return lambda found: moment_of(found).strftime("%Y-%m-%dT%H:00:00Z")
+    return lambda found: _date_of(found).isoformat()
+
+
+def _date_of(moment: int) -> date:
+    """Return the day of a moment in microseconds since 1970."""
+    return moment_of(moment).date()
+
+
+# statements
+
+
+def _page_statement(
+    planned: Plan, segment: Segment, low: int, high: int, after: tuple[Any, ...] | None, limit: int
+) -> Select[Any]:
+    """Return the statement for a page."""
+    build = {TOTALS: _from_totals, DAILY: _from_combined, ROWS: _from_rows}[planned.source]
+    interval, columns, sums, conditions = build(planned, segment, low, high)
+    if is_stored := _is_stored(planned, segment):
+        table = usage_totals if planned.source == TOTALS else _combined_table(segment)[0]
+        sums = [table.c[name] for name in SUMS]
+    names: list[ColumnElement[Any]] = [columns[name] for name in planned.query.group_by]
+    if segment.label is None:
+        names.insert(0, interval)
+    found = select(*(_as_stored(name) for name in names), *sums).where(*conditions)
+    if planned.source == ROWS:
+        found = joined(found.select_from(usage), planned.query.group_by)
+    if after is not None and names:
+        found = found.where(tuple_(*names) > tuple_(*_literals(names, after)))
+    if names and not is_stored:
+        found = found.group_by(*names)
+    return found.order_by(*names).limit(limit)
+
+
+def _is_stored(planned: Plan, segment: Segment) -> bool:
+    """Return whether each row of the table of sums is a group of the report, so that nothing need be added."""
+    if planned.source == ROWS or segment.label is not None:
+        return False
+    named = {*planned.query.group_by, *planned.query.equals}
+    return MODEL in named and (planned.source == TOTALS or named >= set(_COMBINED))
+
+
+def _as_stored(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column whose dates are read as text where SQLite stores them as text."""
+    return type_coerce(column, String) if column.type.python_type is date else column
+
+
+def _literals(names: list[ColumnElement[Any]], after: tuple[Any, ...]) -> Iterator[ColumnElement[Any]]:
+    for name, value in zip(names, after, strict=True):
+        is_date = name.type.python_type is date
+        yield literal(date.fromisoformat(str(value)) if is_date else value, name.type)
+
+
+#: the interval's column, the dimensions' columns, the sums and the conditions of a statement
+_Parts = tuple[ColumnElement[Any], Mapping[str, Any], list[ColumnElement[Any]], list[ColumnElement[bool]]]
+
+
+def _added(columns: Any) -> list[ColumnElement[Any]]:
+    # PostgreSQL's sum of bigints is numeric.
+    return [cast(func.sum(columns[name]), BigInteger) for name in SUMS]
+
+
+def _from_totals(planned: Plan, segment: Segment, low: int, high: int) -> _Parts:
+    table = usage_totals.c
+    conditions = [
+        table.dimension == planned.dimension,
+        table.period == segment.period,
+        table.start >= _date_of(low),
+        table.start < _date_of(high),
+    ]
+    columns = {MODEL: table.model, planned.dimension: table.value}
+    conditions += [columns[name] == value for name, value in planned.query.equals.items()]
+    return table.start, columns, _added(table), conditions
+
+
+def _combined_table(segment: Segment) -> tuple[Table, Column[date]]:
+    """Return the table of combined sums by day or by month, and its column of dates."""
+    return (usage_monthly, usage_monthly.c.month) if segment.period == MONTH else (usage_daily, usage_daily.c.day)
+
+
+def _from_combined(planned: Plan, segment: Segment, low: int, high: int) -> _Parts:
+    table, start = _combined_table(segment)
+    columns = {name: table.c[column] for name, column in _COMBINED.items()}
+    conditions = [start >= _date_of(low), start < _date_of(high)]
+    conditions += [columns[name] == value for name, value in planned.query.equals.items()]
+    return start, columns, _added(table.c), conditions
+
+
+def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
+    query = planned.query
+    unit = HOUR_US if query.interval == HOUR else DAY_US
+    interval = usage.c.time - usage.c.time % literal_column(str(unit), BigInteger)
+    successful = func.sum(case((and_(usage.c.outcome == "completed", usage.c.status < 400), 1), else_=0))
+    counted = func.count()
+    sums: list[ColumnElement[Any]] = [
+        counted,
+        cast(successful, Integer),
+        cast(counted - successful, Integer),
+        *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
+    ]
+    conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
+    if TAG in query.equals and TAG in query.group_by:
+        # A request may have several tags: show only the wanted one.
+        conditions.append(COLUMNS[TAG] == query.equals[TAG])
+    return interval, COLUMNS, sums, conditions + row_conditions(query.equals)

@@ -1,0 +1,355 @@
+"""Reads the ledger's rows in pages, newest first, and the keys that they name.
+
+A filter may leave millions of rows, or three of last year; in neither case are all of them read or sorted. A key, a
+user or a team has one payer or thousands, and an index holds each payer's rows in the order of time. One look-up per
+payer finds the newest row of all. From there, rows are read in windows of time that grow; a further look-up skips the
+empty time between two windows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import attrs
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Text,
+    and_,
+    func,
+    literal_column,
+    not_,
+    select,
+)
+
+from twisted_vllm.storage.repository import in_chunks
+from twisted_vllm.storage.tables import former_keys, keys
+from twisted_vllm.storage.usage.queries.plan import MODEL, ROUTE, SERVER, microseconds
+from twisted_vllm.storage.usage.tables import (
+    ALL,
+    DAY,
+    END_USER,
+    KEY,
+    TAG,
+    TEAM,
+    USER,
+    RowKey,
+    has_row_key,
+    usage,
+    usage_payer_tags,
+    usage_payers,
+    usage_targets,
+    usage_totals,
+)
+
+#: rows beyond these are not counted, and no page begins after them
+MOST_COUNTED = 100_000
+
+#: the first window, in microseconds, and how many times wider each next one is
+_WINDOW, _GROWTH = 60_000_000, 8
+
+_DAY = timedelta(days=1)
+_ROW_ID = re.compile("[0-9a-f]{32}")
+
+# Not a parameter: PostgreSQL could not tell that the selected expression is the one in GROUP BY.
+_EMPTY = literal_column("''", Text)
+
+#: what rows are grouped by
+COLUMNS: Mapping[str, ColumnElement[Any]] = {
+    KEY: usage_payers.c.key_id,
+    USER: func.coalesce(usage_payers.c.user_id, _EMPTY),
+    TEAM: func.coalesce(usage_payers.c.team_id, _EMPTY),
+    END_USER: func.coalesce(usage.c.end_user, _EMPTY),
+    TAG: usage_payer_tags.c.tag,
+    MODEL: usage_targets.c.model,
+    ROUTE: usage_targets.c.route,
+    SERVER: usage_targets.c.server,
+}
+_PAYER_COLUMNS = {KEY: usage_payers.c.key_id, USER: usage_payers.c.user_id, TEAM: usage_payers.c.team_id}
+_TARGET_COLUMNS = {name: usage_targets.c[name] for name in (MODEL, ROUTE, SERVER)}
+
+
+@attrs.frozen
+class RowFilter:
+    """Which rows are wanted.
+
+    Attributes:
+        start: where the time begins, in microseconds since 1970; None without a beginning.
+        end: where it ends; the end itself does not count. None without an end.
+        equals: values that dimensions must have; for a key its lasting id.
+        request_id: the request's.
+        successful: whether the client got a whole answer that is no error; None for either.
+    """
+
+    start: int | None = None
+    end: int | None = None
+    equals: Mapping[str, str] = attrs.field(factory=dict)
+    request_id: str | None = None
+    successful: bool | None = None
+
+
+@attrs.frozen
+class KeyLabel:
+    """How a report names a key.
+
+    Attributes:
+        token: its SHA-256.
+        key_name: ``sk-...`` and its last four characters.
+        key_alias: the name that an administrator gave it.
+        user_id: whose it is.
+        team_id: which team's.
+    """
+
+    token: str
+    key_name: str
+    key_alias: str | None
+    user_id: str | None
+    team_id: str | None
+
+
+@attrs.frozen
+class _TimeRange:
+    """From `start` on and before `end`, in microseconds since 1970. None is open."""
+
+    start: int | None
+    end: int | None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions for rows that began in the range."""
+        found: list[ColumnElement[bool]] = []
+        if self.start is not None:
+            found.append(usage.c.time >= self.start)
+        if self.end is not None:
+            found.append(usage.c.time < self.end)
+        return found
+
+
+def page_of_rows(connection: Connection, wanted: RowFilter, skip: int, limit: int) -> Sequence[Row[Any]]:
+    """Return rows with their payers and targets, newest first.
+
+    The `request_id` of a row that has none of the client's is its `id`.
+    """
+    within = _time_range(connection, wanted)
+    if within is None:
+        return []
+    conditions = _conditions(wanted)
+    if wanted.request_id is None:
+        found = _newest_rows(connection, _payers(wanted.equals), conditions, within, skip, limit)
+    else:
+        both = [
+            _newest_rows(connection, None, [*conditions, each], within, 0, skip + limit)
+            for each in _has_request_id(wanted.request_id)
+        ]
+        found = sorted((key for keys in both for key in keys), reverse=True)[skip : skip + limit]
+    return rows_of(connection, found)
+
+
+def count_rows(connection: Connection, wanted: RowFilter) -> int:
+    """Return the number of rows; `MOST_COUNTED` + 1 for more than `MOST_COUNTED`."""
+    within = _time_range(connection, wanted)
+    if within is None:
+        return 0
+    conditions = [*_conditions(wanted), *within.conditions()]
+    searches = [()] if wanted.request_id is None else [(each,) for each in _has_request_id(wanted.request_id)]
+    counted = 0
+    for each in searches:
+        found = select(usage.c.id).where(*conditions, *each).limit(MOST_COUNTED + 1).subquery()
+        counted += connection.execute(select(func.count()).select_from(found)).scalar_one()
+    return min(counted, MOST_COUNTED + 1)
+
+
+def rows_of(connection: Connection, keys: Sequence[RowKey]) -> list[Row[Any]]:
+    """Return the rows with these keys that are there, with their payers and targets, in the order of the keys."""
+    own = [column for column in usage.columns if column.name not in ("payer", "target", "request_id")]
+    others = [column for table in (usage_payers, usage_targets) for column in table.columns if column.name != "id"]
+    request_id = func.coalesce(usage.c.request_id, usage.c.id).label("request_id")
+    statement = joined(select(request_id, *own, *others), (KEY, MODEL))
+    found: dict[RowKey, Row[Any]] = {}
+    for chunk in in_chunks(keys):
+        for row in connection.execute(statement.where(*has_row_key(chunk))):
+            found[row.time, row.id] = row
+    # On PostgreSQL, another process may have deleted one meanwhile.
+    return [found[key] for key in keys if key in found]
+
+
+# keys that rows name
+
+
+def key_id_of(connection: Connection, token: str) -> str | None:
+    """Return the lasting id of the key with this hash, also where the hash is from before a regeneration."""
+    for table in (keys, former_keys):
+        found: str | None = connection.execute(select(table.c.key_id).where(table.c.token == token)).scalar()
+        if found is not None:
+            return found
+    return None
+
+
+def key_labels(connection: Connection, key_ids: Sequence[str]) -> dict[str, KeyLabel]:
+    """Return how to name the keys with these ids; nothing for those that were deleted."""
+    columns = (keys.c.key_id, keys.c.token, keys.c.key_name, keys.c.key_alias, keys.c.user_id, keys.c.team_id)
+    found = {}
+    for chunk in in_chunks(key_ids):
+        for key_id, *values in connection.execute(select(*columns).where(keys.c.key_id.in_(chunk))):
+            found[key_id] = KeyLabel(*values)
+    return found
+
+
+# conditions, which the reports on rows share
+
+
+def row_conditions(equals: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """Return the conditions for rows whose dimensions have certain values."""
+    found: list[ColumnElement[bool]] = []
+    payers = _payers(equals)
+    if payers is not None:
+        found.append(usage.c.payer.in_(payers))
+    if END_USER in equals:
+        found.append(usage.c.end_user == equals[END_USER])
+    of_target = [_TARGET_COLUMNS[name] == value for name, value in equals.items() if name in _TARGET_COLUMNS]
+    if of_target:
+        found.append(usage.c.target.in_(select(usage_targets.c.id).where(*of_target)))
+    return found
+
+
+def joined(statement: Select[Any], dimensions: Collection[str]) -> Select[Any]:
+    """Join rows with the tables that hold these dimensions."""
+    if not {KEY, USER, TEAM}.isdisjoint(dimensions):
+        statement = statement.join(usage_payers, usage_payers.c.id == usage.c.payer)
+    if TAG in dimensions:
+        statement = statement.join(usage_payer_tags, usage_payer_tags.c.payer == usage.c.payer)
+    if not _TARGET_COLUMNS.keys().isdisjoint(dimensions):
+        statement = statement.join(usage_targets, usage_targets.c.id == usage.c.target)
+    return statement
+
+
+def _payers(equals: Mapping[str, str]) -> Select[Any] | None:
+    """Return the statement for the ids of the payers that match; None where all do."""
+    conditions = [_PAYER_COLUMNS[name] == value for name, value in equals.items() if name in _PAYER_COLUMNS]
+    if TAG in equals:
+        tagged = select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG])
+        conditions.append(usage_payers.c.id.in_(tagged))
+    return select(usage_payers.c.id).where(*conditions) if conditions else None
+
+
+def _conditions(wanted: RowFilter) -> list[ColumnElement[bool]]:
+    found = row_conditions(wanted.equals)
+    if wanted.successful is not None:
+        success = and_(usage.c.outcome == "completed", usage.c.status < 400)
+        found.append(success if wanted.successful else not_(success))
+    return found
+
+
+def _has_request_id(request_id: str) -> list[ColumnElement[bool]]:
+    """Return the two conditions for a request's rows. They are searched one by one, as each has its own index."""
+    found: list[ColumnElement[bool]] = [usage.c.request_id == request_id]
+    if _ROW_ID.fullmatch(request_id):
+        # An id of the gateway's begins with the second of the row's time, which may have been rounded up.
+        second = int(request_id[:8], 16) * 1_000_000
+        found.append(
+            and_(
+                usage.c.time >= second,
+                usage.c.time <= second + 1_000_000,
+                usage.c.id == request_id,
+                usage.c.request_id.is_(None),
+            )
+        )
+    return found
+
+
+def _time_range(connection: Connection, wanted: RowFilter) -> _TimeRange | None:
+    """Return the time in which to search; None where the sums say that there are no rows."""
+    if MODEL not in wanted.equals:
+        return _TimeRange(wanted.start, wanted.end)
+    # Models have no index: their rows are searched between the first and the last day with any.
+    days = _days_with(connection, wanted.equals[MODEL])
+    if days is None:
+        return None
+    return _TimeRange(max(wanted.start or 0, days[0]), days[1] if wanted.end is None else min(wanted.end, days[1]))
+
+
+def _days_with(connection: Connection, model: str) -> tuple[int, int] | None:
+    """Return the start of the first day on which a model was used, and the end of the last."""
+    table = usage_totals.c
+    of_model = (table.dimension == ALL, table.period == DAY, table.value == "", table.model == model)
+    first, last = connection.execute(select(func.min(table.start), func.max(table.start)).where(*of_model)).one()
+    return None if first is None else (_midnight(first), _midnight(last + _DAY))
+
+
+def _midnight(day: date) -> int:
+    return microseconds(datetime.combine(day, time(), UTC))
+
+
+# the newest rows
+
+
+def _newest_rows(
+    connection: Connection,
+    payers: Select[Any] | None,
+    conditions: Sequence[ColumnElement[bool]],
+    within: _TimeRange,
+    skip: int,
+    limit: int,
+) -> list[RowKey]:
+    """Return the keys of rows, newest first.
+
+    Args:
+        connection: of a transaction that reads.
+        payers: the ids of the payers whose rows are wanted; None for all.
+        conditions: for the rows, `payers` included.
+        within: when they began.
+        skip: how many to leave out.
+        limit: how many to return at most.
+    """
+    if payers is None:
+        return _row_keys(connection, conditions, within, skip, limit, by_time=True)
+    found: list[RowKey] = []
+    end, width = within.end, _WINDOW
+    while len(found) < limit:
+        newest = _newest_time(connection, payers, _TimeRange(within.start, end))
+        if newest is None:
+            break
+        start = max(newest + 1 - width, within.start or 0)
+        window = _TimeRange(start, newest + 1)
+        in_window = _row_keys(connection, conditions, window, skip, limit - len(found), by_time=False)
+        if in_window:
+            skip = 0
+        elif skip:
+            skip -= _count(connection, conditions, window)
+        found += in_window
+        end, width = start, width * _GROWTH
+    return found
+
+
+def _newest_time(connection: Connection, payers: Select[Any], within: _TimeRange) -> int | None:
+    """Return when the newest row of some payers began."""
+    ids = payers.subquery()
+    of_one = select(func.max(usage.c.time)).where(usage.c.payer == ids.c.id, *within.conditions())
+    found: int | None = connection.execute(select(func.max(of_one.scalar_subquery())).select_from(ids)).scalar()
+    return found
+
+
+def _row_keys(
+    connection: Connection,
+    conditions: Sequence[ColumnElement[bool]],
+    within: _TimeRange,
+    skip: int,
+    limit: int,
+    *,
+    by_time: bool,
+) -> list[RowKey]:
+    # Adding 0 keeps SQLite, which has no statistics, from scanning the whole range in the order of time.
+    time = usage.c.time if by_time else usage.c.time + literal_column("0", BigInteger)
+    statement = select(usage.c.time, usage.c.id).where(*conditions, *within.conditions())
+    statement = statement.order_by(time.desc(), usage.c.id.desc()).offset(skip).limit(limit)
+    return [(row.time, row.id) for row in connection.execute(statement)]
+
+
+def _count(connection: Connection, conditions: Sequence[ColumnElement[bool]], within: _TimeRange) -> int:
+    statement = select(func.count()).select_from(usage).where(*conditions, *within.conditions())
+    return connection.execute(statement).scalar_one()

@@ -1,0 +1,146 @@
+r"""The format of the spool's files: a header line with the version, then lines ``CHECKSUM JSON\n``.
+
+A line holds the rows of one write as a JSON array. Its checksum (CRC-32 of the JSON, 8 hex digits) reveals a line that
+was cut or changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import attrs
+import msgspec
+
+from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
+
+#: of the format. Fields with defaults may be added at the end of `UsageRow` without a new version.
+VERSION = 1
+#: rows in one line, at most
+LINE_ROWS = 256
+#: bytes that are read at once
+READ_BYTES = 1 << 20
+_HEADER = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[UsageRow]).decode
+
+
+class NewerFormat(Exception):
+    """The file has a format that only a later version knows."""
+
+
+@attrs.frozen
+class Lines:
+    """A part of a file.
+
+    Attributes:
+        rows: the rows of its lines.
+        damaged: the lines that cannot be decoded.
+        end: where it ends in the file, in bytes.
+    """
+
+    rows: Sequence[UsageRow]
+    damaged: Sequence[bytes]
+    end: int
+
+
+def header_line() -> bytes:
+    """Return the first line of a file."""
+    return b"vllm-passthrough-spool %d\n" % VERSION
+
+
+def encode_rows(rows: Sequence[UsageRow]) -> bytes:
+    """Return rows as lines."""
+    if len(rows) > LINE_ROWS:
+        return b"".join([encode_rows(rows[at : at + LINE_ROWS]) for at in range(0, len(rows), LINE_ROWS)])
+    try:
+        text = _encode(rows)
+    except UnicodeEncodeError:
+        # half of a surrogate pair, from a client's JSON
+        text = _encode([clean(row) for row in rows])
+    # To search for a single byte first is faster.
+    if b"\\" in text and b"\\u0000" in text:
+        text = _encode([clean(row) for row in rows])
+    return encode_line(text)
+
+
+def encode_line(text: bytes) -> bytes:
+    """Return JSON as a line."""
+    return b"%08x %b\n" % (crc32(text), text)
+
+
+def decode_line(line: bytes) -> Sequence[UsageRow] | None:
+    """Return the rows of a line without its newline; None for a damaged line."""
+    try:
+        if line[8:9] != b" " or int(line[:8], 16) != crc32(line[9:]):
+            return None
+        rows = _decode(line[9:])
+        # Payers and targets are not decoded with the rows.
+        for payer in {bytes(row.payer) for row in rows}:
+            payer_of(payer)
+        for target in {bytes(row.target) for row in rows}:
+            target_of(target)
+        return rows
+    except ValueError:
+        return None
+
+
+def clean(row: UsageRow) -> UsageRow:
+    """Return a row that every database takes, as `clean_struct` does with its payer and target."""
+    payer, target = refer(clean_struct(payer_of(row.payer))), refer(clean_struct(target_of(row.target)))
+    return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
+
+
+def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
+    """Read a part of a file.
+
+    Args:
+        path: the file.
+        start: where to begin, in bytes: 0, or the end of the part before.
+        end: where to end. What follows the last newline before it counts as a line.
+        max_rows: no further line is read once there are as many rows.
+
+    Raises:
+        OSError: the file cannot be read.
+        NewerFormat: only a later version knows its format.
+    """
+    data, size, at_end = b"", READ_BYTES, False
+    with path.open("rb") as file:
+        file.seek(start)
+        while b"\n" not in data and not at_end:
+            more = file.read(min(size, end - start - len(data)))
+            data += more
+            size *= 2
+            # The file may be shorter than it should be.
+            at_end = not more or start + len(data) >= end
+    *lines, rest = data.split(b"\n")
+    rows: list[UsageRow] = []
+    damaged: list[bytes] = []
+    position = start
+    for line in lines:
+        if len(rows) >= max_rows:
+            return Lines(rows, damaged, position)
+        is_header = position == 0 and _is_header(line)
+        position += len(line) + 1
+        if not is_header:
+            found = decode_line(line)
+            if found is None:
+                damaged.append(line)
+            else:
+                rows += found
+    if at_end:
+        damaged += [rest] if rest else []
+        position = end
+    return Lines(rows, damaged, position)
+
+
+def _is_header(line: bytes) -> bool:
+    header = _HEADER.fullmatch(line)
+    if header is None:
+        return False
+    if int(header[1]) > VERSION:
+        raise NewerFormat(int(header[1]))
+    return True

@@ -1,0 +1,207 @@
+"""The spool's files, and which process may read and remove them.
+
+A process writes segments under a name of its own, ``NAME-000001.spool`` and so on, and holds a lock (``flock``) on
+``NAME.lock`` until it ends, however it ends. Whoever gets the lock of a name may read and remove its segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from twisted_vllm.usage.spool.format import header_line
+
+_SEGMENT = re.compile(r"([0-9a-z]+)-([0-9]+)\.spool")
+_LOCK = re.compile(r"([0-9a-z]+)\.lock")
+
+
+class Segment:
+    """A file of this process, which is written at its end. Up to ``end`` it holds whole lines.
+
+    Attributes:
+        number: its place in the order.
+        path: where it is.
+        end: up to where it was written without an error, in bytes.
+        rows: how many of its rows are not acknowledged.
+        opened: when it was created, in seconds of the caller's clock.
+        is_open: whether it is open.
+        is_dirty: whether some of it may not be synced.
+    """
+
+    def __init__(self, number: int, path: Path, opened: float) -> None:
+        """Create the file.
+
+        Raises:
+            OSError: it cannot be created.
+        """
+        self.number = number
+        self.path = path
+        self.end = 0
+        self.rows = 0
+        self.opened = opened
+        self.is_open = True
+        self.is_dirty = False
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self.write(header_line())
+        except OSError:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
+
+    def write(self, data: bytes) -> None:
+        """Append everything, or nothing that a reader sees.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        written = os.write(self._descriptor, data)
+        if written != len(data):
+            self._write_rest(data, written)
+        self.end += len(data)
+        # After the write: a sync in between must not clear it.
+        self.is_dirty = True
+
+    def _write_rest(self, data: bytes, written: int) -> None:
+        """Continue after a short write: a disk that is nearly full takes a part before it fails."""
+        rest = memoryview(data)[written:]
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            # Otherwise the next line would follow half of this one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self.end)
+            raise
+
+    def sync(self) -> None:
+        """Sync what was written to the disk; from any thread.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if self.is_dirty:
+            self.is_dirty = False
+            try:
+                os.fsync(self._descriptor)
+            except OSError:
+                self.is_dirty = True
+                raise
+
+    def close(self) -> None:
+        """Close the file, after its last `sync`."""
+        if self.is_open:
+            self.is_open = False
+            os.close(self._descriptor)
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self.is_dirty = False
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+class Claim:
+    """The right to the segments of one name.
+
+    Attributes:
+        name: the name.
+        directory: where the segments are.
+    """
+
+    def __init__(self, directory: Path, name: str, descriptor: int) -> None:
+        """Hold a lock that was taken on this descriptor."""
+        self.directory = directory
+        self.name = name
+        self._descriptor: int | None = descriptor
+
+    def segment(self, number: int) -> Path:
+        """Return the path of a segment."""
+        return self.directory / f"{self.name}-{number:06d}.spool"
+
+    def segments(self) -> list[Path]:
+        """Return the segments that exist, in their order."""
+        found = [match for entry in os.listdir(self.directory) if (match := _SEGMENT.fullmatch(entry))]
+        ours = sorted((int(match[2]), match[0]) for match in found if match[1] == self.name)
+        return [self.directory / entry for _, entry in ours]
+
+    def release(self) -> None:
+        """Give up the right. If no segment is left, the lock's file goes as well."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            try:
+                if not self.segments():
+                    # While the lock is held: who opened the file meanwhile sees that it is no longer in the directory.
+                    (self.directory / f"{self.name}.lock").unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def claim(directory: Path, name: str) -> Claim | None:
+    """Claim a name; return None where another process holds it.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    path = directory / f"{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return Claim(directory, name, descriptor)
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def claim_new(directory: Path, randbytes: Callable[[int], bytes]) -> Claim:
+    """Claim a new name.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    while True:
+        claimed = claim(directory, randbytes(8).hex())
+        if claimed is not None:
+            return claimed
+
+
+def claim_orphans(directory: Path, skipped: Iterable[str]) -> list[Claim]:
+    """Claim every name whose process has ended, except those to skip.
+
+    Raises:
+        OSError: the directory cannot be read or written to.
+    """
+    matches = (_SEGMENT.fullmatch(entry) or _LOCK.fullmatch(entry) for entry in os.listdir(directory))
+    names = {match[1] for match in matches if match} - set(skipped)
+    return [claimed for name in sorted(names) if (claimed := claim(directory, name)) is not None]
+
+
+def count_living(directory: Path, own: str) -> int:
+    """Return how many names other processes hold.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    names = {match[1] for entry in os.listdir(directory) if (match := _LOCK.fullmatch(entry))}
+    return sum(_is_held(directory / f"{name}.lock") for name in names - {own})
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # A shared lock: two processes that look at once do not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
