@@ -59,7 +59,13 @@ def test_the_first_of_several_keys_stands_for_its_url() -> None:
     assert ServersByURL([other, PLAIN]).find(URL + b"/") == (other, b"/")
 
 
-def test_a_server_can_be_added_later() -> None:
+def test_a_server_that_is_added_later_is_found_by_a_url_that_was_asked_for_before() -> None:
     servers = ServersByURL()
+    assert servers.find(URL + b"/")[0].timeouts == Timeouts()
     servers.add(PLAIN)
     assert servers.find(URL + b"/")[0] is PLAIN
+
+
+def test_a_long_url_is_found_too() -> None:
+    query = b"/v1?" + b"x" * 10_000
+    assert SERVERS.find(URL + query) == (PLAIN, query)

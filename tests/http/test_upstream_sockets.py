@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.web.client import FileBodyProducer
 from twisted.web.http_headers import Headers
@@ -274,14 +275,24 @@ async def test_a_file_whose_reader_goes_away_is_no_more_read(lab: SocketLab) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side does
+@pytest.mark.parametrize(("host", "why"), [("localhost", "certificate verify failed"), (LOOPBACK, "VerificationError")])
 @pytest_twisted.ensureDeferred
-async def test_a_server_whose_certificate_nobody_vouches_for_is_unreachable(
-    lab: SocketLab, logged_failures: Any
+async def test_a_server_whose_certificate_is_untrusted_or_another_s_is_unreachable(
+    lab: SocketLab, logged_failures: Any, host: str, why: str
 ) -> None:
+    events: list[LogEvent] = []
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
     server = lab.serve(answer_ok, PrivateCertificate.loadPEM(self_signed_pem()).options())
-    url = b"https://127.0.0.1:%d/" % server.port
-    with pytest.raises(UpstreamUnreachable) as caught:
-        await lab.agent.request(b"GET", url)
-    assert LOOPBACK not in caught.value.message
+    url = f"https://{host}:{server.port}/".encode()
+    try:
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await lab.agent.request(b"GET", url)
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert host not in caught.value.message
     assert all(not end.received for end in lab.ends), "the request must not be sent to a stranger"
-    assert logged_failures.flush(), "the operator is told why"
+    [lost] = [event for event in events if event["log_format"].startswith("Lost ")]
+    assert why in formatEvent(lost), "the operator is told why"
+    # Twisted logs one as well if the certificate is for another name
+    logged_failures.flush()

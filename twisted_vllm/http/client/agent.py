@@ -111,7 +111,7 @@ class UpstreamAgent:
         exchange = UpstreamExchange(
             server,
             method,
-            b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, target, lines, held),
+            b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, b"\r\n", held)),
             bodyProducer,
             total_timeout,
             protocols,

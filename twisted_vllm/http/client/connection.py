@@ -7,7 +7,6 @@ chunk, leaves the gateway in one write.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -149,11 +148,9 @@ class UpstreamConnection(Protocol):
         self.deadline = None
         self._stop_upload()
         self.transport.abortConnection()
-        try:
-            if exchange.response is not None:
-                exchange.response.ended(failed(ConnectionAborted()))
-        finally:
-            exchange.end()
+        response, exchange.response = exchange.response, None
+        if response is not None:
+            response.ended(failed(ConnectionAborted()))
 
     # sending
 
@@ -165,7 +162,7 @@ class UpstreamConnection(Protocol):
         self._used = True
         self._parser.expect(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
-        self._total = self._deadlines.after(exchange.total_timeout)
+        self._total = None if exchange.total_timeout is None else self._deadlines.after(exchange.total_timeout)
         # a server that does not complete the TLS handshake counts as unreachable
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None
@@ -238,9 +235,7 @@ class UpstreamConnection(Protocol):
         data = parser.take()
         complete = parser.complete
         begun = exchange.response
-        response = begun or UpstreamResponse(
-            parser.head, parser.trailers, self, partial(self.give_up, exchange), parser.bodyless
-        )
+        response = begun or UpstreamResponse(parser.head, parser.trailers, self, exchange.give_up, parser.bodyless)
         if complete:
             response.complete = True
             self._release()
@@ -260,7 +255,8 @@ class UpstreamConnection(Protocol):
             if complete:
                 # break the reference cycle
                 exchange.response = None
-                exchange.end()
+                if exchange.on_ended is not None:
+                    exchange.end()
 
     def _release(self) -> None:
         """End the exchange; keep the connection where both sides can."""
@@ -269,8 +265,10 @@ class UpstreamConnection(Protocol):
         if self._lost:
             self._stop_upload()
             return
-        whole = self._upload is None or self._upload.done
-        self._stop_upload()
+        whole = True
+        if self._upload is not None:
+            whole = self._upload.done
+            self._upload.stop(lost=False)
         if whole and self._parser.keep_alive and not self._parser.spoiled:
             if self._paused:
                 self.resumeProducing()
@@ -285,11 +283,12 @@ class UpstreamConnection(Protocol):
         if exchange is None:
             return
         self._stop_upload()
-        if exchange.response is None:
+        response, exchange.response = exchange.response, None
+        if response is None:
             exchange.fail(error)
             return
         try:
-            exchange.response.ended(failed(error))
+            response.ended(failed(error))
         finally:
             exchange.end()
 

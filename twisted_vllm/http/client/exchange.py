@@ -38,15 +38,16 @@ class UpstreamExchange:
         carrier: the connection that it is on, or the agent while that connects.
         response: the response, from its head to its end.
         retried: whether it was sent before, on a connection that turned out to be dead.
+        on_ended: called once, when it is over, however it ends; None after that, or where it need not be known.
     """
 
     __slots__ = (
-        "_on_ended",
         "body",
         "carrier",
         "data",
         "informational",
         "method",
+        "on_ended",
         "protocols",
         "response",
         "result",
@@ -66,7 +67,6 @@ class UpstreamExchange:
         informational: Informational | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> None:
-        """Make the exchange; `on_ended` is called once, when it is over, however it ends."""
         self.server = server
         self.method = method
         self.data = data
@@ -78,7 +78,7 @@ class UpstreamExchange:
         self.carrier: Carrier | None = None
         self.response: UpstreamResponse | None = None
         self.retried = False
-        self._on_ended = on_ended
+        self.on_ended = on_ended
 
     @property
     def can_be_resent(self) -> bool:
@@ -107,12 +107,18 @@ class UpstreamExchange:
 
     def end(self) -> None:
         """The exchange is over. Idempotent."""
-        on_ended, self._on_ended = self._on_ended, None
+        on_ended, self.on_ended = self.on_ended, None
         if on_ended is not None:
             on_ended()
 
+    def give_up(self) -> None:
+        """Stop working on the exchange; nothing happens if it has ended."""
+        try:
+            if self.carrier is not None:
+                self.carrier.give_up(self)
+        finally:
+            self.end()
+
     def _cancelled(self, _: object) -> None:
         self.result = None
-        if self.carrier is not None:
-            self.carrier.give_up(self)
-        self.end()
+        self.give_up()

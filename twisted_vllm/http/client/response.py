@@ -46,6 +46,12 @@ class UpstreamResponse:
     version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
+    complete = False
+    _protocol: IProtocol | None = None
+    _early = b""
+    _ended: Failure | None = None
+    _held = False
+    _end_delivered = False
 
     def __init__(
         self,
@@ -68,14 +74,8 @@ class UpstreamResponse:
         self.code = head.status
         self.phrase = head.reason
         self.trailers = trailers
-        self.complete = False
         self._transport = transport
         self._cut = cut
-        self._protocol: IProtocol | None = None
-        self._early: list[bytes] = []
-        self._ended: Failure | None = None
-        self._held = False
-        self._end_delivered = False
         self._bodyless = bodyless
 
     @property
@@ -106,9 +106,9 @@ class UpstreamResponse:
             self._transport.resumeProducing()
         self._protocol = protocol
         protocol.makeConnection(self)  # type: ignore[arg-type]  # a producer stands for the transport, as in Twisted
-        early, self._early = self._early, []
+        early, self._early = self._early, b""
         if early:
-            protocol.dataReceived(b"".join(early))
+            protocol.dataReceived(early)
         self._deliver_end()
 
     def hold(self) -> None:
@@ -147,7 +147,7 @@ class UpstreamResponse:
     def received(self, data: bytes) -> None:
         """Deliver a piece of the body, or keep it until `deliverBody`."""
         if self._protocol is None:
-            self._early.append(data)
+            self._early += data
         else:
             self._protocol.dataReceived(data)
 

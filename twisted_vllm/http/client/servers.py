@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from twisted.web.client import URI
 
 from twisted_vllm.config.settings import Server, Timeouts
+
+#: bytes of a URL up to which its server is remembered: a client may send a query of any length
+MEMOISED_LENGTH = 256
 
 #: where to look for the end of a URL's authority: behind the ``//`` and at least one character
 _AUTHORITY = len(b"http://?")
@@ -22,6 +26,7 @@ class ServersByURL:
     def __init__(self, servers: Iterable[Server] = ()) -> None:
         # by scheme and authority, each with the URL below which its paths are; the longest first
         self._servers: dict[bytes, list[tuple[bytes, Server]]] = {}
+        self._memoised = lru_cache(maxsize=1024)(self._find)
         for server in servers:
             self.add(server)
 
@@ -33,12 +38,16 @@ class ServersByURL:
         if base not in [url for url, _ in candidates]:
             candidates.append((base, server))
             candidates.sort(key=lambda entry: -len(entry[0]))
+            self._memoised.cache_clear()
 
     def find(self, url: bytes) -> tuple[Server, bytes]:
         """Return the server of a URL without a fragment, and the request target; empty where the URL has no path.
 
         A URL that belongs to no configured server gets a server with default timeouts.
         """
+        return self._memoised(url) if len(url) <= MEMOISED_LENGTH else self._find(url)
+
+    def _find(self, url: bytes) -> tuple[Server, bytes]:
         end = url.find(b"/", _AUTHORITY)
         for base, server in self._servers.get(url[:end], ()):
             if url.startswith(base):
