@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import pytest
 from tests.end_to_end.ledger_harness import ANSWER, CHAT, Columns, LedgerGateway, read_chunks
 from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, header_of
 from tests.end_to_end.process_harness import Connection, connected, served
-from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
+from tests.end_to_end.twistd_harness import MASTER_KEY, ask, serving, wait_until
 
 ANSWERS = Path(__file__).parents[1] / "usage" / "answers"
 COMPLETIONS = "/v1/completions"
@@ -145,16 +145,13 @@ class Trial:
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     server = Recorded()
-    with served(server.serve) as listening, ExitStack() as stack:
+    with served(server.serve) as listening:
         made = {}
         for mode, ledger in SETTINGS.items():
             settings = f"passthrough: {{log: {{file: gateway.log, format: json}}, {ledger}}}"
             made[mode] = LedgerGateway(tmp_path_factory.mktemp(mode), listening.port, settings)
-            # they start side by side; each is ended, also where another does not start
-            stack.push(made[mode])
-        for gateway in made.values():
-            gateway.__enter__()
-        yield Trial(server, listening.port, made)
+        with serving(*made.values()):
+            yield Trial(server, listening.port, made)
 
 
 def counted(row: Columns) -> tuple[int, int, int]:

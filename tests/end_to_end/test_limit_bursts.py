@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.limits_harness import BODY, MODEL, GatedServer, LimitingGateway, burst
 from tests.end_to_end.process_harness import FULL, many_descriptors, served
-from tests.end_to_end.twistd_harness import wait_until
+from tests.end_to_end.twistd_harness import serving, wait_until
 from twisted_vllm.usage.estimate import estimate_prompt
 
 COUNT = 2_000 if FULL else 400
@@ -60,11 +60,10 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         port = stack.enter_context(served(server.serve)).port
         gateways = [
             # on a busy machine Redis takes its time to answer, and the counts are exact only while Redis counts
-            stack.enter_context(
-                LimitingGateway(directory / str(number), port, settings="  timeouts: {redis: 20}\n", **variables)
-            )
+            LimitingGateway(directory / str(number), port, settings="  timeouts: {redis: 20}\n", **variables)
             for number in range(count)
         ]
+        stack.enter_context(serving(*gateways))
         # the other process hears of new keys half a second later: wait for all of them together
         keys = {name: gateways[0].make_key(**limits) for name, (limits, _, _) in LIMITS.items()}
         wait_until(lambda: all(gateway.knows(key) for gateway in gateways for key in keys.values()))

@@ -28,7 +28,7 @@ from tests.end_to_end.end_to_end_harness import (
 )
 from tests.end_to_end.messages import CHUNKED_HEAD, STREAM
 from tests.end_to_end.process_harness import Connection, connect, connected, served
-from tests.end_to_end.twistd_harness import Foreground
+from tests.end_to_end.twistd_harness import Foreground, serving
 from tests.free_ports import free_port
 from twisted_vllm.proxy.revocation import INTERVAL
 from twisted_vllm.storage.registry import FOLLOW_INTERVAL
@@ -345,10 +345,8 @@ def test_a_real_process_ends_a_stream_within_a_second_of_a_change_in_another(tmp
     variables = {"LITELLM_MASTER_KEY": MASTER_KEY, "DATABASE_URL": f"sqlite:///{tmp_path}/shared.sqlite3"}
     with served(endless) as server:
         variables["HOSTED_VLLM_API_BASE"] = f"http://{HOST}:{server.port}"
-        with (
-            Foreground(tmp_path, free_port(), "--config=gateway.yaml", **variables) as one,
-            Foreground(tmp_path, free_port(), "--config=gateway.yaml", **variables) as other,
-        ):
+        one, other = (Foreground(tmp_path, free_port(), "--config=gateway.yaml", **variables) for _ in range(2))
+        with serving(one, other):
             for by in (one, other):
                 made = asked(by.port, "/key/generate", {})
                 key = json.loads(made.partition(b"\r\n\r\n")[2])["key"]

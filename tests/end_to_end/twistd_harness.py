@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -133,6 +134,17 @@ class Foreground:
         """Wait for the end and return the exit status."""
         self.stdout, self.stderr = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode
+
+
+@contextmanager
+def serving(*gateways: Foreground) -> Iterator[None]:
+    """Let gateways start side by side; at the end each is stopped, also where another did not start."""
+    with ExitStack() as stack:
+        for gateway in gateways:
+            stack.push(gateway)
+        for gateway in gateways:
+            gateway.__enter__()
+        yield
 
 
 class Configured(Foreground):
