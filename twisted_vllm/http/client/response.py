@@ -46,8 +46,6 @@ class UpstreamResponse:
     version = (b"HTTP", 1, 1)
     request = None
     previousResponse = None
-    complete = False
-    _protocol: IProtocol | None = None
     _early = b""
     _ended: Failure | None = None
     _held = False
@@ -74,6 +72,8 @@ class UpstreamResponse:
         self.code = head.status
         self.phrase = head.reason
         self.trailers = trailers
+        self.complete = False
+        self._protocol: IProtocol | None = None
         self._transport = transport
         self._cut = cut
         self._bodyless = bodyless
