@@ -84,57 +84,32 @@ class RequestContext:
         cost: what that costs, in picodollars.
     """
 
-    __slots__ = (
-        "authorization",
-        "body_complete",
-        "bytes_in",
-        "bytes_out",
-        "cost",
-        "end_user",
-        "ended",
-        "error_code",
-        "first_byte",
-        "head",
-        "meter",
-        "model",
-        "outcome",
-        "peer",
-        "principal",
-        "queued",
-        "request_id",
-        "reservation",
-        "revoked",
-        "sent",
-        "server",
-        "started",
-        "status",
-        "usage",
-    )
+    # class attributes are the defaults: a new context costs only what differs
+    head: RequestHead = NO_REQUEST_HEAD
+    request_id = b""
+    principal: Principal | None = None
+    authorization: Authorization | None = None
+    model = ""
+    server: Server | None = None
+    end_user: str | None = None
+    meter: UsageMeter | None = None
+    reservation: Reservation | None = None
+    sent = False
+    queued: float | None = None
+    first_byte: float | None = None
+    status = 0
+    error_code = ""
+    outcome = ""
+    revoked = False
+    ended = 0.0
+    bytes_in = bytes_out = 0
+    body_complete = False
+    usage: Usage = NOTHING_USED
+    cost = 0
 
     def __init__(self, peer: Peer, started: float) -> None:
         self.peer = peer
         self.started = started
-        self.head: RequestHead = NO_REQUEST_HEAD
-        self.request_id = b""
-        self.principal: Principal | None = None
-        self.authorization: Authorization | None = None
-        self.model = ""
-        self.server: Server | None = None
-        self.end_user: str | None = None
-        self.meter: UsageMeter | None = None
-        self.reservation: Reservation | None = None
-        self.sent = False
-        self.queued: float | None = None
-        self.first_byte: float | None = None
-        self.status = 0
-        self.error_code = ""
-        self.outcome = ""
-        self.revoked = False
-        self.ended = 0.0
-        self.bytes_in = self.bytes_out = 0
-        self.body_complete = False
-        self.usage: Usage = NOTHING_USED
-        self.cost = 0
 
     @property
     def duration(self) -> float:

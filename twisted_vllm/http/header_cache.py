@@ -9,6 +9,7 @@ everything else goes through llhttp.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from twisted_vllm.config.settings import Limits
@@ -31,6 +32,8 @@ _PER_REQUEST = re.compile(
 
 #: headers of which no head is kept: what they announce is not in the same segment
 _NEVER_KEPT = frozenset((b"expect", b"transfer-encoding"))
+
+_NO_VALUES: tuple[bytes, ...] = ()
 
 Head = TypeVar("Head")
 
@@ -55,37 +58,52 @@ class RequestTemplate:
     """What the heads of one cache entry have in common.
 
     Attributes:
-        head: the first of them.
+        head: the first of them, without the value of ``Content-Length``.
     """
 
-    __slots__ = ("_at", "head")
+    __slots__ = ("_traced_at", "head")
 
     def __init__(self, head: RequestHead) -> None:
         """Take `head`, in which each of `PER_REQUEST_HEADERS` stands at most once."""
-        self.head = head
-        # the places in the header list of what differs, in their order
-        self._at = tuple(at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS)
+        self.head = RequestHead(
+            head.method,
+            head.target,
+            head.version,
+            [
+                (pair[0], b"") if name == b"content-length" else pair
+                for name, pair in zip(head.names, head.headers, strict=True)
+            ],
+        )
+        # the places in the header list of the values that differ, in their order; the length is kept apart
+        self._traced_at = tuple(
+            at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS and name != b"content-length"
+        )
 
-    def with_values(self, length: int, values: list[bytes]) -> RequestHead:
-        """Return the head with other values of `PER_REQUEST_HEADERS`, in their order; `length` is the body's."""
-        first = self.head
+    def with_values(self, length: int, values: Sequence[bytes]) -> RequestHead:
+        """Return the head of another request.
+
+        Args:
+            length: the size of its body in bytes.
+            values: its values of `PER_REQUEST_HEADERS` without ``Content-Length``, in their order.
+        """
+        like = self.head
         head: RequestHead = RequestHead.__new__(RequestHead)
-        head.method = first.method
-        head.target = first.target
-        head.version = first.version
-        head.names = names = first.names
+        head.method = like.method
+        head.target = like.target
+        head.version = like.version
+        head.names = like.names
         head.length = length
         head.keep_alive = True
-        head.protocols = first.protocols
+        head.protocols = like.protocols
         head.template = self
-        head.headers = headers = first.headers
-        head.first = indexed = first.first
+        head.headers = like.headers
+        head.first = like.first
         if values:
-            head.headers = headers = headers.copy()
-            head.first = indexed = indexed.copy()
-            for at, value in zip(self._at, values, strict=True):
+            head.headers = headers = like.headers.copy()
+            head.first = first = like.first.copy()
+            for at, value in zip(self._traced_at, values, strict=True):
                 headers[at] = (headers[at][0], value)
-                indexed[names[at]] = value
+                first[like.names[at]] = value
         return head
 
 
@@ -107,9 +125,20 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
             return None
-        key, length, values = _split(data, end)
-        template = self._heads.get(key)
         start = end + 4
+        values: Sequence[bytes] = _NO_VALUES
+        # most clients are not traced: look up the head with the length cut out alone
+        found = _LENGTH.search(data, 0, end + 2)
+        if found is None:
+            length = 0
+            template = self._heads.get((data[:start],))
+        else:
+            first, last = found.span(1)
+            length = int(found[1])
+            template = self._heads.get((data[:first], data[last:start]))
+        if template is None:
+            key, length, values = _split(data, end)
+            template = self._heads.get(key)
         if template is None or len(data) - start != length or length > self._most_bytes:
             return None
         return template.with_values(length, values), data[start:]
@@ -126,10 +155,10 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
             or not _NEVER_KEPT.isdisjoint(head.first)
         ):
             return
-        key, length, values = _split(data, end)
+        key, length, _ = _split(data, end)
         present = [name for name in head.names if name in PER_REQUEST_HEADERS]
         # each of them must be cut out of the key: written in the usual way, and not repeated
-        if length == head.length and len(values) == len(present) == len(set(present)):
+        if length == head.length and len(key) - 1 == len(present) == len(set(present)):
             self._keep(key, RequestTemplate(head))
 
 
@@ -167,9 +196,9 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
 
 
 def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
-    """Return the key of a request's head, its body's length, and the values that may differ, in their order.
+    """Return the key of a request's head, its body's length, and its other values that may differ, in their order.
 
-    The key is what stands around those values. Each piece of it but the last ends with the name of the header whose
+    The key is what stands around all those values. Each piece of it but the last ends with the name of the header whose
     value follows, so equal keys have the same headers in the same places.
     """
     pieces: list[bytes] = []
@@ -178,11 +207,11 @@ def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
     for found in _PER_REQUEST.finditer(data, 0, end + 2):
         group = found.lastindex or 0
         first, last = found.span(group)
-        value = data[first:last]
         if group == 1:
-            length = int(value)
+            length = int(data[first:last])
+        else:
+            values.append(data[first:last])
         pieces.append(data[at:first])
-        values.append(value)
         at = last
     pieces.append(data[at : end + 4])
     return tuple(pieces), length, values

@@ -75,9 +75,11 @@ class RequestHead:
         method: the method; empty where the request line was not read.
         target: the request target in origin form (RFC 9112 §3.2.1); in a head that was refused, as far as it came.
         version: ``HTTP/1.1`` or ``HTTP/1.0``.
-        headers: the headers as they came, in order.
+        headers: the headers as they came, in order. The value of ``Content-Length`` is empty in a head from the header
+            cache, so that heads which differ in it alone share one list: use `length`, or `complete_headers`.
         names: their names in lower case, in the same order.
-        first: the first value of each header by its lower-case name; of `JOINED_HEADERS` all values, with commas.
+        first: the first value of each header by its lower-case name, likewise; of `JOINED_HEADERS` all values, with
+            commas.
         length: the body's declared size in bytes, 0 without a body, None for a chunked one.
         keep_alive: whether the client keeps the connection after the response.
         protocols: the protocols, in lower case, to one of which the connection may switch if a server agrees.
@@ -116,6 +118,16 @@ class RequestHead:
         self.keep_alive = True
         self.protocols: frozenset[bytes] = NO_PROTOCOLS
         self.template: object = None
+
+    def complete_headers(self) -> HeaderList:
+        """Return the headers as they came, with the value of ``Content-Length``."""
+        if self.template is None or self.length is None:
+            return self.headers
+        length = b"%d" % self.length
+        return [
+            (pair[0], length) if name == b"content-length" else pair
+            for name, pair in zip(self.names, self.headers, strict=True)
+        ]
 
 
 #: stands for a head that was not read
