@@ -1,7 +1,7 @@
 """The spool's segments as a queue: one thread appends rows, another takes them and acknowledges them.
 
 Rows that were just written stay in memory as well, by their position in the segment, so that the writer's thread need
-not read and decode them again: with SQLite, a row costs the process a fifth less CPU time. After an outage of the
+not read and decode them again: with SQLite, a row costs the process 17 to 30 % less CPU time. After an outage of the
 database, or a restart, the thread reads the segments.
 """
 
