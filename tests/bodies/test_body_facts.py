@@ -26,7 +26,7 @@ def facts(**body: Any) -> BodyFacts:
 
 def test_a_body_without_anything_asks_for_one_answer_at_once() -> None:
     assert facts() == BodyFacts()
-    assert UNREAD.asks_usage is None
+    assert UNREAD.include_usage is None
 
 
 def test_what_clients_usually_send_needs_no_scanning() -> None:
@@ -70,7 +70,7 @@ def test_a_stream_is_one_where_stream_is_true() -> None:
 )
 def test_whether_the_client_asked_for_usage_is_told_or_not_clear(options: object, asks: bool | None) -> None:
     found = facts(stream=True, stream_options=options)
-    assert found.asks_usage is asks or (asks is None and not usage_edits(b"{}", found))
+    assert found.include_usage is asks or (asks is None and not usage_edits(b"{}", found))
     assert found.options
 
 
@@ -324,9 +324,9 @@ def test_changes_change_what_they_should_and_nothing_else(
             wanted["continuous_usage_stats"] = False
         assert json.dumps(changed, sort_keys=True) == json.dumps({**seen, "stream_options": wanted}, sort_keys=True)
         again = read_body(splice(body, edits))
-        assert again.asks_usage is True
+        assert again.include_usage is True
     else:
-        assert seen.get("stream") is not True or found.asks_usage is not False
+        assert seen.get("stream") is not True or found.include_usage is not False
 
     if found.salted and not isinstance(seen["cache_salt"], (str, type(None))):
         return

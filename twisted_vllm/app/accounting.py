@@ -83,7 +83,7 @@ class AccountingService:
             end_users=index,
             prices=PriceTable(settings.models, settings.default_prices),
             rows=self.spool,
-            refuses_unwritten=ledger.on_spool_failure == "refuse",
+            fail_closed=ledger.on_spool_failure == "refuse",
             assumed_output_tokens=settings.limits.assumed_output_tokens,
             end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
         )

@@ -106,7 +106,7 @@ class Wiring:
             writes.before_send = accounting.spool.flush
             usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
             observers.append(
-                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, turns=writes)
+                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=writes)
             )
         observers.append(RequestLog(observer, text, client_of))
         self.lifecycle = Lifecycle(observers)
@@ -119,7 +119,7 @@ class Wiring:
             router=Router(settings.models, settings.default_server),
             path_aliases=settings.path_aliases,
             reads_bodies=settings.ledger.enabled,
-            asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+            inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
         )
         pass_through = PassThroughResource(
             admission=admission,

@@ -124,7 +124,7 @@ class KeyIndex:
         return UNLIMITED if grant is None else grant.allowance
 
     @property
-    def knows_end_users(self) -> bool:
+    def has_end_users(self) -> bool:
         """Whether any end user has limits or is blocked, so that requests must be searched for theirs."""
         return bool(self._end_users)
 

@@ -56,7 +56,7 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
     vLLM 0.32 ignores ``continuous_usage_stats`` without ``include_usage`` (serve/utils/api_utils.py). If the client set
     the one without the other, it is unset, or every event would have usage.
     """
-    if not facts.stream or facts.asks_usage is not False:
+    if not facts.stream or facts.include_usage is not False:
         return ()
     # inside a string the quotes of the key would have backslashes; if it occurs once, it is the member
     # (1 µs for a body of 2 KB, in place of 10 µs below)

@@ -39,7 +39,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         model: where it names its model; None if it names none.
         stream: whether ``stream`` is ``true``; another spelling of it that vLLM would take does not count.
-        asks_usage: whether the client asked for the usage of its stream; None if that is not clear.
+        include_usage: whether the client asked for the usage of its stream; None if that is not clear.
         options: whether it has ``stream_options``.
         max_tokens: the most tokens that each answer may have; None if the client named no number.
         answers: how many answers it asks for: ``n`` for each of its prompts.
@@ -51,7 +51,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
 
     model: ModelField | None = None
     stream: bool = False
-    asks_usage: bool | None = False
+    include_usage: bool | None = False
     options: bool = False
     max_tokens: int | None = None
     answers: int = 1
@@ -61,7 +61,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
 
 
 #: what is assumed of a body that was not read
-UNREAD = BodyFacts(asks_usage=None)
+UNREAD = BodyFacts(include_usage=None)
 
 #: a larger count is none
 MAX_NUMBER = 2**53

@@ -246,7 +246,7 @@ class FormScan:
         content, and what follows the content is returned from the next call on.
 
         Raises:
-            ModelUndetermined: the form can be read in more than one way. What was not returned is `unjudged`.
+            ModelUndetermined: the form can be read in more than one way. What was not returned is `unscanned`.
         """
         data = self._unjudged = self._unjudged + data if self._unjudged else data
         walker = self._walker
@@ -259,7 +259,7 @@ class FormScan:
         return data[:judged]
 
     @property
-    def unjudged(self) -> bytes:
+    def unscanned(self) -> bytes:
         """What was fed and not returned, except the content of the field "model"."""
         return self._unjudged
 

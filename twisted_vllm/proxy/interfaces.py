@@ -1,4 +1,4 @@
-"""What the accounting of the pass-through needs of others."""
+"""The interfaces that the accounting of the pass-through uses."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from twisted_vllm.usage.records import UsageRow
 
 
 class Limiter(Protocol):
-    """What counts: `LocalLimiter`, or one that counts with other processes, whose answer comes later."""
+    """Enforces limits: `LocalLimiter`, or a limiter that shares its counters with other processes and decides later."""
 
     def admit(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
     ) -> Reservation | Deferred[Reservation]:
-        """Reserve, or raise."""
+        """Reserve, or raise the error of the limit that is reached."""
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
-        """Count what was used in place of what was reserved."""
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
+        """Replace the reserved usage by the actual usage."""
 
 
 class EndUsers(Protocol):
-    """What is known of those for whom callers ask: the index.
+    """The records of end users, kept by the key index.
 
     Attributes:
-        knows_end_users: whether anything is known of any.
+        has_end_users: whether there is any record.
     """
 
     @property
-    def knows_end_users(self) -> bool: ...
+    def has_end_users(self) -> bool: ...
 
     def end_user(self, user_id: str, /) -> EndUser | None:
-        """Return one; None where there is nothing to know of it."""
+        """Return the record of an end user, or None."""
 
 
 class UsageSink(Protocol):
-    """Where rows go: the spool.
+    """Takes ledger rows: the spool.
 
     Attributes:
-        healthy: whether rows that are given now will be kept.
+        healthy: whether rows can be written at present.
     """
 
     @property
     def healthy(self) -> bool: ...
 
     def append(self, row: UsageRow) -> None:
-        """Take a row, to be written at the next `flush`."""
+        """Add a row, to be written at the next `flush`."""
 
     def flush(self) -> None:
-        """Write the rows that were appended."""
+        """Write the appended rows."""

@@ -19,7 +19,7 @@ class Limiter(Protocol):
     ) -> Reservation | Deferred[Reservation]:
         """Let a request begin, or fail with the error that refuses it."""
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Count what a request used in place of what it reserved."""
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:

@@ -23,7 +23,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         pricing: what the request costs, and how its answer is read.
         prompt_tokens: the prompt's tokens, estimated.
         answers: how many answers it asks for.
-        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
+        usage_injected: whether the gateway asked for the usage of the stream, which the client did not.
         fingerprint: the server's fingerprint, if usage was asked for.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
@@ -37,7 +37,7 @@ class UsageMeter(msgspec.Struct, eq=False):
     pricing: RoutePricing
     prompt_tokens: int
     answers: int
-    asked_usage: bool
+    usage_injected: bool
     fingerprint: Fingerprint | None = None
     status: int = 0
     is_stream: bool = False
@@ -64,7 +64,12 @@ class UsageMeter(msgspec.Struct, eq=False):
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
         self.reader = reader = found(metadata)
         self.is_stream = reader.stream
-        if self.asked_usage and isinstance(reader, ChunkStream) and head.length is None and not head.content_encoding:
+        if (
+            self.usage_injected
+            and isinstance(reader, ChunkStream)
+            and head.length is None
+            and not head.content_encoding
+        ):
             self.filter = StreamFilter(reader, self.fingerprint)
 
     def feed(self, data: bytes) -> bytes:

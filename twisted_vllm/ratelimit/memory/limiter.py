@@ -110,7 +110,7 @@ class LocalLimiter:
         reservation.requests_left, reservation.tokens_left = tightest(all_windows, now)
         return reservation
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Count what a request used in place of what it reserved. Idempotent.
 
         Args:
@@ -118,7 +118,7 @@ class LocalLimiter:
             tokens: how many it used.
             cost: what it cost, in picodollars.
             now: Unix seconds.
-            went_on: whether it counts as a request; False where the gateway refused it after its admission.
+            sent: whether it counts as a request; False where the gateway refused it after its admission.
         """
         if reservation.settled or not isinstance(reservation, LocalReservation):
             return
@@ -131,7 +131,7 @@ class LocalLimiter:
         for name, window, bucket in reservation.counted:
             if name not in REQUEST_LIMITS:
                 window.correct(bucket, difference, now)
-            elif not went_on:
+            elif not sent:
                 window.correct(bucket, -1, now)
         for budget, epoch in reservation.budgets:
             budget.settle(epoch, reservation.cost, cost)

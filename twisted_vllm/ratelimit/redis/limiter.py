@@ -157,7 +157,7 @@ class RedisLimiter:
             reservation = RedisReservation(process, number, tokens, cost, held)
             reservation.requests_left, reservation.tokens_left = requests_left, tokens_left
             if result.called:
-                self.settle(reservation, 0, 0, now, went_on=False)
+                self.settle(reservation, 0, 0, now, sent=False)
             else:
                 result.callback(reservation)
 
@@ -174,13 +174,13 @@ class RedisLimiter:
         answer.addCallbacks(answered, failed)
         return result
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Count what a request used in place of what it reserved; as `LocalLimiter.settle`. It does not wait."""
         if not isinstance(reservation, RedisReservation):
-            self._local.settle(reservation, tokens, cost, now, went_on=went_on)
+            self._local.settle(reservation, tokens, cost, now, sent=sent)
         elif not reservation.settled:
             reservation.settled = True
-            settlement = reservation.settlement(tokens, cost, went_on=went_on)
+            settlement = reservation.settlement(tokens, cost, sent=sent)
             number = self._unconfirmed.add(settlement)
             if self._ready:
                 self._settle(number, settlement)

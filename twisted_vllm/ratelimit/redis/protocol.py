@@ -101,7 +101,7 @@ class RedisReservation(Reservation):
         self.number = number
         self.held = held
 
-    def settlement(self, tokens: int, cost: int, *, went_on: bool = True) -> Settlement:
+    def settlement(self, tokens: int, cost: int, *, sent: bool = True) -> Settlement:
         """Return what is to be settled; as `LocalLimiter.settle`."""
         checks: list[Check] = []
         arguments = [self.process, str(self.number)]
@@ -114,7 +114,7 @@ class RedisReservation(Reservation):
                 arguments += ("budget", bucket, str(check.amount), f"{cost}/{soft}")
             elif check.name.endswith("tpm") and difference and bucket:
                 arguments += ("window", bucket, str(difference), "")
-            elif check.name in REQUEST_LIMITS and not went_on and bucket:
+            elif check.name in REQUEST_LIMITS and not sent and bucket:
                 arguments += ("window", bucket, "-1", "")
             else:
                 continue

@@ -157,7 +157,7 @@ class UploadedAudio:
     def held_bytes(self) -> int:
         """How many bytes of the form are held in memory."""
         file = self._field.file
-        return (0 if file is None else file.held_bytes) + (0 if self._scan is None else len(self._scan.unjudged))
+        return (0 if file is None else file.held_bytes) + (0 if self._scan is None else len(self._scan.unscanned))
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the form."""
