@@ -111,7 +111,7 @@ class GatewayService(Service):
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
-        self.wiring.sweeper.start()
+        self.wiring.deadlines.start()
         self.wiring.accounting.start()
         self.wiring.health.start()
         self._follower.start()
@@ -168,7 +168,7 @@ class GatewayService(Service):
         yield self._drain.run(self.ports)
         self.wiring.agent.close()
         self.wiring.disconnects.close()
-        self.wiring.sweeper.stop()
+        self.wiring.deadlines.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.health.stop()

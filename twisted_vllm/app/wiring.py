@@ -60,7 +60,7 @@ class Wiring:
         accounting: what counts, limits and keeps usage.
         index: the keys in memory; `registry` keeps them equal to the database's.
         lifecycle: whom requests are told to.
-        sweeper: the deadlines of all connections.
+        deadlines: the deadlines of all connections.
         disconnects: notices clients that disconnect while nobody reads from them.
         agent: the connections to servers.
         queues: the requests that wait for a busy server.
@@ -78,15 +78,15 @@ class Wiring:
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
-        writes = WriteCoalescer()
-        sockets = data_path_reactor(reactor, writes)
+        coalescer = WriteCoalescer()
+        sockets = data_path_reactor(reactor, coalescer)
         ids = RequestIds(os.urandom)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
-        self.sweeper = DeadlineSweeper(reactor)
+        self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         servers = settings.servers
-        self.agent = UpstreamAgent(sockets, self.sweeper, writes, ServersByURL(servers))
-        self.queues = queues = QueueingAgent(self.agent, servers, self.sweeper, reactor.seconds)
+        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, ServersByURL(servers))
+        self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
@@ -103,10 +103,10 @@ class Wiring:
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
             # a client that has its whole response finds it in the ledger
-            writes.before_send = accounting.spool.flush
+            coalescer.before_send = accounting.spool.flush
             usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
             observers.append(
-                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=writes)
+                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer)
             )
         observers.append(RequestLog(observer, text, client_of))
         self.lifecycle = Lifecycle(observers)
@@ -150,8 +150,8 @@ class Wiring:
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
-            sweeper=self.sweeper,
-            writes=writes,
+            deadlines=self.deadlines,
+            coalescer=coalescer,
             disconnects=self.disconnects,
             reactor=reactor,
             limits=attrs.evolve(limits, max_connections=connections_within(limits.max_connections, open_file_limit())),

@@ -1,9 +1,8 @@
-"""Heads that were parsed before, so that the next request or response with the same head is not parsed again.
+"""Caches parsed heads, so that the next request or response with the same head is not parsed again.
 
-A client library sends one head over and over: the same target, key and headers. Only a few values change with each
-request: the length of the body, and the ids of a traced client. A server's responses differ as little. A head that is
-equal to an accepted one in all other bytes has the same meaning. Only whole messages in one segment are looked up;
-everything else goes through llhttp.
+A client library repeats the same head: target, key and headers. Only a few values change per request: the body's
+length, and the ids of a traced client. A server's responses vary as little. A head that equals an accepted one in all
+other bytes has the same meaning. Only whole messages in one TCP segment are looked up; llhttp parses the rest.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Generic, TypeVar
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.headers import BODILESS, PER_REQUEST_HEADERS, RequestHead, ResponseHead
 
-#: heads that are kept, for all connections together, and the longest of them in bytes
+#: cached heads for all connections together, and the maximum length of one in bytes
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: a length as the cache would write it anew
+#: a length in the spelling that the cache writes
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
 #: a header of `PER_REQUEST_HEADERS`: group 1 is a length, group 2 the value of another. A value of visible ASCII means
@@ -29,14 +28,14 @@ _PER_REQUEST = re.compile(
     re.IGNORECASE,
 )
 
-#: headers of which no head is kept: what they announce is not in the same segment
+#: heads with these headers are not cached: what they announce is not in the same segment
 _NEVER_KEPT = frozenset((b"expect", b"transfer-encoding"))
 
 Head = TypeVar("Head")
 
 
 class _HeaderCache(Generic[Head]):
-    """Heads by their bytes without the values that may differ. The oldest makes room for a new one."""
+    """Heads, keyed by their bytes without the values that vary. A full cache evicts its oldest entry."""
 
     def __init__(self, longest: int) -> None:
         self._heads: dict[tuple[bytes, ...], Head] = {}
@@ -52,7 +51,7 @@ class _HeaderCache(Generic[Head]):
 
 
 class RequestTemplate:
-    """What the heads of one cache entry have in common.
+    """The common part of the heads of one cache entry.
 
     Attributes:
         head: the first of them.
@@ -61,13 +60,13 @@ class RequestTemplate:
     __slots__ = ("_at", "head")
 
     def __init__(self, head: RequestHead) -> None:
-        """Take `head`, in which each of `PER_REQUEST_HEADERS` stands at most once."""
+        """Create the template of `head`, which has each of `PER_REQUEST_HEADERS` at most once."""
         self.head = head
-        # the places in the header list of what differs, in their order
+        # the indexes of the varying headers in the header list, in order
         self._at = tuple(at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS)
 
     def with_values(self, length: int, values: list[bytes]) -> RequestHead:
-        """Return the head with other values of `PER_REQUEST_HEADERS`, in their order; `length` is the body's."""
+        """Return the head with other values of `PER_REQUEST_HEADERS`, in order; `length` is the body's."""
         first = self.head
         head: RequestHead = RequestHead.__new__(RequestHead)
         head.method = first.method
@@ -93,16 +92,16 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
     """The heads of requests, shared by all connections of a site."""
 
     def __init__(self, limits: Limits) -> None:
-        """Make an empty cache; every head that it learns has kept to `limits`."""
-        # a recalled length may have more digits than the learnt one
+        """Create an empty cache; every head that it learns was within `limits`."""
+        # the recalled length may have more digits than the cached one
         super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
         self._most_bytes = limits.max_body_bytes
 
     def recall(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """Return head and body of the request that `data` is, if it is one whole request whose head is known.
+        """Return head and body of `data`, if it is one whole request with a cached head; otherwise None.
 
         Args:
-            data: what arrived where a request may begin.
+            data: received bytes at the start of a request.
         """
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
@@ -115,7 +114,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
         return template.with_values(length, values), data[start:]
 
     def learn(self, data: bytes, head: RequestHead) -> None:
-        """Keep `head`, which llhttp accepted, if `data` is its whole request and the like of it may come again."""
+        """Cache `head`, which llhttp accepted, if `data` is its whole request and such a head may be repeated."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if (
             end < 0
@@ -128,7 +127,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
             return
         key, length, values = _split(data, end)
         present = [name for name in head.names if name in PER_REQUEST_HEADERS]
-        # each of them must be cut out of the key: written in the usual way, and not repeated
+        # each of them must be cut out of the key: in the usual spelling, and not repeated
         if length == head.length and len(values) == len(present) == len(set(present)):
             self._keep(key, RequestTemplate(head))
 
@@ -140,7 +139,7 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         super().__init__(LONGEST_HEAD)
 
     def recall(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
-        """Return head and body of the response that `data` is, if it is one whole response whose head is known."""
+        """Return head and body of `data`, if it is one whole response with a cached head; otherwise None."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
             return None
@@ -155,22 +154,22 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         return known.of_length(length), data[end + 4 :]
 
     def learn(self, data: bytes, head: ResponseHead) -> None:
-        """Keep the head of a response that `data` is, whole, if the like of it may come again."""
+        """Cache `head` if `data` is its whole response and such a head may be repeated."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
             return
         found = _LENGTH.search(data, 0, end + 2)
-        # a head without a length, or with one that is written in another way, cannot be told by its bytes
+        # without a length in the usual spelling, the bytes do not identify the head
         if found is not None and int(found[1]) == head.length == len(data) - end - 4:
             first, last = found.span(1)
             self._keep((data[:first], data[last : end + 4]), head.as_template())
 
 
 def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
-    """Return the key of a request's head, its body's length, and the values that may differ, in their order.
+    """Return the key of a request's head, its body's length, and the varying values in order.
 
-    The key is what stands around those values. Each piece of it but the last ends with the name of the header whose
-    value follows, so equal keys have the same headers in the same places.
+    The key consists of the bytes around those values. Each piece but the last ends with the name of the header whose
+    value follows, so equal keys have the same headers in the same positions.
     """
     pieces: list[bytes] = []
     values: list[bytes] = []
