@@ -110,7 +110,7 @@ def test_another_route_may_limit_its_output_by_other_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "answers"),
+    ("body", "choices"),
     [
         ({}, 1),
         ({"n": 3}, 3),
@@ -129,8 +129,8 @@ def test_another_route_may_limit_its_output_by_other_members() -> None:
         ({"messages": []}, 1),
     ],
 )
-def test_how_many_answers_are_asked_for(body: dict[str, Any], answers: int) -> None:
-    assert facts(**body).answers == answers
+def test_how_many_choices_are_requested(body: dict[str, Any], choices: int) -> None:
+    assert facts(**body).choices == choices
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_for_whom_the_client_asks(body: dict[str, Any], user: str | None) -> Non
 
 def test_of_two_equal_keys_the_last_counts_as_it_does_for_vllm() -> None:
     found = read_body(b'{"max_tokens":1,"user":"a","max_tokens":2,"user":"b","n":1,"n":4}')
-    assert (found.max_tokens, found.end_user, found.answers) == (2, "b", 4)
+    assert (found.max_tokens, found.end_user, found.choices) == (2, "b", 4)
 
 
 def test_a_body_that_is_no_object_is_refused() -> None:

@@ -51,7 +51,7 @@ endings = st.tuples(
     st.sampled_from([0, 200, 429, 500]),
     st.booleans(),
 )
-answers = st.one_of(
+choices = st.one_of(
     st.integers(0, 50).map(
         lambda tokens: json.dumps({"usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}).encode()
     ),
@@ -172,7 +172,7 @@ class Requests(RuleBasedStateMachine):
     @rule(
         which=st.integers(0),
         ending=endings,
-        answer=answers,
+        answer=choices,
         kind=st.sampled_from([b"application/json", b"text/event-stream"]),
     )
     def a_request_ends(self, which: int, ending: tuple[str, bool, int, bool], answer: bytes, kind: bytes) -> None:

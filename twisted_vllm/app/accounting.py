@@ -140,7 +140,7 @@ class AccountingService:
     def _tell_of_neighbours(self) -> None:
         spool = self.spool
         try:
-            others = 0 if spool is None else spool.neighbours()
+            others = 0 if spool is None else spool.other_processes()
         except OSError:
             # it was opened a moment ago: whatever it is, the writer will meet it
             others = 0

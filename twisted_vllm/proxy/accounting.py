@@ -19,7 +19,7 @@ from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, esti
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
-from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
+from twisted_vllm.usage.readers.uploaded_audio import measure_audio
 
 #: cached server fingerprints and route pricings
 MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
@@ -132,11 +132,11 @@ class Accounting(RequestObserver):
         if pricing.takes_model:
             body = admitted.body
             if pricing.audio_uploads:
-                audio = audio_uploaded(head.first)
+                audio = measure_audio(head.first)
             if audio is None:
                 prompt = (head.length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
         # do not keep `admitted` in the meter: it holds the body
-        context.meter = meter = UsageMeter(pricing, prompt, facts.answers, admitted.usage_injected)
+        context.meter = meter = UsageMeter(pricing, prompt, facts.choices, admitted.usage_injected)
         if audio is not None:
             # the size of an upload says nothing about tokens
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
@@ -154,7 +154,7 @@ class Accounting(RequestObserver):
             prompt,
             generates=route.row.generates,
             max_tokens=facts.max_tokens,
-            answers=facts.answers,
+            choices=facts.choices,
             assumed=self._assumed,
         )
         cost = expected_cost(prompt, tokens - prompt, pricing.prices)
