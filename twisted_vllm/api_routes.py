@@ -1,12 +1,12 @@
-"""vLLM's HTTP routes: one row for each, with everything that the gateway knows of it.
+"""vLLM's HTTP routes: one row per route, with everything that the gateway knows about it.
 
 The rows are vLLM 0.32's routes (``vllm/entrypoints/**/api_router.py``, ``launchers/dp_supervisor.py``). A new route is
-one row in `ROUTES`; if its answer reports its usage in a new form, that is a `UsageFormat` with its readers in
+one row in `ROUTES`; if its response reports usage in a new format, add a `UsageFormat` and its readers in
 :mod:`twisted_vllm.usage.readers.registry`.
 
-Endpoint plugins may add routes, so a path without a row is privileged. So is a path that two readers could understand
-differently: uvicorn decodes percent escapes once and Starlette matches the result literally, while a proxy in between
-may merge slashes, resolve dot segments or cut ``;parameters``.
+Endpoint plugins may add routes, so a path without a row is privileged. So is an ambiguous path: uvicorn decodes percent
+escapes once and Starlette matches the result literally, while a proxy in between may merge slashes, resolve dot
+segments or cut ``;parameters``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from functools import lru_cache, partial
 
 import attrs
 
-#: longer paths are classified anew each time, so that the caches stay below a few hundred kilobytes
+#: longer paths are not cached, so that the caches stay below a few hundred kilobytes
 MEMOISED_LENGTH = 256
 
 
 class RouteClass(enum.Enum):
-    """How far a route reaches."""
+    """The privilege that a route needs."""
 
     #: uses a model
     INFERENCE = "inference"
     #: reports the state of the server
     READ_ONLY = "read_only"
-    #: changes the server for everyone, or is not known
+    #: changes the server for everyone, or is unknown
     PRIVILEGED = "privileged"
 
 
 class ModelPlace(enum.Enum):
-    """Where a request to a route names its model."""
+    """How a request names its model."""
 
-    #: it uses none
+    #: no model
     NONE = "none"
     #: the member ``model`` of a JSON body, or the field ``model`` of a multipart form
     BODY = "body"
@@ -45,49 +45,48 @@ class ModelPlace(enum.Enum):
 
 
 class UsageFormat(enum.Enum):
-    """How a route's successful answers report their usage."""
+    """How a route's successful responses report usage."""
 
-    #: not at all; or the answer is a stored response, which was counted when it was made
+    #: not at all; or a stored response, which was counted when it was created
     NONE = "none"
     #: ``usage`` in the JSON; in a stream, in chunks that each carry about one token
     COMPLETIONS = "completions"
-    #: likewise; the first chunk of each answer names its role alone
+    #: likewise; the first chunk of each choice contains only its role
     CHAT = "chat"
     #: ``usage`` in the JSON; in a stream, in the event that ends the response
     RESPONSES = "responses"
-    #: ``usage`` in Anthropic's words; in a stream, in ``message_start`` and ``message_delta``
+    #: ``usage`` in Anthropic's format; in a stream, in ``message_start`` and ``message_delta``
     MESSAGES = "messages"
-    #: ``usage`` in Cohere's words; in a stream, in its last event
+    #: ``usage`` in Cohere's format; in a stream, in its last event
     COHERE_CHAT = "cohere_chat"
     #: ``meta.billed_units``
     COHERE_EMBED = "cohere_embed"
     #: the seconds of audio in ``usage`` or ``duration``; in a stream, as `COMPLETIONS`
     TRANSCRIPTION = "transcription"
-    #: ``count``: tokens that no model was given
+    #: ``count``: tokens that no model processed
     TOKENIZE = "tokenize"
-    #: ``input_tokens``: tokens that no model was given
+    #: ``input_tokens``: tokens that no model processed
     TOKEN_COUNT = "token_count"
 
 
 @attrs.frozen
 class VllmRoute:
-    """What the gateway knows of one vLLM route: a row of `ROUTES`.
+    """One vLLM route: a row of `ROUTES`.
 
     Attributes:
         path: the path on the server; ``{id}`` stands for one segment, a last ``/*`` for everything below.
-        route_class: how far it reaches.
+        route_class: the privilege that it needs.
         methods: the methods that vLLM serves.
-        model: where a request names its model.
-        alias: whether it also works without its ``/v1``: OpenAI's and Anthropic's routes that vLLM's root lacks.
-        usage: how its answers report their usage.
-        generates: whether it answers with tokens; the others use the prompt's alone.
-        output_limits: the members of a JSON body that limit the tokens of one answer; the first that is a number
-            counts.
-        stream_options: whether it has ``stream_options``, by which the gateway can ask for the usage of a stream. Its
+        model: how a request names its model.
+        alias: whether it also works without ``/v1``: OpenAI's and Anthropic's routes that vLLM's root lacks.
+        usage: how its responses report usage.
+        generates: whether it generates tokens; other routes use only the prompt's.
+        output_limits: the JSON members that limit the tokens of one choice; the first that is a number counts.
+        stream_options: whether it supports ``stream_options``, with which the gateway can request a stream's usage. Its
             `usage` is then `UsageFormat.CHAT` or `UsageFormat.COMPLETIONS`.
-        audio_uploads: whether its multipart form may hold audio.
-        dispatches: whether it does what other routes do, by the shape of the body.
-        repeatable: whether a request that a server may have begun can be sent to another one as well.
+        audio_uploads: whether its multipart form may contain audio.
+        dispatches: whether it acts as another route, depending on the body.
+        repeatable: whether a request that a server may have started can be resent to another server.
     """
 
     path: str
@@ -107,13 +106,13 @@ class VllmRoute:
 #: the row of a route that has none
 UNKNOWN = VllmRoute("", methods=())
 
-#: OpenAI's newer and older name, and that of Responses
+#: OpenAI's newer and older name, and the name in Responses
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 _GET = (b"GET",)
 # what Starlette and FastAPI add by themselves
 _GET_OR_HEAD = (b"GET", b"HEAD")
-# a mounted application, which does not look at the method
+# a mounted application, which ignores the method
 _ANY = (b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"PATCH", b"DELETE")
 
 _generating = partial(
@@ -138,9 +137,9 @@ ROUTES = (
     _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, stream_options=True),
     _generating("/v1/chat/completions/batch", alias=True, usage=UsageFormat.CHAT),
     _generating("/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, stream_options=True),
-    # a server may store the response: a second request would store another
+    # a server may store the response: a second request would store a second one
     _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, repeatable=False),
-    # grant with care: these name a response by its id alone, whoever made it
+    # grant with care: these access any response by its id, whoever created it
     VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeatable=True),
     VllmRoute("/v1/responses/{id}/cancel", RouteClass.INFERENCE, alias=True),
     _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES),
@@ -181,7 +180,7 @@ ROUTES = (
     _read_only("/readyz"),
     _read_only("/is_scaling_elastic_ep", methods=(b"POST",)),
     # Every path without a row is privileged. These have a row because they use a model, because a row above would
-    # match them, or because they have an alias. A request may take over a KV cache, which is there once.
+    # match them, or because they have an alias. A request to the first may take over a KV cache, which exists once.
     _generating(
         "/inference/v1/generate",
         route_class=RouteClass.PRIVILEGED,
@@ -201,15 +200,15 @@ ORDINARY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"POST"))
 
 @attrs.frozen
 class Route:
-    """What a request asks of the server.
+    """The requested route.
 
     Attributes:
-        path: the path that the server sees, decoded; as it came where it is not `certain`.
-        route_class: how far it reaches.
+        path: the path for the server, decoded; as received if it is not `certain`.
+        route_class: the privilege that it needs.
         takes_model: whether the request's body names a model.
-        certain: whether every reader understands the path alike. If not, only a rule that names a class can open it.
-        name: the known route's path, with ``{id}`` where an id stands; empty where it is not known.
-        row: what is known of the path, by whatever method; `UNKNOWN` if nothing is.
+        certain: whether the path is unambiguous. If not, only a rule that names a class can allow it.
+        name: the known route's path, with ``{id}`` in place of an id; empty if it is unknown.
+        row: the path's row, for any method; `UNKNOWN` if there is none.
     """
 
     path: str
@@ -222,9 +221,9 @@ class Route:
 
 _ID = r"[A-Za-z0-9._~:@=+-]+"
 
-# RFC 3986 §6.2.2.2: these escapes mean the same decoded or not, to every reader
+# RFC 3986 §6.2.2.2: these escapes have the same meaning decoded or not
 _UNRESERVED_ESCAPE = re.compile(rb"%(2[DE]|3[0-9]|[46][1-9A-F]|[57][0-9A]|5F|7E)", re.IGNORECASE)
-# non-empty segments of what no reader treats specially; `;`, backslash and the other escapes are left out on purpose
+# non-empty segments of characters without special meaning; `;`, backslash and other escapes are excluded on purpose
 _PLAIN_PATH = re.compile(rb"/|(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,=:@-]+)+/?")
 
 
@@ -232,7 +231,7 @@ class RouteTable:
     """Finds the row of a request."""
 
     def __init__(self, rows: Iterable[VllmRoute]) -> None:
-        """Build the look-ups; a row without a pattern in its path wins over one with."""
+        """Build the look-ups; an exact path takes precedence over a pattern."""
         self.rows = tuple(rows)
         self._exact = {row.path: row for row in self.rows if _is_exact(row.path)}
         self._patterns = [(re.compile(_pattern(row.path)), row) for row in self.rows if not _is_exact(row.path)]
@@ -244,15 +243,15 @@ class RouteTable:
         self._memoised = lru_cache(maxsize=1024)(self._classify)
 
     def classify(self, method: bytes, path: bytes) -> Route:
-        """Return what a request asks for.
+        """Return the route of a request.
 
         Args:
-            method: the HTTP method, as it came (methods are case-sensitive: RFC 9110 §9.1).
-            path: the path that is sent to the server, raw, without the query.
+            method: the HTTP method, as received (methods are case-sensitive: RFC 9110 §9.1).
+            path: the raw path for the server, without the query.
 
         Returns:
-            The route; `RouteClass.PRIVILEGED` for every path that is not known or not certain, and for every method
-            outside `ORDINARY_METHODS`.
+            The route; `RouteClass.PRIVILEGED` for every unknown or ambiguous path, and for every method outside
+            `ORDINARY_METHODS`.
         """
         if len(path) <= MEMOISED_LENGTH and method in ORDINARY_METHODS:
             return self._memoised(method, path)
@@ -273,7 +272,7 @@ class RouteTable:
     def without_alias(self, path: bytes) -> bytes:
         """Return the server's path for `path`, which may be one of vLLM's ``/v1`` routes without its ``/v1``.
 
-        Only the plain spelling is an alias: vLLM's root routes and every other path come back as they are.
+        Only the plain spelling is an alias; every other path is returned unchanged, vLLM's root routes included.
         """
         if path in self._exact_aliases or self._alias_pattern.fullmatch(path):
             return b"/v1" + path
@@ -287,7 +286,7 @@ class RouteTable:
 
 
 def plain_path(path: bytes) -> str | None:
-    """Return `path` decoded, or None if two readers could understand it differently."""
+    """Return `path` decoded, or None if it is ambiguous."""
     if b"%" in path:
         path = _UNRESERVED_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), path)
     return path.decode("ascii") if _PLAIN_PATH.fullmatch(path) else None

@@ -1,4 +1,4 @@
-"""What the gateway knows of one request: one typed value that travels from the first byte to the log line."""
+"""The context of a request: one typed value from its first byte to its log line."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Peer:
 
 
 class Authorization(msgspec.Struct, frozen=True, gc=False):
-    """What the head of a request was authorized for.
+    """The authorization of a request's head.
 
     Attributes:
-        principal: who asks.
-        route: the route that it asks for.
-        path: the path that the server sees, raw, without the query.
-        forwarded: the path and query for the server, raw, below its base path.
+        principal: the caller.
+        route: the requested route.
+        path: the raw path for the server, without the query.
+        forwarded: the raw path and query for the server, below its base path.
         needs_body: whether the body must be buffered before a server is chosen.
-        wants_body: whether it is buffered where that is possible; the ledger reads it.
-        payer: who asks, as the ledger keeps it.
+        wants_body: whether to buffer the body if possible, because the ledger reads it.
+        payer: the caller in the ledger's form.
     """
 
     principal: Principal
@@ -52,86 +52,111 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestContext:
-    """One request.
+    """The context of one request.
 
-    Times are in the reactor's seconds, which begin in 1970.
+    Times are in Unix seconds, from the reactor's clock.
 
     Attributes:
-        peer: where it comes from.
+        peer: the client's address.
         started: when its first byte arrived.
-        head: its head; `NO_REQUEST_HEAD` until that was read.
+        head: its head; `NO_REQUEST_HEAD` until it was read.
         request_id: the ``X-Request-Id`` that client and server see; empty before it is dispatched.
-        principal: who asks; None where nobody was authenticated.
-        authorization: what it was authorized for; None outside of ``/vllm``, or where it was refused.
-        model: the model that it names, under the server's name for it; empty where it names none or was not read.
-        server: the server that was chosen; None before.
-        end_user: the end user on whose behalf it is made, as the caller says.
-        meter: measures what it uses; None where nothing is measured.
-        reservation: what is reserved of its limits; None where nothing is limited.
+        principal: the caller; None if nobody was authenticated.
+        authorization: its authorization; None outside ``/vllm``, or if it was refused.
+        model: the model that it names, with the key's alias resolved; empty if it names none or was not read.
+        server: the chosen server; None before.
+        end_user: the end user that the caller names.
+        meter: measures its usage; None if usage is not measured.
+        reservation: its reservation; None if no limit applies.
         sent: whether it was sent to the server.
-        queued: seconds in which it waited for a busy server; None where it did not.
+        queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
-        status: the status that was sent to the client; 0 before.
-        error_code: the code of the gateway's own error; empty without one.
+        status: the status sent to the client; 0 before.
+        error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
             ``failed``; final once `finish` was called.
-        revoked: whether it was ended because its key is not valid any more.
-        ended: when it was over; 0 before.
-        bytes_in: the bytes of its body that arrived; final once it is over.
-        bytes_out: the bytes of the response's body that were sent; final once it is over.
+        revoked: whether it was ended because its key is no longer valid.
+        ended: when it ended; 0 before.
+        bytes_in: received bytes of its body; final once it is over.
+        bytes_out: sent bytes of the response's body; final once it is over.
         body_complete: whether its whole body arrived; final once it is over.
-        usage: what it used, once it is over.
-        cost: what that costs, in picodollars.
+        usage: its usage, once it is over.
+        cost: its cost in picodollars.
     """
 
-    # class attributes are the defaults: a new context costs only what differs
-    head: RequestHead = NO_REQUEST_HEAD
-    request_id = b""
-    principal: Principal | None = None
-    authorization: Authorization | None = None
-    model = ""
-    server: Server | None = None
-    end_user: str | None = None
-    meter: UsageMeter | None = None
-    reservation: Reservation | None = None
-    sent = False
-    queued: float | None = None
-    first_byte: float | None = None
-    status = 0
-    error_code = ""
-    outcome = ""
-    revoked = False
-    ended = 0.0
-    bytes_in = bytes_out = 0
-    body_complete = False
-    usage: Usage = NOTHING_USED
-    cost = 0
+    __slots__ = (
+        "authorization",
+        "body_complete",
+        "bytes_in",
+        "bytes_out",
+        "cost",
+        "end_user",
+        "ended",
+        "error_code",
+        "first_byte",
+        "head",
+        "meter",
+        "model",
+        "outcome",
+        "peer",
+        "principal",
+        "queued",
+        "request_id",
+        "reservation",
+        "revoked",
+        "sent",
+        "server",
+        "started",
+        "status",
+        "usage",
+    )
 
     def __init__(self, peer: Peer, started: float) -> None:
         self.peer = peer
         self.started = started
+        self.head: RequestHead = NO_REQUEST_HEAD
+        self.request_id = b""
+        self.principal: Principal | None = None
+        self.authorization: Authorization | None = None
+        self.model = ""
+        self.server: Server | None = None
+        self.end_user: str | None = None
+        self.meter: UsageMeter | None = None
+        self.reservation: Reservation | None = None
+        self.sent = False
+        self.queued: float | None = None
+        self.first_byte: float | None = None
+        self.status = 0
+        self.error_code = ""
+        self.outcome = ""
+        self.revoked = False
+        self.ended = 0.0
+        self.bytes_in = self.bytes_out = 0
+        self.body_complete = False
+        self.usage: Usage = NOTHING_USED
+        self.cost = 0
 
     @property
     def duration(self) -> float:
-        """Seconds from its first byte to its end."""
+        """The seconds from its first byte to its end."""
         return self.ended - self.started
 
     def left_queue(self, seconds: float | None, sent: bool) -> None:
-        """Set how long the request waited for its server, or None, and whether it was sent after that."""
+        """Set how long the request waited for its server, or None, and whether it was then sent."""
         self.queued = seconds
         self.sent = sent
 
     def finish(
         self, now: float, *, answered: bool, drained: bool, bytes_in: int, bytes_out: int, body_complete: bool
     ) -> None:
-        """Set what is only known when the request is over.
+        """Set the values that are known only when the request is over.
 
         Args:
             now: the time.
-            answered: whether a whole response was written, the server's or the gateway's own.
-            drained: whether the gateway ran out of time for its drain, and cut what was left.
-            bytes_in: bytes of the request's body that arrived.
-            bytes_out: bytes of the response's body that were sent.
+            answered: whether a complete response was written, the server's or the gateway's own.
+            drained: whether the drain timed out and aborted the remaining connections.
+            bytes_in: received bytes of the request's body.
+            bytes_out: sent bytes of the response's body.
             body_complete: whether the whole body arrived.
         """
         self.ended = now
@@ -148,7 +173,7 @@ class RequestContext:
             self.outcome = "revoked"
 
     def _own_outcome(self, answered: bool) -> str:
-        """Return how a request ended that no server answered."""
+        """Return the outcome of a request that no server answered."""
         if not answered:
             return "client_disconnected"
         if self.status >= 500 and self.error_code != Draining.code:

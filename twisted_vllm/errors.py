@@ -1,8 +1,8 @@
-"""The errors that the gateway answers with, each with its HTTP status and code.
+"""The gateway's error responses, each with its HTTP status and code.
 
 The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, and the header
-``x-vllm-passthrough-error`` carries the code, so that a caller can tell the gateway's refusals from vLLM's own errors.
-A message never names a key, a hash or an internal address.
+``x-vllm-passthrough-error`` carries the code, so that a caller can distinguish the gateway's refusals from vLLM's own
+errors. A message never names a key, a hash or an internal address.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ ERROR_HEADER = b"x-vllm-passthrough-error"
 
 
 class GatewayError(Exception):
-    """An answer of the gateway's own.
+    """An error response of the gateway.
 
     Attributes:
         status: the HTTP status code.
         code: the stable machine-readable code, also sent as ``x-vllm-passthrough-error``.
         type: OpenAI's error type.
-        message: what is wrong and what to do about it, for the caller to read.
-        param: the request parameter at fault, if it is one.
-        retry_after: seconds after which trying again makes sense, if that is known.
+        message: what is wrong and what to do about it, for the caller.
+        param: the request parameter at fault, or None.
+        retry_after: seconds to wait before a retry, or None.
     """
 
     status: ClassVar[int] = 500
@@ -45,17 +45,17 @@ class GatewayError(Exception):
         )
 
     def headers(self) -> Headers:
-        """Return the headers of the answer, without its framing."""
-        found: Headers = [(b"content-type", b"application/json"), (ERROR_HEADER, self.code.encode("ascii"))]
+        """Return the headers of the response, without its framing."""
+        headers: Headers = [(b"content-type", b"application/json"), (ERROR_HEADER, self.code.encode("ascii"))]
         if self.status == 401:
-            found.append((b"www-authenticate", b"Bearer"))
+            headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
-            found.append((b"retry-after", b"%d" % self.retry_after))
-        return found
+            headers.append((b"retry-after", b"%d" % self.retry_after))
+        return headers
 
 
 class InvalidRequest(GatewayError):
-    """The request is malformed, or lacks what a decision needs."""
+    """The request is malformed or incomplete."""
 
     status = 400
     code = "invalid_request"
@@ -63,19 +63,19 @@ class InvalidRequest(GatewayError):
 
 
 class MalformedHttp(InvalidRequest):
-    """The bytes are not the HTTP that RFC 9112 describes; the connection is closed after the answer."""
+    """The bytes are not valid HTTP (RFC 9112); the connection is closed after the response."""
 
     code = "malformed_http"
 
 
 class ModelUndetermined(InvalidRequest):
-    """A permission depends on the model, and the body does not say clearly which it is."""
+    """A permission depends on the model, and the body does not name it clearly."""
 
     code = "model_undetermined"
 
 
 class MissingApiKey(GatewayError):
-    """No credential came with the request."""
+    """The request has no credential."""
 
     status = 401
     code = "missing_api_key"
@@ -83,19 +83,19 @@ class MissingApiKey(GatewayError):
 
 
 class InvalidApiKey(MissingApiKey):
-    """The credential is not one that the gateway knows."""
+    """The credential is unknown."""
 
     code = "invalid_api_key"
 
 
 class ExpiredApiKey(MissingApiKey):
-    """The key was known and has expired."""
+    """The key has expired."""
 
     code = "expired_api_key"
 
 
 class BlockedApiKey(MissingApiKey):
-    """The key is known and an administrator blocked it."""
+    """An administrator blocked the key."""
 
     code = "blocked_api_key"
 
@@ -117,7 +117,7 @@ class RouteNotAllowed(GatewayError):
 
 
 class EndUserBlocked(GatewayError):
-    """The end user that the caller asks for was blocked by an administrator."""
+    """An administrator blocked the end user that the caller names."""
 
     status = 403
     code = "end_user_blocked"
@@ -125,7 +125,7 @@ class EndUserBlocked(GatewayError):
 
 
 class TooManyFailures(GatewayError):
-    """Too many keys that are not valid came from one address."""
+    """Too many failed authentications from one address."""
 
     status = 429
     code = "too_many_failures"
@@ -151,7 +151,7 @@ class RateLimitExceeded(GatewayError):
         self.limit_headers = limit_headers or []
 
     def headers(self) -> Headers:
-        """Return the headers of the answer, without its framing."""
+        """Return the headers of the response, without its framing."""
         return super().headers() + self.limit_headers
 
 
@@ -164,7 +164,7 @@ class BudgetExceeded(GatewayError):
 
 
 class LimitsUnavailable(GatewayError):
-    """Redis does not answer, and the operator lets no limited request go on without it."""
+    """Redis is unavailable, and the operator refuses limited requests without it."""
 
     status = 503
     code = "limits_unavailable"
@@ -185,7 +185,7 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(GatewayError):
-    """The route exists and does not take this method."""
+    """The route does not support this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -225,28 +225,28 @@ class RequestTimeout(GatewayError):
 
 
 class UpstreamUnreachable(GatewayError):
-    """No connection to the vLLM server could be made, or it closed before it answered."""
+    """No connection to the vLLM server could be made, or it closed before the response."""
 
     status = 502
     code = "upstream_unreachable"
 
 
 class UpstreamProtocolError(GatewayError):
-    """The vLLM server answered with something that is not HTTP."""
+    """The vLLM server's response is not HTTP."""
 
     status = 502
     code = "upstream_protocol_error"
 
 
 class UpstreamTimeout(GatewayError):
-    """The vLLM server took longer than a timeout allows."""
+    """A timeout of the vLLM server expired."""
 
     status = 504
     code = "upstream_timeout"
 
 
 class Draining(GatewayError):
-    """The gateway is shutting down and takes no new requests."""
+    """The gateway is shutting down and accepts no new requests."""
 
     status = 503
     code = "draining"
@@ -260,14 +260,14 @@ class TooManyConnections(GatewayError):
 
 
 class ServerBusy(GatewayError):
-    """The server has its limit of requests in flight, and its queue is full or took too long."""
+    """The server is at its concurrency limit, and its queue is full or took too long."""
 
     status = 503
     code = "server_busy"
 
 
 class LedgerUnavailable(GatewayError):
-    """Usage cannot be recorded, and the operator lets no request go unrecorded."""
+    """Usage cannot be recorded, and the operator refuses unrecorded requests."""
 
     status = 503
     code = "ledger_unavailable"

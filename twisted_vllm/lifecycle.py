@@ -1,4 +1,4 @@
-"""The events in the life of a request, and who observes them.
+"""The events in the life of a request, and their observers.
 
 Logs, the ledger and the limits observe requests through one interface; `twisted_vllm.app.wiring` lists them.
 """
@@ -15,16 +15,16 @@ Observe = Callable[[RequestContext], None]
 
 
 class RequestObserver:
-    """Observes requests; a subclass overrides the events that it needs. Events that nobody overrides cost nothing.
+    """Observes requests. A subclass overrides the events that it needs; events that nobody overrides cost nothing.
 
-    Requests of the admin API, and those that were refused, are only `finished`.
+    Admin API requests and refused requests have only the event `finished`.
     """
 
     def admitted(self, context: RequestContext) -> None:
-        """The request may go on, its limits are reserved and a server is chosen."""
+        """The request is admitted: its limits are reserved and a server is chosen."""
 
     def sent(self, context: RequestContext) -> None:
-        """The request is given to the client that sends it to its server."""
+        """The request is passed to the HTTP client, which sends it to its server."""
 
     def first_byte(self, context: RequestContext) -> None:
         """The response has begun."""
@@ -34,16 +34,16 @@ class RequestObserver:
 
 
 class Lifecycle:
-    """Tells the observers, in their order.
+    """Notifies the observers, in order.
 
     Attributes:
-        admitted: the methods that observe that a request was admitted; likewise `sent` and `first_byte`.
+        admitted: the observers' methods for the event `admitted`; likewise `sent` and `first_byte`.
     """
 
     _log = Logger()
 
     def __init__(self, observers: Iterable[RequestObserver] = ()) -> None:
-        """Bind the observers' own methods; those inherited from `RequestObserver` do nothing and are left out."""
+        """Bind the methods that the observers override; those inherited from `RequestObserver` do nothing."""
         observers = tuple(observers)
         self.admitted = _own(observers, "admitted")
         self.sent = _own(observers, "sent")
@@ -51,7 +51,7 @@ class Lifecycle:
         self._finished = _own(observers, "finished")
 
     def finished(self, context: RequestContext) -> None:
-        """Tell that a request is over. An observer that fails is logged, and keeps the others from nothing."""
+        """Notify that a request is over. The failure of an observer is logged and does not affect the others."""
         for observe in self._finished:
             try:
                 observe(context)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.auth.throttle import MOST_ADDRESSES, WINDOW_SECONDS, AuthenticationThrottle
+from twisted_vllm.auth.throttle import MAX_ADDRESSES, WINDOW_SECONDS, AuthenticationThrottle
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey, TooManyFailures
 
 WRONG = InvalidApiKey("wrong")
@@ -66,10 +66,10 @@ def test_without_a_limit_nothing_is_counted() -> None:
 def test_what_is_remembered_is_bounded_and_who_fails_on_is_not_forgotten() -> None:
     failures = AuthenticationThrottle(1)
     failures.record_failure(WRONG, "192.0.2.1", NOW)
-    for number in range(2 * MOST_ADDRESSES):
+    for number in range(2 * MAX_ADDRESSES):
         failures.record_failure(WRONG, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", NOW)
         assert isinstance(failures.record_failure(WRONG, "192.0.2.1", NOW), TooManyFailures)
-    assert len(failures) == MOST_ADDRESSES
+    assert len(failures) == MAX_ADDRESSES
 
 
 def test_a_clock_that_was_set_back_does_not_keep_anybody_out() -> None:

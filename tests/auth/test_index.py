@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.auth.authenticator import hash_key, name_key
-from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.key_index import IndexedKey, KeyIndex
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
@@ -52,7 +52,7 @@ def test_replacing_all_forgets_what_is_not_there_any_more() -> None:
     index = KeyIndex([made()])
     assert index.find(TOKEN) is not None
     other = made(token="1" * 64)
-    index.replace_all(Everything(keys=[KeyGrant.of(other)]))
+    index.replace_all(Snapshot(keys=[KeyGrant.of(other)]))
     assert index.find(TOKEN) is None
     assert len(index) == 1
 
@@ -149,7 +149,7 @@ def test_an_end_user_is_known_while_there_is_something_to_know() -> None:
     assert index.find(TOKEN) is kept
     index.apply(Changes(end_users={"eve": None}))
     assert index.end_user("eve") is None
-    index.replace_all(Everything(end_users={"eve": eve}))
+    index.replace_all(Snapshot(end_users={"eve": eve}))
     assert index.end_user("eve") is eve
 
 

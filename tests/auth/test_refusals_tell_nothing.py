@@ -13,9 +13,9 @@ from statistics import median
 import pytest
 
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
-from twisted_vllm.auth.grants import Everything, KeyGrant, TeamGrant
+from twisted_vllm.auth.grants import KeyGrant, Snapshot, TeamGrant
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.throttle import MOST_ADDRESSES, AuthenticationThrottle
+from twisted_vllm.auth.throttle import MAX_ADDRESSES, AuthenticationThrottle
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, InvalidApiKey, MissingApiKey
 
@@ -47,7 +47,7 @@ def grant(kind: str, number: int) -> KeyGrant:
 def index() -> KeyIndex:
     found = KeyIndex()
     found.replace_all(
-        Everything(
+        Snapshot(
             keys=[grant(kind, number) for kind in ("blocked", "expired", "team", "valid") for number in range(KEYS)],
             teams={"x": TeamGrant(blocked=True)},
         )
@@ -127,15 +127,15 @@ def test_unknown_keys_fill_no_memory(authenticator: Authenticator) -> None:
     tracemalloc.start()
     try:
         # as many addresses as are remembered: from here on there is nothing left that could grow
-        guess(0, 2 * MOST_ADDRESSES)
+        guess(0, 2 * MAX_ADDRESSES)
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        guess(2 * MOST_ADDRESSES, UNKNOWN)
+        guess(2 * MAX_ADDRESSES, UNKNOWN)
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(failures) == MOST_ADDRESSES
+    assert len(failures) == MAX_ADDRESSES
     # a byte for each of them would be more
     assert grown < UNKNOWN
 

@@ -26,7 +26,7 @@ def facts(**body: Any) -> BodyFacts:
 
 def test_a_body_without_anything_asks_for_one_answer_at_once() -> None:
     assert facts() == BodyFacts()
-    assert UNREAD.asks_usage is None
+    assert UNREAD.include_usage is None
 
 
 def test_what_clients_usually_send_needs_no_scanning() -> None:
@@ -70,7 +70,7 @@ def test_a_stream_is_one_where_stream_is_true() -> None:
 )
 def test_whether_the_client_asked_for_usage_is_told_or_not_clear(options: object, asks: bool | None) -> None:
     found = facts(stream=True, stream_options=options)
-    assert found.asks_usage is asks or (asks is None and not usage_edits(b"{}", found))
+    assert found.include_usage is asks or (asks is None and not usage_edits(b"{}", found))
     assert found.options
 
 
@@ -110,7 +110,7 @@ def test_another_route_may_limit_its_output_by_other_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "answers"),
+    ("body", "choices"),
     [
         ({}, 1),
         ({"n": 3}, 3),
@@ -129,8 +129,8 @@ def test_another_route_may_limit_its_output_by_other_members() -> None:
         ({"messages": []}, 1),
     ],
 )
-def test_how_many_answers_are_asked_for(body: dict[str, Any], answers: int) -> None:
-    assert facts(**body).answers == answers
+def test_how_many_choices_are_requested(body: dict[str, Any], choices: int) -> None:
+    assert facts(**body).choices == choices
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_for_whom_the_client_asks(body: dict[str, Any], user: str | None) -> Non
 
 def test_of_two_equal_keys_the_last_counts_as_it_does_for_vllm() -> None:
     found = read_body(b'{"max_tokens":1,"user":"a","max_tokens":2,"user":"b","n":1,"n":4}')
-    assert (found.max_tokens, found.end_user, found.answers) == (2, "b", 4)
+    assert (found.max_tokens, found.end_user, found.choices) == (2, "b", 4)
 
 
 def test_a_body_that_is_no_object_is_refused() -> None:
@@ -324,9 +324,9 @@ def test_changes_change_what_they_should_and_nothing_else(
             wanted["continuous_usage_stats"] = False
         assert json.dumps(changed, sort_keys=True) == json.dumps({**seen, "stream_options": wanted}, sort_keys=True)
         again = read_body(splice(body, edits))
-        assert again.asks_usage is True
+        assert again.include_usage is True
     else:
-        assert seen.get("stream") is not True or found.asks_usage is not False
+        assert seen.get("stream") is not True or found.include_usage is not False
 
     if found.salted and not isinstance(seen["cache_salt"], (str, type(None))):
         return

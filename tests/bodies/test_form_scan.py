@@ -23,7 +23,7 @@ def scanned(segments: list[bytes], name: str = "") -> tuple[str | None, bytes]:
         if scan.model != before:
             passed += name.encode() + scan.feed(b"")
     scan.finish()
-    assert scan.unjudged == b""
+    assert scan.unscanned == b""
     return scan.model, passed
 
 
@@ -102,7 +102,7 @@ def test_what_was_not_let_go_when_the_model_turned_out_to_be_unclear_is_still_th
     passed = scan.feed(FILE)
     with pytest.raises(ModelUndetermined):
         scan.feed(b"--XX\r\nnonsense\r\n\r\nabc")
-    assert passed + scan.unjudged == FILE + b"--XX\r\nnonsense\r\n\r\nabc"
+    assert passed + scan.unscanned == FILE + b"--XX\r\nnonsense\r\n\r\nabc"
 
 
 def test_a_name_without_an_end_is_no_name() -> None:
@@ -118,4 +118,4 @@ def test_little_is_kept_back_of_a_long_file() -> None:
     scan.feed(FILE[:-2])
     for _ in range(10):
         scan.feed(b"\r\n--X" * 10_000)
-        assert len(scan.unjudged) < 10
+        assert len(scan.unscanned) < 10

@@ -370,7 +370,7 @@ class House:
     def __init__(self, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.sweeper = DeadlineSweeper(self.clock)
+        self.deadlines = DeadlineSweeper(self.clock)
         self.streaming = Streaming()
         self.ordinary = Ordinary()
         self.finished: list[RequestContext] = []
@@ -385,8 +385,8 @@ class House:
         return GatewaySite(
             streaming=streaming,
             other=other,
-            sweeper=self.sweeper,
-            writes=WriteCoalescer(),
+            deadlines=self.deadlines,
+            coalescer=WriteCoalescer(),
             disconnects=DisconnectWatcher(self.clock),
             reactor=self.clock,
             limits=self._limits,
@@ -403,17 +403,17 @@ class House:
         return Client(self.site, transport or TcpTransport())
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, and the sweeper look as often as it would."""
+        """Let time pass, and check the deadlines at their interval."""
         end = self.clock.seconds() + seconds
         while self.clock.seconds() < end:
             self.clock.advance(min(0.25, end - self.clock.seconds()))
-            self.sweeper.sweep()
+            self.deadlines.sweep()
 
     def assert_clean(self) -> None:
         """Nothing of a past request or connection is remembered."""
         assert len(self.ids) == 0
         assert not self.site.connections
-        assert len(self.sweeper) == 0
+        assert len(self.deadlines) == 0
         assert len(self.finished) == len(set(map(id, self.finished)))
 
 

@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from tests.http.server_harness import House, TcpTransport, TlsTransport, get, read_answers
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.http.server.connection_limit import MOST_REFUSED, PATIENCE
+from twisted_vllm.http.server.connection_limit import MAX_REFUSED, PATIENCE
 
 CAP = 10
 
@@ -90,7 +90,7 @@ def test_those_within_the_cap_are_served_meanwhile_and_room_is_used_again(house:
 
 def test_a_flood_is_closed_without_a_word(house: House) -> None:
     fill(house)
-    waiting = [house.connect() for _ in range(MOST_REFUSED)]
+    waiting = [house.connect() for _ in range(MAX_REFUSED)]
     late = house.connect()
     assert late.transport.aborted
     assert not any(client.transport.aborted for client in waiting)
@@ -103,7 +103,7 @@ def test_a_flood_is_closed_without_a_word(house: House) -> None:
 
 def test_a_burst_is_one_warning_however_many_it_refuses(house: House, log: list[tuple[str, str]]) -> None:
     served = fill(house)
-    for _ in range(3 * MOST_REFUSED):
+    for _ in range(3 * MAX_REFUSED):
         house.connect()
     served.pop().leave()
     house.connect()
@@ -111,7 +111,7 @@ def test_a_burst_is_one_warning_however_many_it_refuses(house: House, log: list[
     assert log == [("warn", f"Over {CAP} client connections: more are refused until some have ended")]
     for client in served[:5]:
         client.leave()
-    assert log[1:] == [("info", f"{3 * MOST_REFUSED + 1} client connections over the cap were refused")]
+    assert log[1:] == [("info", f"{3 * MAX_REFUSED + 1} client connections over the cap were refused")]
     for _ in range(CAP):
         house.connect()
     assert [level for level, _ in log] == ["warn", "info", "warn"]

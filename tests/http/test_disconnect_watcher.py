@@ -103,7 +103,7 @@ async def test_a_disconnect_ends_the_connection(watcher: DisconnectWatcher, pair
         # ours to end, or the reactor's where it waited for the socket to become writable
         assert isinstance(await ours.lost, ConnectionAborted | ConnectionLost)
         assert ours.received == b"x"
-        watcher.forget(ours.transport)
+        watcher.unwatch(ours.transport)
         assert len(watcher) == 0
 
 
@@ -127,7 +127,7 @@ async def test_with_resets_only_what_was_sent_before_an_orderly_end_is_read(
         for _ in range(20):
             await deferLater(reactor, 0, lambda: None)
         assert not ours.lost.called
-        watcher.forget(ours.transport)
+        watcher.unwatch(ours.transport)
         ours.transport.resumeProducing()
         await ours.lost
         assert ours.received == b"xy"
@@ -150,8 +150,8 @@ async def test_a_client_that_only_sends_is_left_alone(watcher: DisconnectWatcher
         for _ in range(20):
             await deferLater(reactor, 0, lambda: None)
         assert (ours.lost.called, ours.received, len(watcher)) == (False, b"x", 1)
-        watcher.forget(ours.transport)
-        watcher.forget(ours.transport)
+        watcher.unwatch(ours.transport)
+        watcher.unwatch(ours.transport)
         ours.transport.resumeProducing()
         theirs.transport.loseConnection()
         assert isinstance(await ours.lost, ConnectionDone)
@@ -164,7 +164,7 @@ async def test_a_connection_that_has_ended_can_be_forgotten(watcher: DisconnectW
         watcher.watch(ours.transport)
         ours.transport.abortConnection()
         await ours.lost
-        watcher.forget(ours.transport)
+        watcher.unwatch(ours.transport)
         assert len(watcher) == 0
 
 

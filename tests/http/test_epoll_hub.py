@@ -63,8 +63,8 @@ class Hall:
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self.writes = WriteCoalescer()
-        self.hub = EpollHub(reactor, self.writes)
+        self.coalescer = WriteCoalescer()
+        self.hub = EpollHub(reactor, self.coalescer)
         self.ends: list[Line] = []
         self.on_data: Callable[[Line, bytes], None] | None = None
         self.make: Callable[[Callable[[Line, bytes], None] | None], Line] = Line
@@ -116,7 +116,7 @@ def test_what_is_written_in_one_go_leaves_after_it(hall: Hall) -> Generator[Defe
     unsent: list[int] = []
 
     def answer(line: Line, data: bytes) -> None:
-        write, _ = hall.writes.writer(line.transport)
+        write, _ = hall.coalescer.writer(line.transport)
         write(b"answer")
         unsent.append(unsent_bytes(line.transport))
 

@@ -91,7 +91,7 @@ def test_a_cookie_that_was_set_for_one_is_not_sent_for_another() -> None:
     end = lab.accept()
     end.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: session=alice; Path=/\r\nContent-Length: 2\r\n\r\nok")
     assert first.response.headers.getRawHeaders(b"set-cookie") == [b"session=alice; Path=/"]
-    end.forget()
+    end.clear_writes()
     lab.request()
     assert b"cookie" not in end.received.lower()
 
@@ -101,7 +101,7 @@ def test_a_redirect_is_relayed_and_not_followed(status: int) -> None:
     lab = ClientLab()
     asked = lab.request()
     end = lab.accept()
-    end.forget()
+    end.clear_writes()
     end.send(b"HTTP/1.1 %d Moved\r\nLocation: http://192.0.2.99/\r\nContent-Length: 4\r\n\r\nmove" % status)
     assert asked.response.code == status
     assert asked.response.headers.getRawHeaders(b"location") == [b"http://192.0.2.99/"]

@@ -33,7 +33,7 @@ class Setting:
         self.server = MemoryTransport(self.house.clock, self)
         self.outcomes: list[str] = []
         self.closed = 0
-        self.tunnel = Tunnel(self.server, self.server.write, b"", self.house.sweeper, IDLE, self.on_closed)
+        self.tunnel = Tunnel(self.server, self.server.write, b"", self.house.deadlines, IDLE, self.on_closed)
 
     def ask(self, *segments: bytes) -> Setting:
         self.client.send(*segments or (get(b"/vllm/a", *UPGRADE),))
@@ -266,7 +266,7 @@ class DeafTransport(MemoryTransport):
 def test_a_server_that_does_not_close_is_cut() -> None:
     setting = Setting()
     setting.server = DeafTransport(setting.house.clock, setting)
-    setting.tunnel = Tunnel(setting.server, setting.server.write, b"", setting.house.sweeper, None, setting.on_closed)
+    setting.tunnel = Tunnel(setting.server, setting.server.write, b"", setting.house.deadlines, None, setting.on_closed)
     setting.ask().agree()
     close(setting.client, ConnectionDone())
     aborted = []

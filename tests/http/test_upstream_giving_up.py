@@ -64,7 +64,7 @@ def test_cancelling_stops_the_upload() -> None:
     upload = Upload()
     asked, end = lab.asked(b"POST", upload)
     upload.write(b"some")
-    end.forget()
+    end.clear_writes()
     asked.result.cancel()
     assert upload.stopped
     assert end.is_cut

@@ -36,8 +36,8 @@ def test_the_connection_used_last_is_used_next() -> None:
     _, second = lab.asked()
     second.send(OK)
     first.send(OK)
-    second.forget()
-    first.forget()
+    second.clear_writes()
+    first.clear_writes()
     lab.ask()
     assert first.received
     assert not second.received
@@ -56,7 +56,7 @@ def test_the_connection_is_free_before_the_answer_is_told() -> None:
     lab = Lab()
     asked, end = lab.asked(read=False)
     asked.result.addCallback(lambda _: lab.ask())
-    end.forget()
+    end.clear_writes()
     end.send(OK)
     assert lab.attempts == 1
     assert end.received.startswith(b"GET ")
@@ -168,7 +168,7 @@ def test_a_connection_that_was_cut_for_data_while_idle_carries_no_request() -> N
     lab = Lab()
     _, end = lab.asked()
     end.send(OK)
-    end.forget()
+    end.clear_writes()
     end.send(b"surprise")
     asked = lab.ask(b"POST", body=b"held")
     assert end.received == b""
@@ -205,7 +205,7 @@ def test_a_connection_that_was_idle_for_long_carries_no_request_though_it_is_sti
     lab = Lab()
     _, end = lab.asked()
     end.send(OK)
-    end.forget()
+    end.clear_writes()
     lab.advance(KEEP)
     lab.ask()
     assert lab.attempts == 2

@@ -67,7 +67,7 @@ def test_a_streamed_body_of_known_length_goes_out_as_it_comes() -> None:
     end = lab.accept()
     assert upload.started == 1
     assert end.received.endswith(b"\r\n\r\n")
-    end.forget()
+    end.clear_writes()
     upload.write(b"he")
     upload.write(b"")
     upload.write(b"llo")
@@ -84,7 +84,7 @@ def test_a_streamed_body_of_unknown_length_goes_out_in_chunks() -> None:
     upload = Upload()
     asked = lab.ask(b"POST", b"/", CHUNKED, upload)
     end = lab.accept()
-    end.forget()
+    end.clear_writes()
     upload.write(b"0123456789abcdef")
     upload.write(b"")
     upload.write(b"x")
@@ -100,7 +100,7 @@ def test_an_empty_streamed_body_is_ended_too() -> None:
     upload = Upload()
     lab.ask(b"POST", b"/", CHUNKED, upload)
     end = lab.accept()
-    end.forget()
+    end.clear_writes()
     upload.finish()
     assert end.received == b"0\r\n\r\n"
 
@@ -112,7 +112,7 @@ def test_no_piece_is_taken_for_the_end_of_a_chunked_body(pieces: list[bytes]) ->
     upload = Upload()
     lab.ask(b"POST", b"/", CHUNKED, upload)
     end = lab.accept()
-    end.forget()
+    end.clear_writes()
     for piece in pieces:
         upload.write(piece)
     upload.finish()
@@ -182,7 +182,7 @@ def test_an_answer_to_half_a_body_is_delivered_and_stops_the_upload(length: int 
     asked = lab.ask(b"POST", b"/", CHUNKED if length is None else LENGTH_5, upload)
     end = lab.accept()
     upload.write(b"he")
-    end.forget()
+    end.clear_writes()
     end.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 8\r\n\r\ntoo long")
     assert asked.response.code == 413
     assert asked.body == b"too long"
@@ -199,7 +199,7 @@ def test_the_upload_goes_on_until_the_answer_is_whole() -> None:
     upload = Upload(5)
     asked = lab.ask(b"POST", b"/", LENGTH_5, upload)
     end = lab.accept()
-    end.forget()
+    end.clear_writes()
     end.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
     upload.write(b"hello")
     upload.finish()

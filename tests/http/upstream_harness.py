@@ -133,7 +133,7 @@ class ServerEnd:
         """Whether the agent does not read."""
         return bool(self.transport.producerState == "paused")
 
-    def forget(self) -> None:
+    def clear_writes(self) -> None:
         """Empty what was received."""
         self.transport.clear()
         self.transport.writes.clear()
@@ -335,7 +335,7 @@ class Lab:
         first, end = self.asked()
         end.send(OK)
         assert first.body == b"ok"
-        end.forget()
+        end.clear_writes()
         asked = self.ask(method, body=body, read=read)
         assert self.attempts == 1
         return asked, end

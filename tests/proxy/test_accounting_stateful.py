@@ -51,7 +51,7 @@ endings = st.tuples(
     st.sampled_from([0, 200, 429, 500]),
     st.booleans(),
 )
-answers = st.one_of(
+choices = st.one_of(
     st.integers(0, 50).map(
         lambda tokens: json.dumps({"usage": {"prompt_tokens": tokens, "completion_tokens": tokens}}).encode()
     ),
@@ -83,7 +83,7 @@ class Requests(RuleBasedStateMachine):
             end_users=self.index,
             prices=PriceTable((), PRICES),
             rows=self.rows,
-            refuses_unwritten=True,
+            fail_closed=True,
             now=lambda: self.now,
         )
         self.admission = Admission(
@@ -91,7 +91,7 @@ class Requests(RuleBasedStateMachine):
             policy=RoutePolicy(TenantRoutes()),
             router=Router((), server()),
             path_aliases=True,
-            asks_usage=True,
+            inject_usage=True,
         )
         self.running: list[RequestContext] = []
         self.change_key(UNLIMITED, None)
@@ -172,22 +172,22 @@ class Requests(RuleBasedStateMachine):
     @rule(
         which=st.integers(0),
         ending=endings,
-        answer=answers,
+        answer=choices,
         kind=st.sampled_from([b"application/json", b"text/event-stream"]),
     )
     def a_request_ends(self, which: int, ending: tuple[str, bool, int, bool], answer: bytes, kind: bytes) -> None:
         context = self.running.pop(which % len(self.running))
-        outcome, went_on, status, whole = ending
+        outcome, sent, status, whole = ending
         meter = context.meter
-        if went_on and status and meter is not None:
+        if sent and status and meter is not None:
             meter.start(ResponseHead(status, b"", [(b"Content-Type", kind)]))
             meter.feed(answer)
             if outcome == "completed":
                 meter.finish(b"")
-        self.end(context, outcome, went_on, whole)
+        self.end(context, outcome, sent, whole)
 
-    def end(self, context: RequestContext, outcome: str, went_on: bool, whole: bool) -> None:
-        context.outcome, context.sent = outcome, went_on
+    def end(self, context: RequestContext, outcome: str, sent: bool, whole: bool) -> None:
+        context.outcome, context.sent = outcome, sent
         context.finish(self.now, answered=False, drained=False, bytes_in=0, bytes_out=0, body_complete=whole)
         self.accounting.finished(context)
 

@@ -86,7 +86,7 @@ class Ledger:
         model: str = "m",
         headers: tuple[tuple[bytes, bytes], ...] = (),
         outcome: str = "completed",
-        went_on: bool = True,
+        sent: bool = True,
         answered: int = 200,
         kind: bytes = b"application/json",
         **fields: Any,
@@ -106,7 +106,7 @@ class Ledger:
         assert meter is not None
         meter.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
         meter.finish(ANSWER)
-        context.model, context.server, context.sent = admitted.model, admitted.server, went_on
+        context.model, context.server, context.sent = admitted.model, admitted.server, sent
         context.outcome, context.status = outcome, 200
         context.finish(
             OVER, answered=True, drained=False, bytes_in=len(body), bytes_out=len(ANSWER), body_complete=True
@@ -145,7 +145,7 @@ def test_requests_that_ask_the_same_share_what_they_ask(ledger: Ledger) -> None:
 
 
 def test_what_is_shared_is_forgotten_before_it_is_too_much(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting_module, "MOST_PRICINGS", 3)
+    monkeypatch.setattr(accounting_module, "MAX_PRICINGS", 3)
     for number in range(10):
         row = ledger.serve(model=f"m{number}")
         assert row is not None and target_of(row.target).model == f"m{number}"
@@ -247,4 +247,4 @@ def test_the_end_user_is_who_the_client_names(sent: Any, named: str | None) -> N
 
 
 def test_what_no_server_was_asked_leaves_no_row(ledger: Ledger) -> None:
-    assert ledger.serve(went_on=False) is None
+    assert ledger.serve(sent=False) is None

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.errors import AliasExists, KeyExists
@@ -178,7 +178,7 @@ class StoreContract:
     @pytest_twisted.ensureDeferred
     async def test_a_new_store_is_empty(self, store: IStore) -> None:
         assert await all_keys(store) == []
-        assert await store.load() == Everything(keys=[], former=[], users={}, teams={})
+        assert await store.load() == Snapshot(keys=[], former=[], users={}, teams={})
 
     @pytest_twisted.ensureDeferred
     async def test_a_key_comes_back_as_it_was_given(self, store: IStore) -> None:
@@ -422,7 +422,7 @@ class StoreContract:
         await store.change(many)
         await put(store, key_record(1))
         revision, update = await store.changes_since(0)
-        assert update == Everything(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
+        assert update == Snapshot(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
         assert revision == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Verdict
+from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Decision
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -33,16 +33,16 @@ class Interleavings(RuleBasedStateMachine):
     def ask(self) -> None:
         ticket = self.asked
         self.asked += 1
-        verdict = self.limiter.ask(ticket)
+        decision = self.limiter.acquire(ticket)
         if len(self.running) < self.limit:
-            assert verdict is Verdict.GRANTED
+            assert decision is Decision.GRANTED
             self.running.append(ticket)
             self.granted.append(ticket)
         elif len(self.queue) < self.most:
-            assert verdict is Verdict.QUEUED
+            assert decision is Decision.QUEUED
             self.queue.append(ticket)
         else:
-            assert verdict is Verdict.REFUSED
+            assert decision is Decision.REFUSED
             self.gone.append(ticket)
 
     @precondition(lambda self: self.running)
@@ -51,7 +51,7 @@ class Interleavings(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.running))
         self.running.remove(ticket)
         self.gone.append(ticket)
-        following = self.limiter.leave(ticket)
+        following = self.limiter.release(ticket)
         if self.queue:
             assert following == self.queue.pop(0), "out of turn"
             self.running.append(following)
@@ -65,12 +65,12 @@ class Interleavings(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.queue))
         self.queue.remove(ticket)
         self.gone.append(ticket)
-        assert self.limiter.leave(ticket) is None
+        assert self.limiter.release(ticket) is None
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
     def leave_again(self, data: st.DataObject) -> None:
-        assert self.limiter.leave(data.draw(st.sampled_from(self.gone))) is None
+        assert self.limiter.release(data.draw(st.sampled_from(self.gone))) is None
 
     @invariant()
     def as_the_model_says(self) -> None:
@@ -90,7 +90,7 @@ class Interleavings(RuleBasedStateMachine):
         """All that were taken in are done in the end, and nothing is left taken."""
         while self.running:
             ticket = self.running.pop()
-            following = self.limiter.leave(ticket)
+            following = self.limiter.release(ticket)
             if following is not None:
                 self.queue.remove(following)
                 self.running.append(following)
@@ -105,4 +105,4 @@ TestInterleavings = Interleavings.TestCase
 @pytest.mark.parametrize("count", [1, 3])
 def test_without_a_queue_one_too_many_is_refused(count: int) -> None:
     limiter: ConcurrencyLimiter[int] = ConcurrencyLimiter(count, 0)
-    assert [limiter.ask(ticket) for ticket in range(count + 1)] == [Verdict.GRANTED] * count + [Verdict.REFUSED]
+    assert [limiter.acquire(ticket) for ticket in range(count + 1)] == [Decision.GRANTED] * count + [Decision.REFUSED]

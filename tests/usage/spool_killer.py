@@ -37,7 +37,7 @@ class Threads:
         pass
 
 
-def live(directory: Path, url: str | None, first: int, answers: int, parent: int) -> NoReturn:
+def live(directory: Path, url: str | None, first: int, choices: int, parent: int) -> NoReturn:
     """Write rows until the end comes."""
     spool = Spool(directory, segment_bytes=20_000)
     spool.open()
@@ -54,28 +54,28 @@ def live(directory: Path, url: str | None, first: int, answers: int, parent: int
             ids.append(row.id)
             number += 1
         spool.flush()
-        os.write(answers, "".join(f"{each}\n" for each in ids).encode())
+        os.write(choices, "".join(f"{each}\n" for each in ids).encode())
         # about two thousand rows a second
         pause.wait(0.002)
     os._exit(1)
 
 
 def begin(directory: Path, url: str | None, first: int) -> tuple[int, IO[bytes]]:
-    answers: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the fork writes to it, `end` closes it
+    choices: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the fork writes to it, `end` closes it
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        live(directory, url, first, answers.fileno(), parent)
-    return child, answers
+        live(directory, url, first, choices.fileno(), parent)
+    return child, choices
 
 
-def end(child: int, answers: IO[bytes]) -> bytes:
+def end(child: int, choices: IO[bytes]) -> bytes:
     """Kill a process and return what it told, without a last line that is cut."""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    with answers:
-        answers.seek(0)
-        told = answers.read()
+    with choices:
+        choices.seek(0)
+        told = choices.read()
     return told[: told.rfind(b"\n") + 1]
 
 

@@ -31,11 +31,11 @@ def test_each_picture_counts_and_what_is_short_is_text() -> None:
 
 
 def test_answers_reserve_what_the_client_named_or_what_is_assumed() -> None:
-    def total(max_tokens: int | None = None, answers: int = 1, generates: bool = True) -> int:
-        return estimate_total(10, generates=generates, max_tokens=max_tokens, answers=answers, assumed=1024)
+    def total(max_tokens: int | None = None, choices: int = 1, generates: bool = True) -> int:
+        return estimate_total(10, generates=generates, max_tokens=max_tokens, choices=choices, assumed=1024)
 
     assert total() == 10 + 1024
     assert total(max_tokens=50) == 10 + 50
-    assert total(max_tokens=50, answers=3) == 10 + 150
-    assert total(answers=2) == 10 + 2048
+    assert total(max_tokens=50, choices=3) == 10 + 150
+    assert total(choices=2) == 10 + 2048
     assert total(generates=False, max_tokens=50) == 10

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from twisted_vllm.api_routes import classify
 from twisted_vllm.usage.pricing import FREE, RoutePricing
-from twisted_vllm.usage.readers.uploaded_audio import MAX_WAV_HEAD, MAX_WAV_TAIL, UploadedAudio, audio_uploaded
+from twisted_vllm.usage.readers.uploaded_audio import MAX_WAV_HEAD, MAX_WAV_TAIL, UploadedAudio, measure_audio
 
 TYPE = b"multipart/form-data; boundary=XX"
 END = b"--XX--\r\n"
@@ -161,9 +161,9 @@ def test_without_a_boundary_nothing_is_said() -> None:
 def test_only_a_form_that_goes_to_a_route_for_audio_is_looked_into() -> None:
     paths = (b"/v1/audio/transcriptions", b"/v1/audio/translations", b"/v1/chat/completions")
     assert [RoutePricing(classify(b"POST", path), FREE).audio_uploads for path in paths] == [True, True, False]
-    assert audio_uploaded({b"content-type": TYPE}) is not None
-    assert audio_uploaded({b"content-type": b"application/json"}) is None
-    assert audio_uploaded({}) is None
+    assert measure_audio({b"content-type": TYPE}) is not None
+    assert measure_audio({b"content-type": b"application/json"}) is None
+    assert measure_audio({}) is None
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))

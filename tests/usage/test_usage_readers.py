@@ -22,7 +22,7 @@ from tests.usage.usage_texts import COUNTS, NESTED, PATIENT, TEXTS, pieces, spel
 from tests.usage_reading import reader_for, reading_of
 from twisted_vllm.api_routes import ROUTES, UsageFormat
 from twisted_vllm.usage.readers.document import MAX_WHOLE
-from twisted_vllm.usage.readers.registry import MAX_INFLATED, MOST_READINGS, READERS
+from twisted_vllm.usage.readers.registry import MAX_INFLATED, MAX_READINGS, READERS
 from twisted_vllm.usage.readers.streams import ChunkStream
 from twisted_vllm.usage.records import Usage
 
@@ -286,7 +286,7 @@ def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_ma
     json_format = readers.reading(JSON)
     for number in range(100):
         assert readers.reading(b"application/json; n=%d" % number) is json_format
-        assert readers.reading.cache_info().currsize <= MOST_READINGS
+        assert readers.reading.cache_info().currsize <= MAX_READINGS
 
 
 def test_a_reader_says_whether_it_reads_a_stream() -> None:

@@ -1,4 +1,4 @@
-"""The limiter, the usage spool and the writer that moves its rows to the database, started and stopped together."""
+"""Starts and stops the limiter, the usage spool and the writer that moves its rows to the database."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.spool.spool import Spool
 from twisted_vllm.usage.spool.writer import LedgerWriter
 
-#: how long a start may take longer for what former runs left in the spool, in seconds
-TAKE_OVER_SECONDS = 10.0
+#: the maximum seconds at start for moving the rows that former runs left in the spool
+RECOVERY_SECONDS = 10.0
 
 
 class AccountingService:
-    """What counts, limits and keeps usage.
+    """The services that meter, limit and store usage.
 
     Attributes:
-        limiter: counts against limits, in memory or in Redis.
-        spool: the rows of the ledger on their way to the database; None where the ledger is switched off.
-        writer: moves them; None before it is opened.
-        observer: measures and limits requests.
+        limiter: enforces limits, in memory or in Redis.
+        spool: the ledger rows that the database does not have yet; None if the ledger is disabled.
+        writer: moves them; None before `open`.
+        observer: meters and limits requests.
     """
 
     _log = Logger()
@@ -48,13 +48,13 @@ class AccountingService:
         index: KeyIndex,
         metrics: Metrics,
     ) -> None:
-        """Make them; nothing is opened yet.
+        """Create them; nothing is opened yet.
 
         Args:
             reactor: Twisted's reactor.
-            settings: what the operator decided.
-            index: who has limits.
-            metrics: get the ledger's collector once it is open.
+            settings: the settings.
+            index: the keys, users, teams and end users with their limits.
+            metrics: gets the ledger's collector in `open`.
         """
         self._index = index
         self._metrics = metrics
@@ -83,16 +83,16 @@ class AccountingService:
             end_users=index,
             prices=PriceTable(settings.models, settings.default_prices),
             rows=self.spool,
-            refuses_unwritten=ledger.on_spool_failure == "refuse",
+            fail_closed=ledger.on_spool_failure == "refuse",
             assumed_output_tokens=settings.limits.assumed_output_tokens,
             end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
         )
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
-        """Open the spool, move what former runs left in it, and take what the database then says was spent.
+        """Open the spool, move the rows of former runs, and then load the spend from the database.
 
         Args:
-            spends: asks the database, which is open.
+            spends: reads the spend from the open database.
 
         Raises:
             StartError: the spool cannot be written to.
@@ -114,35 +114,35 @@ class AccountingService:
                     f"The ledger's spool {spool.directory} cannot be used: {error.strerror}. "
                     "Name another directory in passthrough.ledger.spool_directory."
                 ) from None
-            self.writer.recover(TAKE_OVER_SECONDS)
+            self.writer.recover(RECOVERY_SECONDS)
             self._metrics.add(LedgerCollector(spool, self.writer))
         for spend in spends():
             self.limiter.budget_loaded(spend.kind, spend.id, spend.spend, spend.period_start)
 
     def start(self) -> None:
-        """Begin to move rows to the database, and to count with other processes; say so if it does not."""
+        """Start to move rows to the database, and to connect to Redis; warn if limits are not shared."""
         if self._redis is None:
-            self._tell_of_neighbours()
+            self._warn_of_other_processes()
         if self._redis is not None:
             self._redis.start()
         if self.writer is not None:
             self.writer.start()
 
     def stop(self) -> Deferred[Any]:
-        """Move what is left, as far as that is quick, give back what is held, and fire."""
+        """Move the remaining rows within a time limit, release reservations, and fire."""
         parts = [part.stop() for part in (self._redis, self.writer) if part is not None]
         return gatherResults(parts)
 
     def spend_set(self, spend: Spend) -> None:
-        """Take note that an administrator set what was spent."""
+        """Set the spend that an administrator set."""
         self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
 
-    def _tell_of_neighbours(self) -> None:
+    def _warn_of_other_processes(self) -> None:
         spool = self.spool
         try:
-            others = 0 if spool is None else spool.neighbours()
+            others = 0 if spool is None else spool.other_processes()
         except OSError:
-            # it was opened a moment ago: whatever it is, the writer will meet it
+            # it was opened a moment ago: leave the error to the writer
             others = 0
         if others:
             self._log.warn(
@@ -152,7 +152,7 @@ class AccountingService:
                 others=others,
             )
         elif not self._settings.database_url.reveal().startswith("sqlite"):
-            # others, on this machine or another, cannot be seen
+            # other processes, on this machine or another, cannot be detected
             self._log.info(
                 "Limits are counted by this process alone: where several share the database, set passthrough.redis_url "
                 "to have them count together"

@@ -1,4 +1,4 @@
-"""Stopping: the first SIGTERM or SIGINT drains, the second cuts the requests that are left."""
+"""Graceful shutdown: the first SIGTERM or SIGINT drains, the second aborts the remaining requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StopSignals:
     """Handles the signals that stop the process, in the reactor's thread.
 
     Twisted's handlers ignore a second signal, and end the process by the signal even after a clean stop, which an
-    orchestrator may take for a crash. These replace them while the reactor runs.
+    orchestrator may interpret as a crash. These replace them while the reactor runs.
     """
 
     def __init__(
@@ -33,25 +33,25 @@ class StopSignals:
         get_handler: GetHandler = signal.getsignal,
         set_handler: SetHandler = signal.signal,
     ) -> None:
-        """Make the handlers; nothing is installed yet.
+        """Create the handlers; nothing is installed yet.
 
         Args:
-            reactor: its handlers are replaced; others, such as a debugger's, stay.
+            reactor: its handlers are replaced; other handlers, such as a debugger's, stay.
             get_handler: returns the handler of a signal.
-            set_handler: sets it.
+            set_handler: sets the handler of a signal.
         """
         self._reactor = reactor
         self._get_handler = get_handler
         self._set_handler = set_handler
         self._replaced: dict[int, Any] = {}
 
-    def install(self, told: Callable[[str], None]) -> None:
-        """Call `told` with the name of each signal, once the reactor runs and has installed its own handlers."""
-        self._reactor.callWhenRunning(self._install, told)
+    def install(self, on_signal: Callable[[str], None]) -> None:
+        """Call `on_signal` with the name of each signal, once the reactor runs and has installed its own handlers."""
+        self._reactor.callWhenRunning(self._install, on_signal)
 
-    def _install(self, told: Callable[[str], None]) -> None:
+    def _install(self, on_signal: Callable[[str], None]) -> None:
         def received(number: int, frame: FrameType | None) -> None:
-            self._reactor.callFromThread(told, signal.Signals(number).name)
+            self._reactor.callFromThread(on_signal, signal.Signals(number).name)
 
         for number in SIGNALS:
             handler = self._get_handler(number)
@@ -67,47 +67,47 @@ class StopSignals:
 
 
 class Drain:
-    """Drains the gateway: accepts no new clients, lets running requests end, and cuts those that do not.
+    """Drains the gateway: accepts no new clients, lets running requests complete, and aborts the rest after a timeout.
 
     Attributes:
-        begun: whether it has begun; from then on the gateway is not ready.
+        begun: whether the drain has begun; then the gateway is no longer ready.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any, site: GatewaySite, delay: float, timeout: float) -> None:
-        """Make the drain.
+        """Create the drain.
 
         Args:
-            reactor: the clock, and what the first signal stops.
-            site: the connections.
-            delay: seconds in which the gateway still serves, so that load balancers notice that it is not ready.
-            timeout: seconds after the delay in which running requests may end.
+            reactor: the clock; the first signal stops it.
+            site: the client connections.
+            delay: seconds to keep serving while not ready, so that load balancers notice.
+            timeout: seconds after the delay for running requests to complete.
         """
         self.begun = False
         self._reactor = reactor
         self._site = site
         self._delay = delay
         self._timeout = timeout
-        self._stopping = self._hurried = self._over = False
-        self._serving_on: Deferred[None] | None = None
+        self._stopping = self._aborting = self._finished = False
+        self._delayed: Deferred[None] | None = None
 
     def signalled(self, name: str) -> None:
-        """Handle a signal: the first stops the reactor, which begins the drain; the next one cuts."""
+        """Handle a signal: the first stops the reactor, which starts the drain; the next one aborts."""
         if self.begun or self._stopping:
             self._log.warn("Received {name} again: what still runs is cut", name=name)
-            self.hurry()
+            self.abort()
         else:
             self._stopping = True
             self._log.info("Received {name}: draining; once more cuts what still runs", name=name)
             self._reactor.stop()
 
-    def hurry(self) -> None:
-        """Cut what is left, without waiting."""
-        self._hurried = True
-        if self._serving_on is not None:
+    def abort(self) -> None:
+        """Abort the remaining connections without waiting."""
+        self._aborting = True
+        if self._delayed is not None:
             self._end_delay()
-        elif self._site.draining and not self._over:
+        elif self._site.draining and not self._finished:
             self._cut()
 
     @inlineCallbacks
@@ -118,24 +118,24 @@ class Drain:
             ports: the listening ports; the list is emptied when they are closed.
         """
         self.begun = True
-        if self._delay and ports and not self._hurried:
-            self._serving_on = Deferred()
+        if self._delay and ports and not self._aborting:
+            self._delayed = Deferred()
             call = self._reactor.callLater(self._delay, self._end_delay)
-            yield self._serving_on
+            yield self._delayed
             if call.active():
                 call.cancel()
         closing = [maybeDeferred(port.stopListening) for port in ports]
         ports.clear()
-        late = self._reactor.callLater(0 if self._hurried else self._timeout, self._cut)
+        timer = self._reactor.callLater(0 if self._aborting else self._timeout, self._cut)
         drained = self._site.drain()
         yield gatherResults(closing)
         yield drained
-        self._over = True
-        if late.active():
-            late.cancel()
+        self._finished = True
+        if timer.active():
+            timer.cancel()
 
     def _end_delay(self) -> None:
-        waiting, self._serving_on = self._serving_on, None
+        waiting, self._delayed = self._delayed, None
         if waiting is not None:
             waiting.callback(None)
 

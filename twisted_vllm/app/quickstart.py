@@ -1,6 +1,6 @@
-"""``--quickstart``: defaults for everything that a newcomer has not configured yet.
+"""``--quickstart``: defaults for everything that is not configured yet.
 
-The master key and the database are kept in a directory of their own. Where no vLLM server is named, the built-in
+The master key and the database are stored in a directory of their own. If no vLLM server is configured, the built-in
 simulator runs in the same process.
 """
 
@@ -16,7 +16,7 @@ import attrs
 from twisted_vllm.config.listen import split
 from twisted_vllm.config.load import variables_of
 
-#: where what was made is kept, below the directory that twistd is started in
+#: the directory for the key and the database, below twistd's working directory
 DIRECTORY = ".run"
 
 _MASTER_KEY_NAMES = variables_of("master_key")
@@ -25,13 +25,13 @@ _API_BASE_NAMES = variables_of("api_base")
 
 @attrs.frozen
 class Quickstart:
-    """What was decided.
+    """The chosen defaults.
 
     Attributes:
         environ: the environment, with a master key.
-        master_key: the key that was made, now or at an earlier start; None where one was given.
-        database_url: the database where none is named.
-        simulator: the listening socket of the simulator, or None where a server was named.
+        master_key: the generated key, from now or an earlier start; None if one is configured.
+        database_url: the default database.
+        simulator: the simulator's listening socket; None if a server is configured.
     """
 
     environ: Mapping[str, str] = attrs.field(repr=False)
@@ -52,13 +52,13 @@ def prepare(
     make_key: Callable[[], str],
     directory: Path | None = None,
 ) -> Quickstart:
-    """Decide what `environ` leaves open.
+    """Choose defaults for what `environ` does not configure.
 
     Args:
         environ: the environment.
-        has_file: whether there is a configuration file; it may name servers, so no simulator is started beside it.
+        has_file: whether there is a configuration file; it may name servers, so the simulator is not started.
         make_key: returns a new master key.
-        directory: where to keep what is made.
+        directory: where to store the key and the database.
 
     Raises:
         OSError: the directory cannot be written, or no port is free.
@@ -68,7 +68,7 @@ def prepare(
     directory.mkdir(mode=0o700, exist_ok=True)
     key = None
     if not has_file and not any(environ.get(name) for name in _MASTER_KEY_NAMES):
-        key = _kept_key(directory / "master-key", make_key)
+        key = _stored_key(directory / "master-key", make_key)
         environ = {**environ, _MASTER_KEY_NAMES[0]: key}
     simulator = None
     if not has_file and not any(environ.get(name) for name in _API_BASE_NAMES):
@@ -79,14 +79,14 @@ def prepare(
     return Quickstart(environ, key, f"sqlite:///{directory / 'twisted_vllm.sqlite3'}", simulator)
 
 
-def _kept_key(path: Path, make_key: Callable[[], str]) -> str:
-    """Return the key in `path`; make it at the first start, readable by its owner alone."""
+def _stored_key(path: Path, make_key: Callable[[], str]) -> str:
+    """Return the key in `path`; generate it at the first start, with mode 0600."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        kept = path.read_text("ascii").strip()
-        if kept:
-            return kept
+        stored = path.read_text("ascii").strip()
+        if stored:
+            return stored
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)
     key = make_key()
     with open(descriptor, "w", encoding="ascii") as file:
@@ -95,10 +95,10 @@ def _kept_key(path: Path, make_key: Callable[[], str]) -> str:
 
 
 def welcome(chosen: Quickstart, listen: str) -> str:
-    """Return what to tell the newcomer: the key where it was made here, and the first request to try.
+    """Return the text to print at start: the generated key, and a first request to try.
 
     Args:
-        chosen: what was decided.
+        chosen: the chosen defaults.
         listen: the first endpoint string.
     """
     if chosen.master_key is not None:
@@ -122,7 +122,7 @@ def welcome(chosen: Quickstart, listen: str) -> str:
 
 
 def _base_url(listen: str) -> str:
-    """Return what curl takes to reach an endpoint string from this machine."""
+    """Return curl's arguments to reach an endpoint from this machine."""
     kind, arguments, named = split(listen)
     first = arguments[0] if arguments else ""
     if kind == "unix":

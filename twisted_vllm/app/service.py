@@ -28,7 +28,7 @@ class GatewayService(Service):
     """The gateway.
 
     Attributes:
-        ports: what it listens on, while it runs.
+        ports: the listening ports, while it runs.
         wiring: its parts.
         site: the factory of client connections.
     """
@@ -47,13 +47,13 @@ class GatewayService(Service):
 
         Args:
             reactor: Twisted's reactor.
-            settings: what the operator decided.
-            observer: where the log goes.
+            settings: the settings.
+            observer: the log observer.
             companions: services that start before the gateway and stop after it.
-            signals: what asks the process to end: the first drains, the second cuts what is left.
+            signals: the stop signals: the first drains, the second aborts.
 
         Raises:
-            ValueError: a listen string describes no endpoint.
+            ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
         """
         self.ports: list[IListeningPort] = []
@@ -70,17 +70,17 @@ class GatewayService(Service):
     # start
 
     def setServiceParent(self, parent: object) -> None:
-        """Join an application, and give it the log before twistd makes one of its own."""
+        """Join an application, and set its log before twistd creates its own."""
         give_to_twistd(self._observer, parent)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Begin to log and to listen, before twistd drops the privileges for low ports.
+        """Start to log and to listen, before twistd drops the privileges for low ports.
 
         Connections wait in the kernel until the reactor runs, which is after `startService`.
 
         Raises:
-            StartError: an address cannot be had.
+            StartError: an address cannot be listened on.
         """
         super().privilegedStartService()
         install(self._observer)
@@ -89,7 +89,7 @@ class GatewayService(Service):
         self._listen()
 
     def startService(self) -> None:
-        """Open the database, load the keys and begin to serve. This blocks: nothing runs yet that could be delayed.
+        """Open the database, load the keys and start to serve. This may block: nothing else runs yet.
 
         Raises:
             StartError: the database cannot be used.
@@ -111,7 +111,7 @@ class GatewayService(Service):
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
-        self.wiring.sweeper.start()
+        self.wiring.deadlines.start()
         self.wiring.accounting.start()
         self.wiring.health.start()
         self._follower.start()
@@ -162,13 +162,13 @@ class GatewayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Drain, end everything else, and fire."""
+        """Drain, stop everything else, and fire."""
         super().stopService()
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
         self.wiring.agent.close()
         self.wiring.disconnects.close()
-        self.wiring.sweeper.stop()
+        self.wiring.deadlines.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.health.stop()
@@ -182,7 +182,7 @@ class GatewayService(Service):
 
 
 def _address(port: IListeningPort) -> str:
-    """Return where a port listens, as people write it."""
+    """Return a port's address for the log."""
     address: Any = port.getHost()
     host = getattr(address, "host", None)
     if host is None:

@@ -1,4 +1,4 @@
-"""``twistd vllm-passthrough``: its options, and the service that they make."""
+"""``twistd vllm-passthrough``: its options and its service."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Options(usage.Options):
     """The command line of ``twistd vllm-passthrough``.
 
     Attributes:
-        settings: what was configured; set once the command line was parsed.
-        quickstart: what ``--quickstart`` decided, if it was given.
+        settings: the settings; set once the command line was parsed.
+        quickstart: the defaults of ``--quickstart``, if it was given.
     """
 
     synopsis = "[options]"
@@ -62,7 +62,7 @@ class Options(usage.Options):
         self.quickstart: Quickstart | None = None
 
     def getUsage(self, width: int | None = None) -> str:
-        """Return the text of ``--help``; what follows the options is not wrapped, so that it can be copied."""
+        """Return the text of ``--help``. The text after the options is not wrapped, so that it can be copied."""
         return str(super().getUsage(width)) + _MORE_HELP
 
     def opt_config(self, file: str) -> None:
@@ -85,7 +85,7 @@ class Options(usage.Options):
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
 
     def postOptions(self) -> None:
-        """Load the configuration, so that what is wrong is said before anything starts.
+        """Load the configuration, and report its errors before anything starts.
 
         Raises:
             SystemExit: the configuration cannot be used, or was only to be checked.
@@ -119,11 +119,11 @@ class Options(usage.Options):
         )
 
     def _check(self, settings: Settings) -> None:
-        """Check what only the parts themselves can judge."""
+        """Check what only Twisted's and the gateway's own parsers can check."""
         problems = []
         for text in settings.listen:
             try:
-                # parsing does not touch the reactor, and here there is none yet: twistd installs it later
+                # parsing does not use the reactor, which twistd installs later
                 serverFromString(None, text)
             except Exception as error:  # each endpoint parser raises errors of its own
                 problems.append(f"listen: {text!r} is not an endpoint that can be used: {error}")
@@ -141,7 +141,7 @@ def _indented(text: str) -> str:
 
 def makeService(options: Options) -> IService:
     """Make the service that twistd runs."""
-    # here and not above: by now twistd has installed the reactor that --reactor names
+    # imported here: twistd has now installed the reactor that --reactor names
     from twisted.internet import reactor
 
     from twisted_vllm.app.service import GatewayService

@@ -1,4 +1,4 @@
-"""What the gateway consists of, by its settings. Nothing is opened or started here."""
+"""Creates the gateway's components and connects them. Nothing is opened or started here."""
 
 from __future__ import annotations
 
@@ -51,42 +51,42 @@ from twisted_vllm.upstreams.router import Router
 
 
 class Wiring:
-    """The parts of the gateway, as the root service starts and stops them.
+    """The components of the gateway, which the root service starts and stops.
 
     Attributes:
-        endpoints: the addresses that it listens on.
+        endpoints: the endpoints to listen on.
         database: the database; `store` runs transactions on it, and `health` pings it.
         metrics: the gateway's metrics.
-        accounting: what counts, limits and keeps usage.
-        index: the keys in memory; `registry` keeps them equal to the database's.
-        lifecycle: whom requests are told to.
-        sweeper: the deadlines of all connections.
-        disconnects: notices clients that disconnect while nobody reads from them.
+        accounting: meters, limits and stores usage.
+        index: the keys in memory; `registry` synchronizes them with the database.
+        lifecycle: the observers of requests.
+        deadlines: checks the deadlines of all connections.
+        disconnects: detects clients that disconnect while they are not read from.
         agent: the connections to servers.
         queues: the requests that wait for a busy server.
         site: the factory of client connections.
-        revoker: ends requests whose key is not valid any more.
-        drain: ends the requests in flight at the end.
+        revoker: ends requests of keys that are no longer valid.
+        drain: the graceful shutdown.
     """
 
     def __init__(self, reactor: Any, settings: Settings, observer: ILogObserver) -> None:
-        """Make the parts.
+        """Create the components.
 
         Raises:
-            ValueError: a listen string describes no endpoint.
+            ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
-        writes = WriteCoalescer()
-        sockets = data_path_reactor(reactor, writes)
+        coalescer = WriteCoalescer()
+        sockets = data_path_reactor(reactor, coalescer)
         ids = RequestIds(os.urandom)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
-        self.sweeper = DeadlineSweeper(reactor)
+        self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         servers = settings.servers
-        self.agent = UpstreamAgent(sockets, self.sweeper, writes, ServersByURL(servers))
-        self.queues = queues = QueueingAgent(self.agent, servers, self.sweeper, reactor.seconds)
+        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, ServersByURL(servers))
+        self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
         self.health = DatabaseHealth(self.database, reactor)
@@ -98,15 +98,15 @@ class Wiring:
             self.store, self.index, accounting.spend_set, budget_gone=accounting.limiter.budget_forgotten
         )
 
-        # the observers of requests, in their order: the ledger and the log keep what accounting has found out
+        # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets))
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
-            # a client that has its whole response finds it in the ledger
-            writes.before_send = accounting.spool.flush
+            # before a client has its whole response, the row is in the spool
+            coalescer.before_send = accounting.spool.flush
             usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
             observers.append(
-                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, turns=writes)
+                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer)
             )
         observers.append(RequestLog(observer, text, client_of))
         self.lifecycle = Lifecycle(observers)
@@ -119,7 +119,7 @@ class Wiring:
             router=Router(settings.models, settings.default_server),
             path_aliases=settings.path_aliases,
             reads_bodies=settings.ledger.enabled,
-            asks_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+            inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
         )
         pass_through = PassThroughResource(
             admission=admission,
@@ -141,7 +141,7 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=lambda: Readiness(draining=self.drain.begun, database=self.health.answers),
+            readiness=lambda: Readiness(draining=self.drain.begun, database=self.health.reachable),
             metrics=self.metrics,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
@@ -150,8 +150,8 @@ class Wiring:
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
-            sweeper=self.sweeper,
-            writes=writes,
+            deadlines=self.deadlines,
+            coalescer=coalescer,
             disconnects=self.disconnects,
             reactor=reactor,
             limits=attrs.evolve(limits, max_connections=connections_within(limits.max_connections, open_file_limit())),

@@ -33,7 +33,7 @@ def generate_key(randbytes: Callable[[int], bytes]) -> str:
     """Return a new key: ``sk-`` and 43 characters that are safe in a URL.
 
     Args:
-        randbytes: returns so many bytes of a cryptographic random source, such as ``secrets.token_bytes``.
+        randbytes: returns bytes of a cryptographic random source, such as ``secrets.token_bytes``.
     """
     return KEY_PREFIX + urlsafe_b64encode(randbytes(KEY_RANDOM_BYTES)).rstrip(b"=").decode("ascii")
 
@@ -55,7 +55,7 @@ class Authenticator:
 
     @property
     def changes(self) -> int:
-        """Counts the changes of keys, users and teams."""
+        """The number of changes of keys, users and teams."""
         return self._index.changes
 
     @property
@@ -76,7 +76,7 @@ class Authenticator:
 
         Raises:
             MissingApiKey: the request has no credential, and the gateway is not open.
-            InvalidApiKey: the credential is not known.
+            InvalidApiKey: the credential is unknown.
             ExpiredApiKey: the key has expired, or was replaced.
             BlockedApiKey: the key or its team is blocked.
         """

@@ -1,4 +1,4 @@
-"""What requests need to know of keys, users, teams and end users: plain values, read from the database."""
+"""The part of keys, users, teams and end users that requests need: plain values, read from the database."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ NEVER = float("inf")
 
 
 class KeyGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a key. It is kept small, as there may be a hundred thousand keys.
+    """The part of a key that requests need. It is small, because there may be a hundred thousand keys.
 
     Attributes:
         token: the SHA-256 of the key.
         key_id: the key's permanent id.
         name: its alias, or ``sk-...abcd``.
-        expires: when it stops working, in Unix seconds; infinity is never.
+        expires: when it stops working, in Unix seconds; infinity means never.
         blocked: whether it was blocked.
 
     The others are as in `KeyRecord`.
@@ -68,7 +68,7 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         token: its SHA-256.
-        successor: the token of the key's present value.
+        successor: the token of the key's current value.
         works_until: when it stops working, in Unix seconds.
     """
 
@@ -78,14 +78,14 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a user: its models and its limits."""
+    """The part of a user that requests need: its models and its limits."""
 
     models: tuple[str, ...] = ()
     allowance: Allowance = UNLIMITED
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """What requests need to know of a team: its models and limits, and whether it is blocked."""
+    """The part of a team that requests need: its models and limits, and whether it is blocked."""
 
     models: tuple[str, ...] = ()
     blocked: bool = False
@@ -93,7 +93,7 @@ class TeamGrant(msgspec.Struct, frozen=True, gc=False):
 
 
 class EndUser(msgspec.Struct, frozen=True, gc=False):
-    """An end user, whom the caller of a key names in a request.
+    """An end user that the callers of keys name in their requests.
 
     Attributes:
         limited: its limits, which may be empty.
@@ -110,11 +110,11 @@ class EndUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Changes of keys, users, teams and end users, by token or id; ``None`` is deleted.
+    """Changes of keys, users, teams and end users, by token or id; ``None`` means deleted.
 
     Attributes:
-        spend: the spending that an administrator set.
-        budgets: the spending, as far as it is known, of those that have a budget after the changes.
+        spend: the spend that an administrator set.
+        budgets: the known spend of those that have a budget after the changes.
     """
 
     keys: Mapping[str, KeyGrant | None] = {}
@@ -126,7 +126,7 @@ class Changes(msgspec.Struct, frozen=True):
     budgets: tuple[Spend, ...] = ()
 
     def budgets_within(self) -> set[tuple[str, str]]:
-        """Return the kind and id of each that has a budget after the changes."""
+        """Return the kind and id of each subject that has a budget after the changes."""
         found = {("key", grant.key_id) for grant in self.keys.values() if grant and grant.allowance.has_budget}
         found.update(("user", id) for id, user in self.users.items() if user and user.allowance.has_budget)
         found.update(("team", id) for id, team in self.teams.items() if team and team.allowance.has_budget)
@@ -135,11 +135,11 @@ class Changes(msgspec.Struct, frozen=True):
 
     @property
     def concerns_keys(self) -> bool:
-        """Whether a key may have other permissions or limits after the changes."""
+        """Whether the changes may affect the permissions or limits of a key."""
         return bool(self.keys or self.former or self.users or self.teams)
 
 
-class Everything(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True):
     """All keys, users, teams and end users.
 
     Attributes:

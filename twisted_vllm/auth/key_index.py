@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import attrs
 
-from twisted_vllm.auth.grants import Changes, EndUser, Everything, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
@@ -20,7 +20,7 @@ class IndexedKey:
     """A key, joined with its user and team.
 
     Attributes:
-        token: the key's token; for a former value, the token of the present one.
+        token: the key's token; for a former value, the token of the current one.
         principal: the principal of its requests.
         blocked: whether the key is blocked.
         team_blocked: whether its team is blocked.
@@ -37,17 +37,17 @@ class IndexedKey:
 class KeyIndex:
     """All keys, users, teams and end users. Only the reactor's thread may change it.
 
-    A key is joined with its user and team at its first use. Every change drops all joined keys, as a team's change may
-    concern any key.
+    A key is joined with its user and team at its first use. Every change drops all joined keys, because a team's change
+    may affect any key.
 
     Attributes:
-        changes: counts the changes of keys, users and teams. A decision made before a change may not hold after it.
+        changes: the number of changes of keys, users and teams; a change may invalidate earlier decisions.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self.changes = 0
         self._joined: dict[str, IndexedKey] = {}
-        self.replace_all(Everything(keys=(KeyGrant.of(record) for record in records)))
+        self.replace_all(Snapshot(keys=(KeyGrant.of(record) for record in records)))
 
     def __len__(self) -> int:
         return len(self._grants)
@@ -67,16 +67,16 @@ class KeyIndex:
         }
         return f"<KeyIndex {' '.join(f'{name}={len(each)}' for name, each in tables.items())}>"
 
-    def replace_all(self, everything: Everything) -> None:
+    def replace_all(self, snapshot: Snapshot) -> None:
         """Replace the whole content."""
-        self._grants = {grant.token: grant for grant in everything.keys}
+        self._grants = {grant.token: grant for grant in snapshot.keys}
         self._by_key_id = {
             grant.key_id: grant.allowance for grant in self._grants.values() if grant.allowance is not UNLIMITED
         }
-        self._former = {former.token: former for former in everything.former}
-        self._users = dict(everything.users)
-        self._teams = dict(everything.teams)
-        self._end_users = dict(everything.end_users)
+        self._former = {former.token: former for former in snapshot.former}
+        self._users = dict(snapshot.users)
+        self._teams = dict(snapshot.teams)
+        self._end_users = dict(snapshot.end_users)
         self._joined.clear()
         self.changes += 1
 
@@ -103,11 +103,11 @@ class KeyIndex:
         self.apply(Changes(keys={record.token: KeyGrant.of(record)}))
 
     def find(self, token: str) -> IndexedKey | None:
-        """Return a key, joined with its user and team; ``None`` if it is not known."""
+        """Return a key, joined with its user and team; ``None`` if it is unknown."""
         return self._joined.get(token) or self._join(token)
 
     def allowance_of(self, kind: str, identity: str) -> Allowance:
-        """Return the limits of somebody, by the id in a usage row; `UNLIMITED` if it is not known.
+        """Return the limits of a key, user, team or end user, by the id in a usage row; `UNLIMITED` if it is unknown.
 
         Any thread may call it.
 
@@ -124,8 +124,8 @@ class KeyIndex:
         return UNLIMITED if grant is None else grant.allowance
 
     @property
-    def knows_end_users(self) -> bool:
-        """Whether any end user has limits or is blocked, so that requests must be searched for theirs."""
+    def has_end_users(self) -> bool:
+        """Whether any end user has limits or is blocked, so that requests must be read for their end user."""
         return bool(self._end_users)
 
     def end_user(self, user_id: str) -> EndUser | None:
@@ -133,7 +133,7 @@ class KeyIndex:
         return self._end_users.get(user_id)
 
     def before(self, changes: Changes) -> Changes:
-        """Return the present state of everything that changes would change."""
+        """Return the current state of everything that `changes` would change."""
         return Changes(
             keys={token: self._grants.get(token) for token in changes.keys},
             users={id: self._users.get(id) for id in changes.users},

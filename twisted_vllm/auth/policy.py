@@ -27,7 +27,7 @@ from twisted_vllm.auth.records import MANAGEMENT, Principal
 from twisted_vllm.config.settings import TenantRoutes
 from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, RouteNotAllowed
 
-#: how many characters of a caller's own text an error message quotes
+#: characters of a caller's text to quote in an error message
 CLIP = 100
 
 #: where the pass-through is mounted; rules may include it
@@ -150,7 +150,7 @@ class RoutePolicy:
             if row.route_class is RouteClass.INFERENCE and row.model is ModelPlace.BODY
         ]
         if any(rule.denies(route) for rule in deny for route in dispatched):
-            # it does what the denied route does, depending on the body
+            # depending on the body, it acts as the denied route
             deny += [RouteRule(path=row.path) for row in ROUTES if row.dispatches]
         self._deny = tuple(deny)
 
@@ -174,7 +174,7 @@ class RoutePolicy:
     def _is_denied(self, route: Route) -> bool:
         if not self._deny:
             return False
-        # A server may read an ambiguous path as a denied one.
+        # A server may interpret an ambiguous path as a denied one.
         return not route.certain or any(rule.denies(route) for rule in self._deny)
 
     def check_model(self, principal: Principal, model: str) -> None:

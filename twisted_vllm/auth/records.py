@@ -14,7 +14,7 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 #: how many hex digits of a key's SHA-256 are logged, to tell keys apart
 HASH_PREFIX_LENGTH = 8
 
-#: the entry of ``allowed_routes`` that lets a key administer
+#: the entry of ``allowed_routes`` that allows a key to administer
 MANAGEMENT = "management"
 
 
@@ -33,15 +33,15 @@ class KeyRecord:
         updated_at: when it was last changed, likewise.
         created_by: who created it: ``master``, ``anonymous`` or a key's hash prefix.
         key_alias: a unique name given by the administrator.
-        models: the models that it may use, with the wildcards ``*`` and ``?``; empty is all.
-        allowed_routes: the routes that it may call, as `parse_rule` takes them; empty is the default.
+        models: the models that it may use, with the wildcards ``*`` and ``?``; empty means all.
+        allowed_routes: the routes that it may call, as rules for `parse_rule`; empty means the default.
         blocked: whether an administrator blocked it.
-        expires: when it stops working (UTC, with a time zone); ``None`` is never.
-        metadata: a JSON object of the administrator's.
-        tags: labels of the administrator's.
+        expires: when it stops working (UTC, with a time zone); ``None`` means never.
+        metadata: the administrator's JSON object.
+        tags: the administrator's labels.
         user_id: the key's user, or a label if there is no such user.
         team_id: the key's team, likewise.
-        aliases: the key's own names of models, and the model of each.
+        aliases: the key's own model names, and the model of each.
         priority: the ``X-Vllm-Priority`` of its requests; ``None`` sends none.
         granted_headers: the operator's headers that its callers may set, in lower case.
         updated_by: who changed it last.
@@ -79,7 +79,7 @@ class KeyRecord:
 
     @property
     def hash_prefix(self) -> str:
-        """The first digits of the hash, by which logs name the key."""
+        """The first digits of the hash, which identify the key in logs."""
         return self.token[:HASH_PREFIX_LENGTH]
 
     @property
@@ -90,14 +90,14 @@ class KeyRecord:
 
 @attrs.frozen
 class Spend:
-    """What a key, user, team or end user has spent.
+    """The spend of a key, user, team or end user.
 
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
         id: the key's permanent id, or the id of the others.
         spend: in the budget period that began at `period_start`, in picodollars.
         period_start: in Unix seconds; 0 without periods.
-        total_spend: since ever, in picodollars.
+        total_spend: since the beginning, in picodollars.
     """
 
     kind: str
@@ -109,24 +109,24 @@ class Spend:
 
 @attrs.frozen
 class Principal:
-    """Whom a request acts as.
+    """The identity of a request's caller.
 
     Attributes:
         kind: ``anonymous`` (open mode), ``master``, ``key`` or ``preflight``.
-        name: its name in logs: the key's alias or ``sk-...abcd``, else the kind.
+        name: its name in logs: the key's alias or ``sk-...abcd``, otherwise the kind.
         hash_prefix: the first digits of the key's hash; empty for the other kinds.
-        models: the model patterns of its key; empty is all models.
-        allowed_routes: the route rules of its key; empty is the default.
+        models: the model patterns of its key; empty means all models.
+        allowed_routes: the route rules of its key; empty means the default.
         key_id: the key's permanent id; empty for the other kinds.
         user_id: the user or label of its key.
         team_id: the team or label of its key.
-        user_models: the model patterns of its user; empty is all models.
-        team_models: the model patterns of its team; empty is all models.
-        aliases: the key's own names of models, and the model of each.
+        user_models: the model patterns of its user; empty means all models.
+        team_models: the model patterns of its team; empty means all models.
+        aliases: the key's own model names, and the model of each.
         priority: the ``X-Vllm-Priority`` of its requests.
         granted_headers: the operator's headers that it may set, in lower case.
-        expires: when its key stops working, in Unix seconds; infinity is never.
-        limited: those of key, user and team that have limits.
+        expires: when its key stops working, in Unix seconds; infinity means never.
+        limited: the key, user and team, as far as they have limits.
         tags: the labels of its key.
         cache_salt: separates its prompts in vLLM's prefix cache; empty shares the cache.
     """
@@ -166,7 +166,7 @@ class Principal:
 
     @property
     def counts_models(self) -> bool:
-        """Whether there are limits by model."""
+        """Whether there are limits per model."""
         return any(each.allowance.counts_models for each in self.limited)
 
     @property
@@ -178,5 +178,5 @@ class Principal:
 ANONYMOUS = Principal(kind="anonymous", name="anonymous")
 MASTER = Principal(kind="master", name="master")
 
-#: a browser's CORS preflight, which carries no credentials (Fetch §4.8); it may call what every key may call
+#: a browser's CORS preflight, which has no credentials (Fetch §4.8); it may call what every key may call
 PREFLIGHT = Principal(kind="preflight", name="preflight")

@@ -1,6 +1,6 @@
 """Per-address throttling of failed authentication.
 
-A valid key is always served, whatever failed before: tenants behind one NAT must not be able to lock each other out.
+A valid key is always served, even after failures: tenants behind one NAT must not be able to lock each other out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from twisted_vllm.errors import GatewayError, MissingApiKey, TooManyFailures
 #: how long failures are counted, in seconds from the first one
 WINDOW_SECONDS = 60.0
 
-#: how many addresses are remembered; the one that failed longest ago is dropped first
-MOST_ADDRESSES = 4096
+#: the maximum number of addresses to track; the one that failed longest ago is dropped first
+MAX_ADDRESSES = 4096
 
 #: bytes of an IPv6 address that name one client: providers assign a /64 to a line
 _IPV6_BYTES = 8
@@ -25,7 +25,7 @@ class AuthenticationThrottle:
     """Counts failed authentications by address.
 
     Args:
-        limit: how many failures an address may have in a minute; ``None`` is no limit.
+        limit: failures per address and minute; ``None`` means no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -39,7 +39,7 @@ class AuthenticationThrottle:
         """Count a failure, and return the error for the client.
 
         Args:
-            error: why authentication failed. A request without a credential is not counted.
+            error: the failure; a request without a credential is not counted.
             address: the client's address.
             now: the time in seconds.
 
@@ -54,7 +54,7 @@ class AuthenticationThrottle:
             start, count = now, 0
         over = count >= self._limit
         self._windows[client] = (start, count if over else count + 1)
-        if len(self._windows) > MOST_ADDRESSES:
+        if len(self._windows) > MAX_ADDRESSES:
             self._windows.popitem(last=False)
         if not over:
             return error

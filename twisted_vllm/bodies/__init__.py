@@ -1,1 +1,1 @@
-"""Reading and editing request bodies: JSON and multipart forms. Plain, without I/O."""
+"""Reads and edits request bodies: JSON and multipart forms. No I/O."""

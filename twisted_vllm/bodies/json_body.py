@@ -1,9 +1,9 @@
-"""What a JSON body asks for: the model, and the few facts that limits and the ledger need.
+"""Reads a JSON body: the model, and the few facts that limits and the ledger need.
 
 vLLM 0.32 reads a body with Starlette's ``Request.json``, which is Python's ``json.loads``: the last of two equal keys
-wins, keys may be spelt with escapes, and UTF-16 is understood. A permission must not depend on which of two readings
-the server takes, so a body that is not one JSON object in UTF-8 with at most one ``model``, a string, is refused.
-The other facts are estimates, and follow ``json.loads``.
+wins, keys may contain escapes, and UTF-16 is accepted. A permission must not depend on an ambiguous body, so a body is
+refused unless it is one JSON object in UTF-8 with at most one ``model``, a string. The other facts are estimates, and
+follow ``json.loads``.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from twisted_vllm.errors import ModelUndetermined
 
 
 class ModelField(msgspec.Struct, frozen=True, gc=False):
-    """Where a body names its model.
+    """The model's name in a body, and its position.
 
     Attributes:
         name: the model's name, decoded.
-        start: the offset in bytes of what spells the name (in JSON the opening quote).
-        end: the offset in bytes just after it.
+        start: the byte offset of the name (in JSON, of its opening quote).
+        end: the byte offset just after it.
     """
 
     name: str
@@ -34,36 +34,36 @@ class ModelField(msgspec.Struct, frozen=True, gc=False):
 
 
 class BodyFacts(msgspec.Struct, frozen=True, gc=False):
-    """What a body asks for.
+    """The facts read from a body.
 
     Attributes:
-        model: where it names its model; None if it names none.
-        stream: whether ``stream`` is ``true``; another spelling of it that vLLM would take does not count.
-        asks_usage: whether the client asked for the usage of its stream; None if that is not clear.
+        model: its model; None if it names none.
+        stream: whether ``stream`` is ``true``; other values that vLLM would accept as true do not count.
+        include_usage: whether the client requests the usage of its stream; None if that is ambiguous.
         options: whether it has ``stream_options``.
-        max_tokens: the most tokens that each answer may have; None if the client named no number.
-        answers: how many answers it asks for: ``n`` for each of its prompts.
+        max_tokens: the limit of each choice in tokens; None if the client set none.
+        choices: the number of requested choices: ``n`` for each prompt.
         end_user: the end user that the client names: ``user``, ``safety_identifier``, or the ``user_id`` of
             ``metadata`` (Anthropic).
         salted: whether it has ``cache_salt``.
-        plain: whether no key is spelt with escapes, so that keys can be searched for as they are.
+        plain: whether no key contains escapes, so that keys can be searched for as bytes.
     """
 
     model: ModelField | None = None
     stream: bool = False
-    asks_usage: bool | None = False
+    include_usage: bool | None = False
     options: bool = False
     max_tokens: int | None = None
-    answers: int = 1
+    choices: int = 1
     end_user: str | None = None
     salted: bool = False
     plain: bool = False
 
 
-#: what is assumed of a body that was not read
-UNREAD = BodyFacts(asks_usage=None)
+#: stands for a body that was not read
+UNREAD = BodyFacts(include_usage=None)
 
-#: a larger count is none
+#: larger counts are ignored
 MAX_NUMBER = 2**53
 
 _Number: TypeAlias = int | float | None
@@ -93,7 +93,7 @@ class _Body(msgspec.Struct, gc=False):
 
 
 class _Decoders(dict[tuple[str, ...], Callable[[bytes], Any]]):
-    """Decoders of a `_Body` with the members of an `output_limits`; the table of routes has few different ones."""
+    """Decoders of a `_Body` with certain `output_limits`; the table of routes has few different ones."""
 
     def __missing__(self, output_limits: tuple[str, ...]) -> Callable[[bytes], Any]:
         fields = [(name, _Number, None) for name in output_limits]
@@ -105,7 +105,7 @@ class _Decoders(dict[tuple[str, ...], Callable[[bytes], Any]]):
 _DECODERS = _Decoders()
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _KEY = b'"model"'
-# a letter of a key, or its underscore, spelt with an escape
+# an escaped letter or underscore of a key
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
 _PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*")')
 # several prompts, or several conversations
@@ -117,36 +117,36 @@ _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_body(body: bytes, output_limits: tuple[str, ...] = OUTPUT_LIMITS) -> BodyFacts:
-    """Return what a body asks for.
+    """Return the facts in a body.
 
     Args:
         body: the body.
-        output_limits: the members that limit the tokens of one answer, as in `VllmRoute.output_limits`.
+        output_limits: the members that limit the tokens of one choice, as in `VllmRoute.output_limits`.
 
     Raises:
-        ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is there twice
-            or is not a string.
+        ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is repeated or
+            not a string.
     """
     first = body.find(_KEY)
     if body.rfind(_KEY) != first:
         return _read_by_scanning(body, output_limits)
-    # most bodies have no backslash, which is found out sooner than that they have no escape
+    # most bodies have no backslash, and that check is faster
     if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
         return _read_by_scanning(body, output_limits)
     try:
         found = _DECODERS[output_limits](body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Python's parser has the last word: it takes NaN and lone surrogates, and tells what is wrong
+        # Python's parser decides: it accepts NaN and lone surrogates, and reports what is wrong
         return _read_by_scanning(body, output_limits)
     if not body.isascii():
         _decode_utf8(body)
     field = None
     if found.model is not msgspec.UNSET:
-        # the key is there, is spelt plainly and occurs once: so this is its place
-        place = _PLAIN_FIELD.match(body, first)
-        if place is None:
+        # the key has no escapes and occurs once, so this is its position
+        position = _PLAIN_FIELD.match(body, first)
+        if position is None:
             return _read_by_scanning(body, output_limits)
-        field = ModelField(found.model, place.start(1), place.end(1))
+        field = ModelField(found.model, position.start(1), position.end(1))
     options = found.stream_options
     several = found.prompt if found.messages is _NO_VALUE else found.messages
     return BodyFacts(
@@ -188,7 +188,7 @@ def _limit(found: Any, output_limits: tuple[str, ...]) -> int | None:
 
 
 def _number(value: object) -> int | None:
-    """Return a count that vLLM would take as one: a whole number above 0."""
+    """Return a count that vLLM would accept, a whole number above 0; otherwise None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MAX_NUMBER:
         return None
     return int(value) if int(value) == value else None
@@ -199,7 +199,7 @@ def _count(several: msgspec.Raw) -> int:
 
 
 def _read_by_scanning(body: bytes, output_limits: tuple[str, ...]) -> BodyFacts:
-    """Walk the top level with the parser of ``json.loads`` itself, so that both see the same."""
+    """Read the top level with the parser of ``json.loads``, so that the gateway and vLLM agree."""
     text = _decode_utf8(body)
     try:
         found = members_of(text)
@@ -219,7 +219,7 @@ def _read_by_scanning(body: bytes, output_limits: tuple[str, ...]) -> BodyFacts:
 
 def _facts(values: Mapping[str, Any], field: ModelField | None, output_limits: tuple[str, ...]) -> BodyFacts:
     options = values.get("stream_options")
-    asks: object = options.get("include_usage") if isinstance(options, dict) else options
+    include_usage: object = options.get("include_usage") if isinstance(options, dict) else options
     metadata = values.get("metadata")
     users = (
         values.get("user"),
@@ -232,7 +232,7 @@ def _facts(values: Mapping[str, Any], field: ModelField | None, output_limits: t
     return BodyFacts(
         field,
         values.get("stream") is True,
-        bool(asks) if asks is None or isinstance(asks, bool) else None,
+        bool(include_usage) if include_usage is None or isinstance(include_usage, bool) else None,
         "stream_options" in values,
         next((limit for limit in limits if limit is not None), None),
         (_number(values.get("n")) or 1) * prompts,
@@ -257,7 +257,7 @@ class Member(msgspec.Struct, frozen=True):
     Attributes:
         key: its name, decoded.
         value: its value, decoded.
-        start: the offset of what spells the value, in characters.
+        start: the offset of the value, in characters.
         end: the offset just after it.
     """
 
@@ -267,47 +267,47 @@ class Member(msgspec.Struct, frozen=True):
     end: int
 
 
-def members_of(text: str, at: int = 0, *, whole: bool = True) -> list[Member]:
-    """Return the members of the object that begins at `at`, in order, repeated ones included.
+def members_of(text: str, offset: int = 0, *, whole: bool = True) -> list[Member]:
+    """Return the members of the object at `offset`, in order, repeated ones included.
 
-    They are read with the parser of ``json.loads``, which is vLLM's: where a change or a permission depends on a place
-    in the body, both must see the same.
+    They are read with the parser of ``json.loads``, which vLLM uses: edits and permissions depend on it, so the gateway
+    and vLLM must agree.
 
     Args:
         text: the JSON.
-        at: the offset of the object, or of whitespace before it.
+        offset: the offset of the object, or of whitespace before it.
         whole: whether nothing may follow the object.
 
     Raises:
         ValueError: it is not a JSON object.
         RecursionError: it is nested too deeply.
     """
-    at = _after_whitespace(text, at)
-    if text[at : at + 1] != "{":
+    offset = _after_whitespace(text, offset)
+    if text[offset : offset + 1] != "{":
         raise ValueError("the body is not a JSON object")
-    at = _after_whitespace(text, at + 1)
+    offset = _after_whitespace(text, offset + 1)
     found: list[Member] = []
-    if text[at : at + 1] == "}":
-        at += 1
+    if text[offset : offset + 1] == "}":
+        offset += 1
     else:
         while True:
-            if text[at : at + 1] != '"':
+            if text[offset : offset + 1] != '"':
                 raise ValueError("no key")
-            key, at = _scan_value(text, at)
-            at = _after_whitespace(text, at)
-            if text[at : at + 1] != ":":
+            key, offset = _scan_value(text, offset)
+            offset = _after_whitespace(text, offset)
+            if text[offset : offset + 1] != ":":
                 raise ValueError("no colon")
-            start = _after_whitespace(text, at + 1)
-            value, at = _scan_value(text, start)
-            found.append(Member(key, value, start, at))
-            at = _after_whitespace(text, at)
-            if text[at : at + 1] == "}":
-                at += 1
+            start = _after_whitespace(text, offset + 1)
+            value, offset = _scan_value(text, start)
+            found.append(Member(key, value, start, offset))
+            offset = _after_whitespace(text, offset)
+            if text[offset : offset + 1] == "}":
+                offset += 1
                 break
-            if text[at : at + 1] != ",":
+            if text[offset : offset + 1] != ",":
                 raise ValueError("no comma")
-            at = _after_whitespace(text, at + 1)
-    if whole and _after_whitespace(text, at) != len(text):
+            offset = _after_whitespace(text, offset + 1)
+    if whole and _after_whitespace(text, offset) != len(text):
         raise ValueError("more after the object")
     return found
 
@@ -316,7 +316,7 @@ def only(found: list[Member], key: str) -> Member | None:
     """Return the member with a key, or None if there is none.
 
     Raises:
-        LookupError: it is there more than once.
+        LookupError: the key is repeated.
     """
     same = [member for member in found if member.key == key]
     if len(same) > 1:
@@ -324,11 +324,11 @@ def only(found: list[Member], key: str) -> Member | None:
     return same[0] if same else None
 
 
-def byte_offset(text: str, at: int) -> int:
-    """Return the offset in the text's UTF-8, in bytes, of the character at `at`."""
-    return at if text.isascii() else len(text[:at].encode())
+def byte_offset(text: str, offset: int) -> int:
+    """Return the byte offset, in UTF-8, of the character at `offset`."""
+    return offset if text.isascii() else len(text[:offset].encode())
 
 
-def _after_whitespace(text: str, at: int) -> int:
-    found = _WHITESPACE.match(text, at)
-    return at if found is None else found.end()
+def _after_whitespace(text: str, offset: int) -> int:
+    found = _WHITESPACE.match(text, offset)
+    return offset if found is None else found.end()

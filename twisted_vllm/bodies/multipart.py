@@ -1,12 +1,12 @@
-"""Which model a multipart form names (audio transcription and translation), and the same form with another name.
+"""Finds and replaces the model in a multipart form (audio transcription and translation).
 
-vLLM reads forms with Starlette over python-multipart, which is lenient: it skips what is before the first boundary,
-pads boundaries, unquotes in its own way and takes the last of two equal fields. Other parsers differ. So this reads
-only the strict form of RFC 7578 that clients write, which all of them read alike and in which offsets are plain, and
-refuses the rest. The ``multipart`` package reports no offsets; the tests hold both to the same answer.
+vLLM reads forms with Starlette over python-multipart, which is lenient: it skips bytes before the first boundary, pads
+boundaries, unquotes in its own way and takes the last of two equal fields. Other parsers differ. So this accepts only
+the strict form of RFC 7578 that clients write, which all parsers read alike and in which offsets are unambiguous. The
+``multipart`` package reports no offsets; the tests check that both find the same model.
 
-A form in memory and one that streams are read by the same code: `FormWalker` walks over a buffer, and `FormScan` fills
-the buffer piece by piece.
+Buffered and streaming forms share one parser: `FormWalker` parses a buffer, and `FormScan` fills the buffer piece by
+piece.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from typing import NoReturn, Protocol
 from twisted_vllm.bodies.json_body import ModelField
 from twisted_vllm.errors import ModelUndetermined
 
-#: parts in a form; Starlette takes at most 1,000 fields and 1,000 files
+#: the maximum number of parts; Starlette accepts at most 1,000 fields and 1,000 files
 MAX_PARTS = 2000
-#: bytes of a part's headers together; python-multipart takes 4,224 in a line
+#: the maximum size of a part's headers together, in bytes; python-multipart accepts 4,224 in a line
 MAX_PART_HEAD = 8192
-#: bytes of a model's name that are kept until its end comes
+#: the maximum length of a model's name in bytes
 MAX_NAME = 4096
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# a token, or a quoted string in which nothing is escaped
+# a token, or a quoted string without escapes
 _PARAMETER = re.compile(rb";[ \t]*(" + _TOKEN + rb")=(?:(" + _TOKEN + rb')|"([^"\\]*)")[ \t]*')
 _HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 # RFC 2046 §5.1.1, without the space
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 
-# what comes next in a form; numbers, as with an enum a small form takes 17 µs in place of 13
+# what the parser expects next; integers, because an enum takes 17 µs instead of 13 for a small form
 _OPENING, _AFTER_DELIMITER, _HEAD, _CONTENT, _MODEL, _EPILOGUE = range(6)
 
 
 def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
-    """Return where the form names its model (the offsets of the field's content), or None if it has no such field.
+    """Return the form's model (with the offsets of the field's content), or None if it has no such field.
 
     Args:
         body: the whole form.
         content_type: the request's ``Content-Type``, which holds the boundary.
 
     Raises:
-        ModelUndetermined: the form is not in the strict form of RFC 7578, or its ``model`` is there twice, is a file or
-            is not UTF-8.
+        ModelUndetermined: the form is not strict RFC 7578, or its ``model`` is repeated, a file or not UTF-8.
     """
     walker = FormWalker(content_type)
     walker.walk(body, 0)
@@ -55,12 +54,12 @@ def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
 
 
 def rename_in_form(body: bytes, field: ModelField, new: str) -> bytes:
-    """Return `body` with `new` as its model; every other byte stays, even a ``Content-Length`` of the field's own.
+    """Return `body` with `new` as its model; every other byte stays, even the field's own ``Content-Length``.
 
-    RFC 7578 §4.8 has receivers ignore that header, and python-multipart does.
+    RFC 7578 §4.8 requires receivers to ignore that header, and python-multipart does.
 
     Raises:
-        ModelUndetermined: `new` holds a line break, so that it could end the field.
+        ModelUndetermined: `new` contains a line break, so that it could end the field.
     """
     return body[: field.start] + content_for(new) + body[field.end :]
 
@@ -69,7 +68,7 @@ def content_for(name: str) -> bytes:
     """Return the content of a field "model" with this name.
 
     Raises:
-        ModelUndetermined: it holds a line break, so that it could end the field.
+        ModelUndetermined: it contains a line break, so that it could end the field.
     """
     if "\r" in name or "\n" in name:
         refuse("the server's name for the model holds a line break")
@@ -89,30 +88,30 @@ class FormObserver(Protocol):
     """Observes the parts of a form."""
 
     def part(self, name: bytes) -> None:
-        """The part that is the field with this name begins."""
+        """A part with this field name begins."""
 
     def content(self, data: bytes, start: int, end: int) -> None:
-        """A piece of its content came: `data` from `start` to `end`. Not called for the field "model"."""
+        """A piece of its content arrived: `data` from `start` to `end`. Not called for the field "model"."""
 
 
 class FormWalker:
-    """Walks over a form in a buffer, which may not hold all of it yet.
+    """Parses a form in a buffer, which may not contain all of it yet.
 
     Attributes:
-        model: the field "model", with its offsets in the buffer in which it ended; None before it.
+        model: the field "model", with its offsets in the buffer that contained its end; None before.
     """
 
     __slots__ = ("_delimiter", "_epilogue", "_model_headers", "_observer", "_parts", "_state", "model")
 
     def __init__(self, content_type: bytes, observer: FormObserver | None = None) -> None:
-        """Begin.
+        """Start to parse.
 
         Args:
             content_type: the request's ``Content-Type``.
-            observer: is told of the parts.
+            observer: observes the parts.
 
         Raises:
-            ModelUndetermined: it does not name a boundary as RFC 2046 has it.
+            ModelUndetermined: it has no valid boundary (RFC 2046).
         """
         self.model: ModelField | None = None
         self._observer = observer
@@ -122,60 +121,60 @@ class FormWalker:
         self._parts = 0
         self._epilogue = b""
 
-    def walk(self, data: bytes, at: int) -> int:
-        """Judge `data` from `at` on, and return up to where: to the beginning of what must come whole.
+    def walk(self, data: bytes, offset: int) -> int:
+        """Parse `data` from `offset`; return the offset of the first unparsed byte.
 
-        It stops at the content of the field "model" once that is whole; `model` then tells where to continue.
+        It stops at the content of the field "model" once that is complete; continue at `model.end`.
 
         Raises:
-            ModelUndetermined: the form can be read in more than one way.
+            ModelUndetermined: the form is ambiguous.
         """
         delimiter = self._delimiter
         while True:
             state = self._state
             if state == _CONTENT:
-                end = data.find(delimiter, at)
-                # all but what may be the beginning of a delimiter
+                end = data.find(delimiter, offset)
+                # exclude a possible beginning of a delimiter
                 safe = len(data) - len(delimiter) + 1 if end < 0 else end
-                if safe > at:
+                if safe > offset:
                     if self._observer is not None:
-                        self._observer.content(data, at, safe)
-                    at = safe
+                        self._observer.content(data, offset, safe)
+                    offset = safe
                 if end < 0:
-                    return at
+                    return offset
                 self._state = _AFTER_DELIMITER
-                at = end + len(delimiter)
+                offset = end + len(delimiter)
             elif state == _HEAD:
-                end = data.find(b"\r\n\r\n", at, at + MAX_PART_HEAD)
+                end = data.find(b"\r\n\r\n", offset, offset + MAX_PART_HEAD)
                 if end < 0:
-                    if len(data) - at >= MAX_PART_HEAD:
+                    if len(data) - offset >= MAX_PART_HEAD:
                         refuse("a part has too long a head")
-                    return at
-                self._begin_part(data[at:end])
-                at = end + 4
+                    return offset
+                self._begin_part(data[offset:end])
+                offset = end + 4
             elif state == _AFTER_DELIMITER:
-                if len(data) - at < 2:
-                    return at
-                self._judge_delimiter(data[at : at + 2])
-                at += 2
+                if len(data) - offset < 2:
+                    return offset
+                self._take_delimiter(data[offset : offset + 2])
+                offset += 2
             elif state == _MODEL:
-                end = data.find(delimiter, at)
+                end = data.find(delimiter, offset)
                 if end >= 0:
-                    self.model = ModelField(_model_name(self._model_headers, data[at:end]), at, end)
+                    self.model = ModelField(_model_name(self._model_headers, data[offset:end]), offset, end)
                     self._state = _CONTENT
-                elif len(data) - at > MAX_NAME + len(delimiter):
+                elif len(data) - offset > MAX_NAME + len(delimiter):
                     refuse("the model's name is too long")
-                return at
+                return offset
             elif state == _OPENING:
                 opening = delimiter[2:]
                 if not opening.startswith(data[: len(opening)]):
                     refuse("it does not begin with its boundary")
                 if len(data) < len(opening):
-                    return at
+                    return offset
                 self._state = _AFTER_DELIMITER
-                at = len(opening)
+                offset = len(opening)
             else:
-                self._epilogue += data[at : at + 3]
+                self._epilogue += data[offset : offset + 3]
                 if not b"\r\n".startswith(self._epilogue):
                     refuse("something follows its last boundary")
                 return len(data)
@@ -184,12 +183,12 @@ class FormWalker:
         """Check that the form has ended.
 
         Raises:
-            ModelUndetermined: it has no end.
+            ModelUndetermined: it is incomplete.
         """
         if self._state != _EPILOGUE or self._epilogue == b"\r":
             refuse("a part has no end")
 
-    def _judge_delimiter(self, mark: bytes) -> None:
+    def _take_delimiter(self, mark: bytes) -> None:
         if mark == b"--":
             self._state = _EPILOGUE
         elif mark == b"\r\n":
@@ -217,57 +216,57 @@ class FormWalker:
 
 
 class FormScan:
-    """Reads a form that comes in pieces; lets nothing of it go before it was judged.
+    """Parses a form that arrives in pieces, and releases only bytes that were parsed.
 
-    So a part that would give the form a second model is never passed on.
+    So a part with a second model is never forwarded.
 
     Attributes:
-        model: the name in the field "model", once that came whole.
+        model: the content of the field "model", once it is complete.
     """
 
     def __init__(self, content_type: bytes, observer: FormObserver | None = None) -> None:
-        """Begin.
+        """Start to parse.
 
         Args:
             content_type: the request's ``Content-Type``.
-            observer: is told of the parts.
+            observer: observes the parts.
 
         Raises:
-            ModelUndetermined: it does not name a boundary as RFC 2046 has it.
+            ModelUndetermined: it has no valid boundary (RFC 2046).
         """
         self.model: str | None = None
         self._walker = FormWalker(content_type, observer)
         self._unjudged = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece, and return what was judged since the last call.
+        """Take the next piece, and return the bytes that were parsed since the last call.
 
-        The content of the field "model" is not in it. If a call sets `model`, what that returns ends just before that
-        content, and what follows the content is returned from the next call on.
+        They exclude the content of the field "model". The call that sets `model` returns the bytes before that content;
+        the next call continues after it.
 
         Raises:
-            ModelUndetermined: the form can be read in more than one way. What was not returned is `unjudged`.
+            ModelUndetermined: the form is ambiguous. The bytes that were not returned are in `unscanned`.
         """
         data = self._unjudged = self._unjudged + data if self._unjudged else data
         walker = self._walker
-        judged = walker.walk(data, 0)
+        scanned = walker.walk(data, 0)
         if self.model is None and walker.model is not None:
             self.model = walker.model.name
             self._unjudged = data[walker.model.end :]
         else:
-            self._unjudged = data[judged:]
-        return data[:judged]
+            self._unjudged = data[scanned:]
+        return data[:scanned]
 
     @property
-    def unjudged(self) -> bytes:
-        """What was fed and not returned, except the content of the field "model"."""
+    def unscanned(self) -> bytes:
+        """The bytes that were fed and not returned, without the content of the field "model"."""
         return self._unjudged
 
     def finish(self) -> None:
         """Check that the form has ended.
 
         Raises:
-            ModelUndetermined: it has no end.
+            ModelUndetermined: it is incomplete.
         """
         self._walker.finish()
 
@@ -284,16 +283,16 @@ def _boundary(content_type: bytes) -> bytes:
 
 
 def _value_and_parameters(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """Split ``value; name=x; name="y"``; refuse whatever is not that, and a parameter that is there twice."""
+    """Split ``value; name=x; name="y"``; refuse anything else, and repeated parameters."""
     value = header.partition(b";")[0]
     parameters: dict[bytes, bytes] = {}
-    at = len(value)
-    while at < len(header):
-        found = _PARAMETER.match(header, at)
+    offset = len(value)
+    while offset < len(header):
+        found = _PARAMETER.match(header, offset)
         if found is None or (name := found[1].lower()) in parameters:
             refuse("a header's parameters can be read in more than one way")
         parameters[name] = found[2] if found[2] is not None else found[3]
-        at = found.end()
+        offset = found.end()
     return value.strip(b" \t").lower(), parameters
 
 
@@ -323,7 +322,7 @@ def _disposition(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def _model_name(headers: dict[bytes, bytes], content: bytes) -> str:
-    """Return the content of the field "model" as text; refuse headers by which a reader might decode it otherwise.
+    """Return the content of the field "model" as text; refuse headers that could change how it is decoded.
 
     Starlette reads none of them.
     """

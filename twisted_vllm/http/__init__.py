@@ -1,1 +1,1 @@
-"""HTTP/1.1 on both sides."""
+"""HTTP/1.1 towards clients and servers."""

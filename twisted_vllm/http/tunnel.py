@@ -1,8 +1,8 @@
-"""Tunnels: what a client's and a server's connection become once both agreed on another protocol, such as WebSocket.
+"""Tunnels: a client's and a server's connection after both agreed on another protocol, such as WebSocket.
 
-Bytes pass unread both ways. Each side is read no faster than the other takes it. When one side ends, the other is
-closed after everything on its way was sent. An idle tunnel is closed. A tunnel begins with the server's 101: until then
-the client's request is like any other, and what the client sends after it waits in the channel.
+Bytes pass unparsed in both directions, with backpressure. When one side ends, the other is closed after all pending
+bytes were sent. An idle tunnel is closed. A tunnel begins with the server's 101: until then the client's request is
+like any other, and the bytes after it wait in the channel.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import unsent_bytes
 
-#: seconds in which a server must take some of what is still on its way to it, or close its side
+#: seconds in which a server must read some of the pending bytes, or close its side
 CLOSING = 10.0
 
 
 class ClientConnection(Protocol):
-    """What a tunnel needs of the client's connection."""
+    """The part of the client's connection that a tunnel uses."""
 
     def switch_to(self, tunnel: Tunnel) -> bytes:
-        """Give what is received to `tunnel` from now on; return what was received already."""
+        """Pass received bytes to `tunnel` from now on; return the bytes already received."""
 
     def pause_reading(self, why: str) -> None:
-        """Stop reading until `why` is over."""
+        """Stop reading until `resume_reading` is called with the same reason."""
 
     def resume_reading(self, why: str) -> None:
-        """Read again, unless something else forbids it."""
+        """Resume reading, unless there is another reason to pause."""
 
 
 class ClientRequest(Protocol):
-    """What a tunnel needs of the request that asked for it.
+    """The part of the client's request that a tunnel uses.
 
     Attributes:
         channel: the client's connection.
-        context: what is known of the request.
+        context: the request's context.
         body_received: bytes received from the client.
     """
 
@@ -53,21 +53,21 @@ class ClientRequest(Protocol):
     body_received: int
 
     def relay_switch(self, head: ResponseHead) -> None:
-        """Begin the response with a 101."""
+        """Start the response with a 101."""
 
     def relay_body(self, data: bytes, last: bool) -> None:
         """Write to the client; `last` ends the request."""
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Register what is paused while the client reads slowly."""
+        """Register the producer to pause while the client reads slowly."""
 
     def abort(self) -> None:
-        """Cut the client's connection."""
+        """Abort the client's connection."""
 
 
 @implementer(IPushProducer)
 class Tunnel:
-    """A server's connection, joined to a client's.
+    """A server's connection joined to a client's.
 
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
@@ -84,15 +84,15 @@ class Tunnel:
         idle: float | None,
         on_closed: Callable[[], None],
     ) -> None:
-        """Make a tunnel with its server's side.
+        """Create a tunnel with its server side.
 
         Args:
-            transport: the transport of the connection to the server.
-            write: writes to it.
-            early: what the server sent after its 101.
-            deadlines: the deadlines of all connections.
+            transport: the transport of the server's connection.
+            write: writes to the server.
+            early: the server's bytes after its 101.
+            deadlines: checks the deadlines of all connections.
             idle: seconds after which an idle tunnel is closed, or None.
-            on_closed: called when the tunnel is over, whether or not a client joined it.
+            on_closed: called when the tunnel is closed, whether or not a client joined it.
         """
         self._transport = transport
         self._write = write
@@ -111,12 +111,12 @@ class Tunnel:
         return self._request is not None
 
     def join(self, request: ClientRequest, head: ResponseHead, on_outcome: Callable[[str], None]) -> None:
-        """Answer `request` with the server's 101 and begin to pass bytes.
+        """Answer `request` with the server's 101 and start to pass bytes.
 
         Args:
-            request: the client's request; it stays in flight until the tunnel is over.
+            request: the client's request; it stays in flight until the tunnel is closed.
             head: the server's 101.
-            on_outcome: called once with the outcome, in the words of `RequestContext`, before the request is finished.
+            on_outcome: called once with the outcome, as in `RequestContext.outcome`, before the request is finished.
         """
         self._request = request
         self._on_outcome = on_outcome
@@ -144,7 +144,7 @@ class Tunnel:
             self._write(data)
 
     def client_lost(self, reason: Failure) -> None:
-        """Close the server's side: the client has closed the connection, or lost it."""
+        """Close the server's side: the client's connection was closed or lost."""
         if self._request is not None:
             self._request = None
             self._report("completed" if reason.check(ConnectionDone) else "client_disconnected")
@@ -164,7 +164,7 @@ class Tunnel:
             self._request.relay_body(data, False)
 
     def server_lost(self, reason: Failure) -> None:
-        """Close the client's side: the server has closed the connection, or lost it."""
+        """Close the client's side: the server's connection was closed or lost."""
         self._server_lost = True
         self._deadlines.discard(self)
         if reason.check(ConnectionDone):
@@ -190,7 +190,7 @@ class Tunnel:
             else:
                 self._transport.abortConnection()
         elif self._paused:
-            # the client reads nothing, so what is queued for it would never be sent
+            # the client does not read, so its queue would never be sent
             request.abort()
         else:
             self._close("upstream_failed", UpstreamTimeout.code)
@@ -198,7 +198,7 @@ class Tunnel:
     # the end
 
     def _close(self, outcome: str, error: str = "") -> None:
-        """Close whichever sides are open, each after what is on its way to it."""
+        """Close the sides that are open, each after its pending bytes."""
         request = self._request
         if request is None:
             return
@@ -220,7 +220,7 @@ class Tunnel:
     def _close_server(self) -> None:
         transport = self._transport
         transport.unregisterProducer()
-        # read and drop the rest: closing with unread data would reset the connection and lose what is on its way
+        # read and drop the rest: closing with unread data would reset the connection and lose pending bytes
         transport.resumeProducing()
         self._await_end(unsent_bytes(transport))
         if ITCPTransport.providedBy(transport) and not ISSLTransport.providedBy(transport):
@@ -241,7 +241,7 @@ class Tunnel:
             self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self._request is not None:
             self._paused = False
             self._touch()
@@ -263,7 +263,7 @@ class _ClientReading:
         self._channel.pause_reading("tunnel")
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._channel.resume_reading("tunnel")
 
     def stopProducing(self) -> None:

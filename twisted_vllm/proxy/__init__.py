@@ -1,1 +1,1 @@
-"""The pass-through: everything below /vllm."""
+"""The pass-through: everything under /vllm."""

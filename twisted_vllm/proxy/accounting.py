@@ -1,4 +1,4 @@
-"""Accounting of the pass-through: reserves what a request may use, and settles what it has used."""
+"""Usage accounting of the pass-through: a reservation before the request, its settlement afterwards."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, esti
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
-from twisted_vllm.usage.readers.uploaded_audio import audio_uploaded
+from twisted_vllm.usage.readers.uploaded_audio import measure_audio
 
-#: fingerprints of servers, and pricings, that are kept
-MOST_FINGERPRINTS = MOST_PRICINGS = 1_000
-#: characters of model, path and method up to which a pricing is kept
-LONGEST_KEY = 512
+#: cached server fingerprints and route pricings
+MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
+#: a pricing is cached if model, path and method together have at most this many characters
+MAX_KEY_LENGTH = 512
 
-#: characters of an end user's name that are kept
+#: longer end-user names are cut, in characters
 TEXT_LIMIT = 255
 
 
 class Accounting(RequestObserver):
-    """Measures and limits each request that goes to a server."""
+    """Meters each request to a server and enforces its limits."""
 
     _log = Logger()
 
@@ -44,29 +44,29 @@ class Accounting(RequestObserver):
         end_users: KeyIndex,
         prices: PriceTable,
         rows: UsageSink | None,
-        refuses_unwritten: bool = False,
+        fail_closed: bool = False,
         assumed_output_tokens: int = 1024,
         end_user_headers: Sequence[bytes] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Bind what measures and limits.
+        """Set up the accounting.
 
         Args:
-            limiter: counts.
-            end_users: the end users that have limits of their own, or are blocked.
-            prices: what models cost.
-            rows: where the ledger's rows go; None keeps none.
-            refuses_unwritten: whether a request is refused whose row cannot be written.
-            assumed_output_tokens: tokens that a response is assumed to have at most, where the client does not say.
-            end_user_headers: lower-case names of the headers that name an end user, the first of which counts.
-            now: the time in Unix seconds.
+            limiter: reserves and settles usage.
+            end_users: looks up end users that have a record.
+            prices: the prices of models.
+            rows: the sink for ledger rows; None disables the ledger.
+            fail_closed: refuse requests while ledger rows cannot be written.
+            assumed_output_tokens: output tokens to reserve if the client sets no limit.
+            end_user_headers: lower-case names of the headers that may name the end user; the first one present counts.
+            now: returns the time in Unix seconds.
         """
         self._limiter = limiter
         self._end_users = end_users
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
         self._rows = rows
-        self._refuses_unwritten = refuses_unwritten
+        self._refuses_unwritten = fail_closed
         self._assumed = assumed_output_tokens
         self._end_user_headers = tuple(end_user_headers)
         self._now = now
@@ -75,34 +75,34 @@ class Accounting(RequestObserver):
 
     @property
     def pricings(self) -> int:
-        """The number of pricings that are kept."""
+        """The number of cached pricings."""
         return len(self._pricings)
 
     @property
     def needs_end_user(self) -> bool:
-        """Whether the end user of a request must be known: one of them is limited or blocked."""
-        return self._end_users.knows_end_users
+        """Whether requests must be read for their end user, because at least one end user is limited or blocked."""
+        return self._end_users.has_end_users
 
     def open(
         self, context: RequestContext, authorization: Authorization, admitted: Admitted
     ) -> Deferred[Reservation] | None:
-        """Begin to measure a request, and reserve what it may use.
+        """Start to meter a request, and reserve what it may use.
 
-        The context gets its end user, its meter, and its reservation if that is made at once.
+        Sets the context's end user and meter, and its reservation if the limiter decides at once.
 
         Args:
             context: the request.
-            authorization: what its head was authorized for.
-            admitted: what was admitted.
+            authorization: the authorization of its head.
+            admitted: the admitted request.
 
         Returns:
-            The reservation to come, where the limiter's answer comes later; it fails as this does.
+            None, or a Deferred of the reservation if the limiter decides later. It fails with the errors below.
 
         Raises:
             EndUserBlocked: an administrator blocked the end user.
-            RateLimitExceeded, BudgetExceeded: a limit does not let the request begin.
-            LedgerUnavailable: its row could not be written.
-            ModelUndetermined: the use of certain models is limited, and it cannot be told which this one is.
+            RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
+            LedgerUnavailable: ledger rows cannot be written.
+            ModelUndetermined: limits for certain models apply, and the request's model is unknown.
         """
         if self._refuses_unwritten and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
@@ -119,12 +119,12 @@ class Accounting(RequestObserver):
         limited = authorization.principal.limited
         if end_user is not None:
             context.end_user = end_user = end_user[:TEXT_LIMIT]
-            known = self._find_end_user(end_user)
-            if known is not None:
-                if known.blocked:
+            record = self._find_end_user(end_user)
+            if record is not None:
+                if record.blocked:
                     raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
-                if not known.limited.allowance.is_unlimited:
-                    limited = (*limited, known.limited)
+                if not record.limited.allowance.is_unlimited:
+                    limited = (*limited, record.limited)
         if self._rows is None and not limited:
             return None
         route = authorization.route
@@ -134,19 +134,19 @@ class Accounting(RequestObserver):
         if pricing.takes_model:
             body = admitted.body
             if pricing.audio_uploads:
-                audio = audio_uploaded(head.first)
+                audio = measure_audio(head.first)
             if audio is None:
                 prompt = (head.length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
-        # the meter does not keep `admitted`, which holds the body
-        context.meter = meter = UsageMeter(pricing, prompt, facts.answers, admitted.asked_usage)
+        # do not keep `admitted` in the meter: it holds the body
+        context.meter = meter = UsageMeter(pricing, prompt, facts.choices, admitted.usage_injected)
         if audio is not None:
-            # its size tells nothing of tokens
+            # the size of an upload says nothing about tokens
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
-        if admitted.asked_usage:
+        if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return None
-        if not admitted.model and route.takes_model and any(who.allowance.counts_models for who in limited):
+        if not admitted.model and route.takes_model and any(each.allowance.counts_models for each in limited):
             raise ModelUndetermined(
                 "How much of certain models may be used is limited here, and the gateway cannot read from this request "
                 'which it asks for: send it in the body as "model".',
@@ -156,7 +156,7 @@ class Accounting(RequestObserver):
             prompt,
             generates=route.row.generates,
             max_tokens=facts.max_tokens,
-            answers=facts.answers,
+            choices=facts.choices,
             assumed=self._assumed,
         )
         cost = expected_cost(prompt, tokens - prompt, pricing.prices)
@@ -167,13 +167,13 @@ class Accounting(RequestObserver):
         return reserved
 
     def finished(self, context: RequestContext) -> None:
-        """Find out what a request has used and what that costs, and settle its reservation."""
+        """Determine what a request used and what that costs, and settle its reservation."""
         meter = context.meter
         if meter is None:
             return
         pricing = meter.pricing
         try:
-            # a server begins once it has the whole body
+            # a server starts to work once it has the whole body
             if context.sent and (meter.status or context.body_complete):
                 if context.head.length is None and not (meter.prompt_tokens or meter.audio):
                     # the size of a chunked body is known only now
@@ -181,7 +181,7 @@ class Accounting(RequestObserver):
                 try:
                     context.usage = usage = meter.usage(context.outcome)
                 except Exception:
-                    # neither its row nor its client may depend on what a server's response does to its reader
+                    # a response that breaks its reader must cost neither the ledger row nor the client's response
                     request_id = context.request_id.decode("ascii")
                     self._log.failure("The usage of {request_id} could not be read", request_id=request_id)
                     usage = context.usage
@@ -191,25 +191,25 @@ class Accounting(RequestObserver):
         finally:
             if context.reservation is not None:
                 tokens = context.usage.prompt_tokens + context.usage.completion_tokens
-                self._limiter.settle(context.reservation, tokens, context.cost, self._now(), went_on=context.sent)
+                self._limiter.settle(context.reservation, tokens, context.cost, self._now(), sent=context.sent)
 
     def _pricing(self, key: tuple[str, str, str, bytes], route: Route) -> RoutePricing:
-        """Return what is the same for all requests for one model, server, route and method."""
+        """Return the pricing of all requests with one model, server, route and method, and cache it."""
         model, server, path, method = key
-        found = RoutePricing(route, self._prices_of(model, server) if route.takes_model else FREE)
-        # a client may write anything, at any length
-        if len(model) + len(path) + len(method) <= LONGEST_KEY:
-            if len(self._pricings) >= MOST_PRICINGS:
+        pricing = RoutePricing(route, self._prices_of(model, server) if route.takes_model else FREE)
+        # clients choose these texts, of any length
+        if len(model) + len(path) + len(method) <= MAX_KEY_LENGTH:
+            if len(self._pricings) >= MAX_PRICINGS:
                 self._pricings.clear()
-            self._pricings[key] = found
-        return found
+            self._pricings[key] = pricing
+        return pricing
 
     def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
         # not every route's responses have one
         key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
-            if len(self._fingerprints) >= MOST_FINGERPRINTS:
+            if len(self._fingerprints) >= MAX_FINGERPRINTS:
                 self._fingerprints.clear()
             found = self._fingerprints[key] = Fingerprint()
         return found

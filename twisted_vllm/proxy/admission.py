@@ -1,7 +1,7 @@
 """Authorization of a request and the choice of its server, without I/O, in two steps.
 
-The head says who asks for which route. The body is read before the second step only where the model decides something:
-a permission, or the server. Everything else streams.
+The head identifies the caller and the route. The body is read before the second step only if the model decides a
+permission or the server. Every other body streams.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from twisted_vllm.usage.records import Payer, refer
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """A request that goes on to a server.
+    """A request that is forwarded to a server.
 
     Attributes:
-        server: which one.
-        path: what the server is asked for: path and query, below the server's base.
-        model: the model that the body names, by its own name where the key has another for it; empty where the body
-            names none or was not read.
-        body: the body as the server shall see it; None where it was not in hand and streams.
-        facts: what else the body asks for.
-        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
-        renamed: the server's name for the model, where a form that streams has another.
+        server: the chosen server.
+        path: path and query, below the server's base path.
+        model: the body's model with the key's alias resolved; empty if the body names none or was not read.
+        body: the body for the server; None if it streams.
+        facts: other facts read from the body.
+        usage_injected: whether the gateway requested the stream's usage although the client did not.
+        renamed: for a streaming form, the server's name of the model if it differs from the form's.
     """
 
     server: Server
@@ -46,7 +45,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     model: str
     body: bytes | None
     facts: BodyFacts = UNREAD
-    asked_usage: bool = False
+    usage_injected: bool = False
     renamed: str | None = None
 
 
@@ -61,20 +60,20 @@ class Admission:
         router: Router,
         path_aliases: bool,
         reads_bodies: bool = False,
-        asks_usage: bool = False,
+        inject_usage: bool = False,
     ) -> None:
-        """Bind what decides.
+        """Set up admission.
 
         Args:
-            authenticator: tells who a credential stands for.
-            policy: tells which routes and models a principal may use.
+            authenticator: identifies the principal of a credential.
+            policy: decides which routes and models a principal may use.
             router: picks the server for a model.
-            path_aliases: whether OpenAI's and Anthropic's routes work without their ``/v1``.
-            reads_bodies: whether the ledger wants to know what bodies ask for.
-            asks_usage: whether a server is asked for the usage of a stream where the client did not.
+            path_aliases: whether OpenAI's and Anthropic's routes also work without ``/v1``.
+            reads_bodies: whether to read bodies for the ledger.
+            inject_usage: whether to request the usage of a stream when the client does not.
         """
         self._reads_bodies = reads_bodies
-        self._asks_usage = asks_usage
+        self._inject_usage = inject_usage
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._policy = policy
@@ -84,7 +83,7 @@ class Admission:
 
     @property
     def changes(self) -> int:
-        """A counter of changes to keys, users and teams: decisions from before a change may not hold after it."""
+        """A counter of changes to keys, users and teams; a change may invalidate earlier decisions."""
         return self._authenticator.changes
 
     def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
@@ -96,7 +95,7 @@ class Admission:
             method: the method; a browser sends its preflight (OPTIONS) without credentials, and vLLM answers it.
 
         Raises:
-            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential does not admit anyone.
+            MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential is missing or not valid.
         """
         if method == b"OPTIONS" and b"access-control-request-method" in headers and credential_of(headers) is None:
             return PREFLIGHT
@@ -106,19 +105,19 @@ class Admission:
         """Authorize a request by its head.
 
         Args:
-            principal: who asks.
+            principal: the caller.
             method: the method.
-            raw: the request target below ``/vllm``, as it came.
+            raw: the request target below ``/vllm``, as received.
 
         Raises:
-            InvalidRequest: the path climbs out of ``/vllm``.
+            InvalidRequest: the path's dot segments lead out of ``/vllm``.
             RouteNotAllowed: the principal may not call this route.
         """
-        where = target(raw, self._path_aliases)
-        route = classify(method, where.path)
+        resolved = target(raw, self._path_aliases)
+        route = classify(method, resolved.path)
         self._policy.check_route(principal, route)
-        takes = route.takes_model
-        needs = takes and (
+        takes_model = route.takes_model
+        needs_body = takes_model and (
             self._routes_by_model
             or principal.restricts_models
             or bool(principal.aliases or principal.cache_salt)
@@ -126,7 +125,13 @@ class Admission:
             or principal.counts_models
         )
         return Authorization(
-            principal, route, where.path, where.forwarded, needs, takes and self._reads_bodies, _payer_of(principal)
+            principal,
+            route,
+            resolved.path,
+            resolved.forwarded,
+            needs_body,
+            takes_model and self._reads_bodies,
+            _payer_of(principal),
         )
 
     def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
@@ -135,13 +140,13 @@ class Admission:
         Args:
             authorization: what `authorize` returned.
             headers: the first value of each header, by lower-case name.
-            body: the body, or None where it is not in hand; it must be where `Authorization.needs_body`.
+            body: the body, or None if it streams; required if `Authorization.needs_body` is set.
 
         Raises:
-            ModelUndetermined: the permission depends on the model, and the body does not say clearly which it is.
+            ModelUndetermined: a permission depends on the model, and the body does not name it clearly.
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
-            InvalidRequest: the key has its own prefix cache, and the body names its cache more than once.
+            InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``.
         """
         form = is_form(headers)
         facts = self._facts(authorization, headers, body, form)
@@ -163,15 +168,15 @@ class Admission:
                 body = rename_in_form(body, field, name)
             return Admitted(destination.server, forwarded, model, body, facts)
         edits = [] if field is None or name == field.name else [rename_edit(field, name)]
-        asked: tuple[Edit, ...] = ()
-        if self._asks_usage and facts.stream and authorization.route.row.stream_options:
-            asked = usage_edits(body, facts)
-            edits += asked
+        injected: tuple[Edit, ...] = ()
+        if self._inject_usage and facts.stream and authorization.route.row.stream_options:
+            injected = usage_edits(body, facts)
+            edits += injected
         if authorization.principal.cache_salt:
             edits.append(salt_edit(body, facts, authorization.principal.cache_salt))
         if edits:
             body = splice(body, edits)
-        return Admitted(destination.server, forwarded, model, body, facts, bool(asked))
+        return Admitted(destination.server, forwarded, model, body, facts, bool(injected))
 
     def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
         """Admit a request whose form streams.
@@ -179,7 +184,7 @@ class Admission:
         Args:
             authorization: what `authorize` returned.
             name: the model that the form names, or None.
-            fault: why that cannot be told, if it cannot.
+            fault: why the model cannot be determined, or None.
 
         Raises:
             ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
@@ -189,7 +194,7 @@ class Admission:
             raise fault
         if name is None:
             if principal.restricts_models:
-                raise _unnamed()
+                raise _no_model()
             return Admitted(self._router.destination_for_undetermined().server, authorization.forwarded, "", None)
         model = principal.aliases.get(name, name)
         self._policy.check_model(principal, model)
@@ -201,7 +206,7 @@ class Admission:
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
     ) -> BodyFacts:
-        """Return what the body asks for; `UNREAD` where it is forwarded unread."""
+        """Return the facts read from the body; `UNREAD` if it is forwarded unread."""
         principal = authorization.principal
         restricted = principal.restricts_models
         if authorization.route.takes_model and body:
@@ -217,14 +222,14 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined:
-                # vLLM may still read it, with a model of its choice or in the prefix cache that others share
+                # vLLM may still accept it, with its default model or in the shared prefix cache
                 if restricted or principal.cache_salt:
                     raise
                 return UNREAD
             if facts.model is not None or not restricted:
                 return facts
         if restricted and (authorization.route.takes_model or authorization.route.row.model is ModelPlace.EVENT):
-            raise _unnamed()
+            raise _no_model()
         return UNREAD
 
 
@@ -241,7 +246,7 @@ def _payer_of(principal: Principal) -> msgspec.Raw:
     return refer(payer)
 
 
-def _unnamed() -> ModelUndetermined:
+def _no_model() -> ModelUndetermined:
     return ModelUndetermined(
         "This key may use certain models only, and the gateway cannot read from this request which it asks "
         'for: send it in the body as "model".',

@@ -1,7 +1,7 @@
-"""What was decided of a request by its head alone, kept for the next request with the same head.
+"""Caches the authorization of a request's head for the next request with the same head.
 
-A client library sends the same head over and over (`twisted_vllm.http.header_cache`): the same key for the same route,
-with the same headers for the server. The decisions hold until a key, a user or a team changes.
+A client library repeats the same head (`twisted_vllm.http.header_cache`): same key, same route, same headers for the
+server. An entry is valid until a key, a user or a team changes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from twisted_vllm.http.headers import PER_REQUEST_HEADERS, HeaderList
 
 
 class HeaderFormat:
-    """A request's headers for one server, written out but for the values that differ from request to request.
+    """The serialized headers of a request to one server, with placeholders for the values that vary per request.
 
     Attributes:
-        url: what the server is asked for.
+        url: the URL of the request.
     """
 
     __slots__ = ("_format", "_has_length", "_traced", "url")
 
     def __init__(self, url: bytes, headers: HeaderList) -> None:
-        """Take the headers of one request.
+        """Build the format from the headers of one request.
 
         Args:
-            url: what the server is asked for.
-            headers: the headers for the server. The trace's come before ``Content-Length``, if there is one, and
-                ``X-Request-Id`` comes last; the values of these do not count.
+            url: the URL of the request.
+            headers: the headers for the server, in the order trace headers, ``Content-Length`` if present, and
+                ``X-Request-Id`` last. The values of these are ignored.
         """
         traced: list[bytes] = []
         self._has_length = False
@@ -66,22 +66,22 @@ class HeaderFormat:
 
 
 class CachedAuthorization:
-    """The decisions on one head.
+    """The cached authorization of one head.
 
     Attributes:
-        authorization: what it was authorized for.
-        formats: the headers for each server that was chosen since.
+        authorization: the authorization.
+        formats: the header format of each server that was chosen since.
     """
 
     __slots__ = ("_changes", "_host", "_secure", "_until", "authorization", "formats")
 
     def __init__(self, authorization: Authorization, changes: int, peer: Peer) -> None:
-        """Keep decisions.
+        """Create an entry.
 
         Args:
-            authorization: what the head was authorized for.
-            changes: how often keys, users and teams had been changed by then.
-            peer: where it came from.
+            authorization: the authorization.
+            changes: the change counter (`Admission.changes`) at that time.
+            peer: the client's address.
         """
         self.authorization = authorization
         self.formats: dict[Server, HeaderFormat] = {}
@@ -91,12 +91,12 @@ class CachedAuthorization:
         self._secure = peer.secure
 
     def holds(self, changes: int, now: float, peer: Peer) -> bool:
-        """Tell whether the decisions would be the same now.
+        """Return whether the entry is still valid.
 
         Args:
-            changes: how often keys, users and teams have been changed.
+            changes: the current change counter.
             now: the time in Unix seconds.
-            peer: where the request comes from; ``X-Forwarded-For`` names its address.
+            peer: the client's address, which goes into ``X-Forwarded-For``.
         """
         return (
             self._changes == changes and now < self._until and self._host == peer.host and self._secure == peer.secure
@@ -104,17 +104,17 @@ class CachedAuthorization:
 
 
 class AuthorizationCache:
-    """Decisions by the template of the head, which is equal for heads that are alike. The oldest makes room."""
+    """Cached authorizations by the head's template, which equal heads share. A full cache evicts its oldest entry."""
 
     def __init__(self) -> None:
-        self._kept: dict[object, CachedAuthorization] = {}
-        self.get = self._kept.get
+        self._entries: dict[object, CachedAuthorization] = {}
+        self.get = self._entries.get
 
     def keep(self, template: object, cached: CachedAuthorization) -> None:
-        """Keep decisions on heads of this template in place of earlier ones."""
-        if len(self._kept) >= MOST_HEADS and template not in self._kept:
-            del self._kept[next(iter(self._kept))]
-        self._kept[template] = cached
+        """Store the entry of a template, in place of an earlier one."""
+        if len(self._entries) >= MOST_HEADS and template not in self._entries:
+            del self._entries[next(iter(self._entries))]
+        self._entries[template] = cached
 
 
 def _escaped(text: bytes) -> bytes:

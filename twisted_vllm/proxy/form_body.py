@@ -21,31 +21,31 @@ from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.form_spool import FormSpool, InThread
 from twisted_vllm.proxy.relay import RequestBody
 
-#: bytes up to which a form of known length is buffered whole instead: then it is checked before any of it is sent, and
-#: can be sent again
+#: a form of known length up to this many bytes is buffered whole: it is checked before anything is sent, and can be
+#: resent
 MAX_BUFFERED = 1_048_576
 
 
 def streams(request: GatewayRequest) -> bool:
-    """Tell whether `request` has a form that is not buffered whole."""
+    """Return whether `request` has a form that is not buffered whole."""
     return is_form(request.head.first) and (request.body_length is None or request.body_length > MAX_BUFFERED)
 
 
 class _State(Enum):
-    # until the form has named its model
+    # until the model is known
     BUFFERING = auto()
-    # for the server
+    # for the server to be chosen
     WAITING = auto()
     SENDING = auto()
     OVER = auto()
 
 
 class FormBody(RequestBody):
-    """A form, from its first byte to its last. While it is buffered, it is its request's `Work`.
+    """A form that is read to its model, then streamed. While it is buffered, it is its request's `Work`.
 
     Attributes:
         model: the model that it names, or None.
-        fault: why its model cannot be told, or None.
+        fault: why its model cannot be determined, or None.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class FormBody(RequestBody):
         """Make the body.
 
         Args:
-            request: the request that has it.
+            request: the request.
             dropped: as for `RequestBody`.
             in_thread: runs a function in another thread.
-            limit: the most bytes before the field "model".
+            limit: the maximum number of bytes before the field "model".
             on_model: called once, when `model` and `fault` are known.
         """
         super().__init__(request, dropped)
@@ -74,7 +74,7 @@ class FormBody(RequestBody):
         self._scan: FormScan | None = None
         self._state = _State.BUFFERING
         self._name: bytes | None = None
-        # what came after the model, until it can be sent
+        # received after the model, not sent yet
         self._backlog: list[bytes] = []
         self._complete = False
         self._paused = self._replaying = False
@@ -82,7 +82,7 @@ class FormBody(RequestBody):
     # buffering
 
     def hold_for_model(self) -> None:
-        """Begin to buffer."""
+        """Start to buffer."""
         request = self._request
         request.work = self
         try:
@@ -94,7 +94,7 @@ class FormBody(RequestBody):
             request.stream_body(self._piece)
 
     def cancel(self) -> None:
-        """The client has gone."""
+        """The client has disconnected."""
         self._state = _State.OVER
         self._spool.close()
 
@@ -117,12 +117,12 @@ class FormBody(RequestBody):
                     scan.finish()
             except ModelUndetermined as fault:
                 self._scan = None
-                self._buffer(scan.unjudged)
+                self._buffer(scan.unscanned)
                 self._decide(fault)
             else:
                 if last and scan.model is None:
                     self._scan = None
-                    self._buffer(scan.unjudged)
+                    self._buffer(scan.unscanned)
                 if last or scan.model is not None:
                     self.model = scan.model
                     self._decide(None)
@@ -145,7 +145,7 @@ class FormBody(RequestBody):
             self._replay()
 
     def _spool_failed(self, failure: Failure) -> None:
-        """The spool's file cannot be written or read."""
+        """Fail: the spool's file cannot be written or read."""
         if self._state is _State.SENDING:
             self._break_off(failure)
         elif self._state is not _State.OVER:
@@ -155,7 +155,7 @@ class FormBody(RequestBody):
     def _decide(self, fault: ModelUndetermined | None) -> None:
         self._state = _State.WAITING
         self.fault = fault
-        # the client keeps the rest until the server takes it
+        # stop reading until the server takes the rest
         self._request.pause_body()
         self._request.work = None
         self._on_model(self)
@@ -163,7 +163,7 @@ class FormBody(RequestBody):
             self.cancel()
 
     def name_model(self, name: str | None) -> None:
-        """Set the name that the server gets for the model; None keeps the form's own.
+        """Set the model name for the server; None keeps the form's own.
 
         Raises:
             ModelUndetermined: the name cannot be written in a form.
@@ -188,15 +188,15 @@ class FormBody(RequestBody):
         return self._done
 
     def hold(self) -> None:
-        """Do nothing: it pauses itself until `startProducing`."""
+        """Do nothing: the form pauses itself until `startProducing`."""
 
     def pauseProducing(self) -> None:
-        """Read no more, from the client or of what was buffered."""
+        """Stop reading from the client and from the buffer."""
         self._paused = True
         self._request.pause_body()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._paused = False
         if self._replaying:
             self._replay()
@@ -204,7 +204,7 @@ class FormBody(RequestBody):
             self._request.resume_body()
 
     def stopProducing(self) -> None:
-        """Drop the form, and what is still to come of it."""
+        """Drop the form and everything that still arrives of it."""
         self.cancel()
         super().stopProducing()
 
@@ -256,7 +256,7 @@ class FormBody(RequestBody):
         consumer.write(data)
 
     def _break_off(self, failure: Failure) -> None:
-        """End the upload, so that the server does not take what it has for the whole form."""
+        """Fail the upload, so that the server does not mistake a part of the form for the whole."""
         self.cancel()
         self._consumer = None
         self._done.errback(failure)

@@ -1,4 +1,4 @@
-"""Buffers a form: a little of it in memory, more in an unnamed file, which a thread writes and reads.
+"""Buffers a form: the first part in memory, the rest in an unnamed file that a thread writes and reads.
 
 The file is in the directory that Python's ``tempfile`` chooses (``TMPDIR``).
 """
@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.errors import BodyTooLarge
 
-#: bytes that are kept in memory; as many again may be on their way to the file
+#: bytes kept in memory; as many again may be waiting for the file
 IN_MEMORY = 524_288
-#: bytes that are read from the file at a time
+#: bytes per read of the file
 PIECE = 262_144
 
 #: runs a function in another thread
@@ -26,12 +26,12 @@ InThread = Callable[..., Deferred[Any]]
 
 
 class FormSpool:
-    """Keeps what is written to it, and returns it in order, once.
+    """Stores what is written to it and returns it once, in order.
 
-    The writer should pause while the file is written; what it writes meanwhile is kept in memory.
+    The writer should pause while the file is written; data written meanwhile stays in memory.
 
     Attributes:
-        size: bytes that were written to it.
+        size: bytes written.
     """
 
     def __init__(self, in_thread: InThread, limit: int) -> None:
@@ -39,7 +39,7 @@ class FormSpool:
 
         Args:
             in_thread: runs a function in another thread.
-            limit: the most bytes that it takes.
+            limit: the maximum number of bytes.
         """
         self.size = 0
         self._in_thread = in_thread
@@ -58,10 +58,10 @@ class FormSpool:
         return self._busy is not None
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        """Keep `data`; return None, or a Deferred that fires when more may be written.
+        """Store `data`; return None, or a Deferred that fires when more may be written.
 
         Raises:
-            BodyTooLarge: it is more than the spool takes.
+            BodyTooLarge: the limit is exceeded.
         """
         self.size += len(data)
         if self.size > self._limit:
@@ -86,7 +86,7 @@ class FormSpool:
         if self._descriptor < 0:
             with tempfile.TemporaryFile(buffering=0) as file:
                 self._descriptor = os.dup(file.fileno())
-            # also if nobody calls close()
+            # closes the file even if close() is never called
             self._close_file = weakref.finalize(self, os.close, self._descriptor)
         view = memoryview(data)
         while view:
@@ -110,7 +110,7 @@ class FormSpool:
         done.errback(failure)
 
     def read(self) -> Deferred[bytes]:
-        """Return the next piece, empty after the last. Nothing may be written after the first call, or be `busy`."""
+        """Return the next piece, empty after the last. Do not write after the first call, nor call it while `busy`."""
         if self._read_to < self._in_file:
             self._busy = self._in_thread(os.pread, self._descriptor, PIECE, self._read_to)
             return self._busy.addBoth(self._was_read)
@@ -135,7 +135,7 @@ class FormSpool:
             self._discard_file()
 
     def _discard_file(self) -> None:
-        # in a thread: the disk takes a while to free the blocks of a large file
+        # in a thread: freeing the blocks of a large file takes time
         close_file, self._close_file = self._close_file, None
         if close_file is not None:
             self._in_thread(close_file)

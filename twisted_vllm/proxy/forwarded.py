@@ -1,7 +1,7 @@
-"""Who the client is when proxies stand between, and what vLLM is told about it.
+"""The client's address behind proxies, and the ``X-Forwarded-*`` headers for vLLM.
 
-``X-Forwarded-For``, ``-Proto`` and ``-Host`` are what a peer says; only a peer in ``trusted_proxies`` is believed. From
-any other they are dropped and written anew. (``Forwarded`` of RFC 7239 is not used: uvicorn does not read it.)
+``X-Forwarded-For``, ``-Proto`` and ``-Host`` are accepted only from a peer in ``trusted_proxies``; from any other peer
+they are replaced. (``Forwarded`` of RFC 7239 is not used: uvicorn does not read it.)
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ FORWARDED_FOR = b"x-forwarded-for"
 FORWARDED_PROTO = b"x-forwarded-proto"
 FORWARDED_HOST = b"x-forwarded-host"
 
-#: what stands for a peer without an address, on a UNIX socket (the word of RFC 7239 §6.2)
+#: the address of a peer on a UNIX socket, which has none (RFC 7239 §6.2)
 UNKNOWN = "unknown"
 
-#: an IPv6 address with a zone; nothing longer is read as an address, or kept in the cache
+#: fits an IPv6 address with a zone; longer texts are neither parsed nor cached
 MAX_ADDRESS_LENGTH = 64
 
 
 def said_by_proxies(headers: HeaderPairs, trusted: Sequence[Network]) -> dict[bytes, bytes]:
-    """Return the proxies' headers by lower-case name, the repetitions of each joined as `client_headers` wants them.
+    """Return the ``X-Forwarded-*`` headers by lower-case name, repeated ones joined as `client_headers` requires.
 
     Args:
-        headers: the request's headers, as they came.
-        trusted: the networks whose headers are believed; where there are none, nothing is looked for.
+        headers: the request's headers, as received.
+        trusted: the trusted networks; without any, the result is empty.
     """
     joined: dict[bytes, bytes] = {}
     if not trusted:
@@ -50,15 +50,15 @@ def client_headers(
     headers: Mapping[bytes, bytes],
     trusted: Sequence[Network],
 ) -> HeaderPairs:
-    """Return the ``X-Forwarded-*`` headers for vLLM; they replace all that the client sent.
+    """Return the ``X-Forwarded-*`` headers for vLLM, which replace the client's.
 
     Args:
         peer: the address that the connection comes from, empty on a UNIX socket.
         secure: whether the connection is TLS.
         host: the request's ``Host``.
-        headers: lower-case names to values. A header that came more than once must be joined with commas in its order
-            (RFC 9110 §5.3): a proxy may append a line of its own, and the first line alone would be the client's word.
-        trusted: the networks whose headers are believed.
+        headers: lower-case names to values. Repeated headers must be joined with commas in order (RFC 9110 §5.3): a
+            proxy may append its own line, and the first line alone may be forged by the client.
+        trusted: the trusted networks.
     """
     chain = (peer or UNKNOWN).encode("latin-1")
     scheme = b"https" if secure else b"http"
@@ -77,8 +77,8 @@ def client_headers(
 def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[Network]) -> str:
     """Return the client's address for the log: the right-most one in the chain that is not a trusted proxy's.
 
-    Where all are trusted it is the left-most. An entry that is not an address ends the chain: what stands left of it is
-    nobody's word. `headers` is as for `client_headers`.
+    If all are trusted, it is the left-most. An entry that is not an address ends the chain: nothing to its left can be
+    trusted. `headers` is as for `client_headers`.
     """
     if not trusted:
         return peer or UNKNOWN
@@ -98,7 +98,7 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
 
 
 def address_of(context: RequestContext, trusted: Sequence[Network]) -> str:
-    """Return the address of the client that a request came from, as `client_address` does."""
+    """Return the client's address of a request; see `client_address`."""
     peer = context.peer.host
     if not trusted:
         return peer or UNKNOWN
@@ -106,7 +106,7 @@ def address_of(context: RequestContext, trusted: Sequence[Network]) -> str:
 
 
 def _bare_address(entry: str) -> str:
-    """Take the port and the brackets off, as some proxies write them: ``[2001:db8::1]:80``, ``192.0.2.1:80``."""
+    """Strip the port and the brackets that some proxies add: ``[2001:db8::1]:80``, ``192.0.2.1:80``."""
     entry = entry.strip('"')
     if entry.startswith("["):
         return entry[1:].partition("]")[0]
@@ -118,7 +118,7 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # a dual-stack socket shows IPv4 peers so (RFC 4291 §2.5.5.2)
+    # how a dual-stack socket reports IPv4 peers (RFC 4291 §2.5.5.2)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 
@@ -128,7 +128,7 @@ def _is_trusted(text: str, networks: tuple[Network, ...]) -> bool:
 
 
 def _trust(text: str, networks: tuple[Network, ...]) -> bool | None:
-    """Tell whether `text` is a trusted proxy's address; None where it is no address."""
+    """Return whether `text` is a trusted proxy's address; None if it is not an address."""
     return _memoised_trust(text, networks) if len(text) <= MAX_ADDRESS_LENGTH else None
 
 

@@ -1,4 +1,4 @@
-"""Writes one row of the ledger for each request that was sent to a server."""
+"""Writes one ledger row for each request that was sent to a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
 
-#: characters of a model's name, and of a header's value, that are kept
+#: longer model names and header values are cut, in characters
 TEXT_LIMIT = 255
 
 
@@ -34,18 +34,18 @@ class UsageSink(Protocol):
         """Write the rows that were appended."""
 
 
-class Turns(Protocol):
-    """Knows the turns of the reactor.
+class Coalescer(Protocol):
+    """Reports the turns of the reactor: the write coalescer.
 
     Attributes:
-        holding: whether a turn is running.
+        holding: whether a turn is in progress.
     """
 
     holding: bool
 
 
 class LedgerRecorder(RequestObserver):
-    """Appends the rows."""
+    """Appends a row when a request has finished."""
 
     def __init__(
         self,
@@ -54,21 +54,21 @@ class LedgerRecorder(RequestObserver):
         make_id: Callable[[float], bytes],
         *,
         usage_headers: Sequence[bytes] = (),
-        turns: Turns | None = None,
+        coalescer: Coalescer | None = None,
     ) -> None:
         """Make a recorder.
 
         Args:
-            rows: where the rows go.
-            text: takes secrets out of what clients wrote.
-            make_id: makes the id of a row of a request that began at some Unix second, 32 hex digits.
-            usage_headers: lower-case names of the request headers that rows keep.
-            turns: flushes the rows at the end of a turn of the reactor; outside of one they are flushed here. None
-                leaves that to others.
+            rows: takes the rows.
+            text: removes secrets from client-supplied text.
+            make_id: makes a row id of 32 hex digits from the request's start in Unix seconds.
+            usage_headers: lower-case names of the request headers to record.
+            coalescer: flushes the rows at the end of a reactor turn; outside a turn the recorder flushes them itself.
+                With None it never flushes.
         """
         self._append = rows.append
         self._flush = rows.flush
-        self._turns = turns
+        self._coalescer = coalescer
         self._text = text
         self._make_id = make_id
         self._usage_headers = tuple(usage_headers)
@@ -86,10 +86,10 @@ class LedgerRecorder(RequestObserver):
         first = context.head.first
         row_id, request_id = self._text.request_id(context), ""
         if b"x-request-id" in first:
-            # an id that the client chose may come again
+            # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
         self._append(
-            # in the order of its fields: by their names it costs twice as much
+            # positional, because keyword arguments cost twice as much
             UsageRow(
                 row_id,
                 int(started * 1e6),
@@ -97,7 +97,7 @@ class LedgerRecorder(RequestObserver):
                 pricing.target or self._target(pricing, authorization, context),
                 request_id,
                 context.end_user,
-                self._kept(first) if self._usage_headers else None,
+                self._recorded_headers(first) if self._usage_headers else None,
                 context.status,
                 context.outcome,
                 context.error_code,
@@ -116,23 +116,23 @@ class LedgerRecorder(RequestObserver):
                 context.bytes_out,
             )
         )
-        if self._turns is not None and not self._turns.holding:
+        if self._coalescer is not None and not self._coalescer.holding:
             self._flush()
 
     def _target(self, pricing: RoutePricing, authorization: Authorization, context: RequestContext) -> msgspec.Raw:
-        """Return what all requests with one pricing ask of whom, as the ledger keeps it."""
+        """Return the `Target` that all requests with one pricing share."""
         clean = self._text.clean
         route = authorization.route.name or clean(authorization.path.decode("latin-1"))
         model = clean(context.model)[:TEXT_LIMIT]
         server = "" if context.server is None else context.server.name
         method = context.head.method.decode("latin-1")
-        found = pricing.target = refer(Target(model, server, route, method, pricing.prices.text))
-        return found
+        target = pricing.target = refer(Target(model, server, route, method, pricing.prices.text))
+        return target
 
-    def _kept(self, first: Mapping[bytes, bytes]) -> dict[str, str] | None:
-        found = {
+    def _recorded_headers(self, first: Mapping[bytes, bytes]) -> dict[str, str] | None:
+        recorded = {
             name.decode("ascii"): first[name].decode("latin-1")[:TEXT_LIMIT]
             for name in self._usage_headers
             if name in first
         }
-        return found or None
+        return recorded or None

@@ -1,8 +1,8 @@
-"""Maps a request target below ``/vllm`` to the target that the vLLM server gets.
+"""Maps a request target below ``/vllm`` to the vLLM server's target.
 
-The bytes of path and query stay as they came: ``%2F``, repeated parameters, their order and ``+``. Only routes that
-vLLM has below ``/v1`` alone get their ``/v1`` back (`VllmRoute.alias`), so that one base URL serves both ``/metrics``
-and ``/chat/completions``.
+Path and query keep their bytes: ``%2F``, repeated parameters, their order and ``+``. Only routes that vLLM serves below
+``/v1`` alone get a missing ``/v1`` added (`VllmRoute.alias`), so that one base URL serves both ``/metrics`` and
+``/chat/completions``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import attrs
 from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
 from twisted_vllm.errors import InvalidRequest
 
-# RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. What
-# this leaves out would be read differently on the two sides.
+# RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. So the
+# gateway and vLLM would read the excluded bytes differently.
 _TARGET = re.compile(rb"[!\"$-~]*")
 _SEGMENT_ENDS = re.compile(rb"[/\\]")
 
 
 @attrs.frozen
 class Target:
-    """Where a request goes on the server.
+    """The destination of a request on the server.
 
     Attributes:
-        path: the path, raw, with its ``/v1``.
-        query: what follows the first ``?``, raw; None without one.
-        forwarded: the path and query that are sent after the server's base path.
+        path: the raw path, with its ``/v1``.
+        query: the raw query; None without a ``?``.
+        forwarded: the path and query to send, below the server's base path.
     """
 
     path: bytes
@@ -39,14 +39,14 @@ class Target:
 
 
 def target(raw: bytes, aliases: bool = True) -> Target:
-    """Return where the request goes.
+    """Return the destination of a request.
 
     Args:
-        raw: the request target below ``/vllm`` as it came, such as ``b"/chat/completions?x=%2F"``.
-        aliases: whether routes that vLLM has only below ``/v1`` also work without it.
+        raw: the request target below ``/vllm`` as received, such as ``b"/chat/completions?x=%2F"``.
+        aliases: whether routes that vLLM serves only below ``/v1`` also work without it.
 
     Raises:
-        InvalidRequest: the target has bytes that a target may not have, or dot segments that lead out of ``/vllm``.
+        InvalidRequest: the target has invalid bytes, or dot segments that lead out of ``/vllm``.
     """
     if len(raw) <= MEMOISED_LENGTH:
         return _memoised(raw, aliases)
@@ -62,25 +62,25 @@ def _target(raw: bytes, aliases: bool) -> Target:
         raise InvalidRequest(
             "The request target has a fragment, a control character, a space or a byte above 127. Percent-encode it."
         )
-    if (b"." in path or b"%" in path) and _climbs(path):
+    if (b"." in path or b"%" in path) and _escapes_root(path):
         raise InvalidRequest("The path's dot segments climb out of /vllm. Send the path that is meant, without them.")
     if aliases:
         path = without_alias(path)
     return Target(path, query, path + b"?" + query) if mark else Target(path, None, path)
 
 
-def _climbs(path: bytes) -> bool:
-    """Tell whether any reader would resolve `path` to something above its root.
+def _escapes_root(path: bytes) -> bool:
+    """Return whether any server or proxy could resolve `path` to something above its root.
 
-    The path is read both as it is (where an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does.
-    As some proxies do, backslashes end segments, ``;parameters`` are cut and empty segments do not count. As others do,
-    a backslash is also read as a character: read as an end, it makes one more segment, which hides one step up.
+    The path is checked as it is (an escaped dot is a dot: RFC 3986 §6.2.2.2) and decoded once, as uvicorn does. As in
+    some proxies, backslashes separate segments, ``;parameters`` are cut and empty segments are ignored. As in others, a
+    backslash is also an ordinary character: as a separator it adds a segment, which hides one step up.
     """
     readings = (re.sub(rb"%2e", b".", path, flags=re.IGNORECASE), unquote_to_bytes(path))
     return any(
         _goes_above_root(segments)
-        for reading in readings
-        for segments in (_SEGMENT_ENDS.split(reading), reading.split(b"/"))
+        for decoded in readings
+        for segments in (_SEGMENT_ENDS.split(decoded), decoded.split(b"/"))
     )
 
 

@@ -1,4 +1,4 @@
-"""A request that waits for its reservation, which another process makes."""
+"""A request that waits for a reservation in Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted_vllm.ratelimit.reservation import Reservation
 
 
 class PendingReservation:
-    """Waits for the reservation of one request, and is its `Work` meanwhile."""
+    """Waits for the reservation of one request. It is the request's `Work` meanwhile."""
 
     def __init__(
         self,
@@ -22,43 +22,43 @@ class PendingReservation:
         body: bytes | RequestBody,
         reserved: Deferred[Reservation],
     ) -> None:
-        """Begin to wait.
+        """Start to wait.
 
         Args:
             request: the request.
-            body: its body, which is not read while the request waits.
-            reserved: the reservation to come; where it is cancelled, the limiter gives it back.
+            body: its body, which is paused while the request waits.
+            reserved: fires with the reservation; if it is cancelled, the limiter releases the reservation.
         """
         self._request = request
         self._body = body
         self._reserved = reserved
-        self._given_up = False
+        self._cancelled = False
         request.work = self
         if isinstance(body, RequestBody):
             body.hold()
 
-    def then(self, go_on: Callable[[], None]) -> None:
-        """Call `go_on` once the reservation is made; answer the request if it is refused."""
-        self._reserved.addCallback(self._made, go_on).addErrback(self._failed)
+    def then(self, proceed: Callable[[], None]) -> None:
+        """Call `proceed` once the reservation is made; respond with the error if it is refused."""
+        self._reserved.addCallback(self._made, proceed).addErrback(self._failed)
 
     def cancel(self) -> None:
-        """The client has gone."""
-        self._given_up = True
+        """The client has disconnected."""
+        self._cancelled = True
         self._drop_body()
         self._reserved.cancel()
 
-    def _made(self, reservation: Reservation, go_on: Callable[[], None]) -> None:
+    def _made(self, reservation: Reservation, proceed: Callable[[], None]) -> None:
         self._request.work = None
         self._request.context.reservation = reservation
-        go_on()
+        proceed()
 
     def _drop_body(self) -> None:
-        # a large form holds a file
+        # a large form holds an open file
         if isinstance(self._body, RequestBody):
             self._body.stopProducing()
 
     def _failed(self, failure: Failure) -> None:
-        if self._given_up:
+        if self._cancelled:
             return
         request = self._request
         if request.work is self:

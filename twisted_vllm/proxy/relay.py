@@ -1,4 +1,4 @@
-"""Producer and consumer in both directions: the request's body to the server, the response to the client."""
+"""Streams with backpressure in both directions: the request's body to the server, the response to the client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RequestBody:
 
     Attributes:
         length: its size in bytes, or ``UNKNOWN_LENGTH`` for a chunked one.
-        watch: called with each piece that goes to the server.
+        watch: called with each piece that is sent to the server.
     """
 
     watch: Callable[[bytes], None] | None = None
@@ -37,8 +37,7 @@ class RequestBody:
 
         Args:
             request: the client's request.
-            dropped: lower-case names of headers that the server must not get from this client as trailers either: it
-                may take them for headers.
+            dropped: lower-case names of headers to drop from the trailers too: a server may treat trailers as headers.
         """
         self.length = UNKNOWN_LENGTH if request.head.length is None else request.head.length
         self._dropped = dropped
@@ -49,7 +48,7 @@ class RequestBody:
 
     @property
     def trailers(self) -> HeaderList:
-        """The trailers that go to the server; all of them once the body has ended."""
+        """The trailers for the server; complete once the body has ended."""
         trailers = self._request.trailers
         return relayed_trailers(trailers, self._dropped) if trailers else trailers
 
@@ -73,7 +72,7 @@ class RequestBody:
             self._done.callback(None)
 
     def hold(self) -> None:
-        """Read no more from the client until `startProducing`."""
+        """Stop reading from the client until `startProducing`."""
         self._held = True
         self._request.pause_body()
 
@@ -82,24 +81,24 @@ class RequestBody:
         self._request.pause_body()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._request.resume_body()
 
     def stopProducing(self) -> None:
-        """Drop the rest: the server has answered or has gone."""
+        """Drop the rest: the server has responded or disconnected."""
         self._consumer = None
         self._request.resume_body()
 
 
 class Relay(Protocol):
-    """Carries one response to the client: a protocol that receives the response's body. It is the request's `Work`.
+    """Relays one response to the client: the protocol that receives the response's body, and the request's `Work`.
 
     Attributes:
-        context: what is known of the request.
+        context: the request's context.
     """
 
     _log = Logger()
-    #: the response, which pauses and resumes the server's connection, while its body is delivered
+    #: the response while its body is delivered; it pauses and resumes the server's connection
     transport: Any
     _pending: Deferred[UpstreamResponse] | None = None
     _response: UpstreamResponse | None = None
@@ -110,7 +109,7 @@ class Relay(Protocol):
         self.context = request.context
 
     def cancel(self) -> None:
-        """The client has gone: close the connection to the server at once, which makes vLLM abort the generation."""
+        """The client has disconnected: close the connection to the server, which makes vLLM abort the generation."""
         self._ended = True
         self.context.outcome = self.context.outcome or "client_disconnected"
         pending, self._pending = self._pending, None
@@ -123,7 +122,7 @@ class Relay(Protocol):
     # the head
 
     def await_response(self, pending: Deferred[UpstreamResponse]) -> None:
-        """Relay the response that `pending` fires with, or answer for the server."""
+        """Relay the response that `pending` fires with, or respond with an error."""
         self._pending = pending
         pending.addCallbacks(self._responded, self._failed)
 
@@ -148,10 +147,10 @@ class Relay(Protocol):
         request.relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
-            # its body follows at once
+            # its body is delivered at once
             return
         if not self._ended:
-            # only now is there a body to pause, if the client reads slowly
+            # now there is a body to pause if the client reads slowly
             request.registerProducer(self, True)
         request.flush()
 
@@ -164,12 +163,12 @@ class Relay(Protocol):
             self._broken(failure)
             return
         self._ended = True
-        # a request whose body turned out to be unfit is refused as well
+        # a request with an unacceptable body counts as refused too
         self.context.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
-        """Answer for a fault of the gateway's own."""
+        """Respond to an internal error of the gateway."""
         self._ended = True
         self.context.outcome = "failed"
         self._request.processingFailed(failure)
@@ -177,7 +176,7 @@ class Relay(Protocol):
     # the body
 
     def dataReceived(self, data: bytes) -> None:
-        """Write a piece; the last one ends the response in the same write."""
+        """Write a piece; the last piece and the end of the response go out in one write."""
         if self._ended:
             return
         response = self._response
@@ -192,7 +191,7 @@ class Relay(Protocol):
                 self._broken(Failure())
                 return
             if not data:
-                # the meter keeps it until the rest of it arrives
+                # the meter holds it back until its rest arrives
                 return
         self._request.relay_body(data, False)
 
@@ -205,7 +204,7 @@ class Relay(Protocol):
             try:
                 data = meter.finish(data)
             except Exception:
-                # the server has done its part, so nothing else would end the response
+                # the server has finished, so nothing else would end the response
                 self._broken(Failure())
                 return
         trailers = response.trailers if response is not None else None
@@ -214,7 +213,7 @@ class Relay(Protocol):
         self._request.relay_body(data, True, relayed_trailers(trailers) if trailers else None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End the response, or cut it where the server's was cut."""
+        """End the response, or cut it off if the server's was cut off."""
         if self._ended:
             return
         if reason.check(ResponseDone):
@@ -231,7 +230,7 @@ class Relay(Protocol):
             self._broken(Failure())
             return
         if held:
-            # what came before the cut is the client's
+            # deliver what arrived before the cut
             request.relay_body(held, False)
         self.context.error_code = error.code
         self._log.warn(
@@ -249,7 +248,7 @@ class Relay(Protocol):
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self.transport is not None and not self._ended:
             self.transport.resumeProducing()
 

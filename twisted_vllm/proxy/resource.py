@@ -1,4 +1,4 @@
-"""Everything below ``/vllm``: the resource that ties admission, forwarding and the relay together."""
+"""The resource below ``/vllm``, which connects admission, forwarding and the relay."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import dropped_from, outgoing_headers
 
-#: where the pass-through stands
+#: the path of the pass-through
 MOUNT = b"/vllm"
 
-#: bytes up to which a buffered body is read for its model although nothing but the log depends on it
+#: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
 
 
@@ -61,14 +61,14 @@ class PassThroughResource:
         """Make the resource.
 
         Args:
-            admission: decides.
+            admission: authorizes and routes requests.
             client: sends requests to servers.
-            limits: limits of bodies.
-            trusted_proxies: whose ``X-Forwarded-*`` headers are believed.
+            limits: the limits of bodies.
+            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
             throttle: slows down guessing of keys.
-            accounting: measures and limits what requests use; None lets all through.
-            lifecycle: whom requests are told to.
+            accounting: meters and limits requests; None does neither.
+            lifecycle: the observers of requests.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -91,7 +91,7 @@ class PassThroughResource:
         raise TypeError("everything below /vllm belongs to the server behind it")
 
     def render(self, request: GatewayRequest) -> int:
-        """Begin to answer `request`, whose body may still be on its way."""
+        """Start to process `request`; its body may still be arriving."""
         try:
             self._enter(request)
         except GatewayError as error:
@@ -115,11 +115,11 @@ class PassThroughResource:
         elif (
             needs_body
             or (
-                # what need not be read, and is too large for it, streams
+                # optional to read: it streams if it is too large
                 authorization.wants_body and head.length is not None and head.length <= most and is_json(head.first)
             )
             or (
-                # it names the end user, who is limited or blocked
+                # it may name an end user who is limited or blocked
                 authorization.route.takes_model
                 and self._accounting is not None
                 and self._accounting.needs_end_user
@@ -131,7 +131,7 @@ class PassThroughResource:
             self._admit(request, None, None)
 
     def _authorize(self, request: GatewayRequest) -> CachedAuthorization | None:
-        """Authorize the request by its head; return the cache's entry, if the head may come again."""
+        """Authorize the request by its head; return the cache entry, or None if the head is not cached."""
         context = request.context
         template = context.head.template
         cached = None if template is None else self._cache.get(template)
@@ -174,7 +174,7 @@ class PassThroughResource:
         except GatewayError as error:
             request.answer(error)
         except Exception:
-            # the body may come long after `render`, where nobody else would answer for a fault of our own
+            # the body may arrive long after `render`, when nothing else would handle an internal error
             request.processingFailed(Failure())
 
     def _admit(
@@ -218,7 +218,7 @@ class PassThroughResource:
     ) -> None:
         context = request.context
         server = context.server = admitted.server
-        # the context does not keep `admitted`, which holds the body
+        # do not keep `admitted` in the context: it holds the body
         context.model = admitted.model
         for observe in self._lifecycle.admitted:
             observe(context)
@@ -285,7 +285,7 @@ class PassThroughResource:
 
 
 def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    """Return the header that says where the body ends, or None for a request without one."""
+    """Return the header that frames the body, or None for a request without a body."""
     if isinstance(body, bytes):
         if body or b"content-length" in head or b"transfer-encoding" in head:
             return (b"Content-Length", b"%d" % len(body))

@@ -1,7 +1,7 @@
-"""Ends running requests whose key is not valid any more: `passthrough.revoke_running`.
+"""Ends running requests of keys that are no longer valid: `passthrough.revoke_running`.
 
 Nothing is stored per request. After a change of keys, users or teams, each request in flight is authenticated again by
-its own head. Between changes only requests whose key has expired are.
+its own head; between changes, only requests of expired keys are.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from twisted_vllm.errors import MissingApiKey
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.admission import Admission
 
-#: seconds between two checks; together with the poll for changes of other processes it stays below a second
+#: seconds between checks; with the poll for changes of other processes, a revocation takes less than a second
 INTERVAL = 0.2
 
-#: keys that are authenticated in one turn of the reactor
-AT_ONCE = 200
+#: keys to authenticate per reactor turn
+BATCH_SIZE = 200
 
 
 class Revoker:
@@ -51,57 +51,57 @@ class Revoker:
         self._admission = admission
         self._running = running
         self._now = now
-        self._seen = admission.changes
-        self._turns = Cooperator(
+        self._changes_seen = admission.changes
+        self._cooperator = Cooperator(
             terminationPredicateFactory=lambda: lambda: True, scheduler=lambda step: clock.callLater(0, step)
         )
-        self._looping = LoopingCall(self._look)
+        self._looping = LoopingCall(self._check)
         self._looping.clock = clock
 
     def start(self) -> None:
-        """Begin to check."""
+        """Start checking."""
         self._looping.start(INTERVAL, now=False)
 
     def stop(self) -> None:
         """Stop checking."""
         if self._looping.running:
             self._looping.stop()
-        self._turns.stop()
+        self._cooperator.stop()
 
-    def _look(self) -> Deferred[Any]:
-        looked: Deferred[Any] = self._turns.coiterate(self._end_what_may_not_go_on())
-        return looked.addErrback(self._failed)
+    def _check(self) -> Deferred[Any]:
+        done: Deferred[Any] = self._cooperator.coiterate(self._end_revoked())
+        return done.addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        # the next check must come all the same
+        # the next check must still run
         if not failure.check(SchedulerStopped):
             self._log.failure("The running requests could not be looked through", failure)
 
-    def _end_what_may_not_go_on(self) -> Iterator[None]:
+    def _end_revoked(self) -> Iterator[None]:
         changes, now = self._admission.changes, self._now()
-        changed = changes != self._seen
-        self._seen = changes
-        # the requests of one key share its principal: one lookup serves them all; the principal is kept so that its id
-        # stays its own
-        verdicts: dict[int, tuple[Principal, Principal | MissingApiKey]] = {}
+        changed = changes != self._changes_seen
+        self._changes_seen = changes
+        # the requests of one key share its principal, so one lookup serves them all; keeping the principal keeps its
+        # id() unique
+        results: dict[int, tuple[Principal, Principal | MissingApiKey]] = {}
         for request in self._running():
             context = request.context
             principal = context.principal
             if context.ended or context.authorization is None or principal is None or principal.kind != "key":
-                # it has ended meanwhile, or is an administrator's, which is completed
+                # ended meanwhile, or an administrator's, which may complete
                 continue
             if not changed and now < principal.expires:
                 continue
-            is_new = id(principal) not in verdicts
+            is_new = id(principal) not in results
             if is_new:
-                verdicts[id(principal)] = principal, self._identify(request, now)
-            verdict = verdicts[id(principal)][1]
-            if isinstance(verdict, MissingApiKey):
-                request.revoke(verdict)
-            elif verdict.kind == "key":
-                # it may say another time now
-                context.principal = verdict
-            if is_new and len(verdicts) % AT_ONCE == 0:
+                results[id(principal)] = principal, self._identify(request, now)
+            result = results[id(principal)][1]
+            if isinstance(result, MissingApiKey):
+                request.revoke(result)
+            elif result.kind == "key":
+                # its expiry may have changed
+                context.principal = result
+            if is_new and len(results) % BATCH_SIZE == 0:
                 yield
 
     def _identify(self, request: GatewayRequest, now: float) -> Principal | MissingApiKey:

@@ -1,4 +1,4 @@
-"""Requests to switch to another protocol, such as WebSocket: what the server is asked, and what follows its 101."""
+"""Upgrades to another protocol, such as WebSocket: the request to the server, and the tunnel after its 101."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ REALTIME = b"realtime"
 
 
 def upgrade_headers(head: RequestHead) -> HeaderList:
-    """Return the headers that ask the server for the upgrade that the client asks for, without the client's key."""
-    asked = b", ".join(value for name, (_, value) in zip(head.names, head.headers, strict=True) if name == b"upgrade")
-    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", asked)]
+    """Return the headers that request the client's upgrade from the server, without the client's key."""
+    requested = b", ".join(
+        value for name, (_, value) in zip(head.names, head.headers, strict=True) if name == b"upgrade"
+    )
+    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", requested)]
     subprotocols = without_keys(head.first.get(SUBPROTOCOLS, b""))
     if subprotocols:
         headers.append((b"Sec-WebSocket-Protocol", subprotocols))
@@ -30,7 +32,7 @@ class UpgradeRelay(Relay):
     _tunnel: Tunnel | None = None
 
     def cancel(self) -> None:
-        """The client has gone, or its request failed: cut the tunnel unless it has ended."""
+        """The client has disconnected, or its request failed: cut the tunnel unless it has ended."""
         if self._tunnel is None:
             super().cancel()
         elif not self._ended:
@@ -55,10 +57,10 @@ class UpgradeRelay(Relay):
 
 
 def acknowledged(request: GatewayRequest, head: ResponseHead) -> ResponseHead:
-    """Return the 101 as the client needs it: as received, or with the subprotocol that was offered beside a key.
+    """Return the 101 for the client: as received, or with the subprotocol that was offered beside a key.
 
-    A browser that offered subprotocols gives up a WebSocket whose server names none of them (Fetch, "WebSocket opening
-    handshake"), and vLLM 0.32 names none.
+    A browser that offered subprotocols fails the WebSocket if the server selects none (Fetch, "WebSocket opening
+    handshake"), and vLLM 0.32 selects none.
     """
     offered = request.head.first.get(SUBPROTOCOLS, b"")
     if without_keys(offered) == offered or REALTIME not in [entry.strip() for entry in offered.split(b",")]:

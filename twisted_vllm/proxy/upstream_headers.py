@@ -1,4 +1,4 @@
-"""The header list that goes to a vLLM server: the client's, less what is not the server's business."""
+"""The header list for a vLLM server: the client's, without hop-by-hop, credential and operator headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDE
 
 PRIORITY = b"x-vllm-priority"
 
-#: what the gateway writes itself; among the subprotocols may be a key
+#: headers that the gateway writes itself; the subprotocols may contain a key
 _WRITTEN_ANEW = frozenset(
     (
         b"host",
@@ -32,7 +32,7 @@ _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
 
 
 def dropped_from(principal: Principal) -> frozenset[bytes]:
-    """Return the lower-case names that never go on from a caller: among them the operator's headers that it lacks."""
+    """Return the lower-case names to drop from a caller's headers, operator headers that it lacks included."""
     if principal.is_administrator:
         return _NEVER
     granted = principal.granted_headers
@@ -54,14 +54,14 @@ def outgoing_headers(
     """Return the headers of the request to the server.
 
     Args:
-        headers: the client's, as they came.
+        headers: the client's headers, as received.
         names: their names in lower case, in the same order.
-        server: where they go.
-        principal: who asks: which of the operator's headers it may set, and the priority that it has.
-        request_id: what ``X-Request-Id`` says.
+        server: the destination.
+        principal: the caller; decides which operator headers it may set, and its priority.
+        request_id: the value of ``X-Request-Id``.
         forwarded: the ``X-Forwarded-*`` headers.
         framing: ``Content-Length`` or ``Transfer-Encoding``, or None for a request without a body.
-        connection: the value of the client's ``Connection``, whose nominees stay behind.
+        connection: the value of the client's ``Connection``; the headers that it nominates are dropped.
         expects_continue: whether the client waits for the server's ``100 Continue``.
     """
     drop = dropped_from(principal)
@@ -78,6 +78,6 @@ def outgoing_headers(
     if expects_continue:
         out.append((b"Expect", b"100-continue"))
     out += forwarded
-    # last, where what is kept of a head ends
+    # last, as `HeaderFormat` expects
     out.append((b"X-Request-Id", request_id))
     return out

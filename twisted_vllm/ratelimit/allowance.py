@@ -8,7 +8,7 @@ import msgspec
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):
-    """The limits of one key, user, team or end user. None or empty is no limit.
+    """The limits of one key, user, team or end user. None or empty means no limit.
 
     Attributes:
         rpm: requests in any 60 seconds.
@@ -16,10 +16,10 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
         parallel: requests in flight at a time.
         model_rpm: requests in any 60 seconds for one model, by the model's name.
         model_tpm: tokens likewise.
-        max_budget: the most that may be spent in one period, in picodollars.
-        soft_budget: spending at which a warning is logged, in picodollars.
-        budget_duration: the length of a budget's period in LiteLLM's format (``30d``, ``1mo``); None is one period for
-            ever.
+        max_budget: the maximum spend in one period, in picodollars.
+        soft_budget: the spend at which a warning is logged, in picodollars.
+        budget_duration: the length of a budget's period in LiteLLM's format (``30d``, ``1mo``); None means
+            one endless period.
     """
 
     rpm: int | None = None
@@ -38,7 +38,7 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_budget(self) -> bool:
-        """Whether spending is limited or warned of."""
+        """Whether there is a budget or a soft budget."""
         return self.max_budget is not None or self.soft_budget is not None
 
     @property
@@ -56,11 +56,11 @@ UNLIMITED = Allowance()
 
 
 class Limited(msgspec.Struct, frozen=True, gc=False):
-    """Somebody with limits.
+    """A key, user, team or end user with limits.
 
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
-        id: the key's lasting id, or the id of the others.
+        id: the key's permanent id, or the id of the others.
         allowance: the limits.
     """
 

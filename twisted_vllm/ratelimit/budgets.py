@@ -1,4 +1,4 @@
-"""The budget of one key, user, team or end user: what it spent and reserved in the present period."""
+"""The budget of one key, user, team or end user: its spend and reservations in the current period."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from twisted_vllm.ratelimit.periods import period_of
 
 
 class Budget:
-    """Spending in the present period. Amounts are in picodollars, times in Unix seconds.
+    """The spend of the current period. Amounts are in picodollars, times in Unix seconds.
 
     Attributes:
-        key: whose budget: the kind and the id.
-        saved: what the database says was spent.
-        unsaved: what was spent through this process and is not in the database yet.
+        key: the kind and the id of the owner.
+        saved: the spend in the database.
+        unsaved: the spend through this process that the database does not have yet.
         reserved: by requests in flight.
         soft: the soft budget of the last request.
         duration: the period's length, as in `Allowance`.
-        ends: when the period is over.
-        epoch: counts the periods that this object saw. A reservation belongs to one of them.
+        ends: when the period ends.
+        epoch: the number of the period; a reservation belongs to one.
     """
 
     __slots__ = ("_start", "_warned", "duration", "ends", "epoch", "key", "reserved", "saved", "soft", "unsaved")
@@ -37,7 +37,7 @@ class Budget:
 
     @property
     def spent(self) -> int:
-        """What was spent in the period, without what is reserved."""
+        """The spend of the period, without reservations."""
         return self.saved + self.unsaved
 
     @property
@@ -46,9 +46,9 @@ class Budget:
         return self._start
 
     def enter_period(self, duration: str | None, now: float) -> None:
-        """Begin the period of this moment, unless it has begun.
+        """Start the period of `now`, unless it has started.
 
-        Where the duration was changed to a longer one, its period began earlier: what was spent stays counted.
+        If the duration became longer, the new period began earlier, and the spend stays counted.
         """
         if now < self.ends and duration == self.duration:
             return
@@ -60,7 +60,7 @@ class Budget:
         self._start = start
 
     def loaded(self, spend: int, period_start: int) -> None:
-        """Take what the database says was spent in a period, unless that is over."""
+        """Set the spend of a period from the database, unless the period is over."""
         if period_start >= self._start:
             if period_start > self._start:
                 self._begin(period_start)
@@ -68,24 +68,24 @@ class Budget:
             self.saved = spend
 
     def committed(self, amount: int, total: int, period_start: int) -> None:
-        """Take the database's new total, which includes an amount that this process spent."""
+        """Set the database's new total, which includes an amount that this process spent."""
         self.loaded(total, period_start)
         if period_start == self._start:
             self.unsaved = max(self.unsaved - amount, 0)
 
     def reset(self, spend: int, period_start: int) -> None:
-        """Take what an administrator set in the database; the soft budget warns again."""
+        """Set the spend that an administrator set in the database; the soft budget warns again."""
         self.loaded(spend, period_start)
         self._warned = None
 
     def settle(self, epoch: int, reserved: int, cost: int) -> None:
-        """Replace what a request reserved by what it cost, unless its period is over."""
+        """Replace a request's reservation by its cost, unless its period is over."""
         if epoch == self.epoch:
             self.reserved -= reserved
             self.unsaved += cost
 
     def crossed(self) -> bool:
-        """Return whether to warn of the soft budget: once for each period and each soft budget."""
+        """Return whether to warn that the soft budget is reached: once per period and soft budget."""
         soft = self.soft
         if soft is None or self._warned == soft or self.spent < soft:
             return False

@@ -5,24 +5,24 @@ from __future__ import annotations
 from math import ceil
 
 Headers = list[tuple[bytes, bytes]]
-#: a limit, what is left of it, and the seconds until all of it is free again
-Standing = tuple[int, int, float]
+#: a limit, the amount left, and the seconds until the whole limit is available again
+LimitState = tuple[int, int, float]
 
 _REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
 _TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 _REQUEST_LINES, _TOKEN_LINES = (b"%b: %%d\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (_REQUESTS, _TOKENS))
 
 
-def limit_headers(requests: Standing | None, tokens: Standing | None) -> Headers:
-    """Return the headers of the tightest limits; None is no limit."""
+def limit_headers(requests: LimitState | None, tokens: LimitState | None) -> Headers:
+    """Return the headers of the tightest limits; None means no limit."""
     return [
         (name, value)
         for name, _, value in (line.partition(b": ") for line in limit_lines(requests, tokens).splitlines())
     ]
 
 
-def limit_lines(requests: Standing | None, tokens: Standing | None) -> bytes:
-    """Return the same headers as lines of a message."""
+def limit_lines(requests: LimitState | None, tokens: LimitState | None) -> bytes:
+    """Return the same headers as serialized lines."""
     lines = b""
     if requests is not None:
         limit, left, reset = requests
@@ -34,7 +34,7 @@ def limit_lines(requests: Standing | None, tokens: Standing | None) -> bytes:
 
 
 def go_duration(seconds: float) -> bytes:
-    """Return a duration as OpenAI writes it, in Go's format, rounded up: ``0s``, ``20ms``, ``8.64s``, ``1m0s``."""
+    """Return a duration in OpenAI's format, which is Go's, rounded up: ``0s``, ``20ms``, ``8.64s``, ``1m0s``."""
     if seconds == 60.0:
         # A shortcut for nearly every request that is admitted.
         return b"1m0s"

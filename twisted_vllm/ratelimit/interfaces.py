@@ -1,4 +1,4 @@
-"""What a limiter promises; ``tests/ratelimit/limiter_contract.py`` holds each of them to it."""
+"""The interface of a limiter; ``tests/ratelimit/limiter_contract.py`` tests every implementation."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from twisted_vllm.ratelimit.reservation import Reservation
 
 
 class Limiter(Protocol):
-    """Counts what is used, as `LocalLimiter` does in memory and `RedisLimiter` together with other processes."""
+    """Enforces limits: `LocalLimiter` in memory, `RedisLimiter` together with other processes."""
 
     def admit(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
     ) -> Reservation | Deferred[Reservation]:
-        """Let a request begin, or fail with the error that refuses it."""
+        """Admit a request, or fail with the error of the limit that is reached."""
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
-        """Count what a request used in place of what it reserved."""
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
+        """Replace a request's reservation by its actual usage."""
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """Take what the database says was spent in a period."""
+        """Set the spend of a period from the database."""
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
-        """Take the database's new total, which includes an amount that was settled here."""
+        """Set the database's new total, which includes an amount that was settled here."""
 
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """Take what an administrator set in the database."""
+        """Set the spend that an administrator set in the database."""
 
     def budget_forgotten(self, kind: str, id: str) -> None:
-        """Forget a budget."""
+        """Remove a budget."""
 
 
 class SharedLimiter(Limiter, Protocol):
-    """A limiter that counts with other processes."""
+    """A limiter that shares its counters with other processes."""
 
     def start(self) -> None:
-        """Begin to connect to the others."""
+        """Start to connect."""
 
     def stop(self) -> Deferred[Any]:
-        """Give back what this process holds; the Deferred fires when that is done."""
+        """Release the reservations of this process; the Deferred fires when that is done."""

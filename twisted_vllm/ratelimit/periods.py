@@ -14,21 +14,21 @@ _MONDAY = 4 * _SECONDS["d"]
 
 
 def period_of(duration: str | None, now: float) -> tuple[int, int | None]:
-    """Return when the present period of a budget began, and when the next one begins.
+    """Return when the current period of a budget began, and when the next one begins.
 
     Days begin at midnight. Weeks (``7d``, ``1w`` and whole numbers of weeks) begin on a Monday. ``30d`` and ``1mo``
     begin on the first of a month; several months are counted from January 1970. Any other duration begins at a multiple
     of its length since 1970.
 
     Args:
-        duration: a number and its unit: ``s``, ``m``, ``h``, ``d``, ``w`` or ``mo``. None is one period for ever.
+        duration: a number and its unit: ``s``, ``m``, ``h``, ``d``, ``w`` or ``mo``. None means one endless period.
         now: Unix seconds.
 
     Returns:
-        The first second of the period and the first one after it, in Unix seconds; 0 and None for ever.
+        The first second of the period and the first one after it, in Unix seconds; 0 and None for an endless period.
 
     Raises:
-        ValueError: `duration` is not one.
+        ValueError: `duration` is malformed.
     """
     if duration is None:
         return 0, None

@@ -1,4 +1,4 @@
-"""What a refused caller is told: which limit refused, whose it is, and when to try again."""
+"""The error for a refused caller: the limit, its owner, and when to retry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
 from twisted_vllm.money import to_dollars
 from twisted_vllm.ratelimit.headers import Headers
 
-#: the name of each level; its id is not told, as it may be somebody else's
+#: the name of each level in messages; its id is not shown, as it may belong to someone else
 LEVELS = {"key": "this key", "user": "this key's user", "team": "this key's team", "end_user": "this end user"}
 
 
@@ -19,13 +19,13 @@ class Refusal(msgspec.Struct, frozen=True):
     """One limit that refuses a request.
 
     Attributes:
-        kind: whose limit: ``key``, ``user``, ``team`` or ``end_user``.
-        limit: its name: ``rpm``, ``tpm``, ``parallel``, ``model_rpm``, ``model_tpm`` or ``budget``.
-        allowed: the limit itself.
-        needed: what this request needs of it.
-        wait: the seconds until it admits the request if no other request comes; None is never.
+        kind: the owner's kind: ``key``, ``user``, ``team`` or ``end_user``.
+        limit: the limit's name: ``rpm``, ``tpm``, ``parallel``, ``model_rpm``, ``model_tpm`` or ``budget``.
+        allowed: the limit's value.
+        needed: the amount that the request needs.
+        wait: the seconds until it would admit the request, without other requests; None means never.
         model: the model, for a limit of one model.
-        spent: the money spent in the period, for a budget.
+        spent: the spend in the period, for a budget.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 def error_of(refusals: Sequence[Refusal], headers: Headers) -> RateLimitExceeded | BudgetExceeded:
-    """Return the error for the limit with the longest wait, of those that refuse a request."""
+    """Return the error of the refusal with the longest wait."""
     worst = max(refusals, key=_severity)
     message, retry_after = message_of(worst), worst.wait
     if worst.limit == "budget":
@@ -92,7 +92,7 @@ def _count(number: int, unit: str) -> str:
 
 
 def dollars(picodollars: int) -> str:
-    """Return an amount as people read it."""
+    """Return an amount for a message."""
     exact = to_dollars(picodollars)
     rounded = exact.quantize(Decimal("0.000001")) if exact else exact
     # An amount that rounds to 0 is shown exactly.

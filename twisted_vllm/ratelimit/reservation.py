@@ -1,19 +1,19 @@
-"""What a request holds from its admission to its end."""
+"""The reservation of a request, from its admission to its end."""
 
 from __future__ import annotations
 
-from twisted_vllm.ratelimit.headers import Headers, Standing, limit_headers, limit_lines
+from twisted_vllm.ratelimit.headers import Headers, LimitState, limit_headers, limit_lines
 
 
 class Reservation:
-    """What was counted for a request. Each limiter has its own kind, and settles it once.
+    """The amounts reserved for a request. Each limiter has its own subclass, and settles it once.
 
     Attributes:
-        tokens: the tokens that were reserved.
-        cost: the money that was reserved, in picodollars.
+        tokens: the reserved tokens.
+        cost: the reserved cost, in picodollars.
         requests_left: the tightest limit of requests after this request; None without one.
-        tokens_left: the tightest limit of tokens likewise.
-        settled: whether it is over.
+        tokens_left: the tightest limit of tokens, likewise.
+        settled: whether it was settled.
     """
 
     __slots__ = ("cost", "requests_left", "settled", "tokens", "tokens_left")
@@ -21,8 +21,8 @@ class Reservation:
     def __init__(self, tokens: int, cost: int) -> None:
         self.tokens = tokens
         self.cost = cost
-        self.requests_left: Standing | None = None
-        self.tokens_left: Standing | None = None
+        self.requests_left: LimitState | None = None
+        self.tokens_left: LimitState | None = None
         self.settled = False
 
     @property
@@ -32,5 +32,5 @@ class Reservation:
 
     @property
     def lines(self) -> bytes:
-        """The same as lines of a message."""
+        """The same as serialized lines."""
         return limit_lines(self.requests_left, self.tokens_left)

@@ -1,4 +1,4 @@
-"""A sliding window: what was counted in the last 60 seconds, in bounded memory."""
+"""A sliding window: the sum of the last 60 seconds, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _EXPIRED = -inf
 class Bucket:
     """Amounts that were counted close together.
 
-    All of them leave the window when the last of them must, so a window never counts too little. Amounts that come
-    more than `BUCKET_SECONDS` apart have a bucket each, and their time is exact.
+    All of them leave the window when the last one expires, so a window never counts too little. Amounts more than
+    `BUCKET_SECONDS` apart have separate buckets, and their time is exact.
 
     Attributes:
         amount: the sum.
-        last: when the last of it was counted.
-        closes: when the bucket takes no more.
+        last: when the last amount was counted.
+        closes: when the bucket accepts no more.
     """
 
     __slots__ = ("amount", "closes", "last")
@@ -42,13 +42,13 @@ class Window:
     __slots__ = ("_buckets", "_expires", "used")
 
     def __init__(self) -> None:
-        # A list: an empty deque is ten times as large, and every caller has windows.
+        # A list: an empty deque is ten times as large, and there are many windows.
         self._buckets: list[Bucket] = []
         self._expires = inf
         self.used = 0
 
     def expire(self, now: float) -> Window:
-        """Drop what is older than the window, and return the window."""
+        """Drop the expired buckets, and return the window."""
         if now >= self._expires:
             expired = 0
             self._expires = inf
@@ -87,9 +87,9 @@ class Window:
         """Correct an amount that `add` counted.
 
         Args:
-            bucket: what `add` returned.
-            difference: what is missing is counted now; what was too much is taken out of the bucket, while that is in
-                the window.
+            bucket: what `add` returned. difference: a shortfall is counted now; a surplus (negative) is subtracted from
+            the bucket while that is in the
+                window.
             now: the time.
         """
         if difference > 0:

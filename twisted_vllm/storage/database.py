@@ -1,4 +1,4 @@
-"""The database, used on threads of its own so that it never blocks the reactor."""
+"""The database, used on its own threads so that it never blocks the reactor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RETRY_SECONDS = 5
 
 
 class _DaemonPool(ThreadPool):
-    """Daemon threads: they do not keep a process alive whose start failed after the database was opened."""
+    """Daemon threads, which do not keep the process alive if its start fails after the database was opened."""
 
     threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # called as the class is
 
@@ -64,7 +64,7 @@ class Database:
     def open(self) -> None:
         """Open the database and migrate it.
 
-        It blocks, and belongs before the reactor runs, so that twistd can report a failure.
+        It blocks. Call it before the reactor runs, so that twistd can report a failure.
 
         Raises:
             StoreError: it cannot be used; the message says why and names no password.
@@ -154,7 +154,7 @@ class Database:
         raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS)
 
     def ping(self) -> Deferred[bool]:
-        """Return whether the database answers."""
+        """Return whether the database is reachable."""
 
         def ask(connection: Connection) -> bool:
             return connection.execute(select(1)).scalar() == 1

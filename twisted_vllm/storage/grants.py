@@ -1,4 +1,4 @@
-"""Reads what the key index holds. It bypasses the repositories: 100,000 keys must not delay the start."""
+"""Reads the content of the key index. It bypasses the repositories: 100,000 keys must not delay the start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Column, Connection, Select, Text, cast, func, select
 from sqlalchemy.sql.elements import Cast
 
-from twisted_vllm.auth.grants import Changes, EndUser, Everything, FormerKey, KeyGrant, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.repository import in_chunks, spend_of
@@ -130,15 +130,15 @@ def last_revision(connection: Connection) -> int:
     return found
 
 
-def read_everything(connection: Connection) -> Everything:
-    """Return all that the key index holds."""
-    # The revision first: a change committed in between is then applied twice, and not missed.
+def read_everything(connection: Connection) -> Snapshot:
+    """Return the content of the key index."""
+    # Read the revision first: a change committed meanwhile is then applied twice instead of missed.
     revision = last_revision(connection)
-    return Everything(
+    return Snapshot(
         revision=revision,
         keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
         former=[_former_key(row) for row in connection.execute(_FORMER_KEY)],
-        # Only those with a restriction: of the others the index needs nothing.
+        # Only those with a restriction: the index does not need the others.
         users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
         teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2] or row[3]},
         end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
@@ -146,7 +146,7 @@ def read_everything(connection: Connection) -> Everything:
 
 
 def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> Changes:
-    """Return the present state of what changed, each given by its kind and name."""
+    """Return the current state of what changed, given by kind and name."""
     names: dict[str, list[str]] = {KEY: [], FORMER_KEY: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
     for kind, name in changed:
         # A newer version on the same database may know more kinds.
@@ -173,12 +173,12 @@ def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> 
 
 
 def spend_name(kind: str, identity: str) -> str:
-    """Return the name under which a change of spend is noted."""
+    """Return the name of a change of spend."""
     return f"{kind}:{identity}"
 
 
 def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
-    """Return the spend of those that have a budget after the changes and spent something before."""
+    """Return the spend of those that have a budget after the changes and have spent anything."""
     ids: dict[str, list[str]] = {KEY: [], USER: [], TEAM: [], END_USER: []}
     for kind, id in found.budgets_within():
         ids[kind].append(id)

@@ -1,4 +1,4 @@
-"""Whether the database answers, asked at intervals."""
+"""Checks at intervals whether the database is reachable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.internet.task import LoopingCall
 
 from twisted_vllm.storage.database import Database
 
-#: seconds between two pings
+#: seconds between pings
 PING_INTERVAL = 5.0
 
 
@@ -17,17 +17,17 @@ class DatabaseHealth:
     """Pings the database at intervals.
 
     Attributes:
-        answers: whether the last ping was answered.
+        reachable: whether the last ping succeeded.
     """
 
     def __init__(self, database: Database, reactor: Any) -> None:
-        self.answers = True
+        self.reachable = True
         self._database = database
         self._loop = LoopingCall(self._ping)
         self._loop.clock = reactor
 
     def start(self) -> None:
-        """Begin to ping."""
+        """Start pinging."""
         self._loop.start(PING_INTERVAL, now=False)
 
     def stop(self) -> None:
@@ -38,5 +38,5 @@ class DatabaseHealth:
     def _ping(self) -> Deferred[None]:
         return self._database.ping().addCallback(self._pinged)
 
-    def _pinged(self, answers: bool) -> None:
-        self.answers = answers
+    def _pinged(self, reachable: bool) -> None:
+        self.reachable = reachable

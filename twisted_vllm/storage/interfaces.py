@@ -1,4 +1,4 @@
-"""What the storage promises to the rest of the gateway."""
+"""The interfaces of the storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from twisted_vllm.auth.grants import Changes, Everything
+from twisted_vllm.auth.grants import Changes, Snapshot
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage.transaction import Transaction
 
@@ -20,39 +20,39 @@ class IDatabase(Interface):
     """Runs work in transactions."""
 
     def run(work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
-        """Do work in one transaction, off the reactor's thread, and commit it. Work that fails changes nothing.
+        """Run work in one transaction in another thread, and commit it. Work that fails changes nothing.
 
         Raises:
             StoreUnavailable: the database failed.
         """
 
     def run_now(work: Callable[[Connection], T]) -> T:
-        """Do work that only reads, in the calling thread."""
+        """Run work that only reads, in the calling thread."""
 
 
 class IStore(Interface):
-    """Keeps keys, users, teams and end users. A Deferred that fails has changed nothing.
+    """Stores keys, users, teams and end users. If a Deferred fails, nothing was changed.
 
     Every method may fail with :class:`twisted_vllm.errors.StoreUnavailable`.
     """
 
     def read(work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Do work that only reads, in another thread. It must touch nothing but the transaction."""
+        """Run work that only reads, in another thread. It must use nothing but the transaction."""
 
     def change(work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
-        """Do work that changes something. Changes run one at a time, over all processes on the database.
+        """Run work that changes something. Changes run one at a time, across all processes on the database.
 
-        The Deferred fires with the result of the work, and with what the key index must be told.
+        The Deferred fires with the result of the work and the changes for the key index.
         """
 
-    def load() -> Deferred[Everything]:
-        """Return all that the key index holds."""
+    def load() -> Deferred[Snapshot]:
+        """Return the content of the key index."""
 
     def spend() -> Deferred[list[Spend]]:
-        """Return what every key, user, team and end user spent that spent anything."""
+        """Return the spend of every key, user, team and end user that has spent anything."""
 
-    def changes_since(revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
+    def changes_since(revision: int) -> Deferred[tuple[int, Changes | Snapshot | None]]:
         """Return the current revision, and what changed after `revision`.
 
-        That is ``None`` where nothing changed, and everything where the changes in between are no longer kept.
+        The changes are ``None`` if nothing changed, and a `Snapshot` if the changes in between are no longer stored.
         """

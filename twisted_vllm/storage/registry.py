@@ -1,4 +1,4 @@
-"""Keeps the key index equal to the store, including what other processes change."""
+"""Keeps the key index in sync with the store, including changes by other processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.auth.grants import Changes, Everything
+from twisted_vllm.auth.grants import Changes, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
@@ -20,22 +20,20 @@ from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
-#: seconds between two reads of what other processes changed
+#: seconds between reads of other processes' changes
 FOLLOW_INTERVAL = 0.5
 
 
 class Registry:
     """The store, and the key index that requests are checked against.
 
-    The store is written first, then the index: a change holds for every request after its answer. Changes run one at a
-    time, so that the index sees them in the store's order.
+    The store is written first, then the index: a change applies to every request after its response. Changes run one at
+    a time, so that the index gets them in the store's order.
 
     Args:
-        store: where keys are kept.
-        index: is told of every change.
-        spend_set: is called where somebody's spend was set, by any process, and where somebody who has spent something
-            gets a budget.
-        budget_gone: is called with kind and id of those who lose their budget or are deleted.
+        store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
+        process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
+        a subject that loses its budget or is deleted.
     """
 
     def __init__(
@@ -57,17 +55,17 @@ class Registry:
         """The key index."""
         return self._index
 
-    def load(self, everything: Everything) -> None:
-        """Fill the index with what the store holds, at the start."""
-        self._index.replace_all(everything)
-        self._revision = everything.revision
+    def load(self, snapshot: Snapshot) -> None:
+        """Fill the index with the store's content, at the start."""
+        self._index.replace_all(snapshot)
+        self._revision = snapshot.revision
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Do work that only reads, in another thread."""
+        """Run work that only reads, in another thread."""
         return self._store.read(work)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Do work that changes something, after the changes before it, and tell the index."""
+        """Run work that changes something, after earlier changes, and update the index."""
         return self._lock.run(self._change, work)
 
     @inlineCallbacks
@@ -79,9 +77,9 @@ class Registry:
     def follow(self) -> Deferred[None]:
         """Apply what other processes changed since the last call.
 
-        The Deferred fails with StoreUnavailable where the database does not answer.
+        The Deferred fails with StoreUnavailable if the database is unavailable.
         """
-        # Under the lock: what was read before a change must not be applied after it.
+        # Under the lock: data that was read before a change must not be applied after it.
         return self._lock.run(self._follow)
 
     @inlineCallbacks
@@ -108,7 +106,7 @@ class Registry:
 
 
 class ChangeFollower:
-    """Has a registry follow other processes' changes, from `start` to `stop`."""
+    """Lets a registry follow other processes' changes, from `start` to `stop`."""
 
     _log = Logger()
 
@@ -118,11 +116,11 @@ class ChangeFollower:
         self._looping.clock = clock
 
     def start(self) -> None:
-        """Begin; the first read comes after `FOLLOW_INTERVAL`."""
+        """Start; the first read is after `FOLLOW_INTERVAL`."""
         self._looping.start(FOLLOW_INTERVAL, now=False)
 
     def stop(self) -> None:
-        """Begin no further read. Idempotent."""
+        """Stop reading. Idempotent."""
         if self._looping.running:
             self._looping.stop()
 
@@ -130,6 +128,6 @@ class ChangeFollower:
         return self._registry.follow().addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        # The database logs its own failures. After any failure the next turn asks again.
+        # The database logs its own failures. After any failure the next turn retries.
         if not failure.check(StoreUnavailable):
             self._log.failure("The changes of other processes could not be read", failure)

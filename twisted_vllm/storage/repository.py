@@ -80,7 +80,7 @@ class Repository(Generic[RecordT]):
         connection: the transaction's.
         table: where the records are.
         record: their class, whose attributes are the table's columns.
-        on_change: is called with the identity of each record that changes.
+        on_change: called with the identity of each record that changes.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Repository(Generic[RecordT]):
         return [self._record_of(row) for row in self._connection.execute(statement)]
 
     def page(self, query: PageQuery, *conditions: ColumnElement[bool]) -> Page[RecordT]:
-        """Return the page that was asked for; one after the last is empty."""
+        """Return the requested page; a page after the last is empty."""
         columns = self._table.c
         wanted = [columns[name] == value for name, value in query.equals.items()]
         wanted += [columns[name].icontains(value, autoescape=True) for name, value in query.contains.items()]
@@ -299,7 +299,7 @@ def _spend_record(kind: str, identity: str, spend: int, period_start: int, total
 
 
 def spend_of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str, Spend]:
-    """Return what each of these spent; zero for those without a record."""
+    """Return the spend of each of these; zero for those without a record."""
     found = {identity: Spend(kind, identity) for identity in ids}
     for chunk in in_chunks(ids):
         statement = select(*_SPEND_COLUMNS).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))
@@ -309,16 +309,16 @@ def spend_of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str,
 
 
 def all_spend(connection: Connection) -> list[Spend]:
-    """Return what everybody spent."""
+    """Return every spend record."""
     return [_spend_record(*row) for row in connection.execute(select(*_SPEND_COLUMNS))]
 
 
 class SpendRepository:
-    """What each key, user, team and end user spent.
+    """The spend of keys, users, teams and end users.
 
     Args:
         connection: the transaction's.
-        on_change: is called with the kind and id of each whose spend is set.
+        on_change: called with the kind and id of each whose spend is set.
     """
 
     def __init__(self, connection: Connection, on_change: Callable[[str, str], None]) -> None:
@@ -326,11 +326,11 @@ class SpendRepository:
         self._on_change = on_change
 
     def of(self, kind: str, ids: Sequence[str]) -> dict[str, Spend]:
-        """Return what each of these spent."""
+        """Return the spend of each of these."""
         return spend_of(self._connection, kind, ids)
 
     def set(self, kind: str, identity: str, spend: int, period_start: int) -> None:
-        """Set what was spent in a period. The total over all periods stays.
+        """Set the spend of a period. The total over all periods stays.
 
         Args:
             kind: ``key``, ``user``, ``team`` or ``end_user``.
@@ -351,7 +351,7 @@ class SpendRepository:
         self._on_change(kind, identity)
 
     def forget(self, kind: str, ids: Sequence[str]) -> None:
-        """Delete what these spent, once they are deleted themselves. Their ledger rows stay."""
+        """Delete the spend of subjects that are deleted. Their ledger rows stay."""
         for chunk in in_chunks(ids):
             self._connection.execute(
                 delete(tables.spend).where(tables.spend.c.kind == kind, tables.spend.c.id.in_(chunk))

@@ -1,4 +1,4 @@
-"""The store: transactions on a database, and what they change for the key index."""
+"""The store: transactions on a database, and their changes for the key index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, text
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_vllm.auth.grants import Changes, Everything
+from twisted_vllm.auth.grants import Changes, Snapshot
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage.grants import last_revision, read_changed, read_everything
 from twisted_vllm.storage.interfaces import IDatabase, IStore
@@ -19,7 +19,7 @@ from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
-#: PostgreSQL's advisory lock that a changing transaction holds; SQLite has one writer at a time anyway
+#: PostgreSQL's advisory lock of transactions that change something; SQLite has one writer at a time anyway
 _CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
 
 
@@ -31,11 +31,11 @@ class Store:
         self._database = database
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Do work that only reads."""
+        """Run work that only reads."""
         return self._database.run(lambda connection: work(Transaction(connection)), writes=False)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
-        """Do work that changes something, one change at a time."""
+        """Run work that changes something, one change at a time."""
 
         def run(connection: Connection) -> tuple[T, Changes]:
             if connection.dialect.name == "postgresql":
@@ -46,11 +46,11 @@ class Store:
 
         return self._database.run(run, writes=True)
 
-    def load(self) -> Deferred[Everything]:
-        """Return all that the key index holds."""
+    def load(self) -> Deferred[Snapshot]:
+        """Return the content of the key index."""
         return self._database.run(read_everything, writes=False)
 
-    def load_now(self) -> Everything:
+    def load_now(self) -> Snapshot:
         """Return the same, blocking: for the start, before the reactor runs.
 
         Raises:
@@ -59,7 +59,7 @@ class Store:
         return self._database.run_now(read_everything)
 
     def spend(self) -> Deferred[list[Spend]]:
-        """Return what everybody spent."""
+        """Return every spend record."""
         return self._database.run(all_spend, writes=False)
 
     def spend_now(self) -> list[Spend]:
@@ -70,10 +70,10 @@ class Store:
         """
         return self._database.run_now(all_spend)
 
-    def changes_since(self, revision: int) -> Deferred[tuple[int, Changes | Everything | None]]:
+    def changes_since(self, revision: int) -> Deferred[tuple[int, Changes | Snapshot | None]]:
         """Return the current revision, and what changed after `revision`."""
 
-        def read(connection: Connection) -> tuple[int, Changes | Everything | None]:
+        def read(connection: Connection) -> tuple[int, Changes | Snapshot | None]:
             last = last_revision(connection)
             if last == revision:
                 return revision, None
@@ -81,8 +81,8 @@ class Store:
             rows = connection.execute(later).all()
             # Too old, or a revision from the future: the database was set back.
             if not rows or rows[0].revision != revision + 1:
-                everything = read_everything(connection)
-                return everything.revision, everything
+                snapshot = read_everything(connection)
+                return snapshot.revision, snapshot
             changed = dict.fromkeys((row.kind, row.name) for row in rows)
             return rows[-1].revision, read_changed(connection, changed)
 

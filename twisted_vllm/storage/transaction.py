@@ -1,4 +1,4 @@
-"""What one transaction sees and changes."""
+"""The tables, as one transaction reads and changes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twisted_vllm.storage.repository import (
     SpendRepository,
 )
 
-#: changes that are kept for other processes; one that missed more reads everything again
+#: changes to store for other processes; a process that missed more reads everything again
 KEPT_CHANGES = 10_000
 
 
@@ -36,7 +36,7 @@ class Transaction:
         teams: the teams.
         members: which users are members of which teams.
         end_users: the end users that an administrator created.
-        spend: what keys, users, teams and end users spent.
+        spend: the spend of keys, users, teams and end users.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -99,7 +99,7 @@ class Transaction:
         return entries.page(query, *conditions)
 
     def finish(self) -> Changes:
-        """Note what was changed for other processes, and return it for this one's key index."""
+        """Store the changes for other processes, and return them for this process's key index."""
         if self._changed:
             revision = last_revision(self._connection)
             rows = [

@@ -1,4 +1,4 @@
-"""Which requests to a server may be in flight at once, and which wait. It does no I/O."""
+"""Limits the requests in flight at a server and queues the rest. It does no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 Ticket = TypeVar("Ticket", bound=Hashable)
 
 
-class Verdict(Enum):
+class Decision(Enum):
     """The limiter's decision on a request."""
 
     GRANTED = "granted"
@@ -18,14 +18,14 @@ class Verdict(Enum):
 
 
 class ConcurrencyLimiter(Generic[Ticket]):
-    """A number of slots and a bounded queue: first come, first served."""
+    """Limits concurrency, with a bounded first-in, first-out queue."""
 
     def __init__(self, limit: int, max_waiting: int) -> None:
-        """Make the limiter.
+        """Create the limiter.
 
         Args:
-            limit: how many may be in flight at once, 1 or more.
-            max_waiting: how many may wait, 0 or more.
+            limit: the maximum in flight, 1 or more.
+            max_waiting: the maximum in the queue, 0 or more.
         """
         self._limit = limit
         self._max_waiting = max_waiting
@@ -36,18 +36,18 @@ class ConcurrencyLimiter(Generic[Ticket]):
         running, waiting = len(self._running), len(self._waiting)
         return f"<ConcurrencyLimiter {running} of {self._limit} taken, {waiting} of {self._max_waiting} wait>"
 
-    def ask(self, ticket: Ticket) -> Verdict:
-        """Ask for a slot; once for each ticket."""
+    def acquire(self, ticket: Ticket) -> Decision:
+        """Request admission, once for each ticket."""
         if len(self._running) < self._limit:
             self._running.add(ticket)
-            return Verdict.GRANTED
+            return Decision.GRANTED
         if len(self._waiting) < self._max_waiting:
             self._waiting[ticket] = None
-            return Verdict.QUEUED
-        return Verdict.REFUSED
+            return Decision.QUEUED
+        return Decision.REFUSED
 
-    def leave(self, ticket: Ticket) -> Ticket | None:
-        """Free a ticket's slot or its place in the queue; return the ticket that gets the slot, if any.
+    def release(self, ticket: Ticket) -> Ticket | None:
+        """Release a ticket, in flight or queued; return the queued ticket that is granted instead, if any.
 
         Idempotent.
         """

@@ -1,4 +1,4 @@
-"""The queue before servers that take only so many requests at once."""
+"""Queues requests for servers with a concurrency limit."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUp
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Verdict
+from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Decision
 
-#: seconds after which a client whose request was refused may try again
+#: seconds in ``Retry-After`` of a refused request
 RETRY_AFTER = 1
 
 
 class _Request:
-    """A request to a server with a cap, from its arrival until its exchange is over.
+    """A request to a server with a concurrency limit, from its arrival until its exchange is over.
 
     Attributes:
-        deadline: when `expired` is called, in the reactor's seconds, while it is queued.
+        deadline: when `expired` is called while it is queued, in the reactor's seconds.
         limiter: the limiter of its server.
-        send: sends it; None once it was sent, refused or given up.
+        send: sends it; None after it was sent, refused or given up.
         since: when it was queued, in the reactor's seconds.
-        result: what its caller waits for while it is queued.
-        sent: what the agent returned for it after it was queued.
+        result: the caller's Deferred, while it is queued.
+        sent: the agent's Deferred, once it was sent from the queue.
     """
 
     __slots__ = ("_left_queue", "_on_expired", "deadline", "limiter", "result", "send", "sent", "since")
@@ -56,11 +56,11 @@ class _Request:
         self._left_queue = left_queue
         self._on_expired = on_expired
 
-    def report(self, seconds: float | None, goes_on: bool) -> None:
-        """Tell the caller how long the request waited, and whether it goes on to the server."""
+    def report(self, seconds: float | None, sent: bool) -> None:
+        """Report to the caller how long the request waited, and whether it is sent to the server."""
         left_queue, self._left_queue = self._left_queue, None
         if left_queue is not None:
-            left_queue(seconds, goes_on)
+            left_queue(seconds, sent)
 
     def expired(self) -> None:
         """Refuse the request: it has waited too long."""
@@ -70,9 +70,9 @@ class _Request:
 
 @implementer(IUpstreamAgent)
 class QueueingAgent:
-    """Sends each request to the agent behind it as soon as its server may have one more.
+    """Passes each request to its agent as soon as the server's concurrency limit allows.
 
-    ``len()`` is the number of requests that are queued.
+    ``len()`` is the number of queued requests.
     """
 
     _log = Logger()
@@ -84,11 +84,11 @@ class QueueingAgent:
         deadlines: DeadlineSweeper,
         seconds: Callable[[], float],
     ) -> None:
-        """Make the queues.
+        """Create the queues.
 
         Args:
             agent: sends the requests.
-            servers: every server; those of one URL share its slots, whatever their keys.
+            servers: all servers; those with the same URL share one limit, whatever their keys.
             deadlines: the deadlines of queued requests.
             seconds: the reactor's time.
         """
@@ -115,7 +115,7 @@ class QueueingAgent:
 
     @property
     def needed(self) -> bool:
-        """Whether any server has a cap."""
+        """Whether any server has a concurrency limit."""
         return bool(self._limiters)
 
     def request(
@@ -146,10 +146,10 @@ class QueueingAgent:
         if limiter is None:
             return send()
         request = _Request(limiter, send, left_queue, self._expire)
-        verdict = limiter.ask(request)
-        if verdict is Verdict.GRANTED:
+        decision = limiter.acquire(request)
+        if decision is Decision.GRANTED:
             return self._send(request)
-        if verdict is Verdict.REFUSED:
+        if decision is Decision.REFUSED:
             request.report(None, False)
             return fail(_busy("too many requests wait for the model's server"))
         request.since = self._seconds()
@@ -173,15 +173,15 @@ class QueueingAgent:
             raise
 
     def _free(self, request: _Request) -> None:
-        """Free the request's slot, or its place in the queue, and send the request that gets the slot."""
-        following = request.limiter.leave(request)
+        """Release the request, and send the queued request that is granted instead."""
+        following = request.limiter.release(request)
         if following is None:
             return
         self._dequeue(following)
         self._granted.append(following)
         if self._sending:
             return
-        # a request that fails at once makes room for the next: a loop, because recursion could get too deep
+        # a request that fails at once releases the next: a loop, because recursion could get too deep
         self._sending = True
         try:
             while self._granted:
@@ -192,7 +192,7 @@ class QueueingAgent:
     def _send_granted(self, request: _Request) -> None:
         result = request.result
         if request.send is None or result is None:
-            # given up since, and its slot was passed on
+            # given up meanwhile; the next request was granted instead
             return
         request.report(self._seconds() - request.since, True)
         try:
@@ -203,7 +203,7 @@ class QueueingAgent:
         else:
             request.sent.addCallbacks(result.callback, result.errback)
 
-    # waiting in vain
+    # cancelled or expired in the queue
 
     def _cancel(self, request: _Request, _: object) -> None:
         if request.sent is not None:

@@ -1,7 +1,7 @@
-"""Which server serves a model.
+"""Chooses the server for a model.
 
-Entries of the same ``model_name`` share its requests by weight, with nginx's smooth weighted round robin
-(``src/http/ngx_http_upstream_round_robin.c``): each pick adds every weight to its entry, takes the highest and
+Entries with the same ``model_name`` share its requests by weight, with nginx's smooth weighted round robin
+(``src/http/ngx_http_upstream_round_robin.c``): each pick adds every weight to its entry, takes the highest entry and
 subtracts the total from it. It needs no randomness, and spreads the picks of a heavy entry evenly.
 """
 
@@ -14,17 +14,17 @@ import attrs
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.errors import ModelNotFound
 
-#: how many characters of a caller's model name stand in a message
+#: characters of a caller's model name to quote in a message
 CLIP = 100
 
 
 @attrs.frozen
 class Destination:
-    """Where a request goes.
+    """The destination of a request.
 
     Attributes:
         server: the server.
-        upstream_model: the name that the server uses; None where the body stays as it is.
+        upstream_model: the server's name of the model; None if the body stays unchanged.
     """
 
     server: Server
@@ -32,7 +32,7 @@ class Destination:
 
 
 class _Group:
-    """The entries of one model name, and whose turn it is."""
+    """The entries of one model name, and the state of their round robin."""
 
     def __init__(self, entries: Sequence[ModelEntry]) -> None:
         self._destinations = [
@@ -57,11 +57,11 @@ class _Group:
 
 
 class Router:
-    """Picks a server for each request.
+    """Chooses a server for each request.
 
     Args:
         models: the rows of ``model_list``, in order.
-        default_server: what serves a model that no row names, or a request that names none.
+        default_server: the server for models without a row and for requests without a model; None for none.
     """
 
     def __init__(self, models: Sequence[ModelEntry], default_server: Server | None) -> None:
@@ -74,11 +74,11 @@ class Router:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The configured model names, in order, each once."""
+        """The configured model names, in order and without duplicates."""
         return tuple(self._groups)
 
     def route(self, model: str | None) -> Destination:
-        """Return where a request for `model` goes, and take its turn there; None is a request that names no model.
+        """Return the destination of a request for `model`, and advance the round robin; None means no model.
 
         Raises:
             ModelNotFound: no entry has the name and there is no default server.
@@ -96,10 +96,10 @@ class Router:
         return self._default
 
     def destination_for_undetermined(self) -> Destination:
-        """Return where a request goes whose model is not known: the default server, else the first entry's.
+        """Return the destination of a request with an unknown model: the default server, else the first entry's.
 
         Raises:
-            ModelNotFound: there is neither.
+            ModelNotFound: no server is configured.
         """
         if self._unnamed is None:
             raise ModelNotFound("No vLLM server is configured. The operator sets HOSTED_VLLM_API_BASE or model_list.")

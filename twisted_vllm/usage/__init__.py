@@ -1,1 +1,1 @@
-"""What requests use: meters, pricing, records and the spool."""
+"""Usage of requests: meters, pricing, records and the spool."""

@@ -1,4 +1,4 @@
-"""What the ledger's writer needs of a database, and what it reports."""
+"""The database interface of the ledger's writer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SpendUpdate:
     Attributes:
         kind: ``key``, ``user``, ``team`` or ``end_user``.
         id: which one.
-        amount: what the batch's rows of this process cost, in picodollars; 0 for rows that another process left.
-        total: what was spent in the period according to the database, in picodollars.
+        amount: the cost of this process's rows in the batch, in picodollars; 0 for rows that another process left.
+        total: the database's spend of the period, in picodollars.
         period_start: when that period began, in Unix seconds.
     """
 
@@ -30,7 +30,7 @@ class SpendUpdate:
 
 
 class DatabaseUnavailable(Exception):
-    """The database cannot be used at the moment. The message says why and holds no password."""
+    """The database is unavailable. The message says why and contains no password."""
 
 
 class RowsRejected(Exception):
@@ -38,19 +38,19 @@ class RowsRejected(Exception):
 
 
 class IUsageStore(Interface):
-    """Stores rows permanently. It is used by one thread, and blocks it."""
+    """Stores rows permanently. One thread uses it, and it blocks that thread."""
 
-    single_writer = Attribute("Whether writers wait for each other, whatever they write.")
+    single_writer = Attribute("Whether only one writer can write at a time.")
 
     def write(rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
-        """Store rows, their sums and spend in one transaction. A row that is there already changes nothing.
+        """Store rows, their sums and spend in one transaction. Idempotent: a stored row is skipped.
 
         Args:
-            rows: what to store.
+            rows: the rows.
             own: whether this process served the requests.
 
         Raises:
-            DatabaseUnavailable: nothing was stored, or it is not known; the same rows may be written again.
+            DatabaseUnavailable: nothing was stored, or the result is unknown; the same rows may be written again.
             RowsRejected: nothing was stored.
         """
 
@@ -62,4 +62,4 @@ class IUsageStore(Interface):
         """
 
     def close() -> None:
-        """Close the connection; the next use opens another one."""
+        """Close the connection; the next use opens a new one."""

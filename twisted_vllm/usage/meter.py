@@ -12,7 +12,7 @@ from twisted_vllm.usage.readers.streams import ChunkStream
 from twisted_vllm.usage.readers.uploaded_audio import UploadedAudio
 from twisted_vllm.usage.records import NOTHING_USED, Usage
 
-#: the ``Content-Type`` of answers that report their usage in their head, if at all
+#: the ``Content-Type`` of responses that report usage in their head, if at all
 _BYTES = b"application/octet-stream"
 
 
@@ -20,24 +20,24 @@ class UsageMeter(msgspec.Struct, eq=False):
     """The meter of one request.
 
     Attributes:
-        pricing: what the request costs, and how its answer is read.
+        pricing: the prices of the request, and the reader of its response.
         prompt_tokens: the prompt's tokens, estimated.
-        answers: how many answers it asks for.
-        asked_usage: whether the gateway asked for the usage of the stream, which the client did not.
-        fingerprint: the server's fingerprint, if usage was asked for.
+        choices: the number of requested choices.
+        usage_injected: whether the gateway requested the stream's usage although the client did not.
+        fingerprint: the server's fingerprint, if usage was injected.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
         json: the format of the response, if it is JSON.
-        whole: the JSON, if it came in one piece, as most does.
-        reader: reads any other response that may report its usage.
-        filter: removes from the stream what the client did not ask for; it feeds `reader`.
+        whole: the JSON, if it arrived in one piece, as most does.
+        reader: reads any other response that may report usage.
+        filter: removes from the stream what the client did not request; it feeds `reader`.
         audio: measures the audio that the request uploads.
     """
 
     pricing: RoutePricing
     prompt_tokens: int
-    answers: int
-    asked_usage: bool
+    choices: int
+    usage_injected: bool
     fingerprint: Fingerprint | None = None
     status: int = 0
     is_stream: bool = False
@@ -48,27 +48,32 @@ class UsageMeter(msgspec.Struct, eq=False):
     audio: UploadedAudio | None = None
 
     def start(self, head: ResponseHead) -> None:
-        """Take the head of the response, which tells how its body is read."""
+        """Take the head of the response and choose the reader of its body."""
         self.status = status = head.status
         reading = self.pricing.reading
         if reading is None or not 200 <= status < 300:
             return
-        found = reading(head.content_type, head.content_encoding)
-        if found is None:
+        kind = reading(head.content_type, head.content_encoding)
+        if kind is None:
             return
-        if isinstance(found, JsonFormat):
-            self.json = found
+        if isinstance(kind, JsonFormat):
+            self.json = kind
             return
         metadata = b""
         if head.content_type == _BYTES:
             metadata = next((value for name, value in head.headers if name.lower() == b"metadata"), b"")
-        self.reader = reader = found(metadata)
+        self.reader = reader = kind(metadata)
         self.is_stream = reader.stream
-        if self.asked_usage and isinstance(reader, ChunkStream) and head.length is None and not head.content_encoding:
+        if (
+            self.usage_injected
+            and isinstance(reader, ChunkStream)
+            and head.length is None
+            and not head.content_encoding
+        ):
             self.filter = StreamFilter(reader, self.fingerprint)
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece of the response; return what the client gets of it now."""
+        """Take the next piece of the response; return the bytes to send to the client now."""
         if self.filter is not None:
             return self.filter.feed(data)
         if self.reader is None and self.json is not None:
@@ -78,7 +83,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         return data
 
     def finish(self, data: bytes) -> bytes:
-        """Take the last piece; return what the client gets: it, and whatever was held back."""
+        """Take the last piece; return the bytes to send to the client, including those held back."""
         if self.filter is not None:
             return self.filter.feed(data) + self.filter.finish()
         if self.reader is None:
@@ -88,17 +93,17 @@ class UsageMeter(msgspec.Struct, eq=False):
         return data
 
     def usage(self, outcome: str) -> Usage:
-        """Return what the request used: by the server's report, or else estimated.
+        """Return the usage of the request, as the server reported it or else estimated.
 
         Args:
-            outcome: how it ended, as in its log record.
+            outcome: the outcome, as in the log record.
         """
         if self.reader is not None:
-            usage = self.reader.usage() or self.reader.estimate(self.prompt_tokens, self.answers)
+            usage = self.reader.usage() or self.reader.estimate(self.prompt_tokens, self.choices)
         elif self.json is not None:
             usage = self.json.usage(self.whole) or self.json.estimate(self.prompt_tokens)
         elif not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or self.audio):
-            # it ended while the server was at work
+            # it ended while the server was working on it
             usage = Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
         else:
             return NOTHING_USED

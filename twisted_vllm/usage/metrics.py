@@ -17,12 +17,12 @@ class LedgerCollector(Collector):
     """Reads the spool and its writer on each scrape, in the reactor's thread."""
 
     def __init__(self, spool: Spool, writer: LedgerWriter) -> None:
-        """Collect from these."""
+        """Collect from a spool and its writer."""
         self._spool = spool
         self._writer = writer
 
     def collect(self) -> Iterator[Metric]:
-        """Return the metrics as they are now."""
+        """Return the current metrics."""
         spool, pending, written = self._spool, self._writer.pending(), self._writer.batch_writer
         gauges: tuple[tuple[str, str, float], ...] = (
             ("spool_rows", "Rows that the database does not have yet, of this process's requests.", pending.rows),

@@ -1,4 +1,4 @@
-"""What usage costs: exact decimals from the configuration, whole numbers in between."""
+"""The cost of usage: exact decimals in the configuration, integers in calculations."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from twisted_vllm.config.settings import ModelEntry, PriceList
 from twisted_vllm.usage.readers.registry import READERS
 from twisted_vllm.usage.records import Usage
 
-#: digits after the point of a dollar that a price is kept to
+#: decimal places of a price in US dollars
 _DIGITS = 24
-#: how many units of a price make a picodollar
+#: price units per picodollar
 _TO_PICODOLLARS = 10**12
-#: the highest cost of one answer, in picodollars: the largest integer of a database
-_MOST = 2**63 - 1
+#: the maximum cost of one response in picodollars: the largest integer of a database
+_MAX_COST = 2**63 - 1
 
 
 class Prices(msgspec.Struct, frozen=True, gc=False):
-    """What one model costs, in 1e-24 US dollars.
+    """The prices of one model, in 1e-24 US dollars.
 
     Attributes:
-        name: where the prices come from: the entry's ``model_name``, ``default``, or empty if nothing costs anything.
-        prompt: for a token of the prompt.
-        cached: for a token of the prompt that came from the prefix cache.
-        completion: for a token of the answer.
-        audio_ms: for a millisecond of audio.
-        request: for each answer.
-        text: as configured, for a ledger row, as pairs: `name`, and dollars by LiteLLM's names.
+        name: the origin of the prices: the entry's ``model_name``, ``default``, or empty if everything is free.
+        prompt: per token of the prompt.
+        cached: per token of the prompt from the prefix cache.
+        completion: per generated token.
+        audio_ms: per millisecond of audio.
+        request: per response.
+        text: the configured prices for a ledger row, as pairs: `name`, and dollars by LiteLLM's names.
     """
 
     name: str = ""
@@ -45,7 +45,7 @@ FREE = Prices()
 
 
 def cost_of(usage: Usage, prices: Prices) -> int:
-    """Return the cost of an answer in picodollars, rounded once, half to even."""
+    """Return the cost of a response in picodollars, rounded once, half to even."""
     prompt = usage.prompt_tokens
     cached = usage.cached_tokens
     if cached > prompt:
@@ -61,12 +61,12 @@ def cost_of(usage: Usage, prices: Prices) -> int:
 
 
 def expected_cost(prompt: int, completion: int, prices: Prices) -> int:
-    """Return the highest cost of an answer in picodollars.
+    """Return the maximum cost of a response in picodollars.
 
     Args:
-        prompt: the most tokens that its prompt may have.
-        completion: the most tokens that it may have itself.
-        prices: what its model costs.
+        prompt: the maximum tokens of the prompt.
+        completion: the maximum generated tokens.
+        prices: the model's prices.
     """
     if prices is FREE:
         return 0
@@ -78,11 +78,11 @@ def _rounded(exact: int) -> int:
     doubled = rest * 2
     if doubled > _TO_PICODOLLARS or (doubled == _TO_PICODOLLARS and whole & 1):
         whole += 1
-    return min(whole, _MOST)
+    return min(whole, _MAX_COST)
 
 
 def prices_of(name: str, configured: PriceList) -> Prices:
-    """Return the prices that are configured, in the units of `Prices`."""
+    """Convert configured prices to the units of `Prices`."""
     named = {field: price for field, price in configured.named().items() if price is not None}
     if not named:
         return FREE
@@ -109,11 +109,11 @@ class PriceTable:
     """Finds the prices of a request."""
 
     def __init__(self, models: tuple[ModelEntry, ...], default: PriceList) -> None:
-        """Take the prices of the configuration.
+        """Convert the configured prices.
 
         Args:
-            models: the rows of ``model_list``; rows of one name may cost differently on different servers.
-            default: the prices of rows that name none, and of models without a row.
+            models: the rows of ``model_list``; a model may have different prices on different servers.
+            default: the prices of rows without prices and of models without a row.
         """
         self._default = prices_of("default", default)
         self._by_model: dict[tuple[str, str], Prices] = {}
@@ -122,29 +122,29 @@ class PriceTable:
             self._by_model.setdefault((entry.model_name, entry.server.name), own if own is not FREE else self._default)
 
     def of(self, model: str, server: str) -> Prices:
-        """Return the prices of a model, by the name that callers use, on a server, by its name."""
+        """Return the prices of a model on a server; `model` is the name that callers use."""
         return self._by_model.get((model, server), self._default)
 
 
 class RoutePricing:
-    """What is the same for all requests for one model, route and method on one server: found once for all of them.
+    """The shared pricing of all requests for one model, route and method on one server.
 
     Attributes:
-        prices: what the model costs.
-        takes_model: whether they use a model.
-        audio_uploads: whether their forms may hold audio.
-        reading: how their answers are read, by `AnswerReaders.reading`; None if those report no usage.
-        target: the ledger's reference to what they ask of whom; None before their first row.
+        prices: the model's prices.
+        takes_model: whether the requests use a model.
+        audio_uploads: whether their forms may contain audio.
+        reading: chooses how a response is read, as `ResponseReaders.reading`; None if responses report no usage.
+        target: their `Target` in the ledger; None before their first row.
     """
 
     __slots__ = ("audio_uploads", "prices", "reading", "takes_model", "target")
 
     def __init__(self, route: Route, prices: Prices) -> None:
-        """Find out what follows from the route.
+        """Derive the pricing from the route.
 
         Args:
-            route: what they ask for.
-            prices: what the model costs.
+            route: the requested route.
+            prices: the model's prices.
         """
         self.prices = prices
         self.takes_model = route.takes_model

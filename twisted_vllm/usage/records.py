@@ -1,7 +1,7 @@
-"""What a request used, and the row of the ledger that keeps it: plain values.
+"""The usage of a request, and its ledger row: plain values.
 
-Very many rows have the same payer and the same target. A row refers to each by its JSON, which is made once and shared:
-encoding a row takes a fraction of a microsecond, and most of that would go into these two.
+Many rows have the same payer and the same target. A row refers to each by its JSON, which is encoded once and shared:
+encoding a row takes a fraction of a microsecond, and these two would take most of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-#: the longest text that every database indexes, in characters
+#: the longest text that every database can index, in characters
 MAX_TEXT = 255
-#: the longest of any other text, such as a path, in characters
+#: the longest other text, such as a path, in characters
 MAX_LONG_TEXT = 4_096
-#: the largest number that every column, and a year's sum of it, can hold
+#: the largest number that every column can hold, summed over a year
 MAX_NUMBER = 2**52
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -24,16 +24,16 @@ _INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "end_user"
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """What one answer used.
+    """The usage of one response.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, cached ones included.
-        cached_tokens: those of the prompt that came from the prefix cache.
-        completion_tokens: tokens of the answer, reasoning included.
-        reasoning_tokens: those of the answer that were reasoning.
+        prompt_tokens: tokens of the prompt, including cached ones.
+        cached_tokens: tokens of the prompt from the prefix cache.
+        completion_tokens: generated tokens, including reasoning.
+        reasoning_tokens: generated tokens that were reasoning.
         total_tokens: the server's total.
-        audio_ms: audio that was read, in milliseconds.
-        estimated: whether the gateway estimated the figures; else the server reported them.
+        audio_ms: processed audio, in milliseconds.
+        estimated: whether the gateway estimated the figures; otherwise the server reported them.
     """
 
     prompt_tokens: int = 0
@@ -53,7 +53,7 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     Attributes:
         kind: the principal's kind: ``key``, ``master``, ``anonymous`` or ``preflight``.
-        key_id: the key's lasting id; empty for the other kinds.
+        key_id: the key's permanent id; empty for the other kinds.
         key_hash: the first digits of the key's SHA-256, or empty.
         key_name: the key's alias or ``sk-...abcd``, else the kind.
         user_id: the key's user.
@@ -71,12 +71,12 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Target(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What a request asks of which server, and at which prices.
+    """The destination of a request, and its prices.
 
     Attributes:
-        model: the model's name as the key's aliases resolve it, or empty.
+        model: the model's name with the key's alias resolved, or empty.
         server: the name of the vLLM server.
-        route: the known route, or the path that the server saw, without its query.
+        route: the known route, or the server's path without its query.
         method: the HTTP method.
         prices: as `Prices.text`.
     """
@@ -92,18 +92,17 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One request that reached a server. The spool keeps it as a JSON array: a field added later comes last.
 
     Attributes:
-        id: the row's lasting id, made by the gateway, 32 hex digits: the second of `time`, and 96 random bits.
+        id: the row's permanent id, made by the gateway, 32 hex digits: the second of `time`, and 96 random bits.
         time: when the request began, in microseconds since 1970.
-        payer: who pays: a reference, by `refer`, to a `Payer`.
-        target: what was asked of which server: likewise, to a `Target`.
-        request_id: the ``x-request-id`` that the client and vLLM saw if it is the client's, which may repeat; empty if
-            it is `id`.
+        payer: a reference, by `refer`, to the `Payer`.
+        target: a reference, by `refer`, to the `Target`.
+        request_id: the client's ``x-request-id``, which need not be unique; empty if the gateway made it, as `id`.
         end_user: the end user that the client names.
-        headers: the headers that ``usage_headers`` lists, by lower-case name; None without any.
-        status: the status sent to the client; 0 if none was.
+        headers: the headers in ``usage_headers``, by lower-case name; None without any.
+        status: the status sent to the client; 0 without one.
         outcome: as in the request's log record.
         error: the gateway's own error code, or empty.
-        stream: whether the answer was a stream of events.
+        stream: whether the response was a stream of events.
         prompt_tokens .. estimated: as in `Usage`.
         cost: in picodollars.
         first_byte_us: from the request's head to the first byte of the response, in microseconds; None without one.
@@ -145,7 +144,7 @@ target_of = msgspec.json.Decoder(Target).decode
 
 
 def refer(value: Payer | Target) -> msgspec.Raw:
-    """Return the reference of rows to a value: its JSON."""
+    """Return a row's reference to a value: its JSON."""
     try:
         return msgspec.Raw(_json(value))
     except UnicodeEncodeError:
@@ -154,10 +153,9 @@ def refer(value: Payer | Target) -> msgspec.Raw:
 
 
 def clean_struct(struct: _S) -> _S:
-    """Return a row, a payer or a target that every database takes.
+    """Return a row, a payer or a target that every database accepts.
 
-    NUL and lone surrogates are replaced, long texts cut and large numbers limited: better a name with a mark in it than
-    a row that is lost.
+    NUL and lone surrogates are replaced, long texts cut and large numbers limited, so that the row is not lost.
     """
     values: list[Any] = []
     for name in struct.__struct_fields__:

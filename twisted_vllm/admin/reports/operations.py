@@ -19,7 +19,7 @@ from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
 from twisted_vllm.storage.usage.queries.reports import Group, keys_by_spend, read_all, users_by_spend
 from twisted_vllm.storage.usage.queries.rows import (
-    MOST_COUNTED,
+    MAX_COUNTED,
     KeyLabel,
     RowFilter,
     count_rows,
@@ -70,7 +70,7 @@ def page_of_logs(transaction: Transaction, scope: UsageScope, query: PagedLogsQu
     successful = query.status_filter == "success" if query.status_filter else None
     wanted = _rows_asked(transaction, scope, query, query.request_id, span, successful)
     counted = 0 if wanted is None else count_rows(transaction.connection, wanted)
-    total = min(counted, MOST_COUNTED)
+    total = min(counted, MAX_COUNTED)
     return {
         "data": _report_rows(transaction, scope, wanted, (query.page - 1) * query.page_size, query.page_size),
         "total": total,
@@ -98,7 +98,7 @@ def _rows_asked(
 def _report_rows(
     transaction: Transaction, scope: UsageScope, wanted: RowFilter | None, skip: int, limit: int
 ) -> list[Json]:
-    if wanted is None or skip >= MOST_COUNTED:
+    if wanted is None or skip >= MAX_COUNTED:
         return []
     found = page_of_rows(transaction.connection, wanted, skip, limit)
     labels = key_labels(transaction.connection, sorted({row.key_id for row in found if row.key_id}))

@@ -1,6 +1,6 @@
 """The agent that sends requests to vLLM servers: connections, the pool, and one retry where that is safe.
 
-It follows no redirect, decodes nothing, keeps no cookies and alters no byte.
+It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class UpstreamAgent:
 
     Attributes:
         pool: the idle connections.
-        header_cache: heads of earlier responses.
+        header_cache: the parsed heads of earlier responses.
     """
 
     _log = Logger()
@@ -57,8 +57,8 @@ class UpstreamAgent:
 
         Args:
             reactor: a provider of IReactorTime, IReactorTCP and IReactorPluggableNameResolver.
-            deadlines: the deadlines of all connections.
-            coalescer: sends what was written in a turn of the reactor.
+            deadlines: checks the deadlines of all connections.
+            coalescer: sends at the end of a reactor turn what was written in it.
             servers: the configured servers, with their timeouts.
         """
         self._reactor = reactor
@@ -93,7 +93,7 @@ class UpstreamAgent:
         """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
 
         Args:
-            on_ended: called once when the exchange is over: its response is complete, failed or given up, or its
+            on_ended: called once when the exchange is over: its response is complete, failed or was given up, or its
                 tunnel is closed.
         """
         if isinstance(headers, RawHeaders):
@@ -118,7 +118,7 @@ class UpstreamAgent:
             informational,
             on_ended,
         )
-        # before sending, which may fail at once
+        # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
         connection = self.pool.take(server, self._deadlines.now)
         if connection is None:
@@ -180,7 +180,7 @@ class UpstreamAgent:
         self._connecting.pop(exchange, None)
         self._connections.add(connection)
         if exchange.result is None:
-            # cancelled in the turn in which the connection was made
+            # cancelled in the same reactor turn
             connection.close()
             return
         connection.send(exchange)
@@ -210,7 +210,7 @@ class UpstreamAgent:
 
 
 def _complete(headers: Headers, host: bytes, body: bytes | IBodyProducer | None) -> bytes:
-    """Return the lines of `headers`, with ``Host`` and the body's framing where those are missing."""
+    """Return the lines of `headers`, with ``Host`` and the body's framing added if they are missing."""
     pairs: HeaderList = [] if headers.hasHeader(b"host") else [(b"Host", host)]
     pairs += [(name, value) for name, values in headers.getAllRawHeaders() for value in values]
     if body is not None and not headers.hasHeader(b"content-length"):

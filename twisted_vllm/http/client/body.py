@@ -1,4 +1,4 @@
-"""A request's body on its way to a server, as its producer writes it."""
+"""Uploads a request's body to a server, as its producer writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twisted_vllm.http.headers import write_last_chunk
 
 
 def hold(body: object) -> None:
-    """Hold a body that is asked for later, if it can be held."""
+    """Pause a body that will be sent later, if it can be paused."""
     if IRelayedBody.providedBy(body):
         body.hold()
 
@@ -25,7 +25,7 @@ class BodyUpload:
     """Streams one body; a body of unknown length is sent in chunks.
 
     Attributes:
-        done: whether all of it was written.
+        done: whether the whole body was written.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class BodyUpload:
         on_piece: Callable[[], None],
         on_failed: Callable[[Failure], None],
     ) -> None:
-        """Make the upload.
+        """Create the upload.
 
         Args:
-            body: what is sent.
+            body: the body.
             transport: the connection's transport, which pauses and resumes the body.
-            write: writes to it.
+            write: writes to the transport.
             on_piece: called after each piece.
-            on_failed: called when the body breaks off.
+            on_failed: called when the body ends early.
         """
         self.done = False
         self._body: IBodyProducer | None = body
@@ -54,7 +54,7 @@ class BodyUpload:
         self._on_failed = on_failed
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start to send."""
         body = self._body
         if body is not None:
             self._transport.registerProducer(body, True)
@@ -64,7 +64,7 @@ class BodyUpload:
         """Stop the body: the server does not read the rest.
 
         Args:
-            lost: whether the connection has ended.
+            lost: whether the connection is lost.
         """
         body, self._body = self._body, None
         if body is not None:

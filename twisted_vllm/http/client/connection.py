@@ -1,6 +1,6 @@
 """One connection to a vLLM server: it writes a request and reads the response, one exchange after another.
 
-A segment's part of the response is delivered at once, together with whether it was the last. So a small response, or a
+What a TCP segment holds of the response is delivered at once, with a flag for the last piece. So a small response, or a
 chunk, leaves the gateway in one write.
 """
 
@@ -36,7 +36,7 @@ class UpstreamConnection(Protocol):
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: the exchange in flight, or None while idle.
-        tunnel: the tunnel that the connection became once the server agreed to an upgrade.
+        tunnel: the tunnel, once the server agreed to an upgrade.
     """
 
     transport: Any
@@ -51,15 +51,15 @@ class UpstreamConnection(Protocol):
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, UpstreamExchange | None], None],
     ) -> None:
-        """Make the connection's protocol.
+        """Create the protocol.
 
         Args:
             server: the server.
-            deadlines: the deadlines of all connections.
-            coalescer: sends what was written in a turn of the reactor.
-            header_cache: heads of earlier responses.
-            on_idle: called when an exchange ended and the connection can take another.
-            on_lost: called when the connection ended, with the exchange to send again, if there is one.
+            deadlines: checks the deadlines of all connections.
+            coalescer: sends at the end of a reactor turn what was written in it.
+            header_cache: the parsed heads of earlier responses.
+            on_idle: called when an exchange ended and the connection can be reused.
+            on_lost: called when the connection ended, with the exchange to resend, or None.
         """
         self.server = server
         self.deadline: float | None = None
@@ -78,7 +78,7 @@ class UpstreamConnection(Protocol):
     # connection
 
     def connectionMade(self) -> None:
-        """Begin to watch the connection's deadline."""
+        """Start to watch the connection's deadline."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._write, _ = self._coalescer.writer(self.transport)
@@ -91,7 +91,7 @@ class UpstreamConnection(Protocol):
             self._await(self.server.timeouts.response_head)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End the exchange in flight: complete where the body ends with the connection, sent again, or failed."""
+        """End the exchange in flight: complete it if its body ends with the connection, resend it, or fail it."""
         self._lost = True
         self._deadlines.discard(self)
         exchange = self.exchange
@@ -116,7 +116,7 @@ class UpstreamConnection(Protocol):
         self._on_lost(self, resend)
 
     def _log_loss(self, reason: Failure) -> None:
-        """Log why the connection was lost, such as an untrusted certificate; the client is not told."""
+        """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
         self._log.warn("Lost {server}: {reason}", server=self.server.name, reason=reason.getErrorMessage())
 
     def close(self) -> None:
@@ -172,17 +172,17 @@ class UpstreamConnection(Protocol):
             self._upload.start()
 
     def _uploaded(self) -> None:
-        """A piece of the body was sent: the time to wait for the response begins anew."""
+        """A piece of the body was sent: restart the timeout for the response's head."""
         if not self._parser.head_arrived and not self._handshaking:
             self._await(self.server.timeouts.response_head)
 
     def _stop_upload(self) -> None:
-        """Take no more of a body that the server will not read."""
+        """Stop a body that the server will not read."""
         if self._upload is not None:
             self._upload.stop(self._lost)
 
     def _upload_failed(self, failure: Failure) -> None:
-        """Fail the exchange: the server must not take a part of the body for the whole."""
+        """Fail the exchange: the server must not mistake a part of the body for the whole."""
         self.fail(failure.value or UpstreamProtocolError("The request's body broke off."))
 
     def _await(self, seconds: float | None) -> None:
@@ -200,7 +200,7 @@ class UpstreamConnection(Protocol):
             self.tunnel.server_sent(data)
             return
         if self.exchange is None:
-            # unsolicited data must not become the answer to the next request
+            # unsolicited data must not become the response to the next request
             self._on_lost(self, None)
             self.transport.abortConnection()
             return
@@ -210,7 +210,7 @@ class UpstreamConnection(Protocol):
         if self._parser.switched and self.exchange.allows_switch(self._parser.head):
             self._switch(self.exchange)
             return
-        # deliver what came before the fault, then cut
+        # deliver what arrived before the fault, then abort
         self._deliver()
         if self.exchange is not None:
             self.fail(UpstreamProtocolError("The vLLM server's answer is not well-formed HTTP."))
@@ -234,22 +234,22 @@ class UpstreamConnection(Protocol):
             return
         data = parser.take()
         complete = parser.complete
-        begun = exchange.response
-        response = begun or UpstreamResponse(parser.head, parser.trailers, self, exchange.give_up, parser.bodyless)
+        existing = exchange.response
+        response = existing or UpstreamResponse(parser.head, parser.trailers, self, exchange.give_up, parser.bodyless)
         if complete:
             response.complete = True
             self._release()
         elif not self._paused:
             self._await(self.server.timeouts.idle)
         try:
-            if begun is None:
+            if existing is None:
                 exchange.response = response
                 exchange.respond(response)
             if data:
                 response.received(data)
             if complete:
                 response.ended(DONE)
-            elif begun is None:
+            elif existing is None:
                 response.hold()
         finally:
             if complete:
@@ -259,7 +259,7 @@ class UpstreamConnection(Protocol):
                     exchange.end()
 
     def _release(self) -> None:
-        """End the exchange; keep the connection where both sides can."""
+        """End the exchange; keep the connection if both sides allow it."""
         self.exchange = None
         self.deadline = None
         if self._lost:
@@ -295,14 +295,14 @@ class UpstreamConnection(Protocol):
     # IPushProducer, for the response
 
     def pauseProducing(self) -> None:
-        """Stop reading the body; the idle timeout does not run meanwhile."""
+        """Stop reading the body, and suspend the idle timeout."""
         self._paused = True
         self._await(None)
         if not self._lost:
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._paused = False
         if self.exchange is not None:
             self._await(self.server.timeouts.idle)

@@ -16,7 +16,7 @@ from twisted_vllm.http.headers import ResponseHead, listed
 
 
 class Carrier(Protocol):
-    """What carries an exchange: a connection, or the attempt to make one."""
+    """Carries an exchange: a connection, or an attempt to connect."""
 
     def give_up(self, exchange: UpstreamExchange) -> None:
         """Stop working on `exchange`."""
@@ -26,19 +26,18 @@ class UpstreamExchange:
     """One request and the response to it.
 
     Attributes:
-        server: where it goes.
+        server: its server.
         method: the request's method.
-        data: the request as far as it is in hand: the head, and the body if it is not streamed.
+        data: the bytes to send: the head, and the body if it is not streamed.
         body: the producer that streams the body, or None.
-        total_timeout: seconds that the exchange may take once it is on a connection, or None.
-        protocols: the protocols, in lower case, to one of which the server may switch.
+        total_timeout: the limit in seconds once the exchange is on a connection, or None.
+        protocols: the protocols that the server may switch to, in lower case.
         informational: receives interim responses, or None.
-        result: fires with the response, once its head arrived, or with a failure; None once it has fired or was
-            cancelled.
-        carrier: the connection that it is on, or the agent while that connects.
+        result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
+        carrier: its connection, or the agent while that connects.
         response: the response, from its head to its end.
-        retried: whether it was sent before, on a connection that turned out to be dead.
-        on_ended: called once, when it is over, however it ends; None after that, or where it need not be known.
+        retried: whether it was already resent after a dead connection.
+        on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
     """
 
     __slots__ = (
@@ -82,11 +81,11 @@ class UpstreamExchange:
 
     @property
     def can_be_resent(self) -> bool:
-        """Whether all of the request is still in hand, and it was not sent again before."""
+        """Whether the whole request is still in memory, and was not resent before."""
         return not self.retried and self.body is None
 
     def allows_switch(self, head: ResponseHead) -> bool:
-        """Tell whether all that a server's 101 switches to was asked for (RFC 9110 §7.8)."""
+        """Return whether the client requested every protocol of a server's 101 (RFC 9110 §7.8)."""
         agreed = listed(head.headers, b"upgrade")
         return bool(agreed) and self.protocols.issuperset(agreed)
 
@@ -106,7 +105,7 @@ class UpstreamExchange:
             self.end()
 
     def end(self) -> None:
-        """The exchange is over. Idempotent."""
+        """Call `on_ended`. Idempotent."""
         on_ended, self.on_ended = self.on_ended, None
         if on_ended is not None:
             on_ended()

@@ -1,4 +1,4 @@
-"""What the client asks of an agent, and an agent of a body."""
+"""The interfaces of the agent and of the bodies that it sends."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from twisted_vllm.http.headers import HeaderList
 #: receives an interim response: its status, its reason phrase and its headers
 Informational = Callable[[int, bytes, HeaderList], None]
 
-#: is told that a request left its server's queue: the seconds that it waited there, or None if it was refused at once,
-#: and whether it goes on to the server
+#: called when a request leaves its server's queue: the seconds that it waited, or None if it was refused at once, and
+#: whether it is sent to the server
 LeftQueue = Callable[[float | None, bool], None]
 
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
 
 
 class IRelayedBody(IBodyProducer):
-    """A body that comes from a client while it goes to the server."""
+    """A body that is relayed from a client to the server."""
 
-    trailers = Attribute("The trailers that follow it, as a header list; all of them once it has ended.")
+    trailers = Attribute("The trailers, as a header list; complete once the body has ended.")
 
     def hold() -> None:
-        """Read no more from the client until `startProducing`: there is no connection yet to write to."""
+        """Stop reading from the client until `startProducing`: there is no connection to write to yet."""
 
 
 class IUpstreamAgent(IAgent):
-    """An agent with options for what HTTP has and IAgent has not."""
+    """An agent with options for parts of HTTP that IAgent lacks."""
 
     def request(  # type: ignore[override]  # to mypy no Deferred[IResponse]
         method: bytes,
@@ -50,20 +50,20 @@ class IUpstreamAgent(IAgent):
         Args:
             method: the method.
             uri: the URL.
-            headers: `RawHeaders` are sent as they are; to others ``Host`` and the body's framing are added.
+            headers: `RawHeaders` are sent unchanged; to others ``Host`` and the body's framing are added.
             bodyProducer: the body: bytes, which are sent in one write with the head, or a producer that streams it. An
                 `IRelayedBody` is held while the request waits for a connection.
-            total_timeout: seconds that the exchange may take once it is on a connection, or None.
-            protocols: the protocols, in lower case, to one of which the server may switch with a `SwitchedResponse`.
+            total_timeout: the limit in seconds once the exchange is on a connection, or None.
+            protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.
             informational: called with each interim response.
-            left_queue: called once if the request was queued, or refused because a queue is full.
+            left_queue: called once if the request was queued, or refused because the queue is full.
 
         Returns:
             The response, once its head arrived. Cancelling gives up the request and aborts its connection; after that,
             stopping the response does. It fails with:
 
-            UpstreamUnreachable: no connection could be made, or it closed before the answer began.
+            UpstreamUnreachable: no connection could be made, or it closed before the response began.
             UpstreamTimeout: connecting, or waiting for the head of the response, took too long.
-            UpstreamProtocolError: the answer is not HTTP.
+            UpstreamProtocolError: the response is not HTTP.
             ServerBusy: the request could not be queued, or waited too long.
         """

@@ -1,4 +1,4 @@
-"""Reading responses: llhttp's callbacks, collected for each segment."""
+"""Parses responses: collects llhttp's callbacks for each TCP segment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import BODILESS, NO_HEAD, HeaderList, ResponseHead
 from twisted_vllm.http.start_line import StatusLines
 
-#: the size in bytes from which a response's head, interim responses included, is refused
+#: a larger response head in bytes, interim responses included, is refused
 MAX_HEAD_BYTES = 262_144
 
 
@@ -20,15 +20,15 @@ class ResponseParser:
         any_bytes: whether anything was received since the last request.
         head_arrived: whether the head of the final response was received.
         head: that head, or a 101's.
-        bodyless: whether no body can follow: HEAD, 204, 304.
+        bodyless: whether the response cannot have a body: HEAD, 204, 304.
         until_eof: whether the body ends with the connection (RFC 9112 §6.3).
         complete: whether the response has ended.
         keep_alive: whether the server keeps the connection.
-        spoiled: whether more than the response was received: the connection must not be used again.
+        spoiled: whether more than the response was received, so that the connection must not be reused.
         pieces: the pieces of the body that were received since the last `take`.
         trailers: the trailers, as received.
-        switched: whether the server sent a 101, after which nothing is HTTP any more.
-        surplus: what it sent after that.
+        switched: whether the server sent a 101; what follows is not HTTP.
+        surplus: the bytes after the 101.
     """
 
     __slots__ = (
@@ -64,7 +64,7 @@ class ResponseParser:
         self.expect(b"", None)
 
     def expect(self, method: bytes, informational: Informational | None) -> None:
-        """Prepare for the response to a request of this method; interim responses are given to `informational`."""
+        """Prepare for the response to a request of this method; `informational` gets the interim responses."""
         self._is_head = method == b"HEAD"
         self._informational = informational
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
@@ -103,7 +103,7 @@ class ResponseParser:
             self.surplus = data[upgrade.args[0] :]
             return self.complete
         except HttpParserError:
-            # a fault after the end is not the response's
+            # an error after the end does not concern the response
             self.spoiled = True
             return self.complete
         if not self.head_arrived:
@@ -159,12 +159,12 @@ class ResponseParser:
             return
         head = ResponseHead(status, self._reason, self._pairs)
         if status < 100 or head.coding not in (b"", b"chunked"):
-            # not a status of HTTP, or a transfer coding that nobody would decode
+            # an invalid status, or a transfer coding that would remain undecoded
             self._refused = True
             return
         self.head_arrived = True
         self.head = head
-        # it refers to the client's request: break the reference
+        # release the client's request
         self._informational = None
         if self._is_head:
             # llhttp would wait for the body that Content-Length announces

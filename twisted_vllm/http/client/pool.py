@@ -1,4 +1,4 @@
-"""The pool of idle connections: which to use next and which to close. It does no I/O."""
+"""The pool of idle connections. It decides which to reuse and which to close, and does no I/O."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Generic, TypeVar
 
 Connection = TypeVar("Connection")
 
-#: seconds that an idle connection is kept: less than the 5 s after which vLLM's server (uvicorn) closes it
+#: seconds to keep an idle connection; vLLM's server (uvicorn) closes it after 5 s
 KEEP = 4.0
 
-#: idle connections that are kept for one server
+#: idle connections to keep per server
 KEEP_COUNT = 256
 
 
 class Pool(Generic[Connection]):
-    """Idle connections by server, the most recently used first.
+    """Idle connections by server; the most recently used is taken first.
 
-    Methods that remove connections return them; the caller closes them.
+    The caller closes the connections that a method returns as removed.
     """
 
     def __init__(self, keep: float = KEEP, keep_count: int = KEEP_COUNT) -> None:
@@ -33,14 +33,14 @@ class Pool(Generic[Connection]):
         return sum(map(len, self._idle.values()))
 
     def take(self, key: Hashable, now: float) -> Connection | None:
-        """Return the connection that was used last, unless it has been idle for too long."""
+        """Return the most recently used connection, or None if it has been idle for too long."""
         stack = self._idle.get(key)
         if stack and stack[-1][0] + self._keep > now:
             return stack.pop()[1]
         return None
 
     def put(self, key: Hashable, connection: Connection, now: float) -> list[Connection]:
-        """Add a connection that is idle from `now` on; return the surplus."""
+        """Add a connection that became idle at `now`; return the connections over the limit."""
         stack = self._idle.get(key)
         if stack is None:
             stack = self._idle[key] = []
@@ -57,7 +57,7 @@ class Pool(Generic[Connection]):
         stack[:] = [pair for pair in stack if pair[1] is not connection]
 
     def clear(self) -> list[Connection]:
-        """Remove and return everything."""
-        everything = [connection for stack in self._idle.values() for _, connection in stack]
+        """Remove and return all connections."""
+        connections = [connection for stack in self._idle.values() for _, connection in stack]
         self._idle.clear()
-        return everything
+        return connections

@@ -1,4 +1,4 @@
-"""Request headers that are already written out."""
+"""Request headers that are already serialized."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from twisted_vllm.http.headers import HeaderList, write_header_lines
 
 
 class RawHeaders(Headers):
-    """Header lines as they go over the wire: in order, in their own case, with repetitions.
+    """Serialized header lines, which keep their order, case and repetitions.
 
-    `UpstreamAgent` sends the lines as they are and adds nothing, so they include ``Host`` and the body's framing. To
-    everybody else they are ordinary `Headers`, parsed when somebody asks; only a `copy` can be changed.
+    `UpstreamAgent` sends the lines unchanged, so they include ``Host`` and the body's framing. For other code they are
+    ordinary `Headers`, parsed on first use; only a `copy` can be changed.
 
     Attributes:
-        lines: whole header lines, each with its line end, without the empty line that ends the head.
+        lines: the header lines, each with its CRLF, without the empty line that ends the head.
     """
 
     __slots__ = ("lines",)
@@ -27,7 +27,7 @@ class RawHeaders(Headers):
 
     @classmethod
     def from_pairs(cls, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-        """Write out a header list."""
+        """Serialize a header list."""
         return cls(write_header_lines(headers))
 
     @property
@@ -49,17 +49,17 @@ class RawHeaders(Headers):
         return self._rawHeaders
 
     def copy(self) -> Headers:
-        """Return ordinary headers, which may be changed."""
+        """Return ordinary headers, which can be changed."""
         return Headers(self._rawHeaders)
 
     def setRawHeaders(self, name: str | bytes, values: Sequence[str | bytes]) -> None:
-        """Refuse: `lines` would not change with it."""
+        """Raise TypeError: `lines` would not change too."""
         raise TypeError("raw headers do not change: change a copy()")
 
     def addRawHeader(self, name: str | bytes, value: str | bytes) -> None:
-        """Refuse, likewise."""
+        """Raise TypeError, likewise."""
         self.setRawHeaders(name, [value])
 
     def removeHeader(self, name: str | bytes) -> None:
-        """Refuse, likewise."""
+        """Raise TypeError, likewise."""
         self.setRawHeaders(name, [])

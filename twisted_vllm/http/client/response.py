@@ -1,4 +1,4 @@
-"""A vLLM server's response, as twisted.web and treq give responses."""
+"""A vLLM server's response, with the interface of twisted.web and treq."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Pausable(Protocol):
         """Stop reading."""
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
 
 
 @implementer(IResponse, IPushProducer)
 class UpstreamResponse:
-    """One response, whose body is delivered as it arrives.
+    """One response. Its body is delivered as it arrives.
 
-    It is also the transport of the protocol that receives the body. After the body's end it does nothing: the
-    connection may carry another response by then.
+    It is also the transport of the protocol that receives the body. After the end of the body that transport does
+    nothing: the connection may carry another response by then.
 
     Attributes:
         version: ``(b"HTTP", 1, 1)``.
         head: the head.
         code: the status code.
         phrase: the reason phrase as received.
-        trailers: the trailers as received; all of them once it is `complete`.
-        request: always None; IResponse asks for it.
+        trailers: the trailers as received; all of them once the response is `complete`.
+        request: always None; IResponse requires it.
         previousResponse: always None: redirects are not followed.
         complete: whether the body has ended; set before its last piece is delivered.
     """
@@ -59,14 +59,14 @@ class UpstreamResponse:
         cut: Callable[[], None],
         bodyless: bool,
     ) -> None:
-        """Make the response.
+        """Create the response.
 
         Args:
             head: the head.
-            trailers: the list to which trailers will be added.
+            trailers: the list that trailers will be added to.
             transport: pauses and resumes the body.
             cut: gives up the exchange and aborts the connection.
-            bodyless: whether no body can follow: HEAD, 204, 304.
+            bodyless: whether the response cannot have a body: HEAD, 204, 304.
         """
         self.head = head
         self.code = head.status
@@ -99,9 +99,9 @@ class UpstreamResponse:
         return headers
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        """Deliver the body to `protocol`; what arrived already is delivered in one piece."""
+        """Deliver the body to `protocol`; what has arrived already is delivered in one piece."""
         if self._held:
-            # before the first piece, because `protocol` may pause when it gets that
+            # before the first piece: `protocol` may pause when it gets it
             self._held = False
             self._transport.resumeProducing()
         self._protocol = protocol
@@ -132,7 +132,7 @@ class UpstreamResponse:
             self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if not self.complete and self._ended is None:
             self._transport.resumeProducing()
 
@@ -162,7 +162,7 @@ class UpstreamResponse:
             self._protocol.connectionLost(self._ended)
 
 
-#: the end of a whole response; one failure serves all because it has no state
+#: the end of a complete response; one failure serves all, because it has no state
 DONE = Failure(ResponseDone())
 
 

@@ -9,22 +9,22 @@ from twisted.web.client import URI
 
 from twisted_vllm.config.settings import Server, Timeouts
 
-#: bytes of a URL up to which its server is remembered: a client may send a query of any length
+#: longer URLs (in bytes) are not cached: a client may send a query of any length
 MEMOISED_LENGTH = 256
 
-#: where to look for the end of a URL's authority: behind the ``//`` and at least one character
+#: offset from which to search the end of a URL's authority: after ``//`` and at least one character
 _AUTHORITY = len(b"http://?")
 
 
 class ServersByURL:
     """Finds the server that a URL belongs to.
 
-    Servers of one URL differ in their keys, and in the total timeout that came with a key: neither is a matter of the
-    connection. The first of them stands for all.
+    Servers with the same URL differ in their keys and total timeouts, which do not affect the connection. The first of
+    them represents all.
     """
 
     def __init__(self, servers: Iterable[Server] = ()) -> None:
-        # by scheme and authority, each with the URL below which its paths are; the longest first
+        # by scheme and authority: pairs of base URL and server, the longest URL first
         self._servers: dict[bytes, list[tuple[bytes, Server]]] = {}
         self._memoised = lru_cache(maxsize=1024)(self._find)
         for server in servers:
@@ -41,7 +41,7 @@ class ServersByURL:
             self._memoised.cache_clear()
 
     def find(self, url: bytes) -> tuple[Server, bytes]:
-        """Return the server of a URL without a fragment, and the request target; empty where the URL has no path.
+        """Return the server of a URL without a fragment, and the request target; empty if the URL has no path.
 
         A URL that belongs to no configured server gets a server with default timeouts.
         """

@@ -1,7 +1,7 @@
-"""treq's client without what treq does to requests and responses.
+"""treq's client without its changes to requests and responses.
 
-treq's HTTPClient shares one cookie jar among all users, follows redirects, asks for gzip and decodes it, parses the URL
-anew and drops Content-Length. A pass-through must do none of that.
+treq's HTTPClient shares one cookie jar among all users, follows redirects, requests gzip and decodes it, parses the URL
+again and drops Content-Length. A pass-through must do none of this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted_vllm.http.client.response import UpstreamResponse
 
 
 class PassThroughClient(HTTPClient):
-    """Sends requests as they are and gives responses as they come."""
+    """Sends requests and returns responses unchanged."""
 
     _agent: IUpstreamAgent
 
@@ -42,10 +42,10 @@ class PassThroughClient(HTTPClient):
 
         Args:
             data: the body: bytes, or a producer that streams it.
-            refused: options of treq's that would alter the request or the response.
+            refused: treq options that would change the request or the response.
 
         Raises:
-            TypeError: one of those was given.
+            TypeError: one of those was passed.
         """
         if refused:
             refused.pop("_stacklevel", None)  # of treq's get() and the like

@@ -1,7 +1,7 @@
-"""Deadlines without a reactor timer for each.
+"""Deadlines that share one reactor timer.
 
-Setting and cancelling a timer for every request costs more than the rest of a small request's book-keeping. Here a
-deadline is one attribute, and one timer checks all deadlines a few times a second.
+A timer per request costs more to set and cancel than all other bookkeeping of a small request. Here a deadline is one
+attribute, and one timer checks all deadlines a few times a second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-#: seconds between two checks: a deadline is acted on at most twice this late, and never early
+#: seconds between checks; a deadline fires at most twice this expired, and never early
 INTERVAL = 0.25
 
 
@@ -20,7 +20,7 @@ class Expiring(Protocol):
     """Has a deadline.
 
     Attributes:
-        deadline: when `expired` is called, in the reactor's seconds; ``None`` is never.
+        deadline: when `expired` is called, in the reactor's seconds; ``None`` means never.
     """
 
     deadline: float | None
@@ -51,7 +51,7 @@ class DeadlineSweeper:
         return len(self._members)
 
     def start(self) -> None:
-        """Begin to check."""
+        """Start checking."""
         self.now = self._reactor.seconds()
         self._loop.start(INTERVAL, now=False)
 
@@ -61,17 +61,17 @@ class DeadlineSweeper:
             self._loop.stop()
 
     def after(self, seconds: float | None) -> float | None:
-        """Return the deadline that is `seconds` from now, or None for no limit."""
+        """Return the deadline `seconds` from now; None for no limit."""
         return None if seconds is None else self.now + INTERVAL + seconds
 
     def sweep(self) -> None:
         """Check every deadline once."""
         self.now = now = self._reactor.seconds()
-        for late in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
-            # `expired` of another may have changed this one
-            if late.deadline is not None and late.deadline <= now and late in self._members:
+        for expired in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
+            # an earlier member's `expired` may have changed this one
+            if expired.deadline is not None and expired.deadline <= now and expired in self._members:
                 try:
-                    late.expired()
+                    expired.expired()
                 except Exception:
-                    # the other deadlines must not suffer from it
+                    # the other deadlines must still be checked
                     self._log.failure("A deadline could not be acted on")

@@ -1,9 +1,8 @@
-"""Noticing that a client has disconnected while it is not read from.
+"""Detects that a client has disconnected while the gateway is not reading from it.
 
-The reactor does not watch a transport whose reading is paused. It would notice a disconnect at the next write, which
-may be minutes away, and a server would generate for nobody until then. Here such sockets are watched for a disconnect
-alone, in an epoll set that the reactor reads like any other descriptor. Without epoll nothing is watched, and a
-disconnect is noticed when the transport is read from or written to again.
+The reactor does not watch a transport that is paused for reading. It would notice a disconnect at the next write, maybe
+minutes later, while a server generates for nobody. Here such sockets are watched for disconnects only, in an epoll set
+that the reactor reads like any other descriptor. Without epoll, a disconnect is noticed at the next read or write.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from twisted_vllm.http.net.write_coalescing import underlying_transport
 
 @implementer(IReadDescriptor)
 class DisconnectWatcher:
-    """Aborts connections whose other side disconnects while they are not read from.
+    """Aborts connections whose peer disconnects while they are not read from.
 
-    A client that has closed only its sending half counts as disconnected, as it does while it is read from.
+    A client that closed only its sending half counts as disconnected, as it does while it is read from.
     """
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """Make the watcher; it opens nothing before it watches something.
+        """Create the watcher; it opens the epoll set when it is first needed.
 
         Args:
             reactor: a provider of IReactorFDSet.
@@ -44,7 +43,7 @@ class DisconnectWatcher:
         return len(self._watched)
 
     def watch(self, transport: Any, resets_only: bool = False) -> None:
-        """Abort the connection of `transport` when the other side disconnects or, if `resets_only`, resets it."""
+        """Abort the connection of `transport` when its peer disconnects or, if `resets_only`, resets it."""
         connection = underlying_transport(transport)
         descriptor = -1 if connection is None else connection.fileno()
         if descriptor < 0 or transport in self._descriptors or not hasattr(select, "epoll"):
@@ -52,13 +51,13 @@ class DisconnectWatcher:
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
-        # level-triggered, which notices an earlier disconnect too; EPOLLHUP and EPOLLERR are implied
+        # level-triggered, so that an earlier disconnect is noticed too; EPOLLHUP and EPOLLERR are implied
         self._epoll.register(descriptor, 0 if resets_only else select.EPOLLRDHUP)
         self._watched[descriptor] = transport
         self._descriptors[transport] = descriptor
 
-    def forget(self, transport: Any) -> None:
-        """Stop watching `transport`: it is read from again, or has ended."""
+    def unwatch(self, transport: Any) -> None:
+        """Stop watching `transport`."""
         descriptor = self._descriptors.pop(transport, None)
         if descriptor is None:
             return
@@ -67,7 +66,7 @@ class DisconnectWatcher:
             try:
                 self._epoll.unregister(descriptor)
             except OSError:
-                # closing the socket took it out of the set
+                # closing the socket removed it from the set
                 self._log.debug("A watched socket was closed")
 
     def close(self) -> None:
@@ -86,13 +85,13 @@ class DisconnectWatcher:
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
-        """Abort the connections whose other side has disconnected."""
+        """Abort the connections whose peers have disconnected."""
         if self._epoll is None:
             return
         for descriptor, _ in self._epoll.poll(0):
             transport = self._watched.get(descriptor)
             if transport is not None:
-                self.forget(transport)
+                self.unwatch(transport)
                 transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

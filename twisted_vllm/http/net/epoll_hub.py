@@ -1,12 +1,11 @@
-"""An epoll set for the sockets of the data path, which Twisted's reactor watches as one descriptor.
+"""An epoll set for the sockets of the data path. Twisted's reactor watches it as one descriptor.
 
-Twisted's reactor makes a logging context for each event of each socket, which costs more than a chunk's whole way
-through the gateway. Here the sockets of the data path are in one ``epoll`` set, whose descriptor the reactor reads: an
-``epoll`` set is readable while any socket in it has an event. One turn handles all events, and then sends what was
-written meanwhile (`WriteCoalescer`).
+Twisted's reactor makes a logging context for each event of each socket, which costs more than relaying a chunk. Here
+the sockets of the data path are in one ``epoll`` set, which is readable while any of them has an event. One turn
+handles all events, and then sends what was written in it (`WriteCoalescer`).
 
-Transports, ports and endpoints take the hub for their reactor; everything but the readiness of sockets is the real
-reactor's. Without ``epoll`` the real reactor serves alone.
+Transports, ports and endpoints use the hub as their reactor; it delegates everything but the readiness of sockets to
+the real reactor. Without ``epoll`` the real reactor is used directly.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
-#: events of one poll, and polls in one turn; after them the reactor does its other work
+#: events per poll, and polls per turn, before the reactor gets to its other work
 MAX_EVENTS = 64
 MAX_POLLS = 4
 
@@ -46,16 +45,16 @@ class EpollHub:
     _log = Logger()
 
     def __init__(self, reactor: Any, coalescer: WriteCoalescer) -> None:
-        """Make the hub; the reactor watches it while it has a socket.
+        """Create the hub; the reactor watches it while it has a socket.
 
         Args:
             reactor: the real reactor, an IReactorFDSet.
-            coalescer: sends what was written in a turn.
+            coalescer: sends at the end of a turn what was written in it.
         """
         self._reactor = reactor
         self._coalescer = coalescer
         self._epoll = select.epoll()
-        # by descriptor: the events to watch for, and the owner
+        # by descriptor: the watched events, and the owner of the socket
         self._masks: dict[int, int] = {}
         self._owners: dict[int, Any] = {}
         self._watched = False
@@ -100,7 +99,7 @@ class EpollHub:
         descriptor = owner.fileno()
         mask = self._masks.get(descriptor, 0)
         if mask and self._owners[descriptor] is not owner:
-            # the number's former owner closed its socket without removing it; the kernel has removed it
+            # the descriptor's former owner closed its socket without removing it; the kernel has removed it
             mask = 0
         if mask & event:
             return
@@ -117,7 +116,7 @@ class EpollHub:
     def _unwatch(self, owner: Any, event: int) -> None:
         descriptor = owner.fileno()
         if descriptor == -1:
-            # closed, which took it out of the kernel's set
+            # closed, which removed it from the kernel's set
             descriptor = next((number for number, other in self._owners.items() if other is owner), -1)
         mask = self._masks.get(descriptor, 0)
         if not mask & event:

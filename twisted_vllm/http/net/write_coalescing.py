@@ -1,10 +1,10 @@
-"""Sending what was written in a turn of the reactor at the end of the turn.
+"""Sends at the end of a reactor turn what was written in it.
 
-Twisted queues every write, registers the socket for writing, and sends in the reactor's next turn: two ``epoll_ctl``
-calls and a wake-up for each piece. Here everything that was written in one turn is sent at its end, with one ``send``
-for each connection. Only what the kernel does not take goes Twisted's way. Sending in a row matters as much as sending
-early: a send to a sleeping process wakes it, which costs more than the send itself, and the following sends find it
-awake. TLS and other transports are written to as usual.
+Twisted queues every write, registers the socket for writing, and sends in the next turn: two ``epoll_ctl`` calls and a
+wake-up per piece. Here the writes of one turn are sent at its end, with one ``send`` per connection; Twisted sends what
+the kernel does not accept. Sending in a row matters as much as sending early: a send to a sleeping process wakes it,
+which costs more than the send itself, and the following sends find it awake. TLS and other transports are written to as
+usual.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ITransport
 
-#: connections with pending data from which on everything is sent at once: a long turn must not delay the first of them
+#: at this number of connections with pending data everything is sent, so that a long turn does not delay the first
 MAX_PENDING_CONNECTIONS = 16
 
-#: pending bytes of one connection from which on they are sent at once
+#: a connection with more pending bytes is sent at once
 MAX_PENDING_BYTES = 262_144
 
 
 class WriteCoalescer:
-    """Holds what is written in a turn of the reactor until its end; outside a turn, everything is sent at once.
+    """Holds writes until the end of the reactor turn; outside a turn they are sent at once.
 
     Attributes:
         before_send: called before anything is sent.
-        holding: whether a turn is running.
+        holding: whether a turn is in progress.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class WriteCoalescer:
         self.before_send: Callable[[], None] = _nothing
 
     def hold(self) -> None:
-        """Begin a turn."""
+        """Start a turn."""
         self.holding = True
 
     def release(self) -> None:
@@ -46,10 +46,10 @@ class WriteCoalescer:
         self.flush()
 
     def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
-        """Return a function that writes to `transport`, and one that sends what is pending there at once.
+        """Return a function that writes to `transport`, and one that sends its pending bytes at once.
 
-        Bytes keep the order of the calls, those of ``transport.write`` in between included, because pending bytes stand
-        in the transport's own queue. Errors of the socket surface where Twisted expects them: in the transport's write.
+        Bytes keep the order of the calls, ``transport.write`` included, because pending bytes are in the transport's
+        own queue. Socket errors occur where Twisted expects them: in the transport's write.
         """
         if not isinstance(transport, tcp.Connection) or transport.TLS:
 
@@ -113,7 +113,7 @@ class WriteCoalescer:
             try:
                 sent = connection.socket.send(data)
             except OSError:
-                # full or broken: Twisted's own write finds out
+                # full or broken: let Twisted's own write handle it
                 connection.startWriting()
                 connection._maybePauseProducer()
                 return
@@ -128,7 +128,7 @@ class WriteCoalescer:
         return write, send
 
     def flush(self) -> None:
-        """Send what is pending on every connection."""
+        """Send the pending bytes of every connection."""
         self.before_send()
         while self._pending:
             pending = self._pending[:]

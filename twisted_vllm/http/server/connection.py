@@ -1,10 +1,10 @@
 """A client's connection: Twisted's HTTPChannel with llhttp as its parser.
 
-Requests are parsed as bytes arrive and answered in the order they came. A request is dispatched once the segment that
-holds the end of its head was parsed, so that a small body is in hand at that moment. While a request that was received
-whole is being answered, what follows it on the connection is held unparsed, up to a limit, and then left in the kernel.
+Requests are parsed as bytes arrive and answered in order. A request is dispatched after the TCP segment with the end of
+its head was parsed, so that a small body is already there. While a complete request is processed, the bytes after it
+are held unparsed up to a limit; then reading stops.
 
-Flow control: a client is read from and written to no faster than the other side of the gateway can go.
+Flow control: the gateway reads from and writes to a client no faster than the server side allows.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from twisted_vllm.http.server.parser import RequestParser
 from twisted_vllm.http.server.request import GatewayRequest, RequestSite
 from twisted_vllm.http.tunnel import Tunnel
 
-#: bytes that are held for a request whose predecessor is still being answered, before reading stops
+#: bytes to hold while the request before them is processed; then reading stops
 HELD_LIMIT = 16_384
 
-#: requests that wait for their turn on one connection before no more are parsed: they take fifty times as much memory
-#: as objects than as bytes
-MOST_REQUESTS = 16
+#: pipelined requests to parse ahead on one connection: as objects they take fifty times the memory of their bytes
+MAX_REQUESTS = 16
 
-#: bytes that are parsed at once where they may be many requests
+#: bytes to parse at once if they may be many requests
 SLICE = 4_096
 
-#: seconds for which the rest of a refused request is read and dropped, so that the client can read the response
-#: (RFC 9112 §9.6: closing with unread data resets the connection)
+#: seconds to read and drop the rest of a refused request, so that the client can read the response (RFC 9112 §9.6:
+#: closing with unread data resets the connection)
 LINGER = 2.0
 
-#: seconds in which a client must read something of what was written to it
+#: seconds in which a client must read some of the pending output
 STALL = 300.0
 
 
 class ConnectionSite(RequestSite, Protocol):
-    """What a connection asks of its site, beside what its requests ask."""
+    """The part of the site that connections use, beside `RequestSite`."""
 
-    sweeper: DeadlineSweeper
-    writes: WriteCoalescer
+    deadlines: DeadlineSweeper
+
+    coalescer: WriteCoalescer
     disconnects: DisconnectWatcher
     header_cache: RequestHeaderCache
     timeouts: Timeouts
@@ -66,9 +66,9 @@ class DownstreamConnection(http.HTTPChannel):
 
     Attributes:
         site: the factory that built it.
-        peer: where it comes from.
-        requests: the requests that were begun and not yet answered, oldest first.
-        tunnel: what the connection was left to, once a server agreed to the first request's upgrade.
+        peer: the client's address.
+        requests: the requests without a complete response, oldest first.
+        tunnel: the tunnel, once a server agreed to the first request's upgrade.
         deadline: when `expired` is called, in the reactor's seconds.
     """
 
@@ -95,22 +95,22 @@ class DownstreamConnection(http.HTTPChannel):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are not parsed before the request in front of them is answered."""
+        """The number of bytes held unparsed until the request before them is answered."""
         return sum(map(len, self._held))
 
     # connection
 
     def connectionMade(self) -> None:
-        """Begin to serve the connection."""
+        """Start to serve the connection."""
         super().connectionMade()
-        self.write, self.send_now = self.site.writes.writer(self.transport)
-        self._parser = RequestParser(self._take_up, self.site.limits, self.site.header_cache)
+        self.write, self.send_now = self.site.coalescer.writer(self.transport)
+        self._parser = RequestParser(self._begin_request, self.site.limits, self.site.header_cache)
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
         self.site.connection_made(self)
-        self.deadline = self.site.sweeper.after(self.site.timeouts.keep_alive)
+        self.deadline = self.site.deadlines.after(self.site.timeouts.keep_alive)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the requests in flight that their client has disconnected."""
+        """Notify the requests in flight that their client has disconnected."""
         self._end_pauses()
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
@@ -119,11 +119,11 @@ class DownstreamConnection(http.HTTPChannel):
             for request in requests:
                 request.connectionLost(reason)
         finally:
-            # a drain that waits for this connection must find its requests logged
+            # after the requests were logged: a drain may wait for this connection
             self.site.connection_lost(self)
 
     def is_idle(self) -> bool:
-        """Tell whether no request is in flight."""
+        """Return whether no request is in flight."""
         return not self.requests and self._parser.current is None and not self._lingering
 
     def expired(self) -> None:
@@ -131,7 +131,7 @@ class DownstreamConnection(http.HTTPChannel):
         if self._lingering or self._waitingForTransport:
             self._give_up_unless_it_reads()
         elif self._read_pauses:
-            # it is the gateway that does not read
+            # the gateway has paused reading
             self._set_deadline()
         elif self._parser.current is None:
             self._close()
@@ -139,9 +139,9 @@ class DownstreamConnection(http.HTTPChannel):
             self._fail(RequestTimeout("The request did not arrive in time."))
 
     def _set_deadline(self) -> None:
-        """Set the deadline for what the client has to do next."""
+        """Set the deadline for the client's next step."""
         if self._waitingForTransport:
-            # it has to read first; `pauseProducing` has set the deadline for that
+            # the client must read first; `pauseProducing` has set that deadline
             return
         current = self._parser.current
         if self.requests and current is not self.requests[0]:
@@ -154,7 +154,7 @@ class DownstreamConnection(http.HTTPChannel):
             seconds = timeouts.client_head
         else:
             seconds = timeouts.client_body
-        self.deadline = self.site.sweeper.after(seconds)
+        self.deadline = self.site.deadlines.after(seconds)
 
     # from the client
 
@@ -172,11 +172,11 @@ class DownstreamConnection(http.HTTPChannel):
 
     @property
     def surplus(self) -> bytes:
-        """What followed a request that asks for an upgrade, in the segment that ended its head."""
+        """The bytes after a request for an upgrade, in the TCP segment that ended its head."""
         return self._parser.surplus
 
     def switch_to(self, tunnel: Tunnel) -> bytes:
-        """Give what the client sends to `tunnel`, until the first request is finished; return what has come already."""
+        """Pass the client's bytes to `tunnel` until the first request is finished; return those already received."""
         self.tunnel = tunnel
         data = b"".join([self.surplus, *self._held])
         self._held.clear()
@@ -194,13 +194,13 @@ class DownstreamConnection(http.HTTPChannel):
 
     def _feed(self, data: bytes) -> None:
         if len(data) > SLICE and not self._is_within_body(len(data)):
-            for at in range(0, len(data), SLICE):
-                if len(self.requests) > MOST_REQUESTS:
-                    self._hold(data[at:])
+            for offset in range(0, len(data), SLICE):
+                if len(self.requests) > MAX_REQUESTS:
+                    self._hold(data[offset:])
                     return
-                if not self._feed_piece(data[at : at + SLICE]):
+                if not self._feed_piece(data[offset : offset + SLICE]):
                     return
-                rest = len(data) - at - SLICE
+                rest = len(data) - offset - SLICE
                 if rest > 0 and self._is_within_body(rest):
                     self._feed_piece(data[-rest:])
                     return
@@ -208,7 +208,7 @@ class DownstreamConnection(http.HTTPChannel):
             self._feed_piece(data)
 
     def _is_within_body(self, size: int) -> bool:
-        """Tell whether the next `size` bytes all belong to the body that is being read."""
+        """Return whether the next `size` bytes all belong to the current body."""
         current = self._parser.current
         if current is None or self._parser.in_head or current.body_length is None:
             return False
@@ -223,7 +223,7 @@ class DownstreamConnection(http.HTTPChannel):
             self._fail(error)
             return False
         if not (was_in_head and parser.in_head):
-            # the bytes of a slow head do not move its deadline
+            # the bytes of a slow head do not extend its deadline
             self._set_deadline()
         return True
 
@@ -242,7 +242,7 @@ class DownstreamConnection(http.HTTPChannel):
     def _advance_once(self) -> bool:
         """Take one step; return whether another may follow."""
         if self._held and not self._lingering and (not self.requests or self._parser.current is self.requests[0]):
-            # what is held begins the next request, or continues the first
+            # the held bytes start the next request, or continue the first
             data = b"".join(self._held)
             self._held.clear()
             self._held_size = 0
@@ -268,7 +268,7 @@ class DownstreamConnection(http.HTTPChannel):
         return False
 
     def requestDone(self, request: GatewayRequest) -> None:
-        """Go on to the next request, or close the connection; called when a request was answered."""
+        """Continue with the next request, or close the connection. A request calls it when its response is complete."""
         self.requests.remove(request)
         if not request.keeps_connection():
             self._end(request)
@@ -280,7 +280,7 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _end(self, request: GatewayRequest) -> None:
-        """Close; where the request has a rest, read and drop it for a while first."""
+        """Close; first read and drop the rest of the request for `LINGER` seconds."""
         self._parser.final = True
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
@@ -298,20 +298,20 @@ class DownstreamConnection(http.HTTPChannel):
             self.loseConnection()
 
     def _fail(self, error: GatewayError) -> None:
-        """Answer `error` in place of the request that cannot be read, and close."""
+        """Answer the unreadable request with `error`, and close."""
         request = self._parser.give_up()
         self._held.clear()
         request.fault = error
         request.head_complete = True
         if request.finished:
-            # it was answered early, and the rest of its body is malformed
+            # already answered; the rest of its body is malformed
             self._end(request)
         elif self.requests[0] is request:
             request.persistent = False
             request.fail(error)
 
-    def _take_up(self) -> GatewayRequest:
-        """Begin a request."""
+    def _begin_request(self) -> GatewayRequest:
+        """Create a request and put it in line."""
         request = GatewayRequest(self)
         self.requests.append(request)
         return request
@@ -326,45 +326,45 @@ class DownstreamConnection(http.HTTPChannel):
         if self.is_idle():
             self._close()
         elif current is not None and current.finished:
-            # it is answered; do not wait for the rest of its body
+            # already answered: do not wait for the rest of its body
             self._end(current)
 
     # reading from the client
 
     def pause_reading(self, why: str) -> None:
-        """Read no more from the client until `resume_reading` is called with the same reason."""
+        """Stop reading from the client until `resume_reading` is called with the same reason."""
         if not self._read_pauses:
-            # in a tunnel, a FIN comes behind data that is still to be read
+            # in a tunnel, unread data may precede a FIN
             self.site.disconnects.watch(self.transport, resets_only=why == "tunnel")
         self._read_pauses.add(why)
         self._networkProducer.pauseProducing()
 
     def resume_reading(self, why: str) -> None:
-        """Read again, unless another reason forbids it."""
+        """Resume reading, unless there is another reason to pause."""
         if why in self._read_pauses:
             self._read_pauses.discard(why)
             if not self._read_pauses:
-                self.site.disconnects.forget(self.transport)
+                self.site.disconnects.unwatch(self.transport)
                 self._networkProducer.resumeProducing()
                 if not self._lingering:
                     self._set_deadline()
 
     def _end_pauses(self) -> None:
-        """Forget the reasons not to read; the caller resumes reading itself."""
+        """Clear the reasons to pause; the caller resumes reading itself."""
         if self._read_pauses:
             self._read_pauses.clear()
-            self.site.disconnects.forget(self.transport)
+            self.site.disconnects.unwatch(self.transport)
 
     # writing to the client
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Register the producer of the response; pause it while the client has not read what went before."""
+        """Register the producer of the response; pause it while earlier output is pending."""
         super().registerProducer(producer, streaming)
         if streaming and self._waitingForTransport:
             producer.pauseProducing()
 
     def pauseProducing(self) -> None:
-        """The client reads slower than it is written to: pause the producer, and take no more requests."""
+        """The client reads too slowly: pause the producer, and accept no more requests."""
         if not self._waitingForTransport:
             self._waitingForTransport = True
             self._await_reading(STALL)
@@ -374,7 +374,7 @@ class DownstreamConnection(http.HTTPChannel):
             self.pause_reading("unread")
 
     def resumeProducing(self) -> None:
-        """The client has read what was written."""
+        """The client has read the pending output: resume."""
         self._waitingForTransport = False
         if not self._lingering:
             self._set_deadline()
@@ -384,20 +384,20 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _give_up_unless_it_reads(self) -> None:
-        """Cut the connection unless the client has read something since the last deadline."""
+        """Abort the connection unless the client has read something since the last deadline."""
         unsent = unsent_bytes(self.transport)
         if 0 < unsent < self._unsent:
             self._unsent = unsent
-            self.deadline = self.site.sweeper.after(STALL)
+            self.deadline = self.site.deadlines.after(STALL)
         else:
             self.transport.abortConnection()
 
     def _close(self) -> None:
-        """Close once everything was written; cut off a client that neither reads nor closes."""
+        """Close once everything was written; abort if the client neither reads nor closes."""
         self._lingering = True
         self._await_reading(STALL)
         self.loseConnection()
 
     def _await_reading(self, seconds: float) -> None:
         self._unsent = unsent_bytes(self.transport)
-        self.deadline = self.site.sweeper.after(STALL if self._unsent else seconds)
+        self.deadline = self.site.deadlines.after(STALL if self._unsent else seconds)

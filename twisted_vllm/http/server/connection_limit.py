@@ -14,20 +14,20 @@ from twisted_vllm.errors import TooManyConnections
 from twisted_vllm.http.headers import write_response_head
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 
-#: seconds in which a connection over the limit may send its first bytes and read the response
+#: seconds for a connection over the limit to send its first bytes and read the response
 PATIENCE = 2.0
 
-#: connections over the limit that are answered at a time; more are closed at once
-MOST_REFUSED = 128
+#: connections over the limit to answer at a time; more are closed at once
+MAX_REFUSED = 128
 
-#: the share of the limit below which the next refusal is logged again
+#: below this share of the limit, the log reports the end of the overload
 RESET_SHARE = 0.9
 
 
 class RefusedConnection(Protocol):
-    """A connection over the limit. It is answered at its first bytes, whatever they are, and nothing is kept of them.
+    """A connection over the limit. It gets an error response at its first bytes, which are dropped.
 
-    A client that is answered before it has sent anything may take that for a protocol error.
+    A client that gets a response before it has sent anything may report a protocol error.
 
     Attributes:
         deadline: when `expired` is called, in the reactor's seconds.
@@ -36,26 +36,26 @@ class RefusedConnection(Protocol):
     transport: Any
 
     def __init__(
-        self, sweeper: DeadlineSweeper, answer: Callable[[], bytes], on_lost: Callable[[RefusedConnection], None]
+        self, deadlines: DeadlineSweeper, answer: Callable[[], bytes], on_lost: Callable[[RefusedConnection], None]
     ):
-        """Make the connection's protocol.
+        """Create the protocol.
 
         Args:
-            sweeper: the deadlines of all connections.
-            answer: returns the answer, written out.
+            deadlines: checks the deadlines of all connections.
+            answer: returns the serialized response.
             on_lost: called when the connection has ended.
         """
-        self.deadline: float | None = sweeper.after(PATIENCE)
-        self._sweeper = sweeper
+        self.deadline: float | None = deadlines.after(PATIENCE)
+        self._deadlines = deadlines
         self._answer: Callable[[], bytes] | None = answer
         self._on_lost = on_lost
 
     def connectionMade(self) -> None:
         """Wait for the client's first bytes."""
-        self._sweeper.add(self)
+        self._deadlines.add(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Answer, and drop what comes: closing with unread data would reset the connection (RFC 9112 §9.6)."""
+        """Respond, and drop further bytes: closing with unread data would reset the connection (RFC 9112 §9.6)."""
         answer, self._answer = self._answer, None
         if answer is None:
             return
@@ -66,12 +66,12 @@ class RefusedConnection(Protocol):
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget the connection."""
-        self._sweeper.discard(self)
+        """Remove the connection from the deadlines."""
+        self._deadlines.discard(self)
         self._on_lost(self)
 
     def expired(self) -> None:
-        """Cut the connection."""
+        """Abort the connection."""
         self.deadline = None
         self.transport.abortConnection()
 
@@ -89,49 +89,51 @@ class ConnectionLimit:
     """Refuses connections over the limit.
 
     Attributes:
-        most: connections that are served at a time.
+        max_connections: the limit.
     """
 
     _log = Logger()
 
     def __init__(
-        self, most: int, sweeper: DeadlineSweeper, date: Callable[[], bytes], make_id: Callable[[], bytes]
+        self, max_connections: int, deadlines: DeadlineSweeper, date: Callable[[], bytes], make_id: Callable[[], bytes]
     ) -> None:
-        """Make it.
+        """Create the limit.
 
         Args:
-            most: connections that are served at a time.
-            sweeper: the deadlines of all connections.
+            max_connections: the maximum number of connections to serve at a time.
+            deadlines: checks the deadlines of all connections.
             date: returns the value of a ``Date`` header.
             make_id: returns a new request id.
         """
-        self.most = most
-        self._sweeper = sweeper
+        self.max_connections = max_connections
+        self._deadlines = deadlines
         self._date = date
         self._make_id = make_id
         self._refused: set[RefusedConnection] = set()
         self._count = 0
 
     def refuse(self) -> Protocol:
-        """Return what refuses one connection."""
+        """Return a protocol that refuses one connection."""
         if not self._count:
-            self._log.warn("Over {cap} client connections: more are refused until some have ended", cap=self.most)
+            self._log.warn(
+                "Over {cap} client connections: more are refused until some have ended", cap=self.max_connections
+            )
         self._count += 1
-        if len(self._refused) >= MOST_REFUSED:
-            # not None, which stands for a closed connection too, but not below TLS
+        if len(self._refused) >= MAX_REFUSED:
+            # None would close the connection as well, but not below TLS
             return _ClosedConnection()
-        refused = RefusedConnection(self._sweeper, self._answer, self._refused.discard)
+        refused = RefusedConnection(self._deadlines, self._answer, self._refused.discard)
         self._refused.add(refused)
         return refused
 
     def left(self, connections: int) -> None:
-        """A served connection has ended, and `connections` are left."""
-        if self._count and connections < self.most * RESET_SHARE:
+        """Note that a served connection has ended and `connections` are left."""
+        if self._count and connections < self.max_connections * RESET_SHARE:
             self._log.info("{count} client connections over the cap were refused", count=self._count)
             self._count = 0
 
     def close(self) -> None:
-        """Cut the connections that are being refused."""
+        """Abort the connections that are being refused."""
         for refused in self._refused:
             refused.transport.abortConnection()
 

@@ -1,4 +1,4 @@
-"""The ids of requests, which client, server, log and ledger share."""
+"""Request ids, shared by client, server, log and ledger."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 #: ids that are accepted from clients: visible ASCII, which is safe in headers and logs
 SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
-#: bytes of randomness in an id that is made here, and ids that are made with one question to the kernel
+#: random bytes per generated id, and ids per read of the kernel's random source
 RANDOM_BYTES = 12
 BATCH = 64
 
 
 class RequestIds:
-    """Makes ids, and knows those of the requests in flight."""
+    """Generates ids, and tracks those of the requests in flight."""
 
     def __init__(self, randbytes: Callable[[int], bytes]) -> None:
-        """Begin with none; `randbytes` returns so many random bytes."""
+        """Start empty; `randbytes` returns the given number of random bytes."""
         self._randbytes = randbytes
         self._in_flight: set[bytes] = set()
         self._random: list[bytes] = []
@@ -28,12 +28,12 @@ class RequestIds:
         return len(self._in_flight)
 
     def take(self, given: bytes | None, started: float) -> bytes:
-        """Return the id of a request: the client's own where it is safe and not in flight, else a new one.
+        """Return the id of a request: the client's own if it is safe and not in flight, else a new one.
 
-        A second request in flight with one id has broken vLLM's engine: vLLM builds its own ids from this header.
+        Two requests in flight with the same id have broken vLLM's engine: vLLM builds its own ids from this header.
 
         Args:
-            given: the client's.
+            given: the client's id, or None.
             started: when the request began, in seconds since 1970.
         """
         if given is None or given in self._in_flight or not SAFE_ID.fullmatch(given):
@@ -42,13 +42,13 @@ class RequestIds:
         return given
 
     def release(self, request_id: bytes) -> None:
-        """Forget a request that is over."""
+        """Release the id of a request that is over."""
         self._in_flight.discard(request_id)
 
     def make(self, started: float) -> bytes:
-        """Return an id of 32 hex digits: the second that a request began in, and 96 random bits.
+        """Return an id of 32 hex digits: the second in which the request started, and 96 random bits.
 
-        The ledger keeps its rows in the order of their time; the second says where a row is.
+        The ledger stores its rows in order of time; the second locates the row.
         """
         second = int(started)
         if second != self._second:
@@ -56,5 +56,7 @@ class RequestIds:
             self._second_digits = b"%08x" % (second & 0xFFFFFFFF)
         if not self._random:
             digits = self._randbytes(BATCH * RANDOM_BYTES).hex().encode("ascii")
-            self._random = [digits[at : at + 2 * RANDOM_BYTES] for at in range(0, len(digits), 2 * RANDOM_BYTES)]
+            self._random = [
+                digits[start : start + 2 * RANDOM_BYTES] for start in range(0, len(digits), 2 * RANDOM_BYTES)
+            ]
         return self._second_digits + self._random.pop()

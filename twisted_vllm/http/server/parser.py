@@ -1,4 +1,4 @@
-"""Parsing requests: llhttp's callbacks become request heads, checked beyond what llhttp checks, and bodies."""
+"""Parses requests: turns llhttp's callbacks into request heads, with checks that llhttp lacks, and bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.server.request_line import asked_protocols, closes, origin_form
 from twisted_vllm.http.start_line import KEPT, OTHER_PROTOCOL, unfinished_request_line
 
-#: what the log shows in place of the method of a request whose head was not read
+#: the method in the log of a request whose head was not read
 UNREAD_METHOD = b"(no method yet)"
 
 
@@ -22,19 +22,19 @@ class RequestParser:
     """Parses the requests of one connection.
 
     Attributes:
-        current: the request that is being parsed, or None between two.
+        current: the request that is being parsed, or None between requests.
         in_head: whether its head is being parsed.
-        final: whether nothing that follows is a request.
-        surplus: what followed a request that asks for an upgrade, in the segment that ended its head.
+        final: whether no further request is parsed.
+        surplus: the bytes after a request for an upgrade, in the TCP segment that ended its head.
     """
 
     def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, header_cache: RequestHeaderCache) -> None:
         """Make a parser.
 
         Args:
-            begin: makes a request and puts it in line.
+            begin: creates a request and puts it in line.
             limits: limits of heads and bodies.
-            header_cache: the heads that were parsed before.
+            header_cache: the parsed heads of earlier requests.
         """
         self.current: GatewayRequest | None = None
         self.in_head = False
@@ -46,22 +46,22 @@ class RequestParser:
         # the request that ended in the segment that is being parsed
         self._last: GatewayRequest | None = None
         self._parser = HttpRequestParser(self)
-        # the head that is being parsed, as far as it came
+        # the part of the current head that has arrived
         self._target = b""
         self._headers: HeaderList = []
         self._ignoring_upgrade = False
         self._priming = False
-        # the end of a request line that has none yet
+        # the last bytes of an unfinished request line
         self._line = b""
-        # sizes in bytes: of the segment that is parsed, of the one in which the head began, of all that may be the
-        # head, and of what came of a chunked body without a byte of content
+        # sizes in bytes: of the current segment, of the segment in which the head began, of all that may belong to the
+        # head, and of chunk framing that arrived without content
         self._segment = 0
         self._head_segment = 0
         self._head_bound = 0
         self._empty_bytes = 0
 
     def feed(self, data: bytes) -> GatewayError | None:
-        """Parse `data`; return why what comes can be parsed no further, or None."""
+        """Parse `data`; return the error that ends parsing, or None."""
         begins = self.current is None and not self.final
         if begins and (recalled := self._header_cache.recall(data)) is not None:
             self._take_recalled(*recalled)
@@ -86,7 +86,7 @@ class RequestParser:
         request.body_complete = True
 
     def _parse_lines(self, data: bytes) -> GatewayError | None:
-        """Parse line by line, so that each request begins with one, and refuse request lines of another protocol."""
+        """Parse line by line, and refuse request lines of another protocol."""
         at = 0
         while at < len(data):
             request = self.current
@@ -131,7 +131,7 @@ class RequestParser:
                 return None if self.final else MalformedHttp("The request is not well-formed HTTP/1.1.")
         request = self.current
         if self.in_head:
-            # what came in whole segments since the head began; nothing else is in them
+            # whole segments since the head began; they contain nothing else
             if self._head_bound - self._head_segment > self._limits.max_head_bytes:
                 return self._head_too_large()
         elif request is not None and request is before and request.body_length is None:
@@ -139,7 +139,7 @@ class RequestParser:
         return None
 
     def give_up(self) -> GatewayRequest:
-        """Parse no more; return the request that cannot be parsed, or a new one for bytes that are none."""
+        """Stop parsing; return the request that cannot be parsed, or a new one for bytes that are not a request."""
         request, self.current = self.current or self._begin(), None
         if not request.head_complete:
             request.begin(RequestHead(UNREAD_METHOD, self._target if self.in_head else b"", b"HTTP/1.1", self._headers))
@@ -151,7 +151,7 @@ class RequestParser:
         return HeadTooLarge(f"The request's head is over {self._limits.max_head_bytes} bytes.")
 
     def _judge_chunks(self, gained: int) -> GatewayError | None:
-        """Refuse endless chunk extensions and trailers: llhttp has no limit, and keeps a trailer until it ends."""
+        """Refuse endless chunk extensions and trailers: llhttp has no limit and buffers a trailer until it ends."""
         if gained:
             self._empty_bytes = 0
             return None
@@ -161,12 +161,12 @@ class RequestParser:
         return None
 
     def _prime_without_upgrade(self) -> bool:
-        """Go on as if no upgrade had been asked for: RFC 9110 §7.8 lets a server ignore it.
+        """Continue as if no upgrade had been requested: RFC 9110 §7.8 lets a server ignore it.
 
-        llhttp takes the request for complete and skips its body, so a fresh parser gets a head with the same framing.
+        llhttp considers the request complete and skips its body, so a new parser gets a head with the same framing.
 
         Returns:
-            Whether what follows is to be read.
+            Whether to parse what follows.
         """
         request = self.current
         if request is None or request.fault is not None:
@@ -205,7 +205,7 @@ class RequestParser:
             self.current.trailers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Check the head, and give it to the request."""
+        """Check the head, and pass it to the request."""
         request = self.current
         if self._priming or request is None:
             return
@@ -228,13 +228,13 @@ class RequestParser:
             head.protocols = asked_protocols(head.method, version, head.headers)
             if head.protocols:
                 self._ignoring_upgrade = False
-                # whatever the response is: what follows was perhaps written for the other protocol, and must not be
-                # read as a request
+                # whatever the response is: what follows may belong to the other protocol, and must not be parsed as a
+                # request
                 head.keep_alive = False
         request.begin(head)
 
     def _check(self, head: RequestHead, version: str) -> None:
-        """Check what llhttp does not, and set what follows from the headers.
+        """Check what llhttp does not, and set the attributes that depend on the headers.
 
         Raises:
             GatewayError: the request is refused.
@@ -243,7 +243,7 @@ class RequestParser:
         limits = self._limits
         if len(head.headers) > limits.max_header_count:
             raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
-        # what was fed bounds the head from above, and is known without counting
+        # the fed bytes are an upper bound of the head's size that costs nothing to know
         if self._head_bound > limits.max_head_bytes and _size(head) > limits.max_head_bytes:
             raise self._head_too_large()
         head.target = origin_form(head.method, head.target, version, head.headers, first)
@@ -254,7 +254,7 @@ class RequestParser:
                 raise self._body_too_large()
         elif b"transfer-encoding" in first:
             if version == "1.0" or first[b"transfer-encoding"].lower() != b"chunked":
-                # a coding that another server on the way may read, or not: RFC 9112 §6.1
+                # a coding that other servers on the path may or may not understand: RFC 9112 §6.1
                 raise MalformedHttp("The only transfer coding is chunked, in HTTP/1.1.")
             head.length = None
         head.keep_alive = not closes(version, first)
@@ -276,7 +276,7 @@ class RequestParser:
             request.body_pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """End the request, unless it asked for an upgrade and its body is still to be read."""
+        """End the request, unless it requested an upgrade and its body is still to come."""
         request = self.current
         if request is None:
             return

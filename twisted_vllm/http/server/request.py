@@ -1,9 +1,9 @@
 """A client's request and the response to it.
 
-A resource that provides `IStreamingResource` is rendered as soon as the head is there. It takes the body with
-`GatewayRequest.collect_body` or `GatewayRequest.stream_body`, and answers with `GatewayRequest.relay_head` and
-`GatewayRequest.relay_body`, or with `GatewayRequest.answer`. Any other resource gets an ordinary Twisted request, whose
-body was read into memory.
+A resource that provides `IStreamingResource` is rendered as soon as the head has arrived. It takes the body with
+`GatewayRequest.collect_body` or `GatewayRequest.stream_body`, and responds with `GatewayRequest.relay_head` and
+`GatewayRequest.relay_body`, or with `GatewayRequest.answer`. Any other resource gets an ordinary Twisted request with
+its body in memory.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from twisted_vllm.http.headers import (
 )
 from twisted_vllm.lifecycle import Lifecycle
 
-#: bytes of a body that are read and dropped to keep a connection whose request was answered early
+#: after an early response, up to this many bytes of the body are read and dropped to keep the connection
 DISCARD_LIMIT = 262_144
 
-#: pieces of a collected body that are joined into one, as many tiny chunks would take many times their size
+#: more pieces of a collected body are joined: many tiny chunks would take a multiple of their size
 LOOSE_PIECES = 256
 
 
 class IStreamingResource(IResource):
-    """A resource that is rendered when the head of the request is there, whether or not its body is."""
+    """A resource that is rendered when the head of the request has arrived, before its body."""
 
 
 class Work(Protocol):
-    """What a streaming resource does for a request, as far as the request must be able to stop it."""
+    """The cancellable work of a streaming resource for a request."""
 
     def cancel(self) -> None:
-        """The client has gone, or its request turned out to be unreadable: stop, and answer nothing."""
+        """Stop without a response: the client has disconnected, or its request is unreadable."""
 
 
 class RequestSite(Protocol):
-    """What a request asks of its site."""
+    """The part of the site that a request uses."""
 
     limits: Limits
     lifecycle: Lifecycle
@@ -64,17 +64,17 @@ class RequestSite(Protocol):
         """Return the value of a ``Date`` header."""
 
     def take_request_id(self, given: bytes | None, started: float) -> bytes:
-        """Return the request's id: `given` where it is safe and unique, else a new one."""
+        """Return the request's id: `given` if it is safe and unique, else a new one."""
 
     def leaf_for(self, path: bytes) -> IResource:
-        """Return the resource that answers `path`."""
+        """Return the resource for `path`."""
 
     def finished(self, request: GatewayRequest) -> None:
-        """Forget a request that was answered or given up, and tell the observers."""
+        """End a request that was answered or given up, and notify the observers."""
 
 
 class RequestConnection(Protocol):
-    """What a request asks of its client's connection."""
+    """The part of the client's connection that a request uses."""
 
     peer: Peer
     transport: Any
@@ -86,33 +86,33 @@ class RequestConnection(Protocol):
         """The factory that built it."""
 
     def pause_reading(self, why: str) -> None:
-        """Read no more from the client until `resume_reading` is called with the same reason."""
+        """Stop reading from the client until `resume_reading` is called with the same reason."""
 
     def resume_reading(self, why: str) -> None:
-        """Read again, unless another reason forbids it."""
+        """Resume reading, unless there is another reason to pause."""
 
     def requestDone(self, request: GatewayRequest) -> None:
-        """Go on to the next request, or close the connection."""
+        """Continue with the next request, or close the connection."""
 
 
 class GatewayRequest(server.Request):
     """One request and its response.
 
     Attributes:
-        context: what is known of it.
+        context: its context.
         channel: the client's connection; None once the response has ended.
-        persistent: whether the connection goes on after this request, as far as that is known.
-        trailers: the trailers as they came; all of them once the body is complete.
+        persistent: whether the connection may stay open after this request.
+        trailers: the trailers as received; complete once the body is.
         head_complete: whether the head was read.
-        fault: what is wrong with the request itself, if anything.
+        fault: the error of a request that must be refused, or None.
         body_received: bytes of the body that arrived.
         body_complete: whether the whole body arrived.
-        body_pieces: what arrived of the body and was not taken yet.
-        continued: whether the client was told to send its body.
-        dispatched: whether a resource was asked to answer it.
-        failed: whether its fault was answered, or cut it.
-        work: what a resource does for it, until that is done.
-        added: whole header lines that the gateway adds to the response.
+        body_pieces: the received pieces of the body that were not taken yet.
+        continued: whether a ``100 Continue`` was sent.
+        dispatched: whether it was passed to a resource.
+        failed: whether it ended with an error response or was cut off.
+        work: the resource's work for it, while there is any.
+        added: header lines that the gateway adds to the response.
     """
 
     channel: Any
@@ -143,7 +143,7 @@ class GatewayRequest(server.Request):
         self._body_ended = False
 
     def begin(self, head: RequestHead) -> None:
-        """Take the head, which is there."""
+        """Set the head, once it was read."""
         self.context.head = head
         self.method = head.method
         self.uri = head.target
@@ -164,7 +164,7 @@ class GatewayRequest(server.Request):
     # towards the resource
 
     def dispatch(self) -> None:
-        """Find the resource and let it answer."""
+        """Find the resource and render it."""
         self.dispatched = True
         self.site = site = self.channel.site
         context = self.context
@@ -204,7 +204,7 @@ class GatewayRequest(server.Request):
     # the body
 
     def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
-        """Call `done` with the whole body once it is there; answer 413 when it is over `limit` bytes."""
+        """Call `done` with the whole body once it has arrived; answer 413 if it is over `limit` bytes."""
         if self.body_length is not None and self.body_length > limit:
             self.answer(self._too_large(limit))
             return
@@ -213,19 +213,19 @@ class GatewayRequest(server.Request):
         self.body_arrived()
 
     def ask_for_body(self) -> None:
-        """Tell a client that waits for it to send its body."""
+        """Send ``100 Continue`` if the client waits for it."""
         if self.awaits_continue():
             self.continued = True
             self.channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def take_body(self) -> bytes:
-        """Return the whole body, which must be complete; it is taken once."""
+        """Return the whole body, once; it must be complete."""
         self._body_ended = True
         pieces, self.body_pieces = self.body_pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def awaits_continue(self) -> bool:
-        """Tell whether the client sends its body only after an interim response (RFC 9110 §10.1.1)."""
+        """Return whether the client waits for an interim response before its body (RFC 9110 §10.1.1)."""
         first = self.context.head.first
         return (
             b"expect" in first
@@ -237,21 +237,21 @@ class GatewayRequest(server.Request):
         )
 
     def stream_body(self, sink: Callable[[bytes, bool], None]) -> None:
-        """Call `sink` with each piece of the body as it comes, and whether it is the last; the last may be empty."""
+        """Call `sink` with each piece of the body and whether it is the last; the last may be empty."""
         self._body_sink = sink
         self.body_arrived()
 
     def forget_body(self) -> None:
-        """Pass nothing on any more: the request is over."""
+        """Drop the body's receivers: the request is over."""
         self._body_sink = self._collect = None
 
     def pause_body(self) -> None:
-        """Read no more of the body from the client for now."""
+        """Stop reading the body from the client."""
         if not self.body_complete and self.channel is not None:
             self.channel.pause_reading("body")
 
     def resume_body(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self.channel is not None:
             self.channel.resume_reading("body")
 
@@ -262,7 +262,7 @@ class GatewayRequest(server.Request):
     # from the connection
 
     def body_arrived(self) -> None:
-        """Pass on what came of the body."""
+        """Pass on the received pieces of the body."""
         if self._body_ended or self.finished:
             return
         if self._body_sink is not None:
@@ -283,7 +283,7 @@ class GatewayRequest(server.Request):
                 self.body_pieces.clear()
 
     def fail(self, error: GatewayError) -> None:
-        """The request turned out to be unreadable: answer `error`, or cut what was begun."""
+        """Answer with `error`, or abort a response that has begun."""
         self.failed = True
         context = self.context
         if not context.request_id:
@@ -295,7 +295,7 @@ class GatewayRequest(server.Request):
             self.abort()
 
     def revoke(self, error: GatewayError) -> None:
-        """The request may not go on: answer `error`, or cut what was begun."""
+        """End a request whose key was revoked: answer with `error`, or abort a response that has begun."""
         self.context.revoked = True
         self.context.error_code = error.code
         self.fail(error)
@@ -306,7 +306,7 @@ class GatewayRequest(server.Request):
             work.cancel()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The client has gone before its request was answered."""
+        """The client has disconnected before the response was complete."""
         if self.finished or self._disconnected:
             return
         site = self.channel.site
@@ -319,7 +319,7 @@ class GatewayRequest(server.Request):
             super().connectionLost(reason)
 
     def processingFailed(self, reason: Failure) -> Failure:
-        """Log what went wrong in a resource, and answer 500 without a word of it."""
+        """Log a resource's exception, and answer 500 without its details."""
         self._log.failure("A request could not be processed", failure=reason)
         if self.channel is not None:
             self.fail(GatewayError("The gateway failed to process this request; its log says why."))
@@ -328,18 +328,18 @@ class GatewayRequest(server.Request):
     # the response
 
     def keeps_connection(self) -> bool:
-        """Tell whether the connection can take another request after this one."""
+        """Return whether the connection can serve another request after this one."""
         if not self.persistent or self.channel is None or self.channel.site.draining:
             return False
         if self.body_complete:
             return True
         if self.awaits_continue():
-            # it may send the body or leave it out: what follows could be read in two ways
+            # the client may send the body or omit it, so what follows is ambiguous
             return False
         return self.body_length is not None and self.body_length - self.body_received <= DISCARD_LIMIT
 
     def answer(self, error: GatewayError) -> None:
-        """Answer an error of the gateway's own, whole."""
+        """Send a complete error response of the gateway."""
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
@@ -353,9 +353,9 @@ class GatewayRequest(server.Request):
         self.relay_body(body, True)
 
     def relay_head(self, head: ResponseHead) -> None:
-        """Begin the response; it is written with the first piece of the body, or by `flush`.
+        """Start the response; its head is written with the first piece of the body, or by `flush`.
 
-        What goes on is ``head.relayed``; ``x-request-id`` and the framing are added where they are not there.
+        It relays ``head.relayed``, and adds ``x-request-id`` and the framing if they are missing.
         """
         status = head.status
         added = self.added
@@ -371,7 +371,7 @@ class GatewayRequest(server.Request):
                 else:
                     keep = False
         elif status == 204:
-            # RFC 9110 §8.6 forbids a length, and a client that believes it would wait for a body
+            # RFC 9110 §8.6 forbids a length, and a client that trusts it would wait for a body
             kept = [pair for pair in head.relayed if pair[0].lower() != b"content-length"]
             head = ResponseHead(status, head.reason, kept)
         if not keep:
@@ -381,7 +381,7 @@ class GatewayRequest(server.Request):
         self._corked = head.write(added)
 
     def relay_switch(self, head: ResponseHead) -> None:
-        """Begin a 101 and what follows it, which nothing frames and only the connection ends (RFC 9110 §15.2.2)."""
+        """Start a 101. What follows has no framing and ends with the connection (RFC 9110 §15.2.2)."""
         headers = [pair for pair in head.headers if pair[0].lower() not in FRAMING]
         added = b"" if head.has_request_id else b"x-request-id: " + self.context.request_id + b"\r\n"
         self.persistent = self._chunked_out = False
@@ -389,12 +389,12 @@ class GatewayRequest(server.Request):
         self._corked = write_response_head(head.status, head.reason, headers, added)
 
     def relay_body(self, data: bytes, last: bool, trailers: HeaderList | None = None) -> None:
-        """Write a piece of the response's body, in one write with what frames it; end the response with the last.
+        """Write a piece of the response's body and its framing in one write; the last piece ends the response.
 
         Args:
             data: the piece.
             last: whether it is the last.
-            trailers: what follows the last piece, if anything; only a chunked response to HTTP/1.1 can carry it.
+            trailers: the trailers after the last piece, or None; only a chunked HTTP/1.1 response can carry them.
         """
         if self._disconnected or self.finished:
             return
@@ -423,12 +423,12 @@ class GatewayRequest(server.Request):
             observe(self.context)
 
     def flush(self) -> None:
-        """Write the head, if no piece of the body has carried it."""
+        """Write the head, if it was not written with a piece of the body."""
         if self._corked:
             self.relay_body(b"", False)
 
     def informational(self, status: int, reason: bytes, headers: HeaderList) -> None:
-        """Pass on an interim response (RFC 9110 §15.2), less what speaks of the server's connection or of a body.
+        """Relay an interim response (RFC 9110 §15.2) without hop-by-hop and framing headers.
 
         HTTP/1.0 knows no interim responses.
         """
@@ -438,7 +438,7 @@ class GatewayRequest(server.Request):
             self.channel.write(write_response_head(status, reason, relayed))
 
     def abort(self) -> None:
-        """Cut the connection after what was written, so that it does not look complete."""
+        """Abort the connection after sending what was written, so that the response does not look complete."""
         if self.channel is not None:
             self.channel.send_now()
             self.channel.transport.abortConnection()
@@ -463,7 +463,7 @@ class GatewayRequest(server.Request):
         self._end(b"0\r\n\r\n" if self.chunked else b"")
 
     def _end(self, out: bytes) -> None:
-        """Write the last bytes, after the observers were told: who has the bytes may ask for what these keep."""
+        """Write the last bytes after notifying the observers: a client with the whole response may query the ledger."""
         self.finished = 1
         channel = self.channel
         channel.site.finished(self)

@@ -1,6 +1,6 @@
 """Checks of a request's head beyond llhttp's.
 
-llhttp refuses each malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
+llhttp refuses every malformed framing that was tried (Content-Length with Transfer-Encoding, repeated or signed
 lengths, bare line feeds, folding, bad chunks, odd transfer codings). It accepts HTTP/0.9 request lines, a missing or
 repeated ``Host``, and the absolute and authority forms of the request target: those are checked here. Two other
 protocols that it accepts are recognised by `twisted_vllm.http.start_line`.
@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
 from twisted_vllm.http.headers import HeaderList, listed
 
-#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 asks for a 400 where it is anything else
+#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 requires a 400 for anything else
 HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
-#: protocols that carry HTTP requests, which would pass unauthorized: an upgrade to one is ignored
+#: protocols that carry HTTP requests, which would bypass authorization: an upgrade to one is ignored
 CARRY_REQUESTS = frozenset((b"h2c", b"h2", b"h3", b"http", b"https", b"tls", b"spdy", b"connect-udp", b"connect-ip"))
 
-#: methods that are never upgraded: OPTIONS may come without a credential, the others have no use for it
+#: methods that are never upgraded: OPTIONS may have no credential, and the others cannot use an upgrade
 WITHOUT_UPGRADE = frozenset((b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"))
 
 
@@ -28,18 +28,18 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
     """Return the request target in origin form (RFC 9112 §3.2).
 
     Args:
-        method: the method as it came.
-        target: the request target as it came.
-        version: ``1.0`` or ``1.1``, as llhttp gives it.
-        headers: all headers, as they came.
-        first: the same, by lower-case name.
+        method: the method as received.
+        target: the request target as received.
+        version: ``1.0`` or ``1.1``, as llhttp reports it.
+        headers: all headers, as received.
+        first: the first value of each, by lower-case name.
 
     Raises:
-        MalformedHttp: where RFC 9112 asks for a 400, or another reading of the request is possible.
+        MalformedHttp: RFC 9112 requires a 400, or the request is ambiguous.
         MethodNotAllowed: for CONNECT.
     """
     if version not in ("1.1", "1.0") or method == b"SOURCE":
-        # the method of ICE, a protocol that llhttp takes for HTTP
+        # the method of ICE, a protocol that llhttp accepts as HTTP
         raise MalformedHttp("Speak HTTP/1.1 or HTTP/1.0.")
     host = first.get(b"host")
     if host is None:
@@ -67,7 +67,7 @@ def origin_form(method: bytes, target: bytes, version: str, headers: HeaderList,
 
 
 def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
-    """Tell whether the client asks for the connection to end with this exchange; HTTP/1.0 always does here."""
+    """Return whether the connection must close after this exchange; here HTTP/1.0 always closes."""
     if version != "1.1":
         return True
     connection = first.get(b"connection")
@@ -75,15 +75,15 @@ def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
 
 
 def asked_protocols(method: bytes, version: str, headers: HeaderList) -> frozenset[bytes]:
-    """Return the protocols, in lower case, that a request without a body asks to switch to (RFC 9110 §7.8).
+    """Return the protocols, in lower case, that a request without a body wants to switch to (RFC 9110 §7.8).
 
     Args:
-        method: the method as it came.
-        version: ``1.0`` or ``1.1``, as llhttp gives it.
-        headers: all headers, as they came; ``Connection`` names ``upgrade``, as llhttp has found.
+        method: the method as received.
+        version: ``1.0`` or ``1.1``, as llhttp reports it.
+        headers: all headers, as received; llhttp has checked that ``Connection`` names ``upgrade``.
 
     Returns:
-        The protocols, or none where the upgrade is to be ignored: on HTTP/1.0, and where one of them carries requests.
+        The protocols; none if the upgrade must be ignored: on HTTP/1.0, or if one of them carries HTTP requests.
     """
     if version != "1.1" or method in WITHOUT_UPGRADE:
         return frozenset()

@@ -1,4 +1,4 @@
-"""The factory of client connections: what they share, and how they are drained."""
+"""The factory of client connections: their shared state, and the drain."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class GatewaySite(server.Site):
     """Builds connections, finds resources, and counts what is in flight.
 
     Attributes:
-        sweeper: the deadlines of all connections.
-        writes: sends what was written in a turn of the reactor.
-        disconnects: notices clients that disconnect while nobody reads from them.
+        deadlines: checks the deadlines of all connections.
+        coalescer: sends at the end of a reactor turn what was written in it.
+        disconnects: detects clients that disconnect while they are not read from.
         limits: limits of connections, heads and bodies.
-        timeouts: waiting times towards clients.
-        lifecycle: whom requests are told to.
-        header_cache: the heads of requests that were parsed before.
-        ids: the ids of requests.
+        timeouts: the timeouts of client connections.
+        lifecycle: the observers of requests.
+        header_cache: the parsed heads of earlier requests.
+        ids: the request ids.
         connections: the client connections that are open.
-        draining: whether the gateway is shutting down: every response then closes its connection.
-        aborted: whether the drain ran out of time and cut what was left.
+        draining: whether the gateway is shutting down; every response then closes its connection.
+        aborted: whether the drain timed out and aborted the remaining connections.
     """
 
     protocol: Any = DownstreamConnection
@@ -48,8 +48,8 @@ class GatewaySite(server.Site):
         *,
         streaming: dict[bytes, IResource],
         other: IResource,
-        sweeper: DeadlineSweeper,
-        writes: WriteCoalescer,
+        deadlines: DeadlineSweeper,
+        coalescer: WriteCoalescer,
         disconnects: DisconnectWatcher,
         reactor: IReactorTime,
         limits: Limits,
@@ -60,20 +60,20 @@ class GatewaySite(server.Site):
         """Make the site.
 
         Args:
-            streaming: the streaming resources, by their first path segment.
-            other: what answers every other path.
-            sweeper: the deadlines of all connections.
-            writes: sends what was written in a turn of the reactor.
-            disconnects: notices clients that disconnect while nobody reads from them.
+            streaming: the streaming resources, by first path segment.
+            other: the resource for every other path.
+            deadlines: checks the deadlines of all connections.
+            coalescer: sends at the end of a reactor turn what was written in it.
+            disconnects: detects clients that disconnect while they are not read from.
             reactor: the clock.
             limits: limits of connections, heads and bodies.
-            timeouts: waiting times towards clients.
-            ids: the ids of requests.
-            lifecycle: whom requests are told to.
+            timeouts: the timeouts of client connections.
+            ids: the request ids.
+            lifecycle: the observers of requests.
         """
         super().__init__(other, timeout=None, reactor=reactor)
-        self.sweeper = sweeper
-        self.writes = writes
+        self.deadlines = deadlines
+        self.coalescer = coalescer
         self.disconnects = disconnects
         self.limits = limits
         self.header_cache = RequestHeaderCache(limits)
@@ -89,24 +89,24 @@ class GatewaySite(server.Site):
         self._drained: Deferred[None] | None = None
         cap = limits.max_connections
         self._connection_limit = (
-            None if cap is None else ConnectionLimit(cap, sweeper, self.date, lambda: ids.make(self.seconds()))
+            None if cap is None else ConnectionLimit(cap, deadlines, self.date, lambda: ids.make(self.seconds()))
         )
 
     def startFactory(self) -> None:
-        """Begin: there is no access log of twisted.web's to open."""
+        """Do nothing: twisted.web's access log is not used."""
 
     def stopFactory(self) -> None:
-        """End."""
+        """Do nothing, likewise."""
 
     # for requests
 
     def leaf_for(self, path: bytes) -> IResource:
-        """Return the resource that `path` belongs to."""
+        """Return the resource for `path`."""
         leaf: IResource = self._streaming.get(path[1:].partition(b"/")[0], self.resource)
         return leaf
 
     def date(self) -> bytes:
-        """Return the time for a ``Date`` header, made once a second."""
+        """Return the value of a ``Date`` header, formatted once a second."""
         now = int(self.seconds())
         if now != self._date[0]:
             self._date = (now, datetimeToString(now))
@@ -117,7 +117,7 @@ class GatewaySite(server.Site):
         return self.ids.take(given, started)
 
     def finished(self, request: GatewayRequest) -> None:
-        """Forget a request that was answered or given up, and tell the observers."""
+        """End a request that was answered or given up, and notify the observers."""
         context = request.context
         self.ids.release(context.request_id)
         context.finish(
@@ -129,34 +129,34 @@ class GatewaySite(server.Site):
             body_complete=request.body_complete,
         )
         self.lifecycle.finished(context)
-        # break the reference cycles, so that the request and its credential are freed at once
+        # break the reference cycles: free the request and its credential at once
         request.work = None
         request.forget_body()
 
     def running(self) -> list[GatewayRequest]:
-        """Return the requests that are in flight."""
+        """Return the requests in flight."""
         return [request for connection in self.connections for request in connection.requests if request.dispatched]
 
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Return the protocol that serves a connection, or refuses it."""
+        """Return a protocol that serves the connection, or refuses it."""
         limit = self._connection_limit
-        if limit is not None and len(self.connections) >= limit.most:
+        if limit is not None and len(self.connections) >= limit.max_connections:
             return limit.refuse()
         return super().buildProtocol(addr)
 
     def connection_made(self, connection: DownstreamConnection) -> None:
         """Count a connection in."""
         self.connections.add(connection)
-        self.sweeper.add(connection)
+        self.deadlines.add(connection)
         if self.draining:
             connection.drain()
 
     def connection_lost(self, connection: DownstreamConnection) -> None:
         """Count a connection out."""
         self.connections.discard(connection)
-        self.sweeper.discard(connection)
+        self.deadlines.discard(connection)
         if self._connection_limit is not None:
             self._connection_limit.left(len(self.connections))
         if self._drained is not None and not self.connections:
@@ -164,7 +164,7 @@ class GatewaySite(server.Site):
             self._drained = None
 
     def drain(self) -> Deferred[None]:
-        """Close idle connections at once and the others when their request is answered; fire when none is left."""
+        """Close idle connections now and the others after their response; the Deferred fires when none is left."""
         self.draining = True
         if self._connection_limit is not None:
             self._connection_limit.close()
@@ -178,7 +178,7 @@ class GatewaySite(server.Site):
         return done
 
     def abort(self) -> int:
-        """Cut the connections that are left; return how many."""
+        """Abort the remaining connections; return how many."""
         self.aborted = True
         connections = list(self.connections)
         for connection in connections:

@@ -1,4 +1,4 @@
-"""What is counted for one key, user, team or end user, and what a request holds of it."""
+"""The counters of one key, user, team or end user, and the reservation of a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf
 
 from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.ratelimit.budgets import Budget
-from twisted_vllm.ratelimit.headers import Standing
+from twisted_vllm.ratelimit.headers import LimitState
 from twisted_vllm.ratelimit.refusals import Refusal
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.ratelimit.windows import WINDOW_SECONDS, Bucket, Window, whole_seconds
@@ -34,12 +34,12 @@ class ModelWindows:
 
 
 class LocalReservation(Reservation):
-    """What a request holds in this process's memory.
+    """A reservation in this process's memory.
 
     Attributes:
-        scopes: the counters that count it as in flight.
-        counted: the buckets in which it and its tokens are counted, with the limit's name and the window.
-        budgets: the budgets on which its cost is reserved, with the period of each.
+        scopes: the scopes that count the request as in flight.
+        counted: the buckets that count the request and its tokens, with the limit's name and the window.
+        budgets: the budgets that reserve its cost, each with its period.
     """
 
     __slots__ = ("budgets", "counted", "scopes")
@@ -54,11 +54,11 @@ class LocalReservation(Reservation):
 class Scope:
     """The counters of one key, user, team or end user.
 
-    Requests in flight are always counted; the rest only where it is limited.
+    Requests in flight are always counted; the rest only if it is limited.
 
     Attributes:
         key: the kind and the id.
-        budget: its spending, where it has a budget.
+        budget: its budget, if it has one.
         in_flight: the number of requests in flight.
         used_at: when it last admitted or settled a request.
     """
@@ -75,30 +75,30 @@ class Scope:
         self._models: dict[str, ModelWindows] = {}
 
     def window_limits(self, allowance: Allowance, model: str, now: float) -> list[WindowLimit]:
-        """Return the limits by the minute that hold for a request of a model."""
-        found: list[WindowLimit] = []
+        """Return the per-minute limits that apply to a request for a model."""
+        limits: list[WindowLimit] = []
         if allowance.rpm is not None:
             window = self._requests = self._requests or Window()
-            found.append(("rpm", allowance.rpm, window.expire(now)))
+            limits.append(("rpm", allowance.rpm, window.expire(now)))
         if allowance.tpm is not None:
             window = self._tokens = self._tokens or Window()
-            found.append(("tpm", allowance.tpm, window.expire(now)))
+            limits.append(("tpm", allowance.tpm, window.expire(now)))
         limit = allowance.model_rpm.get(model)
         if limit is not None:
-            found.append(("model_rpm", limit, self._of_model(model).requests.expire(now)))
+            limits.append(("model_rpm", limit, self._of_model(model).requests.expire(now)))
         limit = allowance.model_tpm.get(model)
         if limit is not None:
-            found.append(("model_tpm", limit, self._of_model(model).tokens.expire(now)))
-        return found
+            limits.append(("model_tpm", limit, self._of_model(model).tokens.expire(now)))
+        return limits
 
     def has_room(self, allowance: Allowance, windows: list[WindowLimit], tokens: int, cost: int) -> bool:
-        """Return whether a request may begin.
+        """Return whether a request fits within the limits.
 
         Args:
             allowance: the limits.
-            windows: what `window_limits` returned.
-            tokens: how many it may use, at least 1.
-            cost: how much it may cost, at least 1 picodollar.
+            windows: the result of `window_limits`.
+            tokens: the tokens to reserve, at least 1.
+            cost: the picodollars to reserve, at least 1.
         """
         limit = allowance.parallel
         if limit is not None and self.in_flight >= limit:
@@ -109,8 +109,10 @@ class Scope:
         limit, budget = allowance.max_budget, self.budget
         return limit is None or budget is None or budget.saved + budget.unsaved + budget.reserved + cost <= limit
 
-    def take(self, reservation: LocalReservation, allowance: Allowance, windows: list[WindowLimit], now: float) -> None:
-        """Count a request that `has_room` let pass."""
+    def reserve(
+        self, reservation: LocalReservation, allowance: Allowance, windows: list[WindowLimit], now: float
+    ) -> None:
+        """Count a request that `has_room` accepted."""
         self.in_flight += 1
         self.used_at = now
         reservation.scopes.append(self)
@@ -134,10 +136,10 @@ class Scope:
         now: float,
         wall: float,
     ) -> Iterator[Refusal]:
-        """Yield each limit that does not let a request begin.
+        """Yield each limit that refuses a request.
 
         Args:
-            allowance: as of `has_room`, and so are `windows`, `tokens` and `cost`.
+            allowance: as in `has_room`, likewise `windows`, `tokens` and `cost`.
             model: the request's model.
             now: the time of the windows.
             wall: the time of the budgets.
@@ -158,25 +160,25 @@ class Scope:
             yield Refusal(kind, "budget", limit, cost, wait, spent=budget.spent)
 
     def forget_models(self, now: float) -> None:
-        """Forget the models that were not used in the last 60 seconds."""
+        """Remove the windows of models that were not used in the last 60 seconds."""
         if self._models and not self.in_flight:
             self._models = {model: windows for model, windows in self._models.items() if windows.are_used(now)}
 
     def is_idle(self, now: float) -> bool:
-        """Return whether nothing but the budget needs to be remembered."""
+        """Return whether the counters can be removed; the budget is kept elsewhere."""
         return self.in_flight == 0 and self.used_at + WINDOW_SECONDS <= now
 
     def _of_model(self, model: str) -> ModelWindows:
-        found = self._models.get(model)
-        if found is None:
-            found = self._models[model] = ModelWindows()
-        return found
+        windows = self._models.get(model)
+        if windows is None:
+            windows = self._models[model] = ModelWindows()
+        return windows
 
 
-def tightest(limits: Iterable[WindowLimit], now: float) -> tuple[Standing | None, Standing | None]:
-    """Return the limits of which the least is left: of requests, and of tokens."""
-    requests: Standing | None = None
-    tokens: Standing | None = None
+def tightest(limits: Iterable[WindowLimit], now: float) -> tuple[LimitState | None, LimitState | None]:
+    """Return the limit of requests and the limit of tokens with the least left."""
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
     for name, limit, window in limits:
         left = limit - window.used
         if name in REQUEST_LIMITS:

@@ -16,31 +16,30 @@ from twisted_vllm.ratelimit.refusals import Refusal, error_of
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.ratelimit.windows import WINDOW_SECONDS
 
-#: reports a crossed soft budget: the kind, the id, what was spent and the soft budget, both in picodollars
+#: reports a crossed soft budget: the kind, the id, the spend and the soft budget, both in picodollars
 SoftBudgetCrossed = Callable[[str, str, int, int], None]
 
-#: seconds between two sweeps for idle counters
+#: seconds between sweeps for idle counters
 _SWEEP_SECONDS = 0.1
-#: how many counters one sweep looks at, so that no request waits long for it
-_MOST_SWEPT = 4000
+#: the maximum counters per sweep, so that no request waits long for it
+_MAX_SWEPT = 4000
 
 
 def ignore_soft_budget(kind: str, id: str, spent: int, soft: int) -> None:
-    """Ignore that a soft budget was crossed."""
+    """Do nothing: the default of `on_soft_budget`."""
 
 
 class LocalLimiter:
-    """Admits requests within the limits of everybody they concern, and counts what they use.
+    """Admits requests within the limits of their key, user, team and end user, and counts their usage.
 
-    Requests, in the last 60 seconds and in flight, are counted when they are admitted: no burst gets past a limit.
-    Tokens and money are reserved by an estimate, and settled to what was used. What was reserved too much is given back
-    where it was counted; what was not reserved is counted when it is known.
+    Requests are counted at their admission, so that no burst exceeds a limit. Tokens and money are reserved by an
+    estimate, and settled to the actual usage: a surplus is subtracted where it was counted, a shortfall is counted when
+    it is known.
 
-    An allowance may differ from one request to the next. The one that comes with the request holds; what was counted
-    before stays counted.
+    An allowance may change between requests: the one passed with the request applies, and the counters stay.
 
     Args:
-        on_soft_budget: called when spending crosses a soft budget, once for each period.
+        on_soft_budget: called when the spend crosses a soft budget, once per period.
     """
 
     def __init__(self, on_soft_budget: SoftBudgetCrossed = ignore_soft_budget) -> None:
@@ -52,78 +51,81 @@ class LocalLimiter:
         self._round = 0
         self._left_of_round = 0
         self._latest = 0.0
-        self._behind = 0
+        self._clock_offset = 0
 
     def __len__(self) -> int:
-        """Return how many keys, users, teams and end users have counters."""
+        """Return the number of keys, users, teams and end users with counters."""
         return len(self._scopes)
 
     @property
     def in_flight(self) -> int:
-        """The requests in flight, each counted once for everybody with limits that it concerns."""
+        """The requests in flight, summed over all keys, users, teams and end users."""
         return sum(scope.in_flight for scope in self._scopes.values())
 
     @property
     def spent(self) -> int:
-        """What was spent in the present periods of all budgets, in picodollars."""
+        """The spend of the current periods of all budgets, in picodollars."""
         return sum(budget.spent for budget in self._budgets.values())
 
     @property
     def reserved(self) -> int:
-        """What requests in flight have reserved of all budgets, in picodollars."""
+        """The reservations on all budgets, in picodollars."""
         return sum(budget.reserved for budget in self._budgets.values())
 
-    def used(self, who: Limited, model: str, now: float) -> dict[str, int]:
-        """Return what was counted in the last 60 seconds, by the names of the limits that `who` has for a model."""
-        scope = self._scopes.get((who.kind, who.id)) or Scope((who.kind, who.id), None, now)
-        return {name: window.used for name, _, window in scope.window_limits(who.allowance, model, now + self._behind)}
+    def used(self, subject: Limited, model: str, now: float) -> dict[str, int]:
+        """Return the counts of the last 60 seconds by limit, for a subject and a model."""
+        scope = self._scopes.get((subject.kind, subject.id)) or Scope((subject.kind, subject.id), None, now)
+        return {
+            name: window.used
+            for name, _, window in scope.window_limits(subject.allowance, model, now + self._clock_offset)
+        }
 
     def admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> Reservation:
-        """Let a request begin.
+        """Admit a request.
 
         Args:
-            limited: everybody with limits that the request concerns, each once.
-            model: the model's name, for the limits of models; empty if it names none.
-            tokens: how many it may use, by an estimate.
-            cost: how much it may cost, in picodollars.
+            limited: the keys, users, teams and end users whose limits apply, without duplicates.
+            model: the model's name, for limits per model; empty if there is none.
+            tokens: the estimated tokens.
+            cost: the estimated cost, in picodollars.
             now: Unix seconds.
 
         Raises:
-            RateLimitExceeded, BudgetExceeded: a limit refused it; then nothing was counted.
+            RateLimitExceeded, BudgetExceeded: a limit refused it; nothing was counted.
         """
-        wall, now = now, self._forward(now)
+        wall, now = now, self._monotonic(now)
         if now - self._swept_at > _SWEEP_SECONDS:
             self._sweep(now)
-        # A limit that is used up admits nothing, whatever the estimate.
+        # An exhausted limit admits nothing, even with an estimate of 0.
         needed_tokens, needed_cost = tokens or 1, cost or 1
         found: list[tuple[Scope, Allowance, list[WindowLimit]]] = []
-        for who in limited:
-            scope, allowance = self._scope(who, wall, now), who.allowance
+        for subject in limited:
+            scope, allowance = self._scope(subject, wall, now), subject.allowance
             windows = scope.window_limits(allowance, model, now)
             if not scope.has_room(allowance, windows, needed_tokens, needed_cost):
                 raise self._refusal(limited, model, needed_tokens, needed_cost, wall, now)
             found.append((scope, allowance, windows))
         reservation = LocalReservation(tokens, cost)
         for scope, allowance, windows in found:
-            scope.take(reservation, allowance, windows, now)
+            scope.reserve(reservation, allowance, windows, now)
         all_windows = chain.from_iterable([windows for _, _, windows in found])
         reservation.requests_left, reservation.tokens_left = tightest(all_windows, now)
         return reservation
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
-        """Count what a request used in place of what it reserved. Idempotent.
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
+        """Replace a request's reservation by its actual usage. Idempotent.
 
         Args:
-            reservation: what `admit` returned.
-            tokens: how many it used.
-            cost: what it cost, in picodollars.
+            reservation: the result of `admit`.
+            tokens: the used tokens.
+            cost: the cost, in picodollars.
             now: Unix seconds.
-            went_on: whether it counts as a request; False where the gateway refused it after its admission.
+            sent: whether it was sent to a server; if not, it does not count as a request.
         """
         if reservation.settled or not isinstance(reservation, LocalReservation):
             return
         reservation.settled = True
-        now = self._forward(now)
+        now = self._monotonic(now)
         for scope in reservation.scopes:
             scope.in_flight -= 1
             scope.used_at = now
@@ -131,33 +133,33 @@ class LocalLimiter:
         for name, window, bucket in reservation.counted:
             if name not in REQUEST_LIMITS:
                 window.correct(bucket, difference, now)
-            elif not went_on:
+            elif not sent:
                 window.correct(bucket, -1, now)
         for budget, epoch in reservation.budgets:
             budget.settle(epoch, reservation.cost, cost)
             self._warn(budget)
 
-    def budget_of(self, who: Limited, now: float) -> Budget:
-        """Return the spending of somebody in the present period."""
-        budget = self._budget((who.kind, who.id))
-        budget.enter_period(who.allowance.budget_duration, now)
+    def budget_of(self, subject: Limited, now: float) -> Budget:
+        """Return the budget of a subject, in the current period."""
+        budget = self._budget((subject.kind, subject.id))
+        budget.enter_period(subject.allowance.budget_duration, now)
         return budget
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """Take what the database says was spent in a period.
+        """Set the spend of a period from the database.
 
         Args:
-            kind: whose budget, as in `Limited`.
-            id: likewise.
+            kind: the owner's kind, as in `Limited`.
+            id: the owner's id.
             spend: in picodollars.
-            period_start: the first second of the period, in Unix seconds, as `period_of` says.
+            period_start: the first second of the period, in Unix seconds, as from `period_of`.
         """
         self._budget((kind, id)).loaded(spend, period_start)
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
-        """Take the database's new total, which includes an amount that was settled here.
+        """Set the database's new total, which includes an amount that was settled here.
 
-        Does nothing for somebody without a budget.
+        Does nothing if there is no budget.
         """
         budget = self._budgets.get((kind, id))
         if budget is not None:
@@ -165,24 +167,24 @@ class LocalLimiter:
             self._warn(budget)
 
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """Take what an administrator set in the database; the soft budget warns again."""
+        """Set the spend that an administrator set in the database; the soft budget warns again."""
         self._budget((kind, id)).reset(spend, period_start)
 
     def budget_forgotten(self, kind: str, id: str) -> None:
-        """Forget a budget: it was taken away, or its owner was deleted."""
+        """Remove a budget that was removed, or whose owner was deleted."""
         self._budgets.pop((kind, id), None)
         scope = self._scopes.get((kind, id))
         if scope is not None:
             scope.budget = None
 
-    def _scope(self, who: Limited, wall: float, now: float) -> Scope:
-        key = (who.kind, who.id)
+    def _scope(self, subject: Limited, wall: float, now: float) -> Scope:
+        key = (subject.kind, subject.id)
         scope = self._scopes.get(key)
         if scope is None:
             scope = self._scopes[key] = Scope(key, self._budgets.get(key), now)
             self._sweep_order.append(scope)
-        if who.allowance.has_budget:
-            scope.budget = self.budget_of(who, wall)
+        if subject.allowance.has_budget:
+            scope.budget = self.budget_of(subject, wall)
         return scope
 
     def _budget(self, key: tuple[str, str]) -> Budget:
@@ -202,37 +204,37 @@ class LocalLimiter:
     def _refusal(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, wall: float, now: float
     ) -> RateLimitExceeded | BudgetExceeded:
-        """Return the error. It asks every limit, as the wait must be long enough for all that refuse."""
+        """Return the error, with a wait that is long enough for all limits that refuse."""
         refusals: list[Refusal] = []
         all_windows: list[WindowLimit] = []
-        for who in limited:
-            scope = self._scope(who, wall, now)
-            windows = scope.window_limits(who.allowance, model, now)
+        for subject in limited:
+            scope = self._scope(subject, wall, now)
+            windows = scope.window_limits(subject.allowance, model, now)
             all_windows += windows
-            refusals += scope.refusals(who.allowance, windows, model, tokens, cost, wall=wall, now=now)
+            refusals += scope.refusals(subject.allowance, windows, model, tokens, cost, wall=wall, now=now)
         return error_of(refusals, limit_headers(*tightest(all_windows, now)))
 
-    def _forward(self, now: float) -> float:
-        """Return the time of the windows: that of the clock, or later where the clock was set back.
+    def _monotonic(self, now: float) -> float:
+        """Return the time for the windows: the clock's, or a later one after the clock was set back.
 
-        It goes on from the latest time, by whole seconds, which floats add exactly.
+        It continues from the latest time, shifted by whole seconds, which floats add exactly.
         """
-        now += self._behind
+        now += self._clock_offset
         if now < self._latest:
             back = ceil(self._latest - now)
-            self._behind += back
+            self._clock_offset += back
             now += back
         self._latest = now
         return now
 
     def _sweep(self, now: float) -> None:
-        """Forget some of the idle counters; a round through all of them takes about a window."""
+        """Remove some of the idle counters; a round through all of them takes about one window."""
         order = self._sweep_order
         share = min((now - self._swept_at) / WINDOW_SECONDS, 1.0)
         self._swept_at = now
         if not self._left_of_round:
             self._left_of_round = self._round = len(order)
-        count = min(ceil(self._round * share), self._left_of_round, _MOST_SWEPT)
+        count = min(ceil(self._round * share), self._left_of_round, _MAX_SWEPT)
         self._left_of_round -= count
         for _ in range(count):
             scope = order.popleft()

@@ -1,4 +1,4 @@
-"""A connection to Redis that is made again whenever it is lost. Nobody waits for it."""
+"""A connection to Redis that reconnects when it is lost. Nothing waits for it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from twisted.python.failure import Failure
 from twisted_vllm.config.urls import RedisServer
 from twisted_vllm.ratelimit.redis.scripts import Script
 
-#: seconds between two attempts to connect
+#: seconds between attempts to connect
 RETRY_SECONDS = 0.5
-#: how often a silent connection is checked within its timeout; one more check without an answer closes it
+#: checks of a silent connection within its timeout; one more check without a reply closes it
 CHECKS = 4
 
 
 class RedisUnavailable(Exception):
-    """Redis did not do what it was asked to.
+    """A command failed.
 
     Attributes:
-        answered: whether Redis said so. If not, it may have done it, and the answer was lost.
+        answered: whether Redis replied with the failure. If not, it may have run the command, and the reply was lost.
     """
 
     def __init__(self, message: str, *, answered: bool) -> None:
@@ -37,7 +37,7 @@ class RedisUnavailable(Exception):
 class _Factory(Factory):
     """Makes txredisapi's protocol.
 
-    txredisapi's own factory stops trying for good where Redis refuses the connection, for example while it loads.
+    txredisapi's own factory gives up for good if Redis refuses the connection, for example while it loads.
     """
 
     noisy = False
@@ -74,7 +74,7 @@ class _Factory(Factory):
         return made
 
     def stopTrying(self) -> None:
-        """Go on trying: what the protocol takes for a final refusal may not be one."""
+        """Do nothing, and so keep trying: what the protocol considers a final refusal may not be one."""
 
     def connectionError(self, why: str) -> None:
         """Report why Redis refused the connection."""
@@ -82,14 +82,14 @@ class _Factory(Factory):
 
 
 class RedisConnection:
-    """The connection. It sends each command at once, and fails at once where there is no connection.
+    """The connection. It sends each command at once, and fails at once if there is no connection.
 
     Args:
         reactor: Twisted's.
         server: where Redis is.
-        timeout: how long Redis may give no answer while one is due, in seconds. Then the connection is closed, and
-            another is made. The time runs from the last answer, and is measured in checks between which the reactor
-            sends and reads: neither a long queue of commands nor a busy process counts as silence.
+        timeout: how long Redis may be silent while a reply is due, in seconds; then the connection is closed and made
+            again. The time runs from the last reply, and is measured in checks between which the reactor sends and
+            reads, so that neither a long queue of commands nor a busy process counts as silence.
         connected: called when Redis has accepted a new connection.
         lost: called with the reason when a connection is lost or refused.
     """
@@ -106,9 +106,9 @@ class RedisConnection:
         self._timeout = timeout
         self._connected = connected
         self._lost = lost
-        #: commands without an answer
+        #: commands without a reply
         self._due = 0
-        #: checks since the last answer
+        #: checks since the last reply
         self._silent_checks = 0
         self._next_check: IDelayedCall | None = None
         self._protocol: Any = None
@@ -125,7 +125,7 @@ class RedisConnection:
         )
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start to connect."""
         self._service.startService()
         self._service.whenConnected(failAfterFailures=1).addErrback(self._not_connected)
 
@@ -135,10 +135,10 @@ class RedisConnection:
         return stopped.addCallback(self._stopped)
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Deferred[str]:
-        """Run a script; its source is sent only where Redis does not know it.
+        """Run a script; its source is sent only if Redis does not know it.
 
         Returns:
-            A Deferred of its answer, or of `RedisUnavailable`.
+            A Deferred of its reply; it fails with `RedisUnavailable`.
         """
         protocol = self._protocol
         if protocol is None:
@@ -157,13 +157,13 @@ class RedisConnection:
         return sent.addErrback(failed).addBoth(self._answered)
 
     def drop(self) -> None:
-        """Close the connection; another is made."""
+        """Close the connection; a new one is made."""
         if self._protocol is not None:
             self._protocol.transport.abortConnection()
 
     def _prepare(self, protocol: Any) -> None:
-        # ClientService passes a wrapper; the Deferreds bring the protocol itself. Until Redis accepts the connection,
-        # only this deadline watches it.
+        # ClientService passes a wrapper; the Deferreds deliver the protocol itself. Until Redis accepts the connection,
+        # only this deadline limits it.
         deadline = self._reactor.callLater(self._timeout, protocol.transport.abortConnection)
 
         def in_time(real: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Limits that several processes, on one machine or many, count together in Redis."""
+"""Limits shared by several processes, on one machine or many, in Redis."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ LEASE_SECONDS = 15.0
 class RedisLimiter:
     """The limits of `LocalLimiter`, counted in Redis.
 
-    To admit takes one round trip. To settle takes another, which nobody waits for.
+    An admission takes one round trip. A settlement takes another, which nothing waits for.
 
-    Every admission has a number, and Redis keeps the numbers that are not settled. After a lost connection the next one
-    tells which admissions were done whose answer was lost: they are given back. Settlements are sent again, and Redis
-    does each once. What a process holds counts while its lease lasts, so a process that was killed gives it back when
-    the lease ends.
+    Every admission has a number, and Redis keeps the numbers that are not settled. After a lost connection, the new one
+    reports the admissions whose reply was lost: they are released. Settlements are sent again; each is applied once.
+    The reservations of a process count while its lease lasts, so those of a killed process are released when its lease
+    ends.
 
     Args:
         reactor: Twisted's.
         server: where Redis is.
-        timeout: how long an answer may take, in seconds.
+        timeout: how long a reply may take, in seconds.
         on_loss: ``local`` or ``refuse``, as in the settings.
-        local: counts while Redis is unavailable, and holds what the database says of budgets.
-        on_soft_budget: called when spending crosses a soft budget, by one of all processes, once for each period.
+        local: counts while Redis is unavailable, and keeps the budgets' spend from the database.
+        on_soft_budget: called when the spend crosses a soft budget, in one of all processes, once per period.
         lease: how long the lease lasts, in seconds.
-        clock: the Lua function ``clock`` in place of Redis' own clock, for tests.
+        clock: a Lua function ``clock`` that replaces Redis' own clock, for tests.
     """
 
     def __init__(
@@ -87,25 +87,25 @@ class RedisLimiter:
 
     @property
     def is_ready(self) -> bool:
-        """Whether Redis counts now."""
+        """Whether Redis is in use at present."""
         return self._ready
 
     @property
     def process(self) -> str:
-        """The name under which Redis keeps what this process holds."""
+        """The name of this process in Redis."""
         return self._process
 
     @property
     def unconfirmed(self) -> int:
-        """How many admissions and settlements Redis has not confirmed yet."""
+        """The number of admissions and settlements that Redis has not confirmed yet."""
         return len(self._unconfirmed)
 
     def start(self) -> None:
-        """Begin to connect. While there is no connection, `on_loss` decides."""
+        """Start to connect. While there is no connection, `on_loss` decides."""
         self._connection.start()
 
     def stop(self) -> Deferred[Any]:
-        """Give back what this process holds, and close the connection."""
+        """Release the reservations of this process, and close the connection."""
         self._stopping = True
         self._outage.silence()
         if self._renewal.running:
@@ -119,19 +119,19 @@ class RedisLimiter:
     def admit(
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
     ) -> Deferred[Reservation]:
-        """Let a request begin; as `LocalLimiter.admit`, with its errors and `LimitsUnavailable`.
+        """Admit a request, as `LocalLimiter.admit`; it may also fail with `LimitsUnavailable`.
 
-        A Deferred that is cancelled gives back its reservation.
+        Cancelling the Deferred releases the reservation.
         """
         if not limited:
             return succeed(self._local.admit(limited, model, tokens, cost, now))
         if not self._ready:
             return self._admit_without_redis(limited, model, tokens, cost, now)
-        checks = checks_of(limited, model, tokens, cost, lambda who: self._local.budget_of(who, now))
+        checks = checks_of(limited, model, tokens, cost, lambda subject: self._local.budget_of(subject, now))
         arguments = [argument for check in checks for argument in check.arguments()]
         self._number += 1
         process, number = self._process, self._number
-        # The buckets are not known yet: if the answer is lost, the tokens count for a minute.
+        # The buckets are not known yet: if the reply is lost, the tokens count for a minute.
         undo = RedisReservation(process, number, 0, cost, [(check, "") for check in checks]).settlement(0, 0)
         self._unconfirmed.admission_sent(number, undo)
         answer = self._run(self._scripts.admit, checks, [str(number), *arguments])
@@ -157,7 +157,7 @@ class RedisLimiter:
             reservation = RedisReservation(process, number, tokens, cost, held)
             reservation.requests_left, reservation.tokens_left = requests_left, tokens_left
             if result.called:
-                self.settle(reservation, 0, 0, now, went_on=False)
+                self.settle(reservation, 0, 0, now, sent=False)
             else:
                 result.callback(reservation)
 
@@ -174,23 +174,23 @@ class RedisLimiter:
         answer.addCallbacks(answered, failed)
         return result
 
-    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, went_on: bool = True) -> None:
-        """Count what a request used in place of what it reserved; as `LocalLimiter.settle`. It does not wait."""
+    def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
+        """Replace a request's reservation by its actual usage, as `LocalLimiter.settle`; it does not wait for Redis."""
         if not isinstance(reservation, RedisReservation):
-            self._local.settle(reservation, tokens, cost, now, went_on=went_on)
+            self._local.settle(reservation, tokens, cost, now, sent=sent)
         elif not reservation.settled:
             reservation.settled = True
-            settlement = reservation.settlement(tokens, cost, went_on=went_on)
+            settlement = reservation.settlement(tokens, cost, sent=sent)
             number = self._unconfirmed.add(settlement)
             if self._ready:
                 self._settle(number, settlement)
 
     def budget_loaded(self, kind: str, id: str, spend: int, period_start: int) -> None:
-        """As `LocalLimiter.budget_loaded`; the next request tells Redis."""
+        """As `LocalLimiter.budget_loaded`; the next request updates Redis."""
         self._local.budget_loaded(kind, id, spend, period_start)
 
     def budget_committed(self, kind: str, id: str, amount: int, total: int, period_start: int) -> None:
-        """As `LocalLimiter.budget_committed`; the next request tells Redis."""
+        """As `LocalLimiter.budget_committed`; the next request updates Redis."""
         self._local.budget_committed(kind, id, amount, total, period_start)
 
     def budget_reset(self, kind: str, id: str, spend: int, period_start: int) -> None:
@@ -235,14 +235,14 @@ class RedisLimiter:
         return self._connection.run(script, keys, [self._process, self._epoch, *arguments])
 
     def _connected(self) -> None:
-        """Begin an epoch: Redis ignores what former connections still have on their way."""
+        """Start an epoch: Redis ignores commands that former connections still deliver."""
         self._epoch = secrets.token_hex(4)
         registered = self._connection.run(self._scripts.register, [], [self._process, self._epoch])
         registered.addCallbacks(self._registered, self._reconnect)
 
     def _registered(self, answer: str) -> None:
         if answer == "-1" and self._was_ready:
-            # Redis lost its memory or the lease ended. Nothing is held any more, and nothing must be given back.
+            # Redis lost its data or the lease ended: the reservations are gone, and must not be released again.
             self._was_ready = False
             self._process = secrets.token_hex(8)
             self._unconfirmed.clear()
@@ -268,7 +268,7 @@ class RedisLimiter:
         self._connection.drop()
 
     def _reconnect(self, failure: Failure) -> None:
-        """Go on with a new connection, and from what Redis knows then."""
+        """Reconnect, and recover from what Redis reports."""
         self._lost(failure.getErrorMessage())
         self._connection.drop()
 
@@ -278,7 +278,7 @@ class RedisLimiter:
 
 
 class Unconfirmed:
-    """What Redis was asked to do and has not confirmed: admissions and settlements."""
+    """The admissions and settlements that were sent to Redis and are not confirmed."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -289,28 +289,28 @@ class Unconfirmed:
         return len(self._admissions) + len(self._settlements)
 
     def admission_sent(self, number: int, undo: Settlement) -> None:
-        """Remember an admission, and the settlement that gives it back."""
+        """Add an admission, and the settlement that releases it."""
         self._admissions[number] = undo
 
     def admission_confirmed(self, number: int) -> None:
-        """Forget an admission: Redis answered."""
+        """Remove an admission: Redis replied."""
         self._admissions.pop(number, None)
 
     def add(self, settlement: Settlement) -> int:
-        """Remember a settlement, and return its number."""
+        """Add a settlement, and return its number."""
         self._number += 1
         self._settlements[self._number] = settlement
         return self._number
 
     def confirmed(self, number: int) -> None:
-        """Forget a settlement: Redis has done it."""
+        """Remove a settlement: Redis applied it."""
         self._settlements.pop(number, None)
 
     def recover(self, open_admissions: set[str]) -> Iterator[tuple[int, Settlement]]:
         """Yield the settlements to send after a connection was lost, with their numbers.
 
         Args:
-            open_admissions: the numbers of the admissions that Redis knows as not settled.
+            open_admissions: the numbers of the admissions that are not settled in Redis.
         """
         for number, undo in self._admissions.items():
             if str(number) in open_admissions:
@@ -319,16 +319,16 @@ class Unconfirmed:
         yield from list(self._settlements.items())
 
     def clear(self) -> None:
-        """Forget everything: Redis knows nothing of it."""
+        """Remove all: Redis lost them."""
         self._admissions.clear()
         self._settlements.clear()
 
 
 class OutageLog:
-    """Logs once that Redis is unavailable, and once that it counts again.
+    """Logs the beginning and the end of an outage of Redis, once each.
 
     Args:
-        server: what the log calls Redis.
+        server: the name of Redis in the log.
         refuses: whether requests with limits are refused meanwhile.
     """
 
@@ -341,7 +341,7 @@ class OutageLog:
         self._is_silent = False
 
     def begin(self, reason: str) -> None:
-        """Log the outage, unless it is known."""
+        """Log the beginning of an outage, unless it was logged."""
         if self._is_out or self._is_silent:
             return
         self._is_out = True
@@ -353,7 +353,7 @@ class OutageLog:
         )
 
     def end(self) -> None:
-        """Log the end of the outage, if there is one."""
+        """Log the end of the outage, if one was logged."""
         if self._is_out:
             self._is_out = False
             self._log.warn("{server} counts limits again.", server=self._server)
@@ -364,7 +364,7 @@ class OutageLog:
 
 
 def is_answer(failure: Failure) -> bool:
-    """Return whether Redis is known to have done nothing."""
+    """Return whether Redis replied with the failure, and so did nothing."""
     error = failure.value
     return isinstance(error, RedisUnavailable) and error.answered
 

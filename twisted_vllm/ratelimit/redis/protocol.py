@@ -1,4 +1,4 @@
-"""What Redis is asked for one request, and what its answer means. Pure."""
+"""The commands to Redis for one request, and the meaning of its replies. No I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.budgets import Budget
-from twisted_vllm.ratelimit.headers import Standing
+from twisted_vllm.ratelimit.headers import LimitState
 from twisted_vllm.ratelimit.memory.counters import REQUEST_LIMITS
 from twisted_vllm.ratelimit.refusals import Refusal
 from twisted_vllm.ratelimit.reservation import Reservation
@@ -25,16 +25,16 @@ class Check(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         key: its key in Redis.
         type: ``parallel``, ``window`` or ``budget``.
-        kind: whose limit it is, as in `Limited`.
-        id: likewise.
+        kind: the kind of the limited subject, as in `Limited`.
+        id: its id.
         name: the limit's name, as in `Refusal`.
-        limit: the limit; None where the counter only counts.
-        needed: what must be left of the limit.
-        amount: what is counted.
+        limit: the limit; None if the counter only counts.
+        needed: the amount that must be left of the limit.
+        amount: the amount to count.
         model: the model, for a limit of one model.
         soft: the soft budget.
-        period: the start of the budget's period, and what the database says was spent in it.
-        ends: when the period is over, in Unix seconds.
+        period: the start of the budget's period, and its spend in the database.
+        ends: when the period ends, in Unix seconds.
     """
 
     key: str
@@ -57,13 +57,13 @@ class Check(msgspec.Struct, frozen=True, gc=False):
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
-    """What ``admit.lua`` says of one counter.
+    """The result of ``admit.lua`` for one counter.
 
     Attributes:
-        wait: the microseconds until the request fits; 0 is now, -1 is never.
-        used: what was used before this request.
-        empty: the microseconds until nothing is used.
-        bucket: where the request was counted: a window's bucket, or a budget's period.
+        wait: the microseconds until the request fits; 0 means now, -1 never.
+        used: the amount used before this request.
+        empty: the microseconds until the counter is empty.
+        bucket: the bucket that counted the request: a window's bucket, or a budget's period.
     """
 
     wait: int
@@ -73,11 +73,11 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
-    """The end of a request, for ``settle.lua``.
+    """The settlement of a request, for ``settle.lua``.
 
     Attributes:
         checks: the counters that change.
-        arguments: the process that admitted it, the admission's number, and four arguments for each counter.
+        arguments: the process that admitted it, the admission's number, and four arguments per counter.
     """
 
     checks: list[Check]
@@ -85,12 +85,12 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
 
 class RedisReservation(Reservation):
-    """What a request holds in Redis.
+    """A reservation in Redis.
 
     Attributes:
-        process: the process that holds it.
-        number: the number of the admission, of that process.
-        held: each counter, and the bucket of it that counted the request.
+        process: the process that made it.
+        number: the number of the admission in that process.
+        held: each counter, with the bucket that counted the request.
     """
 
     __slots__ = ("held", "number", "process")
@@ -101,8 +101,8 @@ class RedisReservation(Reservation):
         self.number = number
         self.held = held
 
-    def settlement(self, tokens: int, cost: int, *, went_on: bool = True) -> Settlement:
-        """Return what is to be settled; as `LocalLimiter.settle`."""
+    def settlement(self, tokens: int, cost: int, *, sent: bool = True) -> Settlement:
+        """Return the settlement; the arguments are those of `LocalLimiter.settle`."""
         checks: list[Check] = []
         arguments = [self.process, str(self.number)]
         difference = tokens - self.tokens
@@ -114,7 +114,7 @@ class RedisReservation(Reservation):
                 arguments += ("budget", bucket, str(check.amount), f"{cost}/{soft}")
             elif check.name.endswith("tpm") and difference and bucket:
                 arguments += ("window", bucket, str(difference), "")
-            elif check.name in REQUEST_LIMITS and not went_on and bucket:
+            elif check.name in REQUEST_LIMITS and not sent and bucket:
                 arguments += ("window", bucket, "-1", "")
             else:
                 continue
@@ -125,10 +125,10 @@ class RedisReservation(Reservation):
 def checks_of(
     limited: Sequence[Limited], model: str, tokens: int, cost: int, budget_of: Callable[[Limited], Budget]
 ) -> list[Check]:
-    """Return all counters that an admission must check."""
+    """Return all counters that an admission checks."""
     found: list[Check] = []
-    for who in limited:
-        kind, id, allowance = who.kind, who.id, who.allowance
+    for subject in limited:
+        kind, id, allowance = subject.kind, subject.id, subject.allowance
         found.append(Check(key_of("parallel", kind, id), "parallel", kind, id, "parallel", allowance.parallel))
         if allowance.rpm is not None:
             found.append(Check(key_of("rpm", kind, id), "window", kind, id, "rpm", allowance.rpm))
@@ -142,7 +142,7 @@ def checks_of(
                 key = key_of(name, kind, id, model)
                 found.append(Check(key, "window", kind, id, name, limits[model], needed, amount, model))
         if allowance.has_budget:
-            budget = budget_of(who)
+            budget = budget_of(subject)
             found.append(
                 Check(
                     key_of("budget", kind, id),
@@ -162,12 +162,12 @@ def checks_of(
 
 
 def key_of(name: str, kind: str, id: str, model: str = "") -> str:
-    """Return a counter's key in Redis. An id may hold any character, so its length says where it ends."""
+    """Return a counter's key in Redis. An id may contain any character, so its length marks its end."""
     return f"{PREFIX}{name}:{kind}:{len(id)}:{id}{':' if model else ''}{model}"
 
 
 def read_results(words: Sequence[str]) -> list[Result]:
-    """Read what ``admit.lua`` says of each counter."""
+    """Parse the results of ``admit.lua``."""
     parts = (word.split(",", 3) for word in words)
     return [Result(int(wait), int(used), int(empty), bucket) for wait, used, empty, bucket in parts]
 
@@ -191,15 +191,15 @@ def refusals_of(checks: Sequence[Check], results: Sequence[Result], wall: float)
 
 def tightest(
     checks: Sequence[Check], results: Sequence[Result], *, admitted: bool
-) -> tuple[Standing | None, Standing | None]:
-    """Return the limits of which the least is left: of requests, and of tokens."""
-    found: dict[bool, Standing] = {}
+) -> tuple[LimitState | None, LimitState | None]:
+    """Return the limit of requests and the limit of tokens with the least left."""
+    found: dict[bool, LimitState] = {}
     for check, result in zip(checks, results, strict=True):
         if check.type == "window" and check.limit is not None:
             of_requests = check.name in REQUEST_LIMITS
             left = check.limit - result.used - (check.amount if admitted else 0)
-            known = found.get(of_requests)
-            if known is None or left < known[1]:
+            current = found.get(of_requests)
+            if current is None or left < current[1]:
                 found[of_requests] = (check.limit, left, result.empty / 1e6)
     return found.get(True), found.get(False)
 

@@ -1,7 +1,6 @@
-"""A batch of ledger rows as columns, and in groups for the sums.
+"""A batch of ledger rows, as columns and as groups for the sums.
 
-The writer's thread spends microseconds on a row, so what is done for each is done by column, in the interpreter's own
-loops.
+The writer's thread spends microseconds on a row, so work per row is done by column, in the interpreter's own loops.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS, usage_payer_tags, usage_payers, usage_targets
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, target_of
 
-#: payers, and targets, that are remembered as stored, apart from those of one batch
+#: payers, and targets, to cache as stored, besides those of one batch
 MAX_REMEMBERED = 20_000
 
 V = TypeVar("V", Payer, Target)
@@ -34,15 +33,15 @@ _insert_targets = BulkInsert(usage_targets, "ON CONFLICT DO NOTHING")
 
 
 def reference_id(text: bytes) -> int:
-    """Return the id of a payer or target: 63 bits of the hash of its JSON, so that no database need assign it."""
+    """Return the id of a payer or target: 63 bits of the hash of its JSON, so that no database assigns it."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 class _ReferenceIds(dict[bytes, int], Generic[V]):
-    """The ids of payers, or of targets, by their JSON: of those that are stored or will be with this transaction.
+    """The ids of payers or targets by their JSON: those that are stored, or will be with this transaction.
 
     Attributes:
-        referents: what the ids stand for.
+        referents: the payers or targets by id.
     """
 
     def __init__(self, decode: Callable[[bytes], V]) -> None:
@@ -57,7 +56,7 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
         return id
 
     def take_new(self) -> list[tuple[int, V]]:
-        """Return those that may not be stored yet, sorted: every process locks them in the same order."""
+        """Return those that may not be stored yet, sorted, so that all processes lock in the same order."""
         found, self._new = sorted(self._new.items()), {}
         return found
 
@@ -84,12 +83,12 @@ class References:
                 ids.forget()
 
     def forget(self) -> None:
-        """Take nothing as stored."""
+        """Assume that nothing is stored."""
         self.payers.forget()
         self.targets.forget()
 
     def write(self, connection: Connection) -> None:
-        """Store what got an id since the last call and may not be stored yet.
+        """Store the payers and targets that are new since the last call.
 
         Raises:
             SQLAlchemyError, UnicodeError: as `BulkInsert.run`.
@@ -112,7 +111,7 @@ def _target_values(id: int, target: Target) -> Values:
 
 #: in the order of `SUMS`
 Sums = list[int]
-#: where the cost stands among what `Group` adds up, and in `Sums`
+#: the index of the cost among the measures of `Group`, and in `Sums`
 _COST, _COST_SUM = SUMS.index("cost") - 3, SUMS.index("cost")
 
 
@@ -130,7 +129,7 @@ class Group:
 
         Args:
             day: days since 1970.
-            measures: columns of the rows: their times, whether they were successful, and what is added up.
+            measures: columns of the rows: their times, whether they were successful, and the values to add up.
         """
         self.day = day
         times, successes, *added = measures
@@ -157,7 +156,7 @@ class Group:
 
 
 class UsageBatch:
-    """Rows, none of them twice.
+    """Rows without duplicates.
 
     Attributes:
         columns: the values of each column of the table `usage`, in its order.
@@ -170,7 +169,7 @@ class UsageBatch:
 
         Args:
             rows: at least one.
-            references: gives payers and targets their ids.
+            references: assigns ids to payers and targets.
         """
         column: dict[str, Sequence[Any]] = dict(
             zip(UsageRow.__struct_fields__, zip(*map(_astuple, rows), strict=True), strict=True)

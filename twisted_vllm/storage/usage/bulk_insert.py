@@ -1,7 +1,7 @@
 """Inserts many rows with few statements, without SQLAlchemy's compiler: the ledger spends microseconds on a row.
 
 SQLite gets one ``INSERT`` with many ``VALUES``. That takes 5 to 15 % less CPU time than ``executemany``, and releases
-Python's lock once for all rows and not after each. PostgreSQL gets the rows as one JSON array, which the server
+Python's lock once for all rows instead of after each. PostgreSQL gets the rows as one JSON array, which the server
 expands: encoding it costs the gateway a fraction of what as many parameters do.
 """
 
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _cast_type(column: Column[Any], dialect: Dialect) -> str:
-    # Not VARCHAR: a cast to it would silently cut a text that is too long, where an error is wanted.
+    # Not VARCHAR: a cast to it would silently cut a text that is too long, instead of failing.
     return "TEXT" if isinstance(column.type, String) else column.type.compile(dialect)
 
 
@@ -40,7 +40,7 @@ def _empty(column: Column[Any]) -> str:
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
-    """Return where the rows of each SQLite statement begin and end."""
+    """Yield the start and end of the rows of each SQLite statement."""
     start = 0
     for size in _CHUNKS:
         while count - start >= size:
@@ -105,7 +105,7 @@ class BulkInsert:
 
 
 class SparseInsert:
-    """Inserts rows that are not there yet into one SQLite table.
+    """Inserts rows that do not exist yet into one SQLite table.
 
     Columns that are empty in all rows become constants of the statement: a row of the ledger has many, and binding
     their values took a fifth of a row's CPU time.
@@ -119,11 +119,11 @@ class SparseInsert:
 
     @property
     def cached_statements(self) -> int:
-        """How many statements are kept."""
+        """The number of cached statements."""
         return self._statement.cache_info().currsize
 
     def run(self, connection: Connection, columns: Sequence[Sequence[Any]]) -> int:
-        """Insert rows; return how many were not there.
+        """Insert rows; return how many did not exist.
 
         Args:
             connection: in a transaction.

@@ -33,7 +33,7 @@ class UsageDatabase:
     """An :class:`IUsageStore` on a SQLite or PostgreSQL database that is migrated already.
 
     Attributes:
-        single_writer: whether writers wait for each other, whatever they write.
+        single_writer: whether only one writer can write at a time.
     """
 
     def __init__(self, url: Secret, period_start: PeriodStart, now: Callable[[], float] = time.time) -> None:
@@ -59,17 +59,17 @@ class UsageDatabase:
         return "<UsageDatabase>"
 
     def _connected(self, connection: Any, _record: object) -> None:
-        # Another server, or another file, may lack what the former one had.
+        # Another server, or another file, may lack references that the former one had.
         self._references.forget()
         if self.single_writer:
             for pragma in _SQLITE_PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
 
     def write(self, rows: Sequence[UsageRow], own: bool) -> list[SpendUpdate]:
-        """Store rows, their sums and spend in one transaction. A row that is there already changes nothing.
+        """Store rows, their sums and spend in one transaction. Idempotent: a stored row is skipped.
 
         Raises:
-            DatabaseUnavailable: nothing was stored, or it is not known; the same rows may be written again.
+            DatabaseUnavailable: nothing was stored, or the result is unknown; the same rows may be written again.
             RowsRejected: nothing was stored.
         """
 
@@ -108,7 +108,7 @@ class UsageDatabase:
             with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                 return work(connection)
         except BaseException as error:
-            # What the transaction had stored is rolled back.
+            # The transaction was rolled back.
             self._references.forget()
             problem = self._problem_of(error)
             if problem is None:
@@ -121,7 +121,7 @@ class UsageDatabase:
             reason = reason_of(error, self._url)
             return RowsRejected(reason) if _is_rejection(error) else DatabaseUnavailable(reason)
         if isinstance(error, (OverflowError, UnicodeError)):
-            # the driver's own, before the database saw a value
+            # the driver's own error, before the database got a value
             return RowsRejected(type(error).__name__)
         return None
 

@@ -1,4 +1,4 @@
-"""Writes the ledger: rows, their sums and what they cost, in one transaction and each row once."""
+"""Writes the ledger: rows, sums and spend in one transaction, each row once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _EPOCH = date(1970, 1, 1)
 
 
 def _adding_insert(table: Table) -> BulkInsert:
-    """Return an insert that adds to the rows that are there."""
+    """Return an insert that adds to existing rows."""
     keys = ", ".join(f'"{column.name}"' for column in table.primary_key.columns)
     sums = ", ".join(
         f'{column.name} = "{table.name}".{column.name} + excluded.{column.name}'
@@ -81,7 +81,7 @@ _key = itemgetter(0)
 
 
 class RowsExist(Exception):
-    """Some of the rows are in SQLite already. Roll back, and write them again with ``check_existing``."""
+    """Some of the rows exist in SQLite. Roll back, and write again with ``check_existing``."""
 
 
 def write(
@@ -94,7 +94,7 @@ def write(
     *,
     check_existing: bool = False,
 ) -> list[SpendUpdate]:
-    """Write rows in the connection's transaction. A row that is there already changes nothing.
+    """Write rows in the connection's transaction. Idempotent: a stored row is skipped.
 
     Args:
         connection: in a transaction; on SQLite, one that holds the write lock.
@@ -103,20 +103,20 @@ def write(
         now: Unix seconds.
         own: whether this process served the requests.
         references: the payers and targets that are known to be stored; None for none.
-        check_existing: on SQLite, whether to ask first which rows are there.
+        check_existing: on SQLite, whether to check first which rows exist.
 
     Returns:
-        What each scope that the rows cost something has spent now. The amounts are those of `rows`, also of those that
-        were there already: after the commit the database has them. They are 0 unless the rows are the process's own.
+        The new spend of each scope that pays for the rows. The amounts are those of all `rows`, existing ones included:
+        after the commit the database has them. They are 0 unless the rows are the process's own.
 
     Raises:
-        RowsExist: on SQLite, some of the rows are there, and `check_existing` is false.
+        RowsExist: on SQLite, some of the rows exist, and `check_existing` is false.
     """
     if not rows:
         return []
     references = References() if references is None else references
     if check_existing or connection.dialect.name != "sqlite":
-        # else SQLite's count tells that one is there twice
+        # otherwise SQLite's row count shows that one exists
         rows = _unique(rows)
     batch = UsageBatch(rows, references)
     references.write(connection)
@@ -156,7 +156,7 @@ def _insert_new(
     references: References,
     check_existing: bool,
 ) -> UsageBatch | None:
-    """Insert the rows that are not there yet, and return them; None where all are there."""
+    """Insert the rows that do not exist yet, and return them; None if all exist."""
     if connection.dialect.name == "postgresql":
         inserted = _insert_postgresql.run(connection, list(zip(*batch.columns, strict=True)))
         if len(inserted) == len(rows):
@@ -165,7 +165,7 @@ def _insert_new(
     elif check_existing:
         existing = _existing(connection, rows)
     else:
-        # To ask for each row would cost each, and hardly ever one is there.
+        # Checking each row would cost time for each, and rows hardly ever exist.
         if _insert_sqlite.run(connection, batch.columns) < len(rows):
             raise RowsExist
         return batch
@@ -179,14 +179,14 @@ def _insert_new(
 
 
 def _unique(rows: Sequence[UsageRow]) -> Sequence[UsageRow]:
-    """Return each row once."""
+    """Return the rows without duplicates."""
     if len(set(map(_id, rows))) == len(rows):
         return rows
     return list({(row.time, row.id): row for row in rows}.values())
 
 
 def _existing(connection: Connection, rows: Sequence[UsageRow]) -> set[RowKey]:
-    """Return the keys of the rows that are there."""
+    """Return the keys of the existing rows."""
     found: set[RowKey] = set()
     for chunk in in_chunks([(row.time, row.id) for row in rows]):
         statement = select(usage.c.time, usage.c.id).where(*has_row_key(chunk))
@@ -246,7 +246,7 @@ def _added(addends: _Addends) -> list[Values]:
 
 
 def _groups_by_scope(batch: UsageBatch) -> dict[Scope, list[Group]]:
-    """Return the rows that cost something, for each scope that pays for them."""
+    """Return the rows with a cost, by the scope that pays for them."""
     found: defaultdict[Scope, list[Group]] = defaultdict(list)
     for payer, _, group in batch.by_payer:
         if group.cost:
@@ -262,7 +262,7 @@ def _groups_by_scope(batch: UsageBatch) -> dict[Scope, list[Group]]:
 def _write_spend(
     connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float
 ) -> dict[Scope, SpendUpdate]:
-    """Add what rows cost to the spend of each scope; return the new spend."""
+    """Add the cost of rows to the spend of each scope; return the new spend."""
     groups = _groups_by_scope(batch)
     # Sorted, so that all processes lock in the same order.
     periods = {scope: _latest_period(scope, groups[scope], period_start) for scope in sorted(groups)}
@@ -283,7 +283,7 @@ def _write_spend(
 
 
 def _latest_period(scope: Scope, groups: list[Group], period_start: PeriodStart) -> tuple[int, int, int]:
-    """Return the start of the last period with any rows, their cost in that period, and their whole cost."""
+    """Return the start of the last period with rows, the rows' cost in that period, and their total cost."""
     cost = sum(group.cost for group in groups)
     start = period_start(*scope, max(group.last for group in groups) / _MICROSECONDS)
     start_us = start * _MICROSECONDS
@@ -298,7 +298,7 @@ def _set_spend(connection: Connection, scope: Scope, start: int, amount: int) ->
 
 
 def _read_spend(connection: Connection, scopes: Iterable[Scope]) -> dict[Scope, tuple[int, int]]:
-    """Return the start of each scope's period and the spend in it; nothing for those that never spent anything."""
+    """Return the start of each scope's period and the spend in it; scopes without spend are omitted."""
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for kind, id in scopes:
         ids[kind].append(id)

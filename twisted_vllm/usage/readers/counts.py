@@ -1,9 +1,9 @@
-"""Reads the usage objects of vLLM's answers into `Usage`.
+"""Converts the usage objects of vLLM's responses into `Usage`.
 
 The shapes are vLLM 0.32's: ``UsageInfo`` (serve/engine/protocol.py), ``ResponseUsage`` (openai/responses/protocol.py),
 ``AnthropicUsage`` (anthropic/protocol.py), ``RerankUsage`` (pooling/scoring/protocol.py), ``DecisionUsage``
 (generate/structured_decisions/protocol.py), ``CohereUsage`` (cohere/protocol.py) and ``TranscriptionUsageAudio``
-(speech_to_text/transcription/protocol.py). The names in them do not collide, so one structure decodes them all.
+(speech_to_text/transcription/protocol.py). Their member names do not collide, so one structure decodes them all.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from twisted_vllm.usage.records import Usage
 
 Number: TypeAlias = int | float | None
 
-#: more than any answer has; a larger number is an error, and would not fit into the database
+#: more than any response has; a larger number is an error, and would not fit into the database
 MAX_COUNT = 2**53
 
 
 class Details(msgspec.Struct, gc=False):
-    """How many of the tokens were of a kind."""
+    """The numbers of cached and of reasoning tokens."""
 
     cached_tokens: Number = None
     reasoning_tokens: Number = None
 
 
 class CohereTokens(msgspec.Struct, gc=False):
-    """Cohere's counts."""
+    """Cohere's token counts."""
 
     input_tokens: Number = None
     output_tokens: Number = None
@@ -36,7 +36,7 @@ class CohereTokens(msgspec.Struct, gc=False):
 
 
 class Counts(msgspec.Struct, gc=False):
-    """The value of ``usage``, by any of the protocols."""
+    """The value of ``usage`` in any of the protocols."""
 
     prompt_tokens: Number = None
     completion_tokens: Number = None
@@ -55,12 +55,12 @@ class Counts(msgspec.Struct, gc=False):
 
 
 def count(number: Number) -> int:
-    """Return a count; one that is missing, negative or above `MAX_COUNT` is 0."""
+    """Return a count; 0 for one that is missing, negative or above `MAX_COUNT`."""
     return int(number) if number is not None and 0 <= number <= MAX_COUNT else 0
 
 
 def to_usage(counts: Counts) -> Usage:
-    """Return the usage that some counts report."""
+    """Convert counts into `Usage`."""
     if counts.prompt_tokens is not None or counts.completion_tokens is not None:
         return Usage(
             count(counts.prompt_tokens),
@@ -73,7 +73,7 @@ def to_usage(counts: Counts) -> Usage:
         return _sum(counts.tokens.input_tokens, counts.cached_tokens, counts.tokens.output_tokens)
     if counts.seconds is not None:
         return Usage(audio_ms=count(counts.seconds * 1000))
-    # Anthropic's input tokens include neither those that came from the cache nor those that went into it
+    # Anthropic's input tokens include neither cache reads nor cache writes
     cached = count(counts.cache_read_input_tokens)
     prompt = count(counts.input_tokens) + cached + count(counts.cache_creation_input_tokens)
     if counts.input_tokens_details is not None:
@@ -88,8 +88,8 @@ def _sum(prompt: Number, cached: Number, completion: Number) -> Usage:
     return Usage(count(prompt), count(cached), count(completion), 0, count(prompt) + count(completion))
 
 
-class Answer(msgspec.Struct, gc=False):
-    """A JSON answer with ``usage``."""
+class UsageResponse(msgspec.Struct, gc=False):
+    """A JSON response with ``usage``."""
 
     usage: Counts | None = None
 
@@ -110,25 +110,25 @@ class _PlainCounts(msgspec.Struct, gc=False):
     completion_tokens_details: _PlainDetails | None = None
 
 
-class _PlainAnswer(msgspec.Struct, gc=False):
+class _PlainResponse(msgspec.Struct, gc=False):
     usage: _PlainCounts
 
 
-_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
+_decode_plain = msgspec.json.Decoder(_PlainResponse).decode
 
 
 def plain_usage_at_end(data: bytes) -> Usage | None:
-    """Return the usage of a JSON answer that ends with it in OpenAI's words; None if it must be decoded whole.
+    """Return the usage of a JSON response that ends with it in OpenAI's format; None if it must be decoded whole.
 
-    Servers write it last. A quote inside a string is escaped, so a comma followed by the key in quotes is a member,
-    wherever it is. If it and all that follows make one whole object, it is a member of the outermost object. So most of
-    the answer need not be decoded: that takes 0.4 µs, in place of 0.6 µs for 500 bytes and 30 µs for 50 KB.
+    Servers write it last. A quote inside a string is escaped, so a comma followed by the quoted key always starts a
+    member. If that and the rest form one whole object, it is a member of the outermost object. So most of the response
+    is not decoded: 0.4 µs, instead of 0.6 µs for 500 bytes and 30 µs for 50 KB.
     """
-    at = data.rfind(b',"usage":{')
-    if at < 0:
+    offset = data.rfind(b',"usage":{')
+    if offset < 0:
         return None
     try:
-        found = _decode_plain(b"{" + data[at + 1 :]).usage
+        found = _decode_plain(b"{" + data[offset + 1 :]).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     cached = reasoning = 0
@@ -139,20 +139,20 @@ def plain_usage_at_end(data: bytes) -> Usage | None:
     return Usage(found.prompt_tokens, cached, found.completion_tokens, reasoning, found.total_tokens)
 
 
-class AudioAnswer(Answer, gc=False):
+class AudioResponse(UsageResponse, gc=False):
     """A transcription or translation: ``verbose_json`` has ``duration`` in place of ``usage``."""
 
     duration: int | float | str | None = None
 
 
-class TokenizeAnswer(msgspec.Struct, gc=False):
-    """The answer of ``/tokenize``."""
+class TokenizeResponse(msgspec.Struct, gc=False):
+    """The response of ``/tokenize``."""
 
     count: Number = None
 
 
-class CountAnswer(msgspec.Struct, gc=False):
-    """The answer of ``/v1/messages/count_tokens``."""
+class TokenCountResponse(msgspec.Struct, gc=False):
+    """The response of ``/v1/messages/count_tokens``."""
 
     input_tokens: Number = None
 
@@ -161,40 +161,40 @@ class _Meta(msgspec.Struct, gc=False):
     billed_units: CohereTokens | None = None
 
 
-class CohereEmbedAnswer(msgspec.Struct, gc=False):
-    """The answer of ``/v2/embed``."""
+class CohereEmbedResponse(msgspec.Struct, gc=False):
+    """The response of ``/v2/embed``."""
 
     meta: _Meta | None = None
 
 
-def of_answer(answer: Answer) -> Usage | None:
-    """Read an answer with ``usage``."""
-    return None if answer.usage is None else to_usage(answer.usage)
+def read_usage(response: UsageResponse) -> Usage | None:
+    """Read a response with ``usage``."""
+    return None if response.usage is None else to_usage(response.usage)
 
 
-def of_audio(answer: AudioAnswer) -> Usage | None:
+def read_audio(response: AudioResponse) -> Usage | None:
     """Read a transcription or translation."""
-    if answer.usage is not None or answer.duration is None:
-        return of_answer(answer)
+    if response.usage is not None or response.duration is None:
+        return read_usage(response)
     try:
-        return Usage(audio_ms=count(float(answer.duration) * 1000))
+        return Usage(audio_ms=count(float(response.duration) * 1000))
     except (ValueError, OverflowError):
         return None
 
 
-def of_tokenize(answer: TokenizeAnswer) -> Usage | None:
-    """Read a count of tokens that no model was given: it counts in the total alone, which costs nothing."""
-    return None if answer.count is None else Usage(total_tokens=count(answer.count))
+def read_tokenize(response: TokenizeResponse) -> Usage | None:
+    """Read a count of tokens that no model processed: it counts only in the total, which costs nothing."""
+    return None if response.count is None else Usage(total_tokens=count(response.count))
 
 
-def of_count(answer: CountAnswer) -> Usage | None:
-    """Read a count of tokens that no model was given, in Anthropic's words."""
-    return None if answer.input_tokens is None else Usage(total_tokens=count(answer.input_tokens))
+def read_token_count(response: TokenCountResponse) -> Usage | None:
+    """Read a count of tokens that no model processed, in Anthropic's format."""
+    return None if response.input_tokens is None else Usage(total_tokens=count(response.input_tokens))
 
 
-def of_cohere_embed(answer: CohereEmbedAnswer) -> Usage | None:
-    """Read embeddings in Cohere's words."""
-    units = None if answer.meta is None else answer.meta.billed_units
+def read_cohere_embed(response: CohereEmbedResponse) -> Usage | None:
+    """Read embeddings in Cohere's format."""
+    units = None if response.meta is None else response.meta.billed_units
     if units is None:
         return None
     return _sum(count(units.input_tokens) + count(units.image_tokens), 0, 0)

@@ -1,6 +1,6 @@
-"""The usage in a JSON value that comes in pieces, with bounded memory.
+"""Finds the usage in a JSON value that arrives in pieces, with bounded memory.
 
-An answer may be of any size (embeddings, log probabilities). Small ones are kept whole; of a large one, only the values
+A response may have any size (embeddings, log probabilities). A small one is kept whole; of a large one, only the values
 of certain keys are kept, a few hundred bytes.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-#: bytes up to which a value is kept whole
+#: a value up to this many bytes is kept whole
 MAX_WHOLE = 65_536
-#: bytes of a key's value that are captured; vLLM's ``usage`` has some hundred
+#: the maximum bytes of a captured value; vLLM's ``usage`` has a few hundred
 MAX_VALUE = 16_384
-#: bytes of whitespace between a key and its colon
+#: the maximum whitespace between a key and its colon, in bytes
 _MAX_GAP = 64
 
-# as many whole strings, and what is between them, as there are
+# complete strings and the text between them, as many as possible
 _WHOLE = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:")
 _GAP = re.compile(rb"[ \t\r\n]*\Z")
@@ -28,11 +28,11 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 
 
 class Shape(msgspec.Struct, frozen=True, gc=False):
-    """Which values are kept of a document that is too large to be kept whole.
+    """The values to keep of a document that is too large to be kept whole.
 
     Attributes:
-        keys: their names.
-        outer: the member of the outermost object that they are in; empty if they are in the outermost object itself.
+        keys: their keys.
+        outer: the member of the outermost object that contains them; empty if they are in the outermost object itself.
     """
 
     keys: tuple[bytes, ...]
@@ -40,12 +40,12 @@ class Shape(msgspec.Struct, frozen=True, gc=False):
 
 
 class Document:
-    """Collects a JSON value that comes in pieces."""
+    """Collects a JSON value that arrives in pieces."""
 
     __slots__ = ("_parts", "_scanner", "_shape", "_size")
 
     def __init__(self, shape: Shape) -> None:
-        """Begin; `shape` says what is kept if the value becomes too large."""
+        """Start empty; `shape` names the values to keep if the document becomes too large."""
         self._shape = shape
         self._parts: list[bytes] = []
         self._size = 0
@@ -66,7 +66,7 @@ class Document:
             self._parts = []
 
     def read(self) -> bytes:
-        """Return the value, or, if it was too large, an object with those of its `Shape.keys` that were found."""
+        """Return the value or, if it was too large, an object with the `Shape.keys` that were found."""
         if self._scanner is None:
             return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         members = b",".join(b'"%b":%b' % pair for pair in self._scanner.found.items())
@@ -76,20 +76,19 @@ class Document:
 class ValueScanner:
     """Finds the values of keys at one depth of a JSON value, without keeping the value.
 
-    It searches for a key as it is spelt, with its quotes: inside a JSON string the first quote would have a backslash
-    in front. So what it finds is a whole string, and the depth tells whether that is the key. Of equal keys the last
-    counts.
+    It searches for the key with its quotes: inside a JSON string the first quote would have a backslash before it. So a
+    match is a whole string, and the depth shows whether it is the key. Of equal keys the last counts.
 
     Attributes:
-        found: the values, as they are spelt, by key.
+        found: the raw values, by key.
     """
 
     def __init__(self, keys: Sequence[bytes], depth: int = 1) -> None:
-        """Begin to search.
+        """Start to search.
 
         Args:
-            keys: the keys' names.
-            depth: the depth of the objects that they are in; 1 is the outermost object.
+            keys: the keys.
+            depth: the depth of the objects that contain them; 1 is the outermost object.
         """
         self.found: dict[bytes, bytes] = {}
         self._names = [(b'"' + key + b'"', key) for key in keys]
@@ -106,21 +105,21 @@ class ValueScanner:
         if self._carry:
             data = self._carry + data
             self._carry = b""
-        at = 0
-        while at < len(data):
-            at = self._search(data, at) if self._capturing is None else self._capture(data, at)
+        offset = 0
+        while offset < len(data):
+            offset = self._search(data, offset) if self._capturing is None else self._capture(data, offset)
 
-    def _search(self, data: bytes, at: int) -> int:
-        """Go on to the next string that may be a key; return where to continue."""
-        place, name, key = self._candidate(data, at)
-        if place < 0:
-            self._skip_rest(data[at:])
+    def _search(self, data: bytes, offset: int) -> int:
+        """Continue to the next string that may be a key; return the offset after it."""
+        position, name, key = self._candidate(data, offset)
+        if position < 0:
+            self._skip_rest(data[offset:])
             return len(data)
-        self._skip(data[at:place])
-        end = place + len(name)
+        self._skip(data[offset:position])
+        end = position + len(name)
         if self._in_string:
-            # it is no JSON, then
-            self._skip(data[place:end])
+            # then it is not JSON
+            self._skip(data[position:end])
             return end
         if self._depth != self._target:
             return end
@@ -129,21 +128,21 @@ class ValueScanner:
             self._capturing = key
             return colon.end()
         if _GAP.match(data, end) is not None and len(data) - end < _MAX_GAP:
-            self._carry = data[place:]
+            self._carry = data[position:]
             return len(data)
         return end
 
-    def _candidate(self, data: bytes, at: int) -> tuple[int, bytes, bytes]:
-        """Return the offset of the next string that spells a key, its spelling and the key; -1 if there is none."""
+    def _candidate(self, data: bytes, offset: int) -> tuple[int, bytes, bytes]:
+        """Return the offset of the next string that equals a key, the quoted key and the key; -1 if there is none."""
         nearest = (-1, b"", b"")
-        # a quote at the very beginning ends the string before it, if there is one
-        first = at + 1 if self._in_string else at
+        # inside a string, a quote at the very beginning ends that string
+        first = offset + 1 if self._in_string else offset
         for name, key in self._names:
-            place = data.find(name, first)
-            while place > at and data[place - 1] == 0x5C:
-                place = data.find(name, place + 1)
-            if place >= 0 and (nearest[0] < 0 or place < nearest[0]):
-                nearest = (place, name, key)
+            position = data.find(name, first)
+            while position > offset and data[position - 1] == 0x5C:
+                position = data.find(name, position + 1)
+            if position >= 0 and (nearest[0] < 0 or position < nearest[0]):
+                nearest = (position, name, key)
         return nearest
 
     def _skip_rest(self, part: bytes) -> None:
@@ -158,7 +157,7 @@ class ValueScanner:
         self._skip(part)
 
     def _skip(self, part: bytes) -> None:
-        """Skip what holds no key: update the depth, and whether the scan is inside a string."""
+        """Skip bytes without a key: update the depth and whether the scan is inside a string."""
         if not part:
             return
         if self._escaped:
@@ -168,7 +167,7 @@ class ValueScanner:
         if b"\\" in part:
             ends_escaped = (len(part) - len(part.rstrip(b"\\"))) % 2 == 1
             part = part.replace(b"\\\\", b"").replace(b'\\"', b"")
-        # what is between the quotes is by turns outside and inside of strings
+        # the pieces between quotes are alternately outside and inside of strings
         pieces = part.split(b'"')
         outside = pieces[1::2] if self._in_string else pieces[::2]
         if len(pieces) % 2 == 0:
@@ -178,24 +177,24 @@ class ValueScanner:
             count = b"".join(outside).count
             self._depth += count(b"{") + count(b"[") - count(b"}") - count(b"]")
 
-    def _capture(self, data: bytes, at: int) -> int:
-        """Keep the value that begins at `at`, once it is whole; return where to continue."""
-        end = _value_end(data, at)
+    def _capture(self, data: bytes, offset: int) -> int:
+        """Store the value at `offset` once it is complete; return the offset to continue at."""
+        end = _value_end(data, offset)
         key, self._capturing = self._capturing, None
         if end >= 0 and key is not None:
-            self.found[key] = data[at:end].strip()
+            self.found[key] = data[offset:end].strip()
             return end
-        if len(data) - at < MAX_VALUE:
-            self._carry = data[at:]
+        if len(data) - offset < MAX_VALUE:
+            self._carry = data[offset:]
             self._capturing = key
             return len(data)
-        return at
+        return offset
 
 
-def _value_end(data: bytes, at: int) -> int:
-    """Return the end of the value that begins at `at`, or -1 if it is not whole yet."""
-    space = _SPACE.match(data, at)
-    start = at if space is None else space.end()
+def _value_end(data: bytes, offset: int) -> int:
+    """Return the end of the value at `offset`, or -1 if it is not complete yet."""
+    space = _SPACE.match(data, offset)
+    start = offset if space is None else space.end()
     if start == len(data):
         return -1
     if data[start : start + 1] in (b"{", b"[", b'"'):

@@ -1,6 +1,6 @@
-"""Chooses the reader of an answer's usage by its route, its ``Content-Type`` and its ``Content-Encoding``.
+"""Chooses the usage reader of a response by route, ``Content-Type`` and ``Content-Encoding``.
 
-A reader observes the bytes that pass: it keeps few of them, delays none and never fails.
+A reader observes the relayed bytes: it keeps few of them, delays none and never fails.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from twisted_vllm.usage.readers import counts, streams
 from twisted_vllm.usage.readers.document import Document, Shape
 from twisted_vllm.usage.records import Usage
 
-#: ``Content-Type`` and ``Content-Encoding`` pairs whose reading is remembered, for each `UsageFormat`
-MOST_READINGS = 16
-#: bytes that are decompressed at a time
+#: cached readings per `UsageFormat`, by ``Content-Type`` and ``Content-Encoding``
+MAX_READINGS = 16
+#: bytes to decompress at a time
 _STEP = 65_536
-#: bytes that one piece may decompress to; beyond, the answer is not read any more
+#: the maximum decompressed size of one piece in bytes; beyond it, the response is no longer read
 MAX_INFLATED = 4_194_304
 
 _IDENTITY = (b"", b"identity")
@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 
 class UsageReader(Protocol):
-    """Reads the usage of one answer.
+    """Reads the usage of one response.
 
     Attributes:
-        stream: whether the answer is a stream of events.
+        stream: whether the response is a stream of events.
     """
 
     @property
@@ -46,23 +46,23 @@ class UsageReader(Protocol):
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return the estimated usage of an answer that reported none.
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
+        """Return the estimated usage of a response that reported none.
 
         Args:
-            prompt_tokens: what the prompt was estimated at.
-            answers: how many answers were asked for.
+            prompt_tokens: the estimated tokens of the prompt.
+            choices: the number of requested choices.
         """
 
 
 class JsonFormat(msgspec.Struct, frozen=True):
-    """How one kind of JSON answer is read.
+    """The reader of one kind of JSON response.
 
     Attributes:
-        decode: decodes what is needed of it.
-        read: returns the usage in that.
-        shape: what is kept of an answer that is too large to be kept whole.
-        estimates_prompt: whether the request's size tells about how many tokens a model was given.
+        decode: decodes the needed members.
+        read: returns the usage in them.
+        shape: the values to keep of a response that is too large to be kept whole.
+        estimates_prompt: whether the prompt's tokens can be estimated from the request's size.
         has_usage: whether the usage is in the member ``usage``.
     """
 
@@ -73,7 +73,7 @@ class JsonFormat(msgspec.Struct, frozen=True):
     has_usage: bool = False
 
     def usage(self, data: bytes) -> Usage | None:
-        """Return the usage that an answer reports, or None if it reports none."""
+        """Return the usage that a response reports, or None if it reports none."""
         if self.has_usage and (found := counts.plain_usage_at_end(data)) is not None:
             return found
         try:
@@ -82,24 +82,24 @@ class JsonFormat(msgspec.Struct, frozen=True):
             return None
 
     def estimate(self, prompt_tokens: int) -> Usage:
-        """Return the estimated usage of an answer: its prompt's, as nothing is known of the answer before its end."""
+        """Return the estimated usage of a response: the prompt's, as the rest is unknown before the end."""
         prompt = prompt_tokens if self.estimates_prompt else 0
         return Usage(prompt_tokens=prompt, total_tokens=prompt, estimated=True)
 
 
 class JsonReader:
-    """Reads a JSON answer that comes in pieces."""
+    """Reads a JSON response that arrives in pieces."""
 
     __slots__ = ("_document", "_format")
 
     def __init__(self, json_format: JsonFormat) -> None:
-        """Begin with an answer of this format."""
+        """Start to read a response of this format."""
         self._format = json_format
         self._document = Document(json_format.shape)
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is a stream of events: it is none."""
+        """Whether the response is a stream of events: it is not."""
         return False
 
     def feed(self, data: bytes) -> None:
@@ -110,13 +110,13 @@ class JsonReader:
         """Return the usage that the server reported, or None if it reported none."""
         return self._format.usage(self._document.read())
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage."""
         return self._format.estimate(prompt_tokens)
 
 
 class HeadReader:
-    """Reads an answer's head alone: embeddings as bytes, or a body in an unknown coding.
+    """Reads only the head of a response: embeddings as bytes, or a body in an unknown coding.
 
     vLLM reports the usage of embeddings that are sent as bytes in the header ``metadata``; with
     ``encoding_format: bytes_only`` it does not send it.
@@ -125,7 +125,7 @@ class HeadReader:
     __slots__ = ("_reader", "stream")
 
     def __init__(self, json_format: JsonFormat, metadata: bytes, *, stream: bool = False) -> None:
-        """Begin with the answer's header ``metadata``; empty if it has none."""
+        """Start with the response's header ``metadata``; empty if it has none."""
         self.stream = stream
         self._reader = JsonReader(json_format)
         self._reader.feed(metadata)
@@ -137,25 +137,25 @@ class HeadReader:
         """Return the usage that the head reported, or None if it reported none."""
         return self._reader.usage()
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage."""
-        return self._reader.estimate(prompt_tokens, answers)
+        return self._reader.estimate(prompt_tokens, choices)
 
 
 class GzipReader:
-    """Reads an answer that a proxy in front of the server compressed; what does not decompress is not read."""
+    """Reads a response that a proxy in front of the server compressed; ignores what cannot be decompressed."""
 
     __slots__ = ("_inflate", "_reader")
 
     def __init__(self, reader: UsageReader) -> None:
-        """Feed what is decompressed to `reader`."""
+        """Feed the decompressed bytes to `reader`."""
         self._reader = reader
         # gzip or zlib, by its first bytes
         self._inflate: zlib._Decompress | None = zlib.decompressobj(wbits=47)
 
     @property
     def stream(self) -> bool:
-        """Whether the answer is a stream of events."""
+        """Whether the response is a stream of events."""
         return self._reader.stream
 
     def feed(self, data: bytes) -> None:
@@ -182,38 +182,38 @@ class GzipReader:
         """Return the usage that the server reported, or None if it reported none."""
         return self._reader.usage()
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage."""
-        return self._reader.estimate(prompt_tokens, answers)
+        return self._reader.estimate(prompt_tokens, choices)
 
 
-#: makes the reader of an answer, given its header ``metadata``
+#: makes the reader of a response from its header ``metadata``
 ReaderFactory: TypeAlias = Callable[[bytes], UsageReader]
-#: how an answer is read: as JSON, which needs no reader if it comes in one piece; by a reader; or not at all
+#: how a response is read: as JSON, without a reader if it arrives in one piece; by a reader; or not at all
 Reading: TypeAlias = JsonFormat | ReaderFactory | None
 
 
-class AnswerReaders:
-    """How the successful answers of one `UsageFormat` are read.
+class ResponseReaders:
+    """The readers of the successful responses of one `UsageFormat`.
 
     Attributes:
-        reading: returns how an answer is read, by its ``Content-Type`` and ``Content-Encoding``.
+        reading: returns how a response is read, by its ``Content-Type`` and ``Content-Encoding``.
     """
 
     def __init__(self, json_format: JsonFormat, stream: Callable[[], UsageReader]) -> None:
-        """Bind the two ways.
+        """Bind the readers.
 
         Args:
-            json_format: how a JSON answer is read.
+            json_format: reads a JSON response.
             stream: makes the reader of a stream.
         """
         self._json = json_format
         self._stream = stream
-        # most answers of a route have the same two: 0.07 µs in place of 0.2 µs
-        self.reading = lru_cache(maxsize=MOST_READINGS)(self._reading)
+        # most responses of a route have the same two headers: 0.07 µs instead of 0.2 µs
+        self.reading = lru_cache(maxsize=MAX_READINGS)(self._reading)
 
     def _reading(self, content_type: bytes, content_encoding: bytes = b"") -> Reading:
-        """Return how an answer with these headers is read."""
+        """Return how a response with these headers is read."""
         media_type = content_type.partition(b";")[0].strip().lower()
         if media_type == b"application/octet-stream":
             return partial(HeadReader, self._json)
@@ -238,22 +238,22 @@ def _json_format(
     return JsonFormat(msgspec.json.Decoder(structure).decode, read, Shape(keys), estimates_prompt, has_usage)
 
 
-_USAGE = _json_format(counts.Answer, counts.of_answer, b"usage", has_usage=True)
-_AUDIO = _json_format(counts.AudioAnswer, counts.of_audio, b"usage", b"duration", estimates_prompt=False)
-_TOKENIZE = _json_format(counts.TokenizeAnswer, counts.of_tokenize, b"count", estimates_prompt=False)
-_TOKEN_COUNT = _json_format(counts.CountAnswer, counts.of_count, b"input_tokens", estimates_prompt=False)
-_COHERE_EMBED = _json_format(counts.CohereEmbedAnswer, counts.of_cohere_embed, b"meta")
+_USAGE = _json_format(counts.UsageResponse, counts.read_usage, b"usage", has_usage=True)
+_AUDIO = _json_format(counts.AudioResponse, counts.read_audio, b"usage", b"duration", estimates_prompt=False)
+_TOKENIZE = _json_format(counts.TokenizeResponse, counts.read_tokenize, b"count", estimates_prompt=False)
+_TOKEN_COUNT = _json_format(counts.TokenCountResponse, counts.read_token_count, b"input_tokens", estimates_prompt=False)
+_COHERE_EMBED = _json_format(counts.CohereEmbedResponse, counts.read_cohere_embed, b"meta")
 
 #: the readers of each format; None reports no usage
-READERS: dict[UsageFormat, AnswerReaders | None] = {
+READERS: dict[UsageFormat, ResponseReaders | None] = {
     UsageFormat.NONE: None,
-    UsageFormat.COMPLETIONS: AnswerReaders(_USAGE, streams.ChunkStream),
-    UsageFormat.CHAT: AnswerReaders(_USAGE, partial(streams.ChunkStream, chat=True)),
-    UsageFormat.RESPONSES: AnswerReaders(_USAGE, streams.ResponseStream),
-    UsageFormat.MESSAGES: AnswerReaders(_USAGE, streams.MessageStream),
-    UsageFormat.COHERE_CHAT: AnswerReaders(_USAGE, streams.CohereStream),
-    UsageFormat.COHERE_EMBED: AnswerReaders(_COHERE_EMBED, streams.ChunkStream),
-    UsageFormat.TRANSCRIPTION: AnswerReaders(_AUDIO, partial(streams.ChunkStream, estimates_prompt=False)),
-    UsageFormat.TOKENIZE: AnswerReaders(_TOKENIZE, streams.ChunkStream),
-    UsageFormat.TOKEN_COUNT: AnswerReaders(_TOKEN_COUNT, streams.ChunkStream),
+    UsageFormat.COMPLETIONS: ResponseReaders(_USAGE, streams.ChunkStream),
+    UsageFormat.CHAT: ResponseReaders(_USAGE, partial(streams.ChunkStream, chat=True)),
+    UsageFormat.RESPONSES: ResponseReaders(_USAGE, streams.ResponseStream),
+    UsageFormat.MESSAGES: ResponseReaders(_USAGE, streams.MessageStream),
+    UsageFormat.COHERE_CHAT: ResponseReaders(_USAGE, streams.CohereStream),
+    UsageFormat.COHERE_EMBED: ResponseReaders(_COHERE_EMBED, streams.ChunkStream),
+    UsageFormat.TRANSCRIPTION: ResponseReaders(_AUDIO, partial(streams.ChunkStream, estimates_prompt=False)),
+    UsageFormat.TOKENIZE: ResponseReaders(_TOKENIZE, streams.ChunkStream),
+    UsageFormat.TOKEN_COUNT: ResponseReaders(_TOKEN_COUNT, streams.ChunkStream),
 }

@@ -1,6 +1,6 @@
-"""Server-sent events (WHATWG HTML §9.2.6), parsed as they pass, with bounded memory.
+"""Parses server-sent events (WHATWG HTML §9.2.6) as they are relayed, with bounded memory.
 
-A line of JSON holds no raw line break, so no text of a user's can end an event, begin one or name its kind.
+JSON contains no raw line break, so a user's text can neither end an event nor begin or name one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 
 from twisted_vllm.usage.readers.document import Document, Shape
 
-#: bytes of an event's name; vLLM's have some fifty
+#: the maximum length of an event's name in bytes; vLLM's have up to about fifty
 MAX_NAME = 200
-#: bytes of a line that are kept until its field is known
+#: bytes of a line to keep until its field is known
 MAX_LINE = 65_536
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -19,7 +19,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def is_lone_event(data: bytes) -> bool:
-    """Tell whether `data` is one whole event of one line with a JSON object, as vLLM sends them."""
+    """Return whether `data` is one whole event of one line with a JSON object, as vLLM sends them."""
     return data[:7] == b"data: {" and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and data.find(b"\r") < 0
 
 
@@ -27,11 +27,11 @@ class EventParser:
     """Splits a stream into events.
 
     Attributes:
-        between: whether the stream is between two events, so that what comes next begins one.
+        between: whether the stream is between two events.
     """
 
     def __init__(self, shape: Shape) -> None:
-        """Begin; `shape` says what is kept of an event's data if they are large."""
+        """Start; `shape` names the values to keep of an event with large data."""
         self.between = True
         self._shape = shape
         self._line: list[bytes] = []
@@ -44,18 +44,18 @@ class EventParser:
         self._document: Document | None = None
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """Take the next piece; return the name (or nothing) and the data of each event that it ends."""
+        """Take the next piece; return the name (empty if it has none) and the data of each event that it ends."""
         if self._after_cr and data:
             self._after_cr = False
             if data[0] == 10:
                 data = data[1:]
         events: list[tuple[bytes, bytes]] = []
-        at = 0
+        offset = 0
         for found in _LINE_END.finditer(data):
-            self._end_line(data[at : found.start()], events)
-            at = found.end()
-        if at < len(data):
-            self._part_of_line(data[at:])
+            self._end_line(data[offset : found.start()], events)
+            offset = found.end()
+        if offset < len(data):
+            self._part_of_line(data[offset:])
         elif data and data[-1] == 13:
             self._after_cr = True
         self.between = not (self._line or self._long or self._name or self._document is not None or self._after_cr)

@@ -1,13 +1,13 @@
-"""Hides from the client that the gateway asked for the usage of a stream.
+"""Hides from the client that the gateway requested the usage of a stream.
 
 If ``include_usage`` is set, vLLM 0.32 sends one more event, with ``"choices":[]``, and moves ``system_fingerprint``
-into it from the events that end an answer (openai/chat_completion/serving.py, openai/completion/serving.py). The filter
-removes that event and puts the fingerprint back. A server started with ``--enable-force-include-usage`` sends usage to
-everybody, which shows in every event: then the filter removes nothing.
+into it from the events that end a choice (openai/chat_completion/serving.py, openai/completion/serving.py). The filter
+removes that event and puts the fingerprint back. A server started with ``--enable-force-include-usage`` sends usage in
+every event to every client: then the filter removes nothing.
 
-Whole events pass at once, except those that end an answer: they wait for the next event, which vLLM sends right after
-them unless another answer goes on. A part of an event waits for its rest, up to `MAX_HELD` bytes; a client can do
-nothing with it before.
+Whole events pass at once, except those that end a choice: they wait for the next event, which vLLM sends right after
+them unless another choice continues. A part of an event waits for its rest, up to `MAX_HELD` bytes; the client could
+not use it alone.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import msgspec
 
 from twisted_vllm.usage.readers.streams import USAGE, Chunk, ChunkStream, decode_chunk
 
-#: bytes of a part of an event that are held back; vLLM's usage event has some 300
+#: the maximum part of an event to hold back, in bytes; vLLM's usage event has about 300
 MAX_HELD = 8192
-#: bytes of events that end answers and are held back together; beyond, they pass as they are
+#: the maximum bytes of held-back events that end choices; beyond it, they pass unchanged
 MAX_HELD_ENDS = 65_536
 
-# after the comma this is a key: in a string, the quote would have a backslash in front
+# after the comma this is a key: in a string, the quote would have a backslash before it
 _ENDS = b',"finish_reason":"'
 _FINGERPRINT = b'"system_fingerprint"'
-# bytes of an event too long to be held that are held all the same, as the fingerprint may belong at its end
+# bytes at the end of an overlong event to hold back, because the fingerprint may belong there
 _OVERLAP = 256
 
 
 class Fingerprint:
-    """The ``system_fingerprint`` that a server last sent, for an answer that ends while others of its request go on.
+    """The ``system_fingerprint`` that a server last sent, for a choice that ends while others of its request continue.
 
     Attributes:
-        value: the fingerprint as JSON; empty if it is not known.
+        value: the fingerprint as JSON; empty if it is unknown.
     """
 
     __slots__ = ("value",)
@@ -42,43 +42,43 @@ class Fingerprint:
 
 
 class StreamFilter:
-    """Removes from a stream what asking for its usage added."""
+    """Removes from a stream what the request for its usage added."""
 
     def __init__(self, reader: ChunkStream, fingerprint: Fingerprint | None = None) -> None:
-        """Begin with a stream.
+        """Start to filter a stream.
 
         Args:
             reader: reads the stream's usage; the filter feeds it.
-            fingerprint: the server's last one, which the filter keeps up to date.
+            fingerprint: the server's last fingerprint, which the filter updates.
         """
         self._reader = reader
         self._fingerprint = fingerprint if fingerprint is not None else Fingerprint()
         self._tail = b""
         self._ends: list[bytes] = []
         self._ends_size = 0
-        # nothing is removed any more
-        self._open = False
+        # whether everything passes from now on
+        self._passing = False
         self._long = False
         self._long_ends = False
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece from the server; return what the client gets, which may be nothing yet."""
+        """Take the next piece from the server; return the bytes to send to the client, which may be empty."""
         plain = self._reader.take(data)
-        if self._open:
+        if self._passing:
             return data
         if plain and not self._tail and not self._ends and data.rfind(_ENDS) < 0:
             return data
         if b"\r" in data:
-            # not vLLM's framing: leave such a stream alone
+            # not vLLM's framing: pass the stream unchanged
             return self._give_up(data)
         return self._split(data)
 
     def finish(self) -> bytes:
-        """Return what is still held back at the end of the stream."""
+        """Return the bytes still held back at the end of the stream."""
         return self._give_up(b"")
 
     def _give_up(self, data: bytes) -> bytes:
-        self._open = True
+        self._passing = True
         out: list[bytes] = []
         self._release(out, self._fingerprint.value)
         out += (self._tail, data)
@@ -93,14 +93,14 @@ class StreamFilter:
         while (end := stream.find(b"\n\n", start)) >= 0:
             self._event(stream[start : end + 2], out)
             start = end + 2
-            if self._open:
+            if self._passing:
                 out.append(stream[start:])
                 return b"".join(out)
         self._hold(stream[start:], out)
         return b"".join(out)
 
     def _hold(self, part: bytes, out: list[bytes]) -> None:
-        """Keep a part of an event until its rest comes, or only its last bytes if it is too long."""
+        """Hold a part of an event until its rest arrives, or only its last bytes if it is too long."""
         if not self._long and len(part) > MAX_HELD:
             self._long = True
             self._release(out, self._fingerprint.value)
@@ -121,11 +121,11 @@ class StreamFilter:
                 out.append(event)
             return
         if USAGE in event and (chunk := _chunk(event)) is not None and chunk.usage is not None:
-            self._open = True
+            self._passing = True
             if chunk.choices == []:
                 self._remove(chunk, out)
             else:
-                # the server sends usage to everybody
+                # the server sends usage to every client
                 self._release(out, b"")
                 out.append(event)
         elif _ENDS in event and event.endswith(b"}\n\n") and _FINGERPRINT not in event:

@@ -1,13 +1,13 @@
-"""The usage of streams of server-sent events, read as they pass.
+"""Reads the usage of streams of server-sent events as they are relayed.
 
 Facts of vLLM 0.32 (entrypoints/):
 
-- Chat and completions report usage in a last chunk with ``"choices":[]`` if the client asked for it with
+- Chat and completions report usage in a last chunk with ``"choices":[]`` if the client requests it with
   ``stream_options.include_usage``. With ``continuous_usage_stats`` too, or on a server started with
-  ``--enable-force-include-usage``, every chunk has the usage so far of its own choice. Audio does the same, asked with
-  the form's ``stream_include_usage``. A chunk without usage carries about one token.
-- Unasked, Responses report usage in ``response.completed``; Anthropic's messages in ``message_start`` (of the prompt,
-  before it is known what came from the cache) and ``message_delta``; Cohere's chat in ``message-end``.
+  ``--enable-force-include-usage``, every chunk has the usage so far of its own choice. Audio does the same with the
+  form's ``stream_include_usage``. A chunk without usage carries about one token.
+- Without a request for it, Responses report usage in ``response.completed``; Anthropic's messages in ``message_start``
+  (the prompt's, before the cached tokens are known) and ``message_delta``; Cohere's chat in ``message-end``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 
 class Choice(msgspec.Struct, gc=False):
-    """One of the answers in a chunk."""
+    """One of the choices in a chunk."""
 
     index: int = 0
 
@@ -64,7 +64,7 @@ _cohere_decoder = msgspec.json.Decoder(_CohereEvent)
 
 
 def decode_chunk(data: bytes) -> Chunk | None:
-    """Return a chunk, or None if `data` is none."""
+    """Decode a chunk; return None if `data` is not one."""
     return _decoded(_chunk_decoder, data)
 
 
@@ -72,19 +72,19 @@ class ChunkStream:
     """Reads a stream of chunks: chat, completions or a transcription.
 
     Attributes:
-        stream: that it reads a stream.
-        chunks: chunks that carried content and no usage in place of it.
+        stream: always True.
+        chunks: the number of chunks with content.
     """
 
     stream = True
 
     def __init__(self, *, chat: bool = False, estimates_prompt: bool = True) -> None:
-        """Begin.
+        """Start to read.
 
         Args:
-            chat: whether it is a chat: the first chunk of each answer then names its role alone, and all answers are to
-                one prompt.
-            estimates_prompt: whether the request's size tells about the size of its prompt; an upload's does not.
+            chat: whether it is a chat: the first chunk of each choice then contains only its role, and all choices
+                share one prompt.
+            estimates_prompt: whether the prompt can be estimated from the request's size; not so for an upload.
         """
         self.chunks = 0
         self._chat = chat
@@ -95,7 +95,7 @@ class ChunkStream:
 
     def take(self, data: bytes) -> bool:
         """Take the next piece; return whether it was one whole chunk without usage."""
-        # if it is not there, rfind finds that out in half the time of find and `in`
+        # without a match, rfind takes half the time of find and `in`
         if self._parser.between and data.rfind(USAGE) < 0 and is_lone_event(data):
             if data[6:14] != _ERROR:
                 self.chunks += 1
@@ -124,7 +124,7 @@ class ChunkStream:
         """Return the usage that the server reported, or None if it reported none."""
         if self._final is not None or not self._so_far:
             return self._final
-        # each choice counts its own tokens; of several prompts, each chunk counts one
+        # each choice counts its own tokens; with several prompts, each chunk counts one of them
         each = list(self._so_far.values())
         prompt = max(usage.prompt_tokens for usage in each)
         completion = sum(usage.completion_tokens for usage in each)
@@ -137,21 +137,21 @@ class ChunkStream:
             estimated=len(each) > 1 and not self._chat,
         )
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that reported none, or that ended early."""
-        tokens = max(0, self.chunks - answers) if self._chat else self.chunks
+        tokens = max(0, self.chunks - choices) if self._chat else self.chunks
         return _estimated(prompt_tokens if self._estimates_prompt else 0, tokens)
 
 
 class _NamedEvents:
-    """Splits a stream of named events, and counts those that carry content, which are most of them."""
+    """Splits a stream of named events, and counts those with content, which are most of them."""
 
     def __init__(self, content: bytes, shape: Shape = _USAGE_SHAPE) -> None:
-        """Begin.
+        """Start to read.
 
         Args:
-            content: what the names of events that carry content end with.
-            shape: what is kept of large data.
+            content: the suffix of the names of events with content.
+            shape: the values to keep of large data.
         """
         self.chunks = 0
         self._content = content
@@ -174,7 +174,7 @@ class ResponseStream:
     """Reads a stream of Responses: its last event holds the whole response.
 
     Attributes:
-        stream: that it reads a stream.
+        stream: always True.
     """
 
     stream = True
@@ -185,7 +185,7 @@ class ResponseStream:
 
     @property
     def chunks(self) -> int:
-        """Events that carried content."""
+        """The number of events with content."""
         return self._events.chunks
 
     def feed(self, data: bytes) -> None:
@@ -200,7 +200,7 @@ class ResponseStream:
         """Return the usage that the server reported, or None if it reported none."""
         return self._final
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that ended early."""
         return _estimated(prompt_tokens, self.chunks)
 
@@ -209,7 +209,7 @@ class MessageStream:
     """Reads a stream of Anthropic's messages: the prompt's usage is at its start, the rest at its end.
 
     Attributes:
-        stream: that it reads a stream.
+        stream: always True.
     """
 
     stream = True
@@ -221,7 +221,7 @@ class MessageStream:
 
     @property
     def chunks(self) -> int:
-        """Events that carried content."""
+        """The number of events with content."""
         return self._events.chunks
 
     def feed(self, data: bytes) -> None:
@@ -237,7 +237,7 @@ class MessageStream:
                     self._final = self._with_prompt(decoded.usage)
 
     def _with_prompt(self, counts: Counts) -> Usage:
-        """Return the usage at the end of a message; if it does not count the prompt, its start did."""
+        """Return the usage at the end of a message, with the prompt of its start if the end does not count it."""
         usage, prompt = to_usage(counts), self._prompt
         if counts.input_tokens is not None or prompt is None:
             return usage
@@ -253,8 +253,8 @@ class MessageStream:
         """Return the usage that the server reported, or None if it reported none."""
         return self._final
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
-        """Return the estimated usage of a stream that ended early; the prompt's is vLLM's once the stream began."""
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
+        """Return the estimated usage of a stream that ended early, with vLLM's prompt count if the stream has begun."""
         prompt = self._prompt
         if prompt is None:
             return _estimated(prompt_tokens, self.chunks)
@@ -265,8 +265,8 @@ class CohereStream:
     """Reads a stream of Cohere's chat: usage is in its last event.
 
     Attributes:
-        stream: that it reads a stream.
-        chunks: events that carried content.
+        stream: always True.
+        chunks: the number of events with content.
     """
 
     stream = True
@@ -291,7 +291,7 @@ class CohereStream:
         """Return the usage that the server reported, or None if it reported none."""
         return self._final
 
-    def estimate(self, prompt_tokens: int, answers: int = 1) -> Usage:
+    def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that ended early."""
         return _estimated(prompt_tokens, self.chunks)
 

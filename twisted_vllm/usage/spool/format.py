@@ -16,11 +16,11 @@ import msgspec
 
 from twisted_vllm.usage.records import UsageRow, clean_struct, payer_of, refer, target_of
 
-#: of the format. Fields with defaults may be added at the end of `UsageRow` without a new version.
+#: the version of the format; fields with defaults may be added at the end of `UsageRow` without a new one
 VERSION = 1
-#: rows in one line, at most
+#: the maximum number of rows in a line
 LINE_ROWS = 256
-#: bytes that are read at once
+#: bytes to read at once
 READ_BYTES = 1 << 20
 _HEADER = re.compile(rb"vllm-passthrough-spool ([0-9]{1,9})")
 
@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(list[UsageRow]).decode
 
 
 class NewerFormat(Exception):
-    """The file has a format that only a later version knows."""
+    """The file's format needs a later version of the gateway."""
 
 
 @attrs.frozen
@@ -55,7 +55,7 @@ def header_line() -> bytes:
 def encode_rows(rows: Sequence[UsageRow]) -> bytes:
     """Return rows as lines."""
     if len(rows) > LINE_ROWS:
-        return b"".join([encode_rows(rows[at : at + LINE_ROWS]) for at in range(0, len(rows), LINE_ROWS)])
+        return b"".join([encode_rows(rows[start : start + LINE_ROWS]) for start in range(0, len(rows), LINE_ROWS)])
     try:
         text = _encode(rows)
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def decode_line(line: bytes) -> Sequence[UsageRow] | None:
 
 
 def clean(row: UsageRow) -> UsageRow:
-    """Return a row that every database takes, as `clean_struct` does with its payer and target."""
+    """Return a row that every database accepts: `clean_struct` of the row, its payer and its target."""
     payer, target = refer(clean_struct(payer_of(row.payer))), refer(clean_struct(target_of(row.target)))
     return msgspec.structs.replace(clean_struct(row), payer=payer, target=target)
 
@@ -101,11 +101,11 @@ def read_lines(path: Path, start: int, end: int, max_rows: int) -> Lines:
         path: the file.
         start: where to begin, in bytes: 0, or the end of the part before.
         end: where to end. What follows the last newline before it counts as a line.
-        max_rows: no further line is read once there are as many rows.
+        max_rows: stop after the line that reaches this number of rows.
 
     Raises:
         OSError: the file cannot be read.
-        NewerFormat: only a later version knows its format.
+        NewerFormat: its format needs a later version of the gateway.
     """
     data, size, at_end = b"", READ_BYTES, False
     with path.open("rb") as file:

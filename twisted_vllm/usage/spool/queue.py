@@ -1,8 +1,8 @@
-"""The spool's segments as a queue: one thread appends rows, another takes them and acknowledges them.
+"""The spool's segments as a queue: one thread appends rows, another reads and acknowledges them.
 
-Rows that were just written stay in memory as well, by their position in the segment, so that the writer's thread need
-not read and decode them again: with SQLite, a row costs the process 17 to 30 % less CPU time. After an outage of the
-database, or a restart, the thread reads the segments.
+Rows that were just written are also cached in memory, by position in the segment, so that the writer's thread need not
+read and decode them: with SQLite, this saves 17 to 30 % of a row's CPU time. After a database outage or a restart, the
+thread reads the segments.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from twisted_vllm.usage.spool.segments import Segment
 
 #: the age at which a segment is followed by the next, in seconds
 SEGMENT_SECONDS = 60.0
-#: rows that are kept in memory, of about half a kilobyte each
+#: cached rows, of about half a kilobyte each
 CACHED_ROWS = 10_000
 
-#: where a segment's first row begins
+#: the offset of a segment's first row
 _BEGIN = len(header_line())
 
 
@@ -80,11 +80,11 @@ class SegmentQueue:
         lock: guards what the threads share.
         current: the segment that is written to, if any. Hold the lock to read it.
         pending: how many rows are not acknowledged.
-        unsaved: how many of them are in memory alone: they were taken while the disk failed.
-        lost: how many rows were in segments that somebody removed.
+        unsaved: how many of them are only in memory: they were taken while the disk failed.
+        lost: how many rows were in segments that were removed from outside.
         written: how many rows were written.
-        cached_rows: how many rows are in memory beside the segments.
-        notify_at: the number of pending rows at which `notify` is called, each time that it is reached.
+        cached_rows: how many rows are cached in memory.
+        notify_at: `notify` is called each time that the pending rows reach this number.
         notify: is called under the lock, by the thread that writes.
     """
 
@@ -144,7 +144,7 @@ class SegmentQueue:
         self.cached_rows += count
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
         if self.cached_rows > self._max_cached:
-            # The database does not keep up: the segments bound the memory.
+            # The database does not keep up: use only the segments, to bound the memory.
             self._cache.clear()
             self.cached_rows = 0
         if before < self.notify_at <= before + count:
@@ -230,8 +230,8 @@ class SegmentQueue:
     def remove_finished(self) -> None:
         """Remove segments from the front that are acknowledged and no longer written to.
 
-        An old segment counts as well, even if no other has followed: otherwise the next start would read its rows
-        again, and they would be new where retention has deleted them meanwhile.
+        An old current segment is removed as well: otherwise the next start would read its rows again, and insert them
+        again if retention has deleted them meanwhile.
         """
         finished: list[Segment] = []
         with self.lock:
@@ -242,10 +242,10 @@ class SegmentQueue:
                         break
                     self.close_segment()
                 finished.append(self._segments.popleft())
-                # rows of damaged lines, whose number is known only now
+                # the rows of damaged lines
                 self.pending -= segment.rows
                 self._read_to = self._acknowledged_to = _BEGIN
-        # Without the lock: to remove a file may take milliseconds, while the reactor's thread wants to flush.
+        # Without the lock: removing a file may take milliseconds, and the reactor's thread must be able to flush.
         for segment in finished:
             segment.remove()
 

@@ -1,7 +1,7 @@
 """The spool's files, and which process may read and remove them.
 
 A process writes segments under a name of its own, ``NAME-000001.spool`` and so on, and holds a lock (``flock``) on
-``NAME.lock`` until it ends, however it ends. Whoever gets the lock of a name may read and remove its segments.
+``NAME.lock`` until it ends, even by a crash. The process that gets a name's lock may read and remove its segments.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _LOCK = re.compile(r"([0-9a-z]+)\.lock")
 
 
 class Segment:
-    """A file of this process, which is written at its end. Up to ``end`` it holds whole lines.
+    """An append-only file of this process. Up to ``end`` it contains whole lines.
 
     Attributes:
-        number: its place in the order.
-        path: where it is.
-        end: up to where it was written without an error, in bytes.
+        number: its number in the sequence.
+        path: its path.
+        end: the offset up to which it was written without an error.
         rows: how many of its rows are not acknowledged.
         opened: when it was created, in seconds of the caller's clock.
         is_open: whether it is open.
-        is_dirty: whether some of it may not be synced.
+        is_dirty: whether a part of it may not be synced yet.
     """
 
     def __init__(self, number: int, path: Path, opened: float) -> None:
@@ -54,7 +54,7 @@ class Segment:
             raise
 
     def write(self, data: bytes) -> None:
-        """Append everything, or nothing that a reader sees.
+        """Append all of `data`, or nothing that a reader sees.
 
         Raises:
             OSError: it could not be written.
@@ -63,11 +63,11 @@ class Segment:
         if written != len(data):
             self._write_rest(data, written)
         self.end += len(data)
-        # After the write: a sync in between must not clear it.
+        # After the write, so that a concurrent sync does not clear it.
         self.is_dirty = True
 
     def _write_rest(self, data: bytes, written: int) -> None:
-        """Continue after a short write: a disk that is nearly full takes a part before it fails."""
+        """Continue after a short write: a nearly full disk accepts a part before it fails."""
         rest = memoryview(data)[written:]
         try:
             while rest:
@@ -114,7 +114,7 @@ class Claim:
     """
 
     def __init__(self, directory: Path, name: str, descriptor: int) -> None:
-        """Hold a lock that was taken on this descriptor."""
+        """Own the lock on this descriptor."""
         self.directory = directory
         self.name = name
         self._descriptor: int | None = descriptor
@@ -130,19 +130,19 @@ class Claim:
         return [self.directory / entry for _, entry in ours]
 
     def release(self) -> None:
-        """Give up the right. If no segment is left, the lock's file goes as well."""
+        """Release the lock. If no segment is left, its file is removed as well."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             try:
                 if not self.segments():
-                    # While the lock is held: who opened the file meanwhile sees that it is no longer in the directory.
+                    # While the lock is held: a process that opened the file meanwhile notices the removal in `claim`.
                     (self.directory / f"{self.name}.lock").unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
 
 
 def claim(directory: Path, name: str) -> Claim | None:
-    """Claim a name; return None where another process holds it.
+    """Claim a name; return None if another process holds it.
 
     Raises:
         OSError: the directory cannot be written to.
@@ -182,7 +182,7 @@ def claim_orphans(directory: Path, skipped: Iterable[str]) -> list[Claim]:
     return [claimed for name in sorted(names) if (claimed := claim(directory, name)) is not None]
 
 
-def count_living(directory: Path, own: str) -> int:
+def count_other_owners(directory: Path, own: str) -> int:
     """Return how many names other processes hold.
 
     Raises:
@@ -198,7 +198,7 @@ def _is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # A shared lock: two processes that look at once do not take each other for the holder.
+        # A shared lock, so that two checking processes do not mistake each other for the holder.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

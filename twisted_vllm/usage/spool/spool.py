@@ -1,7 +1,7 @@
-"""The spool: rows of usage in files of the process, until the database has them.
+"""The spool: usage rows in files of this process, until the database has them.
 
-The rows of one turn of the reactor are written together with one ``os.write``: from then on, the end of the process
-does not lose them. A crash of the machine may lose what was not synced yet, about a second's worth.
+The rows of one reactor turn are written with one ``os.write``; from then on they survive a crash of the process. A
+crash of the machine may lose the rows that were not synced yet, about one second's.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from twisted.logger import Logger
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool.format import encode_rows
 from twisted_vllm.usage.spool.queue import CACHED_ROWS, SEGMENT_SECONDS, Backlog, Batch, SegmentQueue, ended
-from twisted_vllm.usage.spool.segments import Claim, Segment, claim_new, count_living
+from twisted_vllm.usage.spool.segments import Claim, Segment, claim_new, count_other_owners
 
 #: the size at which a segment is followed by the next, in bytes
 SEGMENT_BYTES = 4_000_000
-#: rows that are kept in memory while the disk fails; more are lost, which is logged and counted
+#: rows to keep in memory while the disk fails; more are lost, which is logged and counted
 UNSAVED_ROWS = 20_000
-#: seconds between two attempts to write to a disk that fails
+#: seconds between attempts to write to a failing disk
 RETRY_SECONDS = 0.5
 
 
@@ -58,7 +58,7 @@ class Spool:
             randbytes: for the name of this process's segments.
             monotonic: the clock, in seconds.
             segment_bytes: the size at which a segment is followed by the next.
-            cached_rows: how many of the rows that were written stay in memory as well.
+            cached_rows: how many written rows to cache in memory.
         """
         self.directory = directory
         self.failures = 0
@@ -86,12 +86,12 @@ class Spool:
 
     @property
     def healthy(self) -> bool:
-        """Whether the disk takes rows."""
+        """Whether rows can be written to the disk."""
         return self._failed_at is None
 
     @property
     def lost(self) -> int:
-        """How many rows were lost: the disk failed for too long, or somebody removed a segment."""
+        """How many rows were lost: the disk failed for too long, or a segment was removed from outside."""
         return self._dropped + self._queue.lost
 
     @property
@@ -101,12 +101,12 @@ class Spool:
 
     @property
     def unsaved(self) -> int:
-        """How many rows are in memory alone because the disk fails, whether or not they were taken."""
+        """How many rows are only in memory because the disk fails, including those in a batch."""
         return self._queue.unsaved + (0 if self._failed_at is None else len(self._buffer))
 
     @property
     def cached_rows(self) -> int:
-        """How many rows are in memory beside the segments."""
+        """How many rows are cached in memory."""
         return self._queue.cached_rows
 
     @property
@@ -114,16 +114,16 @@ class Spool:
         """The name of this process's segments."""
         return "" if self._claim is None else self._claim.name
 
-    def neighbours(self) -> int:
+    def other_processes(self) -> int:
         """Return how many other living processes share the directory.
 
         Raises:
             OSError: it cannot be read.
         """
-        return count_living(self.directory, self.name)
+        return count_other_owners(self.directory, self.name)
 
     def backlog(self) -> Backlog:
-        """Return what is not acknowledged of this process's own rows."""
+        """Return the unacknowledged rows of this process."""
         with self._queue.lock:
             found = self._queue.backlog()
             rows = self._buffer
@@ -131,7 +131,7 @@ class Spool:
             return attrs.evolve(found, rows=found.rows + len(rows), oldest=oldest)
 
     def notify_at(self, rows: int, notify: Callable[[], None]) -> None:
-        """Have `notify` called each time that so many rows wait. It must be quick and not use the spool."""
+        """Call `notify` each time that the pending rows reach `rows`. It must be quick and not use the spool."""
         self._queue.notify_at, self._queue.notify = rows, notify
 
     # the reactor's thread
@@ -149,7 +149,7 @@ class Spool:
                 self._write()
 
     def _probe(self) -> None:
-        """Try a disk that failed: where requests are refused meanwhile, no row would try it."""
+        """Retry a failed disk: if requests are refused meanwhile, no row would retry it."""
         with self._queue.lock:
             if self._failed_at is None or self._monotonic() - self._failed_at < RETRY_SECONDS:
                 return
@@ -221,7 +221,7 @@ class Spool:
         return self._queue.next_batch(max_rows) or self._next_unsaved(max_rows)
 
     def _next_unsaved(self, max_rows: int) -> Batch | None:
-        """Take rows that the disk does not: the database may."""
+        """Take rows that the disk does not accept; the database may."""
         with self._queue.lock:
             count = min(len(self._buffer), max_rows) if self._failed_at is not None else 0
             if not count:

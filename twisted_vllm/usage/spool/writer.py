@@ -1,7 +1,7 @@
-"""Moves the ledger's rows from the spool to the database, in a thread with a connection of its own.
+"""Moves ledger rows from the spool to the database, in a thread with its own connection.
 
-It shares only the database's locks with administrative requests, and holds them for milliseconds. While the database is
-unavailable, rows wait in the spool and nobody else notices.
+It shares only the database's locks with admin requests, and holds them for milliseconds. While the database is
+unavailable, rows wait in the spool and nothing else is affected.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from twisted_vllm.usage.spool.queue import Batch
 from twisted_vllm.usage.spool.recovery import OrphanRecovery
 from twisted_vllm.usage.spool.spool import Spool
 
-#: How long rows are collected, in seconds, and how many at most, for one transaction. With fewer rows, the same sums
-#: would be written, and the disk synced, more often; with more, little is gained.
+#: The maximum time in seconds, and the maximum number of rows, to collect for one transaction. Fewer rows would write
+#: the same sums, and sync the disk, more often; more rows gain little.
 INTERVAL = 0.5
 BATCH_ROWS = 4_000
-#: Pauses between two transactions, in seconds and as a share of the first one's time: others who wait for SQLite's lock
-#: poll for it, and must find it free.
+#: The pause between two transactions, in seconds and as a share of the first one's duration: other connections poll for
+#: SQLite's lock and must find it free.
 PAUSE = 0.005
 PAUSE_SHARE = 0.33
 #: the first and the longest wait after the database was unavailable, in seconds
@@ -40,14 +40,14 @@ RECOVERY_SECONDS = 5.0
 RETENTION_SECONDS = 600.0
 #: old rows that one transaction deletes
 DELETED_ROWS = 500
-#: how long the end of the process waits for the last rows to reach the database, in seconds
+#: how long the process waits at its end for the last rows to reach the database, in seconds
 STOP_SECONDS = 2.0
 
 QUARANTINE_SUFFIX = ".damaged"
 
 
 def quarantine(directory: Path, name: str, lines: Sequence[bytes]) -> Path:
-    """Append lines to the file for what no database takes, and sync it; return its path.
+    """Append lines that no database accepts to the quarantine file, and sync it; return its path.
 
     Raises:
         OSError: they cannot be written.
@@ -84,8 +84,8 @@ class BatchWriter:
         """Set up.
 
         Args:
-            spool: its directory and name are those of the quarantine.
-            store: where rows go.
+            spool: provides the directory and the name of the quarantine file.
+            store: the database.
         """
         self.committed = self.quarantined = 0
         self.reachable = True
@@ -94,9 +94,9 @@ class BatchWriter:
         self._store = store
 
     def write(self, batch: Batch) -> list[SpendUpdate] | None:
-        """Write a batch; return the new spend of those who pay, or None where it must be tried again.
+        """Write a batch; return the new spend of its payers, or None if it must be retried.
 
-        However often a batch is tried, its rows count once and are quarantined once.
+        However often a batch is retried, its rows are counted once and quarantined once.
         """
         rejected: list[_Rejected] = []
         try:
@@ -109,14 +109,14 @@ class BatchWriter:
         if not self.reachable:
             self.reachable = True
             self._log.info("The database takes the ledger's rows again")
-        # Only now: until the database has all others, the whole batch may be tried again.
+        # Only now: until the database has all other rows, the whole batch may be retried.
         if (batch.damaged or rejected) and not self._quarantine(batch.damaged, rejected):
             return None
         self.committed += len(batch.rows) - len(rejected)
         return updates
 
     def _write(self, rows: Sequence[UsageRow], own: bool, rejected: list[_Rejected]) -> list[SpendUpdate]:
-        """Write rows. Those that the database rejects are found by bisection, so that the others are written."""
+        """Write rows; find those that the database rejects by bisection."""
         if not rows:
             return []
         try:
@@ -201,8 +201,8 @@ class LedgerWriter:
             reactor: `on_committed` is called in its thread.
             spool: where rows come from; it must be open when the threads start.
             store: where rows go.
-            on_committed: is called after each transaction with the new spend of those who pay.
-            retention: the age in seconds at which rows are deleted; None keeps all.
+            on_committed: called after each transaction with the new spend of the payers.
+            retention: the age in seconds at which rows are deleted; None keeps all rows.
             now: Unix seconds.
             interval: how long rows are collected, in seconds.
         """
@@ -226,10 +226,10 @@ class LedgerWriter:
         self._next_recovery = self._next_deletion = 0.0
 
     def recover(self, seconds: float) -> None:
-        """Move the rows that other runs left, in the calling thread, so that their cost is known before more is spent.
+        """Move the rows that former runs left, in the calling thread, so that their cost counts before more is spent.
 
         Args:
-            seconds: about how long that may take; the rest is moved after `start`.
+            seconds: the approximate time limit; the rest is moved after `start`.
         """
         deadline = time.monotonic() + seconds
         self._claim_orphans()
@@ -242,7 +242,7 @@ class LedgerWriter:
         self._store.close()
 
     def start(self) -> None:
-        """Start to move rows, those that are left from before first."""
+        """Start to move rows, former runs' rows first."""
         self._spool.notify_at(BATCH_ROWS, self._wake.set)
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._sync_thread = threading.Thread(target=self._keep_syncing, name="ledger-sync", daemon=True)
@@ -256,7 +256,7 @@ class LedgerWriter:
         return Pending(own.rows, own.bytes + self._recovery.bytes_left, age)
 
     def stop(self) -> Deferred[None]:
-        """Try once to move the rest, for at most `STOP_SECONDS`, and close the spool, which keeps what is left.
+        """Try once to move the rest, for at most `STOP_SECONDS`, and close the spool, which keeps the remaining rows.
 
         The Deferred fires with None.
         """
@@ -284,7 +284,7 @@ class LedgerWriter:
         try:
             self._spool.close()
         except OSError as error:
-            # The directory may be gone; the process ends all the same.
+            # The directory may be gone; the process ends anyway.
             self._log.error("The ledger's spool cannot be closed in order: {reason}", reason=error.strerror)
         if rows:
             self._log.warn("{rows} rows of the ledger stay in the spool for the next start", rows=rows)
@@ -299,7 +299,7 @@ class LedgerWriter:
             try:
                 succeeded = self.move_all()
             except Exception:
-                # Whatever it is: the rows are in the spool, and the next turn tries again.
+                # The rows are in the spool, and the next turn retries.
                 self._log.failure("The ledger's writer failed")
                 succeeded = False
             if is_last:
@@ -316,11 +316,11 @@ class LedgerWriter:
         self._store.close()
 
     def move_all(self) -> bool:
-        """Take one turn of the writer's thread: move the rows that are there; return whether the database took them."""
+        """Run one turn of the writer's thread: move the pending rows; return whether the database accepted them."""
         if self._batch is None and time.monotonic() >= self._next_recovery:
             self._next_recovery = time.monotonic() + RECOVERY_SECONDS
             self._claim_orphans()
-        # Rows that arrive meanwhile wait for the next turn: otherwise small transactions would follow without an end.
+        # Rows that arrive meanwhile wait for the next turn, to avoid an endless series of small transactions.
         left = self._spool.backlog().rows
         while time.monotonic() < self._deadline:
             batch = self._batch or (self._spool.next_batch(BATCH_ROWS) if left > 0 else None)

@@ -1,4 +1,4 @@
-"""The Lua scripts, each of which Redis runs in one step."""
+"""The Lua scripts; Redis runs each atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Script:
 
     Attributes:
         source: its text.
-        digest: its SHA-1, the name of a script that Redis has run before.
+        digest: its SHA-1, by which Redis knows a script that it has run before.
     """
 
     __slots__ = ("digest", "source")
@@ -26,7 +26,7 @@ class Scripts:
 
     Args:
         lease_ms: how long a process's lease lasts, in milliseconds.
-        clock: the Lua function ``clock`` in place of Redis' own clock.
+        clock: a Lua function ``clock`` that replaces Redis' own clock.
     """
 
     def __init__(self, lease_ms: int, clock: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What a report asks, and which tables answer it: plain values, decided without a database.
+"""Chooses the tables for a report. No I/O.
 
-Sums by day and month are kept of the model with one other dimension, and of key, user, team and model together.
-Everything else is added up from the rows, as far back as they are kept.
+Sums by day and month are stored for the model with one other dimension, and for key, user, team and model together.
+Everything else is summed from the rows, as far back as they are stored.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Unanswerable(ValueError):
-    """Nothing that is kept answers the query. The message says what can be asked."""
+    """No stored table can answer the query. The message says which queries are possible."""
 
 
 @attrs.frozen
 class UsageQuery:
-    """What a report asks.
+    """The query of a report.
 
     Attributes:
         group_by: some of `DIMENSIONS`, in their order.
         interval: ``hour``, ``day`` or ``month``.
-        start: where the time begins, in microseconds since 1970.
-        end: where it ends; the end itself does not count.
-        equals: values that dimensions must have; for a key its lasting id.
+        start: the start of the time range, in microseconds since 1970.
+        end: its end, exclusive.
+        equals: required values of dimensions; for a key its permanent id.
     """
 
     group_by: tuple[str, ...]
@@ -53,11 +53,11 @@ class UsageQuery:
 
 @attrs.frozen
 class Segment:
-    """A part of the time, answered by one table.
+    """A part of the time range, read from one table.
 
     Attributes:
-        low: where it begins, in microseconds since 1970.
-        high: where it ends.
+        low: its start, in microseconds since 1970.
+        high: its end.
         period: of the sums: ``day`` or ``month``.
         label: the start of the interval that contains the segment; None for a segment of several intervals.
     """
@@ -70,13 +70,13 @@ class Segment:
 
 @attrs.frozen
 class Plan:
-    """How a report is answered.
+    """The plan of a report.
 
     Attributes:
-        query: what it asks.
+        query: its query.
         source: ``totals``, ``daily`` or ``rows``.
-        dimension: which of the dimensions of ``totals``.
-        segments: in the order of time.
+        dimension: the dimension of ``totals``.
+        segments: the segments, in order of time.
     """
 
     query: UsageQuery
@@ -86,10 +86,10 @@ class Plan:
 
 
 def plan(query: UsageQuery) -> Plan:
-    """Return how a report is answered.
+    """Return the plan of a report.
 
     Raises:
-        Unanswerable: nothing that is kept answers it.
+        Unanswerable: no stored table can answer it.
     """
     dimensions = {name for name in (*query.group_by, *query.equals) if name != MODEL}
     whole_days = query.start % DAY_US == 0 and query.end % DAY_US == 0
@@ -114,7 +114,7 @@ def month_start(moment: int, months: int = 0) -> int:
 
 
 def moment_of(number: int) -> datetime:
-    """Return the moment that is so many microseconds after 1970 began."""
+    """Return the moment of a number of microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=number)
 
 

@@ -1,7 +1,7 @@
-"""Reads sums of usage, a page at a time.
+"""Reads sums of usage, page by page.
 
-Each page is one short transaction, so that no report blocks the database, however long it is and however slowly its
-client reads. A page continues after the last group of the one before, which new rows do not move.
+Each page is one short transaction, so that neither a long report nor a slow client blocks the database. A page
+continues after the last group of the previous page, which new rows do not move.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ from twisted_vllm.storage.usage.tables import (
     usage_totals,
 )
 
-#: groups on one page
+#: groups per page
 PAGE = 5_000
 
-#: rows that one page should add up, where a report is made from rows
+#: rows to sum per page, if a report is made from rows
 _PAGE_ROWS = 50_000
 _MAX_WIDTH = 64 * DAY_US
 _EPOCH = date(1970, 1, 1).toordinal()
@@ -74,12 +74,12 @@ _COMBINED = {KEY: "key_id", USER: "user_id", TEAM: "team_id", MODEL: "model"}
 
 
 class Group(NamedTuple):
-    """What one group used in one interval.
+    """The usage of one group in one interval.
 
     Attributes:
         start: when the interval began, in UTC and ISO 8601: a date, or a moment where intervals are hours.
-        values: of the dimensions that the report is grouped by, in their order; ``""`` is none.
-        sums: in the order of `SUMS`; money is in picodollars.
+        values: the values of the report's dimensions, in order; ``""`` means none.
+        sums: the sums in the order of `SUMS`; money is in picodollars.
     """
 
     start: str
@@ -89,13 +89,13 @@ class Group(NamedTuple):
 
 @attrs.frozen
 class Cursor:
-    """Where a report continues.
+    """The position at which a report continues.
 
     Attributes:
         segment: the number of the plan's segment.
-        low: where in the segment, in microseconds since 1970; None for its beginning.
-        width: how much time is read at once, in microseconds.
-        after: the last group that was read: its interval, if the segment has several, and its values.
+        low: the position in the segment, in microseconds since 1970; None for its beginning.
+        width: the time span to read at once, in microseconds.
+        after: the last group read: its interval, if the segment has several, and its values.
     """
 
     segment: int = 0
@@ -106,7 +106,7 @@ class Cursor:
 
 @attrs.frozen
 class ReportPage:
-    """Some groups in order, and where the report continues; None at its end."""
+    """Groups in order, and the cursor of the next page; None at the end."""
 
     groups: list[Group]
     cursor: Cursor | None
@@ -116,10 +116,10 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     """Return the next groups of a report, sorted by interval and values. A page before the end may be empty.
 
     Args:
-        connection: of a transaction that reads.
+        connection: the connection of a reading transaction.
         planned: the report.
         cursor: where it continues.
-        limit: how many groups to return at most.
+        limit: the maximum number of groups.
     """
     if cursor.segment >= len(planned.segments):
         return ReportPage([], None)
@@ -128,12 +128,12 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     high = segment.high
     has_intervals = segment.label is None
     if has_intervals and planned.source != TOTALS:
-        # These tables are not in the report's order, so each page is sorted: read a slice of the time at once.
+        # These tables are not in the report's order, so each page is sorted: read one slice of time at once.
         high = min(high, _end_of_slice(planned, segment, low, cursor.width))
     rows = connection.execute(_page_statement(planned, segment, low, high, cursor.after, limit)).all()
     first, count = int(has_intervals), int(has_intervals) + len(planned.query.group_by)
     name = _interval_namer(planned, segment)
-    # Sums without GROUP BY give a row even of nothing.
+    # Sums without GROUP BY return a row even without input.
     groups = [Group(name(row[0]), row[first:count], row[count:]) for row in rows if row[count]]
     if len(rows) == limit:
         last = rows[-1][:count]
@@ -147,7 +147,7 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
 
 
 def read_all(connection: Connection, query: UsageQuery) -> Iterator[Group]:
-    """Return all groups of a report that is known to be small.
+    """Return all groups of a small report.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
@@ -224,7 +224,7 @@ def _end_of_slice(planned: Plan, segment: Segment, low: int, width: int) -> int:
 
 
 def _next_width(planned: Plan, groups: Sequence[Group], width: int) -> int:
-    """Return how much time the next page reads, by what this one had to read."""
+    """Return the time span of the next page, based on the size of this one."""
     rows = sum(group.sums[0] for group in groups) if planned.source == ROWS else len(groups) * 10
     if rows < _PAGE_ROWS // 2:
         width *= 2
@@ -283,7 +283,7 @@ def _page_statement(
 
 
 def _is_stored(planned: Plan, segment: Segment) -> bool:
-    """Return whether each row of the table of sums is a group of the report, so that nothing need be added."""
+    """Return whether each row of the table of sums is a group of the report, so that nothing is summed."""
     if planned.source == ROWS or segment.label is not None:
         return False
     named = {*planned.query.group_by, *planned.query.equals}

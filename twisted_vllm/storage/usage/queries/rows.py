@@ -1,9 +1,9 @@
-"""Reads the ledger's rows in pages, newest first, and the keys that they name.
+"""Reads ledger rows in pages, newest first, and the names of their keys.
 
-A filter may leave millions of rows, or three of last year; in neither case are all of them read or sorted. A key, a
-user or a team has one payer or thousands, and an index holds each payer's rows in the order of time. One look-up per
-payer finds the newest row of all. From there, rows are read in windows of time that grow; a further look-up skips the
-empty time between two windows.
+A filter may match millions of rows, or three from last year; in neither case are all rows read or sorted. A key, user
+or team has one payer or thousands, and an index orders each payer's rows by time. One look-up per payer finds the
+newest row. From there, rows are read in growing windows of time; another look-up skips the empty time between two
+windows.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from twisted_vllm.storage.usage.tables import (
     usage_totals,
 )
 
-#: rows beyond these are not counted, and no page begins after them
-MOST_COUNTED = 100_000
+#: the maximum count of rows; no page begins after it
+MAX_COUNTED = 100_000
 
-#: the first window, in microseconds, and how many times wider each next one is
+#: the first window in microseconds, and the growth factor of the next ones
 _WINDOW, _GROWTH = 60_000_000, 8
 
 _DAY = timedelta(days=1)
@@ -60,7 +60,7 @@ _ROW_ID = re.compile("[0-9a-f]{32}")
 # Not a parameter: PostgreSQL could not tell that the selected expression is the one in GROUP BY.
 _EMPTY = literal_column("''", Text)
 
-#: what rows are grouped by
+#: the dimensions that rows can be grouped by
 COLUMNS: Mapping[str, ColumnElement[Any]] = {
     KEY: usage_payers.c.key_id,
     USER: func.coalesce(usage_payers.c.user_id, _EMPTY),
@@ -77,14 +77,14 @@ _TARGET_COLUMNS = {name: usage_targets.c[name] for name in (MODEL, ROUTE, SERVER
 
 @attrs.frozen
 class RowFilter:
-    """Which rows are wanted.
+    """The filter of rows.
 
     Attributes:
-        start: where the time begins, in microseconds since 1970; None without a beginning.
-        end: where it ends; the end itself does not count. None without an end.
-        equals: values that dimensions must have; for a key its lasting id.
+        start: the start of the time range, in microseconds since 1970; None for no start.
+        end: its end, exclusive; None for no end.
+        equals: required values of dimensions; for a key its permanent id.
         request_id: the request's.
-        successful: whether the client got a whole answer that is no error; None for either.
+        successful: whether the client got a complete response without an error; None for either.
     """
 
     start: int | None = None
@@ -96,14 +96,14 @@ class RowFilter:
 
 @attrs.frozen
 class KeyLabel:
-    """How a report names a key.
+    """The names of a key in a report.
 
     Attributes:
         token: its SHA-256.
         key_name: ``sk-...`` and its last four characters.
         key_alias: the name that an administrator gave it.
-        user_id: whose it is.
-        team_id: which team's.
+        user_id: its user.
+        team_id: its team.
     """
 
     token: str
@@ -115,7 +115,7 @@ class KeyLabel:
 
 @attrs.frozen
 class _TimeRange:
-    """From `start` on and before `end`, in microseconds since 1970. None is open."""
+    """From `start` to `end`, exclusive, in microseconds since 1970; None means open."""
 
     start: int | None
     end: int | None
@@ -133,7 +133,7 @@ class _TimeRange:
 def page_of_rows(connection: Connection, wanted: RowFilter, skip: int, limit: int) -> Sequence[Row[Any]]:
     """Return rows with their payers and targets, newest first.
 
-    The `request_id` of a row that has none of the client's is its `id`.
+    The `request_id` of a row without one from the client is its `id`.
     """
     within = _time_range(connection, wanted)
     if within is None:
@@ -151,7 +151,7 @@ def page_of_rows(connection: Connection, wanted: RowFilter, skip: int, limit: in
 
 
 def count_rows(connection: Connection, wanted: RowFilter) -> int:
-    """Return the number of rows; `MOST_COUNTED` + 1 for more than `MOST_COUNTED`."""
+    """Return the number of rows; `MAX_COUNTED` + 1 for more than `MAX_COUNTED`."""
     within = _time_range(connection, wanted)
     if within is None:
         return 0
@@ -159,13 +159,13 @@ def count_rows(connection: Connection, wanted: RowFilter) -> int:
     searches = [()] if wanted.request_id is None else [(each,) for each in _has_request_id(wanted.request_id)]
     counted = 0
     for each in searches:
-        found = select(usage.c.id).where(*conditions, *each).limit(MOST_COUNTED + 1).subquery()
+        found = select(usage.c.id).where(*conditions, *each).limit(MAX_COUNTED + 1).subquery()
         counted += connection.execute(select(func.count()).select_from(found)).scalar_one()
-    return min(counted, MOST_COUNTED + 1)
+    return min(counted, MAX_COUNTED + 1)
 
 
 def rows_of(connection: Connection, keys: Sequence[RowKey]) -> list[Row[Any]]:
-    """Return the rows with these keys that are there, with their payers and targets, in the order of the keys."""
+    """Return the existing rows with these keys, with their payers and targets, in the order of the keys."""
     own = [column for column in usage.columns if column.name not in ("payer", "target", "request_id")]
     others = [column for table in (usage_payers, usage_targets) for column in table.columns if column.name != "id"]
     request_id = func.coalesce(usage.c.request_id, usage.c.id).label("request_id")
@@ -182,7 +182,7 @@ def rows_of(connection: Connection, keys: Sequence[RowKey]) -> list[Row[Any]]:
 
 
 def key_id_of(connection: Connection, token: str) -> str | None:
-    """Return the lasting id of the key with this hash, also where the hash is from before a regeneration."""
+    """Return the permanent id of the key with this hash, or with a former hash."""
     for table in (keys, former_keys):
         found: str | None = connection.execute(select(table.c.key_id).where(table.c.token == token)).scalar()
         if found is not None:
@@ -191,7 +191,7 @@ def key_id_of(connection: Connection, token: str) -> str | None:
 
 
 def key_labels(connection: Connection, key_ids: Sequence[str]) -> dict[str, KeyLabel]:
-    """Return how to name the keys with these ids; nothing for those that were deleted."""
+    """Return the names of the keys with these ids; deleted keys are omitted."""
     columns = (keys.c.key_id, keys.c.token, keys.c.key_name, keys.c.key_alias, keys.c.user_id, keys.c.team_id)
     found = {}
     for chunk in in_chunks(key_ids):
@@ -229,7 +229,7 @@ def joined(statement: Select[Any], dimensions: Collection[str]) -> Select[Any]:
 
 
 def _payers(equals: Mapping[str, str]) -> Select[Any] | None:
-    """Return the statement for the ids of the payers that match; None where all do."""
+    """Return the statement for the ids of the matching payers; None if all match."""
     conditions = [_PAYER_COLUMNS[name] == value for name, value in equals.items() if name in _PAYER_COLUMNS]
     if TAG in equals:
         tagged = select(usage_payer_tags.c.payer).where(usage_payer_tags.c.tag == equals[TAG])
@@ -263,10 +263,10 @@ def _has_request_id(request_id: str) -> list[ColumnElement[bool]]:
 
 
 def _time_range(connection: Connection, wanted: RowFilter) -> _TimeRange | None:
-    """Return the time in which to search; None where the sums say that there are no rows."""
+    """Return the time range to search; None if the sums show that there are no rows."""
     if MODEL not in wanted.equals:
         return _TimeRange(wanted.start, wanted.end)
-    # Models have no index: their rows are searched between the first and the last day with any.
+    # Models have no index: search between the first and the last day with rows.
     days = _days_with(connection, wanted.equals[MODEL])
     if days is None:
         return None
@@ -300,11 +300,11 @@ def _newest_rows(
 
     Args:
         connection: of a transaction that reads.
-        payers: the ids of the payers whose rows are wanted; None for all.
-        conditions: for the rows, `payers` included.
-        within: when they began.
-        skip: how many to leave out.
-        limit: how many to return at most.
+        payers: the ids of the payers; None for all.
+        conditions: the conditions of the rows, including `payers`.
+        within: the time range.
+        skip: how many to skip.
+        limit: the maximum number to return.
     """
     if payers is None:
         return _row_keys(connection, conditions, within, skip, limit, by_time=True)
