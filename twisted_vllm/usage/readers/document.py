@@ -18,11 +18,13 @@ MAX_VALUE = 16_384
 #: the maximum whitespace between a key and its colon, in bytes
 _MAX_GAP = 64
 
+# no possessive group here: Python before 3.11.5 matches it wrongly
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 # complete strings and the text between them, as many as possible
-_WHOLE = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_WHOLE = re.compile(rb'(?:[^"]+|' + _STRING + rb")*", re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:")
 _GAP = re.compile(rb"[ \t\r\n]*\Z")
-_PIECE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
+_PIECE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
 _SCALAR = re.compile(rb'[^\s\[\]{}",]++(?=[\s,}\]])')
 _SPACE = re.compile(rb"[ \t\r\n]*")
 
