@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted_vllm.observability.request_record import RequestRecord
 from twisted_vllm.usage.records import Payer, Target, UsageRow, refer
 
 #: 25 November 2025, 12:00 UTC, in Unix seconds
@@ -42,3 +43,24 @@ def usage_row(number: int, **fields: Any) -> UsageRow:
 def usage_rows(count: int, start: int = 0, **fields: Any) -> list[UsageRow]:
     """Return rows numbered from `start` on."""
     return [usage_row(number, **fields) for number in range(start, start + count)]
+
+
+#: what a chat completion leaves in the log
+RECORD = RequestRecord(
+    time="2026-11-24T12:00:01.123Z",
+    request_id="5f0e",
+    client="10.0.0.7",
+    key_name="team-a",
+    key_hash="0123abcd",
+    method="POST",
+    route="/v1/chat/completions",
+    model="qwen",
+    server="host:8000",
+    status=200,
+    outcome="completed",
+    error="",
+    bytes_in=310,
+    bytes_out=1234,
+    first_byte_ms=4.0,
+    total_ms=12.34,
+)

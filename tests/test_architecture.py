@@ -30,7 +30,7 @@ MAY_IMPORT = {
     # a principal carries its limits
     "auth": PLAIN | {"ratelimit"},
     # seconds of audio are measured in the uploaded form
-    "usage": PLAIN | {"bodies", "observability"},
+    "usage": PLAIN | {"bodies"},
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},

@@ -23,8 +23,9 @@ def outcome(harness: SiteHarness, raw: bytes) -> Any:
     client.send(raw)
     seen = [
         (
-            *(request.method, request.uri, request.head.headers, request.head.names, request.body_received),
-            request.head.first,
+            *(request.method, request.uri, request.head.complete_headers(), request.head.names, request.body_received),
+            request.head.length,
+            {name: value for name, value in request.head.first.items() if name != b"content-length"},
         )
         for request in harness.streaming.rendered[before:]
     ]

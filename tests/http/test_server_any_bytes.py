@@ -73,7 +73,7 @@ def read(segments: list[bytes], late: bool) -> tuple[list[Seen], bytes]:
             pieces.append(data)
             if last:
                 body = b"".join(pieces)
-                seen.append(Seen(request.method, request.uri, request.head.headers, body))
+                seen.append(Seen(request.method, request.uri, request.head.complete_headers(), body))
                 if late:
                     due.append((request, body))
                 else:

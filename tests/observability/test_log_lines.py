@@ -11,6 +11,7 @@ from twisted.logger import LogLevel
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from tests.builders import RECORD
 from twisted_vllm.observability.logging.lines import (
     INDENT,
     MAX_TEXT_LENGTH,
@@ -23,26 +24,6 @@ from twisted_vllm.observability.logging.lines import (
     word,
 )
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.request_record import RequestRecord
-
-RECORD = RequestRecord(
-    time="2026-11-24T12:00:01.123Z",
-    request_id="5f0e",
-    client="10.0.0.7",
-    key_name="team-a",
-    key_hash="0123abcd",
-    method="POST",
-    route="/v1/chat/completions",
-    model="qwen",
-    server="host:8000",
-    status=200,
-    outcome="completed",
-    error="",
-    bytes_in=310,
-    bytes_out=1234,
-    first_byte_ms=4.0,
-    total_ms=12.34,
-)
 
 #: text with everything that has ever forged a log: newlines, escapes, separators, bidi, surrogates
 hostile_text = st.text(

@@ -10,31 +10,12 @@ from twisted.python import log as old_log
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from tests.builders import RECORD
 from twisted_vllm.observability.logging.lines import JsonLines
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.request_log import record_emitter
 from twisted_vllm.observability.logging.sinks import ISink
 from twisted_vllm.observability.logging.writer import LogWriter
-from twisted_vllm.observability.request_record import RequestRecord
-
-RECORD = RequestRecord(
-    time="2026-11-24T12:00:01.123Z",
-    request_id="5f0e",
-    client="10.0.0.7",
-    key_name="team-a",
-    key_hash="0123abcd",
-    method="POST",
-    route="/v1/chat/completions",
-    model="qwen",
-    server="host:8000",
-    status=200,
-    outcome="completed",
-    error="",
-    bytes_in=310,
-    bytes_out=1234,
-    first_byte_ms=4.0,
-    total_ms=12.34,
-)
 
 
 @implementer(ISink)

@@ -1,23 +1,25 @@
-"""Caches parsed heads, so that the next request or response with the same head is not parsed again.
+"""Heads that were parsed before, so that the next request or response with the same head is not parsed again.
 
-A client library repeats the same head: target, key and headers. Only a few values change per request: the body's
-length, and the ids of a traced client. A server's responses vary as little. A head that equals an accepted one in all
-other bytes has the same meaning. Only whole messages in one TCP segment are looked up; llhttp parses the rest.
+A client library sends one head over and over: the same target, key and headers. Only a few values change with each
+request: the length of the body, and the ids of a traced client. A server's responses differ as little. A head that is
+equal to an accepted one in all other bytes has the same meaning. Only whole messages in one segment are looked up;
+everything else goes through llhttp.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.headers import BODILESS, PER_REQUEST_HEADERS, RequestHead, ResponseHead
 
-#: cached heads for all connections together, and the maximum length of one in bytes
+#: heads that are kept, for all connections together, and the longest of them in bytes
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
 
-#: a length in the spelling that the cache writes
+#: a length as the cache would write it anew
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
 
 #: a header of `PER_REQUEST_HEADERS`: group 1 is a length, group 2 the value of another. A value of visible ASCII means
@@ -28,14 +30,16 @@ _PER_REQUEST = re.compile(
     re.IGNORECASE,
 )
 
-#: heads with these headers are not cached: what they announce is not in the same segment
+#: headers of which no head is kept: what they announce is not in the same segment
 _NEVER_KEPT = frozenset((b"expect", b"transfer-encoding"))
+
+_NO_VALUES: tuple[bytes, ...] = ()
 
 Head = TypeVar("Head")
 
 
 class _HeaderCache(Generic[Head]):
-    """Heads, keyed by their bytes without the values that vary. A full cache evicts its oldest entry."""
+    """Heads by their bytes without the values that may differ. The oldest makes room for a new one."""
 
     def __init__(self, longest: int) -> None:
         self._heads: dict[tuple[bytes, ...], Head] = {}
@@ -51,40 +55,55 @@ class _HeaderCache(Generic[Head]):
 
 
 class RequestTemplate:
-    """The common part of the heads of one cache entry.
+    """What the heads of one cache entry have in common.
 
     Attributes:
-        head: the first of them.
+        head: the first of them, without the value of ``Content-Length``.
     """
 
-    __slots__ = ("_at", "head")
+    __slots__ = ("_traced_at", "head")
 
     def __init__(self, head: RequestHead) -> None:
-        """Create the template of `head`, which has each of `PER_REQUEST_HEADERS` at most once."""
-        self.head = head
-        # the indexes of the varying headers in the header list, in order
-        self._at = tuple(at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS)
+        """Take `head`, in which each of `PER_REQUEST_HEADERS` stands at most once."""
+        self.head = RequestHead(
+            head.method,
+            head.target,
+            head.version,
+            [
+                (pair[0], b"") if name == b"content-length" else pair
+                for name, pair in zip(head.names, head.headers, strict=True)
+            ],
+        )
+        # the places in the header list of the values that differ, in their order; the length is kept apart
+        self._traced_at = tuple(
+            at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS and name != b"content-length"
+        )
 
-    def with_values(self, length: int, values: list[bytes]) -> RequestHead:
-        """Return the head with other values of `PER_REQUEST_HEADERS`, in order; `length` is the body's."""
-        first = self.head
+    def with_values(self, length: int, values: Sequence[bytes]) -> RequestHead:
+        """Return the head of another request.
+
+        Args:
+            length: the size of its body in bytes.
+            values: its values of `PER_REQUEST_HEADERS` without ``Content-Length``, in their order.
+        """
+        like = self.head
         head: RequestHead = RequestHead.__new__(RequestHead)
-        head.method = first.method
-        head.target = first.target
-        head.version = first.version
-        head.names = names = first.names
+        head.method = like.method
+        head.target = like.target
+        head.version = like.version
+        head.names = like.names
         head.length = length
         head.keep_alive = True
-        head.protocols = first.protocols
+        head.protocols = like.protocols
         head.template = self
-        head.headers = headers = first.headers
-        head.first = indexed = first.first
+        head.headers = like.headers
+        head.first = like.first
         if values:
-            head.headers = headers = headers.copy()
-            head.first = indexed = indexed.copy()
-            for at, value in zip(self._at, values, strict=True):
+            head.headers = headers = like.headers.copy()
+            head.first = first = like.first.copy()
+            for at, value in zip(self._traced_at, values, strict=True):
                 headers[at] = (headers[at][0], value)
-                indexed[names[at]] = value
+                first[like.names[at]] = value
         return head
 
 
@@ -92,29 +111,40 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
     """The heads of requests, shared by all connections of a site."""
 
     def __init__(self, limits: Limits) -> None:
-        """Create an empty cache; every head that it learns was within `limits`."""
-        # the recalled length may have more digits than the cached one
+        """Make an empty cache; every head that it learns has kept to `limits`."""
+        # a recalled length may have more digits than the learnt one
         super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
         self._most_bytes = limits.max_body_bytes
 
     def recall(self, data: bytes) -> tuple[RequestHead, bytes] | None:
-        """Return head and body of `data`, if it is one whole request with a cached head; otherwise None.
+        """Return head and body of the request that `data` is, if it is one whole request whose head is known.
 
         Args:
-            data: received bytes at the start of a request.
+            data: what arrived where a request may begin.
         """
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
             return None
-        key, length, values = _split(data, end)
-        template = self._heads.get(key)
         start = end + 4
+        values: Sequence[bytes] = _NO_VALUES
+        # most clients are not traced: look up the head with the length cut out alone
+        found = _LENGTH.search(data, 0, end + 2)
+        if found is None:
+            length = 0
+            template = self._heads.get((data[:start],))
+        else:
+            first, last = found.span(1)
+            length = int(found[1])
+            template = self._heads.get((data[:first], data[last:start]))
+        if template is None:
+            key, length, values = _split(data, end)
+            template = self._heads.get(key)
         if template is None or len(data) - start != length or length > self._most_bytes:
             return None
         return template.with_values(length, values), data[start:]
 
     def learn(self, data: bytes, head: RequestHead) -> None:
-        """Cache `head`, which llhttp accepted, if `data` is its whole request and such a head may be repeated."""
+        """Keep `head`, which llhttp accepted, if `data` is its whole request and the like of it may come again."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if (
             end < 0
@@ -125,10 +155,10 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
             or not _NEVER_KEPT.isdisjoint(head.first)
         ):
             return
-        key, length, values = _split(data, end)
+        key, length, _ = _split(data, end)
         present = [name for name in head.names if name in PER_REQUEST_HEADERS]
-        # each of them must be cut out of the key: in the usual spelling, and not repeated
-        if length == head.length and len(values) == len(present) == len(set(present)):
+        # each of them must be cut out of the key: written in the usual way, and not repeated
+        if length == head.length and len(key) - 1 == len(present) == len(set(present)):
             self._keep(key, RequestTemplate(head))
 
 
@@ -139,7 +169,7 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         super().__init__(LONGEST_HEAD)
 
     def recall(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
-        """Return head and body of `data`, if it is one whole response with a cached head; otherwise None."""
+        """Return head and body of the response that `data` is, if it is one whole response whose head is known."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0:
             return None
@@ -154,22 +184,22 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         return known.of_length(length), data[end + 4 :]
 
     def learn(self, data: bytes, head: ResponseHead) -> None:
-        """Cache `head` if `data` is its whole response and such a head may be repeated."""
+        """Keep the head of a response that `data` is, whole, if the like of it may come again."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
             return
         found = _LENGTH.search(data, 0, end + 2)
-        # without a length in the usual spelling, the bytes do not identify the head
+        # a head without a length, or with one that is written in another way, cannot be told by its bytes
         if found is not None and int(found[1]) == head.length == len(data) - end - 4:
             first, last = found.span(1)
             self._keep((data[:first], data[last : end + 4]), head.as_template())
 
 
 def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
-    """Return the key of a request's head, its body's length, and the varying values in order.
+    """Return the key of a request's head, its body's length, and its other values that may differ, in their order.
 
-    The key consists of the bytes around those values. Each piece but the last ends with the name of the header whose
-    value follows, so equal keys have the same headers in the same positions.
+    The key is what stands around all those values. Each piece of it but the last ends with the name of the header whose
+    value follows, so equal keys have the same headers in the same places.
     """
     pieces: list[bytes] = []
     values: list[bytes] = []
@@ -177,11 +207,11 @@ def _split(data: bytes, end: int) -> tuple[tuple[bytes, ...], int, list[bytes]]:
     for found in _PER_REQUEST.finditer(data, 0, end + 2):
         group = found.lastindex or 0
         first, last = found.span(group)
-        value = data[first:last]
         if group == 1:
-            length = int(value)
+            length = int(data[first:last])
+        else:
+            values.append(data[first:last])
         pieces.append(data[at:first])
-        values.append(value)
         at = last
     pieces.append(data[at : end + 4])
     return tuple(pieces), length, values

@@ -1,6 +1,6 @@
-"""Header lists as pairs of bytes: which headers are forwarded, and how a head is serialized.
+"""Header lists as bytes pairs: which go on, which stay, and how a head is written.
 
-A header list keeps the order, case and repetitions of the received headers. Names are compared in lower case.
+A header list keeps the order, the case and the repetitions that came over the wire. Names are compared in lower case.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping
 
 HeaderList = list[tuple[bytes, bytes]]
 
-#: headers that concern one connection only: RFC 9110 §7.6.1, and older ones that clients and proxies still send
+#: RFC 9110 §7.6.1 and what older clients and proxies send in its place; these speak about one connection only
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection te transfer-encoding upgrade "
     b"proxy-authenticate proxy-authorization http2-settings".split()
 )
 
-_INTERPRETED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type", b"content-encoding"}
+_OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type", b"content-encoding"}
 
-#: headers that are never forwarded as trailers
+#: what a trailer must not carry on
 _NO_TRAILERS = HOP_BY_HOP | frozenset(
     b"content-length host trailer expect authorization www-authenticate set-cookie cookie content-encoding "
     b"content-type content-range range cache-control max-forwards x-request-id".split()
@@ -30,10 +30,10 @@ FRAMING = (b"content-length", b"transfer-encoding")
 BODILESS = frozenset((204, 304))
 
 
-#: headers whose repeated values are joined: each value may nominate headers, say "close" or contain a key
+#: headers whose values count together: each may nominate headers, say "close" or hold a key
 JOINED_HEADERS = frozenset((b"connection", b"sec-websocket-protocol"))
 
-#: headers whose values vary between the requests of one client
+#: headers whose values differ from request to request of one client
 PER_REQUEST_HEADERS = frozenset((b"content-length", b"traceparent", b"tracestate", b"x-request-id"))
 
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
@@ -42,7 +42,7 @@ NO_PROTOCOLS: frozenset[bytes] = frozenset()
 def nominated(connection: bytes | None) -> frozenset[bytes]:
     """Return the lower-case names that a ``Connection`` value nominates as hop-by-hop (RFC 9110 §7.6.1).
 
-    ``close``, ``keep-alive`` and ``upgrade`` are options; those that are headers too are in `HOP_BY_HOP`.
+    ``close``, ``keep-alive`` and ``upgrade`` are options, not headers, and stand in `HOP_BY_HOP` where they are both.
     """
     if connection is None:
         return frozenset()
@@ -50,17 +50,17 @@ def nominated(connection: bytes | None) -> frozenset[bytes]:
 
 
 def listed(headers: HeaderList, name: bytes) -> list[bytes]:
-    """Return the list members, in lower case, of all headers with this lower-case name together."""
+    """Return the members, in lower case, of the list that all headers of this lower-case name make together."""
     values = b",".join(value for key, value in headers if key.lower() == name)
     return [member for token in values.lower().split(b",") if (member := token.strip())]
 
 
 def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset()) -> HeaderList:
-    """Return the trailers to forward: none that frames, routes or authenticates (RFC 9110 §6.5.1).
+    """Return the trailers that go on: none that frames, routes or authenticates (RFC 9110 §6.5.1).
 
     Args:
-        trailers: the trailers as received.
-        drop: more lower-case names to drop: some servers (uvicorn with httptools) treat trailers as headers.
+        trailers: the trailers as they came.
+        drop: lower-case names of more that stay: some servers (uvicorn with httptools) take trailers for headers.
     """
     never = _NO_TRAILERS | drop
     return [pair for pair in trailers if pair[0].lower() not in never]
@@ -69,19 +69,21 @@ def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset())
 class RequestHead:
     """A request's head.
 
-    The parser builds it, and it never changes afterwards: requests with equal heads share it.
+    The parser builds it and nobody changes it afterwards: heads are shared by requests that are alike.
 
     Attributes:
-        method: the method; empty if the request line was not read.
-        target: the request target in origin form (RFC 9112 §3.2.1); in a refused head, the part that arrived.
+        method: the method; empty where the request line was not read.
+        target: the request target in origin form (RFC 9112 §3.2.1); in a head that was refused, as far as it came.
         version: ``HTTP/1.1`` or ``HTTP/1.0``.
-        headers: the headers as received.
+        headers: the headers as they came, in order. The value of ``Content-Length`` is empty in a head from the header
+            cache, so that heads which differ in it alone share one list: use `length`, or `complete_headers`.
         names: their names in lower case, in the same order.
-        first: the first value of each header by lower-case name; for `JOINED_HEADERS` all values, joined with commas.
-        length: the body's declared size in bytes; 0 without a body, None for a chunked one.
+        first: the first value of each header by its lower-case name, likewise; of `JOINED_HEADERS` all values, with
+            commas.
+        length: the body's declared size in bytes, 0 without a body, None for a chunked one.
         keep_alive: whether the client keeps the connection after the response.
-        protocols: the protocols, in lower case, that the connection may switch to if a server agrees.
-        template: the `RequestTemplate` of this head and of those that differ only in `PER_REQUEST_HEADERS`; None if the
+        protocols: the protocols, in lower case, to one of which the connection may switch if a server agrees.
+        template: what all heads have in common that differ from this one in `PER_REQUEST_HEADERS` alone; None where the
             header cache does not hold it.
     """
 
@@ -99,7 +101,7 @@ class RequestHead:
     )
 
     def __init__(self, method: bytes, target: bytes, version: bytes, headers: HeaderList) -> None:
-        """Index the headers. The other attributes get the values of a request without a body; the parser sets them."""
+        """Index the headers of a request without a body; the parser sets what it finds beyond."""
         self.method = method
         self.target = target
         self.version = version
@@ -117,21 +119,31 @@ class RequestHead:
         self.protocols: frozenset[bytes] = NO_PROTOCOLS
         self.template: object = None
 
+    def complete_headers(self) -> HeaderList:
+        """Return the headers as they came, with the value of ``Content-Length``."""
+        if self.template is None or self.length is None:
+            return self.headers
+        length = b"%d" % self.length
+        return [
+            (pair[0], length) if name == b"content-length" else pair
+            for name, pair in zip(self.names, self.headers, strict=True)
+        ]
+
 
 #: stands for a head that was not read
 NO_REQUEST_HEAD = RequestHead(b"", b"", b"HTTP/1.1", [])
 
 
 class ResponseHead:
-    """A response's head, parsed in one pass.
+    """A response's head, read in one pass.
 
     Attributes:
         status: the status code.
-        reason: the reason phrase as received.
-        headers: the headers as received.
-        relayed: the headers to relay to the client, in order: without hop-by-hop headers, with ``Content-Length``,
-            because the body is relayed unchanged.
-        length: the value of ``Content-Length``, or None; llhttp has rejected values that are not numbers.
+        reason: the reason phrase as it came.
+        headers: the headers as they came, in order.
+        relayed: those that go on to the client, in order, less hop-by-hop. ``Content-Length`` stays: the body is
+            relayed as it is.
+        length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
         coding: the value of ``Transfer-Encoding`` in lower case, or empty.
         connection: the value of ``Connection``, or empty.
         content_type: the value of ``Content-Type``, or empty.
@@ -140,7 +152,7 @@ class ResponseHead:
     """
 
     __slots__ = (
-        "_length_index",
+        "_length_at",
         "_written",
         "coding",
         "connection",
@@ -155,7 +167,7 @@ class ResponseHead:
     )
 
     def __init__(self, status: int, reason: bytes, headers: HeaderList) -> None:
-        self._length_index = 0
+        self._length_at = 0
         self._written: tuple[bytes, bytes] | None = None
         self.status = status
         self.reason = reason
@@ -166,7 +178,7 @@ class ResponseHead:
         relayed: HeaderList = []
         for pair in headers:
             key = pair[0].lower()
-            if key in _INTERPRETED:
+            if key in _OF_NOTE:
                 if key == b"content-length":
                     self.length = int(pair[1])
                 elif key == b"content-type":
@@ -190,38 +202,37 @@ class ResponseHead:
         self.connection = connection
 
     def write(self, added: bytes) -> bytes:
-        """Serialize the relayed head with its empty line; the header lines `added` come last."""
+        """Return what goes on of it, written out, with the empty line; `added` are whole lines that end the list."""
         if self._written is None:
             return write_response_head(self.status, self.reason, self.relayed, added)
         before, after = self._written
         return b"%b%d%b%b\r\n" % (before, self.length or 0, after, added)
 
     def as_template(self) -> ResponseHead:
-        """Make this the template of heads that differ only in ``Content-Length``, which it must have."""
-        index = next(index for index, pair in enumerate(self.headers) if pair[0].lower() == b"content-length")
-        self._length_index = index
-        whole = write_response_head(self.status, self.reason, self.headers[: index + 1])
-        before = whole[: -len(self.headers[index][1] + b"\r\n\r\n")]
-        after = b"".join(b"\r\n%b: %b" % pair for pair in self.headers[index + 1 :]) + b"\r\n"
+        """Prepare to be the template of heads that differ in their ``Content-Length`` alone; it must have one."""
+        self._length_at = at = next(at for at, pair in enumerate(self.headers) if pair[0].lower() == b"content-length")
+        whole = write_response_head(self.status, self.reason, self.headers[: at + 1])
+        before = whole[: -len(self.headers[at][1] + b"\r\n\r\n")]
+        after = b"".join(b"\r\n%b: %b" % pair for pair in self.headers[at + 1 :]) + b"\r\n"
         self._written = before, after
         return self
 
     def of_length(self, length: int) -> ResponseHead:
         """Return this head with another length; it must be a template."""
-        head: ResponseHead = ResponseHead.__new__(ResponseHead)
-        head._length_index = index = self._length_index
-        head._written = self._written
-        head.status = self.status
-        head.reason = self.reason
-        head.headers = head.relayed = headers = self.headers.copy()
-        headers[index] = (headers[index][0], b"%d" % length)
-        head.length = length
-        head.has_request_id = self.has_request_id
-        head.content_type = self.content_type
-        head.content_encoding = self.content_encoding
-        head.coding = self.coding
-        head.connection = self.connection
-        return head
+        made: ResponseHead = ResponseHead.__new__(ResponseHead)
+        made._length_at = at = self._length_at
+        made._written = self._written
+        made.status = self.status
+        made.reason = self.reason
+        made.headers = made.relayed = headers = self.headers.copy()
+        headers[at] = (headers[at][0], b"%d" % length)
+        made.length = length
+        made.has_request_id = self.has_request_id
+        made.content_type = self.content_type
+        made.content_encoding = self.content_encoding
+        made.coding = self.coding
+        made.connection = self.connection
+        return made
 
 
 #: stands for a response's head that was not read
@@ -229,14 +240,14 @@ NO_HEAD = ResponseHead(0, b"", [])
 
 
 def write_header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Serialize headers, each with its CRLF."""
+    """Return headers written out, each with its line end."""
     return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
 def write_response_head(
     status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]], added: bytes = b""
 ) -> bytes:
-    """Serialize a response's head with its empty line; the header lines `added` come last."""
+    """Return a response's head, with the empty line that ends it; `added` are whole lines that end the list."""
     lines = [b"HTTP/1.1 %d %b" % (status, reason)]
     lines += [name + b": " + value for name, value in headers]
     lines.append(added + b"\r\n")
@@ -244,27 +255,24 @@ def write_response_head(
 
 
 def write_last_chunk(trailers: HeaderList | None) -> bytes:
-    """Serialize the last chunk of a chunked body and its trailers (RFC 9112 §7.1)."""
+    """Return what ends a chunked body (RFC 9112 §7.1)."""
     if not trailers:
         return b"0\r\n\r\n"
     return b"0\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in trailers) + b"\r\n"
 
 
 def is_json(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether the ``Content-Type`` is JSON; `headers` maps lower-case names to first values."""
-    content_type = headers.get(b"content-type", b"")
-    if content_type == b"application/json":
+    """Tell whether ``Content-Type`` says JSON; `headers` maps lower-case names to first values."""
+    given = headers.get(b"content-type", b"")
+    if given == b"application/json":
         return True
-    media_type = content_type.partition(b";")[0].strip().lower()
+    media_type = given.partition(b";")[0].strip().lower()
     return media_type == b"application/json" or (
         media_type.startswith(b"application/") and media_type.endswith(b"+json")
     )
 
 
 def is_form(headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether the ``Content-Type`` is multipart/form-data; `headers` maps lower-case names to first values."""
-    content_type = headers.get(b"content-type", b"")
-    return (
-        content_type != b"application/json"
-        and content_type.partition(b";")[0].strip().lower() == b"multipart/form-data"
-    )
+    """Tell whether ``Content-Type`` says multipart/form-data; `headers` maps lower-case names to first values."""
+    given = headers.get(b"content-type", b"")
+    return given != b"application/json" and given.partition(b";")[0].strip().lower() == b"multipart/form-data"

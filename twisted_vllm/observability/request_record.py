@@ -15,7 +15,7 @@ TEXT_LIMIT = 512
 READ_LIMIT = 1024
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One finished request. In JSON, fields with their default value are omitted.
 
     Attributes:

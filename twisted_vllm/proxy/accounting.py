@@ -9,11 +9,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.api_routes import Route, RouteClass
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
-from twisted_vllm.proxy.interfaces import EndUsers, Limiter, UsageSink
+from twisted_vllm.proxy.ledger import UsageSink
+from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
 from twisted_vllm.usage.meter import UsageMeter
@@ -39,7 +41,7 @@ class Accounting(RequestObserver):
         self,
         *,
         limiter: Limiter,
-        end_users: EndUsers,
+        end_users: KeyIndex,
         prices: PriceTable,
         rows: UsageSink | None,
         fail_closed: bool = False,

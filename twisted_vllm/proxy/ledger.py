@@ -10,12 +10,28 @@ import msgspec
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.request_record import ClientText
-from twisted_vllm.proxy.interfaces import UsageSink
 from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
 
 #: longer model names and header values are cut, in characters
 TEXT_LIMIT = 255
+
+
+class UsageSink(Protocol):
+    """Where rows go: the spool.
+
+    Attributes:
+        healthy: whether rows that are appended now will be kept.
+    """
+
+    @property
+    def healthy(self) -> bool: ...
+
+    def append(self, row: UsageRow) -> None:
+        """Append a row, to be written at the next `flush`."""
+
+    def flush(self) -> None:
+        """Write the rows that were appended."""
 
 
 class Coalescer(Protocol):

@@ -36,6 +36,16 @@ KEY, FORMER_KEY, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", 
 metadata = MetaData()
 
 
+def _changes() -> tuple[Column[Any], ...]:
+    """Return the columns that say who created and last changed a record, and when."""
+    return (
+        Column("created_at", UtcDateTime, nullable=False),
+        Column("created_by", String(64), nullable=False),
+        Column("updated_at", UtcDateTime, nullable=False),
+        Column("updated_by", String(64), nullable=False),
+    )
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """A time in UTC. SQLite stores no time zone; the type adds it again."""
 
@@ -129,10 +139,7 @@ users = Table(
     Column("user_role", String(32), nullable=False),
     Column("models", JSON, nullable=False),
     Column("metadata", JSON, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("created_by", String(64), nullable=False),
-    Column("updated_at", UtcDateTime, nullable=False),
-    Column("updated_by", String(64), nullable=False),
+    *_changes(),
     Column("allowance", Limits),
     UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
     Index("vllm_passthrough_users_created", "created_at", "user_id"),
@@ -146,10 +153,7 @@ teams = Table(
     Column("models", JSON, nullable=False),
     Column("blocked", Boolean, nullable=False),
     Column("metadata", JSON, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("created_by", String(64), nullable=False),
-    Column("updated_at", UtcDateTime, nullable=False),
-    Column("updated_by", String(64), nullable=False),
+    *_changes(),
     Column("allowance", Limits),
 )
 
@@ -160,10 +164,7 @@ end_users = Table(
     Column("user_id", String(255), primary_key=True),
     Column("alias", String(255)),
     Column("blocked", Boolean, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("created_by", String(64), nullable=False),
-    Column("updated_at", UtcDateTime, nullable=False),
-    Column("updated_by", String(64), nullable=False),
+    *_changes(),
     Column("allowance", Limits),
 )
 

@@ -183,7 +183,7 @@ class GatewayRequest(server.Request):
         """Become an ordinary Twisted request, with its body in ``content``, and go through the resource tree."""
         http.Request.__init__(self, self.channel, parsePOSTFormSubmission=False)
         Componentized.__init__(self)
-        for name, value in self.head.headers:
+        for name, value in self.head.complete_headers():
             self.requestHeaders.addRawHeader(name, value)
         self.responseHeaders = Headers()
         self.parseCookies()
