@@ -359,7 +359,7 @@ class Gateway:
         return limiter
 
     def pass_time(self, seconds: float) -> None:
-        """Advance the clock, in steps of the deadline sweeper's interval."""
+        """Advance the clock, in steps of the deadlines' interval."""
         self.clock.pump([INTERVAL] * int(seconds / INTERVAL + 3))
 
     async def connect(self) -> Wire:

@@ -148,6 +148,6 @@ async def test_a_request_of_any_kind_leaves_nothing_behind(
     for _ in range(4):
         await settle(reactor, gateway, kind)
     assert objects() - before == Counter()
-    # only the sweeper's and the database's periodic calls are left
+    # only the deadlines' and the database's periodic calls are left
     assert [call for call in gateway.clock.getDelayedCalls() if not isinstance(call.func, LoopingCall)] == []
     assert len(gateway.service.site.ids) == 0

@@ -1,4 +1,4 @@
-"""A gateway's site in memory: clients without sockets, resources that do what a test says, and a clock."""
+"""A gateway's site in memory: clients without sockets, resources that the test controls, and a clock."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 
-#: bytes that a TCP transport hands over at once (twisted.internet.abstract.FileDescriptor.bufferSize)
+#: bytes that a TCP transport delivers at once (twisted.internet.abstract.FileDescriptor.bufferSize)
 SEGMENT = 65_536
 
-#: far more than a deadline may be late
+#: more than the maximum lateness of a deadline
 A_MOMENT = 1.0
 
-#: seconds after which a closing connection is over, whatever its client does
+#: seconds after which a closing connection has ended, whatever its client does
 LONG_ENOUGH = 1_000.0
 
 JSON_TYPE = (b"content-type", b"application/json")
@@ -202,7 +202,7 @@ class Seen:
 
 
 class Work:
-    """What a streaming resource does for a request; counts how often it was told to stop."""
+    """The work of a streaming resource for a request; counts its cancellations."""
 
     def __init__(self) -> None:
         self.cancelled = 0
@@ -326,7 +326,7 @@ class Client:
         return sum(map(len, self._inbox))
 
     def leave(self) -> None:
-        """Go away."""
+        """Disconnect."""
         self._lost(ConnectionLost())
 
     def _lost(self, reason: Exception) -> None:
@@ -351,7 +351,7 @@ class Client:
 
 
 class Finished(RequestObserver):
-    """Keeps the requests that are over."""
+    """Records the finished requests."""
 
     def __init__(self, contexts: list[RequestContext]) -> None:
         self._contexts = contexts
@@ -360,7 +360,7 @@ class Finished(RequestObserver):
         self._contexts.append(context)
 
 
-class House:
+class SiteHarness:
     """A site with one streaming resource at ``/vllm`` and an ordinary one elsewhere.
 
     Attributes:
@@ -410,7 +410,7 @@ class House:
             self.deadlines.sweep()
 
     def assert_clean(self) -> None:
-        """Nothing of a past request or connection is remembered."""
+        """Check that nothing of a past request or connection is left."""
         assert len(self.ids) == 0
         assert not self.site.connections
         assert len(self.deadlines) == 0

@@ -1,4 +1,4 @@
-"""Clients over the cap: refused in so many words, and no burden."""
+"""Connections over the limit are refused with an error response and use few resources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from tests.http.server_harness import House, TcpTransport, TlsTransport, get, read_answers
+from tests.http.server_harness import SiteHarness, TcpTransport, TlsTransport, get, read_answers
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.server.connection_limit import MAX_REFUSED, PATIENCE
 
@@ -17,8 +17,8 @@ CAP = 10
 
 
 @pytest.fixture
-def house() -> House:
-    return House(Limits(max_connections=CAP))
+def harness() -> SiteHarness:
+    return SiteHarness(Limits(max_connections=CAP))
 
 
 @pytest.fixture
@@ -34,113 +34,113 @@ def log() -> Iterator[list[tuple[str, str]]]:
     globalLogPublisher.removeObserver(observe)
 
 
-def fill(house: House) -> list[Any]:
-    return [house.connect() for _ in range(CAP)]
+def fill(harness: SiteHarness) -> list[Any]:
+    return [harness.connect() for _ in range(CAP)]
 
 
-def test_a_connection_over_the_cap_is_told_at_its_first_bytes(house: House) -> None:
-    fill(house)
-    late = house.connect()
+def test_a_connection_over_the_limit_gets_an_error_at_its_first_bytes(harness: SiteHarness) -> None:
+    fill(harness)
+    late = harness.connect()
     assert late.transport.value() == b""
     late.send(get()[:3])
     answer = late.answer()
     assert (answer.status, answer.error()["code"]) == (503, "too_many_connections")
     assert (answer.header(b"retry-after"), answer.closes, late.ended) == (b"1", True, True)
     assert answer.header(b"x-request-id")
-    assert house.streaming.rendered == []
+    assert harness.streaming.rendered == []
 
 
-def test_it_is_answered_once_whatever_else_it_sends(house: House) -> None:
-    fill(house)
-    late = house.connect()
+def test_it_is_answered_once_whatever_else_it_sends(harness: SiteHarness) -> None:
+    fill(harness)
+    late = harness.connect()
     late.send(*[get()] * 50, b"x" * 1_000_000)
     assert len(late.answers()) == 1
     assert not late.transport.aborted, "the answer could be lost"
 
 
-def test_over_tls_it_is_told_as_well(house: House) -> None:
-    fill(house)
-    late = house.connect(TlsTransport())
+def test_over_tls_it_gets_the_error_as_well(harness: SiteHarness) -> None:
+    fill(harness)
+    late = harness.connect(TlsTransport())
     late.send(get())
     assert read_answers(late.transport.value())[0].status == 503
     assert late.gone
 
 
-def test_it_is_cut_when_it_neither_asks_nor_leaves(house: House) -> None:
-    fill(house)
-    silent, lingering = house.connect(), house.connect()
+def test_an_idle_connection_over_the_limit_is_aborted(harness: SiteHarness) -> None:
+    fill(harness)
+    silent, lingering = harness.connect(), harness.connect()
     lingering.send(get())
-    house.pass_time(PATIENCE + 1)
+    harness.pass_time(PATIENCE + 1)
     assert (silent.transport.aborted, lingering.transport.aborted) == (True, True)
 
 
-def test_those_within_the_cap_are_served_meanwhile_and_room_is_used_again(house: House) -> None:
-    first, *others = fill(house)
-    house.connect().send(get())
+def test_connections_within_the_limit_are_served_meanwhile_and_freed_places_are_reused(harness: SiteHarness) -> None:
+    first, *others = fill(harness)
+    harness.connect().send(get())
     first.send(get())
     assert first.answer().status == 200
     first.leave()
-    late = house.connect()
+    late = harness.connect()
     late.send(get())
     assert late.answer().status == 200
     for client in (*others, late):
         client.leave()
-    house.pass_time(PATIENCE + 1)
+    harness.pass_time(PATIENCE + 1)
 
 
-def test_a_flood_is_closed_without_a_word(house: House) -> None:
-    fill(house)
-    waiting = [house.connect() for _ in range(MAX_REFUSED)]
-    late = house.connect()
+def test_a_flood_is_closed_without_a_response(harness: SiteHarness) -> None:
+    fill(harness)
+    waiting = [harness.connect() for _ in range(MAX_REFUSED)]
+    late = harness.connect()
     assert late.transport.aborted
     assert not any(client.transport.aborted for client in waiting)
     for client in waiting:
         client.leave()
-    late = house.connect()
+    late = harness.connect()
     late.send(get())
     assert late.answer().status == 503
 
 
-def test_a_burst_is_one_warning_however_many_it_refuses(house: House, log: list[tuple[str, str]]) -> None:
-    served = fill(house)
+def test_a_burst_is_one_warning_however_many_it_refuses(harness: SiteHarness, log: list[tuple[str, str]]) -> None:
+    served = fill(harness)
     for _ in range(3 * MAX_REFUSED):
-        house.connect()
+        harness.connect()
     served.pop().leave()
-    house.connect()
-    house.connect()
+    harness.connect()
+    harness.connect()
     assert log == [("warn", f"Over {CAP} client connections: more are refused until some have ended")]
     for client in served[:5]:
         client.leave()
     assert log[1:] == [("info", f"{3 * MAX_REFUSED + 1} client connections over the cap were refused")]
     for _ in range(CAP):
-        house.connect()
+        harness.connect()
     assert [level for level, _ in log] == ["warn", "info", "warn"]
 
 
-def test_without_a_cap_nobody_is_refused() -> None:
-    house = House(Limits(max_connections=None))
-    clients = [house.connect() for _ in range(200)]
+def test_without_a_limit_no_connection_is_refused() -> None:
+    harness = SiteHarness(Limits(max_connections=None))
+    clients = [harness.connect() for _ in range(200)]
     clients[-1].send(get())
     assert clients[-1].answer().status == 200
 
 
-def test_a_drain_does_not_wait_for_who_is_refused(house: House) -> None:
+def test_a_drain_does_not_wait_for_refused_connections(harness: SiteHarness) -> None:
     refused = []
-    served = fill(house)
-    refused.append(house.connect())
+    served = fill(harness)
+    refused.append(harness.connect())
     for client in served:
         client.leave()
-    drained = house.site.drain()
+    drained = harness.site.drain()
     assert refused[0].transport.aborted
     assert drained.called
 
 
-def test_closing_transports_of_the_refused_leave_nothing_behind(house: House) -> None:
-    served = fill(house)
+def test_closing_transports_of_the_refused_leave_nothing_behind(harness: SiteHarness) -> None:
+    served = fill(harness)
     for transport in (TcpTransport(), TlsTransport()):
-        late = house.connect(transport)
+        late = harness.connect(transport)
         late.send(get())
         late.leave()
     for client in served:
         client.leave()
-    house.assert_clean()
+    harness.assert_clean()

@@ -1,4 +1,4 @@
-"""Deadlines: never early, a little late at most, and each on its own."""
+"""Deadlines fire never early, only a little late, and independently of each other."""
 
 from __future__ import annotations
 

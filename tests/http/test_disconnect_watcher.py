@@ -1,4 +1,4 @@
-"""A disconnect is noticed while a transport is not read from; other connections are left alone."""
+"""A disconnect is detected while a transport is not read from; other connections are not affected."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ async def test_a_client_that_only_sends_is_left_alone(watcher: DisconnectWatcher
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_has_ended_can_be_forgotten(watcher: DisconnectWatcher, pair: Pair) -> None:
+async def test_a_connection_that_has_ended_can_be_unwatched(watcher: DisconnectWatcher, pair: Pair) -> None:
     async with pair() as (ours, _):
         watcher.watch(ours.transport)
         ours.transport.abortConnection()

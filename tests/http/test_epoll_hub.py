@@ -1,4 +1,4 @@
-"""The data path's sockets behind one descriptor: to transports it is a reactor like any other."""
+"""The epoll hub: a reactor for the data path's transports, behind one descriptor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 30
 
 
 class Line(Protocol):
-    """One end of a connection, which does with what comes whatever the test says."""
+    """One end of a connection; the test handles its data."""
 
     transport: Any
 
@@ -58,7 +58,7 @@ class Line(Protocol):
         return waiting
 
 
-class Hall:
+class HubHarness:
     """A hub that listens, and clients of the real reactor's."""
 
     def __init__(self, reactor: Any) -> None:
@@ -86,11 +86,11 @@ class Hall:
 
 
 @pytest.fixture
-def hall(reactor: Any) -> Generator[Hall, None, None]:
-    hall = Hall(reactor)
-    yield hall
-    pytest_twisted.blockon(maybeDeferred(hall.port.stopListening))
-    assert not hall.is_watched, "nothing is left to watch"
+def harness(reactor: Any) -> Generator[HubHarness, None, None]:
+    harness = HubHarness(reactor)
+    yield harness
+    pytest_twisted.blockon(maybeDeferred(harness.port.stopListening))
+    assert not harness.is_watched, "nothing is left to watch"
 
 
 def echo(line: Line, data: bytes) -> None:
@@ -98,72 +98,74 @@ def echo(line: Line, data: bytes) -> None:
 
 
 @pytest_twisted.inlineCallbacks
-def test_many_connections_are_served_on_both_sides(hall: Hall) -> Generator[Deferred[Any], Any, None]:
-    hall.on_data = echo
-    connected = yield DeferredList([hall.connect(hall.hub) for _ in range(40)])
+def test_many_connections_are_served_on_both_sides(harness: HubHarness) -> Generator[Deferred[Any], Any, None]:
+    harness.on_data = echo
+    connected = yield DeferredList([harness.connect(harness.hub) for _ in range(40)])
     lines = [line for _, line in connected]
     for number, line in enumerate(lines):
         line.transport.write(b"%04d" % number * 25_000)
-    yield DeferredList([line.until(100_000) for line in lines]).addTimeout(PATIENCE, hall.reactor)
+    yield DeferredList([line.until(100_000) for line in lines]).addTimeout(PATIENCE, harness.reactor)
     assert [line.received for line in lines] == [b"%04d" % number * 25_000 for number in range(40)]
     for line in lines:
         line.transport.loseConnection()
-    yield DeferredList([end.lost for end in hall.ends]).addTimeout(PATIENCE, hall.reactor)
+    yield DeferredList([end.lost for end in harness.ends]).addTimeout(PATIENCE, harness.reactor)
 
 
 @pytest_twisted.inlineCallbacks
-def test_what_is_written_in_one_go_leaves_after_it(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+def test_what_is_written_in_one_go_leaves_after_it(harness: HubHarness) -> Generator[Deferred[Any], Any, None]:
     unsent: list[int] = []
 
     def answer(line: Line, data: bytes) -> None:
-        write, _ = hall.coalescer.writer(line.transport)
+        write, _ = harness.coalescer.writer(line.transport)
         write(b"answer")
         unsent.append(unsent_bytes(line.transport))
 
-    hall.on_data = answer
-    client = yield hall.connect()
+    harness.on_data = answer
+    client = yield harness.connect()
     client.transport.write(b"ask")
-    yield client.until(6).addTimeout(PATIENCE, hall.reactor)
+    yield client.until(6).addTimeout(PATIENCE, harness.reactor)
     assert unsent == [6]
     assert client.received == b"answer"
     client.transport.loseConnection()
-    yield hall.ends[0].lost
+    yield harness.ends[0].lost
 
 
 @pytest_twisted.inlineCallbacks
 def test_a_protocol_that_fails_ends_its_own_connection_alone(
-    hall: Hall, logged_failures: Any
+    harness: HubHarness, logged_failures: Any
 ) -> Generator[Deferred[Any], Any, None]:
     def fail_on_bad(line: Line, data: bytes) -> None:
         if data == b"bad":
             raise ZeroDivisionError
         line.transport.write(data)
 
-    hall.on_data = fail_on_bad
-    good, bad = (yield hall.connect()), (yield hall.connect())
+    harness.on_data = fail_on_bad
+    good, bad = (yield harness.connect()), (yield harness.connect())
     bad.transport.write(b"bad")
-    yield bad.lost.addTimeout(PATIENCE, hall.reactor)
+    yield bad.lost.addTimeout(PATIENCE, harness.reactor)
     good.transport.write(b"good")
-    yield good.until(4).addTimeout(PATIENCE, hall.reactor)
+    yield good.until(4).addTimeout(PATIENCE, harness.reactor)
     assert [failure.type for failure in logged_failures.flush()] == [ZeroDivisionError]
     good.transport.loseConnection()
-    yield DeferredList([end.lost for end in hall.ends])
+    yield DeferredList([end.lost for end in harness.ends])
 
 
 @pytest_twisted.inlineCallbacks
-def test_the_end_of_a_connection_is_told_as_the_reactor_tells_it(hall: Hall) -> Generator[Deferred[Any], Any, None]:
-    closing, cutting = (yield hall.connect()), (yield hall.connect())
+def test_the_end_of_a_connection_is_reported_like_the_reactor_s(
+    harness: HubHarness,
+) -> Generator[Deferred[Any], Any, None]:
+    closing, cutting = (yield harness.connect()), (yield harness.connect())
     for line in (closing, cutting):
         line.transport.write(b"x")
-    yield DeferredList([hall.ends[0].until(1), hall.ends[1].until(1)]).addTimeout(PATIENCE, hall.reactor)
+    yield DeferredList([harness.ends[0].until(1), harness.ends[1].until(1)]).addTimeout(PATIENCE, harness.reactor)
     closing.transport.loseConnection()
     cutting.transport.abortConnection()
-    reasons = yield DeferredList([end.lost for end in hall.ends]).addTimeout(PATIENCE, hall.reactor)
+    reasons = yield DeferredList([end.lost for end in harness.ends]).addTimeout(PATIENCE, harness.reactor)
     assert [reason for _, reason in reasons] == [ConnectionDone, ConnectionLost]
 
 
 @pytest_twisted.inlineCallbacks
-def test_a_half_closed_connection_can_still_be_written_to(hall: Hall) -> Generator[Deferred[Any], Any, None]:
+def test_a_half_closed_connection_can_still_be_written_to(harness: HubHarness) -> Generator[Deferred[Any], Any, None]:
     @implementer(IHalfCloseableProtocol)
     class Half(Line):
         def readConnectionLost(self) -> None:
@@ -173,32 +175,32 @@ def test_a_half_closed_connection_can_still_be_written_to(hall: Hall) -> Generat
         def writeConnectionLost(self) -> None:
             """That is not what is tested."""
 
-    hall.make = Half
-    client = yield hall.connect()
+    harness.make = Half
+    client = yield harness.connect()
     client.transport.loseWriteConnection()
-    yield client.until(9).addTimeout(PATIENCE, hall.reactor)
+    yield client.until(9).addTimeout(PATIENCE, harness.reactor)
     yield client.lost
 
 
 @pytest_twisted.inlineCallbacks
-def test_a_paused_connection_is_not_read(hall: Hall) -> Generator[Deferred[Any], Any, None]:
-    client = yield hall.connect()
+def test_a_paused_connection_is_not_read(harness: HubHarness) -> Generator[Deferred[Any], Any, None]:
+    client = yield harness.connect()
     client.transport.write(b"x")
-    while not hall.ends:
-        yield pause(hall)
-    yield hall.ends[0].until(1).addTimeout(PATIENCE, hall.reactor)
-    hall.ends[0].transport.pauseProducing()
+    while not harness.ends:
+        yield pause(harness)
+    yield harness.ends[0].until(1).addTimeout(PATIENCE, harness.reactor)
+    harness.ends[0].transport.pauseProducing()
     client.transport.write(b"y" * 1000)
     for _ in range(5):
-        yield pause(hall)
-    assert hall.ends[0].received == b"x"
-    hall.ends[0].transport.resumeProducing()
-    yield hall.ends[0].until(1001).addTimeout(PATIENCE, hall.reactor)
+        yield pause(harness)
+    assert harness.ends[0].received == b"x"
+    harness.ends[0].transport.resumeProducing()
+    yield harness.ends[0].until(1001).addTimeout(PATIENCE, harness.reactor)
     client.transport.loseConnection()
-    yield hall.ends[0].lost
+    yield harness.ends[0].lost
 
 
-def test_a_descriptor_that_was_closed_without_a_word_is_the_next_owners(hall: Hall) -> None:
+def test_a_closed_descriptor_that_was_not_removed_belongs_to_the_next_owner(harness: HubHarness) -> None:
     class Owner:
         def __init__(self, descriptor: int) -> None:
             self.descriptor = descriptor
@@ -213,44 +215,44 @@ def test_a_descriptor_that_was_closed_without_a_word_is_the_next_owners(hall: Ha
     left, right = socket.socketpair()
     again, other = socket.socketpair()
     first = Owner(left.fileno())
-    hall.hub.addReader(first)
+    harness.hub.addReader(first)
     number = left.fileno()
     left.close()
     os.dup2(again.fileno(), number)
     second = Owner(number)
-    hall.hub.addReader(second)
+    harness.hub.addReader(second)
     other.send(b"x")
-    hall.hub.doRead()
+    harness.hub.doRead()
     assert first.reads == 0
     assert second.reads > 0
-    hall.hub.removeReader(second)
+    harness.hub.removeReader(second)
     os.close(number)
     for end in (right, again, other):
         end.close()
 
 
-def pause(hall: Hall) -> Deferred[None]:
+def pause(harness: HubHarness) -> Deferred[None]:
     turned: Deferred[None] = Deferred()
-    hall.reactor.callLater(0, turned.callback, None)
+    harness.reactor.callLater(0, turned.callback, None)
     return turned
 
 
 @pytest_twisted.inlineCallbacks
-def test_a_reactor_that_stops_ends_every_connection(hall: Hall) -> Generator[Deferred[Any], Any, None]:
-    client = yield hall.connect()
+def test_a_reactor_that_stops_ends_every_connection(harness: HubHarness) -> Generator[Deferred[Any], Any, None]:
+    client = yield harness.connect()
     client.transport.write(b"x")
-    while not hall.ends:
-        yield pause(hall)
-    hall.reactor.removeReader(hall.hub)
-    hall.hub.connectionLost(Failure(ConnectionLost()))
-    assert (yield hall.ends[0].lost) is ConnectionLost
-    yield client.lost.addTimeout(PATIENCE, hall.reactor)
+    while not harness.ends:
+        yield pause(harness)
+    harness.reactor.removeReader(harness.hub)
+    harness.hub.connectionLost(Failure(ConnectionLost()))
+    assert (yield harness.ends[0].lost) is ConnectionLost
+    yield client.lost.addTimeout(PATIENCE, harness.reactor)
 
 
-def test_it_stands_for_a_reactor_and_leaves_the_rest_to_the_real_one(hall: Hall) -> None:
-    assert IReactorTCP.providedBy(hall.hub)
-    assert IReactorFDSet.providedBy(hall.hub)
-    assert hall.hub.seconds == hall.reactor.seconds
+def test_it_stands_for_a_reactor_and_leaves_the_rest_to_the_real_one(harness: HubHarness) -> None:
+    assert IReactorTCP.providedBy(harness.hub)
+    assert IReactorFDSet.providedBy(harness.hub)
+    assert harness.hub.seconds == harness.reactor.seconds
 
 
 def test_a_reactor_that_watches_no_sockets_serves_alone() -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a head, which headers go on, and how heads are written."""
+"""Checks of heads, the choice of forwarded headers, and the serialization of heads."""
 
 from __future__ import annotations
 

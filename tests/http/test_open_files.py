@@ -1,4 +1,4 @@
-"""A cap on connections that the limit on open files allows."""
+"""The connection limit that the limit on open files allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from twisted_vllm.http.net.open_files import RESERVED_DESCRIPTORS, connections_w
         (100, 3, 1),
     ],
 )
-def test_two_descriptors_are_kept_for_each_connection(cap: int | None, files: int | None, found: int | None) -> None:
+def test_two_descriptors_are_reserved_for_each_connection(
+    cap: int | None, files: int | None, found: int | None
+) -> None:
     assert connections_within(cap, files) == found
 
 

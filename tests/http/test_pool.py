@@ -1,4 +1,4 @@
-"""Which idle connection is used next, and which are let go."""
+"""Which idle connection is reused next, and which are closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers that are written out: as they are to the agent, and ordinary headers to everybody else."""
+"""Serialized headers: raw lines for the agent, ordinary headers for other code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of request heads: a known head means what llhttp says of it, and nothing else passes for it."""
+"""The cache of request heads: a cached head equals llhttp's result, and only an equal head matches it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.http.server_harness import House, get, post
+from tests.http.server_harness import SiteHarness, get, post
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.header_cache import MOST_HEADS, RequestHeaderCache
 
@@ -16,10 +16,10 @@ BODY = b'{"model": "m"}'
 FIRST = post(b"/vllm/a?b=1", BODY, b"Authorization: Bearer k", b"X-A: 1", b"x-a: 2")
 
 
-def outcome(house: House, raw: bytes) -> Any:
-    """Send `raw` on a connection of its own; return what the resource saw, what was answered, and if it goes on."""
-    before = len(house.streaming.rendered)
-    client = house.connect()
+def outcome(harness: SiteHarness, raw: bytes) -> Any:
+    """Send `raw` on a new connection; return the resource's request, the response, and whether it stays open."""
+    before = len(harness.streaming.rendered)
+    client = harness.connect()
     client.send(raw)
     seen = [
         (
@@ -27,7 +27,7 @@ def outcome(house: House, raw: bytes) -> Any:
             request.head.length,
             {name: value for name, value in request.head.first.items() if name != b"content-length"},
         )
-        for request in house.streaming.rendered[before:]
+        for request in harness.streaming.rendered[before:]
     ]
     # an id that is made differs each time
     answered = [
@@ -39,20 +39,20 @@ def outcome(house: House, raw: bytes) -> Any:
 
 
 def test_the_same_head_again_means_the_same() -> None:
-    house = House()
-    first = outcome(house, FIRST)
-    assert len(house.site.header_cache) == 1
-    assert outcome(house, FIRST) == first
-    assert len(house.site.header_cache) == 1
+    harness = SiteHarness()
+    first = outcome(harness, FIRST)
+    assert len(harness.site.header_cache) == 1
+    assert outcome(harness, FIRST) == first
+    assert len(harness.site.header_cache) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"1", b"x" * 1_000])
 def test_only_the_length_and_the_body_may_differ(body: bytes) -> None:
-    house, fresh = House(), House()
-    outcome(house, FIRST)
+    harness, fresh = SiteHarness(), SiteHarness()
+    outcome(harness, FIRST)
     again = FIRST.replace(b"Content-Length: 14", b"Content-Length: %d" % len(body)).replace(BODY, body)
-    assert outcome(house, again) == outcome(fresh, again)
-    assert len(house.site.header_cache) == 1
+    assert outcome(harness, again) == outcome(fresh, again)
+    assert len(harness.site.header_cache) == 1
 
 
 TRACED = post(
@@ -70,18 +70,18 @@ TRACED = post(
     ],
 )
 def test_each_traced_request_has_its_own_values(before: bytes, after: bytes) -> None:
-    house, fresh = House(), House()
-    outcome(house, TRACED)
+    harness, fresh = SiteHarness(), SiteHarness()
+    outcome(harness, TRACED)
     again = TRACED.replace(before, after)
     assert again != TRACED
-    assert outcome(house, again) == outcome(fresh, again)
-    assert len(house.site.header_cache) == 1
+    assert outcome(harness, again) == outcome(fresh, again)
+    assert len(harness.site.header_cache) == 1
     # the first is unchanged
-    assert outcome(house, TRACED) == outcome(House(), TRACED)
+    assert outcome(harness, TRACED) == outcome(SiteHarness(), TRACED)
 
 
 def test_heads_that_name_their_ids_elsewhere_are_others() -> None:
-    house = House()
+    harness = SiteHarness()
     for headers in (
         (b"X-Request-Id: 1",),
         (b"X-Request-Ids: 1",),
@@ -89,23 +89,23 @@ def test_heads_that_name_their_ids_elsewhere_are_others() -> None:
         (b"X-A: 1", b"X-Request-Id: 1"),
         (b"X-Request-Id: 1", b"X-A: 1"),
     ):
-        outcome(house, get(b"/vllm/a", *headers))
-    assert len(house.site.header_cache) == 5
+        outcome(harness, get(b"/vllm/a", *headers))
+    assert len(harness.site.header_cache) == 5
 
 
-def test_requests_without_a_body_are_known_too() -> None:
-    house = House()
-    first = outcome(house, get())
-    assert outcome(house, get()) == first
-    assert len(house.site.header_cache) == 1
+def test_requests_without_a_body_are_cached_too() -> None:
+    harness = SiteHarness()
+    first = outcome(harness, get())
+    assert outcome(harness, get()) == first
+    assert len(harness.site.header_cache) == 1
 
 
-def test_a_known_head_on_one_connection_with_others_before_and_after() -> None:
-    house = House()
-    client = house.connect()
+def test_a_cached_head_on_one_connection_with_others_before_and_after() -> None:
+    harness = SiteHarness()
+    client = harness.connect()
     for raw in (FIRST, get(b"/vllm/b"), FIRST, FIRST + get(b"/vllm/c"), FIRST[:50], FIRST[50:], FIRST):
         client.send(raw)
-    targets = [request.uri[:7] for request in house.streaming.rendered]
+    targets = [request.uri[:7] for request in harness.streaming.rendered]
     assert targets == [b"/vllm/" + name for name in (b"a", b"b", b"a", b"a", b"c", b"a", b"a")]
     assert not client.ended
 
@@ -125,10 +125,10 @@ def test_a_known_head_on_one_connection_with_others_before_and_after() -> None:
         pytest.param(get(b"/vllm/a", b"Content-Length : 0"), id="a malformed request"),
     ],
 )
-def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> None:
-    house = House()
-    outcome(house, raw)
-    assert len(house.site.header_cache) == 0
+def test_heads_that_do_not_repeat_or_are_not_plain_are_not_cached(raw: bytes) -> None:
+    harness = SiteHarness()
+    outcome(harness, raw)
+    assert len(harness.site.header_cache) == 0
 
 
 @settings(deadline=None, max_examples=400)
@@ -157,27 +157,27 @@ def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> No
 )
 @example(FIRST, FIRST.index(b"14\r\n"), 2, b"")
 @example(FIRST, FIRST.index(b"14\r\n"), 2, b"\0")
-def test_nothing_but_that_very_head_is_taken_for_it(raw: bytes, at: int, cut: int, put: bytes) -> None:
+def test_only_an_equal_head_matches_a_cached_one(raw: bytes, at: int, cut: int, put: bytes) -> None:
     changed = raw[:at] + put + raw[at + cut :]
-    house, fresh = House(), House()
-    outcome(house, raw)
-    assert len(house.site.header_cache) == 1
-    assert outcome(house, changed) == outcome(fresh, changed)
+    harness, fresh = SiteHarness(), SiteHarness()
+    outcome(harness, raw)
+    assert len(harness.site.header_cache) == 1
+    assert outcome(harness, changed) == outcome(fresh, changed)
 
 
-def test_a_head_whose_body_is_over_the_cap_is_refused_as_ever() -> None:
-    house = House(limits=Limits(max_body_bytes=20))
-    outcome(house, FIRST)
+def test_a_cached_head_with_a_body_over_the_limit_is_refused() -> None:
+    harness = SiteHarness(limits=Limits(max_body_bytes=20))
+    outcome(harness, FIRST)
     again = FIRST.replace(b"Content-Length: 14", b"Content-Length: 21").replace(BODY, b"x" * 21)
-    assert b"HTTP/1.1 413 " in outcome(house, again)[1][0]
+    assert b"HTTP/1.1 413 " in outcome(harness, again)[1][0]
 
 
-def test_no_more_are_kept_than_there_is_room_for() -> None:
-    house = House()
+def test_the_cache_is_bounded() -> None:
+    harness = SiteHarness()
     for number in range(MOST_HEADS + 10):
-        outcome(house, get(b"/vllm/%d" % number))
-    assert len(house.site.header_cache) == MOST_HEADS
+        outcome(harness, get(b"/vllm/%d" % number))
+    assert len(harness.site.header_cache) == MOST_HEADS
 
 
-def test_nothing_is_known_at_first() -> None:
+def test_the_cache_is_empty_at_first() -> None:
     assert RequestHeaderCache(Limits()).recall(FIRST) is None

@@ -1,4 +1,4 @@
-"""A response's head that was read before is not read again, and nothing that llhttp would refuse passes for it."""
+"""The cache of response heads: nothing that llhttp would refuse matches a cached head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST = (
 
 
 def outcome(lab: Lab, raw: bytes, method: bytes = b"POST", *, cut: int | None = None) -> Any:
-    """Send `raw` as the answer on a connection of its own; return what the asker was told, and what became of it."""
+    """Send `raw` as the response on a new connection; return the caller's result and the connection's state."""
     asked, end = lab.asked(method)
     for piece in (raw,) if cut is None else (raw[:cut], raw[cut:]):
         end.send(piece)
@@ -61,7 +61,7 @@ def test_only_the_length_and_the_body_may_differ(body: bytes) -> None:
     assert known(lab) == 1
 
 
-def test_on_one_connection_known_and_unknown_heads_take_turns() -> None:
+def test_cached_and_new_heads_alternate_on_one_connection() -> None:
     lab = Lab()
     _, end = lab.asked()
     end.send(FIRST)
@@ -78,7 +78,7 @@ def test_on_one_connection_known_and_unknown_heads_take_turns() -> None:
     assert lab.attempts == 1
 
 
-def test_the_answer_to_a_head_request_is_not_taken_for_one_with_a_body() -> None:
+def test_the_response_to_head_does_not_match_one_with_a_body() -> None:
     lab, fresh = Lab(), Lab()
     outcome(lab, FIRST)
     bare = FIRST[: FIRST.index(b"\r\n\r\n") + 4]
@@ -101,7 +101,7 @@ def test_the_answer_to_a_head_request_is_not_taken_for_one_with_a_body() -> None
         pytest.param(FIRST + b"x", id="more than it"),
     ],
 )
-def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> None:
+def test_heads_that_do_not_repeat_or_are_not_plain_are_not_cached(raw: bytes) -> None:
     lab = Lab()
     outcome(lab, raw)
     assert known(lab) == 0
@@ -116,7 +116,7 @@ def test_what_would_not_come_again_or_is_not_plain_is_not_kept(raw: bytes) -> No
 @example(FIRST.index(b"12\r\n"), 2, b"")
 @example(FIRST.index(b"12\r\n"), 0, b"0")
 @example(FIRST.index(b"12\r\n"), 2, b"+9")
-def test_nothing_but_that_very_head_is_taken_for_it(at: int, cut: int, put: bytes) -> None:
+def test_only_an_equal_head_matches_a_cached_one(at: int, cut: int, put: bytes) -> None:
     changed = FIRST[:at] + put + FIRST[at + cut :]
     lab, fresh = Lab(), Lab()
     outcome(lab, FIRST)
@@ -125,13 +125,13 @@ def test_nothing_but_that_very_head_is_taken_for_it(at: int, cut: int, put: byte
 
 
 @given(st.integers(1, len(FIRST) - 1))
-def test_an_answer_in_two_segments_reads_as_one_in_one(cut: int) -> None:
+def test_a_response_in_two_segments_equals_one_in_one_segment(cut: int) -> None:
     lab, fresh = Lab(), Lab()
     outcome(lab, FIRST)
     assert outcome(lab, FIRST, cut=cut) == outcome(fresh, FIRST)
 
 
-def test_no_more_are_kept_than_there_is_room_for() -> None:
+def test_the_cache_is_bounded() -> None:
     lab = Lab()
     for number in range(MOST_HEADS + 10):
         outcome(lab, FIRST.replace(b"uvicorn", b"%d" % number))

@@ -1,4 +1,4 @@
-"""How an answer is framed for the client that asked, and whether the connection goes on after it."""
+"""The framing of responses, and whether the connection stays open after them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from twisted.web.http import Request
 from twisted.web.server import NOT_DONE_YET
 
-from tests.http.server_harness import JSON_TYPE, Answer, House, LoggedFailures, chunked, get, post, reply
+from tests.http.server_harness import JSON_TYPE, Answer, LoggedFailures, SiteHarness, chunked, get, post, reply
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import NotFound
 from twisted_vllm.http.headers import ResponseHead
@@ -26,16 +26,16 @@ def in_two_pieces(request: GatewayRequest) -> None:
 
 def ask(data: bytes, behaviour: Callable[[GatewayRequest], None], method: bytes = b"GET") -> tuple[Answer, bool]:
     """Return the answer to one request, and whether the connection ended with it."""
-    house = House()
-    house.streaming.behaviour = behaviour
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = behaviour
+    client = harness.connect()
     client.send(data)
     answer = client.answer(method)
     ended = client.gone
     assert answer.closes == ended
     client.leave()
-    assert len(house.finished) == 1
-    house.assert_clean()
+    assert len(harness.finished) == 1
+    harness.assert_clean()
     return answer, ended
 
 
@@ -96,9 +96,9 @@ def test_a_status_without_a_body_has_no_framing(status: int) -> None:
 
 @pytest.mark.parametrize("behaviour", [in_two_pieces, reply], ids=["unknown length", "known length"])
 def test_head_gets_no_body(behaviour: Callable[[GatewayRequest], None]) -> None:
-    house = House()
-    house.streaming.behaviour = behaviour
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = behaviour
+    client = harness.connect()
     client.send(get(method=b"HEAD") + get(b"/vllm/b"))
     head, after = client.answers(b"HEAD", b"GET")
     assert (head.status, head.body) == (200, b"")
@@ -111,9 +111,9 @@ def test_head_keeps_the_length_of_the_body_that_is_not_sent() -> None:
 
 
 def test_an_error_answered_to_head_has_no_body() -> None:
-    house = House()
-    house.streaming.behaviour = lambda request: request.answer(NotFound("There is none."))
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: request.answer(NotFound("There is none."))
+    client = harness.connect()
     client.send(get(method=b"HEAD") + get(b"/vllm/b"))
     assert [answer.status for answer in client.answers(b"HEAD", b"GET")] == [404, 404]
 
@@ -129,9 +129,9 @@ def test_an_error_is_answered_in_openais_shape_and_the_connection_goes_on() -> N
 
 def test_headers_and_reason_go_on_as_they_came() -> None:
     headers = [(b"X-One", b"1"), (b"x-TWO", b"2"), (b"X-One", b"3")]
-    house = House()
-    house.streaming.behaviour = lambda request: reply(request, b"", 418, b"Short and stout", headers)
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: reply(request, b"", 418, b"Short and stout", headers)
+    client = harness.connect()
     client.send(get())
     assert client.transport.value().startswith(
         b"HTTP/1.1 418 Short and stout\r\nX-One: 1\r\nx-TWO: 2\r\nX-One: 3\r\ncontent-length: 0\r\n"
@@ -139,11 +139,11 @@ def test_headers_and_reason_go_on_as_they_came() -> None:
 
 
 def test_the_head_waits_for_the_first_piece_unless_it_is_flushed() -> None:
-    house = House()
-    house.streaming.behaviour = lambda request: request.relay_head(ResponseHead(200, b"OK", []))
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: request.relay_head(ResponseHead(200, b"OK", []))
+    client = harness.connect()
     client.send(get())
-    (request,) = house.streaming.rendered
+    (request,) = harness.streaming.rendered
     assert client.transport.value() == b""
     request.flush()
     assert client.transport.value().endswith(b"\r\n\r\n")
@@ -176,15 +176,15 @@ def test_interim_responses_go_to_http_1_1_alone() -> None:
         reply(request)
 
     for version, statuses in ((b"HTTP/1.1", [103, 200]), (b"HTTP/1.0", [200])):
-        house = House()
-        house.streaming.behaviour = hint
-        client = house.connect()
+        harness = SiteHarness()
+        harness.streaming.behaviour = hint
+        client = harness.connect()
         client.send(get(version=version))
         assert [answer.status for answer in client.answers()] == statuses
 
 
 def test_an_ordinary_resource_gets_an_ordinary_request() -> None:
-    house = House()
+    harness = SiteHarness()
     seen: list[Any] = []
 
     def look(request: Request) -> bytes:
@@ -192,8 +192,8 @@ def test_an_ordinary_resource_gets_an_ordinary_request() -> None:
         request.setHeader(b"x-set", b"here")
         return b"found"
 
-    house.ordinary.behaviour = look
-    client = house.connect()
+    harness.ordinary.behaviour = look
+    client = harness.connect()
     client.send(post(b"/key/in%20fo?a=1&a=2&b=", b"body", b"Cookie: k=v", b"X-A: 1", b"X-A: 2"))
     (request,) = seen
     assert request.path == b"/key/in%20fo"
@@ -205,27 +205,27 @@ def test_an_ordinary_resource_gets_an_ordinary_request() -> None:
     assert (answer.status, answer.body, answer.header(b"x-set")) == (200, b"found", b"here")
     assert answer.header(b"server") == b"twisted-vllm"
     assert answer.header(b"date") is not None
-    assert house.finished[0].status == 200
+    assert harness.finished[0].status == 200
 
 
 @pytest.mark.parametrize("data", [post(b"/other/a", b"a body"), chunked(b"/other/a", b"a ", b"body")])
 def test_an_ordinary_resource_gets_the_whole_body(data: bytes) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(*[data[at : at + 1] for at in range(len(data))])
     assert client.answer().body == b"/other/a a body"
 
 
 def test_an_ordinary_resource_that_answers_later_and_in_pieces_is_chunked() -> None:
-    house = House()
+    harness = SiteHarness()
     waiting: list[Request] = []
 
     def later(request: Request) -> int:
         waiting.append(request)
         return NOT_DONE_YET
 
-    house.ordinary.behaviour = later
-    client = house.connect()
+    harness.ordinary.behaviour = later
+    client = harness.connect()
     client.send(get(b"/other/a"))
     waiting[0].write(b"one ")
     waiting[0].write(b"two")
@@ -233,26 +233,26 @@ def test_an_ordinary_resource_that_answers_later_and_in_pieces_is_chunked() -> N
     assert client.answer().body == b"one two"
     assert not client.ended
     client.leave()
-    house.assert_clean()
+    harness.assert_clean()
 
 
 def test_an_ordinary_resource_gives_head_no_body() -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(get(b"/other/a", method=b"HEAD") + get(b"/other/b"))
     assert [answer.body for answer in client.answers(b"HEAD", b"GET")] == [b"", b"/other/b "]
 
 
 def test_an_ordinary_resource_that_answers_head_later_gives_no_body() -> None:
-    house = House()
+    harness = SiteHarness()
     waiting: list[Request] = []
 
     def later(request: Request) -> int:
         waiting.append(request)
         return NOT_DONE_YET
 
-    house.ordinary.behaviour = later
-    client = house.connect()
+    harness.ordinary.behaviour = later
+    client = harness.connect()
     client.send(get(b"/other/a", method=b"HEAD") + get(b"/vllm/b"))
     waiting[0].write(b"one ")
     waiting[0].write(b"two")
@@ -269,9 +269,9 @@ def test_an_ordinary_resources_status_without_a_body_has_none(later: bool) -> No
         request.finish()
         return NOT_DONE_YET
 
-    house = House()
-    house.ordinary.behaviour = nothing
-    client = house.connect()
+    harness = SiteHarness()
+    harness.ordinary.behaviour = nothing
+    client = harness.connect()
     client.send(get(b"/other/a") + get(b"/vllm/b"))
     assert [(answer.status, answer.body) for answer in client.answers()] == [(204, b""), (200, b"/vllm/b ")]
 
@@ -282,8 +282,8 @@ def test_no_content_has_no_length_either() -> None:
 
 
 def test_an_ordinary_resource_that_answers_http_1_0_ends_the_connection() -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(get(b"/other/a", version=b"HTTP/1.0"))
     head, _, body = client.transport.value().partition(b"\r\n\r\n")
     assert head.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
@@ -292,19 +292,19 @@ def test_an_ordinary_resource_that_answers_http_1_0_ends_the_connection() -> Non
     assert client.gone
 
 
-def test_a_body_over_the_admin_cap_is_refused_for_an_ordinary_resource() -> None:
-    house = House()
-    client = house.connect()
+def test_a_body_over_the_admin_limit_is_refused_for_an_ordinary_resource() -> None:
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(get(b"/other/a", b"Content-Length: 1048577", method=b"POST"))
     answer = client.answer()
     assert (answer.status, answer.error()["code"]) == (413, "body_too_large")
-    assert house.ordinary.seen == []
+    assert harness.ordinary.seen == []
 
 
-def test_a_chunked_body_over_a_resources_own_cap_is_refused_as_soon_as_it_is_over() -> None:
-    house = House()
-    house.streaming.behaviour = lambda request: request.collect_body(10, lambda body: reply(request, body))
-    client = house.connect()
+def test_a_chunked_body_over_a_resource_s_limit_is_refused_at_once() -> None:
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: request.collect_body(10, lambda body: reply(request, body))
+    client = harness.connect()
     client.send(chunked(b"/vllm/a", b"12345678", b"90abc")[:-7])
     answer = client.answer()
     assert (answer.status, answer.closes) == (413, True)
@@ -312,24 +312,24 @@ def test_a_chunked_body_over_a_resources_own_cap_is_refused_as_soon_as_it_is_ove
 
 
 @pytest.mark.parametrize("target", [b"/vllm/a", b"/other/a"])
-def test_a_resource_that_raises_is_logged_and_answered_without_a_word_of_it(
+def test_a_resource_s_exception_is_logged_and_answered_without_details(
     target: bytes, logged_failures: LoggedFailures
 ) -> None:
     def fail(request: object) -> bytes:
         raise ZeroDivisionError("a secret")
 
-    house = House()
-    house.streaming.behaviour = fail  # type: ignore[assignment]  # it returns nothing at all
-    house.ordinary.behaviour = fail
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = fail  # type: ignore[assignment]  # it returns nothing at all
+    harness.ordinary.behaviour = fail
+    client = harness.connect()
     client.send(get(target) + get(b"/vllm/b"))
     answer = client.answers()[0]
     assert (answer.status, answer.error()["code"]) == (500, "internal_error")
     assert b"secret" not in client.transport.value()
     assert logged_failures.flush(ZeroDivisionError)
     client.leave()
-    assert len(house.finished) >= 1
-    house.assert_clean()
+    assert len(harness.finished) >= 1
+    harness.assert_clean()
 
 
 def test_a_resource_that_raises_within_its_answer_cuts_the_connection(logged_failures: LoggedFailures) -> None:
@@ -338,19 +338,19 @@ def test_a_resource_that_raises_within_its_answer_cuts_the_connection(logged_fai
         request.relay_body(b"half of", False)
         raise ZeroDivisionError
 
-    house = House()
-    house.streaming.behaviour = fail
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = fail
+    client = harness.connect()
     client.send(get())
     assert client.transport.aborted
     assert client.gone
     assert logged_failures.flush(ZeroDivisionError)
-    assert len(house.finished) == 1
-    house.assert_clean()
+    assert len(harness.finished) == 1
+    harness.assert_clean()
 
 
 def test_an_error_of_the_gateway_s_own_has_the_reason_phrase_of_its_status() -> None:
-    house = House(limits=Limits(max_header_count=1))
-    client = house.connect()
+    harness = SiteHarness(limits=Limits(max_header_count=1))
+    client = harness.connect()
     client.send(b"GET /vllm/a HTTP/1.1\r\nHost: h\r\nA: 1\r\nB: 2\r\n\r\n")
     assert client.transport.value().startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")

@@ -1,11 +1,11 @@
-"""Properties of the server's reading, for any way in which bytes may arrive."""
+"""Property tests of the request parser, for any segmentation of the bytes."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.http.server_harness import House, Seen, chunked, get, post, reply
+from tests.http.server_harness import Seen, SiteHarness, chunked, get, post, reply
 from twisted_vllm.http.server.request import GatewayRequest
 
 TARGETS = st.sampled_from([b"/vllm/v1/completions", b"/vllm/a?b=c&b=%2F", b"/key/info", b"/"])
@@ -62,7 +62,7 @@ def read(segments: list[bytes], late: bool) -> tuple[list[Seen], bytes]:
         segments: what arrives.
         late: whether an answer is given only after the next segment came.
     """
-    house = House()
+    harness = SiteHarness()
     seen: list[Seen] = []
     due: list[tuple[GatewayRequest, bytes]] = []
 
@@ -81,8 +81,8 @@ def read(segments: list[bytes], late: bool) -> tuple[list[Seen], bytes]:
 
         request.stream_body(sink)
 
-    house.streaming.behaviour = take
-    client = house.connect()
+    harness.streaming.behaviour = take
+    client = harness.connect()
     for segment in segments:
         ready, due[:] = due[:], []
         client.send(segment)
@@ -94,9 +94,9 @@ def read(segments: list[bytes], late: bool) -> tuple[list[Seen], bytes]:
     assert not client.ended
     assert client.channel.is_idle()
     client.leave()
-    house.assert_clean()
-    assert len(house.finished) == len(seen) + len(house.ordinary.seen)
-    return seen + house.ordinary.seen, client.transport.value()
+    harness.assert_clean()
+    assert len(harness.finished) == len(seen) + len(harness.ordinary.seen)
+    return seen + harness.ordinary.seen, client.transport.value()
 
 
 @settings(deadline=None, max_examples=150)
@@ -110,19 +110,19 @@ def test_requests_are_read_the_same_however_they_are_cut(drawn: tuple[list[bytes
     assert read(whole, late=True) == expected
 
 
-def settle_for_good(house: House, segments: list[bytes]) -> None:
+def settle_for_good(harness: SiteHarness, segments: list[bytes]) -> None:
     """Send what may be anything, and see that the connection ends, or could go on."""
-    client = house.connect()
+    client = harness.connect()
     client.send(*segments)
-    house.pass_time(200)
+    harness.pass_time(200)
     client.settle()
-    house.pass_time(1_000)
+    harness.pass_time(1_000)
     client.settle()
     assert client.gone
-    house.assert_clean()
+    harness.assert_clean()
     assert all(
         answer.status in (200, 400, 405, 408, 413, 431)
-        for answer in client.answers(*(context.head.method for context in house.finished))
+        for answer in client.answers(*(context.head.method for context in harness.finished))
     )
 
 
@@ -160,5 +160,5 @@ FRAGMENTS = st.sampled_from(
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(st.binary(max_size=30), FRAGMENTS), max_size=12))
 def test_no_bytes_whatever_break_a_connection_other_than_by_its_end(segments: list[bytes]) -> None:
-    settle_for_good(House(), segments)
-    settle_for_good(House(), [b"".join(segments)])
+    settle_for_good(SiteHarness(), segments)
+    settle_for_good(SiteHarness(), [b"".join(segments)])

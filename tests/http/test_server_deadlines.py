@@ -1,10 +1,10 @@
-"""How long a client may take, and when the clock does not run against it."""
+"""The deadlines of clients, and when they are suspended."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.http.server_harness import A_MOMENT, LONG_ENOUGH, House, chunked, get, post, reply
+from tests.http.server_harness import A_MOMENT, LONG_ENOUGH, SiteHarness, chunked, get, post, reply
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.http.server.request import GatewayRequest
 
@@ -20,62 +20,62 @@ def wait_on_the_body(request: GatewayRequest) -> None:
 
 
 def test_a_connection_on_which_nothing_comes_is_closed() -> None:
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
-    house.pass_time(75)
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
+    harness.pass_time(75)
     client.settle()
     assert not client.gone
-    house.pass_time(A_MOMENT)
+    harness.pass_time(A_MOMENT)
     client.settle()
     assert client.gone
     assert not client.transport.aborted
     assert client.transport.value() == b""
-    assert house.finished == []
-    house.assert_clean()
+    assert harness.finished == []
+    harness.assert_clean()
 
 
 def test_an_idle_connection_is_closed_after_its_last_answer() -> None:
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
-    house.pass_time(70)
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
+    harness.pass_time(70)
     client.send(get())
-    house.pass_time(75)
+    harness.pass_time(75)
     client.settle()
     assert not client.gone
-    house.pass_time(A_MOMENT)
+    harness.pass_time(A_MOMENT)
     client.settle()
     assert client.gone
     assert len(client.answers()) == 1
 
 
 def test_a_head_that_does_not_come_to_its_end_is_refused_though_bytes_come() -> None:
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
     client.send(b"GET /vllm/a HTTP/1.1\r\nHost: gateway\r\n")
     for _ in range(14):
         client.send(b"X-Slow: 1\r\n")
-        house.pass_time(1)
+        harness.pass_time(1)
     assert client.transport.value() == b""
     for _ in range(3):
         client.send(b"X-Slow: 1\r\n")
-        house.pass_time(1)
+        harness.pass_time(1)
     client.settle()
     answer = client.answer()
     assert (answer.status, answer.error()["code"]) == (408, "request_timeout")
     assert answer.closes
-    house.pass_time(3)
+    harness.pass_time(3)
     client.settle()
     assert client.gone
-    assert house.streaming.rendered == []
-    assert len(house.finished) == 1
-    house.assert_clean()
+    assert harness.streaming.rendered == []
+    assert len(harness.finished) == 1
+    harness.assert_clean()
 
 
 def test_the_head_of_a_second_request_has_its_own_time() -> None:
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
     client.send(get() + b"GET /vllm/b")
-    house.pass_time(15 + A_MOMENT)
+    harness.pass_time(15 + A_MOMENT)
     client.settle()
     assert [answer.status for answer in client.answers()] == [200, 408]
 
@@ -83,45 +83,45 @@ def test_the_head_of_a_second_request_has_its_own_time() -> None:
 @pytest.mark.parametrize("data", [post(b"/vllm/a", b"x" * 9)[:-9], chunked(b"/vllm/a", b"x")[:-6]])
 @pytest.mark.parametrize("target", [b"/vllm/a", b"/other/a"])
 def test_a_body_that_stops_is_refused(data: bytes, target: bytes) -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = wait_on_the_body
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = wait_on_the_body
+    client = harness.connect()
     client.send(data.replace(b"/vllm/a", target))
-    house.pass_time(60)
+    harness.pass_time(60)
     assert client.transport.value() == b""
-    house.pass_time(A_MOMENT)
+    harness.pass_time(A_MOMENT)
     client.settle()
     answer = client.answer()
     assert (answer.status, answer.closes) == (408, True)
-    assert all(work.cancelled == 1 for work in house.streaming.works)
-    house.pass_time(3)
+    assert all(work.cancelled == 1 for work in harness.streaming.works)
+    harness.pass_time(3)
     client.settle()
     assert client.gone
-    assert len(house.finished) == 1
-    house.assert_clean()
+    assert len(harness.finished) == 1
+    harness.assert_clean()
 
 
 def test_a_body_that_comes_slowly_but_surely_is_read() -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = wait_on_the_body
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = wait_on_the_body
+    client = harness.connect()
     data = post(b"/vllm/a", b"x" * 9)
     client.send(data[:-9])
     for _ in range(9):
-        house.pass_time(55)
+        harness.pass_time(55)
         client.send(b"x")
     assert client.answer().status == 200
 
 
 def test_a_client_is_not_blamed_while_the_gateway_does_not_read() -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = wait_on_the_body
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = wait_on_the_body
+    client = harness.connect()
     data = post(b"/vllm/a", b"x" * 9)
     client.send(data[:-9])
-    (request,) = house.streaming.rendered
+    (request,) = harness.streaming.rendered
     request.pause_body()
-    house.pass_time(1_000)
+    harness.pass_time(1_000)
     client.send(b"x" * 9)
     assert client.transport.value() == b""
     assert client.unread == 9
@@ -131,68 +131,68 @@ def test_a_client_is_not_blamed_while_the_gateway_does_not_read() -> None:
 
 
 def test_a_client_has_its_whole_time_after_the_gateway_began_to_read_again() -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = wait_on_the_body
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = wait_on_the_body
+    client = harness.connect()
     client.send(post(b"/vllm/a", b"x" * 9)[:-9])
-    (request,) = house.streaming.rendered
+    (request,) = harness.streaming.rendered
     request.pause_body()
-    house.pass_time(59.5)
+    harness.pass_time(59.5)
     request.resume_body()
-    house.pass_time(30)
+    harness.pass_time(30)
     client.settle()
     assert client.transport.value() == b""
-    house.pass_time(60)
+    harness.pass_time(60)
     client.settle()
     assert client.answer().status == 408
 
 
 @pytest.mark.parametrize("target", [b"/vllm/a", b"/other/a"])
 def test_an_answer_may_take_for_ever(target: bytes) -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = do_nothing
-    house.ordinary.behaviour = lambda request: 1
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = do_nothing
+    harness.ordinary.behaviour = lambda request: 1
+    client = harness.connect()
     client.send(get(target))
-    house.pass_time(500)
+    harness.pass_time(500)
     client.send(b"GET /vllm/b")
-    house.pass_time(500)
+    harness.pass_time(500)
     client.settle()
     assert not client.gone
     assert client.transport.value() == b""
 
 
 def test_a_half_sent_request_has_its_time_once_it_is_its_turn() -> None:
-    house = House(timeouts=TIMEOUTS)
-    house.streaming.behaviour = do_nothing
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    harness.streaming.behaviour = do_nothing
+    client = harness.connect()
     client.send(get() + b"GET /vllm/b")
-    house.pass_time(500)
-    reply(house.streaming.rendered[0])
-    house.pass_time(14)
+    harness.pass_time(500)
+    reply(harness.streaming.rendered[0])
+    harness.pass_time(14)
     client.settle()
     assert len(client.answers()) == 1
-    house.pass_time(1 + A_MOMENT)
+    harness.pass_time(1 + A_MOMENT)
     client.settle()
     assert [answer.status for answer in client.answers()] == [200, 408]
 
 
 def test_a_closing_connection_whose_client_takes_nothing_is_cut_in_the_end() -> None:
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
     client.channel.dataReceived(get(b"/vllm/a", b"Connection: close"))
     assert client.transport.disconnecting
     assert not client.transport.aborted
-    house.pass_time(LONG_ENOUGH)
+    harness.pass_time(LONG_ENOUGH)
     assert client.transport.aborted
 
 
 def test_an_idle_connection_that_does_not_close_is_cut_in_the_end() -> None:
     # what was written last may still be in the way, and its reader gone without a word
-    house = House(timeouts=TIMEOUTS)
-    client = house.connect()
+    harness = SiteHarness(timeouts=TIMEOUTS)
+    client = harness.connect()
     client.channel.dataReceived(get(b"/vllm/a"))
-    house.pass_time(75 + A_MOMENT)
+    harness.pass_time(75 + A_MOMENT)
     assert client.transport.disconnecting
-    house.pass_time(LONG_ENOUGH)
+    harness.pass_time(LONG_ENOUGH)
     assert client.transport.aborted

@@ -1,10 +1,10 @@
-"""Requests that must not be understood: each is refused with its status, and nothing after it is read."""
+"""Malformed requests: each is refused with its status, and nothing after it is parsed."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.http.server_harness import Client, House, chunked, get, post
+from tests.http.server_harness import Client, SiteHarness, chunked, get, post
 from twisted_vllm.config.settings import Limits
 
 HOST = b"Host: gateway\r\n"
@@ -113,8 +113,8 @@ REFUSED = [(name, data, 400, "malformed_http") for name, data in MALFORMED.items
 def test_what_is_not_the_http_of_rfc_9112_is_refused_and_the_connection_closed(
     data: bytes, status: int, code: str, whole: bool
 ) -> None:
-    house = House(SMALL)
-    client = house.connect()
+    harness = SiteHarness(SMALL)
+    client = harness.connect()
     client.send(*([data] if whole else [data[at : at + 1] for at in range(len(data))]))
     # a smuggled request behind it
     client.send(get(b"/vllm/smuggled"))
@@ -122,14 +122,14 @@ def test_what_is_not_the_http_of_rfc_9112_is_refused_and_the_connection_closed(
     assert (answer.status, answer.error()["code"]) == (status, code)
     assert answer.closes
     assert client.ended
-    house.pass_time(10)
+    harness.pass_time(10)
     client.settle()
     assert client.gone
     # a resource may have begun on a body that then broke; never on a broken head, and never with a whole body
-    assert all(request.uri == b"/vllm/a" and not request.body_complete for request in house.streaming.rendered)
-    assert house.ordinary.seen == []
-    assert len(house.finished) == 1
-    house.assert_clean()
+    assert all(request.uri == b"/vllm/a" and not request.body_complete for request in harness.streaming.rendered)
+    assert harness.ordinary.seen == []
+    assert len(harness.finished) == 1
+    harness.assert_clean()
 
 
 def send_without_end(client: Client, piece: bytes) -> int:
@@ -147,8 +147,8 @@ def send_without_end(client: Client, piece: bytes) -> int:
     ids=["target", "value", "name", "second request"],
 )
 def test_a_head_without_an_end_is_refused_while_it_is_small(begin: bytes) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(begin)
     assert send_without_end(client, b"a" * 10_000) < 200_000
     answer = client.answers()[-1]
@@ -161,27 +161,27 @@ def test_a_head_without_an_end_is_refused_while_it_is_small(begin: bytes) -> Non
     ids=["trailer value", "trailer name", "extension", "extension value", "quoted extension"],
 )
 def test_endless_trailers_and_chunk_extensions_are_refused(begin: bytes) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(chunked(b"/vllm/a", b"some")[:-5] + begin)
     assert send_without_end(client, b"a" * 10_000) < 200_000
     assert client.answer().status in (400, 431)
-    assert house.streaming.works[0].cancelled == 1
+    assert harness.streaming.works[0].cancelled == 1
 
 
-def test_a_head_just_within_the_caps_is_taken_however_it_is_cut() -> None:
+def test_a_head_just_within_the_limits_is_accepted_however_it_is_cut() -> None:
     lines = [b"X-%d: b" % at for at in range(9)]
     data = get(b"/vllm/" + b"a" * 1_800, *lines)
     for step in (1, 7, len(data)):
-        house = House(SMALL)
-        client = house.connect()
+        harness = SiteHarness(SMALL)
+        client = harness.connect()
         client.send(*[data[at : at + step] for at in range(0, len(data), step)])
         assert client.answer().status == 200
 
 
-def test_a_large_segment_of_small_requests_is_not_over_the_cap_of_one_head() -> None:
-    house = House(SMALL)
-    client = house.connect()
+def test_a_large_segment_of_small_requests_is_not_over_the_limit_of_one_head() -> None:
+    harness = SiteHarness(SMALL)
+    client = harness.connect()
     data = get() * 500 + b"GET /vllm/last HTTP/1.1\r\nHost"
     client.send(data)
     client.send(b": gateway\r\n\r\n")
@@ -189,8 +189,8 @@ def test_a_large_segment_of_small_requests_is_not_over_the_cap_of_one_head() -> 
     assert len(client.answers()) == 501
 
 
-def test_a_body_of_the_size_of_the_cap_is_taken() -> None:
-    house = House(SMALL)
-    client = house.connect()
+def test_a_body_at_the_limit_is_accepted() -> None:
+    harness = SiteHarness(SMALL)
+    client = harness.connect()
     client.send(post(b"/vllm/a", bytes(100)) + chunked(b"/vllm/a", bytes(60), bytes(40)))
     assert [answer.status for answer in client.answers()] == [200, 200]

@@ -1,10 +1,10 @@
-"""Request smuggling, family by family: no request is read in two ways, and nothing hides behind one that is refused."""
+"""Request smuggling, family by family: no request is ambiguous, and nothing follows one that is refused."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.http.server_harness import House, get, post
+from tests.http.server_harness import SiteHarness, get, post
 from twisted_vllm.config.settings import Limits
 
 SMUGGLED = get(b"/vllm/smuggled")
@@ -148,19 +148,19 @@ ALL = NAMES | VALUES | CODINGS | LENGTHS | LINES | CHUNKS | TRAILERS | FIRST_LIN
 @pytest.mark.parametrize("data", ALL.values(), ids=ALL.keys())
 def test_what_two_servers_could_read_differently_is_refused_and_ends_the_connection(data: bytes) -> None:
     for segments in ([data], [data[at : at + 1] for at in range(len(data))]):
-        house = House(Limits(max_head_bytes=2_000))
-        client = house.connect()
+        harness = SiteHarness(Limits(max_head_bytes=2_000))
+        client = harness.connect()
         client.send(*segments)
         client.send(SMUGGLED)
         answer = client.answer()
         assert (answer.status, answer.error()["code"], answer.closes) == (400, "malformed_http", True)
         assert client.ended
-        house.pass_time(10)
+        harness.pass_time(10)
         client.settle()
         assert client.gone
         # its body may have begun to stream; that it is whole, nobody was told, and what hides in it is no request
-        assert all(request.uri == b"/vllm/a" and not request.body_complete for request in house.streaming.rendered)
-        house.assert_clean()
+        assert all(request.uri == b"/vllm/a" and not request.body_complete for request in harness.streaming.rendered)
+        harness.assert_clean()
 
 
 @pytest.mark.parametrize(
@@ -182,25 +182,25 @@ def test_what_two_servers_could_read_differently_is_refused_and_ends_the_connect
 )
 def test_a_request_within_a_body_is_a_body(data: bytes) -> None:
     for segments in ([data], [data[at : at + 1] for at in range(len(data))]):
-        house = House()
-        client = house.connect()
+        harness = SiteHarness()
+        client = harness.connect()
         client.send(*segments)
         client.send(get(b"/vllm/next"))
-        assert [request.uri for request in house.streaming.rendered] == [b"/vllm/a", b"/vllm/next"]
-        assert house.streaming.rendered[0].body_received == len(SMUGGLED)
-        assert house.streaming.rendered[0].body_complete
+        assert [request.uri for request in harness.streaming.rendered] == [b"/vllm/a", b"/vllm/next"]
+        assert harness.streaming.rendered[0].body_received == len(SMUGGLED)
+        assert harness.streaming.rendered[0].body_complete
 
 
 @pytest.mark.parametrize("name", [b"Content_Length", b"Transfer_Encoding", b"X-Content-Length", b"Content-Length-X"])
 def test_a_name_that_is_merely_like_a_framing_one_frames_nothing(name: bytes) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(get(b"/vllm/a", name + b": 5") + get(b"/vllm/b"))
-    assert [request.uri for request in house.streaming.rendered] == [b"/vllm/a", b"/vllm/b"]
+    assert [request.uri for request in harness.streaming.rendered] == [b"/vllm/a", b"/vllm/b"]
 
 
 def test_a_header_name_without_measure_is_refused() -> None:
-    house = House(Limits(max_head_bytes=2_000))
-    client = house.connect()
+    harness = SiteHarness(Limits(max_head_bytes=2_000))
+    client = harness.connect()
     client.send(head(b"X" * 2_000 + b": b"), SMUGGLED)
-    assert (client.answer().status, client.ended, house.streaming.rendered) == (431, True, [])
+    assert (client.answer().status, client.ended, harness.streaming.rendered) == (431, True, [])

@@ -1,4 +1,4 @@
-"""Start lines of other protocols, which llhttp takes for HTTP, wherever they stand and however they arrive."""
+"""Start lines of other protocols, which llhttp accepts as HTTP, at any position and in any segmentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.http.server_harness import House, chunked, get, post
+from tests.http.server_harness import SiteHarness, chunked, get, post
 from tests.http.upstream_harness import OK, Lab
 from twisted_vllm.errors import UpstreamProtocolError
 from twisted_vllm.http.start_line import StatusLines
@@ -37,8 +37,8 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8)
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.sampled_from(INNOCENT), min_size=1, max_size=4), CUTS)
 def test_requests_that_only_speak_of_another_protocol_are_served(requests: list[bytes], cuts: list[int]) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(*cut(b"".join(requests), cuts))
     assert [answer.status for answer in client.answers()] == [200] * len(requests)
     assert not client.ended
@@ -49,43 +49,43 @@ def test_requests_that_only_speak_of_another_protocol_are_served(requests: list[
 def test_a_request_of_another_protocol_is_refused_behind_whatever_was_served(
     requests: list[bytes], cuts: list[int]
 ) -> None:
-    house = House()
-    client = house.connect()
+    harness = SiteHarness()
+    client = harness.connect()
     client.send(*cut(b"".join([*requests, RTSP]), cuts))
     client.send(get(b"/vllm/smuggled"))
     answers = client.answers()
     assert [answer.status for answer in answers] == [200] * len(requests) + [400]
     assert client.ended
-    assert not any(request.uri == b"/vllm/smuggled" for request in house.streaming.rendered)
+    assert not any(request.uri == b"/vllm/smuggled" for request in harness.streaming.rendered)
 
 
 def test_a_request_of_another_protocol_is_refused_for_every_place_where_it_can_be_cut() -> None:
     for before in (b"", get(), post(b"/vllm/a", b"GET /vllm/smuggled"), *INNOCENT):
         data = before + RTSP
         for at in range(len(before), len(data)):
-            house = House()
-            client = house.connect()
+            harness = SiteHarness()
+            client = harness.connect()
             client.send(data[:at], data[at:])
             assert client.answers()[-1].status == 400
-            assert not any(request.uri == b"/vllm/smuggled" for request in house.streaming.rendered)
+            assert not any(request.uri == b"/vllm/smuggled" for request in harness.streaming.rendered)
 
 
 def test_a_request_of_another_protocol_is_refused_where_the_one_before_was_answered_early() -> None:
-    house = House()
-    house.streaming.behaviour = lambda request: request.answer(UpstreamProtocolError("early"))
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: request.answer(UpstreamProtocolError("early"))
+    client = harness.connect()
     client.send(get(b"/vllm/a", b"Content-Length: 10", method=b"POST"))
     client.send(b"0123 RTSP/" + RTSP)
     assert [answer.status for answer in client.answers()] == [502, 400]
 
 
 def test_what_follows_an_upgrade_is_kept_whatever_it_speaks_of() -> None:
-    house = House()
-    house.streaming.behaviour = lambda request: None
-    client = house.connect()
+    harness = SiteHarness()
+    harness.streaming.behaviour = lambda request: None
+    client = harness.connect()
     head = get(b"/vllm/v1/realtime", b"Upgrade: websocket", b"Connection: upgrade", b"X: a RTSP/1.0")
     client.send(head + b"GET / RTSP/1.0\r\nframes\r\n")
-    (request,) = house.streaming.rendered
+    (request,) = harness.streaming.rendered
     assert request.head.protocols == {b"websocket"}
     assert client.channel.surplus == b"GET / RTSP/1.0\r\nframes\r\n"
     client.leave()

@@ -51,7 +51,7 @@ def test_a_request_carries_its_target_and_host_and_nothing_else() -> None:
     assert asked.body == b"ok"
 
 
-def test_the_path_and_the_query_are_not_parsed_anew() -> None:
+def test_the_path_and_the_query_are_not_parsed_again() -> None:
     lab = ClientLab()
     lab.request(url=b"http://192.0.2.7:8000/a%2Fb/./%7Ec//d?x=%41&&y=a+b&x")
     assert lines_of(lab.accept().received)[0] == b"GET /a%2Fb/./%7Ec//d?x=%41&&y=a+b&x HTTP/1.1"

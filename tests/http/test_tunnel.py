@@ -1,4 +1,4 @@
-"""A client's connection that became a tunnel: what it carries, how it keeps pace, and how it ends."""
+"""Tunnels: the relayed bytes, the backpressure, and the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
-from tests.http.server_harness import Client, House, TlsTransport, chunked, get, post, reply
+from tests.http.server_harness import Client, SiteHarness, TlsTransport, chunked, get, post, reply
 from tests.http.upstream_harness import MemoryTransport
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.http.headers import ResponseHead
@@ -18,7 +18,7 @@ IDLE = 40.0
 
 
 class Setting:
-    """A house with a client, and a server whose answer the test decides.
+    """A harness with a client, and a server whose answer the test decides.
 
     Attributes:
         server: the gateway's side of the connection to the server, in memory.
@@ -27,13 +27,13 @@ class Setting:
     """
 
     def __init__(self) -> None:
-        self.house = House(timeouts=Timeouts(client_head=5, client_body=5, keep_alive=5))
-        self.house.streaming.behaviour = lambda request: request.collect_body(9, lambda body: None)
-        self.client = self.house.connect()
-        self.server = MemoryTransport(self.house.clock, self)
+        self.harness = SiteHarness(timeouts=Timeouts(client_head=5, client_body=5, keep_alive=5))
+        self.harness.streaming.behaviour = lambda request: request.collect_body(9, lambda body: None)
+        self.client = self.harness.connect()
+        self.server = MemoryTransport(self.harness.clock, self)
         self.outcomes: list[str] = []
         self.closed = 0
-        self.tunnel = Tunnel(self.server, self.server.write, b"", self.house.deadlines, IDLE, self.on_closed)
+        self.tunnel = Tunnel(self.server, self.server.write, b"", self.harness.deadlines, IDLE, self.on_closed)
 
     def ask(self, *segments: bytes) -> Setting:
         self.client.send(*segments or (get(b"/vllm/a", *UPGRADE),))
@@ -41,11 +41,11 @@ class Setting:
 
     def agree(self) -> Setting:
         """Let the server answer the request that was asked last with its 101."""
-        self.tunnel.join(self.house.streaming.rendered[-1], HEAD, self.outcomes.append)
+        self.tunnel.join(self.harness.streaming.rendered[-1], HEAD, self.outcomes.append)
         return self.settle()
 
     def settle(self) -> Setting:
-        self.house.clock.advance(0)
+        self.harness.clock.advance(0)
         self.client.settle()
         return self
 
@@ -71,10 +71,10 @@ class Setting:
     def assert_over(self, outcome: str, error: str = "") -> None:
         assert self.outcomes == [outcome]
         assert self.closed == 1
-        [context] = self.house.finished
+        [context] = self.harness.finished
         assert context.error_code == error
         assert context.status == 101
-        self.house.assert_clean()
+        self.harness.assert_clean()
 
 
 def opened() -> Setting:
@@ -83,7 +83,7 @@ def opened() -> Setting:
 
 def test_a_request_says_which_protocols_it_asks_for() -> None:
     setting = Setting().ask(get(b"/vllm/a", b"Connection: Upgrade", b"Upgrade: WebSocket", b"Upgrade: Other/1"))
-    assert setting.house.streaming.rendered[0].head.protocols == {b"websocket", b"other/1"}
+    assert setting.harness.streaming.rendered[0].head.protocols == {b"websocket", b"other/1"}
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_a_request_says_which_protocols_it_asks_for() -> None:
 )
 def test_an_upgrade_that_cannot_be_is_ignored(data: bytes) -> None:
     setting = Setting()
-    setting.house.streaming.behaviour = lambda request: request.collect_body(9, lambda body: reply(request))
+    setting.harness.streaming.behaviour = lambda request: request.collect_body(9, lambda body: reply(request))
     setting.ask(data)
-    assert setting.house.streaming.rendered[0].head.protocols == frozenset()
+    assert setting.harness.streaming.rendered[0].head.protocols == frozenset()
     assert setting.client.answer().status == 200
 
 
 def test_a_body_of_no_bytes_is_none() -> None:
     setting = Setting().ask(post(b"/vllm/a", b"", *UPGRADE))
-    assert setting.house.streaming.rendered[0].head.protocols == {b"websocket"}
+    assert setting.harness.streaming.rendered[0].head.protocols == {b"websocket"}
 
 
 @pytest.mark.parametrize("step", [1, 5, 40, 10_000])
@@ -117,12 +117,12 @@ def test_what_the_client_sends_before_the_101_waits_for_it(step: int) -> None:
     early = b"GET /vllm/smuggled HTTP/1.1\r\nHost: h\r\n\r\n\x00\xff"
     data = get(b"/vllm/a", *UPGRADE) + early
     setting.ask(*[data[at : at + step] for at in range(0, len(data), step)])
-    assert len(setting.house.streaming.rendered) == 1
+    assert len(setting.harness.streaming.rendered) == 1
     assert (setting.client.transport.value(), setting.sent) == (b"", b"")
     setting.agree()
     setting.client.send(b"late")
     assert setting.sent == early + b"late"
-    assert len(setting.house.streaming.rendered) == 1
+    assert len(setting.harness.streaming.rendered) == 1
 
 
 def test_a_client_that_sends_much_before_the_101_is_not_read() -> None:
@@ -134,7 +134,7 @@ def test_a_client_that_sends_much_before_the_101_is_not_read() -> None:
 
 def test_a_request_before_it_on_the_connection_is_answered_first() -> None:
     setting = Setting()
-    setting.house.streaming.behaviour = lambda request: reply(request) if request.uri == b"/vllm/first" else None
+    setting.harness.streaming.behaviour = lambda request: reply(request) if request.uri == b"/vllm/first" else None
     setting.ask(get(b"/vllm/first") + get(b"/vllm/a", *UPGRADE) + b"early")
     assert setting.client.answer().status == 200
     before = len(setting.client.transport.value())
@@ -148,15 +148,15 @@ def test_after_a_refusal_nothing_that_was_sent_is_read_as_a_request(split: bool)
     setting = Setting()
     asked, smuggled = get(b"/vllm/a", *UPGRADE), get(b"/vllm/smuggled")
     setting.ask(*([asked, smuggled] if split else [asked + smuggled]))
-    [request] = setting.house.streaming.rendered
+    [request] = setting.harness.streaming.rendered
     reply(request, b"no", 403, b"Forbidden")
     setting.settle()
     assert setting.client.answer().closes
-    assert len(setting.house.streaming.rendered) == 1
-    setting.house.pass_time(5)
+    assert len(setting.harness.streaming.rendered) == 1
+    setting.harness.pass_time(5)
     setting.client.settle()
     assert setting.client.gone
-    setting.house.assert_clean()
+    setting.harness.assert_clean()
 
 
 def test_bytes_pass_both_ways_and_are_counted() -> None:
@@ -167,7 +167,7 @@ def test_bytes_pass_both_ways_and_are_counted() -> None:
     setting.settle()
     assert setting.sent == b"".join(b"%d," % number for number in range(1000))
     assert setting.received == b"".join(b"%d;" % number for number in range(1000))
-    [request] = setting.house.streaming.rendered
+    [request] = setting.harness.streaming.rendered
     assert (request.body_received, request.sentLength) == (len(setting.sent), len(setting.received))
 
 
@@ -213,7 +213,7 @@ def test_a_server_that_closes_closes_the_client_after_what_is_on_its_way() -> No
 def test_a_client_that_neither_reads_nor_closes_after_that_is_cut() -> None:
     setting = opened()
     setting.server.lose(ConnectionDone())
-    setting.house.pass_time(5)
+    setting.harness.pass_time(5)
     assert setting.client.transport.aborted
     setting.client.settle()
     setting.assert_over("completed")
@@ -265,13 +265,15 @@ class DeafTransport(MemoryTransport):
 
 def test_a_server_that_does_not_close_is_cut() -> None:
     setting = Setting()
-    setting.server = DeafTransport(setting.house.clock, setting)
-    setting.tunnel = Tunnel(setting.server, setting.server.write, b"", setting.house.deadlines, None, setting.on_closed)
+    setting.server = DeafTransport(setting.harness.clock, setting)
+    setting.tunnel = Tunnel(
+        setting.server, setting.server.write, b"", setting.harness.deadlines, None, setting.on_closed
+    )
     setting.ask().agree()
     close(setting.client, ConnectionDone())
     aborted = []
     for seconds in (CLOSING - 1, 2):
-        setting.house.pass_time(seconds)
+        setting.harness.pass_time(seconds)
         aborted.append(setting.server.aborted)
     assert aborted == [False, True]
     setting.settle()
@@ -282,13 +284,13 @@ def test_a_server_that_does_not_close_is_cut() -> None:
 def test_a_tunnel_in_which_nothing_moves_is_closed(active: str) -> None:
     setting = opened()
     for _ in range(5):
-        setting.house.pass_time(IDLE - 1)
+        setting.harness.pass_time(IDLE - 1)
         if active == "client":
             setting.client.send(b"x")
         else:
             setting.tunnel.server_sent(b"x")
     assert setting.outcomes == []
-    setting.house.pass_time(IDLE + 1)
+    setting.harness.pass_time(IDLE + 1)
     setting.settle()
     assert setting.client.ended
     setting.client.leave()
@@ -298,7 +300,7 @@ def test_a_tunnel_in_which_nothing_moves_is_closed(active: str) -> None:
 def test_a_client_that_takes_nothing_in_that_time_is_cut_off() -> None:
     setting = opened()
     setting.client.channel.pauseProducing()
-    setting.house.pass_time(IDLE + 1)
+    setting.harness.pass_time(IDLE + 1)
     assert setting.client.transport.aborted
     setting.client.settle()
     setting.settle()
@@ -307,14 +309,14 @@ def test_a_client_that_takes_nothing_in_that_time_is_cut_off() -> None:
 
 def test_other_deadlines_do_not_concern_a_tunnel() -> None:
     setting = opened()
-    setting.house.pass_time(IDLE - 1)
+    setting.harness.pass_time(IDLE - 1)
     assert not setting.client.transport.closing
 
 
 def test_a_drain_closes_both_sides_at_once() -> None:
     setting = opened()
     setting.tunnel.server_sent(b"last words")
-    drained = setting.house.site.drain()
+    drained = setting.harness.site.drain()
     setting.settle()
     assert setting.received == b"last words"
     assert setting.client.ended
@@ -344,7 +346,7 @@ def test_of_a_plain_connection_only_the_sending_half_is_closed_until_the_client_
 
 def test_tls_is_closed_whole() -> None:
     setting = Setting()
-    setting.client = setting.house.connect(TlsTransport())
+    setting.client = setting.harness.connect(TlsTransport())
     setting.ask().agree()
     setting.server.lose(ConnectionDone())
     assert setting.client.transport.disconnecting

@@ -1,4 +1,4 @@
-"""The end of an exchange is told once, however it ends: what waits for the server counts on that."""
+"""The end of an exchange is reported once, however it ends: the request queue depends on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that cannot be reached, go away, or take too long."""
+"""Servers that are unreachable, disconnect or time out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("reason", [ConnectionRefusedError(), NoRouteError(), DNSLookupError(HOST), ConnectError(HOST)])
-def test_a_server_that_cannot_be_reached_is_told_without_its_address(reason: Exception) -> None:
+def test_the_error_of_an_unreachable_server_omits_its_address(reason: Exception) -> None:
     lab = Lab()
     asked = lab.ask(server=make_server(host=HOST, port=PORT))
     lab.refuse(reason)

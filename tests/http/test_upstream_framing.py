@@ -1,4 +1,4 @@
-"""Responses as servers frame them, whole and in pieces."""
+"""The framing of servers' responses, whole and in pieces."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_interim_responses_are_handed_on_before_the_final_one() -> None:
     assert asked.body == b"ok"
 
 
-def test_interim_responses_that_nobody_wants_are_passed_over() -> None:
+def test_interim_responses_without_a_receiver_are_ignored() -> None:
     lab = Lab()
     result = lab.agent.request(b"GET", make_server().url + b"/")
     end = lab.accept()
@@ -132,7 +132,7 @@ def test_interim_responses_that_nobody_wants_are_passed_over() -> None:
     assert result.result.code == 200  # type: ignore[attr-defined]
 
 
-def test_an_upgrade_that_nobody_asked_for_is_refused() -> None:
+def test_an_upgrade_that_was_not_requested_is_refused() -> None:
     lab = Lab()
     asked, end = lab.asked()
     end.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nframes")

@@ -1,4 +1,4 @@
-"""Requests that nobody waits for any more: vLLM stops generating when its connection closes, so it closes at once."""
+"""Cancelled requests: vLLM stops generating when its connection closes, so it is closed at once."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_giving_up_a_body_stops_the_upload(way: Any) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_whoever_reads_a_body_that_is_given_up_is_told_so(way: Any) -> None:
+def test_the_reader_of_a_body_that_is_given_up_is_notified(way: Any) -> None:
     """IResponse.deliverBody promises connectionLost; treq's content() would wait for ever."""
     lab = Lab()
     asked, end = lab.asked()

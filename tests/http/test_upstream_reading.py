@@ -1,4 +1,4 @@
-"""The body reaches its reader when the reader asks for it, and as fast as the reader takes it."""
+"""The body is delivered when the reader requests it, with backpressure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_agent_and_its_responses_have_twisteds_interfaces() -> None:
     assert asked.response.previousResponse is None
 
 
-def test_nothing_is_read_until_somebody_asks_for_the_body() -> None:
+def test_nothing_is_read_until_the_body_is_requested() -> None:
     lab = Lab()
     asked, end = lab.asked(read=False)
     end.send(HEAD + b"hello")
@@ -57,7 +57,7 @@ def test_a_reader_that_asks_at_once_is_not_held_up() -> None:
     assert asked.reader.pieces == [b"hello"]
 
 
-def test_a_server_is_not_late_while_nobody_asks_for_the_body() -> None:
+def test_a_server_is_not_late_before_the_body_is_requested() -> None:
     lab = Lab()
     asked = lab.ask(server=make_server(Timeouts(idle=10)), read=False)
     end = lab.accept()

@@ -1,4 +1,4 @@
-"""Which connections carry another request, and what becomes of those that do not."""
+"""Which connections are reused, and the handling of those that are not."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_a_connection_to_one_server_serves_no_other() -> None:
     assert [client[0] for client in lab.clock.tcpClients] == ["192.0.2.7", "192.0.2.8"]
 
 
-def test_the_connection_is_free_before_the_answer_is_told() -> None:
-    """So that whoever asks again from a callback needs no second connection."""
+def test_the_connection_is_free_before_the_response_is_delivered() -> None:
+    """So that a new request from a callback needs no second connection."""
     lab = Lab()
     asked, end = lab.asked(read=False)
     asked.result.addCallback(lambda _: lab.ask())
@@ -178,7 +178,7 @@ def test_a_connection_that_was_cut_for_data_while_idle_carries_no_request() -> N
     assert asked.body == b"ok"
 
 
-def test_an_idle_connection_that_the_server_closes_is_forgotten() -> None:
+def test_an_idle_connection_that_the_server_closes_is_removed() -> None:
     lab = Lab()
     _, end = lab.asked()
     end.send(OK)
@@ -223,7 +223,7 @@ def test_each_use_makes_a_connection_young_again() -> None:
     assert lab.attempts == 1
 
 
-def test_a_connection_in_work_is_not_taken_for_idle() -> None:
+def test_a_connection_in_use_does_not_count_as_idle() -> None:
     lab = Lab()
     asked, end = lab.reused()
     lab.advance(10 * KEEP)
@@ -318,7 +318,7 @@ def test_cutting_a_response_that_ended_does_not_touch_the_next_one() -> None:
 # the end of the agent
 
 
-def test_closing_the_agent_cuts_what_is_idle_and_what_is_in_work() -> None:
+def test_closing_the_agent_aborts_idle_and_active_connections() -> None:
     lab = Lab()
     waiting, _ = lab.asked()
     streaming, middle = lab.asked()

@@ -1,4 +1,4 @@
-"""What the server gets: the head as it was given, and the body in hand or as it comes."""
+"""The request as the server receives it: the head unchanged, the body at once or streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only real sockets show: refusals, resets, buffers that fill, TLS."""
+"""Tests that need real sockets: refusals, resets, full buffers, TLS."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(lab: SocketLab) -> Non
 
 @pytest.mark.parametrize("when", ["before the head", "after the head", "during the upload"])
 @pytest_twisted.ensureDeferred
-async def test_the_server_sees_at_once_that_nobody_waits_any_more(lab: SocketLab, when: str) -> None:
+async def test_giving_up_closes_the_server_s_connection_at_once(lab: SocketLab, when: str) -> None:
     chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
     server = lab.serve(lambda end: end.transport.write(chunk) if when == "after the head" else None)
     upload = Upload() if when == "during the upload" else None

@@ -1,4 +1,4 @@
-"""A server's 101: what makes a tunnel of its connection, and what does not."""
+"""A server's 101: when its connection becomes a tunnel, and when not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.python.failure import Failure
 
-from tests.http.server_harness import House, get
+from tests.http.server_harness import SiteHarness, get
 from tests.http.upstream_harness import BodyReader, Lab, ServerEnd, make_server
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamProtocolError
@@ -63,7 +63,7 @@ class Joining(Handshake):
     def __init__(self) -> None:
         super().__init__()
         self.outcomes: list[str] = []
-        self._house = House()
+        self._house = SiteHarness()
         self._house.streaming.behaviour = lambda request: None
         self.client = self._house.connect()
         self.client.send(get(b"/vllm/a", b"Connection: Upgrade", b"Upgrade: websocket"))
@@ -109,7 +109,7 @@ def test_what_the_server_sends_right_after_its_101_is_the_client_s(step: int, in
         SWITCH.replace(b"websocket", b""),
     ],
 )
-def test_a_101_to_what_was_not_asked_for_is_no_answer(head: bytes) -> None:
+def test_a_101_to_an_unrequested_protocol_is_an_error(head: bytes) -> None:
     lab, asking = Lab(), Handshake()
     end = asking.ask(lab)
     end.send(head + b"frames")
@@ -126,7 +126,7 @@ def test_a_server_may_choose_among_the_protocols_in_any_case_of_letters() -> Non
     assert joining.response.code == 101
 
 
-def test_a_101_that_nobody_joins_is_cut() -> None:
+def test_a_101_without_a_client_is_aborted() -> None:
     lab, asking = Lab(), Handshake()
     end = asking.ask(lab)
     end.send(SWITCH + b"early")

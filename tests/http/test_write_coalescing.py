@@ -1,4 +1,4 @@
-"""Writes that leave at the end of a turn: the same bytes in the same order as Twisted's own, only sooner."""
+"""Coalesced writes: the same bytes in the same order as Twisted's own, only sooner."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Kernel:
         """There are no options."""
 
 
-class Told(Protocol):
+class ClosedProtocol(Protocol):
     """Keeps why its connection ended."""
 
     reason: Failure | None = None
@@ -82,7 +82,7 @@ class Told(Protocol):
 
 def connection(kernel: Kernel) -> tuple[Any, MemoryReactorClock]:
     reactor: Any = MemoryReactorClock()
-    made: Any = tcp.Connection(kernel, Told(), reactor)  # type: ignore[arg-type]  # a socket for this purpose
+    made: Any = tcp.Connection(kernel, ClosedProtocol(), reactor)  # type: ignore[arg-type]  # a socket for this purpose
     made.connected = 1
     made.logstr = "test"
     return made, reactor
@@ -135,7 +135,7 @@ def test_what_the_kernel_does_not_take_is_sent_when_it_has_room() -> None:
     assert kernel.taken == b"one two three four"
 
 
-def test_what_waits_is_closed_behind_not_cut() -> None:
+def test_pending_bytes_are_sent_before_the_close() -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
     writes, write, _ = writing(made)
@@ -146,7 +146,7 @@ def test_what_waits_is_closed_behind_not_cut() -> None:
     assert kernel.taken == b"last words"
 
 
-def test_what_waits_is_sent_at_once_when_somebody_asks_for_it() -> None:
+def test_pending_bytes_are_sent_at_once_on_request() -> None:
     kernel = Kernel()
     made, _ = connection(kernel)
     writes, write, send_now = writing(made)
@@ -243,7 +243,7 @@ def test_bytes_keep_the_order_of_the_calls(steps: list[tuple[str, Any]]) -> None
 
 
 @pytest.mark.parametrize("broken", [errno.EPIPE, errno.ECONNRESET])
-def test_a_broken_socket_is_found_out_by_the_transport(broken: int) -> None:
+def test_the_transport_detects_a_broken_socket(broken: int) -> None:
     kernel = Kernel()
     made, reactor = connection(kernel)
     writes, write, _ = writing(made)
@@ -321,14 +321,14 @@ def test_a_producer_is_paused_when_what_is_queued_is_much() -> None:
     assert producer.told == "pause resume "
 
 
-def test_other_transports_are_written_to_as_ever() -> None:
+def test_other_transports_are_written_to_directly() -> None:
     transport = StringTransport()
     WriteCoalescer().writer(transport)[0](b"one")
     assert transport.value() == b"one"
     assert unsent_bytes(transport) == 0
 
 
-def test_a_connection_with_tls_is_never_gone_around() -> None:
+def test_a_connection_with_tls_is_never_bypassed() -> None:
     kernel = Kernel()
     made, _ = connection(kernel)
     made.TLS = True
@@ -354,7 +354,7 @@ def test_what_is_queued_below_tls_is_counted() -> None:
     assert unsent_bytes(Above()) == 3
 
 
-def test_twisted_still_keeps_what_is_queued_where_it_is_looked_for() -> None:
+def test_twisted_s_private_queue_is_unchanged() -> None:
     descriptor: Any = FileDescriptor(MemoryReactorClock())
     descriptor.connected = 1
     assert (descriptor.dataBuffer, descriptor._tempDataBuffer, descriptor._tempDataLen) == (b"", [], 0)

@@ -134,7 +134,7 @@ class ServerEnd:
         return bool(self.transport.producerState == "paused")
 
     def clear_writes(self) -> None:
-        """Empty what was received."""
+        """Clear the received bytes."""
         self.transport.clear()
         self.transport.writes.clear()
 
@@ -144,11 +144,11 @@ class ServerEnd:
             self._protocol.dataReceived(data)
 
     def close(self) -> None:
-        """Close in good order."""
+        """Close the connection cleanly (FIN)."""
         self.transport.lose(ConnectionDone())
 
     def reset(self) -> None:
-        """Go away without a word."""
+        """Reset the connection (RST)."""
         self.transport.lose(ConnectionLost())
 
 

@@ -1,4 +1,4 @@
-"""Requests and responses without a wire, for the parts between the two."""
+"""Fake requests, agents and authenticators for tests of the pass-through."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FakeChannel:
 
 
 class FakeRequest:
-    """What the gateway's parts use of a `GatewayRequest`, and a record of what they did with it."""
+    """The part of `GatewayRequest` that the pass-through uses. It records the calls."""
 
     def __init__(
         self,
@@ -136,15 +136,15 @@ class FakeRequest:
 
 
 class SentRequest:
-    """A request that an agent was asked to send.
+    """A request that was passed to an agent.
 
     Attributes:
         url: its URL.
         headers: its headers.
         body: its body: bytes, a producer, or None.
         options: further arguments.
-        result: what the agent returned.
-        cancelled: whether that was cancelled.
+        result: the agent's Deferred.
+        cancelled: whether it was cancelled.
     """
 
     def __init__(self, method: bytes, url: bytes, headers: Any, body: Any, options: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class SentRequest:
         self.end()
 
     def end(self) -> None:
-        """Say that the exchange is over."""
+        """End the exchange."""
         on_ended = self.options.pop("on_ended", None)
         if on_ended is not None:
             on_ended()
@@ -174,10 +174,10 @@ class SentRequest:
 
 @implementer(IUpstreamAgent)
 class FakeAgent:
-    """Keeps the requests that it is asked to send.
+    """Records the requests to send.
 
     Attributes:
-        sent: those, in order.
+        sent: the requests, in order.
         fault: raised instead, if not None.
         error: what each request fails with at once, if not None.
     """
@@ -200,7 +200,7 @@ class FakeAgent:
 
 
 class FakeAuthenticator:
-    """Lets everybody in as one principal, or refuses."""
+    """Authenticates every caller as one principal, or refuses."""
 
     def __init__(self, principal: Any = ANONYMOUS) -> None:
         self.changes = 0

@@ -1,4 +1,4 @@
-"""Any interleaving of requests and changes leaves nothing reserved."""
+"""Stateful test: after any interleaving of requests and changes, nothing stays reserved."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ allowances = st.builds(
     soft_budget=st.none() | st.integers(0, 100).map(lambda dollars: dollars * PICODOLLARS),
     budget_duration=st.sampled_from([None, "1h"]),
 )
-#: how a request ends: its outcome, whether it went on, the status that the server gave, and whether its body came whole
+#: how a request ends: its outcome, whether it was sent, the server's status, and whether its whole body arrived
 endings = st.tuples(
     st.sampled_from(["completed", "client_disconnected", "upstream_failed", "failed", "refused", "revoked"]),
     st.booleans(),
@@ -60,7 +60,7 @@ choices = st.one_of(
 
 
 class Rows:
-    """Rows that are thrown away, or cannot be kept."""
+    """A sink that discards rows, or fails."""
 
     healthy = True
 
@@ -109,7 +109,7 @@ class Requests(RuleBasedStateMachine):
         allowance=allowances | st.just(UNLIMITED),
         gone=st.booleans(),
     )
-    def somebody_changes(self, who: str, allowance: Allowance, gone: bool) -> None:
+    def a_subject_changes(self, who: str, allowance: Allowance, gone: bool) -> None:
         if who == "key":
             self.change_key(allowance, None if gone else "ada")
         elif who == "user":

@@ -1,4 +1,4 @@
-"""Who goes on, and where to."""
+"""Authorization of requests, and the choice of their server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORM = {b"content-type": b"multipart/form-data; boundary=b"}
 TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")
 RESTRICTED = Principal(kind="key", name="team-b", hash_prefix="4567cdef", models=("public", "small-*"))
 
-#: bodies whose model two readers could take for different ones
+#: bodies with an ambiguous model
 UNDETERMINED = [
     (JSON, b'{"model": "public",}'),
     (JSON, b'{"model": "public", "model": "secret"}'),
@@ -87,7 +87,7 @@ def form(model: bytes) -> bytes:
 # who
 
 
-def test_an_open_gateway_takes_everybody_for_anonymous() -> None:
+def test_without_a_master_key_every_caller_is_anonymous() -> None:
     asked = admission(master_key=None)
     assert asked.identify({}, 0) is ANONYMOUS
     assert asked.identify({b"authorization": b"Bearer anything"}, 0) is ANONYMOUS
@@ -121,14 +121,14 @@ def test_the_operator_may_open_a_route_to_every_key() -> None:
     assert asked.authorize(TENANT, b"POST", b"/sleep").route.path == "/sleep"
 
 
-def test_an_alias_is_judged_as_the_path_that_the_server_sees() -> None:
+def test_an_alias_is_authorized_as_the_server_s_path() -> None:
     authorization = admission().authorize(TENANT, b"POST", b"/chat/completions?a=%2F")
     assert authorization.forwarded == b"/v1/chat/completions?a=%2F"
     with pytest.raises(RouteNotAllowed):
         admission(path_aliases=False).authorize(TENANT, b"POST", b"/chat/completions")
 
 
-def test_nobody_climbs_out() -> None:
+def test_dot_segments_cannot_leave_vllm() -> None:
     with pytest.raises(InvalidRequest):
         admission().authorize(MASTER, b"GET", b"/../key/list")
 
@@ -143,7 +143,7 @@ def test_nobody_climbs_out() -> None:
         (MODELS, MASTER, b"POST", b"/sleep", False),
     ],
 )
-def test_the_body_is_awaited_only_where_the_model_decides_something(
+def test_the_body_is_buffered_only_if_the_model_matters(
     models: Any, principal: Principal, method: bytes, path: bytes, needed: bool
 ) -> None:
     assert admission(models).authorize(principal, method, path).needs_body is needed
@@ -152,7 +152,7 @@ def test_the_body_is_awaited_only_where_the_model_decides_something(
 # where to
 
 
-def test_a_request_goes_to_the_server_of_its_model_under_the_name_that_it_has_there() -> None:
+def test_a_request_goes_to_its_model_s_server_with_the_server_s_model_name() -> None:
     body = b'{ "model" : "public", "x": 1.0 }'
     found = admit(admission(MODELS), body)
     assert (found.server, found.path, found.model) == (ONE, b"/v1/completions", "public")
@@ -166,7 +166,7 @@ def test_a_body_whose_model_keeps_its_name_is_the_same_object() -> None:
     assert found.body is body
 
 
-def test_a_form_goes_to_the_server_of_its_model_under_the_name_that_it_has_there() -> None:
+def test_a_form_goes_to_its_model_s_server_with_the_server_s_model_name() -> None:
     found = admit(admission(MODELS), form(b"public"), headers=FORM, path=b"/v1/audio/transcriptions")
     assert (found.server, found.model, found.body) == (ONE, "public", form(b"private"))
 
@@ -191,7 +191,7 @@ def test_a_request_without_a_model_goes_to_the_default_server_else_to_the_first(
 
 @pytest.mark.parametrize(("default", "expected"), [(DEFAULT, DEFAULT), (None, ONE)])
 @pytest.mark.parametrize(("headers", "body"), UNDETERMINED)
-def test_a_body_that_cannot_be_read_clearly_passes_unchanged_where_nothing_depends_on_it(
+def test_an_ambiguous_body_passes_unchanged_if_nothing_depends_on_it(
     default: Any, expected: Server, headers: Any, body: bytes
 ) -> None:
     for principal in (TENANT, MASTER, ANONYMOUS):
@@ -204,7 +204,7 @@ def test_a_body_that_cannot_be_read_clearly_passes_unchanged_where_nothing_depen
 
 
 @pytest.mark.parametrize(("headers", "body"), [*UNDETERMINED, (JSON, b'{"prompt": "x"}'), (JSON, b""), ({}, b"")])
-def test_a_restricted_key_must_say_clearly_which_model_it_means(headers: Any, body: bytes) -> None:
+def test_a_restricted_key_must_name_its_model_unambiguously(headers: Any, body: bytes) -> None:
     for asked in (admission(MODELS), admission()):
         with pytest.raises(ModelUndetermined) as refused:
             admit(asked, body, RESTRICTED, headers)
@@ -272,24 +272,24 @@ ALIASED = Principal(kind="key", name="team-c", models=("public",), aliases={"gpt
 @pytest.mark.parametrize(
     "make", [lambda name: (JSON, b'{"a": 1, "model": "%s"}' % name), lambda name: (FORM, form(name))]
 )
-def test_a_key_s_own_name_stands_for_the_model_it_means_in_permission_route_and_body(make: Any) -> None:
+def test_a_key_s_alias_is_resolved_for_permission_route_and_body(make: Any) -> None:
     headers, body = make(b"gpt-4")
     found = admit(admission(MODELS), body, ALIASED, headers)
     assert (found.server, found.model) == (ONE, "public")
     assert found.body == make(b"private")[1]
 
 
-def test_a_key_s_own_name_is_renamed_where_one_server_serves_all() -> None:
+def test_a_key_s_alias_is_resolved_with_a_single_server() -> None:
     found = admit(admission(), b'{"model": "gpt-4"}', ALIASED)
     assert (found.server, found.body) == (DEFAULT, b'{"model": "public"}')
 
 
-def test_a_name_is_replaced_once_and_the_model_that_it_means_must_be_allowed() -> None:
+def test_an_alias_is_resolved_once_and_its_model_must_be_allowed() -> None:
     with pytest.raises(ModelNotAllowed, match="secret"):
         admit(admission(MODELS), b'{"model": "public"}', ALIASED)
 
 
-def test_a_key_with_names_of_its_own_passes_other_bodies_as_they_are() -> None:
+def test_a_key_with_aliases_passes_other_bodies_unchanged() -> None:
     free = Principal(kind="key", name="team-d", aliases={"gpt-4": "public"})
     for headers, body in [*UNDETERMINED, (JSON, b'{"model": "other"}'), (JSON, b"{}")]:
         assert admit(admission(), body, free, headers).body == body

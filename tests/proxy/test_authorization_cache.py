@@ -1,4 +1,4 @@
-"""What was decided of a head holds for the next request with the same head, until anything changes."""
+"""The cached authorization of a head is valid for the next request with that head, until anything changes."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def cached(principal: Principal = TENANT) -> CachedAuthorization:
         (7, 99.9, Peer("192.0.2.1", True), False),
     ],
 )
-def test_it_holds_until_a_key_changes_or_expires_or_somebody_else_asks(
+def test_an_entry_is_valid_until_a_key_changes_or_expires_or_the_peer_differs(
     changes: int, now: float, peer: Peer, holds: bool
 ) -> None:
     assert cached().holds(changes, now, peer) is holds
 
 
-def test_who_does_not_expire_is_let_through_for_ever() -> None:
+def test_an_entry_without_expiry_stays_valid() -> None:
     assert cached(MASTER).holds(7, 1e12, PEER)
     assert not cached(attrs.evolve(TENANT, expires=0.0)).holds(7, 0.0, PEER)
 
 
 @pytest.mark.parametrize("length", [0, 9, 12_345])
-def test_kept_headers_are_written_as_fresh_ones_with_their_own_length_and_id(length: int) -> None:
+def test_cached_headers_equal_fresh_ones_with_their_own_length_and_id(length: int) -> None:
     tail = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Request-Id", b"")]
     kept = HeaderFormat(URL, [*HEADERS, (b"Content-Length", b""), *tail])
     fresh = [*HEADERS, (b"Content-Length", b"%d" % length), tail[0], (b"X-Request-Id", b"5f0e")]
@@ -56,12 +56,12 @@ def test_kept_headers_are_written_as_fresh_ones_with_their_own_length_and_id(len
     assert kept.write(length, b"5f0e", {}).lines == write_header_lines(fresh)
 
 
-def test_kept_headers_without_a_body_get_no_length() -> None:
+def test_cached_headers_without_a_body_get_no_length() -> None:
     kept = HeaderFormat(URL, [*HEADERS, (b"X-Request-Id", b"")])
     assert kept.write(0, b"5f0e", {}).lines == write_header_lines([*HEADERS, (b"X-Request-Id", b"5f0e")])
 
 
-def test_kept_headers_of_a_traced_client_get_the_trace_of_their_own_request() -> None:
+def test_cached_headers_of_a_traced_client_get_their_own_trace() -> None:
     def headers(trace: bytes, state: bytes, length: bytes, request_id: bytes) -> HeaderList:
         traced = [(b"TraceParent", trace), (b"X-B", b"1"), (b"tracestate", state)]
         return [*HEADERS, *traced, (b"Content-Length", length), (b"X-Request-Id", request_id)]
@@ -72,7 +72,7 @@ def test_kept_headers_of_a_traced_client_get_the_trace_of_their_own_request() ->
     assert kept.write(7, b"5f0e", own).lines == fresh
 
 
-def test_no_more_are_kept_than_there_is_room_for() -> None:
+def test_the_cache_is_bounded() -> None:
     cache = AuthorizationCache()
     templates = [object() for _ in range(MOST_HEADS + 3)]
     for template in templates:

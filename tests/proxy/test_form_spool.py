@@ -1,4 +1,4 @@
-"""Forms are buffered in memory, and above some size in a file that a thread writes."""
+"""Forms are buffered in memory, and large ones in a file that a thread writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT = 100 * IN_MEMORY
 
 
 class Threads:
-    """Runs what it is given when a test says so."""
+    """Runs functions when the test calls `run`."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = []
@@ -58,7 +58,7 @@ def contents(spool: FormSpool, threads: Threads) -> bytes:
         found += pieces[0]
 
 
-def test_a_little_stays_in_memory() -> None:
+def test_a_small_form_stays_in_memory() -> None:
     threads = Threads()
     spool = FormSpool(threads, LIMIT)
     assert spool.write(b"a" * 1_000) is None
@@ -67,7 +67,7 @@ def test_a_little_stays_in_memory() -> None:
     assert contents(spool, threads) == b"a" * 1_000 + b"b" * 1_000
 
 
-def test_whoever_writes_is_told_to_wait_while_the_file_is_written() -> None:
+def test_the_writer_is_paused_while_the_file_is_written() -> None:
     threads = Threads()
     spool = FormSpool(threads, LIMIT)
     done = spool.write(bytes(IN_MEMORY))
@@ -81,7 +81,7 @@ def test_whoever_writes_is_told_to_wait_while_the_file_is_written() -> None:
     assert contents(spool, threads) == bytes(IN_MEMORY) + b"more"
 
 
-def test_what_came_meanwhile_is_written_before_more_may_come() -> None:
+def test_data_received_meanwhile_is_written_before_the_writer_resumes() -> None:
     threads = Threads()
     spool = FormSpool(threads, LIMIT)
     done = spool.write(b"a" * IN_MEMORY)
@@ -114,7 +114,7 @@ def test_what_was_written_comes_back_in_order(pieces: list[tuple[int, bool]]) ->
     threads.run()
 
 
-def test_more_than_it_takes_is_refused() -> None:
+def test_more_than_the_limit_is_refused() -> None:
     spool = FormSpool(Threads(), 10)
     spool.write(bytes(10))
     with pytest.raises(BodyTooLarge):
@@ -137,7 +137,7 @@ def test_the_file_is_gone_when_it_is_closed(when: str) -> None:
     assert unnamed_files() == before
 
 
-def test_the_file_is_gone_with_the_spool_where_nobody_closed_it() -> None:
+def test_the_file_is_closed_with_an_unclosed_spool() -> None:
     before = unnamed_files()
     threads = Threads()
     spool = FormSpool(threads, LIMIT)
@@ -149,7 +149,7 @@ def test_the_file_is_gone_with_the_spool_where_nobody_closed_it() -> None:
     assert unnamed_files() == before
 
 
-def test_a_file_that_cannot_be_written_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_write_error_of_the_file_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     threads = Threads()
     spool = FormSpool(threads, LIMIT)

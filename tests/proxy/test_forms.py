@@ -1,4 +1,4 @@
-"""Large forms, from their first piece to the last."""
+"""Streaming of large multipart forms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = field(b"file", b"RIFF" + bytes(3 * IN_MEMORY), b'; filename="a.wav"')
 
 
 class Server:
-    """Takes the form, perhaps slowly."""
+    """Receives the form, perhaps slowly."""
 
     def __init__(self, body: FormBody) -> None:
         self.received = b""
@@ -40,7 +40,7 @@ class Server:
         self.received += data
 
 
-class Held:
+class BufferedForm:
     """A request with a form, and the forms whose model became known."""
 
     def __init__(
@@ -75,11 +75,11 @@ def test_a_form_streams_unless_it_is_known_to_be_small(length: int | None, does:
 
 
 def test_it_is_a_body_producer() -> None:
-    assert verifyObject(IBodyProducer, Held(None).form)
+    assert verifyObject(IBodyProducer, BufferedForm(None).form)
 
 
 def test_a_form_is_passed_on_as_soon_as_it_has_named_its_model() -> None:
-    held = Held(len(MODEL + FILE + END))
+    held = BufferedForm(len(MODEL + FILE + END))
     held.send(MODEL + FILE[:10])
     assert [form.model for form in held.known] == ["whisper"]
     assert held.is_paused
@@ -95,7 +95,7 @@ def test_a_form_is_passed_on_as_soon_as_it_has_named_its_model() -> None:
 
 
 def test_a_new_name_changes_the_length_that_was_declared() -> None:
-    held = Held(len(MODEL + FILE + END))
+    held = BufferedForm(len(MODEL + FILE + END))
     held.send(MODEL + FILE)
     held.form.name_model("whisper-large")
     assert held.form.length == len(MODEL + FILE + END) + 6
@@ -105,21 +105,21 @@ def test_a_new_name_changes_the_length_that_was_declared() -> None:
 
 
 def test_a_chunked_form_stays_chunked() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(MODEL + END)
     held.form.name_model("é")
     assert held.form.length is UNKNOWN_LENGTH
 
 
 def test_a_new_name_cannot_end_the_field() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(MODEL + END)
     with pytest.raises(ModelUndetermined):
         held.form.name_model("a\r\nb")
 
 
 def test_a_file_before_the_model_waits_in_a_file() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     for at in range(0, len(LONG), 65_536):
         assert not held.is_paused
         held.send(LONG[at : at + 65_536])
@@ -134,8 +134,8 @@ def test_a_file_before_the_model_waits_in_a_file() -> None:
     assert server.ended
 
 
-def test_what_is_still_on_its_way_to_the_file_is_not_overtaken() -> None:
-    held = Held(None)
+def test_pending_file_writes_keep_their_order() -> None:
+    held = BufferedForm(None)
     held.send(LONG)
     held.send(MODEL + END, True)
     held.form.name_model(None)
@@ -147,7 +147,7 @@ def test_what_is_still_on_its_way_to_the_file_is_not_overtaken() -> None:
 
 
 def test_a_server_that_takes_nothing_stops_what_was_held() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(LONG)
     held.threads.run()
     held.send(MODEL + b"--XX\r\n")
@@ -172,7 +172,7 @@ def test_a_server_that_takes_nothing_stops_what_was_held() -> None:
 
 
 def test_a_second_model_breaks_the_form_off_before_it_reaches_the_server() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(MODEL + FILE)
     held.form.name_model(None)
     server = Server(held.form)
@@ -183,7 +183,7 @@ def test_a_second_model_breaks_the_form_off_before_it_reaches_the_server() -> No
 
 
 def test_a_form_that_breaks_off_is_not_taken_for_whole() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(MODEL + FILE)
     held.form.name_model(None)
     server = Server(held.form)
@@ -197,7 +197,7 @@ def test_a_form_that_breaks_off_is_not_taken_for_whole() -> None:
 )
 def test_a_form_whose_model_is_not_known_goes_on_unchanged(form: bytes, unclear: bool) -> None:
     for step in (1, 20, len(form)):
-        held = Held(len(form))
+        held = BufferedForm(len(form))
         pieces = [form[at : at + step] for at in range(0, len(form), step)]
         server = None
         for number, piece in enumerate(pieces):
@@ -211,23 +211,23 @@ def test_a_form_whose_model_is_not_known_goes_on_unchanged(form: bytes, unclear:
         assert held.form.length == len(form)
 
 
-def test_a_content_type_without_a_boundary_is_judged_before_anything_came() -> None:
-    held = Held(None, headers=[(b"Content-Type", b"multipart/form-data")])
+def test_a_content_type_without_a_boundary_is_detected_before_the_body() -> None:
+    held = BufferedForm(None, headers=[(b"Content-Type", b"multipart/form-data")])
     assert held.known[0].fault is not None
     server = Server(held.form)
     held.send(b"anything", True)
     assert (server.received, server.ended) == (b"anything", True)
 
 
-def test_a_form_that_does_not_come_to_its_model_is_too_large() -> None:
-    held = Held(None, limit=1_000)
+def test_a_form_that_reaches_the_limit_before_its_model_is_too_large() -> None:
+    held = BufferedForm(None, limit=1_000)
     held.send(LONG)
     assert held.request.answered.status == 413
     assert held.known == []
 
 
-def test_a_client_that_leaves_while_its_form_is_held_leaves_nothing() -> None:
-    held = Held(None)
+def test_a_disconnect_while_the_form_is_buffered_leaves_nothing() -> None:
+    held = BufferedForm(None)
     held.send(LONG)
     assert held.request.work is held.form
     held.request.work.cancel()
@@ -236,8 +236,8 @@ def test_a_client_that_leaves_while_its_form_is_held_leaves_nothing() -> None:
     assert held.known == []
 
 
-def test_a_file_that_cannot_be_written_is_a_fault_of_the_gateway_s() -> None:
-    held = Held(None)
+def test_a_write_error_of_the_file_is_an_internal_error() -> None:
+    held = BufferedForm(None)
     held.send(LONG)
     [(done, _, _)] = held.threads.waiting
     done.errback(OSError("full"))
@@ -245,7 +245,7 @@ def test_a_file_that_cannot_be_written_is_a_fault_of_the_gateway_s() -> None:
 
 
 def test_a_file_that_cannot_be_read_breaks_the_form_off() -> None:
-    held = Held(None)
+    held = BufferedForm(None)
     held.send(LONG)
     held.threads.run()
     held.send(MODEL + END)
@@ -264,7 +264,7 @@ def test_whatever_the_order_the_cuts_and_the_pace_the_server_gets_the_form(
     parts: list[bytes], places: list[int], pace: int, name: str | None
 ) -> None:
     form = b"".join(parts) + END
-    held = Held(len(form))
+    held = BufferedForm(len(form))
     server = None
     segments = cut(form, places)
     for number, segment in enumerate(segments):

@@ -1,4 +1,4 @@
-"""What vLLM is told of the client, and whom the log takes for it."""
+"""The ``X-Forwarded-*`` headers for vLLM, and the client's address in the log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _headers(
 
 
 @pytest.mark.parametrize("trusted", [(), TRUSTED])
-def test_what_an_untrusted_peer_says_about_itself_is_written_anew(trusted: tuple[Network, ...]) -> None:
+def test_forwarded_headers_of_an_untrusted_peer_are_replaced(trusted: tuple[Network, ...]) -> None:
     assert _headers("203.0.113.9", SPOOFED, trusted) == {
         b"X-Forwarded-For": b"203.0.113.9",
         b"X-Forwarded-Proto": b"http",

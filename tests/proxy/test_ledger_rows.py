@@ -1,4 +1,4 @@
-"""What a request that is over leaves in the ledger: the row that the accounting make of it."""
+"""The ledger row of a finished request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEY = "ab" * 32
 
 
 class Ledger:
-    """Accounting whose rows are kept in a list, for one key."""
+    """Accounting for one key, with the rows in a list."""
 
     def __init__(self, prices: PriceList | None = None, usage_headers: tuple[bytes, ...] = (), **settings: Any) -> None:
         self.kept: list[UsageRow] = []
@@ -71,7 +71,7 @@ class Ledger:
         self.kept.append(row)
 
     def flush(self) -> None:
-        """Nothing is written."""
+        """Do nothing."""
 
     def principal(self) -> Principal:
         found = self.index.find(KEY)
@@ -91,7 +91,7 @@ class Ledger:
         kind: bytes = b"application/json",
         **fields: Any,
     ) -> UsageRow | None:
-        """Have a request served and closed; return its row."""
+        """Serve a request to its end; return its row."""
         body = json.dumps({"model": model, **fields}).encode()
         context = RequestContext(Peer("192.0.2.1", False), BEGAN)
         context.head = RequestHead(method, uri, b"HTTP/1.1", [(b"Content-Type", b"application/json"), *headers])
@@ -120,7 +120,7 @@ def ledger() -> Ledger:
     return Ledger()
 
 
-def test_a_row_says_who_asked_what_of_whom_and_what_it_used(ledger: Ledger) -> None:
+def test_a_row_has_the_payer_the_target_and_the_usage(ledger: Ledger) -> None:
     assert ledger.serve() == UsageRow(
         OWN_ID.decode(),
         1_764_072_000_250_000,
@@ -138,13 +138,13 @@ def test_a_row_says_who_asked_what_of_whom_and_what_it_used(ledger: Ledger) -> N
     )
 
 
-def test_requests_that_ask_the_same_share_what_they_ask(ledger: Ledger) -> None:
+def test_equal_requests_share_their_target(ledger: Ledger) -> None:
     first, second = ledger.serve(), ledger.serve()
     assert first is not None and second is not None
     assert first.target is second.target
 
 
-def test_what_is_shared_is_forgotten_before_it_is_too_much(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_shared_targets_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting_module, "MAX_PRICINGS", 3)
     for number in range(10):
         row = ledger.serve(model=f"m{number}")
@@ -152,7 +152,7 @@ def test_what_is_shared_is_forgotten_before_it_is_too_much(ledger: Ledger, monke
         assert ledger.accounting.pricings <= 3
 
 
-def test_what_is_named_at_great_length_is_not_remembered(ledger: Ledger) -> None:
+def test_long_names_are_not_cached(ledger: Ledger) -> None:
     assert ledger.serve(model="m" * 1_000) is not None
     assert ledger.accounting.pricings == 0
 
@@ -160,7 +160,7 @@ def test_what_is_named_at_great_length_is_not_remembered(ledger: Ledger) -> None
 @pytest.mark.parametrize(
     "asked", [{"model": "n"}, {"uri": b"/vllm/v1/completions"}, {"uri": b"/vllm/v1/models", "method": b"GET"}]
 )
-def test_requests_that_ask_something_else_share_nothing(ledger: Ledger, asked: Any) -> None:
+def test_different_requests_share_no_target(ledger: Ledger, asked: Any) -> None:
     first, second = ledger.serve(), ledger.serve(**asked)
     assert first is not None and second is not None
     assert first.target != second.target
@@ -170,19 +170,19 @@ def test_requests_that_ask_something_else_share_nothing(ledger: Ledger, asked: A
     ("status", "kind"),
     [(400, b"application/json"), (404, b"text/event-stream; charset=utf-8"), (500, b"application/json")],
 )
-def test_an_error_uses_nothing_whatever_it_says(ledger: Ledger, status: int, kind: bytes) -> None:
+def test_an_error_uses_nothing_whatever_its_body(ledger: Ledger, status: int, kind: bytes) -> None:
     row = ledger.serve(answered=status, kind=kind)
     assert row is not None
     assert (row.total_tokens, row.estimated, row.cost) == (0, False, 0)
 
 
-def test_an_id_of_the_client_s_is_no_row_s_id(ledger: Ledger) -> None:
+def test_a_client_s_request_id_is_not_the_row_s_id(ledger: Ledger) -> None:
     row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
     assert row is not None
     assert (row.id, row.request_id) == ("69259a40" + "0b" * 12, "mine")
 
 
-def test_the_id_tells_the_second_of_the_time(ledger: Ledger) -> None:
+def test_the_row_id_begins_with_the_second_of_its_time(ledger: Ledger) -> None:
     row = ledger.serve(headers=((b"X-Request-Id", b"mine"),))
     assert row is not None
     assert int(row.id[:8], 16) == row.time // 1_000_000
@@ -201,13 +201,13 @@ def test_a_long_model_s_name_is_cut(ledger: Ledger) -> None:
     assert target_of(row.target).model == "é" * TEXT_LIMIT
 
 
-def test_a_secret_in_the_place_of_a_model_s_name_is_struck_out(ledger: Ledger) -> None:
+def test_a_secret_in_place_of_a_model_s_name_is_redacted(ledger: Ledger) -> None:
     row = ledger.serve(model="sk-0123456789abcdefghij")
     assert row is not None
     assert b"0123456789abcdefghij" not in encode_rows([row])
 
 
-def test_a_row_says_what_it_was_charged_at() -> None:
+def test_a_row_has_the_prices_that_were_applied() -> None:
     row = Ledger(PriceList(input_cost_per_token=Decimal("0.1"), output_cost_per_token=Decimal(2))).serve()
     assert row is not None
     assert row.cost == 8_300_000_000_000
@@ -223,7 +223,7 @@ def test_a_row_says_what_it_was_charged_at() -> None:
         (((b"X-Project", b"\xe9" * 300), (b"X-Other", b"1")), {"x-project": "é" * 255, "x-other": "1"}),
     ],
 )
-def test_the_headers_that_are_asked_for_are_kept(sent: Any, kept: Any) -> None:
+def test_the_configured_usage_headers_are_recorded(sent: Any, kept: Any) -> None:
     row = Ledger(usage_headers=(b"x-project", b"x-other")).serve(headers=sent)
     assert row is not None
     assert row.headers == kept
@@ -240,11 +240,11 @@ def test_the_headers_that_are_asked_for_are_kept(sent: Any, kept: Any) -> None:
         ({}, None),
     ],
 )
-def test_the_end_user_is_who_the_client_names(sent: Any, named: str | None) -> None:
+def test_the_end_user_is_the_one_that_the_client_names(sent: Any, named: str | None) -> None:
     row = Ledger(end_user_headers=(b"x-end-user",)).serve(**sent)
     assert row is not None
     assert row.end_user == named
 
 
-def test_what_no_server_was_asked_leaves_no_row(ledger: Ledger) -> None:
+def test_a_request_that_was_not_sent_leaves_no_row(ledger: Ledger) -> None:
     assert ledger.serve(sent=False) is None

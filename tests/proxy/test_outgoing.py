@@ -1,4 +1,4 @@
-"""Which headers go to the server."""
+"""The headers of the request to the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twisted_vllm.proxy.upstream_headers import outgoing_headers
 TENANT = Principal(kind="key", name="team-a")
 FORWARDED = [(b"X-Forwarded-For", b"192.0.2.1"), (b"X-Forwarded-Proto", b"https")]
 
-#: what stays with the gateway, whoever asks
+#: headers that are never forwarded, for any caller
 NEVER = (
     "Connection", "Keep-Alive", "Proxy-Connection", "TE", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate",
     "Proxy-Authorization", "HTTP2-Settings", "Authorization", "x-litellm-api-key", "api-key", "x-api-key", "Host",
@@ -27,7 +27,7 @@ NEVER = (
 
 
 def outgoing(headers: HeaderPairs, **changes: Any) -> HeaderPairs:
-    """Return what is sent between ``Host`` and ``X-Request-Id``, unless `changes` add to it."""
+    """Return the headers between ``Host`` and ``X-Request-Id``, with `changes` to the arguments."""
     values: dict[str, Any] = {
         "server": server(),
         "principal": TENANT,
@@ -41,7 +41,7 @@ def outgoing(headers: HeaderPairs, **changes: Any) -> HeaderPairs:
     return outgoing_headers(headers, names, **{**values, **changes})
 
 
-def test_what_the_client_sent_stays_as_it_is_between_what_the_gateway_says() -> None:
+def test_the_client_s_headers_stay_unchanged_between_the_gateway_s() -> None:
     sent = [(b"ACCEPT", b"*/*"), (b"x-a", b"2"), (b"X-A", b"1"), (b"Cookie", b"a=b"), (b"X-Empty", b"")]
     found = outgoing(sent, framing=(b"Content-Length", b"3"), forwarded=FORWARDED)
     assert found == [
@@ -55,7 +55,7 @@ def test_what_the_client_sent_stays_as_it_is_between_what_the_gateway_says() -> 
 
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("name", NEVER)
-def test_hop_by_hop_headers_credentials_and_what_is_written_anew_stay_behind(name: str, trusted: bool) -> None:
+def test_hop_by_hop_credential_and_rewritten_headers_are_dropped(name: str, trusted: bool) -> None:
     for spelling in (name, name.lower(), name.upper()):
         found = outgoing([(spelling.encode(), b"the client's")], principal=MASTER if trusted else TENANT)
         assert b"the client's" not in dict(found).values()
@@ -68,13 +68,13 @@ def test_the_operator_s_headers_are_taken_from_administrators_alone(name: bytes)
     assert sent[0] in outgoing(sent, principal=MASTER)
 
 
-def test_headers_that_connection_nominates_stay_behind() -> None:
+def test_headers_that_connection_nominates_are_dropped() -> None:
     sent = [(b"X-Hop", b"1"), (b"x-hop", b"2"), (b"X-Hop-Not", b"3"), (b"X-Other", b"4")]
     found = outgoing(sent, connection=b"close , X-HOP,x-other")
     assert found[1:-1] == [(b"X-Hop-Not", b"3")]
 
 
-def test_connection_cannot_take_away_what_the_gateway_says_itself() -> None:
+def test_connection_cannot_remove_the_gateway_s_own_headers() -> None:
     found = outgoing(
         [],
         connection=b"host, content-length, x-request-id, x-forwarded-for, authorization",
@@ -129,13 +129,13 @@ def test_a_key_sets_the_headers_that_it_was_granted_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("connection", [None, b"x-vllm-priority"])
-def test_the_key_s_priority_is_said_in_place_of_the_client_s(connection: bytes | None) -> None:
+def test_the_key_s_priority_replaces_the_client_s(connection: bytes | None) -> None:
     ranked = attrs.evolve(TENANT, priority=-7)
     for sent in ([], [(b"x-vllm-priority", b"0")]):
         assert outgoing(sent, principal=ranked, connection=connection)[1:-1] == [(b"X-Vllm-Priority", b"-7")]
 
 
-def test_a_key_that_may_say_its_priority_has_its_own_where_it_says_none() -> None:
+def test_a_key_that_may_set_its_priority_has_its_own_as_default() -> None:
     ranked = attrs.evolve(TENANT, priority=0, granted_headers=frozenset({b"x-vllm-priority"}))
     assert outgoing([(b"x-vllm-priority", b"9")], principal=ranked)[1:-1] == [(b"x-vllm-priority", b"9")]
     assert outgoing([], principal=ranked)[1:-1] == [(b"X-Vllm-Priority", b"0")]

@@ -1,4 +1,4 @@
-"""Which target the server gets for a target below ``/vllm``."""
+"""The server's target for a target below ``/vllm``."""
 
 from __future__ import annotations
 

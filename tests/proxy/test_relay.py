@@ -1,4 +1,4 @@
-"""The response's way to the client, and the body's way to the server."""
+"""The relay of the response to the client and of the body to the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Relayed:
     Attributes:
         pending: fires with the response.
         given_up: how often the exchange was given up.
-        calls: what was asked of the connection.
+        calls: the calls on the connection.
     """
 
     def __init__(self, method: bytes = b"GET") -> None:
@@ -41,7 +41,7 @@ class Relayed:
     def respond(
         self, code: int = 200, headers: HeaderPairs | None = None, early: bytes = b"", complete: bool = False
     ) -> UpstreamResponse:
-        """Let the head arrive, with what came of the body in the same segment."""
+        """Let the head arrive, with the part of the body in the same segment."""
         head = ResponseHead(code, b"Fine", headers or [])
         response = UpstreamResponse(head, [], self, self._give_up, bodyless=False)
         response.complete = complete
@@ -126,19 +126,19 @@ def test_a_response_that_breaks_off_is_cut_and_says_why_in_the_log(relayed: Rela
     assert relayed.request.written == [(b"one", False)]
 
 
-def test_a_break_of_another_kind_counts_as_a_broken_answer(relayed: Relayed) -> None:
+def test_another_break_counts_as_a_protocol_error(relayed: Relayed) -> None:
     response = relayed.respond()
     response.ended(Failure(ResponseFailed([Failure(ValueError())])))
     assert relayed.request.context.error_code == "upstream_protocol_error"
 
 
-def test_a_server_that_cannot_be_asked_is_answered_for(relayed: Relayed) -> None:
+def test_an_unreachable_server_gets_an_error_response(relayed: Relayed) -> None:
     relayed.pending.errback(UpstreamUnreachable("not there"))
     assert relayed.request.answered.code == "upstream_unreachable"
     assert relayed.request.context.outcome == "upstream_failed"
 
 
-def test_a_fault_of_the_gateway_s_own_is_answered_for(relayed: Relayed) -> None:
+def test_an_internal_error_gets_an_error_response(relayed: Relayed) -> None:
     relayed.pending.errback(ZeroDivisionError())
     [failure] = relayed.request.failures
     assert failure.check(ZeroDivisionError)
@@ -191,7 +191,7 @@ def test_a_response_that_has_ended_is_neither_paused_nor_resumed(relayed: Relaye
 
 
 class Server:
-    """Takes the body."""
+    """Receives the body."""
 
     def __init__(self) -> None:
         self.taken: list[bytes] = []
@@ -240,7 +240,7 @@ def test_a_slow_server_slows_the_client() -> None:
     assert request.events == ["pause body", "resume body"]
 
 
-def test_what_follows_an_answer_that_came_early_is_read_and_dropped() -> None:
+def test_the_rest_of_a_body_after_an_early_response_is_dropped() -> None:
     request, body, server, ended = uploading()
     request.sink(b"one", False)
     body.stopProducing()

@@ -1,4 +1,4 @@
-"""The resource at ``/vllm``: from a request's head to what is forwarded."""
+"""The resource at ``/vllm``: from a request's head to the forwarded request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JSON = (b"Content-Type", b"application/json")
 TENANT = Principal(kind="key", name="team-a", models=("m",))
 
 
-class Mounted:
+class ResourceHarness:
     """A resource with fakes around it."""
 
     def __init__(self, principal: Any = ANONYMOUS, models: Any = (), limits: Limits = Limits(), **options: Any) -> None:  # noqa: B008
@@ -69,7 +69,7 @@ class Mounted:
 
 
 def test_it_is_a_streaming_resource_that_owns_everything_below() -> None:
-    resource: Any = Mounted().resource
+    resource: Any = ResourceHarness().resource
     assert verifyObject(IResource, resource)
     assert IStreamingResource.providedBy(resource)
     request: Any = FakeRequest()
@@ -79,7 +79,7 @@ def test_it_is_a_streaming_resource_that_owns_everything_below() -> None:
 
 
 def test_method_path_and_query_go_below_the_server_s_base() -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     request = mounted.render(method=b"GET", uri=b"/vllm/chat/completions?a=%2F&a=+")
     assert mounted.sent.method == b"GET"
     assert mounted.sent.url == b"http://gpu-1:8000/base/v1/chat/completions?a=%2F&a=+"
@@ -93,21 +93,21 @@ def test_method_path_and_query_go_below_the_server_s_base() -> None:
     assert request.context.server is SERVER
 
 
-def test_the_credential_is_judged_at_the_present_time() -> None:
-    mounted = Mounted()
+def test_the_credential_is_checked_at_the_current_time() -> None:
+    mounted = ResourceHarness()
     request = mounted.render(headers=[(b"X-Api-Key", b"k")])
     assert mounted.authenticator.asked == [({b"x-api-key": b"k"}, 1234.5)]
     assert request.context.principal is ANONYMOUS
 
 
 def test_a_refused_request_is_answered_and_not_forwarded() -> None:
-    mounted = Mounted(InvalidApiKey("no"))
+    mounted = ResourceHarness(InvalidApiKey("no"))
     assert mounted.render().answered.code == "invalid_api_key"
     assert mounted.agent.sent == []
 
 
 def test_nothing_new_begins_while_the_gateway_drains() -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     request: Any = FakeRequest()
     request.site.draining = True
     mounted.resource.render(request)
@@ -115,29 +115,29 @@ def test_nothing_new_begins_while_the_gateway_drains() -> None:
     assert mounted.agent.sent == []
 
 
-def test_a_small_body_in_hand_is_looked_into_for_the_log() -> None:
-    mounted = Mounted()
+def test_a_small_buffered_body_is_read_for_the_log() -> None:
+    mounted = ResourceHarness()
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
     assert request.context.model == "m"
     assert mounted.sent.body == b'{"model": "m"}'
     assert mounted.headers[b"Content-Length"] == b"14"
 
 
-def test_a_large_body_that_nothing_depends_on_is_not_looked_into() -> None:
-    mounted = Mounted(limits=Limits(max_held_body_bytes=10))
+def test_a_large_body_that_nothing_depends_on_is_not_read() -> None:
+    mounted = ResourceHarness(limits=Limits(max_held_body_bytes=10))
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}' + b" " * PEEK_LIMIT)
     assert request.context.model == ""
     assert isinstance(mounted.sent.body, RequestBody)
 
 
-def test_a_small_body_that_nothing_depends_on_is_not_held_to_the_cap_of_held_bodies() -> None:
-    mounted = Mounted(limits=Limits(max_held_body_bytes=10))
+def test_a_small_body_that_nothing_depends_on_is_exempt_from_the_buffer_limit() -> None:
+    mounted = ResourceHarness(limits=Limits(max_held_body_bytes=10))
     request = mounted.render(headers=[JSON], body=b'{"model": "m"}')
     assert request.answered is None
 
 
 def test_a_body_on_its_way_that_nothing_depends_on_streams() -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     mounted.render(headers=[JSON, (b"content-length", b"7")], body_complete=False, body_length=7)
     assert mounted.sent.body.length == 7
     assert mounted.headers[b"Content-Length"] == b"7"
@@ -145,14 +145,14 @@ def test_a_body_on_its_way_that_nothing_depends_on_streams() -> None:
 
 
 def test_a_chunked_body_streams_in_chunks() -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
     assert mounted.sent.body.length is UNKNOWN_LENGTH
     assert mounted.headers[b"Transfer-Encoding"] == b"chunked"
 
 
 def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
-    mounted = Mounted(TENANT, limits=Limits(max_held_body_bytes=99))
+    mounted = ResourceHarness(TENANT, limits=Limits(max_held_body_bytes=99))
     request = mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
     assert mounted.agent.sent == []
     limit, done = request.collecting
@@ -164,15 +164,15 @@ def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
 
 
 def test_a_body_with_a_model_that_is_not_allowed_is_refused_when_it_is_there() -> None:
-    mounted = Mounted(TENANT)
+    mounted = ResourceHarness(TENANT)
     request = mounted.render(headers=[JSON], body_complete=False)
     request.collecting[1](b'{"model": "other"}')
     assert request.answered.code == "model_not_allowed"
     assert mounted.agent.sent == []
 
 
-def test_a_fault_of_the_gateway_s_own_after_the_body_came_is_answered_for() -> None:
-    mounted = Mounted(TENANT)
+def test_an_internal_error_after_the_body_arrived_gets_an_error_response() -> None:
+    mounted = ResourceHarness(TENANT)
     request = mounted.render(headers=[JSON], body_complete=False)
     mounted.agent.fault = TypeError()
     request.collecting[1](b'{"model": "m"}')
@@ -180,7 +180,7 @@ def test_a_fault_of_the_gateway_s_own_after_the_body_came_is_answered_for() -> N
 
 
 def test_the_model_s_name_is_changed_to_the_server_s_and_the_length_with_it() -> None:
-    mounted = Mounted(models=(ModelEntry("m", "longer", SERVER),))
+    mounted = ResourceHarness(models=(ModelEntry("m", "longer", SERVER),))
     mounted.render(headers=[JSON, (b"Content-Length", b"13")], body=b'{"model":"m"}')
     assert mounted.sent.body == b'{"model":"longer"}'
     assert [value for name, value in mounted.sent.headers.pairs if name.lower() == b"content-length"] == [b"18"]
@@ -188,14 +188,14 @@ def test_the_model_s_name_is_changed_to_the_server_s_and_the_length_with_it() ->
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding"])
 def test_an_empty_body_that_was_declared_stays_declared(name: bytes) -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     mounted.render(headers=[(name, b"0")])
     assert mounted.headers[b"Content-Length"] == b"0"
 
 
 @pytest.mark.parametrize(("principal", "kept"), [(MASTER, True), (ANONYMOUS, True), (TENANT, False)])
 def test_the_operator_s_headers_are_taken_from_administrators_alone(principal: Principal, kept: bool) -> None:
-    mounted = Mounted(principal)
+    mounted = ResourceHarness(principal)
     mounted.render(method=b"GET", uri=b"/vllm/health", headers=[(b"X-Vllm-Priority", b"-1")])
     assert (b"X-Vllm-Priority" in mounted.headers) is kept
 
@@ -204,13 +204,13 @@ def test_the_operator_s_headers_are_taken_from_administrators_alone(principal: P
 def test_a_client_that_waits_for_100_continue_waits_for_the_server_only_where_its_body_streams(
     complete: bool, passed_on: bool
 ) -> None:
-    mounted = Mounted()
+    mounted = ResourceHarness()
     mounted.render(headers=[(b"Expect", b"100-continue")], body_complete=complete, body_length=4)
     assert (b"Expect" in mounted.headers) is passed_on
 
 
-def test_the_server_is_told_who_the_client_is() -> None:
-    mounted = Mounted()
+def test_the_server_gets_the_client_s_address() -> None:
+    mounted = ResourceHarness()
     peer = Peer("192.0.2.7", True)
     request: Any = FakeRequest(headers=[(b"Host", b"gw"), (b"X-Forwarded-For", b"6.6.6.6")], peer=peer)
     mounted.resource.render(request)
@@ -220,6 +220,6 @@ def test_the_server_is_told_who_the_client_is() -> None:
 
 
 def test_the_chain_of_a_trusted_proxy_goes_on_with_all_its_lines() -> None:
-    mounted = Mounted(trusted_proxies=(ip_network("192.0.2.0/24"),))
+    mounted = ResourceHarness(trusted_proxies=(ip_network("192.0.2.0/24"),))
     mounted.render(headers=[(b"X-Forwarded-For", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")])
     assert mounted.headers[b"X-Forwarded-For"] == b"6.6.6.6, 198.51.100.1, 192.0.2.1"

@@ -1,4 +1,4 @@
-"""What a server is asked for an upgrade, and what becomes of its 101."""
+"""The upgrade request to the server, and the handling of its 101."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = ResponseHead(101, b"Switching Protocols", [(b"Upgrade", b"websocket"), (b
 
 
 class FakeTunnel:
-    """Keeps whom it was joined to, and how often it was cut."""
+    """Records the calls of `join` and `cut`."""
 
     def __init__(self) -> None:
         self.joined: list[tuple[Any, ...]] = []
@@ -63,7 +63,7 @@ def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
         ([(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", KEY)], [(b"Upgrade", b"websocket")]),
     ],
 )
-def test_the_server_is_asked_for_what_the_client_asks_for_less_its_key(sent: HeaderPairs, asked: HeaderPairs) -> None:
+def test_the_upgrade_request_is_forwarded_without_the_key(sent: HeaderPairs, asked: HeaderPairs) -> None:
     assert upgrade_headers(request(*sent).head) == [(b"Connection", b"Upgrade"), *asked]
 
 
@@ -76,7 +76,7 @@ def test_the_server_is_asked_for_what_the_client_asks_for_less_its_key(sent: Hea
         (b"realtime", []),
     ],
 )
-def test_a_subprotocol_is_told_only_beside_a_key_and_never_the_key(offered: bytes, told: list[bytes]) -> None:
+def test_a_subprotocol_is_confirmed_only_beside_a_key_and_never_the_key(offered: bytes, told: list[bytes]) -> None:
     head = acknowledged(request((b"Sec-WebSocket-Protocol", offered)), HEAD)
     assert [value for name, value in head.headers if name == b"Sec-WebSocket-Protocol"] == told
     assert head.headers[:2] == HEAD.headers
@@ -98,7 +98,7 @@ def test_a_101_joins_the_two_and_the_outcome_is_the_tunnel_s() -> None:
     assert (relay.context.outcome, tunnel.cuts) == ("completed", 0)
 
 
-def test_a_101_that_comes_during_the_drain_is_answered_for() -> None:
+def test_a_101_during_the_drain_gets_an_error_response() -> None:
     tunnel, asking = FakeTunnel(), request()
     asking.site.draining = True
     relayed(switched(tunnel), asking)

@@ -1,4 +1,4 @@
-"""Runs processes that keep a ledger, kills each with ``kill -9``, and prints the ids of the rows that they told.
+"""Runs processes that write a ledger, kills each with ``kill -9``, and prints the ids of the rows that they reported.
 
 ``DIRECTORY DATABASE_URL KILLS SHORTEST LONGEST``: two processes at a time live for so many seconds each. They are
 forks, which costs nothing. What they do is what a gateway does: rows are appended and flushed, and then told, as

@@ -1,4 +1,4 @@
-"""A value is found in JSON of any size that comes in pieces, whatever else is in it."""
+"""A value is found in JSON of any size and content that arrives in pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may use is estimated from its bytes, without a tokenizer."""
+"""A request's usage is estimated from its bytes, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_picture_counts_and_what_is_short_is_text() -> None:
     assert estimate_prompt(b";base64," + b"A" * 4000) == 4008 // BYTES_PER_TOKEN + 1
 
 
-def test_answers_reserve_what_the_client_named_or_what_is_assumed() -> None:
+def test_choices_reserve_the_client_s_limit_or_the_assumed_tokens() -> None:
     def total(max_tokens: int | None = None, choices: int = 1, generates: bool = True) -> int:
         return estimate_total(10, generates=generates, max_tokens=max_tokens, choices=choices, assumed=1024)
 

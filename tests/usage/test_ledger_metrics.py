@@ -1,4 +1,4 @@
-"""The ledger's metrics: a full disk, a database that is away and what was lost can be told apart from what is well."""
+"""The ledger's metrics reveal a full disk, an unavailable database and lost rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WELL = {
 
 
 class AtOnce:
-    """In place of the reactor: what another thread asks for is done in that thread."""
+    """In place of the reactor: runs calls from other threads in those threads."""
 
     def callFromThread(self, function: Callable[..., object], *args: object) -> None:
         function(*args)
@@ -116,7 +116,7 @@ def test_an_idle_ledger_is_well(ledger: Ledger) -> None:
     assert ledger.scrape() == WELL
 
 
-def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_moved(ledger: Ledger) -> None:
+def test_pending_rows_are_reported_with_their_age_and_counted_once_moved(ledger: Ledger) -> None:
     ledger.put(*usage_rows(3))
     waiting = ledger.scrape()
     assert waiting.pop("spool_bytes") > 100
@@ -127,7 +127,7 @@ def test_rows_that_wait_are_told_with_their_age_and_are_counted_once_they_are_mo
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
 
 
-def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledger) -> None:
+def test_an_unavailable_database_is_reported_until_it_accepts_rows_again(ledger: Ledger) -> None:
     ledger.store.unavailable = True
     ledger.put(*usage_rows(3))
     assert not ledger.move()
@@ -138,9 +138,7 @@ def test_a_database_that_is_away_is_told_until_it_takes_rows_again(ledger: Ledge
     assert ledger.scrape() == WELL | {"rows_spooled_total": 3, "rows_committed_total": 3}
 
 
-def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
-    ledger: Ledger, full_disk: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_disk_is_reported_until_it_accepts_rows_again(ledger: Ledger, full_disk: pytest.MonkeyPatch) -> None:
     ledger.put(*usage_rows(3))
     full = ledger.scrape()
     assert (full["spool_writable"], full["unsaved_rows"], full["spool_write_failures_total"]) == (0, 3, 1)
@@ -154,7 +152,7 @@ def test_a_disk_that_takes_nothing_is_told_until_it_takes_rows_again(
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_rows_that_neither_disk_nor_database_takes_are_told_with_their_age(ledger: Ledger) -> None:
+def test_rows_that_neither_disk_nor_database_accepts_are_reported_with_their_age(ledger: Ledger) -> None:
     ledger.store.unavailable = True
     ledger.put(*usage_rows(3))
     assert not ledger.move()
@@ -179,7 +177,7 @@ def test_rows_for_which_memory_has_no_room_either_are_lost(ledger: Ledger, monke
     assert ledger.scrape()["rows_committed_total"] == 10
 
 
-def test_rows_whose_file_somebody_removed_are_lost(uncached: Ledger) -> None:
+def test_rows_of_a_removed_file_are_lost(uncached: Ledger) -> None:
     ledger = uncached
     ledger.put(*usage_rows(3))
     [file] = ledger.spool.directory.glob("*.spool")

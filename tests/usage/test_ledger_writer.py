@@ -1,4 +1,4 @@
-"""The writer: everything that was flushed reaches the database once, whatever the database does meanwhile."""
+"""The writer: every flushed row reaches the database once, despite outages."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_what_a_run_left_is_moved_by_the_next_and_no_amount_is_its_own(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_outage_is_told_once_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_is_logged_once_and_nothing_is_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "MAX_BACKOFF", 0.1)
     bench.store.unavailable = True
     with captured_logs() as events:
@@ -228,7 +228,7 @@ async def test_a_disk_that_takes_nothing_aside_keeps_no_row_from_the_database_an
 
 
 @pytest_twisted.ensureDeferred
-async def test_damaged_lines_are_kept_beside_and_told(
+async def test_damaged_lines_are_quarantined_and_logged(
     make_bench: Callable[..., Bench], tmp_path: Path, logged_failures: Any
 ) -> None:
     line = bytearray(encode_rows([usage_row(2)]))
@@ -313,7 +313,7 @@ async def test_rows_that_are_too_old_go_and_the_others_stay(make_bench: Callable
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_fault_of_the_writer_s_own_is_told_and_it_goes_on(bench: Bench, logged_failures: Any) -> None:
+async def test_an_internal_error_of_the_writer_is_logged_and_it_continues(bench: Bench, logged_failures: Any) -> None:
     original = bench.store.write
     failing = [True]
 

@@ -1,4 +1,4 @@
-"""Cost is exact: decimals as configured, whole numbers on the way, one rounding."""
+"""Costs are exact: configured decimals, integer calculations, one rounding."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_has_no_price_costs_nothing() -> None:
     assert cost_of(Usage(prompt_tokens=10**9, completion_tokens=10**9), FREE) == 0
 
 
-def test_more_cached_tokens_than_the_prompt_has_are_not_believed() -> None:
+def test_cached_tokens_are_limited_to_the_prompt_s() -> None:
     prices = prices_of("qwen", listed(input_cost_per_token="1e-6", cache_read_input_token_cost="1e-7"))
     assert cost_of(Usage(prompt_tokens=10, cached_tokens=50), prices) == 10 * 100_000
 
@@ -61,7 +61,7 @@ def test_a_cost_stays_within_a_databases_integer() -> None:
     assert cost_of(Usage(prompt_tokens=2**53), prices) == 2**63 - 1
 
 
-def test_a_row_says_what_it_was_charged_at() -> None:
+def test_a_row_has_the_prices_that_were_applied() -> None:
     prices = prices_of("qwen", listed(input_cost_per_token="1e-7", input_cost_per_request="0.010"))
     assert dict(prices.text) == {
         "name": "qwen",

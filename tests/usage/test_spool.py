@@ -1,4 +1,4 @@
-"""The spool of one process: what is flushed is there, in order, once; what the disk refuses is kept and told."""
+"""The spool of one process: flushed rows are stored in order, once; rows that the disk refuses are kept in memory."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_old_segment_goes_when_its_rows_are_committed_though_nothing_follows(
     assert drain(spool) == [usage_row(3)]
 
 
-def test_rows_that_come_after_the_end_are_told(spool: Spool) -> None:
+def test_rows_after_the_close_are_reported_as_lost(spool: Spool) -> None:
     spool.close()
     with captured_logs() as events:
         put(spool, usage_row(1))
@@ -197,7 +197,7 @@ def test_the_files_are_for_their_owner_alone(spool: Spool) -> None:
     assert {path.stat().st_mode & 0o777 for path in spool.directory.iterdir()} == {0o600}
 
 
-def test_the_backlog_is_told(spool: Spool) -> None:
+def test_the_backlog_is_reported(spool: Spool) -> None:
     assert (spool.backlog().rows, spool.backlog().bytes, spool.backlog().oldest) == (0, 0, None)
     put(spool, *usage_rows(3))
     spool.append(usage_row(3))
@@ -209,7 +209,7 @@ def test_the_backlog_is_told(spool: Spool) -> None:
     assert (spool.backlog().rows, spool.backlog().bytes, spool.backlog().oldest) == (0, 0, None)
 
 
-def test_a_file_that_somebody_removed_is_told_and_the_rest_goes_on(uncached: Spool) -> None:
+def test_a_removed_file_is_reported_and_the_rest_continues(uncached: Spool) -> None:
     spool = uncached
     put(spool, *usage_rows(3))
     (spool.directory / segments(spool)[0]).unlink()
@@ -323,7 +323,7 @@ def test_what_neither_takes_is_taken_back_in_order(spool: Spool, disk: Disk, sec
     assert drain(spool) == usage_rows(6)
 
 
-def test_rows_in_memory_alone_are_told_with_their_age_wherever_they_wait(
+def test_unsaved_rows_are_reported_with_their_age_wherever_they_wait(
     spool: Spool, disk: Disk, seconds: Seconds
 ) -> None:
     disk.room = 0

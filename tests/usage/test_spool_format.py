@@ -1,4 +1,4 @@
-"""The spool's format: what was written is read back, and nothing else passes for it."""
+"""The spool's format: written rows are read back, and damage is detected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_any_text_that_fits_comes_back(text: str, number: int, tags: list[str]) 
 
 
 @given(st.data())
-def test_a_line_with_any_bit_changed_is_told(data: st.DataObject) -> None:
+def test_a_line_with_any_bit_changed_is_detected(data: st.DataObject) -> None:
     line = bytearray(encode_rows([ROW])[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
@@ -56,7 +56,7 @@ def test_a_line_with_any_bit_changed_is_told(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_bytes_that_are_no_line_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_a_line_are_detected(data: bytes) -> None:
     assert decode_line(data) is None
 
 

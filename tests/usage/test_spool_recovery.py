@@ -1,4 +1,4 @@
-"""Several processes in one directory: each has its segments, and what one leaves another takes over, once."""
+"""Several processes in one directory: each has its segments, and another one recovers orphaned ones, once."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_file_without_a_row_is_removed(tmp_path: Path, recovery: OrphanRecover
     assert os.listdir(tmp_path) == []
 
 
-def test_a_newer_format_is_left_where_it_is_and_told_once(
+def test_a_newer_format_is_left_in_place_and_reported_once(
     tmp_path: Path, recovery: OrphanRecovery, logged_failures: LoggedFailures
 ) -> None:
     newer = tmp_path / "a1-000001.spool"
@@ -135,7 +135,7 @@ def test_a_newer_format_is_left_where_it_is_and_told_once(
     logged_failures.flush()
 
 
-def test_a_file_that_cannot_be_read_is_left_and_told(
+def test_an_unreadable_file_is_left_and_reported(
     tmp_path: Path, recovery: OrphanRecovery, logged_failures: LoggedFailures
 ) -> None:
     (tmp_path / "a1-000001.spool").mkdir()

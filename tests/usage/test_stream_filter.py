@@ -1,4 +1,4 @@
-"""A stream whose usage the gateway asked for reaches the client as if nobody had asked.
+"""A stream with injected usage reaches the client as if usage had not been requested.
 
 ``answers/chat.sse`` and ``answers/chat_usage.sse`` (and completions likewise) are one request to vLLM 0.32.0, at
 temperature 0, without and with ``include_usage``.
@@ -97,7 +97,7 @@ def test_every_whole_event_passes_at_once_but_for_the_one_that_ends_the_answer()
     assert stream.finish() == b""
 
 
-def test_a_server_that_sends_usage_to_everybody_is_left_alone() -> None:
+def test_a_server_that_sends_usage_to_every_client_is_not_filtered() -> None:
     stream = (ANSWERS / "chat_continuous.sse").read_bytes()
     for size in (1, 100, len(stream)):
         out, reader = passed(cut(stream, size))
@@ -121,12 +121,12 @@ def test_a_fingerprint_of_the_operators_own_is_spelt_as_vllm_spells_it() -> None
     assert out == marked(chunk("", "stop"), json.dumps(fingerprint, ensure_ascii=False).encode())
 
 
-def test_answers_that_end_together_all_get_the_fingerprint() -> None:
+def test_choices_that_end_together_all_get_the_fingerprint() -> None:
     ends = [chunk("", "stop", 0), chunk("", "length", 1)]
     assert passed([*ends, usage_event(), DONE])[0] == b"".join([*map(marked, ends), DONE])
 
 
-def test_an_answer_that_ends_before_others_waits_for_one_event_and_gets_what_is_known() -> None:
+def test_a_choice_that_ends_early_waits_for_one_event_and_gets_the_last_fingerprint() -> None:
     known = Fingerprint()
     parts = [chunk("", "stop", 0), chunk("b", None, 1), chunk("", "stop", 1), usage_event(), DONE]
     first, _ = passed(parts, fingerprint=known)
@@ -203,7 +203,7 @@ def test_a_long_event_that_ends_nothing_passes_whole() -> None:
         assert out == parts[0] + marked(parts[1]) + DONE
 
 
-def test_ends_of_very_many_answers_are_not_held_without_limit() -> None:
+def test_held_ends_of_many_choices_are_bounded() -> None:
     end = chunk("y" * 1000, "stop")
     stream = StreamFilter(ChunkStream(chat=True))
     fed = out = 0

@@ -1,4 +1,4 @@
-"""The audio in a form is measured where its header says its length for certain, however the form is cut."""
+"""The audio in a form is measured if its header gives a certain length, however the form is split."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_files_of_every_kind_that_is_clear_are_measured(file: bytes) -> None:
         wav(form_chunk(), chunk(b"data", b"ab"), chunk(b"data", SECOND * 3)),
     ],
 )
-def test_of_what_is_not_certain_nothing_is_said(file: bytes) -> None:
+def test_an_uncertain_length_is_not_reported(file: bytes) -> None:
     form = part(b"file", file) + END
     assert measured(form) is None
     assert measured(form, 100) is None
@@ -149,16 +149,16 @@ def test_of_what_is_not_certain_nothing_is_said(file: bytes) -> None:
         part(b"file", GOOD) + END + b"more",
     ],
 )
-def test_of_a_form_that_is_not_whole_or_not_clear_nothing_is_said(form: bytes) -> None:
+def test_an_incomplete_or_ambiguous_form_is_not_measured(form: bytes) -> None:
     assert measured(form) is None
     assert measured(form, 9) is None
 
 
-def test_without_a_boundary_nothing_is_said() -> None:
+def test_a_form_without_a_boundary_is_not_measured() -> None:
     assert measured(part(b"file", GOOD) + END, content_type=b"multipart/form-data") is None
 
 
-def test_only_a_form_that_goes_to_a_route_for_audio_is_looked_into() -> None:
+def test_only_forms_are_measured() -> None:
     paths = (b"/v1/audio/transcriptions", b"/v1/audio/translations", b"/v1/chat/completions")
     assert [RoutePricing(classify(b"POST", path), FREE).audio_uploads for path in paths] == [True, True, False]
     assert measure_audio({b"content-type": TYPE}) is not None
@@ -172,7 +172,7 @@ def test_no_bytes_do_harm(noise: bytes, size: int) -> None:
         measured(form, size)
 
 
-def test_of_a_long_file_little_is_kept() -> None:
+def test_a_long_file_uses_little_memory() -> None:
     audio = UploadedAudio(TYPE)
     audio.feed(part(b"file", wav(form_chunk(), chunk(b"data", SECOND, 0xFFFFFFFF)))[:-2])
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Every answer of vLLM that names its usage is read right, in whatever pieces it comes.
+"""The usage in every response of vLLM is read correctly, in any pieces.
 
 ``answers/`` holds what a vLLM 0.32.0 answered (small models on a CPU), byte for byte, streams included. Where those
 servers had no such route or model (decisions, reasoning), the shapes are those of vLLM's protocol classes, named beside
@@ -234,7 +234,7 @@ def test_answers_of_every_shape_are_read_small_and_large(route: str, answer: dic
 @pytest.mark.parametrize(
     ("route", "prompt"), [("/v1/chat/completions", 11), ("/v1/audio/transcriptions", 0), ("/tokenize", 0)]
 )
-def test_an_answer_that_names_no_usage_has_none_and_is_estimated(route: str, prompt: int, answer: bytes) -> None:
+def test_a_response_without_usage_is_estimated(route: str, prompt: int, answer: bytes) -> None:
     reader = reader_for(route, JSON)
     reader.feed(answer)
     assert reader.usage() in (None, Usage())
@@ -247,7 +247,7 @@ def test_a_translation_names_no_usage() -> None:
     assert read("/v1/audio/translations", [(ANSWERS / "translation.json").read_bytes()]) is None
 
 
-def test_figures_beyond_sense_count_as_none() -> None:
+def test_nonsensical_figures_count_as_0() -> None:
     answer = b'{"usage":{"prompt_tokens":-5,"completion_tokens":1e300,"total_tokens":123456789012345678901234567890}}'
     assert read("/v1/completions", [answer]) == Usage()
 
@@ -280,7 +280,7 @@ def test_a_stream_whose_usage_can_be_asked_for_is_one_that_the_filter_understand
         assert isinstance(reader_for(row.path, SSE), ChunkStream)
 
 
-def test_the_ways_in_which_answers_are_read_are_forgotten_before_they_are_too_many() -> None:
+def test_the_cache_of_readings_is_bounded() -> None:
     readers = READERS[UsageFormat.CHAT]
     assert readers is not None
     json_format = readers.reading(JSON)
@@ -296,7 +296,7 @@ def test_a_reader_says_whether_it_reads_a_stream() -> None:
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
-def test_an_answer_that_a_proxy_compressed_is_read_in_any_pieces(compress: Callable[[bytes], bytes]) -> None:
+def test_a_compressed_response_is_read_in_any_pieces(compress: Callable[[bytes], bytes]) -> None:
     for name, route, usage in RECORDED:
         packed = compress((ANSWERS / name).read_bytes())
         content_type = SSE if name.endswith(".sse") else JSON

@@ -1,4 +1,4 @@
-"""A stream is counted right however its bytes come, and whatever a user makes the model say."""
+"""A stream is counted correctly in any segmentation, and whatever text a user makes the model generate."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def chunk(index: int, tokens: int, prompt: int = 8) -> bytes:
     return b"data: %b\n\n" % json.dumps({"choices": [{"index": index, "text": "a"}], "usage": usage}).encode()
 
 
-def test_continuous_usage_of_several_answers_is_added_up() -> None:
+def test_continuous_usage_of_several_choices_is_added_up() -> None:
     parts = [chunk(0, 1), chunk(1, 1), chunk(0, 2), chunk(1, 2), chunk(0, 3)]
     assert reader_of(CHAT, parts).usage() == Usage(prompt_tokens=8, completion_tokens=5, total_tokens=13)
     # the answers of completions may be to several prompts, of which each event counts one

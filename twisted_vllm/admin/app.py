@@ -129,7 +129,7 @@ class AdminApp:
             randbytes: returns that many bytes, fit for secrets.
             readiness: returns the state of the process; it must not block.
             metrics: the gateway's own metrics.
-            metrics_are_open: whether everybody may read them, or only administrators.
+            metrics_are_open: whether anyone may read them, or only administrators.
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
         """

@@ -1,4 +1,4 @@
-"""Finds out who calls the admin API, and whether the caller may."""
+"""Authenticates and authorizes the callers of the admin API."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 #: seconds that a client waits for the database; longer than the database's own timeouts, whose errors say more
 DATABASE_TIMEOUT = 30
 
-#: text that looks like a key or its hash, such as in somebody's metadata
+#: text that looks like a key or its hash, for example in metadata
 _SECRET = re.compile(r"sk-[!-~]{13,}|\b[0-9a-fA-F]{64}\b")
 
 _log = Logger()
@@ -61,7 +61,7 @@ class AdminContext:
         randbytes: returns that many bytes, fit for secrets.
         readiness: returns the state of the process; it must not block.
         metrics: the gateway's own metrics.
-        metrics_are_open: whether everybody may read them, or only administrators.
+        metrics_are_open: whether anyone may read them, or only administrators.
     """
 
     authenticator: AdminAuthenticator
@@ -151,7 +151,7 @@ class AdminCall:
         context: the app's context.
         principal: who calls.
         path: the parameters in the path, by name.
-        given: the names of the fields in the body, or of the parameters in the query that are not empty.
+        given: the names of the fields in the body, or of the non-empty query parameters.
         audit: who calls, when and for what, for the audit log.
     """
 
@@ -234,7 +234,7 @@ def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime) -> Deferred
     memory would differ.
 
     Args:
-        work: a failure of it is logged if nobody waits for it any more.
+        work: its failure is logged if nothing waits for it any more.
         clock: measures `DATABASE_TIMEOUT`, after which the returned Deferred fails with StoreUnavailable.
     """
     waiting: Deferred[T] = Deferred()

@@ -43,9 +43,9 @@ Handle = Callable[[AdminContext, IRequest, Mapping[str, str]], Awaitable[object]
 class Access(Enum):
     """Who may call a route."""
 
-    #: everybody, without a credential
+    #: anyone, without a credential
     OPEN = "open"
-    #: whoever has a valid key; the handler decides what the caller may see
+    #: callers with a valid key; the handler decides what they may see
     ANY_KEY = "any key"
     #: the master key, and keys that may administer
     ADMINISTRATOR = "administrator"

@@ -236,7 +236,7 @@ class FormScan:
         """
         self.model: str | None = None
         self._walker = FormWalker(content_type, observer)
-        self._unjudged = b""
+        self._unscanned = b""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next piece, and return the bytes that were parsed since the last call.
@@ -247,20 +247,20 @@ class FormScan:
         Raises:
             ModelUndetermined: the form is ambiguous. The bytes that were not returned are in `unscanned`.
         """
-        data = self._unjudged = self._unjudged + data if self._unjudged else data
+        data = self._unscanned = self._unscanned + data if self._unscanned else data
         walker = self._walker
         scanned = walker.walk(data, 0)
         if self.model is None and walker.model is not None:
             self.model = walker.model.name
-            self._unjudged = data[walker.model.end :]
+            self._unscanned = data[walker.model.end :]
         else:
-            self._unjudged = data[scanned:]
+            self._unscanned = data[scanned:]
         return data[:scanned]
 
     @property
     def unscanned(self) -> bytes:
         """The bytes that were fed and not returned, without the content of the field "model"."""
-        return self._unjudged
+        return self._unscanned
 
     def finish(self) -> None:
         """Check that the form has ended.

@@ -1,1 +1,1 @@
-"""What the operator wrote, checked and resolved into plain frozen values."""
+"""The configuration, checked and resolved into plain frozen values."""

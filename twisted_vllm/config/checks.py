@@ -1,8 +1,8 @@
-"""Checkers: each says what a value may be, and what it means.
+"""Checkers: each validates a value and converts it.
 
-A checker takes a value and its place, and returns what the value means or raises ``Rejected``. What holds other values
-reports what is wrong with each of them and goes on, so that everything is reported at once. No message quotes a value:
-it may be a secret.
+A checker takes a value and its place, and returns the converted value or raises ``Rejected``. A checker of a list or
+mapping reports every wrong item and continues, so that all problems are reported at once. No message quotes a value: it
+may be a secret.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from twisted_vllm.config.secret import HASH_PREFIX, Secret, hash_of
 
 T = TypeVar("T")
 
-#: a year: the longest time that makes sense, in seconds
+#: a year: the maximum time in seconds
 MAX_SECONDS = 31_536_000
 #: the largest size or count, in bytes or pieces
 MAX_WHOLE = 2**63 - 1
-#: US dollars for one token, second or request: more is a slip of the pen
+#: US dollars per token, second or request: a larger price is a typing error
 MAX_PRICE = 10_000
 #: the classes of routes that a rule may name instead of a path
 ROUTE_CLASSES = tuple(each.value for each in RouteClass)
@@ -43,14 +43,14 @@ _SECRET_HEADERS = frozenset(
 
 @attrs.frozen
 class Checker(Generic[T]):
-    """Says what a value means, and tells the reference what it takes.
+    """Validates and converts a value, and describes the accepted values for the reference.
 
     Attributes:
-        check: returns what the value means; raises ``Rejected`` where it means nothing.
-        kind: what the file holds: ``whole number``.
-        bounds: which of these are taken: ``1 or more``; empty where all are.
-        unit: what the number counts, where the checker knows it: ``seconds``.
-        null: what ``null`` means; empty where ``null`` is refused.
+        check: returns the converted value; raises ``Rejected`` if it is not valid.
+        kind: the kind of value in the file: ``whole number``.
+        bounds: the accepted range: ``1 or more``; empty if all values are accepted.
+        unit: the unit of the number, if the checker knows it: ``seconds``.
+        null: the meaning of ``null``; empty if ``null`` is refused.
     """
 
     check: Callable[[object, Place], T]
@@ -73,7 +73,7 @@ def checker(kind: str, bounds: str = "", unit: str = "") -> Callable[[Callable[[
 
 
 def kind_of(value: object) -> str:
-    """Return what a value is, in the words of the file: never the value."""
+    """Return the kind of a value for a message; never the value itself."""
     words = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
     if value is None:
         return "nothing"
@@ -160,7 +160,7 @@ def seconds(*, zero: bool = False) -> Checker[float]:
 
 
 def duration(minimum: str) -> Checker[float]:
-    """Return a checker for a number and its unit, such as ``90d``, that is not below ``minimum``; it means seconds."""
+    """Return a checker for a duration such as ``90d``, not below ``minimum``; it converts to seconds."""
 
     @checker("duration", f"{minimum} or more; a whole number and s, m, h, d or w")
     def check(value: object, place: Place) -> float:
@@ -182,7 +182,7 @@ def duration(minimum: str) -> Checker[float]:
 def price(value: object, place: Place) -> Decimal:
     """Check for an amount of dollars; a float counts as the shortest decimal that it prints as."""
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
-        # YAML 1.1 takes 1e-7 for text, and so do quotes
+        # YAML 1.1 reads 1e-7 as text, like a quoted number
         found = Decimal(value.strip())
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Rejected(f"must be an amount of US dollars, 0 or more (such as 0.0000005 or 5e-7), not {kind_of(value)}")
@@ -249,11 +249,11 @@ def one_of(*names: str) -> Checker[str]:
 
 
 def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T | None]:
-    """Return a checker that also takes ``null``.
+    """Return a checker that also accepts ``null``.
 
     Args:
-        check: what takes everything else.
-        null: what ``null`` means, for the reference.
+        check: the checker of other values.
+        null: the meaning of ``null``, for the reference.
         empty: whether empty text means the same.
     """
 
@@ -264,7 +264,7 @@ def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T 
 
 
 def list_of(check: Checker[T], *, lone: bool = False) -> Checker[tuple[T, ...]]:
-    """Return a checker for a list; ``null`` is an empty one, and ``lone`` takes one item without a list around it."""
+    """Return a checker for a list; ``null`` means an empty one, and ``lone`` accepts one item without a list."""
 
     @checker(f"list of {check.kind}s{', or one' if lone else ''}", check.bounds)
     def check_all(value: object, place: Place) -> tuple[T, ...]:

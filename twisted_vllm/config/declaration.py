@@ -1,10 +1,10 @@
-"""How a setting is declared: once, as an attribute of the frozen class that holds its value.
+"""Declares each setting once, as an attribute of the frozen class that holds its value.
 
     @attrs.frozen
     class Limits:
         max_body_bytes: int = setting(1_073_741_824, whole(), "A request's body.", unit="bytes")
 
-`section` makes the checker of a mapping in the file from such a class. ``--check``, ``--help``, ``config/example.yaml``
+`section` makes the checker of a mapping from such a class. ``--check``, ``--help``, ``config/example.yaml``
 and ``docs/configuration.md`` read the same declarations.
 """
 
@@ -25,7 +25,7 @@ from twisted_vllm.config.secret import Secret
 T = TypeVar("T")
 A = TypeVar("A", bound=attrs.AttrsInstance)
 
-#: the mapping of the file that holds what only this gateway has
+#: the mapping of the file for settings that only this gateway has
 OWN_BLOCK = "passthrough"
 
 _METADATA = "setting"
@@ -33,10 +33,10 @@ _METADATA = "setting"
 
 @attrs.frozen
 class Required:
-    """Stands in place of a default where a setting must be written.
+    """Marks a setting that must be set, in place of a default.
 
     Attributes:
-        hint: what to write, for the message where it is missing.
+        hint: what to write, for the message if it is missing.
     """
 
     hint: str
@@ -44,10 +44,10 @@ class Required:
 
 @attrs.frozen
 class Inherited:
-    """Stands in place of a default where another setting's value is used.
+    """Marks a setting that defaults to another setting's value.
 
     Attributes:
-        path: the place of that setting.
+        path: the path of that setting.
     """
 
     path: str
@@ -55,12 +55,12 @@ class Inherited:
 
 @attrs.frozen
 class Items:
-    """What a setting holds whose value is a list or a mapping of sections.
+    """The items of a setting that is a list or a mapping of sections.
 
     Attributes:
         section: the checker of one item.
-        path: how the reference writes the place of an item below the setting: ``[]``, or ``.NAME`` in a mapping.
-        key: the name of the example's item in a mapping.
+        path: the suffix of an item's path in the reference: ``[]``, or ``.NAME`` in a mapping.
+        key: the name of the item in the example, for a mapping.
         more: YAML text of further items for the example.
     """
 
@@ -72,22 +72,22 @@ class Items:
 
 @attrs.frozen
 class Setting:
-    """A setting as it was declared.
+    """The declaration of a setting.
 
     Attributes:
-        default: the value where the file says nothing, or `Required` or `Inherited`.
-        check: what it may be; a `Section` where it is a mapping of further settings.
-        doc: what it does, in plain text, for the example and the reference.
-        name: its name in the file; empty where it is the attribute's.
-        unit: what a number counts, where the checker does not know it.
+        default: the default value, or `Required` or `Inherited`.
+        check: its checker; a `Section` if it is a mapping of further settings.
+        doc: its description in plain text, for the example and the reference.
+        name: its name in the file; empty if it is the attribute's.
+        unit: the unit of a number, if the checker does not know it.
         example: YAML text that the example shows in place of the default.
-        block: the mapping at the top of the file that holds it; empty for the top itself. For settings of the classes
-            that stand for the whole file; any other stands where its class does.
-        environment: the variables that set it where the file does not; the first that is set and not empty wins.
-        litellm: the path of the setting in LiteLLM's file that means the same, where it stands elsewhere there.
-        per_server: YAML text of another value for one server, for the example; empty where it cannot differ.
-        concerns: what it is about where it cannot differ from server to server: ``clients``.
-        items: what the value holds, where it is a list or a mapping of sections.
+        block: the top-level mapping that contains it; empty for the top level itself. Only for settings of the classes
+            that represent the whole file; others are in the mapping of their class.
+        environment: the variables that set it if the file does not; the first that is set and not empty wins.
+        litellm: the path of the equivalent setting in LiteLLM's file, if it differs.
+        per_server: YAML text of a value for one server, for the example; empty if it cannot differ per server.
+        concerns: its subject, if it cannot differ per server: ``clients``.
+        items: the items, if it is a list or a mapping of sections.
         attribute: the attribute that holds its value.
     """
 
@@ -107,7 +107,7 @@ class Setting:
 
     @property
     def path(self) -> str:
-        """The place in the file of a setting that stands in one of the blocks."""
+        """The path in the file, for a setting in one of the blocks."""
         return f"{self.block}.{self.name}" if self.block else self.name
 
 
@@ -136,7 +136,7 @@ def setting(
 
 
 def settings_of(holder: type[attrs.AttrsInstance]) -> tuple[Setting, ...]:
-    """Return the settings that a class declares, in their order."""
+    """Return the settings that a class declares, in order."""
     return tuple(
         attrs.evolve(declared, name=declared.name or field.name, attribute=field.name)
         for field in attrs.fields(holder)
@@ -145,26 +145,26 @@ def settings_of(holder: type[attrs.AttrsInstance]) -> tuple[Setting, ...]:
 
 
 class Unknown(Enum):
-    """What becomes of a name that a section does not know."""
+    """The treatment of a name that a section does not know."""
 
-    #: keeps the gateway from starting
+    #: the gateway does not start
     REFUSE = "refuse"
-    #: is warned of, unless it is close to a known one: a misspelt master key must not open the gateway
+    #: a warning, or an error if it is close to a known name: a misspelt master key must not open the gateway
     WARN = "warn"
-    #: is left alone
+    #: ignored
     ACCEPT = "accept"
 
 
 @attrs.frozen
 class Section(Generic[T]):
-    """A checker for a mapping with known names; ``null`` is an empty one.
+    """A checker for a mapping with known names; ``null`` means an empty one.
 
     Attributes:
-        build: makes the result from what was found, by attribute.
-        settings: the settings that it holds.
-        ignored: names that are known and not implemented: each is warned of once.
-        hints: what to say of names that belong elsewhere, so that none is taken for a mere unknown.
-        unknown: what becomes of all other names.
+        build: makes the result from the values, by attribute.
+        settings: its settings.
+        ignored: names that are known and not implemented: each causes one warning.
+        hints: the messages for names that belong elsewhere.
+        unknown: the treatment of all other names.
     """
 
     build: Callable[..., T]
@@ -225,12 +225,12 @@ def section(
     hints: Mapping[str, str] | None = None,
     unknown: Unknown = Unknown.REFUSE,
 ) -> Section[A]:
-    """Return the checker of the mapping whose settings a class declares; the rest are `Section`'s attributes."""
+    """Return the checker of a mapping from the class that declares it; the rest are `Section`'s attributes."""
     return Section(holder, settings_of(holder), ignored, hints or {}, unknown)
 
 
 def values_of(holder: attrs.AttrsInstance, path: str = "") -> Iterator[tuple[str, Setting, object]]:
-    """Yield each setting of a value and of the values in it, with its path below `path` and its value there."""
+    """Yield each setting of a value and of nested values, with its path below `path` and its value."""
     for each in settings_of(type(holder)):
         value = getattr(holder, each.attribute)
         here = f"{path}.{each.name}" if path else each.path
@@ -241,7 +241,7 @@ def values_of(holder: attrs.AttrsInstance, path: str = "") -> Iterator[tuple[str
 
 
 def yaml_of(value: object) -> str:
-    """Return a checked value as one line of YAML that means it; the default of a secret is no secret."""
+    """Return a checked value as one line of YAML; the default of a secret is not secret."""
     if isinstance(value, Secret):
         return yaml_of(value.reveal())
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""What a person is told of the settings: ``--check``, and the environment's part of ``--help``.
+"""Describes the settings for people: ``--check``, and the environment's part of ``--help``.
 
-A line says what several settings come to together. A setting that no such line covers is named where it differs from
-its default, so a new one is shown without a change here.
+A line summarizes several settings. A setting without such a line is listed if it differs from its default, so a new one
+is shown without a change here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _HELP_WIDTH = 100
 
 
 def describe(settings: Settings) -> list[str]:
-    """Return what the settings come to, one line for each piece and none with a secret."""
+    """Return a summary of the settings, one line per item, without secrets."""
     return [f"{line.label + ':':16}{text}" for line in LINES for text in line.says(settings)]
 
 
 def describe_environment() -> str:
-    """Return the environment variables and what each sets: the usual name and the gateway's own, which wins."""
+    """Return the environment variables and their settings: the usual name, and the gateway's own, which wins."""
     lines = []
     for each in variables():
         own, usual = each.environment[0], each.environment[-1]
@@ -173,9 +173,9 @@ class Line:
     """A line of ``--check``, or several with the same label.
 
     Attributes:
-        label: what stands before the colon.
-        says: returns what stands behind it, for each line.
-        settings: the paths of the settings that it covers, or of the mappings that hold them.
+        label: the text before the colon.
+        says: returns the text after it, for each line.
+        settings: the paths of the settings that it covers, or of the mappings that contain them.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Twisted endpoint strings, read without a reactor: whether one is valid, and who can reach it."""
+"""Parses Twisted endpoint strings without a reactor: whether one is valid, and who can reach it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PORT_POSITION = {"tcp": 0, "ssl": 0, "tcp6": 0, "tls": 1}
 _BACKLOG_POSITION = {"tcp": 2, "ssl": 5, "tcp6": 1, "unix": 2}
 
 #: connections that may wait to be accepted. Twisted's 50 overflow in a burst of clients: the kernel drops the rest,
-#: which try again after a second. The kernel's own limit (``net.core.somaxconn``) holds as well.
+#: which retry after a second. The kernel's own limit (``net.core.somaxconn``) also applies.
 BACKLOG = 4096
 
 _HOST_PORT = re.compile(
@@ -48,7 +48,7 @@ def endpoint(value: object, place: Place) -> str:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Tell whether only this machine can reach an endpoint; False for types that are not known."""
+    """Return whether only this machine can reach an endpoint; False for unknown types."""
     while endpoint.startswith(_WRAPPER):
         endpoint = endpoint.removeprefix(_WRAPPER)
     kind, arguments, named = split(endpoint)

@@ -1,4 +1,4 @@
-"""LiteLLM's settings that the gateway knows by name and does not implement: each is warned of and ignored."""
+"""LiteLLM's settings that the gateway knows and does not implement: each is ignored with a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: the command line over the file over the environment, and every problem at once."""
+"""Loads the settings: the command line over the file over the environment. Reports all problems at once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, Settings,
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
 from twisted_vllm.config.urls import api_base, database_url
 
-#: how the arguments of the command line are called in messages
+#: the names of command-line arguments in messages
 _LISTEN_OPTION = "--listen"
 
-#: every setting that stands in a block of the file, by the attribute that holds it
+#: every setting in a block of the file, by attribute
 _DECLARED = {each.attribute: each for each in (*settings_of(ServerSettings), *settings_of(Settings))}
 
-#: without these the gateway is open, or forgets its keys: no misspelling of them passes as an unknown name
+#: without these the gateway is open, or loses its keys: a misspelling of them is an error, not a warning
 _GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to general_settings")
 
 
@@ -34,13 +34,13 @@ def _block(
     hints: Mapping[str, str] | None = None,
     unknown: Unknown = Unknown.WARN,
 ) -> Section[dict[str, Any]]:
-    """Return the checker of a mapping at the top of the file; the values come by the attributes that hold them."""
+    """Return the checker of a top-level mapping; it returns the values by attribute."""
     held = tuple(_nullable(each) for each in _DECLARED.values() if each.block == name)
     return Section(dict, held, ignored, hints or {}, unknown)
 
 
 def _nullable(each: Setting) -> Setting:
-    """Let the file say null where the environment is then asked, whether or not the value may be None."""
+    """Allow null in the file, which defers to the environment, even if the value may not be None."""
     if not each.environment or not isinstance(each.check, Checker) or each.check.null:
         return each
     return attrs.evolve(each, check=optional(each.check, "as if left out"))
@@ -48,13 +48,13 @@ def _nullable(each: Setting) -> Setting:
 
 @checker("mapping of names to text")
 def _read_before(value: object, place: Place) -> dict[str, str]:
-    """Take the variables, which `overlay` checks before the rest of the file is read."""
+    """Return the variables, which `overlay` checks before the rest of the file is read."""
     return {}
 
 
 @attrs.frozen
 class Document:
-    """The whole file: its blocks, each as its settings by the attributes that hold them."""
+    """The whole file: each block as its settings by attribute."""
 
     environment_variables: dict[str, str] = setting(
         {}, _read_before, "Variables laid over the environment before anything else is read.", block="", name=BLOCK
@@ -115,17 +115,17 @@ def load(
     default_database_url: str = DEFAULT_DATABASE_URL,
     default_api_base: str | None = None,
 ) -> Settings:
-    """Load everything that the operator decided.
+    """Load the settings.
 
     Args:
         file: the configuration file, if there is one.
         environ: the environment.
         listen: the endpoints of the command line; they replace those of the file.
-        default_database_url: the database where none is named.
-        default_api_base: the default server where one is needed and none is named.
+        default_database_url: the database if none is configured.
+        default_api_base: the default server if one is needed and none is configured.
 
     Raises:
-        ConfigError: something keeps it from being used; it holds all that does.
+        ConfigError: the configuration is not valid; it contains all problems.
     """
     written = read(file) if file is not None else {}
     report = Report()
@@ -157,7 +157,7 @@ def variables() -> list[Setting]:
 
 
 def variables_of(attribute: str) -> tuple[str, ...]:
-    """Return the environment variables of the setting that an attribute holds; the first that is set wins."""
+    """Return the environment variables of a setting, by attribute; the first that is set wins."""
     return _DECLARED[attribute].environment
 
 
@@ -172,7 +172,7 @@ def _endpoints(listen: Sequence[str], written: tuple[str, ...], root: Place) -> 
 
 
 def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
-    """Refuse to be open to others than this machine, unless the master key or the endpoint was refused already."""
+    """Refuse open mode on addresses beyond this machine, unless the master key or the endpoint was refused already."""
     here = ("master_key", _DECLARED["allow_anonymous"].path, place.path)
     if place.report.refused_below("general_settings", *variables_of("master_key"), *here):
         return
@@ -193,7 +193,7 @@ def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: s
     base = _DECLARED["api_base"]
     base_refused = root.report.refused_below(base.path, *base.environment)
     if base_refused:
-        # What lacks an api_base lacks the refused one: one problem is enough.
+        # The missing api_base is the refused one: one problem is enough.
         table = tuple(row for row in table if row.entry.litellm_params.api_base)
     elif servers.api_base is None and default_api_base is not None and _needs_default(table):
         servers = attrs.evolve(servers, api_base=root.at("default_api_base").attempt(api_base, default_api_base))

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: all of it at once, each with its place, and no value quoted."""
+"""The problems of a configuration, reported together, each with its place and without values."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import attrs
 
 T = TypeVar("T")
 
-#: how LiteLLM's files name an environment variable, as the whole of a value
+#: the prefix of a value that names an environment variable, as in LiteLLM's files
 REFERENCE = "os.environ/"
 
-#: a name that may be shown as it stands: what settings are called
+#: a name that may be shown unchanged: the form of setting names
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-#: how the keys of OpenAI, LiteLLM and this gateway begin: never shown, not even where a name was expected
+#: the prefix of keys of OpenAI, LiteLLM and this gateway: never shown, even in place of a name
 _KEY_PREFIX = re.compile(r"sk[-_]", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _INDEX = re.compile(r"\[[0-9]+\]")
@@ -24,10 +24,10 @@ _INDEX = re.compile(r"\[[0-9]+\]")
 
 @attrs.frozen
 class Problem:
-    """One thing that keeps the configuration from being used.
+    """One error in the configuration.
 
     Attributes:
-        path: where it stands: ``model_list[1].litellm_params.api_base``, the name of a variable or a file, or empty.
+        path: its place: ``model_list[1].litellm_params.api_base``, the name of a variable or a file, or empty.
         message: what is wrong and, in parentheses, what to do.
     """
 
@@ -42,7 +42,7 @@ class ConfigError(Exception):
     """The configuration cannot be used.
 
     Attributes:
-        problems: everything that is wrong, in the order of the settings.
+        problems: all problems, in the order of the settings.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
@@ -54,10 +54,10 @@ class ConfigError(Exception):
 
 
 class Rejected(Exception):
-    """A value that means nothing where it stands.
+    """A value is not valid at its place.
 
     Attributes:
-        message: what is wrong with it; ``None`` where the report already says so.
+        message: what is wrong with it; ``None`` if the report already has the problem.
     """
 
     def __init__(self, message: str | None) -> None:
@@ -72,7 +72,7 @@ class EnvironmentText(str):
 
 
 class Report:
-    """The problems and warnings that loading found."""
+    """The problems and warnings found while loading."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -89,7 +89,7 @@ class Report:
         self._warnings[same] = (first, count + 1)
 
     def refused_below(self, *paths: str) -> bool:
-        """Whether there is a problem at or below one of the paths."""
+        """Return whether there is a problem at or below one of the paths."""
         refused = [problem.path for problem in self.problems]
         return any(at == path or at.startswith((f"{path}.", f"{path}[")) for at in refused for path in paths)
 
@@ -103,12 +103,12 @@ class Report:
 
 @attrs.frozen
 class Place:
-    """Where a value stands.
+    """The place of a value in the configuration.
 
     Attributes:
-        path: the names and indices that lead to it.
-        report: where problems and warnings go.
-        environ: what ``os.environ/NAME`` refers to.
+        path: its path of names and indexes.
+        report: collects problems and warnings.
+        environ: the variables for ``os.environ/NAME``.
     """
 
     path: str
@@ -141,7 +141,7 @@ class Place:
             self.refuse(rejected.message)
 
     def resolve(self, value: object) -> object:
-        """Return the value that ``os.environ/NAME`` stands for, or the value itself.
+        """Return the value of ``os.environ/NAME``, or the value itself.
 
         Raises:
             Rejected: the variable is not set.
@@ -160,12 +160,12 @@ class Place:
         """Resolve a value and check it.
 
         Raises:
-            Rejected: it means nothing here.
+            Rejected: it is not valid here.
         """
         return check(self.resolve(value), self)
 
     def attempt(self, check: Callable[[object, Place], T], value: object) -> T | None:
-        """Resolve a value and check it; report why it was rejected, and return ``None`` then."""
+        """Resolve a value and check it; if it is rejected, report that and return ``None``."""
         try:
             return self.check(check, value)
         except Rejected as error:
@@ -174,14 +174,14 @@ class Place:
 
 
 def located(path: str, message: str) -> str:
-    """Return one line: the path, where there is one, and the message."""
+    """Return one line: the path, if there is one, and the message."""
     return f"{path}: {message}" if path else message
 
 
 def shown(name: object) -> str:
-    """Return a name from the file as a message may show it.
+    """Return a name from the file for a message.
 
-    A value that slipped into the place of a name (``{api_key:sk-1}`` is one long name) is cut off.
+    A value in the place of a name (``{api_key:sk-1}`` is one long name) is cut off.
     """
     if not isinstance(name, str):
         return "…"
@@ -192,11 +192,11 @@ def shown(name: object) -> str:
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like this one, if any is: case, ``-`` and ``_`` do not count."""
+    """Return the most similar known name, if any; case, ``-`` and ``_`` are ignored."""
     if not isinstance(name, str):
         return None
     folded = {_fold(candidate): candidate for candidate in known}
-    # Names are short; a long text would make the comparison slow.
+    # Names are short; comparing a long text would be slow.
     close = get_close_matches(_fold(name[:80]), folded, n=1, cutoff=cutoff)
     return folded[close[0]] if close else None
 

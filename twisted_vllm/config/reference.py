@@ -1,7 +1,7 @@
 """Writes ``config/example.yaml`` and ``docs/configuration.md`` from the declarations of the settings.
 
 ``make reference``, or ``python -m twisted_vllm.config.reference`` at the root of the repository, writes both. With
-``--check`` it writes nothing, and ends with 1 where a file is out of date.
+``--check`` it writes nothing, and exits with 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twisted_vllm.config.checks import Checker
 from twisted_vllm.config.declaration import OWN_BLOCK, Inherited, Items, Required, Section, Setting, yaml_of
 from twisted_vllm.config.load import DOCUMENT, variables
 
-#: columns of the example
+#: line width of the example
 WIDTH = 120
 
 _EXAMPLE_HEAD = """\
@@ -147,12 +147,12 @@ def _values_alone(section: Section[Any], margin: str) -> Iterator[str]:
 
 
 def _default(each: Setting) -> str:
-    """Return the default as the file has it; empty where there is none of its own."""
+    """Return the default in the file's form; empty without a default of its own."""
     return "" if isinstance(each.default, (Required, Inherited)) else yaml_of(each.default)
 
 
 def _remark(each: Setting) -> str:
-    """Return what a comment behind the value says: unit, choices, and what null or no value means."""
+    """Return the comment after the value: unit, choices, and the meaning of null or no value."""
     if isinstance(each.check, Section) or each.items is not None:
         return ""
     said = [_unit(each)] if _unit(each) else []
@@ -193,7 +193,7 @@ def sections(section: Section[Any] = DOCUMENT, path: str = "") -> Iterator[tuple
 
 
 def _held(each: Setting, path: str) -> tuple[str, Section[Any]] | None:
-    """Return the mapping that a setting, or each of its items, is: its path and its checker."""
+    """Return path and checker of the mapping that a setting, or each of its items, consists of; or None."""
     if isinstance(each.check, Section):
         return path, each.check
     return None if each.items is None else (f"{path}{each.items.path}", each.items.section)
@@ -205,7 +205,7 @@ def _row(each: Setting, path: str) -> dict[str, str]:
     name, doc = _code(each.name), _escaped(each.doc)
     held = _held(each, here)
     if held is not None and held[1].settings:
-        # a mapping has a table of its own, below its description
+        # a mapping has its own table, below its description
         name, doc = f"[{name}](#{re.sub(r'[^a-z0-9_]', '', held[0].lower())})", ""
     null = each.check.null if isinstance(each.check, Checker) else ""
     return {
@@ -257,7 +257,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([|*<])", r"\\\1", text)
 
 
-#: the files, from the repository's root, and what makes their text
+#: the files, relative to the repository's root, and the functions that generate them
 FILES: Mapping[str, Callable[[], str]] = {"config/example.yaml": example, "docs/configuration.md": reference}
 
 

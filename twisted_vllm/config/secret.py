@@ -1,17 +1,17 @@
-"""Values that must not be shown, and the form in which a master key may be given without itself."""
+"""Values that must not be shown, and master keys that are given as a hash."""
 
 from __future__ import annotations
 
 import re
 
-#: what stands before the SHA-256 of a master key that is given as its hash
+#: the prefix of a master key that is given as its SHA-256
 HASH_PREFIX = "sha256:"
 
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class Secret:
-    """A string that keeps itself out of logs, errors and reprs; ``reveal`` is the only way to its value."""
+    """A string that is hidden in logs, errors and reprs; ``reveal`` is the only way to its value."""
 
     __slots__ = ("_value",)
 
@@ -19,7 +19,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the value, for the one place that must send or compare it."""
+        """Return the value, for code that must send or compare it."""
         return self._value
 
     def __repr__(self) -> str:
@@ -33,6 +33,6 @@ class Secret:
 
 
 def hash_of(master_key: Secret) -> str | None:
-    """Return the SHA-256 that stands for a master key, in lower-case hex; ``None`` where the key itself is given."""
+    """Return the SHA-256 of a master key given as its hash, in lower-case hex; ``None`` if the key itself is given."""
     found = _HASH.fullmatch(master_key.reveal())
     return None if found is None else found[1].lower()

@@ -1,4 +1,4 @@
-"""What the file says of vLLM servers, and the servers that come of it: one equal value for each, whoever names it."""
+"""The vLLM servers in the file, resolved so that each server is one value, whichever settings name it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
 from twisted_vllm.config.urls import Address, api_base
 
-#: LiteLLM's name for vLLM servers, the one provider that the gateway speaks to
+#: LiteLLM's name of vLLM servers, the only supported provider
 PROVIDER = "hosted_vllm"
 
 _WILDCARD = re.compile(r"[*?]")
 _PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
 _EXAMPLE_BASE = "http://gpu-1:8000"
-#: shows in the example how two servers share a model's requests
+#: for the example: two servers share a model's requests
 SECOND_ENTRY = """\
 - model_name: qwen
   litellm_params:
@@ -73,7 +73,7 @@ def hosted_model(value: object, place: Place) -> str:
 
 @attrs.frozen
 class ModelParams:
-    """The ``litellm_params`` of an entry; its prices stand among its other settings in the file."""
+    """The ``litellm_params`` of an entry; in the file, its prices are among its other settings."""
 
     model: str = setting(
         Required(f"write {PROVIDER}/NAME"),
@@ -147,7 +147,7 @@ class Entry:
 
     @property
     def prices(self) -> PriceList:
-        """What the model costs: as LiteLLM has it, the parameters win over the description."""
+        """The model's prices: as in LiteLLM, the parameters win over the description."""
         return self.litellm_params.prices.over(self.model_info)
 
 
@@ -161,7 +161,7 @@ ENTRY_SECTION = section(
 
 @attrs.frozen
 class Row:
-    """An entry of ``model_list`` and where it stands."""
+    """An entry of ``model_list`` and its place."""
 
     place: Place
     entry: Entry
@@ -169,7 +169,7 @@ class Row:
 
 @checker("row")
 def row(value: object, place: Place) -> Row | None:
-    """Check one entry; ``None`` for one of another provider, which is skipped with a warning."""
+    """Check one entry; return ``None`` for another provider's, which is skipped with a warning."""
     provider = _other_provider(value, place)
     if provider is not None:
         advice = f"only {PROVIDER}/NAME is served" if provider != "vllm" else f"write {PROVIDER}/NAME to serve it"
@@ -191,7 +191,7 @@ def rows(value: object, place: Place) -> tuple[Row, ...]:
 
 
 def _other_provider(value: object, place: Place) -> str | None:
-    """Return the provider of an entry that is not vLLM's nor meant to be; ``None`` for all that must be checked."""
+    """Return the provider of an entry that is clearly not for vLLM; ``None`` for entries that must be checked."""
     params = value.get("litellm_params") if isinstance(value, dict) else None
     model = params.get("model") if isinstance(params, dict) else None
     try:
@@ -229,7 +229,7 @@ def _hints(holder: type[attrs.AttrsInstance], place: str) -> dict[str, str]:
     }
 
 
-#: the timeouts and limits that may differ from server to server
+#: the timeouts and limits that may differ per server
 SERVER_TIMEOUTS = _per_server(Timeouts, "passthrough.timeouts")
 SERVER_LIMITS = _per_server(Limits, "passthrough.limits")
 
@@ -251,10 +251,10 @@ OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
 
 @attrs.frozen
 class Override:
-    """What ``passthrough.servers`` says of one server.
+    """The entry of ``passthrough.servers`` for one server.
 
     Attributes:
-        place: where it stands.
+        place: its place.
         timeouts: the timeouts that differ for it, by name.
         limits: the limits that differ for it, by name.
     """
@@ -266,12 +266,12 @@ class Override:
 
 @checker("mapping of api_base to settings")
 def overrides(value: object, place: Place) -> Mapping[Address, Override]:
-    """Check for a mapping of ``api_base`` to what differs for that server."""
+    """Check for a mapping of ``api_base`` to the server's own settings."""
     if value is not None and not isinstance(value, dict):
         raise Rejected(f"must be a mapping of api_base to settings, not {kind_of(value)}")
     found: dict[Address, Override] = {}
     for index, (base, content) in enumerate((value or {}).items()):
-        # The index stands for the name until it is known to be a URL without a password.
+        # Use the index in place of the name until it is known to be a URL without a password.
         address = place.item(index).attempt(api_base, base)
         if address is None:
             continue
@@ -317,10 +317,10 @@ class ServerSettings:
 
 @attrs.frozen
 class Fleet:
-    """Every server that is used.
+    """All servers in use.
 
     Attributes:
-        default: serves requests that no entry names.
+        default: serves requests for models without an entry.
         models: the entries of ``model_list`` with their servers.
     """
 
@@ -339,7 +339,7 @@ class _Placed:
 
 
 def assemble(table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits) -> Fleet:
-    """Give each entry its server; report what cannot be at the place of the entry or of the override."""
+    """Assign each entry its server; report problems at the place of the entry or of the override."""
     default = servers.api_base
     placed: list[_Placed] = []
     for row in table:
@@ -396,7 +396,7 @@ def assemble(table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, 
 
 
 def _longest_timeouts(placed: Sequence[_Placed]) -> dict[tuple[Address, Secret | None], float]:
-    """Return the total timeout of each server whose entries name one; where they differ, the longest."""
+    """Return the total timeout of each server whose entries set one; if they differ, the longest."""
     longest: dict[tuple[Address, Secret | None], float] = {}
     for each in placed:
         timeout = each.entry.litellm_params.timeout
@@ -412,7 +412,7 @@ def _longest_timeouts(placed: Sequence[_Placed]) -> dict[tuple[Address, Secret |
 
 
 def _smallest_limits(placed: Sequence[_Placed]) -> dict[Address, int]:
-    """Return the limit of each address whose entries name one; where they differ, the smallest."""
+    """Return the limit of each address whose entries set one; if they differ, the smallest."""
     smallest: dict[Address, int] = {}
     for each in placed:
         limit = each.entry.litellm_params.max_parallel_requests

@@ -1,4 +1,4 @@
-"""The settings: each declared once, and held as plain frozen values that the rest of the gateway is given."""
+"""The settings: each declared once, and stored as plain frozen values."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class LedgerSettings:
 
 @attrs.frozen
 class EndUserSettings:
-    """How a caller names the end user that it asks for."""
+    """How a caller names the end user of a request."""
 
     headers: tuple[str, ...] = setting(
         ("x-litellm-end-user-id",),
@@ -214,7 +214,7 @@ class EndUserSettings:
 
 @attrs.frozen
 class PriceList:
-    """What a model costs, in US dollars, by LiteLLM's names."""
+    """The prices of a model in US dollars, by LiteLLM's names."""
 
     input_cost_per_token: Decimal | None = setting(None, optional(price, "free"), "Price of a prompt token.")
     output_cost_per_token: Decimal | None = setting(
@@ -237,7 +237,7 @@ class PriceList:
         return {field.name: getattr(self, field.name) for field in attrs.fields(PriceList)}
 
     def over(self, other: PriceList) -> PriceList:
-        """Return these prices, and the other's where these name none."""
+        """Return these prices, completed by the other's."""
         return PriceList(
             **{name: other.named()[name] if found is None else found for name, found in self.named().items()}
         )
@@ -267,7 +267,7 @@ class LogSettings:
 
 @attrs.frozen(cache_hash=True)
 class Server:
-    """One vLLM server as the gateway reaches it.
+    """One vLLM server.
 
     Attributes:
         name: the name for logs and metrics: ``host:port`` and the base path, never a credential.
@@ -278,7 +278,7 @@ class Server:
         host_header: the value of ``Host``.
         api_key: the server's own key, sent as ``Authorization: Bearer``.
         timeouts: how long to wait for this server.
-        max_concurrent_requests: requests in flight at its address at a time; ``None`` is no limit.
+        max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
     """
 
@@ -308,7 +308,7 @@ class ModelEntry:
         upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
-        prices: what it costs; where it names no price at all, the default prices hold.
+        prices: its prices; if it sets none, the default prices apply.
     """
 
     model_name: str
@@ -320,15 +320,15 @@ class ModelEntry:
 
 @attrs.frozen
 class Settings:
-    """Everything that was configured, checked and resolved.
+    """All settings, checked and resolved.
 
-    What the file says of servers (``model_list``, ``api_base``, ``api_key``, ``servers``) is declared in ``servers``,
-    and resolved here.
+    The servers in the file (``model_list``, ``api_base``, ``api_key``, ``servers``) are declared in ``servers``, and
+    resolved here.
 
     Attributes:
-        default_server: serves requests that no entry of ``models`` names.
+        default_server: serves requests for models without an entry in ``models``.
         models: the entries of ``model_list``, in order.
-        warnings: one line each on what was accepted and is not used.
+        warnings: one line for each setting that is accepted but not used.
     """
 
     master_key: Secret | None = setting(
@@ -441,24 +441,24 @@ class Settings:
 
     @property
     def metrics_are_open(self) -> bool:
-        """Whether everybody may read ``GET /metrics``, and not administrators alone."""
+        """Whether anyone may read ``GET /metrics``, not only administrators."""
         return not self.require_auth_for_metrics_endpoint
 
     @property
     def servers(self) -> list[Server]:
-        """Every vLLM server that is named, each once, the default server first."""
+        """All vLLM servers without duplicates, the default server first."""
         default = [self.default_server] if self.default_server is not None else []
         return list(dict.fromkeys([*default, *(entry.server for entry in self.models)]))
 
     @property
     def secrets(self) -> list[str]:
-        """Every secret that is held, for the log to redact."""
+        """All secrets, for the log to redact."""
         found = [self.database_url.reveal()]
         password = make_url(self.database_url.reveal()).password
         if password is not None:
             found.append(password)
         if self.redis is not None and self.redis.password is not None:
-            # as it is, and as a URL spells it
+            # plain, and percent-encoded
             revealed = self.redis.password.reveal()
             found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
         if self.master_key is not None:

@@ -1,6 +1,6 @@
-"""What is read: the configuration file as plain values, and the environment.
+"""Reads the configuration file into plain values, and the environment.
 
-The file is strict YAML; a message says in which line something is wrong.
+The file is strict YAML; messages name the line of an error.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from twisted_vllm.config.problems import (
     suggestion,
 )
 
-#: how the gateway's own variables begin
+#: the prefix of the gateway's own variables
 PREFIX = "VLLM_PASSTHROUGH_"
 #: the block of the file that is laid over the environment
 BLOCK = "environment_variables"
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
-#: what PyYAML quotes in its messages: pieces of the file, and the names of its tokens
+#: the quoted parts of PyYAML's messages: pieces of the file, and the names of its tokens
 _QUOTED = re.compile(r"""'(.*?)'|"(.*?)\"""", re.DOTALL)
 _TOKEN = re.compile(r".?|<[a-z ]+>", re.DOTALL)
 
 
 def read(file: str) -> dict[Any, Any]:
-    """Read a configuration file; an empty one holds no settings.
+    """Read a configuration file; an empty one has no settings.
 
     Raises:
         ConfigError: it cannot be read, is not YAML, or is not a mapping at the top.
@@ -64,7 +64,7 @@ def parse(text: str, file: str) -> dict[Any, Any]:
     """Parse the text of a configuration file; ``file`` is its name for messages.
 
     Raises:
-        ConfigError: it is not YAML, a name stands twice in a mapping, or the top is not a mapping.
+        ConfigError: it is not YAML, a name is repeated in a mapping, or the top is not a mapping.
     """
     try:
         found = yaml.load(text, Loader=_StrictLoader)
@@ -91,7 +91,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     if isinstance(error, _RepeatedName):
         return where + str(error.problem)
-    # An unquoted password that begins with * or ! is an alias or a tag to YAML, and stands in its message.
+    # To YAML, an unquoted password that begins with * or ! is an alias or a tag, and appears in its message.
     what = _QUOTED.sub(_without_value, error.problem or error.context or "is not YAML")
     return f"{where}{what} (check the indentation, and put values with special characters into quotes)"
 
@@ -102,11 +102,11 @@ def _without_value(quoted: re.Match[str]) -> str:
 
 
 class _RepeatedName(ComposerError):
-    """A name that stands twice in one mapping."""
+    """A name is repeated in a mapping."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a name given twice, leaves dates as text, and fails only with YAML's errors."""
+    """A safe loader that refuses repeated names, leaves dates as text, and fails only with YAML's errors."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -169,7 +169,7 @@ def warn_of_misspelt(environ: Mapping[str, str], settings: Iterable[Setting], re
 
 
 def from_environment(setting: Setting, root: Place) -> Any:
-    """Return the value of a setting in the environment, ``None`` where it has none or is refused."""
+    """Return the value of a setting from the environment; ``None`` if it is not set or is refused."""
     for name in setting.environment:
         value = root.environ.get(name)
         if value:

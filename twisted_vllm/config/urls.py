@@ -26,7 +26,7 @@ _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 
 _POSTGRESQL = "postgresql+psycopg"
-#: how others write what is SQLAlchemy's ``postgresql+psycopg``
+#: other spellings of SQLAlchemy's ``postgresql+psycopg``
 _DATABASE_SCHEMES = {"postgres": _POSTGRESQL, "postgresql": _POSTGRESQL, _POSTGRESQL: _POSTGRESQL, "sqlite": "sqlite"}
 #: parameters of Prisma, LiteLLM's database client, that PostgreSQL's own client refuses
 _PRISMA_ONLY = frozenset(
@@ -39,7 +39,7 @@ _REDIS_SPELLING = "redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with T
 
 @attrs.frozen
 class Address:
-    """Where a server is reached, whatever the spelling of its ``api_base``.
+    """The address of a server, independent of the spelling of its ``api_base``.
 
     Attributes:
         tls: whether to speak TLS.
@@ -60,12 +60,12 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The ``api_base`` in its one form."""
+        """The ``api_base`` in its canonical form."""
         return f"{self._scheme}://{self.name}"
 
     @property
     def host_header(self) -> bytes:
-        """The value of ``Host``: without the scheme's own port (RFC 9110 §7.2)."""
+        """The value of ``Host``, without the scheme's default port (RFC 9110 §7.2)."""
         usual = self.port == _DEFAULT_PORTS[self._scheme]
         return (self._bracketed if usual else f"{self._bracketed}:{self.port}").encode("ascii")
 
@@ -82,7 +82,7 @@ class Address:
 def api_base(value: object, place: Place) -> Address:
     """Check for the URL of a vLLM server; a trailing ``/`` or ``/v1`` makes no difference.
 
-    Nothing of the URL is repeated in a message: it may hold a password.
+    No message repeats the URL: it may contain a password.
     """
     found = text(value, place)
     if re.search(r"[^\x21-\x7e]|\\", found):
@@ -173,7 +173,7 @@ class RedisServer:
         port: its TCP port.
         database: the number of the database on it.
         tls: whether to speak TLS to it and check its certificate.
-        username: the user in Redis' access control lists; ``None`` is its default user.
+        username: the user in Redis' access control lists; ``None`` means the default user.
         password: that user's password.
     """
 

@@ -1,4 +1,4 @@
-"""What one request leaves in the log."""
+"""The log record of a request."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import msgspec
 
 from twisted_vllm.context import RequestContext
 
-#: characters of a path, or of a model's name, that stand in the log
+#: characters of a path, or of a model's name, to log
 TEXT_LIMIT = 512
-#: characters that are searched for secrets: a secret that is cut through would not be recognised
+#: characters to search for secrets: a secret that is cut would not be recognised
 READ_LIMIT = 1024
 
 
 class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One finished request. In JSON, what has a default is there where it differs from that.
+    """One finished request. In JSON, fields with their default value are omitted.
 
     Attributes:
         time: when it began, ISO 8601 in UTC with milliseconds.
         request_id: the ``x-request-id`` that the client and vLLM saw.
         client: the client's address.
-        key_name: the key's alias or ``sk-...abcd``, ``master``, ``anonymous``, or empty where none was known.
+        key_name: the key's alias or ``sk-...abcd``, ``master``, ``anonymous``, or empty if it is unknown.
         key_hash: the first digits of the key's SHA-256, or empty.
         method: the HTTP method.
-        route: the path that the server saw, without its query, or the gateway's own path.
-        model: the model that the body named, or empty where it named none or was not read.
-        server: the name of the vLLM server, or empty where none was asked.
-        status: the status sent to the client; 0 where none was.
+        route: the server's path without its query, or the gateway's own path.
+        model: the model that the body names; empty if it names none or was not read.
+        server: the name of the vLLM server; empty without one.
+        status: the status sent to the client; 0 without one.
         outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
             ``failed``.
         error: the gateway's own error code, or empty.
-        bytes_in: the request body's size in bytes, as far as it was read; of a tunnel, what the client sent through it.
-        bytes_out: the response body's size in bytes, as far as it was sent; of a tunnel, what the server sent.
+        bytes_in: received bytes of the request's body; for a tunnel, the client's bytes.
+        bytes_out: sent bytes of the response's body; for a tunnel, the server's bytes.
         first_byte_ms: from the request's head to the first byte of the response, in milliseconds; ``None`` without one.
         total_ms: from the request's head to its end, milliseconds.
         queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in flight, in milliseconds;
-            ``None`` where it did not.
+            ``None`` if it did not.
     """
 
     time: str
@@ -60,11 +60,11 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class ClientText:
-    """Takes secrets out of what a client wrote, such as a key in a path or in the place of a model's name.
+    """Removes secrets from client-supplied text, such as a key in a path or in place of a model's name.
 
     Attributes:
-        clean: returns a text without secrets, cut to `TEXT_LIMIT` characters. The same few paths and models come again
-            and again, so results are cached.
+        clean: returns a text without secrets, cut to `TEXT_LIMIT` characters. Paths and models repeat, so results are
+            cached.
     """
 
     def __init__(self, redact: Callable[[str], str]) -> None:
@@ -72,15 +72,15 @@ class ClientText:
         self.clean = lru_cache(maxsize=1024)(lambda text: redact(text[:READ_LIMIT])[:TEXT_LIMIT])
 
     def request_id(self, context: RequestContext) -> str:
-        """Return the id of a request; where the client chose it, without secrets."""
+        """Return the id of a request; a client's id without secrets."""
         request_id = context.request_id.decode("ascii")
         return self._redact(request_id) if b"x-request-id" in context.head.first else request_id
 
 
 def route_of(context: RequestContext) -> bytes:
-    """Return the path that the server saw, or the gateway's own path; nothing of a target that is no path.
+    """Return the server's path, or the gateway's own path; nothing of a target that is not a path.
 
-    Such a target may hold a password (``http://user:password@host``).
+    Such a target may contain a password (``http://user:password@host``).
     """
     if context.authorization is not None:
         return context.authorization.path

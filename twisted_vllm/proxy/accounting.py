@@ -66,7 +66,7 @@ class Accounting(RequestObserver):
         self._find_end_user = end_users.end_user
         self._prices_of = prices.of
         self._rows = rows
-        self._refuses_unwritten = fail_closed
+        self._fail_closed = fail_closed
         self._assumed = assumed_output_tokens
         self._end_user_headers = tuple(end_user_headers)
         self._now = now
@@ -104,7 +104,7 @@ class Accounting(RequestObserver):
             LedgerUnavailable: ledger rows cannot be written.
             ModelUndetermined: limits for certain models apply, and the request's model is unknown.
         """
-        if self._refuses_unwritten and self._rows is not None and not self._rows.healthy:
+        if self._fail_closed and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
                 "The gateway cannot write down what requests use at present, and serves none until it can.",
                 retry_after=5,

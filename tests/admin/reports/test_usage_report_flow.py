@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway
 from tests.admin.reports.usage_rows import keep, row_at
-from tests.http.server_harness import Client, House, LoggedFailures, TcpTransport, get
+from tests.http.server_harness import Client, LoggedFailures, SiteHarness, TcpTransport, get
 from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.interfaces import IStore
@@ -50,9 +50,9 @@ class Reader:
         self.store = SlowStore()
         gateway = Gateway(self.store)
         keep(gateway, [row_at(number, "2026-02-01T00:00:00", end_user=f"{number:08d}") for number in range(GROUPS)])
-        house = House()
-        site = house.make_site({}, gateway.recorded)
-        self.house = house
+        harness = SiteHarness()
+        site = harness.make_site({}, gateway.recorded)
+        self.harness = harness
         self.client = Client(site, TcpTransport())
         self.store.slow = True
         path = b"/usage/report?format=csv&group_by=end_user&start=2026-02-01"
@@ -89,7 +89,7 @@ def test_a_page_is_read_when_the_one_before_was_taken(reader: Reader) -> None:
     assert b"transfer-encoding: chunked" in reader.client.transport.value().lower()
     assert reader.client.transport.value().endswith(b"\r\n0\r\n\r\n")
     assert not reader.client.transport.aborted
-    assert len(reader.house.finished) == 1
+    assert len(reader.harness.finished) == 1
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("The database is away."), ZeroDivisionError()], ids=repr)
@@ -102,7 +102,7 @@ def test_what_breaks_off_is_cut(reader: Reader, error: Exception, logged_failure
     assert reader.client.transport.aborted
     assert not reader.client.transport.value().endswith(b"\r\n0\r\n\r\n")
     assert reader.lines == PAGE
-    assert len(reader.house.finished) == 1
+    assert len(reader.harness.finished) == 1
     # the store says itself why it is away
     assert len(logged_failures.flush(ZeroDivisionError)) == isinstance(error, ZeroDivisionError)
 
@@ -127,4 +127,4 @@ def test_nothing_is_read_for_a_reader_that_is_gone(reader: Reader, paused: bool)
     else:
         reader.store.release()
         assert reader.store.held == []
-    assert len(reader.house.finished) == 1
+    assert len(reader.harness.finished) == 1

@@ -28,7 +28,7 @@ from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.storage.records import FormerKeyRecord
 from twisted_vllm.storage.transaction import Transaction
 
-#: how long the former value of a key is kept after it stopped working, so that its callers are told why
+#: how long to store a key's former value after it stopped working, so that its callers get the reason
 _FORMER_KEY_RETENTION = timedelta(days=1)
 
 #: LiteLLM's fields that every report of a key has, with their defaults

@@ -276,13 +276,13 @@ def _costs(sums: list[int]) -> Json:
 
 
 def total_spend(transaction: Transaction, start: int, end: int) -> Json:
-    """Return the spend of everybody together."""
+    """Return the total spend."""
     groups = read_all(transaction.connection, UsageQuery((), MONTH, start, end))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 
 
 def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str, start: int, end: int) -> list[Json]:
-    """Return the spend of each day, of everybody together or of one key."""
+    """Return the spend of each day, in total or of one key."""
     connection = transaction.connection
     if not api_key:
         groups = read_all(connection, UsageQuery((), DAY, start, end))

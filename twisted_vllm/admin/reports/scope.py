@@ -1,4 +1,4 @@
-"""What a report covers: whose usage, and of which time."""
+"""The scope of a report: the usage that the caller may see, and the time range."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILTERS = {USER: "user_id", TEAM: "team_id", END_USER: "end_user", MODEL: "mode
 
 @attrs.frozen
 class UsageScope:
-    """Whose usage a caller may see: an administrator everybody's, a virtual key its own.
+    """The usage that a caller may see: for an administrator all, for a virtual key its own.
 
     Attributes:
         principal: the caller.
@@ -49,7 +49,7 @@ class UsageScope:
 
     @property
     def sees_all(self) -> bool:
-        """Whether the caller sees everybody's usage."""
+        """Whether the caller sees all usage."""
         return self.principal.may_administer
 
     def find_key(self, connection: Connection, name: str) -> str | None:

@@ -61,7 +61,7 @@ class RequestLog(RequestObserver):
 
         Args:
             observer: gets the records; see `record_emitter`.
-            text: takes secrets out of what clients wrote.
+            text: removes secrets from client-supplied text.
             client_of: returns the address of a request's client.
             now: the time in Unix seconds.
         """
