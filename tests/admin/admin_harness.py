@@ -115,6 +115,7 @@ class Recorded(Resource):
     def render(self, request: Any) -> Any:
         if not hasattr(request, "context"):
             request.context = RequestContext(Peer("192.0.2.1", False), 0.0)
+            request.context.request_id = b"request-%d" % len(self.requests)
         self.requests.append(request)
         return self._inner.render(request)
 

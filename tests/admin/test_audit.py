@@ -41,6 +41,8 @@ def test_each_act_is_written_down_with_what_it_changed(gateway: Gateway) -> None
     assert (second["before"]["tags"], second["after"]["tags"]) == (["a"], ["b"])
     assert (second["at"], second["actor"], second["actor_name"]) == ("2026-03-01T12:00:01Z", "master", "master")
     assert second["client"] not in ("", "-")
+    assert [each["request_id"] for each in found] == [f"request-{number}" for number in range(5)]
+    assert entries(gateway, "&request_id=request-2") == [found[2]]
     assert found[3]["before"]["token_prefix"] == made["token"][:8]
     assert found[4]["after"] is None
 

@@ -194,7 +194,7 @@ async def test_a_stream_ends_when_the_time_of_its_key_does(
 async def test_many_keys_are_looked_through_in_turns_and_none_is_missed(
     stand_in: Any, gateway_to: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twisted_vllm.proxy.revocation.AT_ONCE", 2)
+    monkeypatch.setattr("twisted_vllm.proxy.revocation.BATCH_SIZE", 2)
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     streams = [await streaming(server, gateway, await gateway.make_key(team_id="x")) for _ in range(7)]

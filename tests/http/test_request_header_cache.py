@@ -25,6 +25,7 @@ def outcome(harness: SiteHarness, raw: bytes) -> Any:
         (
             *(request.method, request.uri, request.head.complete_headers(), request.head.names, request.body_received),
             request.head.length,
+            request.head.value(b"content-length"),
             {name: value for name, value in request.head.first.items() if name != b"content-length"},
         )
         for request in harness.streaming.rendered[before:]

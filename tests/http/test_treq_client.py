@@ -15,7 +15,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface.verify import verifyObject
 
-from tests.http.upstream_harness import OK, Asked, Lab, Upload
+from tests.http.upstream_harness import OK, Asked, Lab, Upload, make_server
+from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamTimeout
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
@@ -79,7 +80,7 @@ def test_a_body_in_hand_is_given_its_length() -> None:
 
 def test_the_whole_exchange_may_have_a_limit() -> None:
     lab = ClientLab()
-    asked = lab.request(total_timeout=5.0)
+    asked = lab.request(server=make_server(Timeouts(total=5.0)))
     lab.accept().send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell")
     lab.advance(6)
     assert isinstance(asked.cause, UpstreamTimeout)

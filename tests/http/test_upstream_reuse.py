@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import pytest
 
 from tests.http.upstream_harness import OK, Lab, Upload, make_server
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamTimeout
 from twisted_vllm.http.client.pool import KEEP, KEEP_COUNT
 from twisted_vllm.http.net.deadlines import INTERVAL
@@ -49,6 +54,15 @@ def test_a_connection_to_one_server_serves_no_other() -> None:
     end.send(OK)
     lab.ask(server=make_server(host="192.0.2.8"))
     assert [client[0] for client in lab.clock.tcpClients] == ["192.0.2.7", "192.0.2.8"]
+
+
+@pytest.mark.parametrize("changes", [{"api_key": Secret("k")}, {"timeouts": Timeouts(idle=1)}, {"base_path": b"/a"}])
+def test_a_connection_is_not_shared_by_two_servers_of_one_address(changes: dict[str, Any]) -> None:
+    lab = Lab()
+    _, end = lab.asked()
+    end.send(OK)
+    lab.ask(server=attrs.evolve(make_server(), **changes))
+    assert lab.attempts == 2
 
 
 def test_the_connection_is_free_before_the_response_is_delivered() -> None:

@@ -23,7 +23,6 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -66,7 +65,7 @@ class SocketLab:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.deadlines = DeadlineSweeper(reactor)
-        self.agent = UpstreamAgent(reactor, self.deadlines, WriteCoalescer(), ServersByURL())
+        self.agent = UpstreamAgent(reactor, self.deadlines, WriteCoalescer())
         self.ends: list[End] = []
         self._ports: list[Any] = []
 

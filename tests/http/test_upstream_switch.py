@@ -35,11 +35,10 @@ class Handshake:
 
     def ask(self, lab: Lab, timeouts: Timeouts | None = None) -> ServerEnd:
         server = make_server(timeouts)
-        lab.servers.add(server)
         result = lab.agent.request(
             b"GET",
             server.url + b"/",
-            total_timeout=server.timeouts.total,
+            server=server,
             protocols=frozenset((b"websocket", b"chat/2")),
             informational=lambda status, reason, headers: self.interim.append(status),
             on_ended=self._end,

@@ -20,7 +20,6 @@ from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -266,7 +265,6 @@ class Lab:
     Attributes:
         clock: the reactor.
         deadlines: the deadlines, checked by `advance`.
-        servers: the configured servers; `ask` adds those that it is given.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
@@ -274,8 +272,7 @@ class Lab:
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
         self.deadlines = DeadlineSweeper(self.clock)
-        self.servers = ServersByURL()
-        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer(), self.servers)
+        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer())
         self.ends: list[ServerEnd] = []
 
     # the client
@@ -293,13 +290,12 @@ class Lab:
         """Send a request with exactly these headers; the target ``*`` is that of a URL without a path."""
         asked = Asked(read)
         server = server or make_server()
-        self.servers.add(server)
         result = self.agent.request(
             method,
             server.url + (b"" if target == b"*" else target),
             RawHeaders.from_pairs(headers),
             body,
-            total_timeout=server.timeouts.total,
+            server=server,
             informational=asked.on_interim,
             **options,
         )

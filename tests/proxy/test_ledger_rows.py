@@ -220,6 +220,7 @@ def test_a_row_has_the_prices_that_were_applied() -> None:
         ((), None),
         (((b"X-Project", b"p"),), {"x-project": "p"}),
         (((b"X-Project", b"p"), (b"X-Project", b"q")), {"x-project": "p"}),
+        (((b"X-Project", b"p"), (b"X-Other", b"")), {"x-project": "p", "x-other": ""}),
         (((b"X-Project", b"\xe9" * 300), (b"X-Other", b"1")), {"x-project": "é" * 255, "x-other": "1"}),
     ],
 )

@@ -86,7 +86,7 @@ def test_method_path_and_query_go_below_the_server_s_base() -> None:
     assert not mounted.sent.body
     assert mounted.sent.options["informational"] == request.informational
     assert mounted.sent.options["protocols"] == request.head.protocols
-    assert mounted.sent.options["total_timeout"] == SERVER.timeouts.total
+    assert mounted.sent.options["server"] is SERVER
     assert not {b"Content-Length", b"Transfer-Encoding"} & mounted.headers.keys()
     assert isinstance(request.work, Relay)
     assert request.context.sent

@@ -42,7 +42,12 @@ class Asked:
         self.queued: list[tuple[float | None, bool]] = []
         self._lab = lab
         self.result: Deferred[Any] = lab.queues.request(
-            b"POST", where.url + b"/%d" % self.number, None, body, left_queue=self._note
+            b"POST",
+            where.url + b"/%d" % self.number,
+            None,
+            body,
+            left_queue=self._note,
+            server=where,
         )
         self.result.addCallbacks(self._answered, self._failed)
         lab.asked.append(self)
@@ -144,12 +149,12 @@ def test_the_request_and_its_response_pass_through(waits: bool) -> None:
     headers = Headers()
     if waits:
         first = lab.ask(where)
-    result = lab.queues.request(b"PUT", where.url + b"/x", headers, b"body", total_timeout=7.0)
+    result = lab.queues.request(b"PUT", where.url + b"/x", headers, b"body", server=where)
     if waits:
         first.end()
     sent = lab.agent.sent[-1]
     assert (sent.method, sent.url, sent.headers, sent.body) == (b"PUT", where.url + b"/x", headers, b"body")
-    assert sent.options["total_timeout"] == 7.0
+    assert sent.options["server"] is where
     found: list[object] = []
     result.addCallback(found.append)
     response = object()
@@ -198,7 +203,7 @@ def test_how_long_it_waited_is_known_however_that_ended(ending: str) -> None:
     relay = Relay(FakeRequest())  # type: ignore[arg-type]  # all that it uses of a request
     context = relay.context
     context.sent = True
-    relay.await_response(lab.queues.request(b"POST", where.url + b"/1", left_queue=context.left_queue))
+    relay.await_response(lab.queues.request(b"POST", where.url + b"/1", server=where, left_queue=context.left_queue))
     before = context.queued
     lab.pass_time(2.5)
     if ending == "its turn":
@@ -281,7 +286,7 @@ def test_a_fault_of_our_own_is_answered_and_does_not_stop_the_rest(logged_failur
     assert [type(asked.error) for asked in (second, third)] == [GatewayError, GatewayError]
     assert len(logged_failures.flush(ZeroDivisionError)) == 2
     with pytest.raises(ZeroDivisionError):
-        lab.queues.request(b"GET", where.url + b"/")
+        lab.queues.request(b"GET", where.url + b"/", server=where)
     lab.agent.fault = None
     assert lab.ask(where) in lab.sent
 
@@ -309,3 +314,14 @@ def test_a_body_that_streams_stays_with_the_client_until_its_turn() -> None:
     assert lab.sent == [first, second]
     body.startProducing(StringTransport())
     assert request.events == ["pause body", "resume body"]
+
+
+def test_a_server_whose_url_begins_with_another_s_has_no_part_in_its_queue() -> None:
+    capped_below = attrs.evolve(capped(1), base_path=b"/vllm")
+    plain = server()
+    lab = Lab(plain, capped_below)
+    first, second = lab.ask(capped_below), lab.ask(capped_below)
+    third = Asked(lab, attrs.evolve(plain, base_path=b"/vllm", max_concurrent_requests=None))
+    assert lab.sent == [first, third]
+    first.end()
+    assert lab.sent == [first, third, second]

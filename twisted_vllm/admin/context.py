@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import attrs
@@ -169,7 +169,8 @@ class AdminCall:
         self.principal = principal
         self.path = path
         self.given = given
-        request_id: bytes = getattr(request, "request_id", b"")
+        # the type is not IRequest's: the gateway's own request has a context
+        request_id: bytes = cast(Any, request).context.request_id
         self.audit = AuditContext(
             action=action,
             actor=principal.hash_prefix or principal.kind,

@@ -23,7 +23,6 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
-from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -85,7 +84,7 @@ class Wiring:
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         servers = settings.servers
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, ServersByURL(servers))
+        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer)
         self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)

@@ -293,10 +293,18 @@ class Server:
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
 
-    @property
-    def url(self) -> bytes:
-        """The URL that the path of a request is appended to."""
-        return b"%b://%b%b" % (b"https" if self.tls else b"http", self.host_header, self.base_path)
+    #: the scheme and authority of its URLs; for `url`, the base path follows
+    origin: bytes = attrs.field(init=False, eq=False, repr=False)
+    #: the URL that the path of a request is appended to
+    url: bytes = attrs.field(init=False, eq=False, repr=False)
+
+    @origin.default
+    def _origin(self) -> bytes:
+        return b"%b://%b" % (b"https" if self.tls else b"http", self.host_header)
+
+    @url.default
+    def _url(self) -> bytes:
+        return self.origin + self.base_path
 
 
 @attrs.frozen

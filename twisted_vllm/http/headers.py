@@ -119,6 +119,12 @@ class RequestHead:
         self.protocols: frozenset[bytes] = NO_PROTOCOLS
         self.template: object = None
 
+    def value(self, name: bytes) -> bytes | None:
+        """Return the value of a header as in `first`, also of ``Content-Length``; None without the header."""
+        if name == b"content-length" and name in self.first and self.length is not None:
+            return b"%d" % self.length
+        return self.first.get(name)
+
     def complete_headers(self) -> HeaderList:
         """Return the headers as they came, with the value of ``Content-Length``."""
         if self.template is None or self.length is None:

@@ -113,8 +113,9 @@ class Accounting(RequestObserver):
         head = context.head
         end_user = facts.end_user
         for name in self._end_user_headers:
-            if name in head.first:
-                end_user = head.first[name].decode("latin-1").strip() or end_user
+            value = head.value(name)
+            if value is not None:
+                end_user = value.decode("latin-1").strip() or end_user
                 break
         limited = authorization.principal.limited
         if end_user is not None:

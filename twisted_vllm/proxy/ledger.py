@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from twisted_vllm.context import Authorization, RequestContext
+from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.usage.pricing import RoutePricing
@@ -97,7 +98,7 @@ class LedgerRecorder(RequestObserver):
                 pricing.target or self._target(pricing, authorization, context),
                 request_id,
                 context.end_user,
-                self._recorded_headers(first) if self._usage_headers else None,
+                self._recorded_headers(context.head) if self._usage_headers else None,
                 context.status,
                 context.outcome,
                 context.error_code,
@@ -129,10 +130,10 @@ class LedgerRecorder(RequestObserver):
         target = pricing.target = refer(Target(model, server, route, method, pricing.prices.text))
         return target
 
-    def _recorded_headers(self, first: Mapping[bytes, bytes]) -> dict[str, str] | None:
+    def _recorded_headers(self, head: RequestHead) -> dict[str, str] | None:
         recorded = {
-            name.decode("ascii"): first[name].decode("latin-1")[:TEXT_LIMIT]
+            name.decode("ascii"): value.decode("latin-1")[:TEXT_LIMIT]
             for name in self._usage_headers
-            if name in first
+            if (value := head.value(name)) is not None
         }
         return recorded or None

@@ -249,7 +249,7 @@ class PassThroughResource:
                 url,
                 headers=headers,
                 data=body,
-                total_timeout=server.timeouts.total,
+                server=server,
                 protocols=context.head.protocols,
                 informational=request.informational,
                 left_queue=context.left_queue,

@@ -16,7 +16,7 @@ from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0001"
+HEAD = "0001_schema"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
@@ -108,7 +108,7 @@ def _run_migrations(connection: Connection, current: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     if current not in {script.revision for script in scripts.walk_revisions()}:
         raise StoreError(
-            f"The database has the schema {current!r}, which is newer than {HEAD!r}, the last "
-            "one that this version knows. Start the newer version again, or name another database."
+            f"The database has the schema {current!r}, which is newer than {HEAD!r}, the last one that this version "
+            "knows, or from before the first release. Start the version that made it, or name another database."
         )
     command.upgrade(config, "head")

@@ -18,7 +18,6 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Decision
 
@@ -98,7 +97,6 @@ class QueueingAgent:
         self._queued: set[_Request] = set()
         self._granted: deque[_Request] = deque()
         self._sending = False
-        self._find_server = ServersByURL(servers).find
         self._limiters: dict[Server, ConcurrencyLimiter[_Request]] = {}
         by_url: dict[bytes, ConcurrencyLimiter[_Request]] = {}
         for server in servers:
@@ -125,7 +123,7 @@ class QueueingAgent:
         headers: Headers | None = None,
         bodyProducer: bytes | IBodyProducer | None = None,
         *,
-        total_timeout: float | None = None,
+        server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
@@ -137,13 +135,12 @@ class QueueingAgent:
             uri,
             headers,
             bodyProducer,
-            total_timeout=total_timeout,
+            server=server,
             protocols=protocols,
             informational=informational,
         )
-        server, _ = self._find_server(uri)
-        limiter = self._limiters.get(server)
-        if limiter is None:
+        limiter = None if server is None else self._limiters.get(server)
+        if server is None or limiter is None:
             return send()
         request = _Request(limiter, send, left_queue, self._expire)
         decision = limiter.acquire(request)

@@ -17,11 +17,12 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import URI
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
-from twisted_vllm.config.settings import Server
+from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connection import UpstreamConnection
@@ -30,7 +31,6 @@ from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUp
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.client.servers import ServersByURL
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -50,21 +50,17 @@ class UpstreamAgent:
 
     _log = Logger()
 
-    def __init__(
-        self, reactor: Any, deadlines: DeadlineSweeper, coalescer: WriteCoalescer, servers: ServersByURL
-    ) -> None:
+    def __init__(self, reactor: Any, deadlines: DeadlineSweeper, coalescer: WriteCoalescer) -> None:
         """Make the agent.
 
         Args:
             reactor: a provider of IReactorTime, IReactorTCP and IReactorPluggableNameResolver.
             deadlines: checks the deadlines of all connections.
             coalescer: sends at the end of a reactor turn what was written in it.
-            servers: the configured servers, with their timeouts.
         """
         self._reactor = reactor
         self._deadlines = deadlines
         self._coalescer = coalescer
-        self._find_server = servers.find
         self.header_cache = ResponseHeaderCache()
         self.pool: Pool[UpstreamConnection] = Pool()
         self._connections: set[UpstreamConnection] = set()
@@ -84,7 +80,7 @@ class UpstreamAgent:
         headers: Headers | None = None,
         bodyProducer: bytes | IBodyProducer | None = None,
         *,
-        total_timeout: float | None = None,
+        server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
@@ -96,11 +92,13 @@ class UpstreamAgent:
             on_ended: called once when the exchange is over: its response is complete, failed or was given up, or its
                 tunnel is closed.
         """
+        if server is None:
+            server, target = server_of(uri)
+        else:
+            target = uri[len(server.origin) :]
         if isinstance(headers, RawHeaders):
-            server, target = self._find_server(uri)
             lines = headers.lines
         else:
-            server, target = self._find_server(uri.partition(b"#")[0])
             lines = _complete(headers or Headers(), server.host_header, bodyProducer)
         held = b""
         if isinstance(bodyProducer, bytes):
@@ -113,7 +111,6 @@ class UpstreamAgent:
             method,
             b"".join((method, b" ", target, b" HTTP/1.1\r\n", lines, b"\r\n", held)),
             bodyProducer,
-            total_timeout,
             protocols,
             informational,
             on_ended,
@@ -220,3 +217,22 @@ def _complete(headers: Headers, host: bytes, body: bytes | IBodyProducer | None)
         else:
             pairs.append((b"Transfer-Encoding", b"chunked"))
     return write_header_lines(pairs)
+
+
+def server_of(url: bytes) -> tuple[Server, bytes]:
+    """Return the server of a URL, with default timeouts, and the request target; empty if the URL has no path."""
+    parsed = URI.fromBytes(url.partition(b"#")[0])
+    target = parsed.originForm if parsed.path or parsed.query else b""
+    if target.startswith(b"?"):
+        target = b"/" + target
+    server = Server(
+        name=parsed.netloc.decode("ascii"),
+        host=parsed.host.decode("ascii"),
+        port=parsed.port,
+        tls=parsed.scheme == b"https",
+        base_path=b"",
+        host_header=parsed.netloc,
+        api_key=None,
+        timeouts=Timeouts(),
+    )
+    return server, target

@@ -162,7 +162,7 @@ class UpstreamConnection(Protocol):
         self._used = True
         self._parser.expect(exchange.method, exchange.informational)
         timeouts = self.server.timeouts
-        self._total = None if exchange.total_timeout is None else self._deadlines.after(exchange.total_timeout)
+        self._total = self._deadlines.after(timeouts.total)
         # a server that does not complete the TLS handshake counts as unreachable
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None

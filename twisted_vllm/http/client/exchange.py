@@ -30,7 +30,6 @@ class UpstreamExchange:
         method: the request's method.
         data: the bytes to send: the head, and the body if it is not streamed.
         body: the producer that streams the body, or None.
-        total_timeout: the limit in seconds once the exchange is on a connection, or None.
         protocols: the protocols that the server may switch to, in lower case.
         informational: receives interim responses, or None.
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
@@ -52,7 +51,6 @@ class UpstreamExchange:
         "result",
         "retried",
         "server",
-        "total_timeout",
     )
 
     def __init__(
@@ -61,7 +59,6 @@ class UpstreamExchange:
         method: bytes,
         data: bytes,
         body: IBodyProducer | None,
-        total_timeout: float | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         on_ended: Callable[[], None] | None = None,
@@ -70,7 +67,6 @@ class UpstreamExchange:
         self.method = method
         self.data = data
         self.body = body
-        self.total_timeout = total_timeout
         self.protocols = protocols
         self.informational = informational
         self.result: Deferred[UpstreamResponse] | None = Deferred(self._cancelled)

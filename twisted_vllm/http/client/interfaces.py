@@ -9,6 +9,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import Attribute
 
+from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList
 
@@ -40,7 +41,7 @@ class IUpstreamAgent(IAgent):
         headers: Headers | None = None,
         bodyProducer: bytes | IBodyProducer | None = None,
         *,
-        total_timeout: float | None = None,
+        server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
@@ -53,7 +54,8 @@ class IUpstreamAgent(IAgent):
             headers: `RawHeaders` are sent unchanged; to others ``Host`` and the body's framing are added.
             bodyProducer: the body: bytes, which are sent in one write with the head, or a producer that streams it. An
                 `IRelayedBody` is held while the request waits for a connection.
-            total_timeout: the limit in seconds once the exchange is on a connection, or None.
+            server: the configured server that the URL belongs to: its address, TLS and timeouts. None connects to the
+                host of the URL, with default timeouts.
             protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.
             informational: called with each interim response.
             left_queue: called once if the request was queued, or refused because the queue is full.

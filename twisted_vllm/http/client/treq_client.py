@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 
+from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
 from twisted_vllm.http.client.response import UpstreamResponse
 
@@ -32,7 +33,7 @@ class PassThroughClient(HTTPClient):
         *,
         headers: Headers | None = None,
         data: bytes | IBodyProducer | None = None,
-        total_timeout: float | None = None,
+        server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
@@ -60,7 +61,7 @@ class PassThroughClient(HTTPClient):
             url,
             headers,
             data,
-            total_timeout=total_timeout,
+            server=server,
             protocols=protocols,
             informational=informational,
             left_queue=left_queue,
