@@ -47,7 +47,7 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "listen:         tcp:4000",
         "mode:           master key and virtual keys",
         "database:       PostgreSQL, db:5432, database keys",
-        "default server: none: a request must name a model of the list",
+        "default server: none: a request that names no model goes to the first entry of the list",
         "path aliases:   off: only vLLM's own paths work",
         "open to keys:   /tokenizer_info",
         "closed to keys: read_only",

@@ -55,7 +55,7 @@ def _limits_together(settings: Settings) -> Iterator[str]:
 
 def _default_server(settings: Settings) -> Iterator[str]:
     default = settings.default_server
-    yield _server(default) if default else "none: a request must name a model of the list"
+    yield _server(default) if default else "none: a request that names no model goes to the first entry of the list"
 
 
 def _drain(settings: Settings) -> Iterator[str]:
