@@ -16,9 +16,9 @@ import attrs
 import msgspec
 
 from benchmarks.client import Target
+from benchmarks.free_ports import free_port
 from benchmarks.measure import ProcessTree
 from benchmarks.processes import CannotStart, answers, ask, environment, running, wait_until_ready
-from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 

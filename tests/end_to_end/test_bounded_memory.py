@@ -10,6 +10,7 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST
 from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
@@ -26,7 +27,6 @@ from tests.end_to_end.process_harness import (
     request_head,
 )
 from tests.end_to_end.twistd_harness import wait_until
-from tests.free_ports import free_port
 from tests.self_signed import self_signed_pem
 
 #: bytes of a large body

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import (
     HOST,
     PIPELINED,
@@ -18,7 +19,6 @@ from tests.end_to_end.end_to_end_harness import (
     request_bytes,
 )
 from tests.end_to_end.messages import OK, STREAM
-from tests.free_ports import free_port
 from twisted_vllm.config.settings import Timeouts
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST, begin, request_bytes, server_at
 from tests.end_to_end.messages import STREAM
-from tests.free_ports import free_port
 from twisted_vllm.config.settings import Timeouts
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import unchunked
 from tests.end_to_end.messages import OK, length_of
 from tests.end_to_end.process_harness import (
@@ -26,7 +27,6 @@ from tests.end_to_end.process_harness import (
     served,
 )
 from tests.end_to_end.twistd_harness import wait_until
-from tests.free_ports import free_port
 
 #: bytes of a large upload
 LARGE = 100_000_000

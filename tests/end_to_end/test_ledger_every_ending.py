@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST
 from tests.end_to_end.endings.by_client import BY_CLIENT
 from tests.end_to_end.endings.by_connection import AGREED, BY_CONNECTION, TUNNEL, UPGRADE
@@ -32,7 +33,6 @@ from tests.end_to_end.ledger_harness import (
 from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk
 from tests.end_to_end.process_harness import Connection
 from tests.end_to_end.twistd_harness import answers, wait_until
-from tests.free_ports import free_port
 from twisted_vllm.money import PICODOLLARS
 
 ENDINGS = {**BY_SERVER.endings, **BY_CLIENT.endings, **BY_CONNECTION.endings, **BY_GATEWAY.endings}

@@ -11,9 +11,9 @@ import pytest_twisted
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, Wire, request_bytes, server_at
 from tests.end_to_end.messages import CHUNKED_HEAD, OK, chunk
-from tests.free_ports import free_port
 from twisted_vllm.config.settings import ModelEntry
 
 EVENTS = CHUNKED_HEAD + chunk(b"event")

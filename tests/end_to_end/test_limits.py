@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import (
     SWITCHING_PROTOCOLS,
     Answer,
@@ -23,7 +24,6 @@ from tests.end_to_end.end_to_end_harness import (
     server_at,
 )
 from tests.end_to_end.messages import EVENT_STREAM, LAST, chunk, whole
-from tests.free_ports import free_port
 from twisted_vllm.config.settings import EndUserSettings, LedgerSettings, PriceList, Timeouts
 
 CHAT = "/vllm/v1/chat/completions"

@@ -14,6 +14,7 @@ import attrs
 import pytest
 import pytest_twisted
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import (
     HOST,
     MASTER_KEY,
@@ -29,7 +30,6 @@ from tests.end_to_end.end_to_end_harness import (
 from tests.end_to_end.messages import CHUNKED_HEAD, STREAM
 from tests.end_to_end.process_harness import Connection, connect, connected, served
 from tests.end_to_end.twistd_harness import Foreground, serving
-from tests.free_ports import free_port
 from twisted_vllm.proxy.revocation import INTERVAL
 from twisted_vllm.storage.registry import FOLLOW_INTERVAL
 

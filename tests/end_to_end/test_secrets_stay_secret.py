@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
 from tests.end_to_end.messages import OK
 from tests.end_to_end.twistd_harness import MASTER_KEY, run
-from tests.free_ports import free_port
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.http.server.request import GatewayRequest

@@ -12,10 +12,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.threads import deferToThread
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST, Wire, parse_answer, request_bytes
 from tests.end_to_end.messages import STREAM
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground
-from tests.free_ports import free_port
 from twisted_vllm.simulator.service import simulator_service
 from twisted_vllm.simulator.settings import SimulatorSettings
 

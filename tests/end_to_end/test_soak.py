@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST
 from tests.end_to_end.messages import EVENT_STREAM, OK
 from tests.end_to_end.process_harness import (
@@ -20,7 +21,6 @@ from tests.end_to_end.process_harness import (
     served,
     settled,
 )
-from tests.free_ports import free_port
 
 REQUESTS = 100_000 if FULL else 12_000
 CLIENTS = 4

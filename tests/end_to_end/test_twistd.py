@@ -8,8 +8,8 @@ import signal
 import socket
 from pathlib import Path
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, answers, ask, run, wait_until
-from tests.free_ports import free_port
 
 NOWHERE = "http://127.0.0.1:9"
 VARIABLES = {"LITELLM_MASTER_KEY": MASTER_KEY, "HOSTED_VLLM_API_BASE": NOWHERE}

@@ -19,8 +19,8 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, ask
-from tests.free_ports import free_port
 from tests.self_signed import self_signed_pem
 
 #: real seconds after which a test fails

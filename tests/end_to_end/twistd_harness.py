@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
+from benchmarks.free_ports import free_port
 from benchmarks.measure import parse_stat
-from tests.free_ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 #: seconds after which a test that waits for a process fails

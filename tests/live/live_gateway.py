@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from benchmarks.free_ports import free_port
 from tests.end_to_end.twistd_harness import environment
-from tests.free_ports import free_port
 
 #: seconds after which a test that waits for a process, or for vLLM, fails
 PATIENCE = 60.0

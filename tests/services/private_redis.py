@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.free_ports import free_port
+from benchmarks.free_ports import free_port
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.urls import RedisServer
 

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
-from tests.free_ports import free_port
+from benchmarks.free_ports import free_port
 from tests.ratelimit.limiter_contract import NOON, LimiterContract, key
 from tests.self_signed import self_signed_pem
 from tests.services.private_redis import PrivateRedis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from sqlalchemy import Connection, event
 
 from tests.builders import usage_row
+from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.engine import make_engine, parse_url
+from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
 from twisted_vllm.storage.usage.queries.reports import (
     Cursor,
@@ -210,3 +214,23 @@ def check_that_indexes_are_used(connection: Connection) -> None:
             # and along the rows themselves where they are in the order that is asked for
             in_order = line == "SCAN vllm_passthrough_usage" and "TEMP B-TREE" not in found and "limited" in found
             assert not line.startswith("SCAN") or "USING" in line or in_order, found
+
+
+#: what the queries promise on every database
+CHECKS = (
+    check_that_pages_make_up_the_whole,
+    check_that_rows_come_in_pages,
+    check_that_a_request_is_found_by_its_id,
+    check_that_days_come_in_pages,
+    check_that_indexes_are_used,
+)
+
+
+@contextmanager
+def empty_database(url: str) -> Iterator[Connection]:
+    """Yield a transaction on an empty database that was migrated."""
+    engine = make_engine(parse_url(Secret(url)))
+    migrate(engine)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()

@@ -74,7 +74,7 @@ class RequestTemplate:
                 for name, pair in zip(head.names, head.headers, strict=True)
             ],
         )
-        # the places in the header list of the values that differ, in their order; the length is kept apart
+        # indexes of the varying headers in the header list, in order; `RequestHead.length` holds the length
         self._traced_at = tuple(
             at for at, name in enumerate(head.names) if name in PER_REQUEST_HEADERS and name != b"content-length"
         )
@@ -111,7 +111,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
     """The heads of requests, shared by all connections of a site."""
 
     def __init__(self, limits: Limits) -> None:
-        """Make an empty cache; every head that it learns has kept to `limits`."""
+        """Make an empty cache; `limits` are those that every learnt head was checked against."""
         # a recalled length may have more digits than the learnt one
         super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
         self._most_bytes = limits.max_body_bytes
@@ -144,7 +144,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
         return template.with_values(length, values), data[start:]
 
     def learn(self, data: bytes, head: RequestHead) -> None:
-        """Keep `head`, which llhttp accepted, if `data` is its whole request and the like of it may come again."""
+        """Keep `head`, which llhttp accepted, if `data` is the whole request and a similar head may follow."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if (
             end < 0
@@ -157,7 +157,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
             return
         key, length, _ = _split(data, end)
         present = [name for name in head.names if name in PER_REQUEST_HEADERS]
-        # each of them must be cut out of the key: written in the usual way, and not repeated
+        # each of them must be cut out of the key, so it has the usual spelling and is not repeated
         if length == head.length and len(key) - 1 == len(present) == len(set(present)):
             self._keep(key, RequestTemplate(head))
 
@@ -184,12 +184,12 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         return known.of_length(length), data[end + 4 :]
 
     def learn(self, data: bytes, head: ResponseHead) -> None:
-        """Keep the head of a response that `data` is, whole, if the like of it may come again."""
+        """Keep the head of the response that `data` is, if it is complete and a similar head may follow."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
             return
         found = _LENGTH.search(data, 0, end + 2)
-        # a head without a length, or with one that is written in another way, cannot be told by its bytes
+        # heads without a length, or with one in another spelling, are not cached
         if found is not None and int(found[1]) == head.length == len(data) - end - 4:
             first, last = found.span(1)
             self._keep((data[:first], data[last : end + 4]), head.as_template())

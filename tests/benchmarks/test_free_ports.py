@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.free_ports import free_port
+from benchmarks.free_ports import free_port
 
 HOST = "127.0.0.1"
 #: sockets that ask for any port (Linux chooses from some 14,000), and reserved ports
