@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.api_routes import (
-    OUTPUT_LIMITS,
     ROUTES,
     UNKNOWN,
+    BodyFields,
     ModelPlace,
+    PrefixCache,
     Route,
     RouteClass,
     RouteTable,
@@ -32,32 +33,32 @@ READ_ONLY_ROUTES = [row for row in ROUTES if row.route_class is RouteClass.READ_
 
 #: every row in words: its class, where its model is named, how its usage is read, and what else holds of it
 ROWS = {
-    "/v1/chat/completions": "inference body chat POST alias generates stream_options repeatable",
-    "/v1/chat/completions/batch": "inference body chat POST alias generates repeatable",
-    "/v1/completions": "inference body completions POST alias generates stream_options repeatable",
-    "/v1/responses": "inference body responses POST alias generates",
+    "/v1/chat/completions": "inference body chat POST salted alias generates stream_options repeatable",
+    "/v1/chat/completions/batch": "inference body chat POST salted whole alias generates repeatable",
+    "/v1/completions": "inference body completions POST salted alias generates stream_options repeatable",
+    "/v1/responses": "inference body responses POST salted alias generates",
     "/v1/responses/{id}": "inference none none GET alias repeatable",
     "/v1/responses/{id}/cancel": "inference none none POST alias",
-    "/v1/messages": "inference body messages POST alias generates repeatable",
+    "/v1/messages": "inference body messages POST salted alias generates repeatable",
     "/v1/messages/count_tokens": "inference body token_count POST alias repeatable",
-    "/v1/embeddings": "inference body completions POST alias repeatable",
-    "/v1/audio/transcriptions": "inference body transcription POST alias generates audio_uploads repeatable",
-    "/v1/audio/translations": "inference body transcription POST alias generates audio_uploads repeatable",
-    "/v1/realtime": "inference event none GET alias",
-    "/cohere/v2/chat": "inference body cohere_chat POST generates repeatable",
-    "/v2/embed": "inference body cohere_embed POST repeatable",
-    "/score": "inference body completions POST repeatable",
-    "/v1/score": "inference body completions POST repeatable",
-    "/rerank": "inference body completions POST repeatable",
-    "/v1/rerank": "inference body completions POST repeatable",
-    "/v2/rerank": "inference body completions POST repeatable",
-    "/classify": "inference body completions POST repeatable",
-    "/pooling": "inference body completions POST repeatable",
-    "/generative_scoring": "inference body completions POST repeatable",
-    "/v1/systemone": "inference body completions POST repeatable",
+    "/v1/embeddings": "inference body completions POST salted alias repeatable",
+    "/v1/audio/transcriptions": "inference body transcription POST shared alias generates audio_uploads repeatable",
+    "/v1/audio/translations": "inference body transcription POST shared alias generates audio_uploads repeatable",
+    "/v1/realtime": "inference event none GET shared alias",
+    "/cohere/v2/chat": "inference body cohere_chat POST shared generates repeatable",
+    "/v2/embed": "inference body cohere_embed POST shared repeatable",
+    "/score": "inference body completions POST salted repeatable",
+    "/v1/score": "inference body completions POST salted repeatable",
+    "/rerank": "inference body completions POST salted repeatable",
+    "/v1/rerank": "inference body completions POST salted repeatable",
+    "/v2/rerank": "inference body completions POST salted repeatable",
+    "/classify": "inference body completions POST salted repeatable",
+    "/pooling": "inference body completions POST salted repeatable",
+    "/generative_scoring": "inference body completions POST salted generates repeatable",
+    "/v1/systemone": "inference body completions POST salted generates repeatable",
     "/tokenize": "inference body tokenize POST repeatable",
     "/detokenize": "inference body none POST repeatable",
-    "/invocations": "inference body completions POST generates stream_options dispatches repeatable",
+    "/invocations": "inference header completions POST salted generates stream_options dispatches repeatable",
     "/v1/models": "read_only none none GET alias repeatable",
     "/health": "read_only none none GET repeatable",
     "/ping": "read_only none none GET,POST repeatable",
@@ -73,11 +74,17 @@ ROWS = {
     "/ready": "read_only none none GET repeatable",
     "/readyz": "read_only none none GET repeatable",
     "/is_scaling_elastic_ep": "read_only none none POST repeatable",
-    "/inference/v1/generate": "privileged body completions POST generates stream_options",
-    "/v1/responses/render": "privileged none none POST",
+    "/inference/v1/generate": "privileged body completions POST salted generates stream_options",
+    "/v1/chat/completions/render": "privileged body none POST repeatable",
+    "/v1/chat/completions/derender": "privileged body none POST repeatable",
+    "/v1/completions/render": "privileged body none POST repeatable",
+    "/v1/completions/derender": "privileged body none POST repeatable",
+    "/v1/messages/render": "privileged body none POST repeatable",
+    "/v1/responses/render": "privileged body none POST repeatable",
     "/v1/load_lora_adapter": "privileged none none POST alias",
     "/v1/unload_lora_adapter": "privileged none none POST alias",
 }
+
 
 PRIVILEGED = [
     b"/sleep",
@@ -113,7 +120,9 @@ def _concrete(path: str) -> bytes:
 def _in_words(row: VllmRoute) -> str:
     named = (row.route_class.value, row.model.value, row.usage.value, b",".join(row.methods).decode())
     facts = ("alias", "generates", "stream_options", "audio_uploads", "dispatches", "repeatable")
-    return " ".join((*named, *(fact for fact in facts if getattr(row, fact))))
+    cached = () if row.prefix_cache is PrefixCache.UNUSED else (row.prefix_cache.value,)
+    streams = () if row.streams else ("whole",)
+    return " ".join((*named, *cached, *streams, *(fact for fact in facts if getattr(row, fact))))
 
 
 def test_every_route_is_known_as_it_was() -> None:
@@ -122,14 +131,52 @@ def test_every_route_is_known_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.path)
-def test_whatever_generates_is_limited_by_the_same_members(row: VllmRoute) -> None:
-    assert row.output_limits == (OUTPUT_LIMITS if row.generates else ())
+def test_whatever_generates_is_limited_and_nothing_else(row: VllmRoute) -> None:
+    assert row.generates == bool(row.fields.limits or row.fields.default_limit)
 
 
 def test_of_a_path_without_a_row_nothing_is_known() -> None:
-    assert _in_words(UNKNOWN) == "privileged none none "
+    assert _in_words(UNKNOWN) == "privileged perhaps none "
     assert classify(b"POST", b"/new").row is UNKNOWN
-    assert classify(b"POST", b"/v1%2Fmodels").row is UNKNOWN
+    assert classify(b"POST", b"/new%2Fmodels").row is UNKNOWN
+
+
+@pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.path)
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+def test_what_decodes_to_a_route_is_that_route(method: bytes, row: VllmRoute) -> None:
+    path = _concrete(row.path)
+    plain = classify(method, path)
+    for escaped in (
+        path[:1] + path[1:].replace(b"/", b"%2F"),
+        path[:1] + path[1:].replace(b"/", b"%2f", 1),
+        path[:1] + b"".join(b"%%%02x" % byte for byte in path[1:]),
+    ):
+        assert classify(method, escaped) == plain
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"//v1/chat/completions",
+        b"/v1//chat/completions",
+        b"/v1/./chat/completions",
+        b"/v1/x/../chat/completions",
+        b"/v1/%2e/chat/completions",
+        b"/v1\\chat\\completions",
+        b"/v1/chat/completions;x=1",
+        b"/v1;a/chat;b/completions;c",
+        b"/v1/chat%252Fcompletions",
+        b"/v1/chat%25252fcompletions",
+        b"/v1%2F%2Fchat/completions",
+        b"/../v1/chat/completions",
+        b"/v1/chat/completions//",
+    ],
+)
+def test_an_ambiguous_path_is_privileged_and_uses_the_model_of_the_route_that_it_may_mean(path: bytes) -> None:
+    route = classify(b"POST", path)
+    assert (route.route_class, route.certain, route.name) == (RouteClass.PRIVILEGED, False, "")
+    assert route.takes_model
+    assert route.row.path == "/v1/chat/completions"
 
 
 def test_a_new_route_is_one_row() -> None:
@@ -140,7 +187,7 @@ def test_a_new_route_is_one_row() -> None:
         alias=True,
         usage=UsageFormat.CHAT,
         generates=True,
-        output_limits=("max_verses",),
+        fields=BodyFields(("max_verses",)),
     )
     table = RouteTable((*ROUTES, row))
     assert table.without_alias(b"/poems/ode") == b"/v1/poems/ode"
@@ -149,7 +196,7 @@ def test_a_new_route_is_one_row() -> None:
     assert route == Route("/v1/poems/ode", RouteClass.INFERENCE, True, name="/v1/poems/{id}", row=row)
     assert classify(b"POST", b"/v1/poems/ode") == Route("/v1/poems/ode", RouteClass.PRIVILEGED)
 
-    assert read_body(b'{"model":"m","max_verses":4,"max_tokens":9}', route.row.output_limits).max_tokens == 4
+    assert read_body(b'{"model":"m","max_verses":4,"max_tokens":9}', route.row.fields).max_tokens == 4
     meter = UsageMeter(RoutePricing(route, FREE), 10, 1, False)
     meter.start(ResponseHead(200, b"OK", [(b"Content-Type", b"application/json")]))
     meter.finish(b'{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}')
@@ -164,7 +211,7 @@ def test_a_table_without_aliases_has_none() -> None:
 @pytest.mark.parametrize("known", INFERENCE_ROUTES, ids=lambda known: known.path)
 def test_an_inference_route_is_inference_and_says_whether_its_post_names_a_model(known: VllmRoute) -> None:
     path = _concrete(known.path)
-    takes_model = known.model is ModelPlace.BODY
+    takes_model = known.model in (ModelPlace.BODY, ModelPlace.HEADER)
     assert classify(b"POST", path) == Route(
         path.decode(), RouteClass.INFERENCE, takes_model, name=known.path, row=known
     )
@@ -217,7 +264,6 @@ def test_an_escaped_privileged_route_is_named_as_the_server_sees_it() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        b"/v1%2Fmodels",
         b"//v1/models",
         b"/v1//models",
         b"/metrics//x",
@@ -255,7 +301,7 @@ def test_a_path_that_readers_could_understand_differently_is_privileged_and_not_
 def test_a_response_named_like_a_longer_path_is_not_taken_for_one() -> None:
     assert classify(b"GET", b"/v1/responses/a/b").route_class is RouteClass.PRIVILEGED
     assert classify(b"POST", b"/v1/responses/a/cancel/b").route_class is RouteClass.PRIVILEGED
-    assert classify(b"POST", b"/v1/responses/a%2Fcancel").route_class is RouteClass.PRIVILEGED
+    assert classify(b"POST", b"/v1/responses/a%252Fcancel").route_class is RouteClass.PRIVILEGED
 
 
 def test_a_very_long_path_is_classified_as_a_short_one() -> None:
@@ -266,9 +312,7 @@ def test_a_very_long_path_is_classified_as_a_short_one() -> None:
 @given(st.sampled_from([*INFERENCE_ROUTES, *READ_ONLY_ROUTES]), st.data())
 def test_escaping_any_letters_of_a_known_path_keeps_its_class(known: VllmRoute, data: st.DataObject) -> None:
     path = _concrete(known.path)
-    escaped = b"".join(
-        b"%%%02X" % byte if byte != ord("/") and data.draw(st.booleans()) else bytes((byte,)) for byte in path
-    )
+    escaped = b"/" + b"".join(b"%%%02X" % byte if data.draw(st.booleans()) else bytes((byte,)) for byte in path[1:])
     assert classify(b"POST", escaped) == classify(b"POST", path)
 
 

@@ -15,6 +15,7 @@ import enum
 import re
 from collections.abc import Iterable
 from functools import lru_cache, partial
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
@@ -40,8 +41,23 @@ class ModelPlace(enum.Enum):
     NONE = "none"
     #: the member ``model`` of a JSON body, or the field ``model`` of a multipart form
     BODY = "body"
+    #: a header, for an adapter; without it the server's base model serves, whatever the body says
+    HEADER = "header"
     #: an event on a WebSocket, which the gateway does not read
     EVENT = "event"
+    #: unknown: the body may have a member ``model``
+    PERHAPS = "perhaps"
+
+
+class PrefixCache(enum.Enum):
+    """Whether a route uses vLLM's prefix cache, and whether ``cache_salt`` isolates prompts in it."""
+
+    #: no model processes a prompt
+    UNUSED = "unused"
+    #: the body's ``cache_salt`` isolates
+    SALTED = "salted"
+    #: the server ignores ``cache_salt``, so prompts cannot be isolated
+    SHARED = "shared"
 
 
 class UsageFormat(enum.Enum):
@@ -69,6 +85,39 @@ class UsageFormat(enum.Enum):
     TOKEN_COUNT = "token_count"
 
 
+@attrs.frozen(eq=False)
+class BodyFields:
+    """The JSON members that decide how much a request may generate.
+
+    vLLM converts values as pydantic does, so ``"40"`` and ``40.0`` are numbers. Of several members, the largest counts.
+
+    Attributes:
+        limits: the members that limit the tokens of one choice.
+        choices: the members that set the number of choices for each prompt.
+        prompts: the members that may contain several prompts (or questions); their numbers are added.
+        texts: the members whose number of texts says how often `repeated` is processed.
+        repeated: the members that the server processes once with each of these texts.
+        paired: those among `repeated` that may be a list as long as `texts`, whose items are processed once.
+        inside: the member that contains `limits` and `choices`; empty if they are at the top level.
+        default_limit: the limit if the client sends none of `limits`; None if that is the model's length.
+        least_limit: a lower limit counts as this one.
+    """
+
+    limits: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    paired: frozenset[str] = frozenset()
+    inside: str = ""
+    default_limit: int | None = None
+    least_limit: int = 0
+
+
+#: the fields of a route that generates nothing
+NO_FIELDS = BodyFields()
+
+
 @attrs.frozen
 class VllmRoute:
     """One vLLM route: a row of `ROUTES`.
@@ -81,7 +130,9 @@ class VllmRoute:
         alias: whether it also works without ``/v1``: OpenAI's and Anthropic's routes that vLLM's root lacks.
         usage: how its responses report usage.
         generates: whether it generates tokens; other routes use only the prompt's.
-        output_limits: the JSON members that limit the tokens of one choice; the first that is a number counts.
+        fields: the members of its body that decide how much it generates.
+        prefix_cache: whether it uses vLLM's prefix cache.
+        streams: whether it streams its response if the body says ``stream``.
         stream_options: whether it supports ``stream_options``, with which the gateway can request a stream's usage. Its
             `usage` is then `UsageFormat.CHAT` or `UsageFormat.COMPLETIONS`.
         audio_uploads: whether its multipart form may contain audio.
@@ -96,7 +147,9 @@ class VllmRoute:
     alias: bool = False
     usage: UsageFormat = UsageFormat.NONE
     generates: bool = False
-    output_limits: tuple[str, ...] = ()
+    fields: BodyFields = NO_FIELDS
+    prefix_cache: PrefixCache = PrefixCache.UNUSED
+    streams: bool = True
     stream_options: bool = False
     audio_uploads: bool = False
     dispatches: bool = False
@@ -104,10 +157,42 @@ class VllmRoute:
 
 
 #: the row of a route that has none
-UNKNOWN = VllmRoute("", methods=())
+UNKNOWN = VllmRoute("", methods=(), model=ModelPlace.PERHAPS)
 
-#: OpenAI's newer and older name, and the name in Responses
-OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# ``use_beam_search`` generates as many beams as ``n`` says. vLLM 0.32 ignores ``best_of``; older versions do not.
+_CHOICES = ("n", "best_of")
+_CHAT_LIMITS = ("max_completion_tokens", "max_tokens")
+#: chat: ``messages`` are always one prompt
+CHAT_FIELDS = BodyFields(_CHAT_LIMITS, _CHOICES)
+#: a batch of conversations
+BATCH_FIELDS = BodyFields(_CHAT_LIMITS, _CHOICES, ("messages",))
+#: completions: ``prompt`` may be several texts or token lists, and ``prompt_embeds`` several tensors
+COMPLETION_FIELDS = BodyFields(("max_tokens",), _CHOICES, ("prompt", "prompt_embeds"), default_limit=16)
+RESPONSE_FIELDS = BodyFields(("max_output_tokens",))
+#: Anthropic's messages and Cohere's chat
+MESSAGE_FIELDS = BodyFields(("max_tokens",))
+#: a transcription; ``n`` is the number of beams
+AUDIO_FIELDS = BodyFields(("max_completion_tokens",), ("n",))
+GENERATE_FIELDS = BodyFields(("max_tokens",), _CHOICES, inside="sampling_params")
+#: each document or text is scored together with the query, by all names that vLLM accepts
+PAIR_FIELDS = BodyFields(
+    texts=("documents", "items", "data_2", "text_2"),
+    repeated=("query", "queries", "data_1", "text_1", "instruction"),
+    paired=frozenset(("queries", "data_1", "text_1")),
+)
+#: likewise, and each item generates one token
+ITEM_FIELDS = BodyFields(prompts=("items",), texts=("items",), repeated=("query", "instruction"), default_limit=1)
+#: each question is asked about one state, and its answer is one token, of a diffusion model two
+QUESTION_FIELDS = BodyFields(
+    prompts=("questions",),
+    texts=("questions",),
+    repeated=("state", "instructions", "images", "audio", "videos"),
+    default_limit=2,
+)
+#: chat, completions (whose limit is 16 whatever ``max_completion_tokens`` says) or scoring, depending on the body
+INVOCATION_FIELDS = attrs.evolve(
+    PAIR_FIELDS, limits=_CHAT_LIMITS, choices=_CHOICES, prompts=("prompt", "prompt_embeds"), least_limit=16
+)
 
 _GET = (b"GET",)
 # what Starlette and FastAPI add by themselves
@@ -120,7 +205,7 @@ _generating = partial(
     route_class=RouteClass.INFERENCE,
     model=ModelPlace.BODY,
     generates=True,
-    output_limits=OUTPUT_LIMITS,
+    prefix_cache=PrefixCache.SALTED,
     repeatable=True,
 )
 _prompt_only = partial(
@@ -128,42 +213,73 @@ _prompt_only = partial(
     route_class=RouteClass.INFERENCE,
     model=ModelPlace.BODY,
     usage=UsageFormat.COMPLETIONS,
+    prefix_cache=PrefixCache.SALTED,
     repeatable=True,
 )
-_audio = partial(_generating, alias=True, usage=UsageFormat.TRANSCRIPTION, audio_uploads=True)
+_tokenizing = partial(_prompt_only, prefix_cache=PrefixCache.UNUSED)
+_audio = partial(
+    _generating,
+    alias=True,
+    usage=UsageFormat.TRANSCRIPTION,
+    fields=AUDIO_FIELDS,
+    audio_uploads=True,
+    prefix_cache=PrefixCache.SHARED,
+)
 _read_only = partial(VllmRoute, route_class=RouteClass.READ_ONLY, methods=_GET, repeatable=True)
 
 ROUTES = (
-    _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, stream_options=True),
-    _generating("/v1/chat/completions/batch", alias=True, usage=UsageFormat.CHAT),
-    _generating("/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, stream_options=True),
+    _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, fields=CHAT_FIELDS, stream_options=True),
+    # it passes ``stream`` to the engine, but reports the usage of the last piece alone
+    _generating("/v1/chat/completions/batch", alias=True, usage=UsageFormat.CHAT, fields=BATCH_FIELDS, streams=False),
+    _generating(
+        "/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, fields=COMPLETION_FIELDS, stream_options=True
+    ),
     # a server may store the response: a second request would store a second one
-    _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, repeatable=False),
+    _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, fields=RESPONSE_FIELDS, repeatable=False),
     # grant with care: these access any response by its id, whoever created it
     VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeatable=True),
     VllmRoute("/v1/responses/{id}/cancel", RouteClass.INFERENCE, alias=True),
-    _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES),
-    _prompt_only("/v1/messages/count_tokens", alias=True, usage=UsageFormat.TOKEN_COUNT),
+    _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES, fields=MESSAGE_FIELDS),
+    _tokenizing("/v1/messages/count_tokens", alias=True, usage=UsageFormat.TOKEN_COUNT),
     _prompt_only("/v1/embeddings", alias=True),
     _audio("/v1/audio/transcriptions"),
     _audio("/v1/audio/translations"),
     # a WebSocket, opened by GET
-    VllmRoute("/v1/realtime", RouteClass.INFERENCE, methods=_GET, model=ModelPlace.EVENT, alias=True),
-    _generating("/cohere/v2/chat", usage=UsageFormat.COHERE_CHAT),
-    _prompt_only("/v2/embed", usage=UsageFormat.COHERE_EMBED),
-    _prompt_only("/score"),
-    _prompt_only("/v1/score"),
-    _prompt_only("/rerank"),
-    _prompt_only("/v1/rerank"),
-    _prompt_only("/v2/rerank"),
+    VllmRoute(
+        "/v1/realtime",
+        RouteClass.INFERENCE,
+        methods=_GET,
+        model=ModelPlace.EVENT,
+        alias=True,
+        prefix_cache=PrefixCache.SHARED,
+    ),
+    _generating(
+        "/cohere/v2/chat",
+        usage=UsageFormat.COHERE_CHAT,
+        fields=MESSAGE_FIELDS,
+        prefix_cache=PrefixCache.SHARED,
+    ),
+    _prompt_only("/v2/embed", usage=UsageFormat.COHERE_EMBED, prefix_cache=PrefixCache.SHARED),
+    _prompt_only("/score", fields=PAIR_FIELDS),
+    _prompt_only("/v1/score", fields=PAIR_FIELDS),
+    _prompt_only("/rerank", fields=PAIR_FIELDS),
+    _prompt_only("/v1/rerank", fields=PAIR_FIELDS),
+    _prompt_only("/v2/rerank", fields=PAIR_FIELDS),
     _prompt_only("/classify"),
     _prompt_only("/pooling"),
-    _prompt_only("/generative_scoring"),
-    _prompt_only("/v1/systemone"),
-    _prompt_only("/tokenize", usage=UsageFormat.TOKENIZE),
-    _prompt_only("/detokenize", usage=UsageFormat.NONE),
-    # chat, completions or any of the pooling routes
-    _generating("/invocations", usage=UsageFormat.COMPLETIONS, stream_options=True, dispatches=True),
+    _prompt_only("/generative_scoring", generates=True, fields=ITEM_FIELDS),
+    _prompt_only("/v1/systemone", generates=True, fields=QUESTION_FIELDS),
+    _tokenizing("/tokenize", usage=UsageFormat.TOKENIZE),
+    _tokenizing("/detokenize", usage=UsageFormat.NONE),
+    # chat, completions or any of the pooling routes; Amazon's container standards overwrite the body's model
+    _generating(
+        "/invocations",
+        model=ModelPlace.HEADER,
+        usage=UsageFormat.COMPLETIONS,
+        fields=INVOCATION_FIELDS,
+        stream_options=True,
+        dispatches=True,
+    ),
     _read_only("/v1/models", alias=True),
     _read_only("/health"),
     _read_only("/ping", methods=(b"GET", b"POST")),
@@ -185,10 +301,21 @@ ROUTES = (
         "/inference/v1/generate",
         route_class=RouteClass.PRIVILEGED,
         usage=UsageFormat.COMPLETIONS,
+        fields=GENERATE_FIELDS,
         stream_options=True,
         repeatable=False,
     ),
-    VllmRoute("/v1/responses/render"),
+    *(
+        VllmRoute(f"/v1/{what}", model=ModelPlace.BODY, repeatable=True)
+        for what in (
+            "chat/completions/render",
+            "chat/completions/derender",
+            "completions/render",
+            "completions/derender",
+            "messages/render",
+            "responses/render",
+        )
+    ),
     VllmRoute("/v1/load_lora_adapter", alias=True),
     VllmRoute("/v1/unload_lora_adapter", alias=True),
 )
@@ -205,10 +332,11 @@ class Route:
     Attributes:
         path: the path for the server, decoded; as received if it is not `certain`.
         route_class: the privilege that it needs.
-        takes_model: whether the request's body names a model.
+        takes_model: whether the request uses a model.
         certain: whether the path is unambiguous. If not, only a rule that names a class can allow it.
         name: the known route's path, with ``{id}`` in place of an id; empty if it is unknown.
-        row: the path's row, for any method; `UNKNOWN` if there is none.
+        row: the path's row, for any method; of an ambiguous path, the row that a server or proxy may find; `UNKNOWN` if
+            there is none.
     """
 
     path: str
@@ -218,6 +346,9 @@ class Route:
     name: str = ""
     row: VllmRoute = UNKNOWN
 
+
+#: how often an ambiguous path is decoded
+_MAX_DECODINGS = 4
 
 _ID = r"[A-Za-z0-9._~:@=+-]+"
 
@@ -259,15 +390,24 @@ class RouteTable:
 
     def _classify(self, method: bytes, path: bytes) -> Route:
         plain = plain_path(path)
+        row = UNKNOWN if plain is None else self._row(plain)
+        if row is UNKNOWN and b"%" in path:
+            # uvicorn decodes each path once, and Starlette matches the result
+            decoded = _plain(unquote_to_bytes(path))
+            if decoded is not None and (found := self._row(decoded)) is not UNKNOWN:
+                plain, row = decoded, found
         if plain is None:
-            return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, certain=False)
-        row = self._exact.get(plain)
-        if row is None:
-            row = next((row for pattern, row in self._patterns if pattern.fullmatch(plain)), UNKNOWN)
+            row = self._row(_resolved(path))
+            return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, _uses_model(row, method), False, row=row)
         if row is UNKNOWN or method not in ORDINARY_METHODS:
             return Route(plain, RouteClass.PRIVILEGED, row=row)
-        takes_model = row.model is ModelPlace.BODY and method in row.methods
-        return Route(plain, row.route_class, takes_model, name=row.path, row=row)
+        return Route(plain, row.route_class, _uses_model(row, method), name=row.path, row=row)
+
+    def _row(self, path: str) -> VllmRoute:
+        row = self._exact.get(path)
+        if row is None:
+            row = next((row for pattern, row in self._patterns if pattern.fullmatch(path)), UNKNOWN)
+        return row
 
     def without_alias(self, path: bytes) -> bytes:
         """Return the server's path for `path`, which may be one of vLLM's ``/v1`` routes without its ``/v1``.
@@ -289,7 +429,36 @@ def plain_path(path: bytes) -> str | None:
     """Return `path` decoded, or None if it is ambiguous."""
     if b"%" in path:
         path = _UNRESERVED_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), path)
+    return _plain(path)
+
+
+def _plain(path: bytes) -> str | None:
     return path.decode("ascii") if _PLAIN_PATH.fullmatch(path) else None
+
+
+def _resolved(path: bytes) -> str:
+    """Return what the most lenient server or proxy makes of an ambiguous path.
+
+    Escapes are decoded as often as there are some, backslashes separate segments, ``;parameters`` are cut, empty
+    segments ignored and dot segments resolved.
+    """
+    for _ in range(_MAX_DECODINGS):
+        decoded = unquote_to_bytes(path)
+        if decoded == path:
+            break
+        path = decoded
+    segments: list[bytes] = []
+    for piece in path.replace(b"\\", b"/").split(b"/"):
+        segment = piece.partition(b";")[0]
+        if segment == b"..":
+            del segments[-1:]
+        elif segment not in (b"", b"."):
+            segments.append(segment)
+    return "/" + b"/".join(segments).decode("latin-1")
+
+
+def _uses_model(row: VllmRoute, method: bytes) -> bool:
+    return row.model in (ModelPlace.BODY, ModelPlace.HEADER) and method in row.methods
 
 
 def _is_exact(path: str) -> bool:

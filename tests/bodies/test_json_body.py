@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_vllm.api_routes import CHAT_FIELDS
 from twisted_vllm.bodies.edits import rename_edit, splice
 from twisted_vllm.bodies.json_body import ModelField, read_body
 from twisted_vllm.errors import ModelUndetermined
 
 
 def find_model(body: bytes) -> ModelField | None:
-    return read_body(body).model
+    return read_body(body, CHAT_FIELDS).model
 
 
 def rename(body: bytes, field: ModelField, new: str) -> bytes:
@@ -33,17 +34,10 @@ UNDETERMINED = {
     "single quotes": b"{'model': 'a'}",
     "a key without quotes": b'{model: "a"}',
     "no colon": b'{"model" "a"}',
-    "the model twice": b'{"model": "a", "model": "b"}',
-    "the model twice and alike": b'{"model": "a", "model": "a"}',
-    "the model twice, once escaped": b'{"model": "a", "m\\u006fdel": "b"}',
-    "the model twice, first escaped": b'{"\\u006dodel": "a", "model": "b"}',
-    "the model twice, both escaped": b'{"\\u006Dodel": "a", "mo\\u0064el": "b"}',
-    "the model twice, once null": b'{"model": "a", "model": null}',
     "an array": b'["model", "a"]',
     "an array of objects": b'[{"model": "a"}]',
     "a string": b'"model"',
     "a number for a model": b'{"model": 1}',
-    "null for a model": b'{"model": null}',
     "a list for a model": b'{"model": ["a"]}',
     "an object for a model": b'{"model": {"model": "a"}}',
     "a byte order mark": b'\xef\xbb\xbf{"model": "a"}',
@@ -61,6 +55,15 @@ UNDETERMINED = {
     "nested too deeply with a second one": b'{"a": ' + b'{"model":' * 200_000 + b"1" + b"}" * 200_001,
 }
 
+REPEATED = {
+    "the model twice": b'{"model": "a", "model": "b"}',
+    "the model twice and alike": b'{"model": "a", "model": "a"}',
+    "the model twice, once escaped": b'{"model": "a", "m\\u006fdel": "b"}',
+    "the model twice, first escaped": b'{"\\u006dodel": "a", "model": "b"}',
+    "the model twice, both escaped": b'{"\\u006Dodel": "a", "mo\\u0064el": "b"}',
+    "the model twice, once null": b'{"model": "a", "model": null}',
+}
+
 
 @pytest.mark.parametrize("body", UNDETERMINED.values(), ids=UNDETERMINED.keys())
 def test_a_body_with_more_than_one_reading_is_refused(body: bytes) -> None:
@@ -68,6 +71,22 @@ def test_a_body_with_more_than_one_reading_is_refused(body: bytes) -> None:
         find_model(body)
     assert caught.value.status == 400
     assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("body", REPEATED.values(), ids=REPEATED.keys())
+def test_of_several_models_the_last_is_read_and_they_are_told(body: bytes) -> None:
+    found = read_body(body, CHAT_FIELDS)
+    assert found.model_repeated
+    assert found.model is not None
+    assert found.model.name == (json.loads(body)["model"] or "")
+
+
+@pytest.mark.parametrize("body", [b'{"model": null}', b'{"a": 1, "m\\u006fdel":null}', b'{"model": ""}'])
+def test_null_and_the_empty_name_name_none(body: bytes) -> None:
+    field = find_model(body)
+    assert field is not None
+    assert field.name == ""
+    assert body[field.start : field.end] in (b"null", b'""')
 
 
 @pytest.mark.parametrize(

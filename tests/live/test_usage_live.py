@@ -11,7 +11,7 @@ import pytest
 from tests.live.live_gateway import ask, json_request
 from tests.live.live_ledger import ATTEMPTS, CHAT, COMPLETIONS, EVIL, NAMES, counted_by_vllm, varied
 from tests.usage_reading import reader_for
-from twisted_vllm.api_routes import classify
+from twisted_vllm.api_routes import CHAT_FIELDS, classify
 from twisted_vllm.bodies.edits import splice, usage_edits
 from twisted_vllm.bodies.json_body import read_body
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
@@ -25,8 +25,9 @@ def test_the_readers_count_what_vllm_counts(vllm_url: str, chat_model: str) -> N
         requests = list(varied(chat_model))
         for route, body in requests:
             asked = json.dumps(body).encode()
-            facts = read_body(asked)
-            edits = usage_edits(asked, facts) if classify(b"POST", route.encode()).row.stream_options else ()
+            row = classify(b"POST", route.encode()).row
+            facts = read_body(asked, row.fields)
+            edits = usage_edits(asked, facts) if row.stream_options else ()
             answer = ask(
                 vllm_url, "POST", route, headers=[("Content-Type", "application/json")], body=splice(asked, edits)
             )
@@ -72,7 +73,7 @@ def test_the_readers_count_what_vllm_counts(vllm_url: str, chat_model: str) -> N
 def test_a_filtered_stream_is_a_direct_one(vllm_url: str, chat_model: str, route: str, more: dict[str, Any]) -> None:
     text = {"messages": [{"role": "user", "content": "Say hi"}]} if route == CHAT else {"prompt": "Say"}
     asked = json_request({"model": chat_model, "temperature": 0, "max_tokens": 9, "stream": True, **text, **more})
-    facts = read_body(asked["body"])
+    facts = read_body(asked["body"], CHAT_FIELDS)
     spliced = asked | {"body": splice(asked["body"], usage_edits(asked["body"], facts))}
     for _ in range(ATTEMPTS):
         direct = ask(vllm_url, "POST", route, **asked).body

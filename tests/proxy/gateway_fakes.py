@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -24,6 +24,27 @@ def server(name: str = "gpu-1:8000", api_key: str | None = None, base_path: byte
     host, _, port = name.partition(":")
     secret = None if api_key is None else Secret(api_key)
     return Server(name, host, int(port), False, base_path, name.encode(), secret, Timeouts())
+
+
+class BaseModelsOf:
+    """The base models of servers: known at once, or once they were asked.
+
+    Attributes:
+        asked: the names of the servers that were asked.
+    """
+
+    def __init__(self, *, answers: dict[str, str] | None = None, **known: str) -> None:
+        self._known = known
+        self._answers = answers or {}
+        self.asked: list[str] = []
+
+    def base_model(self, server: Server) -> str | None:
+        return self._known.get(server.host, None if self._answers else "")
+
+    def ask(self, server: Server) -> Deferred[None]:
+        self.asked.append(server.host)
+        self._known[server.host] = self._answers.get(server.host, "")
+        return succeed(None)
 
 
 class FakeSite:

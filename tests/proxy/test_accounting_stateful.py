@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.proxy.gateway_fakes import server
+from tests.proxy.gateway_fakes import BaseModelsOf, server
 from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, UserGrant
@@ -90,6 +90,7 @@ class Requests(RuleBasedStateMachine):
             authenticator=Authenticator(None, self.index),
             policy=RoutePolicy(TenantRoutes()),
             router=Router((), server()),
+            base_models=BaseModelsOf(),
             path_aliases=True,
             inject_usage=True,
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.proxy.gateway_fakes import server
+from tests.proxy.gateway_fakes import BaseModelsOf, server
+from twisted_vllm.api_routes import ROUTES, ModelPlace, PrefixCache, VllmRoute
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import ModelEntry, Server, TenantRoutes
+from twisted_vllm.config.settings import ModelEntry, PriceList, Server, TenantRoutes
 from twisted_vllm.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -24,7 +28,8 @@ from twisted_vllm.errors import (
     ModelUndetermined,
     RouteNotAllowed,
 )
-from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.admission import Admission, Admitted, BaseModelUnknown
+from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.upstreams.router import Router
 
 DEFAULT = server("default:8000")
@@ -39,8 +44,6 @@ RESTRICTED = Principal(kind="key", name="team-b", hash_prefix="4567cdef", models
 #: bodies with an ambiguous model
 UNDETERMINED = [
     (JSON, b'{"model": "public",}'),
-    (JSON, b'{"model": "public", "model": "secret"}'),
-    (JSON, b'{"model": "public", "\\u006dodel": "secret"}'),
     (JSON, '{"model": "public"}'.encode("utf-16")),
     (JSON, b'{"model": ["public"]}'),
     (JSON, b'["public"]'),
@@ -50,6 +53,9 @@ UNDETERMINED = [
     ({b"content-type": b"application/x-www-form-urlencoded"}, b"model=public"),
     (FORM, b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\npublic\r\n'),
 ]
+
+#: bodies that name their model more than once
+REPEATED = [b'{"model": "public", "model": "same"}', b'{"model": "public", "\\u006dodel": "same"}']
 
 
 def admission(
@@ -62,6 +68,7 @@ def admission(
         authenticator=Authenticator(None if master_key is None else Secret(master_key), KeyIndex()),
         policy=RoutePolicy(options.pop("tenant_routes", TenantRoutes())),
         router=Router(models, default),
+        base_models=options.pop("base_models", BaseModelsOf()),
         path_aliases=options.pop("path_aliases", True),
     )
 
@@ -198,12 +205,215 @@ def test_an_ambiguous_body_passes_unchanged_if_nothing_depends_on_it(
         found = admit(admission(MODELS, default), body, principal, headers)
         assert (found.server, found.model) == (expected, "")
         assert found.body is body
+        assert found.unread is not None
+
+
+@pytest.mark.parametrize("body", REPEATED)
+def test_a_model_that_is_repeated_is_refused_to_keys_and_read_as_vllm_reads_it_for_others(body: bytes) -> None:
+    for models in (MODELS, ()):
+        with pytest.raises(ModelUndetermined, match="more than once"):
+            admit(admission(models), body, TENANT)
+    for principal in (MASTER, ANONYMOUS):
+        found = admit(admission(MODELS), body, principal)
+        assert (found.server, found.model) == (TWO, "same")
+
+
+NOTHING_NAMED = [b'{"prompt": "x"}', b'{"model": null}', b'{"model": ""}', b'{"mod\\u0065l": null, "a": 1}']
+
+
+@pytest.mark.parametrize("body", NOTHING_NAMED)
+@pytest.mark.parametrize("principal", [TENANT, MASTER])
+def test_the_first_entry_is_named_in_a_request_that_names_none(principal: Principal, body: bytes) -> None:
+    found = admit(admission(MODELS, None), body, principal)
+    assert (found.server, found.model, found.serving.entry) == (ONE, "public", MODELS[0])
+    assert found.body is not None
+    assert json.loads(found.body) == {**json.loads(body), "model": "private"}
+
+
+@pytest.mark.parametrize("body", NOTHING_NAMED)
+def test_the_default_server_s_own_choice_is_left_to_it_and_its_price_is_unknown_if_prices_differ(body: bytes) -> None:
+    priced = ModelEntry("good", "served", DEFAULT, 1, PriceList(Decimal(1)))
+    for models, known in (((), True), (MODELS, True), ((*MODELS, priced), False)):
+        found = admit(admission(models), body)
+        assert (found.server, found.model, found.body) == (DEFAULT, "", body)
+        assert found.serving.priced is known
+
+
+def test_a_form_without_a_model_is_not_taken_for_the_first_entry() -> None:
+    body = b"--b--\r\n"
+    found = admit(admission(MODELS, None), body, headers=FORM, path=b"/v1/audio/transcriptions")
+    assert (found.server, found.model, found.body, found.serving.entry) == (ONE, "", body, None)
+
+
+def test_the_served_name_of_a_priced_model_is_that_model() -> None:
+    entry = ModelEntry("good", "served", DEFAULT, 1, PriceList(Decimal(1)))
+    body = b'{"model": "served"}'
+    found = admit(admission((entry,)), body)
+    assert (found.server, found.model, found.body) == (DEFAULT, "good", body)
+    assert (found.serving.entry, found.serving.asked) == (entry, "served")
+
+
+# /invocations, where vLLM ignores the body's model
+
+GOOD = ModelEntry("good", "good-lora", DEFAULT, 1, PriceList(Decimal(1)))
+BASE = ModelEntry("big", "base", DEFAULT, 1, PriceList(Decimal(9)))
+KEY_OF_GOOD = Principal(kind="key", name="k", models=("good",))
+
+
+def invoke(asked: Admission, model: str, principal: Principal, headers: Any = JSON) -> Admitted:
+    body = b'{"model": "%b", "prompt": "x"}' % model.encode()
+    found = admit(asked, body, principal, headers, path=b"/invocations")
+    assert found.body == body
+    return found
+
+
+def test_the_base_model_serves_and_decides() -> None:
+    asked = admission((GOOD, BASE), base_models=BaseModelsOf(default="base"))
+    with pytest.raises(ModelNotAllowed, match="'big'"):
+        invoke(asked, "good", KEY_OF_GOOD)
+    found = invoke(asked, "good", TENANT)
+    assert (found.server, found.model, found.serving.entry) == (DEFAULT, "big", BASE)
+    allowed = Principal(kind="key", name="k", models=("big",))
+    assert invoke(asked, "anything", allowed).model == "big"
+    unlisted = admission((GOOD,), base_models=BaseModelsOf(default="base"))
+    assert invoke(unlisted, "good", TENANT).model == "base"
+    with pytest.raises(ModelNotAllowed, match="'base'"):
+        invoke(unlisted, "goofy", Principal(kind="key", name="k", models=("goo*",)))
+
+
+def test_the_base_model_of_the_server_that_the_body_s_model_chooses_counts() -> None:
+    asked = admission((*MODELS, GOOD), base_models=BaseModelsOf(one="private", default="base"))
+    assert invoke(asked, "public", RESTRICTED).server is ONE
+    with pytest.raises(ModelNotFound):
+        invoke(admission(MODELS, None), "other", TENANT)
+
+
+def test_a_server_is_asked_first_and_if_it_does_not_tell_a_restricted_key_is_refused() -> None:
+    base_models = BaseModelsOf(answers={"one": "private"})
+    asked = admission((GOOD, *MODELS), base_models=base_models)
+    for name in ("public", "good"):
+        with pytest.raises(BaseModelUnknown) as unknown:
+            invoke(asked, name, TENANT)
+        base_models.ask(unknown.value.server)
+    assert invoke(asked, "public", RESTRICTED).model == "public"
+    found = invoke(asked, "good", TENANT)
+    assert (found.server, found.model, found.serving.priced) == (DEFAULT, "", False)
+    with pytest.raises(ModelUndetermined, match="base model"):
+        invoke(asked, "good", KEY_OF_GOOD)
+
+
+def test_an_adapter_in_a_header_serves_where_the_caller_may_set_it() -> None:
+    headers = {**JSON, b"x-amzn-sagemaker-adapter-identifier": b"good-lora"}
+    asked = admission((GOOD, BASE), base_models=BaseModelsOf(default="base"))
+    assert invoke(asked, "x", MASTER, headers).model == "good"
+    assert invoke(asked, "x", TENANT, headers).model == "big"
+    granted = Principal(kind="key", name="k", granted_headers=frozenset((b"x-amzn-sagemaker-adapter-identifier",)))
+    assert invoke(asked, "x", granted, headers).model == "good"
+
+
+# paths that decode to a route, or may
+
+PRIVILEGED = Principal(kind="key", name="k", models=("public",), allowed_routes=("inference", "privileged", "/v1/*"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/chat%2Fcompletions",
+        b"/v1%2fchat%2fcompletions",
+        b"/v1//chat/completions",
+        b"/x/../v1/chat/completions",
+        b"/v1/chat%252Fcompletions",
+        b"/v1/chat/completions;x",
+        b"/v1/chat/completions/render",
+        b"/v1/chat/completions/derender",
+        b"/v1/completions/render",
+        b"/v1/messages/render",
+        b"/v1/responses/render",
+        b"/inference/v1/generate",
+        b"/v1/something/new",
+        b"/v1/chat/completions/",
+    ],
+)
+def test_no_path_of_a_privileged_key_avoids_its_models(path: bytes) -> None:
+    asked = admission(MODELS)
+    assert asked.authorize(PRIVILEGED, b"POST", path).needs_body
+    with pytest.raises(ModelNotAllowed, match="'same'"):
+        admit(asked, b'{"model": "same"}', PRIVILEGED, path=path)
+    with pytest.raises(ModelUndetermined):
+        admit(asked, '{"model": "same"}'.encode("utf-16"), PRIVILEGED, path=path)
+    assert admit(asked, b'{"model": "public"}', PRIVILEGED, path=path).server in (ONE, DEFAULT)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"level": 1}'])
+def test_a_privileged_route_without_a_model_stays_open_to_a_restricted_key(body: bytes) -> None:
+    assert admit(admission(MODELS), body, PRIVILEGED, path=b"/sleep").body == body
+
+
+def test_a_path_that_decodes_to_a_route_is_salted_and_renamed_as_the_route() -> None:
+    salted = Principal(kind="key", name="k", cache_salt="pepper")
+    found = admit(admission(MODELS), b'{"model": "public"}', salted, path=b"/v1/chat%2Fcompletions")
+    assert (found.path, found.body) == (b"/v1/chat%2Fcompletions", b'{"cache_salt":"pepper","model": "private"}')
+
+
+# names that are paths
+
+PATHS = [
+    "good-lora/../secret-lora",
+    "good-lora/.",
+    "./good-lora",
+    "../loras/good-lora",
+    "good-lora/",
+    "good-lora//x",
+    "good-lora\\..\\x",
+    "good\0lora",
+    "good\nlora",
+    "good\x85lora",
+    ".",
+    "..",
+]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_name_that_may_be_another_spelling_of_a_path_is_refused(name: str) -> None:
+    body = json.dumps({"model": name}).encode()
+    for principal in (TENANT, Principal(kind="key", name="k", models=("*",))):
+        with pytest.raises(ModelNotAllowed, match="path"):
+            admit(admission(), body, principal)
+    assert admit(admission(), body, MASTER).model == name
+    configured = ModelEntry(name, "x", ONE)
+    assert admit(admission((configured,)), body, TENANT).server is ONE
+
+
+@pytest.mark.parametrize("name", ["/models/qwen", "Qwen/Qwen2.5-7B", "a.b/c..d", "日本", "a b", ".hidden", "..x/y"])
+def test_an_ordinary_name_with_slashes_and_dots_is_none(name: str) -> None:
+    assert admit(admission(), json.dumps({"model": name}).encode(), TENANT).model == name
+
+
+def test_an_absolute_path_is_refused_where_models_are_counted() -> None:
+    counted = Limited("key", "k", Allowance(model_rpm={"good-lora": 1}))
+    with pytest.raises(ModelNotAllowed, match="path"):
+        admit(admission(), b'{"model": "/loras/good-lora"}', Principal(kind="key", name="k", limited=(counted,)))
+
+
+# streams that vLLM does not count
+
+
+def test_a_batch_does_not_stream() -> None:
+    body = b'{"model": "public", "messages": [[]], "stream": "yes"}'
+    with pytest.raises(InvalidRequest, match="stream"):
+        admit(admission(MODELS), body, path=b"/v1/chat/completions/batch")
+    admit(admission(MODELS), body.replace(b"yes", b"no"), path=b"/v1/chat/completions/batch")
+    admit(admission(MODELS), body, MASTER, path=b"/v1/chat/completions/batch")
 
 
 # with which model
 
 
-@pytest.mark.parametrize(("headers", "body"), [*UNDETERMINED, (JSON, b'{"prompt": "x"}'), (JSON, b""), ({}, b"")])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [*UNDETERMINED, *((JSON, body) for body in (*REPEATED, *NOTHING_NAMED, b"")), ({}, b"")],
+)
 def test_a_restricted_key_must_name_its_model_unambiguously(headers: Any, body: bytes) -> None:
     for asked in (admission(MODELS), admission()):
         with pytest.raises(ModelUndetermined) as refused:
@@ -216,7 +426,7 @@ def test_a_restricted_key_may_use_its_models(model: str) -> None:
     assert admit(admission(), b'{"model": "%b"}' % model.encode(), RESTRICTED).model == model
 
 
-@pytest.mark.parametrize("model", ["same", "Public", "public ", "private", "x/small-1", ""])
+@pytest.mark.parametrize("model", ["same", "Public", "public ", "private", "x/small-1"])
 def test_a_restricted_key_may_use_no_other(model: str) -> None:
     with pytest.raises(ModelNotAllowed):
         admit(admission(MODELS), b'{"model": "%b"}' % model.encode(), RESTRICTED)
@@ -318,7 +528,7 @@ SALTED = Principal(kind="key", name="team-c", hash_prefix="89ab0123", cache_salt
 UNCLEAR = ModelUndetermined("unclear")
 
 
-@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED, SALTED])
+@pytest.mark.parametrize("principal", [ANONYMOUS, MASTER, TENANT, RESTRICTED])
 @pytest.mark.parametrize("name", ["public", "same", "other", "small-one", None])
 def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principal, name: str | None) -> None:
     decides = admission(MODELS)
@@ -346,11 +556,26 @@ def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Prin
     assert decides.admit_form(authorization, None, UNCLEAR).server is DEFAULT
 
 
-@pytest.mark.parametrize("principal", [RESTRICTED, SALTED])
-def test_an_unclear_form_that_streams_is_refused_where_its_model_or_its_cache_is_the_key_s(
-    principal: Principal,
-) -> None:
+def test_an_unclear_form_that_streams_is_refused_where_its_model_is_the_key_s() -> None:
     decides = admission(MODELS)
-    authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
+    authorization = decides.authorize(RESTRICTED, b"POST", b"/v1/audio/transcriptions")
     with pytest.raises(ModelUndetermined, match="unclear"):
         decides.admit_form(authorization, None, UNCLEAR)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROUTES if row.prefix_cache is PrefixCache.SHARED], ids=lambda row: row.path
+)
+def test_a_key_with_its_own_cache_is_refused_where_vllm_cannot_isolate_it(row: VllmRoute) -> None:
+    with pytest.raises(RouteNotAllowed, match="cache_isolation"):
+        admission().authorize(SALTED, row.methods[0], row.path.encode())
+    admission().authorize(TENANT, row.methods[0], row.path.encode())
+
+
+@pytest.mark.parametrize("row", [row for row in ROUTES if row.model is ModelPlace.BODY], ids=lambda row: row.path)
+def test_a_key_with_its_own_cache_is_salted_wherever_vllm_caches(row: VllmRoute) -> None:
+    if row.prefix_cache is PrefixCache.SHARED:
+        return
+    salted = attrs.evolve(SALTED, allowed_routes=("inference", "privileged"))
+    found = admit(admission(), b'{"model": "m"}', salted, path=row.path.encode())
+    assert (found.body == b'{"model": "m"}') is (row.prefix_cache is PrefixCache.UNUSED)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.gateway_fakes import server
+from tests.proxy.gateway_fakes import BaseModelsOf, server
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
@@ -64,6 +64,7 @@ class Ledger:
             authenticator=Authenticator(None, self.index),
             policy=RoutePolicy(TenantRoutes()),
             router=Router((), server()),
+            base_models=BaseModelsOf(),
             path_aliases=True,
         )
 

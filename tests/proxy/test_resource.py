@@ -13,7 +13,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
-from tests.proxy.gateway_fakes import FakeAgent, FakeAuthenticator, FakeRequest, SentRequest, server
+from tests.proxy.gateway_fakes import BaseModelsOf, FakeAgent, FakeAuthenticator, FakeRequest, SentRequest, server
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeouts
@@ -37,10 +37,12 @@ class ResourceHarness:
     def __init__(self, principal: Any = ANONYMOUS, models: Any = (), limits: Limits = Limits(), **options: Any) -> None:  # noqa: B008
         self.authenticator = FakeAuthenticator(principal)
         self.agent = FakeAgent()
+        self.base_models = BaseModelsOf(answers=options.get("base_models"))
         admission = Admission(
             authenticator=self.authenticator,  # type: ignore[arg-type]  # it is asked for one thing
             policy=RoutePolicy(TenantRoutes()),
             router=Router(models, SERVER),
+            base_models=self.base_models,
             path_aliases=True,
         )
         self.resource = PassThroughResource(
@@ -49,6 +51,7 @@ class ResourceHarness:
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
             in_thread=maybeDeferred,
+            ask_models=self.base_models.ask,
             now=lambda: 1234.5,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
+from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_output, estimate_prompt
 
 
 def test_a_prompt_is_estimated_by_its_size() -> None:
@@ -30,12 +30,23 @@ def test_each_picture_counts_and_what_is_short_is_text() -> None:
     assert estimate_prompt(b";base64," + b"A" * 4000) == 4008 // BYTES_PER_TOKEN + 1
 
 
-def test_choices_reserve_the_client_s_limit_or_the_assumed_tokens() -> None:
-    def total(max_tokens: int | None = None, choices: int = 1, generates: bool = True) -> int:
-        return estimate_total(10, generates=generates, max_tokens=max_tokens, choices=choices, assumed=1024)
+def test_a_prompt_of_tokens_is_counted() -> None:
+    assert estimate_prompt(json.dumps({"prompt": [7] * 1000}, separators=(",", ":")).encode()) == 1000
+    assert estimate_prompt(b"[%b]" % b",".join([b"123456"] * 1000)) == 1751
 
-    assert total() == 10 + 1024
-    assert total(max_tokens=50) == 10 + 50
-    assert total(max_tokens=50, choices=3) == 10 + 150
-    assert total(choices=2) == 10 + 2048
-    assert total(generates=False, max_tokens=50) == 10
+
+def test_what_is_processed_again_counts_again() -> None:
+    assert estimate_prompt(b"x" * 400, 4000) == 1101
+
+
+def test_choices_reserve_the_client_s_limit_or_the_assumed_tokens() -> None:
+    def output(max_tokens: int | None = None, choices: int = 1, min_tokens: int = 0) -> int:
+        return estimate_output(max_tokens, min_tokens, choices, 1024)
+
+    assert output() == 1024
+    assert output(max_tokens=50) == 50
+    assert output(max_tokens=50, choices=3) == 150
+    assert output(choices=2) == 2048
+    assert output(min_tokens=1900) == 1900
+    assert output(max_tokens=50, min_tokens=1900) == 50
+    assert output(max_tokens=2**53, choices=2**53) == 2**52

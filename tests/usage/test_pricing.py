@@ -74,13 +74,16 @@ def test_a_row_has_the_prices_that_were_applied() -> None:
 def test_a_model_has_its_own_prices_else_the_default_ones() -> None:
     one, two = server("one:80"), server("two:80")
     own, other = listed(input_cost_per_token="1"), listed(input_cost_per_token="2")
-    table = PriceTable(
-        (ModelEntry("a", "m", one, 1, own), ModelEntry("a", "m", two, 1, other), ModelEntry("b", "m", one)),
-        listed(input_cost_per_token="3"),
+    entries = (
+        ModelEntry("a", "m", one, 1, own),
+        ModelEntry("a", "m", two, 1, other),
+        ModelEntry("a", "n", one, 1, other),
+        ModelEntry("b", "m", one),
     )
-    names = [("a", "one:80"), ("a", "two:80"), ("b", "one:80"), ("unknown", "one:80"), ("", "one:80")]
-    assert [table.of(*name).name for name in names] == ["a", "a", "default", "default", "default"]
-    assert [dict(table.of(*name).text)["input_cost_per_token"] for name in names] == ["1", "2", "3", "3", "3"]
+    table = PriceTable(entries, listed(input_cost_per_token="3"))
+    found = [table.of(entry) for entry in (*entries, None)]
+    assert [prices.name for prices in found] == ["a", "a", "a", "default", "default"]
+    assert [dict(prices.text)["input_cost_per_token"] for prices in found] == ["1", "2", "2", "3", "3"]
 
 
 PRICES = st.decimals(0, 10_000, places=12) | st.floats(0, 1, allow_subnormal=False).map(

@@ -47,6 +47,7 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
+from twisted_vllm.upstreams.served_models import ServedModels
 
 
 class Wiring:
@@ -112,20 +113,24 @@ class Wiring:
 
         authenticator = Authenticator(settings.master_key, self.index)
         throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        client = PassThroughClient(queues if queues.needed else self.agent)
+        served_models = ServedModels(client, reactor)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
             router=Router(settings.models, settings.default_server),
+            base_models=served_models,
             path_aliases=settings.path_aliases,
             reads_bodies=settings.ledger.enabled,
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
         )
         pass_through = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(queues if queues.needed else self.agent),
+            client=client,
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            ask_models=served_models.ask,
             throttle=throttle,
             accounting=accounting.observer,
             lifecycle=self.lifecycle,

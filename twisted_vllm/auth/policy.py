@@ -17,6 +17,7 @@ import attrs
 from twisted_vllm.api_routes import (
     ROUTES,
     ModelPlace,
+    PrefixCache,
     Route,
     RouteClass,
     plain_path,
@@ -35,6 +36,10 @@ MOUNT = "/vllm"
 
 #: the route groups of LiteLLM that are supported; its ``openai_routes`` include ``/v1/models``
 LITELLM_GROUPS = frozenset(("llm_api_routes", "openai_routes"))
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SEPARATOR = re.compile(r"[/\\]")
 
 
 @attrs.frozen
@@ -162,6 +167,11 @@ class RoutePolicy:
         """
         if principal.is_administrator:
             return
+        if principal.cache_salt and route.row.prefix_cache is PrefixCache.SHARED:
+            raise RouteNotAllowed(
+                f"This key has its own prefix cache (cache_isolation), and vLLM cannot isolate prompts on "
+                f"{route.path[:CLIP]}. Use a key without cache_isolation."
+            )
         if principal.allowed_routes:
             if not _any_matches(_granted(principal.allowed_routes), route):
                 raise _refusal(route, "its allowed_routes do not name it")
@@ -192,6 +202,41 @@ class RoutePolicy:
             _check_level("The user of this key", "user", principal.user_models, model)
         if principal.team_models:
             _check_level("The team of this key", "team", principal.team_models, model)
+
+    def check_unlisted_model(self, principal: Principal, model: str) -> None:
+        """Check the name of a model that no entry of ``model_list`` names: it must not be a path.
+
+        A LoRA resolver of vLLM looks for an adapter at the path that a name gives, so several names may mean one
+        adapter, and a name that a wildcard allows may mean one that it does not.
+
+        Raises:
+            ModelNotAllowed: the name is a path with empty or dot segments, or has control characters.
+        """
+        if principal.is_administrator or not _is_path(model, absolute=principal.counts_models):
+            return
+        raise ModelNotAllowed(
+            f"The model's name {model[:CLIP]!r} has control characters, or is a path with empty or dot segments. Send "
+            "the model's own name.",
+            param="model",
+        )
+
+
+def _is_path(name: str, *, absolute: bool) -> bool:
+    """Return whether a name may be another spelling of a path.
+
+    Args:
+        name: a model's name.
+        absolute: whether an absolute path counts. A server without ``--served-model-name`` has such names.
+    """
+    # most names are quickly seen to be none
+    if "/" not in name and "\\" not in name and name.isprintable() and not name.startswith("."):
+        return False
+    if _CONTROL.search(name) is not None:
+        return True
+    segments = _SEPARATOR.split(name)
+    if not segments[0] and not absolute:
+        del segments[0]
+    return any(segment in ("", ".", "..") for segment in segments)
 
 
 def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) -> None:

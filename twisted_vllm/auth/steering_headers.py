@@ -16,5 +16,8 @@ OPERATORS_HEADERS = frozenset(
     )
 )
 
+#: names the adapter that serves a request to /invocations
+ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
+
 #: those among them that replace the body's model on /invocations
-ADAPTER_HEADERS = frozenset((b"x-amzn-sagemaker-adapter-identifier", b"x-amzn-sagemaker-adapter-alias"))
+ADAPTER_HEADERS = frozenset((ADAPTER, b"x-amzn-sagemaker-adapter-alias"))

@@ -1,6 +1,6 @@
 """Minimal edits to a JSON body: every other byte stays as the client sent it.
 
-A body is not edited if the position is ambiguous, because a key is repeated.
+Of equal keys, vLLM uses the last; so that one is edited.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from twisted_vllm.bodies.json_body import BodyFacts, Member, ModelField, byte_offset, members_of, only
+from twisted_vllm.bodies.json_body import BodyFacts, Member, ModelField, byte_offset, last, members_of, only
+from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.errors import InvalidRequest
 
 _OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
@@ -50,30 +51,31 @@ def rename_edit(field: ModelField, new: str) -> Edit:
     return Edit(field.start, field.end, msgspec.json.encode(new))
 
 
+def name_edit(body: bytes, facts: BodyFacts, name: str) -> Edit:
+    """Return the edit that names the model in a body that names none, or null."""
+    if facts.model is not None:
+        return rename_edit(facts.model, name)
+    return _member(body, b'"model":' + msgspec.json.encode(name))
+
+
 def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
-    """Return the edits that request the usage of a stream; none if the client requests it, or if that is ambiguous.
+    """Return the edits that request the usage of a stream; none if the client requests it.
 
     vLLM 0.32 ignores ``continuous_usage_stats`` without ``include_usage`` (serve/utils/api_utils.py). If the client set
     only the former, it is unset; otherwise every event would have usage.
     """
     if not facts.stream or facts.include_usage is not False:
         return ()
-    # inside a string the key's quotes would be escaped, so a single match is the member (1 µs for a body of 2 KB,
-    # instead of 10 µs below)
-    if facts.plain and not facts.options and body.find(b'"stream"') == body.rfind(b'"stream"'):
+    if not facts.options:
         return (_member(body, b'"stream_options":{"include_usage":true}'),)
     text = body.decode("utf-8")
     try:
-        members = members_of(text)
-        if only(members, "stream") is None:
-            return ()
-        options = only(members, "stream_options")
-        if options is None:
-            return (_member(body, b'"stream_options":{"include_usage":true}'),)
-        if options.value is None:
-            return (_replaced(text, options, b'{"include_usage":true}'),)
-        return _options_edits(body, text, options)
-    except (LookupError, ValueError, RecursionError):
+        options = last(members_of(text), "stream_options")
+        if options is None or not options.value:
+            return () if options is None else (_replaced(text, options, b'{"include_usage":true}'),)
+        return _options_edits(text, options)
+    except (ValueError, RecursionError):
+        # vLLM's parser refuses it too
         return ()
 
 
@@ -110,15 +112,15 @@ def _replaced(text: str, member: Member, new: bytes) -> Edit:
     return Edit(byte_offset(text, member.start), byte_offset(text, member.end), new)
 
 
-def _options_edits(body: bytes, text: str, options: Member) -> tuple[Edit, ...]:
+def _options_edits(text: str, options: Member) -> tuple[Edit, ...]:
     inner = members_of(text, options.start, whole=False)
-    include = only(inner, "include_usage")
-    continuous = only(inner, "continuous_usage_stats")
+    include = last(inner, "include_usage")
+    continuous = last(inner, "continuous_usage_stats")
     if include is not None:
         edits = [_replaced(text, include, b"true")]
     else:
         offset = byte_offset(text, options.start) + 1
         edits = [Edit(offset, offset, b'"include_usage":true' + (b"," if inner else b""))]
-    if continuous is not None and continuous.value is not None and continuous.value is not False:
+    if continuous is not None and to_bool(continuous.value):
         edits.append(_replaced(text, continuous, b"false"))
     return tuple(edits)

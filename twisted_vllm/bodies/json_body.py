@@ -1,9 +1,12 @@
 """Reads a JSON body: the model, and the few facts that limits and the ledger need.
 
 vLLM 0.32 reads a body with Starlette's ``Request.json``, which is Python's ``json.loads``: the last of two equal keys
-wins, keys may contain escapes, and UTF-16 is accepted. A permission must not depend on an ambiguous body, so a body is
-refused unless it is one JSON object in UTF-8 with at most one ``model``, a string. The other facts are estimates, and
-follow ``json.loads``.
+wins, keys may contain escapes, and UTF-16 is accepted. It converts values as pydantic does (`pydantic_values`). A
+permission must not depend on an ambiguous body, so only one JSON object in UTF-8 is read, with a ``model`` that is a
+string or null.
+
+The fast path decodes only the needed members. A body with an unusual spelling (an escaped key, a number in quotes) is
+read whole by Python's own parser.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
-from twisted_vllm.api_routes import OUTPUT_LIMITS
+from twisted_vllm.api_routes import BodyFields
+from twisted_vllm.bodies.pydantic_values import MAX_NUMBER, to_bool, to_count
 from twisted_vllm.errors import ModelUndetermined
 
 
@@ -37,12 +41,15 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     """The facts read from a body.
 
     Attributes:
-        model: its model; None if it names none.
-        stream: whether ``stream`` is ``true``; other values that vLLM would accept as true do not count.
-        include_usage: whether the client requests the usage of its stream; None if that is ambiguous.
+        model: its model; None if it has none. The name is empty if it is null or empty: vLLM's base model then serves.
+        model_repeated: whether it names a model more than once; `model` is the last, which vLLM uses.
+        stream: whether vLLM streams the response.
+        include_usage: whether the client requests the usage of its stream; None if vLLM refuses its value.
         options: whether it has ``stream_options``.
-        max_tokens: the limit of each choice in tokens; None if the client set none.
-        choices: the number of requested choices: ``n`` for each prompt.
+        max_tokens: the limit of each choice in tokens; None if only the model's length limits it.
+        min_tokens: the tokens that each choice has at least.
+        choices: the number of requested choices, of all prompts together.
+        repeated_bytes: the bytes that become part of several prompts, as often as they are repeated.
         end_user: the end user that the client names: ``user``, ``safety_identifier``, or the ``user_id`` of
             ``metadata`` (Anthropic).
         salted: whether it has ``cache_salt``.
@@ -50,11 +57,14 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     """
 
     model: ModelField | None = None
+    model_repeated: bool = False
     stream: bool = False
     include_usage: bool | None = False
     options: bool = False
     max_tokens: int | None = None
+    min_tokens: int = 0
     choices: int = 1
+    repeated_bytes: int = 0
     end_user: str | None = None
     salted: bool = False
     plain: bool = False
@@ -62,9 +72,6 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
 
 #: stands for a body that was not read
 UNREAD = BodyFacts(include_usage=None)
-
-#: larger counts are ignored
-MAX_NUMBER = 2**53
 
 _Number: TypeAlias = int | float | None
 _NO_VALUE = msgspec.Raw()
@@ -79,65 +86,69 @@ class _Metadata(msgspec.Struct, gc=False):
 
 
 class _Body(msgspec.Struct, gc=False):
-    model: str | msgspec.UnsetType = msgspec.UNSET
+    model: str | msgspec.UnsetType | None = msgspec.UNSET
     stream: bool | None = None
     stream_options: _Options | msgspec.UnsetType | None = msgspec.UNSET
-    n: _Number = None
     user: str | None = None
     safety_identifier: str | None = None
     metadata: _Metadata | None = None
     cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
-    # a union of Raw and None would be decoded
-    prompt: msgspec.Raw = _NO_VALUE
-    messages: msgspec.Raw = _NO_VALUE
+    min_tokens: _Number = None
 
 
-class _Decoders(dict[tuple[str, ...], Callable[[bytes], Any]]):
-    """Decoders of a `_Body` with certain `output_limits`; the table of routes has few different ones."""
+class _Decoders(dict[BodyFields, Callable[[bytes], Any]]):
+    """Decoders of a `_Body` with the members that `BodyFields` names; the table of routes has few different ones."""
 
-    def __missing__(self, output_limits: tuple[str, ...]) -> Callable[[bytes], Any]:
-        fields = [(name, _Number, None) for name in output_limits]
-        structure = msgspec.defstruct("_LimitedBody", fields, bases=(_Body,), gc=False)
-        decode = self[output_limits] = msgspec.json.Decoder(structure).decode
+    def __missing__(self, fields: BodyFields) -> Callable[[bytes], Any]:
+        raw = dict.fromkeys(fields.prompts + fields.texts + fields.repeated)
+        # a union of Raw and None would be decoded
+        values: list[tuple[str, Any, Any]] = [(name, msgspec.Raw, _NO_VALUE) for name in raw]
+        values += [(name, _Number | msgspec.UnsetType, msgspec.UNSET) for name in fields.limits]
+        values += [(name, _Number, None) for name in fields.choices]
+        structure = msgspec.defstruct("_RouteBody", values, bases=(_Body,), gc=False)
+        decode = self[fields] = msgspec.json.Decoder(structure).decode
         return decode
 
 
 _DECODERS = _Decoders()
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = b'"model"'
 # an escaped letter or underscore of a key
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
-_PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*")')
-# several prompts, or several conversations
-_SEVERAL = re.compile(rb'\[[ \t\n\r]*["\[]')
+_PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|null)')
+# a list, not of numbers: those are the tokens of one prompt
+_SEVERAL = re.compile(rb"\[[ \t\n\r]*[^ \t\n\r\]0-9-]")
+_OBJECT = re.compile(rb"\{")
+_NULL = re.compile(rb"null")
 
 # the parser of `json.loads` itself
 _scan_value = json.JSONDecoder().raw_decode
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
-def read_body(body: bytes, output_limits: tuple[str, ...] = OUTPUT_LIMITS) -> BodyFacts:
+def read_body(body: bytes, fields: BodyFields) -> BodyFacts:
     """Return the facts in a body.
 
     Args:
         body: the body.
-        output_limits: the members that limit the tokens of one choice, as in `VllmRoute.output_limits`.
+        fields: the members that decide how much the route generates.
 
     Raises:
-        ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is repeated or
-            not a string.
+        ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is neither a
+            string nor null.
     """
     first = body.find(_KEY)
-    if body.rfind(_KEY) != first:
-        return _read_by_scanning(body, output_limits)
+    if body.rfind(_KEY) != first or fields.inside:
+        return _read_by_scanning(body, fields)
     # most bodies have no backslash, and that check is faster
     if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
-        return _read_by_scanning(body, output_limits)
+        return _read_by_scanning(body, fields)
     try:
-        found = _DECODERS[output_limits](body)
+        found = _DECODERS[fields](body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Python's parser decides: it accepts NaN and lone surrogates, and reports what is wrong
-        return _read_by_scanning(body, output_limits)
+        # an odd value, or Python's parser decides: it accepts NaN and lone surrogates, and reports what is wrong
+        return _read_by_scanning(body, fields)
     if not body.isascii():
         _decode_utf8(body)
     field = None
@@ -145,17 +156,24 @@ def read_body(body: bytes, output_limits: tuple[str, ...] = OUTPUT_LIMITS) -> Bo
         # the key has no escapes and occurs once, so this is its position
         position = _PLAIN_FIELD.match(body, first)
         if position is None:
-            return _read_by_scanning(body, output_limits)
-        field = ModelField(found.model, position.start(1), position.end(1))
+            return _read_by_scanning(body, fields)
+        field = ModelField(found.model or "", position.start(1), position.end(1))
     options = found.stream_options
-    several = found.prompt if found.messages is _NO_VALUE else found.messages
+    prompts = sum([_count(getattr(found, name)) for name in fields.prompts]) or 1 if fields.prompts else 1
+    repeated = 0
+    if fields.texts and (texts := sum([_count(getattr(found, name)) for name in fields.texts])) > 1:
+        values = [(getattr(found, name), name in fields.paired) for name in fields.repeated]
+        repeated = (texts - 1) * sum([len(value) for value, paired in values if not paired or _count(value) == 1])
     return BodyFacts(
         field,
+        False,
         found.stream is True,
         bool(options.include_usage) if isinstance(options, _Options) else False,
         options is not msgspec.UNSET,
-        _limit(found, output_limits),
-        (1 if found.n is None else _number(found.n) or 1) * (1 if several is _NO_VALUE else _count(several)),
+        _limit(found, fields),
+        0 if found.min_tokens is None else to_count(found.min_tokens) or 0,
+        _choices(found, fields) * prompts,
+        repeated,
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
         plain=True,
@@ -177,28 +195,51 @@ def _refuse(reason: str) -> NoReturn:
     )
 
 
-def _limit(found: Any, output_limits: tuple[str, ...]) -> int | None:
-    for name in output_limits:
+def _limit(found: Any, fields: BodyFields) -> int | None:
+    """Return the largest limit; the route's own if the body has none of its members."""
+    largest, absent = 0, True
+    for name in fields.limits:
         value = getattr(found, name)
-        if type(value) is int and 0 < value < MAX_NUMBER:
-            return value
-        if value is not None and (number := _number(value)) is not None:
-            return number
-    return None
+        if value is msgspec.UNSET:
+            continue
+        absent = False
+        if value is not None:
+            if type(value) is not int or not 0 < value < MAX_NUMBER:
+                value = to_count(value) or 0
+            if value > largest:
+                largest = value
+    return max(largest, fields.least_limit) if largest else fields.default_limit if absent else None
 
 
-def _number(value: object) -> int | None:
-    """Return a count that vLLM would accept, a whole number above 0; otherwise None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MAX_NUMBER:
-        return None
-    return int(value) if int(value) == value else None
+def _choices(found: Any, fields: BodyFields) -> int:
+    largest = 1
+    for name in fields.choices:
+        value = getattr(found, name)
+        if value is not None and (number := to_count(value)) is not None and number > largest:
+            largest = number
+    return largest
 
 
-def _count(several: msgspec.Raw) -> int:
-    return len(_decode_list(several)) if _SEVERAL.match(several) is not None else 1
+def _bounds(values: Mapping[str, Any], fields: BodyFields) -> tuple[int | None, int]:
+    given = [values[name] for name in fields.limits if name in values]
+    limits = [number for value in given if (number := to_count(value)) is not None]
+    choices = [number for name in fields.choices if (number := to_count(values.get(name))) is not None]
+    limit = max(*limits, fields.least_limit) if limits else None if given else fields.default_limit
+    return limit, max(choices, default=1)
 
 
-def _read_by_scanning(body: bytes, output_limits: tuple[str, ...]) -> BodyFacts:
+def _count(value: msgspec.Raw) -> int:
+    """Return the number of prompts that a member contains; 0 if it is absent or null."""
+    if value is _NO_VALUE:
+        return 0
+    if _SEVERAL.match(value) is not None:
+        return len(_decode_list(value))
+    if _OBJECT.match(value) is not None:
+        return len(_decode_object(value))
+    return 0 if _NULL.match(value) is not None else 1
+
+
+def _read_by_scanning(body: bytes, fields: BodyFields) -> BodyFacts:
     """Read the top level with the parser of ``json.loads``, so that the gateway and vLLM agree."""
     text = _decode_utf8(body)
     try:
@@ -207,41 +248,65 @@ def _read_by_scanning(body: bytes, output_limits: tuple[str, ...]) -> BodyFacts:
         _refuse("the body is not one valid JSON object")
     except RecursionError:
         _refuse("the body is nested too deeply")
-    try:
-        model = only(found, "model")
-    except LookupError:
-        _refuse('"model" is there more than once')
+    model = last(found, "model")
     field = None
     if model is not None:
         field = ModelField(_checked_name(model.value), byte_offset(text, model.start), byte_offset(text, model.end))
-    return _facts({member.key: member.value for member in found}, field, output_limits)
+    return _facts(found, field, fields)
 
 
-def _facts(values: Mapping[str, Any], field: ModelField | None, output_limits: tuple[str, ...]) -> BodyFacts:
+def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) -> BodyFacts:
+    values = {member.key: member.value for member in found}
+    include_usage: bool | None = False
     options = values.get("stream_options")
-    include_usage: object = options.get("include_usage") if isinstance(options, dict) else options
+    if options is not None:
+        asked = options.get("include_usage") if isinstance(options, dict) else options
+        include_usage = False if asked is None else to_bool(asked) if isinstance(options, dict) else None
     metadata = values.get("metadata")
     users = (
         values.get("user"),
         values.get("safety_identifier"),
         metadata.get("user_id") if isinstance(metadata, dict) else None,
     )
-    several = values.get("prompt") if values.get("messages") is None else values["messages"]
-    prompts = len(several) if isinstance(several, list) and several and isinstance(several[0], (str, list)) else 1
-    limits = (_number(values.get(name)) for name in output_limits)
+    inner = values.get(fields.inside) if fields.inside else values
+    limit, each = _bounds(inner if isinstance(inner, dict) else {}, fields)
+    prompts = sum(_prompts(values[name]) for name in fields.prompts if name in values) or 1
+    sizes = {member.key: member.end - member.start for member in found}
+    texts = sum(_prompts(values[name]) for name in fields.texts if name in values)
+    repeated = sum(
+        sizes[name]
+        for name in fields.repeated
+        if name in values and (name not in fields.paired or _prompts(values[name]) == 1)
+    )
     return BodyFacts(
         field,
-        values.get("stream") is True,
-        bool(include_usage) if include_usage is None or isinstance(include_usage, bool) else None,
+        sum(member.key == "model" for member in found) > 1,
+        to_bool(values.get("stream")) is True,
+        include_usage,
         "stream_options" in values,
-        next((limit for limit in limits if limit is not None), None),
-        (_number(values.get("n")) or 1) * prompts,
+        limit,
+        to_count(values.get("min_tokens")) or 0,
+        each * prompts,
+        max(texts - 1, 0) * repeated,
         next((user for user in users if isinstance(user, str) and user), None),
         "cache_salt" in values,
     )
 
 
+def _prompts(value: object) -> int:
+    """Return the number of prompts in a member: vLLM takes a list of numbers for the tokens of one prompt."""
+    if value is None:
+        return 0
+    if isinstance(value, dict):
+        return len(value)
+    if not isinstance(value, list) or not value or isinstance(value[0], (int, float)):
+        return 1
+    return len(value)
+
+
 def _checked_name(value: object) -> str:
+    if value is None:
+        return ""
     if not isinstance(value, str):
         _refuse('"model" is not a string')
     try:
@@ -322,6 +387,11 @@ def only(found: list[Member], key: str) -> Member | None:
     if len(same) > 1:
         raise LookupError(key)
     return same[0] if same else None
+
+
+def last(found: list[Member], key: str) -> Member | None:
+    """Return the last member with a key, which vLLM uses, or None if there is none."""
+    return next((member for member in reversed(found) if member.key == key), None)
 
 
 def byte_offset(text: str, offset: int) -> int:

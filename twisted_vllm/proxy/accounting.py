@@ -10,14 +10,16 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.ledger import UsageSink
+from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_prompt, estimate_total
+from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_output, estimate_prompt
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
@@ -30,6 +32,10 @@ MAX_KEY_LENGTH = 512
 
 #: longer end-user names are cut, in characters
 TEXT_LIMIT = 255
+
+
+#: what requests with one pricing share: the model, the server, its name of the model, the path and the method
+PricingKey = tuple[str, str, str, str, bytes]
 
 
 class Accounting(RequestObserver):
@@ -71,7 +77,7 @@ class Accounting(RequestObserver):
         self._end_user_headers = tuple(end_user_headers)
         self._now = now
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
-        self._pricings: dict[tuple[str, str, str, bytes], RoutePricing] = {}
+        self._pricings: dict[PricingKey, RoutePricing] = {}
 
     @property
     def pricings(self) -> int:
@@ -102,7 +108,7 @@ class Accounting(RequestObserver):
             EndUserBlocked: an administrator blocked the end user.
             RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
             LedgerUnavailable: ledger rows cannot be written.
-            ModelUndetermined: limits for certain models apply, and the request's model is unknown.
+            ModelUndetermined: a limit depends on the request's model, tokens or cost, and those are unknown.
         """
         if self._fail_closed and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
@@ -129,15 +135,20 @@ class Accounting(RequestObserver):
         if self._rows is None and not limited:
             return None
         route = authorization.route
-        key = (admitted.model, admitted.server.name, route.path, head.method)
-        pricing = self._pricings.get(key) or self._pricing(key, route)
+        serving = admitted.serving
+        key = (serving.model, serving.server.name, serving.name, route.path, head.method)
+        pricing = self._pricings.get(key) or self._pricing(key, route, serving.entry)
         prompt, audio = 0, None
         if pricing.takes_model:
             body = admitted.body
             if pricing.audio_uploads:
                 audio = measure_audio(head.first)
             if audio is None:
-                prompt = (head.length or 0) // BYTES_PER_TOKEN if body is None else estimate_prompt(body)
+                prompt = (
+                    (head.length or 0) // BYTES_PER_TOKEN
+                    if body is None
+                    else estimate_prompt(body, facts.repeated_bytes)
+                )
         # do not keep `admitted` in the meter: it holds the body
         context.meter = meter = UsageMeter(pricing, prompt, facts.choices, admitted.usage_injected)
         if audio is not None:
@@ -147,21 +158,17 @@ class Accounting(RequestObserver):
             meter.fingerprint = self._fingerprint(admitted, route.path)
         if not limited or route.route_class is RouteClass.READ_ONLY:
             return None
-        if not admitted.model and route.takes_model and any(each.allowance.counts_models for each in limited):
-            raise ModelUndetermined(
-                "How much of certain models may be used is limited here, and the gateway cannot read from this request "
-                'which it asks for: send it in the body as "model".',
-                param="model",
-            )
-        tokens = estimate_total(
-            prompt,
-            generates=route.row.generates,
-            max_tokens=facts.max_tokens,
-            choices=facts.choices,
-            assumed=self._assumed,
-        )
-        cost = expected_cost(prompt, tokens - prompt, pricing.prices)
-        reserved = self._limiter.admit(limited, admitted.model, tokens, cost, self._now())
+        if route.takes_model:
+            self._check_known(admitted, limited)
+        output = 0
+        if route.row.generates:
+            output = estimate_output(facts.max_tokens, facts.min_tokens, facts.choices, self._assumed)
+        cost = expected_cost(prompt, output, pricing.prices)
+        model = serving.model
+        if serving.asked and not any(each.allowance.limits_model(model) for each in limited):
+            # the limit may be on the name that the caller used
+            model = serving.asked
+        reserved = self._limiter.admit(limited, model, prompt + output, cost, self._now())
         if isinstance(reserved, Reservation):
             context.reservation = reserved
             return None
@@ -194,12 +201,31 @@ class Accounting(RequestObserver):
                 tokens = context.usage.prompt_tokens + context.usage.completion_tokens
                 self._limiter.settle(context.reservation, tokens, context.cost, self._now(), sent=context.sent)
 
-    def _pricing(self, key: tuple[str, str, str, bytes], route: Route) -> RoutePricing:
+    @staticmethod
+    def _check_known(admitted: Admitted, limited: Sequence[Limited]) -> None:
+        """Refuse a request if a limit depends on something that is not known of it."""
+        allowances = [each.allowance for each in limited]
+        if admitted.unread is not None and any(each.counts_tokens for each in allowances):
+            raise admitted.unread
+        if not admitted.serving.priced and any(each.max_budget is not None for each in allowances):
+            raise ModelUndetermined(
+                "The budget is limited here, the models of this server have different prices, and the request does not "
+                'say which serves it: send the model in the body as "model".',
+                param="model",
+            )
+        if not admitted.model and any(each.counts_models for each in allowances):
+            raise ModelUndetermined(
+                "How much of certain models may be used is limited here, and the gateway cannot read from this request "
+                'which it asks for: send it in the body as "model".',
+                param="model",
+            )
+
+    def _pricing(self, key: PricingKey, route: Route, entry: ModelEntry | None) -> RoutePricing:
         """Return the pricing of all requests with one model, server, route and method, and cache it."""
-        model, server, path, method = key
-        pricing = RoutePricing(route, self._prices_of(model, server) if route.takes_model else FREE)
+        pricing = RoutePricing(route, self._prices_of(entry) if route.takes_model else FREE)
+        model, _, name, path, method = key
         # clients choose these texts, of any length
-        if len(model) + len(path) + len(method) <= MAX_KEY_LENGTH:
+        if len(model) + len(name) + len(path) + len(method) <= MAX_KEY_LENGTH:
             if len(self._pricings) >= MAX_PRICINGS:
                 self._pricings.clear()
             self._pricings[key] = pricing

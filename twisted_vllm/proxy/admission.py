@@ -7,46 +7,103 @@ permission or the server. Every other body streams.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
-from twisted_vllm.api_routes import ModelPlace, classify
+from twisted_vllm.api_routes import ModelPlace, PrefixCache, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import PREFLIGHT, Principal
-from twisted_vllm.bodies.edits import Edit, rename_edit, salt_edit, splice, usage_edits
+from twisted_vllm.auth.steering_headers import ADAPTER
+from twisted_vllm.bodies.edits import Edit, name_edit, salt_edit, splice, usage_edits
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
-from twisted_vllm.config.settings import Server
+from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
-from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.errors import InvalidRequest, ModelUndetermined
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
+from twisted_vllm.proxy.upstream_headers import dropped_from
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.records import Payer, refer
+
+#: methods whose requests have no body
+_WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+
+
+class Serving(msgspec.Struct, frozen=True, gc=False):
+    """What serves a request.
+
+    Attributes:
+        server: the chosen server.
+        name: the server's name of the model, which the body must contain; empty to leave the body as it is.
+        model: the model's name in limits and the ledger: the entry's in ``model_list``, else the body's with the key's
+            alias resolved; empty if it is not known.
+        asked: the body's name with the key's alias resolved, if that is not `model`.
+        entry: the entry that serves it; None if there is none.
+        priced: whether the price is known. It is not if the server's base model serves the request and the prices of
+            the server's models differ.
+    """
+
+    server: Server
+    name: str = ""
+    model: str = ""
+    asked: str = ""
+    entry: ModelEntry | None = None
+    priced: bool = True
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
     """A request that is forwarded to a server.
 
     Attributes:
-        server: the chosen server.
+        serving: what serves it.
         path: path and query, below the server's base path.
-        model: the body's model with the key's alias resolved; empty if the body names none or was not read.
         body: the body for the server; None if it streams.
         facts: other facts read from the body.
         usage_injected: whether the gateway requested the stream's usage although the client did not.
         renamed: for a streaming form, the server's name of the model if it differs from the form's.
+        unread: why the body could not be read; None if it was read or streams.
     """
 
-    server: Server
+    serving: Serving
     path: bytes
-    model: str
     body: bytes | None
     facts: BodyFacts = UNREAD
     usage_injected: bool = False
     renamed: str | None = None
+    unread: ModelUndetermined | None = None
+
+    @property
+    def server(self) -> Server:
+        """The chosen server."""
+        return self.serving.server
+
+    @property
+    def model(self) -> str:
+        """The model's name, as in `Serving`."""
+        return self.serving.model
+
+
+class BaseModelUnknown(Exception):
+    """The base model of a server decides, and the server must be asked for it.
+
+    Attributes:
+        server: the server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.name)
+        self.server = server
+
+
+class BaseModels(Protocol):
+    """Knows the base models of servers: `ServedModels`."""
+
+    def base_model(self, server: Server) -> str | None:
+        """Return the name of a server's base model, empty if it does not tell; None if it must be asked."""
 
 
 class Admission:
@@ -58,6 +115,7 @@ class Admission:
         authenticator: Authenticator,
         policy: RoutePolicy,
         router: Router,
+        base_models: BaseModels,
         path_aliases: bool,
         reads_bodies: bool = False,
         inject_usage: bool = False,
@@ -68,6 +126,7 @@ class Admission:
             authenticator: identifies the principal of a credential.
             policy: decides which routes and models a principal may use.
             router: picks the server for a model.
+            base_models: knows the base models of servers.
             path_aliases: whether OpenAI's and Anthropic's routes also work without ``/v1``.
             reads_bodies: whether to read bodies for the ledger.
             inject_usage: whether to request the usage of a stream when the client does not.
@@ -78,6 +137,7 @@ class Admission:
         self._authenticate = authenticator.authenticate
         self._policy = policy
         self._router = router
+        self._base_models = base_models
         self._path_aliases = path_aliases
         self._routes_by_model = bool(router.names)
 
@@ -117,12 +177,19 @@ class Admission:
         route = classify(method, resolved.path)
         self._policy.check_route(principal, route)
         takes_model = route.takes_model
-        needs_body = takes_model and (
-            self._routes_by_model
-            or principal.restricts_models
-            or bool(principal.aliases or principal.cache_salt)
-            or principal.counts_tokens
-            or principal.counts_models
+        needs_body = (
+            takes_model
+            and (
+                self._routes_by_model
+                or principal.restricts_models
+                or bool(principal.aliases or principal.cache_salt)
+                or principal.counts_tokens
+                or principal.counts_models
+                or route.row.model is ModelPlace.HEADER
+            )
+        ) or (
+            # a plugin of the server may serve a model there
+            route.row.model is ModelPlace.PERHAPS and principal.restricts_models and method not in _WITHOUT_BODY
         )
         return Authorization(
             principal,
@@ -146,37 +213,47 @@ class Admission:
             ModelUndetermined: a permission depends on the model, and the body does not name it clearly.
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
-            InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``.
+            InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``; or the body asks to
+                stream where vLLM does not count what it streams.
+            BaseModelUnknown: a server must be asked for its base model first.
         """
+        principal, row = authorization.principal, authorization.route.row
         form = is_form(headers)
-        facts = self._facts(authorization, headers, body, form)
+        facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
-        if field is None:
-            destination = self._router.destination_for_undetermined()
-            model = name = ""
+        named = "" if field is None else field.name
+        if row.model is ModelPlace.PERHAPS:
+            return self._admit_unknown(authorization, named, body)
+        if row.model is ModelPlace.HEADER:
+            serving = self._serving_by_header(principal, headers, named)
         else:
-            aliases = authorization.principal.aliases
-            model = aliases.get(field.name, field.name) if aliases else field.name
-            self._policy.check_model(authorization.principal, model)
-            destination = self._router.route(model)
-            name = destination.upstream_model or model
+            serving = self._serving(principal, named, insertable=facts is not UNREAD and not form)
         forwarded = authorization.forwarded
-        if body is None or (form and field is None) or facts is UNREAD:
-            return Admitted(destination.server, forwarded, model, body)
+        if body is None or facts is UNREAD:
+            return Admitted(serving, forwarded, body, unread=unread)
+        name = serving.name
         if form:
-            if field is not None and name != field.name:
+            if field is not None and name and name != named:
                 body = rename_in_form(body, field, name)
-            return Admitted(destination.server, forwarded, model, body, facts)
-        edits = [] if field is None or name == field.name else [rename_edit(field, name)]
+            return Admitted(serving, forwarded, body, facts)
+        edits: list[Edit] = []
+        if name and name != named:
+            edits.append(name_edit(body, facts, name))
         injected: tuple[Edit, ...] = ()
-        if self._inject_usage and facts.stream and authorization.route.row.stream_options:
-            injected = usage_edits(body, facts)
-            edits += injected
-        if authorization.principal.cache_salt:
-            edits.append(salt_edit(body, facts, authorization.principal.cache_salt))
+        if facts.stream and row.generates:
+            if not row.streams and not principal.is_administrator:
+                raise InvalidRequest(
+                    'vLLM does not stream on this route, and with "stream" it does not count all tokens. Leave it out.',
+                    param="stream",
+                )
+            if self._inject_usage and row.stream_options:
+                injected = usage_edits(body, facts)
+                edits += injected
+        if principal.cache_salt and row.prefix_cache is PrefixCache.SALTED:
+            edits.append(salt_edit(body, facts, principal.cache_salt))
         if edits:
             body = splice(body, edits)
-        return Admitted(destination.server, forwarded, model, body, facts, bool(injected))
+        return Admitted(serving, forwarded, body, facts, bool(injected))
 
     def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
         """Admit a request whose form streams.
@@ -192,45 +269,101 @@ class Admission:
         principal = authorization.principal
         if fault is not None and (principal.restricts_models or principal.cache_salt):
             raise fault
+        if not name and principal.restricts_models:
+            raise _no_model()
+        serving = self._serving(principal, name or "", insertable=False)
+        renamed = serving.name if serving.name and serving.name != name else None
+        return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
+
+    def _serving(self, principal: Principal, named: str, *, insertable: bool) -> Serving:
+        """Return what serves a request that names a model, or none; check that the principal may use it.
+
+        Args:
+            principal: the caller.
+            named: the body's model; empty if it names none, and vLLM would use its base model.
+            insertable: whether a name can be added to the body.
+        """
+        router = self._router
+        if not named:
+            destination = router.destination_for_undetermined()
+            entry = destination.entry
+            if entry is not None and insertable:
+                return Serving(destination.server, entry.upstream_model, entry.model_name, entry=entry)
+            return Serving(destination.server, priced=not router.prices_differ(destination.server))
+        aliases = principal.aliases
+        asked = aliases.get(named, named) if aliases else named
+        self._policy.check_model(principal, asked)
+        destination = router.route(asked)
+        entry = destination.entry
+        if entry is None:
+            self._policy.check_unlisted_model(principal, asked)
+            return Serving(destination.server, asked, asked)
+        model = entry.model_name
+        return Serving(
+            destination.server, destination.upstream_model or asked, model, "" if asked == model else asked, entry
+        )
+
+    def _serving_by_header(self, principal: Principal, headers: Mapping[bytes, bytes], named: str) -> Serving:
+        """Return what serves a request whose body's model only chooses the server: an adapter or the base model."""
+        router = self._router
+        aliases = principal.aliases
+        server = router.route(aliases.get(named, named) if named else None).server
+        adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
+        name = self._base_models.base_model(server) if adapter is None else adapter.decode("latin-1")
         if name is None:
+            raise BaseModelUnknown(server)
+        if not name:
             if principal.restricts_models:
-                raise _no_model()
-            return Admitted(self._router.destination_for_undetermined().server, authorization.forwarded, "", None)
-        model = principal.aliases.get(name, name)
+                raise ModelUndetermined(
+                    "This key may use certain models only. On this route the server's base model answers whatever the "
+                    "body names, and the server does not say which that is. Use another route."
+                )
+            return Serving(server, priced=not router.prices_differ(server))
+        entry = router.serving(server, name)
+        model = name if entry is None else entry.model_name
         self._policy.check_model(principal, model)
-        destination = self._router.route(model)
-        upstream = destination.upstream_model or model
-        renamed = None if upstream == name else upstream
-        return Admitted(destination.server, authorization.forwarded, model, None, renamed=renamed)
+        if entry is None:
+            self._policy.check_unlisted_model(principal, model)
+        return Serving(server, "", model, "" if name == model else name, entry)
+
+    def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | None) -> Admitted:
+        """Admit a request on a route that may use a model that its body names."""
+        if named:
+            self._serving(authorization.principal, named, insertable=False)
+        server = self._router.destination_for_undetermined().server
+        return Admitted(Serving(server), authorization.forwarded, body)
 
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
-    ) -> BodyFacts:
-        """Return the facts read from the body; `UNREAD` if it is forwarded unread."""
-        principal = authorization.principal
+    ) -> tuple[BodyFacts, ModelUndetermined | None]:
+        """Return the facts read from the body, or `UNREAD` and why it could not be read, or None if it need not be."""
+        principal, route = authorization.principal, authorization.route
         restricted = principal.restricts_models
-        if authorization.route.takes_model and body:
+        perhaps = route.row.model is ModelPlace.PERHAPS
+        if body and (route.takes_model or (perhaps and restricted)):
             try:
                 if form:
                     facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
                 elif is_json(headers):
-                    facts = read_body(body, authorization.route.row.output_limits)
+                    facts = read_body(body, route.row.fields)
                 else:
                     raise ModelUndetermined(
                         "The model cannot be told from a body of this Content-Type: send application/json, "
                         "or multipart/form-data where vLLM takes files.",
                         param="model",
                     )
-            except ModelUndetermined:
+            except ModelUndetermined as error:
                 # vLLM may still accept it, with its default model or in the shared prefix cache
                 if restricted or principal.cache_salt:
                     raise
-                return UNREAD
-            if facts.model is not None or not restricted:
-                return facts
-        if restricted and (authorization.route.takes_model or authorization.route.row.model is ModelPlace.EVENT):
+                return UNREAD, error
+            if facts.model_repeated and not principal.is_administrator:
+                raise ModelUndetermined('"model" is there more than once. Send it once.', param="model")
+            if not restricted or perhaps or (facts.model is not None and facts.model.name):
+                return facts, None
+        if restricted and (route.takes_model or route.row.model is ModelPlace.EVENT):
             raise _no_model()
-        return UNREAD
+        return UNREAD, None
 
 
 def _payer_of(principal: Principal) -> msgspec.Raw:

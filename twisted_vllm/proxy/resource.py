@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
@@ -22,15 +23,16 @@ from twisted_vllm.http.headers import HeaderList, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.admission import Admission, Admitted, BaseModelUnknown
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
-from twisted_vllm.proxy.pending_reservation import PendingReservation
+from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import dropped_from, outgoing_headers
+from twisted_vllm.ratelimit.reservation import Reservation
 
 #: the path of the pass-through
 MOUNT = b"/vllm"
@@ -53,6 +55,7 @@ class PassThroughResource:
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
+        ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
@@ -66,6 +69,7 @@ class PassThroughResource:
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
+            ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
             accounting: meters and limits requests; None does neither.
             lifecycle: the observers of requests.
@@ -76,6 +80,7 @@ class PassThroughResource:
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
+        self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._accounting = accounting
         self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
@@ -189,7 +194,12 @@ class PassThroughResource:
             held.name_model(admitted.renamed)
             body = held
         else:
-            admitted = self._admission.admit(authorization, context.head.first, held)
+            try:
+                admitted = self._admission.admit(authorization, context.head.first, held)
+            except BaseModelUnknown as error:
+                asked = self._ask_models(error.server)
+                PendingStep(request, held or b"", asked).then(lambda _: self._admit(request, held, cached))
+                return
             body = (
                 admitted.body
                 if admitted.body is not None
@@ -207,7 +217,12 @@ class PassThroughResource:
         if reserved is None:
             self._send(request, admitted, body, cached)
         else:
-            PendingReservation(request, body, reserved).then(lambda: self._send(request, admitted, body, cached))
+
+            def proceed(reservation: Reservation) -> None:
+                context.reservation = reservation
+                self._send(request, admitted, body, cached)
+
+            PendingStep(request, body, reserved).then(proceed)
 
     def _send(
         self,

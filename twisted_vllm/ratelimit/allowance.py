@@ -51,6 +51,10 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
         """Whether admission needs to know a request's model."""
         return bool(self.model_rpm or self.model_tpm)
 
+    def limits_model(self, model: str) -> bool:
+        """Return whether there is a limit for one model."""
+        return model in self.model_rpm or model in self.model_tpm
+
 
 UNLIMITED = Allowance()
 

@@ -8,6 +8,7 @@ subtracts the total from it. It needs no randomness, and spreads the picks of a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import attrs
 
@@ -25,10 +26,12 @@ class Destination:
     Attributes:
         server: the server.
         upstream_model: the server's name of the model; None if the body stays unchanged.
+        entry: the entry that serves it, whose price and name count; None if there is none.
     """
 
     server: Server
     upstream_model: str | None
+    entry: ModelEntry | None = None
 
 
 class _Group:
@@ -36,7 +39,7 @@ class _Group:
 
     def __init__(self, entries: Sequence[ModelEntry]) -> None:
         self._destinations = [
-            Destination(entry.server, None if entry.upstream_model == entry.model_name else entry.upstream_model)
+            Destination(entry.server, None if entry.upstream_model == entry.model_name else entry.upstream_model, entry)
             for entry in entries
         ]
         self._weights = [entry.weight for entry in entries]
@@ -56,6 +59,18 @@ class _Group:
         return self._destinations[best]
 
 
+def _price(entry: ModelEntry) -> tuple[Decimal, ...]:
+    """Return an entry's prices, in the order in which they decide which entry is dearer."""
+    prices = entry.prices
+    named = (
+        prices.output_cost_per_token,
+        prices.input_cost_per_token,
+        prices.input_cost_per_second,
+        prices.input_cost_per_request,
+    )
+    return tuple(price or Decimal(0) for price in named)
+
+
 class Router:
     """Chooses a server for each request.
 
@@ -70,7 +85,21 @@ class Router:
             grouped.setdefault(entry.model_name, []).append(entry)
         self._groups = {name: _Group(entries) for name, entries in grouped.items()}
         self._default = Destination(default_server, None) if default_server is not None else None
-        self._unnamed = self._default or (Destination(models[0].server, None) if models else None)
+        # by the server and its own name of the model; of several entries, the dearest
+        self._served: dict[tuple[bytes, str], ModelEntry] = {}
+        for entry in models:
+            key = (entry.server.url, entry.upstream_model)
+            self._served[key] = max(self._served.get(key, entry), entry, key=_price)
+        #: the destinations of the default server's own names for configured models
+        self._direct = {
+            name: Destination(default_server, None, entry)
+            for (url, name), entry in self._served.items()
+            if default_server is not None and url == default_server.url
+        }
+        self._priced = {entry.server.url for entry in models if any(_price(entry))}
+        self._unnamed = self._default
+        if self._unnamed is None and models:
+            self._unnamed = Destination(models[0].server, models[0].upstream_model, models[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,6 +117,10 @@ class Router:
         group = self._groups.get(model)
         if group is not None:
             return group.pick()
+        direct = self._direct.get(model)
+        if direct is not None:
+            # no caller avoids an entry's price and limits by the server's own name
+            return direct
         if self._default is None:
             raise ModelNotFound(
                 f"No server is configured for the model {model[:CLIP]!r}. GET /vllm/v1/models lists the models.",
@@ -96,7 +129,7 @@ class Router:
         return self._default
 
     def destination_for_undetermined(self) -> Destination:
-        """Return the destination of a request with an unknown model: the default server, else the first entry's.
+        """Return the destination of a request without a model: the default server, else the first entry.
 
         Raises:
             ModelNotFound: no server is configured.
@@ -104,3 +137,11 @@ class Router:
         if self._unnamed is None:
             raise ModelNotFound("No vLLM server is configured. The operator sets HOSTED_VLLM_API_BASE or model_list.")
         return self._unnamed
+
+    def serving(self, server: Server, name: str) -> ModelEntry | None:
+        """Return the entry whose model a server serves under its own name `name`; None if there is none."""
+        return self._served.get((server.url, name))
+
+    def prices_differ(self, server: Server) -> bool:
+        """Return whether the price of a request to a server depends on which of its models serves it."""
+        return server.url in self._priced

@@ -2,8 +2,8 @@
 
 A tokenizer would be exact, but would cost more CPU than the rest of the gateway. So the size is the estimate. English
 text has about four bytes per token in the vocabularies of today's models; Chinese, Japanese and Korean have about one
-token per character of three bytes; the JSON around the text stands for the chat template's tokens. The server's count
-replaces the estimate when the response reports it.
+token per character of three bytes; the JSON around the text stands for the chat template's tokens. A prompt of tokens
+has a comma after each. The server's count replaces the estimate when the response reports it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,25 @@ from __future__ import annotations
 BYTES_PER_TOKEN = 4
 #: tokens of an image, sound or video in the body, whatever its size in bytes
 TOKENS_PER_MEDIUM = 1000
+#: the largest estimate; Redis counts exactly up to 2^53
+MAX_TOKENS = 2**52
 #: base64 longer than this, in bytes, counts as a medium
 _LONG = 1024
 
 _BASE64 = b";base64,"
 
 
-def estimate_prompt(body: bytes) -> int:
-    """Return the estimated tokens of the prompt in a JSON body."""
-    size = len(body)
+def estimate_prompt(body: bytes, repeated: int = 0) -> int:
+    """Return the estimated tokens of the prompt in a JSON body.
+
+    Args:
+        body: the body.
+        repeated: bytes of it that the server processes more than once, as often as that (`BodyFacts.repeated_bytes`).
+    """
+    size = len(body) + repeated
     # without a match, rfind takes a third of the time of find: 16 µs less for 65 KB
     if size <= _LONG or body.rfind(_BASE64) < 0:
-        return size // BYTES_PER_TOKEN + 1
+        return max(size // BYTES_PER_TOKEN, body.count(b",")) + 1
     media = 0
     offset = body.find(_BASE64)
     while offset >= 0:
@@ -34,19 +41,17 @@ def estimate_prompt(body: bytes) -> int:
             size -= end - offset
             media += 1
         offset = body.find(_BASE64, end)
-    return size // BYTES_PER_TOKEN + 1 + media * TOKENS_PER_MEDIUM
+    return max(size // BYTES_PER_TOKEN, body.count(b",")) + 1 + media * TOKENS_PER_MEDIUM
 
 
-def estimate_total(prompt_tokens: int, *, generates: bool, max_tokens: int | None, choices: int, assumed: int) -> int:
-    """Return the maximum number of tokens that a request may use.
+def estimate_output(max_tokens: int | None, min_tokens: int, choices: int, assumed: int) -> int:
+    """Return the maximum number of tokens that a request may generate, at most `MAX_TOKENS`.
 
     Args:
-        prompt_tokens: the prompt's tokens, estimated.
-        generates: whether the route generates tokens (`VllmRoute.generates`).
-        max_tokens: the limit of one choice; None if the client set none.
+        max_tokens: the limit of one choice; None if only the model's length limits it.
+        min_tokens: the tokens that each choice has at least.
         choices: the number of requested choices.
         assumed: the tokens of a choice without a limit (``passthrough.limits.assumed_output_tokens``).
     """
-    if not generates:
-        return prompt_tokens
-    return prompt_tokens + (assumed if max_tokens is None else max_tokens) * choices
+    each = max(assumed, min_tokens) if max_tokens is None else max_tokens
+    return min(each * choices, MAX_TOKENS)

@@ -112,18 +112,16 @@ class PriceTable:
         """Convert the configured prices.
 
         Args:
-            models: the rows of ``model_list``; a model may have different prices on different servers.
-            default: the prices of rows without prices and of models without a row.
+            models: the entries of ``model_list``; entries of one model may have different prices.
+            default: the prices of entries without prices and of models without an entry.
         """
         self._default = prices_of("default", default)
-        self._by_model: dict[tuple[str, str], Prices] = {}
-        for entry in models:
-            own = prices_of(entry.model_name, entry.prices)
-            self._by_model.setdefault((entry.model_name, entry.server.name), own if own is not FREE else self._default)
+        self._of_entry = {entry: prices_of(entry.model_name, entry.prices) for entry in models}
 
-    def of(self, model: str, server: str) -> Prices:
-        """Return the prices of a model on a server; `model` is the name that callers use."""
-        return self._by_model.get((model, server), self._default)
+    def of(self, entry: ModelEntry | None) -> Prices:
+        """Return the prices of the entry that serves a request; None if there is none."""
+        own = FREE if entry is None else self._of_entry[entry]
+        return self._default if own is FREE else own
 
 
 class RoutePricing:

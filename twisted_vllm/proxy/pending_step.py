@@ -1,8 +1,9 @@
-"""A request that waits for a reservation in Redis."""
+"""A request that waits for something: a reservation in Redis, or a server's answer about its models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -10,47 +11,45 @@ from twisted.python.failure import Failure
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.relay import RequestBody
-from twisted_vllm.ratelimit.reservation import Reservation
 
 
-class PendingReservation:
-    """Waits for the reservation of one request. It is the request's `Work` meanwhile."""
+class PendingStep:
+    """Waits for a step of one request. It is the request's `Work` meanwhile."""
 
     def __init__(
         self,
         request: GatewayRequest,
         body: bytes | RequestBody,
-        reserved: Deferred[Reservation],
+        step: Deferred[Any],
     ) -> None:
         """Start to wait.
 
         Args:
             request: the request.
             body: its body, which is paused while the request waits.
-            reserved: fires with the reservation; if it is cancelled, the limiter releases the reservation.
+            step: fires with the step's result; it is cancelled if the client disconnects.
         """
         self._request = request
         self._body = body
-        self._reserved = reserved
+        self._step = step
         self._cancelled = False
         request.work = self
         if isinstance(body, RequestBody):
             body.hold()
 
-    def then(self, proceed: Callable[[], None]) -> None:
-        """Call `proceed` once the reservation is made; respond with the error if it is refused."""
-        self._reserved.addCallback(self._made, proceed).addErrback(self._failed)
+    def then(self, proceed: Callable[[Any], None]) -> None:
+        """Call `proceed` with the result; respond with the error if the step fails."""
+        self._step.addCallback(self._done, proceed).addErrback(self._failed)
 
     def cancel(self) -> None:
         """The client has disconnected."""
         self._cancelled = True
         self._drop_body()
-        self._reserved.cancel()
+        self._step.cancel()
 
-    def _made(self, reservation: Reservation, proceed: Callable[[], None]) -> None:
+    def _done(self, result: Any, proceed: Callable[[Any], None]) -> None:
         self._request.work = None
-        self._request.context.reservation = reservation
-        proceed()
+        proceed(result)
 
     def _drop_body(self) -> None:
         # a large form holds an open file

@@ -1,0 +1,115 @@
+"""The base model of each server, as ``GET /v1/models`` reports it.
+
+Only ``/invocations`` needs this, where vLLM ignores the body's model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import treq
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.client.treq_client import PassThroughClient
+
+#: seconds that an answer is used
+FRESH = 60.0
+#: seconds until a server that gave no answer is asked again
+RETRY = 5.0
+#: seconds to wait for an answer
+TIMEOUT = 5.0
+#: the maximum size of an answer in bytes
+MAX_ANSWER = 4_194_304
+
+
+class _Card(msgspec.Struct):
+    id: str
+    parent: str | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
+_decode = msgspec.json.Decoder(_Cards).decode
+
+
+class ServedModels:
+    """Asks servers for their base model, and remembers it."""
+
+    _log = Logger()
+
+    def __init__(self, client: PassThroughClient, clock: IReactorTime) -> None:
+        """Start with nothing known.
+
+        Args:
+            client: sends requests to servers.
+            clock: the reactor's clock.
+        """
+        self._client = client
+        self._clock = clock
+        self._known: dict[Server, tuple[str, float]] = {}
+        self._asking: dict[Server, list[Deferred[None]]] = {}
+
+    def base_model(self, server: Server) -> str | None:
+        """Return the name of a server's base model, empty if the server does not tell; None if it must be asked."""
+        name, until = self._known.get(server, ("", 0.0))
+        return name if self._clock.seconds() < until else None
+
+    def ask(self, server: Server) -> Deferred[None]:
+        """Ask a server; the Deferred fires when `base_model` has an answer, and never fails."""
+        waiting: Deferred[None] = Deferred()
+        if server in self._asking:
+            self._asking[server].append(waiting)
+            return waiting
+        self._asking[server] = [waiting]
+        pairs = [(b"Host", server.host_header), (b"Accept", b"application/json")]
+        if server.api_key is not None:
+            pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
+        answer: Deferred[Any] = self._client.request(
+            b"GET", server.url + b"/v1/models", headers=RawHeaders.from_pairs(pairs), server=server
+        )
+        answer.addCallback(_read).addTimeout(TIMEOUT, self._clock)
+        answer.addCallbacks(_base, lambda failure: self._failed(server, failure))
+        answer.addErrback(lambda failure: self._failed(server, failure))
+        answer.addCallback(self._told, server)
+        return waiting
+
+    def _failed(self, server: Server, failure: Failure) -> str:
+        self._log.warn(
+            "The server {server} does not say which model it serves: {reason}",
+            server=server.name,
+            reason=failure.getErrorMessage(),
+        )
+        return ""
+
+    def _told(self, name: str, server: Server) -> None:
+        self._known[server] = (name, self._clock.seconds() + (FRESH if name else RETRY))
+        for waiting in self._asking.pop(server):
+            if not waiting.called:
+                waiting.callback(None)
+
+
+def _read(response: Any) -> Deferred[bytes]:
+    parts: list[bytes] = []
+    size = 0
+
+    def take(data: bytes) -> None:
+        nonlocal size
+        size += len(data)
+        if size <= MAX_ANSWER:
+            parts.append(data)
+
+    collected: Deferred[None] = treq.collect(response, take)
+    return collected.addCallback(lambda _: b"".join(parts))
+
+
+def _base(answer: bytes) -> str:
+    """Return the first name in an answer that is not an adapter's: vLLM lists the base model first."""
+    return next((card.id for card in _decode(answer).data if card.parent is None), "")
