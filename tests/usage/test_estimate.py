@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 
-from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_output, estimate_prompt
+from twisted_vllm.usage.estimate import (
+    BYTES_PER_TOKEN,
+    TOKENS_PER_MEDIUM,
+    estimate_audio,
+    estimate_output,
+    estimate_prompt,
+)
 
 
 def test_a_prompt_is_estimated_by_its_size() -> None:
@@ -50,3 +56,8 @@ def test_choices_reserve_the_client_s_limit_or_the_assumed_tokens() -> None:
     assert output(min_tokens=1900) == 1900
     assert output(max_tokens=50, min_tokens=1900) == 50
     assert output(max_tokens=2**53, choices=2**53) == 2**52
+
+
+def test_audio_is_estimated_by_the_size_of_its_upload() -> None:
+    assert estimate_audio(4_000) == 1_000
+    assert estimate_audio(None) == estimate_audio(10**9) == 25 * 1024 * 1024 // 4

@@ -8,18 +8,24 @@ from collections.abc import Callable, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twisted_vllm.api_routes import Route, RouteClass
+from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
-from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined
+from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.ledger import UsageSink
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.usage.estimate import BYTES_PER_TOKEN, TOKENS_PER_MEDIUM, estimate_output, estimate_prompt
+from twisted_vllm.usage.estimate import (
+    BYTES_PER_TOKEN,
+    TOKENS_PER_MEDIUM,
+    estimate_audio,
+    estimate_output,
+    estimate_prompt,
+)
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
@@ -106,6 +112,7 @@ class Accounting(RequestObserver):
 
         Raises:
             EndUserBlocked: an administrator blocked the end user.
+            RouteNotAllowed: a limit applies that cannot be counted on this route.
             RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
             LedgerUnavailable: ledger rows cannot be written.
             ModelUndetermined: a limit depends on the request's model, tokens or cost, and those are unknown.
@@ -160,10 +167,16 @@ class Accounting(RequestObserver):
             return None
         if route.takes_model:
             self._check_known(admitted, limited)
+        elif route.row.model is ModelPlace.EVENT and any(each.allowance.counts_usage for each in limited):
+            raise RouteNotAllowed(
+                "Tokens, money or models are limited here, and vLLM does not report what a WebSocket uses. Use a key "
+                "without such limits."
+            )
         output = 0
         if route.row.generates:
             output = estimate_output(facts.max_tokens, facts.min_tokens, facts.choices, self._assumed)
-        cost = expected_cost(prompt, output, pricing.prices)
+        audio_ms = 0 if audio is None else estimate_audio(head.length)
+        cost = expected_cost(prompt, output, pricing.prices, audio_ms)
         model = serving.model
         if serving.asked and not any(each.allowance.limits_model(model) for each in limited):
             # the limit may be on the name that the caller used

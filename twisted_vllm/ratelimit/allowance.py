@@ -51,6 +51,11 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
         """Whether admission needs to know a request's model."""
         return bool(self.model_rpm or self.model_tpm)
 
+    @property
+    def counts_usage(self) -> bool:
+        """Whether it depends on what a request uses, or on its model."""
+        return self.counts_tokens or self.counts_models
+
     def limits_model(self, model: str) -> bool:
         """Return whether there is a limit for one model."""
         return model in self.model_rpm or model in self.model_tpm

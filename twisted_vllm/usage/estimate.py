@@ -12,6 +12,10 @@ from __future__ import annotations
 BYTES_PER_TOKEN = 4
 #: tokens of an image, sound or video in the body, whatever its size in bytes
 TOKENS_PER_MEDIUM = 1000
+#: bytes of an upload per millisecond of its audio: 32 kbit/s, which compressed speech seldom falls below
+AUDIO_BYTES_PER_MS = 4
+#: vLLM refuses larger files (``VLLM_MAX_AUDIO_CLIP_FILESIZE_MB``)
+MAX_AUDIO_BYTES = 25 * 1024 * 1024
 #: the largest estimate; Redis counts exactly up to 2^53
 MAX_TOKENS = 2**52
 #: base64 longer than this, in bytes, counts as a medium
@@ -42,6 +46,15 @@ def estimate_prompt(body: bytes, repeated: int = 0) -> int:
             media += 1
         offset = body.find(_BASE64, end)
     return max(size // BYTES_PER_TOKEN, body.count(b",")) + 1 + media * TOKENS_PER_MEDIUM
+
+
+def estimate_audio(size: int | None) -> int:
+    """Return the estimated milliseconds of audio in an upload.
+
+    Args:
+        size: its size in bytes; None if it is not known before it ends.
+    """
+    return min(MAX_AUDIO_BYTES if size is None else size, MAX_AUDIO_BYTES) // AUDIO_BYTES_PER_MS
 
 
 def estimate_output(max_tokens: int | None, min_tokens: int, choices: int, assumed: int) -> int:

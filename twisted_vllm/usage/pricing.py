@@ -60,17 +60,19 @@ def cost_of(usage: Usage, prices: Prices) -> int:
     return _rounded(exact)
 
 
-def expected_cost(prompt: int, completion: int, prices: Prices) -> int:
+def expected_cost(prompt: int, completion: int, prices: Prices, audio_ms: int = 0) -> int:
     """Return the maximum cost of a response in picodollars.
 
     Args:
         prompt: the maximum tokens of the prompt.
         completion: the maximum generated tokens.
         prices: the model's prices.
+        audio_ms: the maximum milliseconds of audio.
     """
     if prices is FREE:
         return 0
-    return _rounded(prompt * prices.prompt + completion * prices.completion + prices.request)
+    exact = prompt * prices.prompt + completion * prices.completion + audio_ms * prices.audio_ms + prices.request
+    return _rounded(exact)
 
 
 def _rounded(exact: int) -> int:
