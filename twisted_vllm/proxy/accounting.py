@@ -14,7 +14,7 @@ from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.proxy.admission import Admitted
+from twisted_vllm.proxy.admission import Admitted, Serving
 from twisted_vllm.proxy.ledger import UsageSink
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
@@ -177,10 +177,7 @@ class Accounting(RequestObserver):
             output = estimate_output(facts.max_tokens, facts.min_tokens, facts.choices, self._assumed)
         audio_ms = 0 if audio is None else estimate_audio(head.length)
         cost = expected_cost(prompt, output, pricing.prices, audio_ms)
-        model = serving.model
-        if serving.asked and not any(each.allowance.limits_model(model) for each in limited):
-            # the limit may be on the name that the caller used
-            model = serving.asked
+        model = self._limited_name(serving, limited) if serving.asked else serving.model
         reserved = self._limiter.admit(limited, model, prompt + output, cost, self._now())
         if isinstance(reserved, Reservation):
             context.reservation = reserved
@@ -213,6 +210,14 @@ class Accounting(RequestObserver):
             if context.reservation is not None:
                 tokens = context.usage.prompt_tokens + context.usage.completion_tokens
                 self._limiter.settle(context.reservation, tokens, context.cost, self._now(), sent=context.sent)
+
+    @staticmethod
+    def _limited_name(serving: Serving, limited: Sequence[Limited]) -> str:
+        """Return the name by which a request counts: the entry's, or the caller's if only that one has a limit."""
+        allowances = [each.allowance for each in limited]
+        if any(each.limits_model(serving.model) for each in allowances):
+            return serving.model
+        return serving.asked if any(each.limits_model(serving.asked) for each in allowances) else serving.model
 
     @staticmethod
     def _check_known(admitted: Admitted, limited: Sequence[Limited]) -> None:
