@@ -101,6 +101,7 @@ class BodyFields:
         inside: the member that contains `limits` and `choices`; empty if they are at the top level.
         default_limit: the limit if the client sends none of `limits`; None if that is the model's length.
         least_limit: a lower limit counts as this one.
+        tokens: whether a prompt may be a list of tokens.
     """
 
     limits: tuple[str, ...] = ()
@@ -112,10 +113,13 @@ class BodyFields:
     inside: str = ""
     default_limit: int | None = None
     least_limit: int = 0
+    tokens: bool = False
 
 
 #: the fields of a route that generates nothing
 NO_FIELDS = BodyFields()
+#: likewise, where a prompt may be a list of tokens
+PROMPT_FIELDS = BodyFields(tokens=True)
 
 
 @attrs.frozen
@@ -167,21 +171,24 @@ CHAT_FIELDS = BodyFields(_CHAT_LIMITS, _CHOICES)
 #: a batch of conversations
 BATCH_FIELDS = BodyFields(_CHAT_LIMITS, _CHOICES, ("messages",))
 #: completions: ``prompt`` may be several texts or token lists, and ``prompt_embeds`` several tensors
-COMPLETION_FIELDS = BodyFields(("max_tokens",), _CHOICES, ("prompt", "prompt_embeds"), default_limit=16)
+COMPLETION_FIELDS = BodyFields(("max_tokens",), _CHOICES, ("prompt", "prompt_embeds"), default_limit=16, tokens=True)
 RESPONSE_FIELDS = BodyFields(("max_output_tokens",))
 #: Anthropic's messages and Cohere's chat
 MESSAGE_FIELDS = BodyFields(("max_tokens",))
 #: a transcription; ``n`` is the number of beams
 AUDIO_FIELDS = BodyFields(("max_completion_tokens",), ("n",))
-GENERATE_FIELDS = BodyFields(("max_tokens",), _CHOICES, inside="sampling_params")
+GENERATE_FIELDS = BodyFields(("max_tokens",), _CHOICES, inside="sampling_params", tokens=True)
 #: each document or text is scored together with the query, by all names that vLLM accepts
 PAIR_FIELDS = BodyFields(
     texts=("documents", "items", "data_2", "text_2"),
     repeated=("query", "queries", "data_1", "text_1", "instruction"),
     paired=frozenset(("queries", "data_1", "text_1")),
+    tokens=True,
 )
 #: likewise, and each item generates one token
-ITEM_FIELDS = BodyFields(prompts=("items",), texts=("items",), repeated=("query", "instruction"), default_limit=1)
+ITEM_FIELDS = BodyFields(
+    prompts=("items",), texts=("items",), repeated=("query", "instruction"), default_limit=1, tokens=True
+)
 #: each question is asked about one state, and its answer is one token, of a diffusion model two
 QUESTION_FIELDS = BodyFields(
     prompts=("questions",),
@@ -213,6 +220,7 @@ _prompt_only = partial(
     route_class=RouteClass.INFERENCE,
     model=ModelPlace.BODY,
     usage=UsageFormat.COMPLETIONS,
+    fields=PROMPT_FIELDS,
     prefix_cache=PrefixCache.SALTED,
     repeatable=True,
 )

@@ -37,8 +37,8 @@ def test_each_picture_counts_and_what_is_short_is_text() -> None:
 
 
 def test_a_prompt_of_tokens_is_counted() -> None:
-    assert estimate_prompt(json.dumps({"prompt": [7] * 1000}, separators=(",", ":")).encode()) == 1000
-    assert estimate_prompt(b"[%b]" % b",".join([b"123456"] * 1000)) == 1751
+    assert estimate_prompt(json.dumps({"prompt": [7] * 1000}, separators=(",", ":")).encode(), tokens=True) == 1000
+    assert estimate_prompt(b"[%b]" % b",".join([b"123456"] * 1000), tokens=True) == 1751
 
 
 def test_what_is_processed_again_counts_again() -> None:

@@ -154,7 +154,7 @@ class Accounting(RequestObserver):
                 prompt = (
                     (head.length or 0) // BYTES_PER_TOKEN
                     if body is None
-                    else estimate_prompt(body, facts.repeated_bytes)
+                    else estimate_prompt(body, facts.repeated_bytes, tokens=route.row.fields.tokens)
                 )
         # do not keep `admitted` in the meter: it holds the body
         context.meter = meter = UsageMeter(pricing, prompt, facts.choices, admitted.usage_injected)

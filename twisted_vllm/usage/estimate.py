@@ -24,17 +24,19 @@ _LONG = 1024
 _BASE64 = b";base64,"
 
 
-def estimate_prompt(body: bytes, repeated: int = 0) -> int:
+def estimate_prompt(body: bytes, repeated: int = 0, *, tokens: bool = False) -> int:
     """Return the estimated tokens of the prompt in a JSON body.
 
     Args:
         body: the body.
         repeated: bytes of it that the server processes more than once, as often as that (`BodyFacts.repeated_bytes`).
+        tokens: whether the prompt may be a list of tokens.
     """
     size = len(body) + repeated
+    commas = body.count(b",") if tokens else 0
     # without a match, rfind takes a third of the time of find: 16 µs less for 65 KB
     if size <= _LONG or body.rfind(_BASE64) < 0:
-        return max(size // BYTES_PER_TOKEN, body.count(b",")) + 1
+        return max(size // BYTES_PER_TOKEN, commas) + 1
     media = 0
     offset = body.find(_BASE64)
     while offset >= 0:
@@ -45,7 +47,7 @@ def estimate_prompt(body: bytes, repeated: int = 0) -> int:
             size -= end - offset
             media += 1
         offset = body.find(_BASE64, end)
-    return max(size // BYTES_PER_TOKEN, body.count(b",")) + 1 + media * TOKENS_PER_MEDIUM
+    return max(size // BYTES_PER_TOKEN, commas) + 1 + media * TOKENS_PER_MEDIUM
 
 
 def estimate_audio(size: int | None) -> int:
