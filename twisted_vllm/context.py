@@ -73,8 +73,9 @@ class RequestContext:
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
         error_code: the code of the gateway's error; empty without one.
-        outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
-            ``failed``; final once `finish` was called.
+        outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
+            ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
+            `finish` was called.
         revoked: whether it was ended because its key is no longer valid.
         ended: when it ended; 0 before.
         bytes_in: received bytes of its body; final once it is over.
@@ -169,6 +170,9 @@ class RequestContext:
         if drained and outcome == "client_disconnected":
             # the gateway closed the connection
             self.outcome, self.error_code = "failed", Draining.code
+        elif outcome in ("completed", "client_disconnected") and self.meter is not None and self.meter.failed:
+            # a client may leave because of the error
+            self.outcome = "upstream_error"
         if self.revoked:
             self.outcome = "revoked"
 

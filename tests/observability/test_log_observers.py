@@ -65,6 +65,7 @@ def test_a_request_is_one_line() -> None:
         ("refused", "info"),
         ("client_disconnected", "info"),
         ("upstream_failed", "warn"),
+        ("upstream_error", "warn"),
         ("failed", "error"),
     ],
 )

@@ -14,12 +14,14 @@ from tests.proxy.gateway_fakes import server
 from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import Authorization, Peer, RequestContext
-from twisted_vllm.http.headers import HeaderList, RequestHead
+from twisted_vllm.http.headers import HeaderList, RequestHead, ResponseHead
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
 from twisted_vllm.proxy.forwarded import address_of
 from twisted_vllm.proxy.paths import target
+from twisted_vllm.usage.meter import UsageMeter
+from twisted_vllm.usage.pricing import FREE, RoutePricing
 from twisted_vllm.usage.records import Payer, refer
 
 NOW = 1_767_225_600.0
@@ -126,6 +128,38 @@ def test_the_outcome_of_a_request_that_no_server_was_asked_about(changes: Any, o
 @pytest.mark.parametrize("outcome", ["completed", "upstream_failed", "failed"])
 def test_the_outcome_of_a_forwarded_request_is_the_relay_s(outcome: str) -> None:
     assert record(forwarded(request(), outcome=outcome)).outcome == outcome
+
+
+def meter_of(body: bytes) -> UsageMeter:
+    """Return the meter of a stream with this body."""
+    meter = UsageMeter(RoutePricing(classify(b"POST", b"/v1/completions"), FREE), 5, 1, usage_injected=False)
+    meter.start(ResponseHead(200, b"OK", [(b"Content-Type", b"text/event-stream")]))
+    meter.feed(body)
+    return meter
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        ("completed", "upstream_error"),
+        # a client may leave because of the error
+        ("client_disconnected", "upstream_error"),
+        ("upstream_failed", "upstream_failed"),
+        ("failed", "failed"),
+    ],
+)
+def test_an_error_of_the_server_s_in_a_stream_has_an_outcome_of_its_own(outcome: str, expected: str) -> None:
+    made = forwarded(request(), outcome=outcome)
+    made.meter = meter_of(b'data: {"error":{"code":500}}\n\n')
+    assert record(made, answered=outcome == "completed").outcome == expected
+    made.revoked = True
+    assert record(made).outcome == "revoked"
+
+
+def test_a_stream_without_an_error_ends_as_it_ended() -> None:
+    made = forwarded(request())
+    made.meter = meter_of(b'data: {"choices":[],"error":null}\n\n')
+    assert record(made).outcome == "completed"
 
 
 @pytest.mark.parametrize("outcome", ["", "client_disconnected"])

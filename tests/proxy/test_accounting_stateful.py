@@ -46,7 +46,9 @@ allowances = st.builds(
 )
 #: how a request ends: its outcome, whether it was sent, the server's status, and whether its whole body arrived
 endings = st.tuples(
-    st.sampled_from(["completed", "client_disconnected", "upstream_failed", "failed", "refused", "revoked"]),
+    st.sampled_from(
+        ["completed", "client_disconnected", "upstream_failed", "upstream_error", "failed", "refused", "revoked"]
+    ),
     st.booleans(),
     st.sampled_from([0, 200, 429, 500]),
     st.booleans(),

@@ -173,11 +173,14 @@ def test_keep_alive_comments_pass() -> None:
     assert reader.chunks == 2
 
 
-def test_a_stream_that_is_framed_in_another_way_passes_as_it_is() -> None:
-    stream = b"".join([chunk("a"), chunk("", "stop"), usage_event(), DONE]).replace(b"\n", b"\r\n")
-    for size in (1, 20, len(stream)):
-        out, reader = passed(cut(stream, size))
-        assert out == stream
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_a_stream_with_other_line_ends_is_filtered_as_well(end: bytes) -> None:
+    stop = chunk("", "stop").replace(b"\n", end)
+    parts = [chunk("a").replace(b"\n", end), stop, usage_event().replace(b"\n", end), DONE.replace(b"\n", end)]
+    marked_stop = stop.replace(b"}" + end, b',"system_fingerprint":"vllm-0.32.0-13f59189"}' + end)
+    for size in (1, 20, 10_000):
+        out, reader = passed(cut(b"".join(parts), size))
+        assert out == parts[0] + marked_stop + parts[3]
         assert reader.usage() == Usage(prompt_tokens=8, completion_tokens=6, total_tokens=14)
 
 

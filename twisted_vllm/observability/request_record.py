@@ -29,8 +29,8 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         model: the model that the body names; empty if it names none or was not read.
         server: the name of the vLLM server; empty without one.
         status: the status sent to the client; 0 without one.
-        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``revoked`` or
-            ``failed``.
+        outcome: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``, ``upstream_error``,
+            ``revoked`` or ``failed``.
         error: the gateway's own error code, or empty.
         bytes_in: received bytes of the request's body; for a tunnel, the client's bytes.
         bytes_out: sent bytes of the response's body; for a tunnel, the server's bytes.

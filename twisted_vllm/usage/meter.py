@@ -6,7 +6,7 @@ import msgspec
 
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.usage.pricing import RoutePricing
-from twisted_vllm.usage.readers.registry import JsonFormat, JsonReader, UsageReader
+from twisted_vllm.usage.readers.registry import IDENTITY, JsonFormat, JsonReader, UsageReader
 from twisted_vllm.usage.readers.stream_filter import Fingerprint, StreamFilter
 from twisted_vllm.usage.readers.streams import ChunkStream
 from twisted_vllm.usage.readers.uploaded_audio import UploadedAudio
@@ -47,6 +47,11 @@ class UsageMeter(msgspec.Struct, eq=False):
     filter: StreamFilter | None = None
     audio: UploadedAudio | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the server reported an error in a stream that began as a success."""
+        return self.is_stream and self.reader is not None and self.reader.failed
+
     def start(self, head: ResponseHead) -> None:
         """Take the head of the response and choose the reader of its body."""
         self.status = status = head.status
@@ -68,7 +73,7 @@ class UsageMeter(msgspec.Struct, eq=False):
             self.usage_injected
             and isinstance(reader, ChunkStream)
             and head.length is None
-            and not head.content_encoding
+            and head.content_encoding.strip().lower() in IDENTITY
         ):
             self.filter = StreamFilter(reader, self.fingerprint)
 

@@ -29,7 +29,7 @@ _PORT_TEXT = re.compile(r"\S+ starting on \S+|\(.{1,20}Port .+ Closed\)")
 _LEVELS = {level.name: number for number, level in enumerate(LogLevel.iterconstants())}
 _INFO = _LEVELS["info"]
 #: failed requests have a higher level; a refused one is the client's error
-_OUTCOME_LEVELS = {"upstream_failed": "warn", "failed": "error"}
+_OUTCOME_LEVELS = {"upstream_failed": "warn", "upstream_error": "warn", "failed": "error"}
 
 
 @implementer(ILogObserver)

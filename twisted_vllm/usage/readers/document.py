@@ -67,6 +67,11 @@ class Document:
             self._scanner = scanner
             self._parts = []
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole value is kept."""
+        return self._scanner is None
+
     def read(self) -> bytes:
         """Return the value or, if it was too large, an object with the `Shape.keys` that were found."""
         if self._scanner is None:

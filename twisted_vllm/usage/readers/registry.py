@@ -24,7 +24,8 @@ _STEP = 65_536
 #: the maximum decompressed size of one piece in bytes; beyond it, the response is no longer read
 MAX_INFLATED = 4_194_304
 
-_IDENTITY = (b"", b"identity")
+#: the values of ``Content-Encoding``, in lower case, of a body that is not encoded
+IDENTITY = (b"", b"identity")
 _GZIP = (b"gzip", b"x-gzip", b"deflate")
 
 T = TypeVar("T")
@@ -35,10 +36,14 @@ class UsageReader(Protocol):
 
     Attributes:
         stream: whether the response is a stream of events.
+        failed: whether it is a stream in which the server reported an error.
     """
 
     @property
     def stream(self) -> bool: ...
+
+    @property
+    def failed(self) -> bool: ...
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
@@ -91,6 +96,7 @@ class JsonReader:
     """Reads a JSON response that arrives in pieces."""
 
     __slots__ = ("_document", "_format")
+    failed = False
 
     def __init__(self, json_format: JsonFormat) -> None:
         """Start to read a response of this format."""
@@ -123,6 +129,7 @@ class HeadReader:
     """
 
     __slots__ = ("_reader", "stream")
+    failed = False
 
     def __init__(self, json_format: JsonFormat, metadata: bytes, *, stream: bool = False) -> None:
         """Start with the response's header ``metadata``; empty if it has none."""
@@ -157,6 +164,11 @@ class GzipReader:
     def stream(self) -> bool:
         """Whether the response is a stream of events."""
         return self._reader.stream
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is a stream in which the server reported an error."""
+        return self._reader.failed
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
@@ -223,7 +235,7 @@ class ResponseReaders:
         coding = content_encoding.strip().lower()
         if coding in _GZIP:
             return lambda _: GzipReader(self._stream() if is_stream else JsonReader(self._json))
-        if coding not in _IDENTITY:
+        if coding not in IDENTITY:
             return lambda _: HeadReader(self._json, b"", stream=is_stream)
         return (lambda _: self._stream()) if is_stream else self._json
 

@@ -5,67 +5,39 @@ Facts of vLLM 0.32 (entrypoints/):
 - Chat and completions report usage in a last chunk with ``"choices":[]`` if the client requests it with
   ``stream_options.include_usage``. With ``continuous_usage_stats`` too, or on a server started with
   ``--enable-force-include-usage``, every chunk has the usage so far of its own choice. Audio does the same with the
-  form's ``stream_include_usage``. A chunk without usage carries about one token.
+  form's ``stream_include_usage``. A chunk without usage carries about one token; the first of each choice of a chat
+  carries only the role.
 - Without a request for it, Responses report usage in ``response.completed``; Anthropic's messages in ``message_start``
   (the prompt's, before the cached tokens are known) and ``message_delta``; Cohere's chat in ``message-end``.
+- Deltas of text, reasoning and tool calls have the same kind of name: ``response.….delta``, ``content_block_delta``,
+  and Cohere's types that end in ``-delta``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
-
-import msgspec
 
 from twisted_vllm.usage.readers.counts import Counts, to_usage
 from twisted_vllm.usage.readers.document import Shape
-from twisted_vllm.usage.readers.sse import EventParser, is_lone_event
+from twisted_vllm.usage.readers.sse import LONE_FROM, LONE_TO, EventParser, is_lone_event
+from twisted_vllm.usage.readers.stream_events import (
+    ERROR,
+    ROLE,
+    USAGE,
+    Carries,
+    decode_chunk,
+    decode_cohere,
+    decode_event,
+    has_content,
+    has_only_role,
+    is_error,
+    is_object,
+    says_something,
+    type_of,
+)
 from twisted_vllm.usage.records import Usage
 
-USAGE = b'"usage"'
-_ERROR = b'{"error"'
-_USAGE_SHAPE = Shape((b"usage",))
-
-_S = TypeVar("_S", bound=msgspec.Struct)
-
-
-class Choice(msgspec.Struct, gc=False):
-    """One of the choices in a chunk."""
-
-    index: int = 0
-
-
-class Chunk(msgspec.Struct, gc=False):
-    """An event of chat or completions."""
-
-    usage: Counts | None = None
-    choices: list[Choice] | None = None
-    system_fingerprint: str | None = None
-
-
-class _Holder(msgspec.Struct, gc=False):
-    usage: Counts | None = None
-
-
-class _Event(msgspec.Struct, gc=False):
-    usage: Counts | None = None
-    message: _Holder | None = None
-    response: _Holder | None = None
-
-
-class _CohereEvent(msgspec.Struct, gc=False):
-    type: str = ""
-    delta: _Holder | None = None
-
-
-_chunk_decoder = msgspec.json.Decoder(Chunk)
-_event_decoder = msgspec.json.Decoder(_Event)
-_cohere_decoder = msgspec.json.Decoder(_CohereEvent)
-
-
-def decode_chunk(data: bytes) -> Chunk | None:
-    """Decode a chunk; return None if `data` is not one."""
-    return _decoded(_chunk_decoder, data)
+_USAGE_SHAPE = Shape((b"usage", b"error"))
 
 
 class ChunkStream:
@@ -73,52 +45,95 @@ class ChunkStream:
 
     Attributes:
         stream: always True.
-        chunks: the number of chunks with content.
+        failed: whether the server reported an error.
+        chunks: the number of chunks that may carry a token.
+        fingerprint: the ``system_fingerprint`` beside the stream's usage.
     """
 
     stream = True
+    failed = False
+    fingerprint: str | None = None
+    _roles = 0
 
     def __init__(self, *, chat: bool = False, estimates_prompt: bool = True) -> None:
         """Start to read.
 
         Args:
-            chat: whether it is a chat: the first chunk of each choice then contains only its role, and all choices
-                share one prompt.
+            chat: whether it is a chat, all of whose choices share one prompt.
             estimates_prompt: whether the prompt can be estimated from the request's size; not so for an upload.
         """
         self.chunks = 0
+        self._may_be_role = chat
         self._chat = chat
         self._estimates_prompt = estimates_prompt
         self._parser = EventParser(_USAGE_SHAPE)
+        self._between = True
         self._final: Usage | None = None
         self._so_far: dict[int, Usage] = {}
 
-    def take(self, data: bytes) -> bool:
-        """Take the next piece; return whether it was one whole chunk without usage."""
-        # without a match, rfind takes half the time of find and `in`
-        if self._parser.between and data.rfind(USAGE) < 0 and is_lone_event(data):
-            if data[6:14] != _ERROR:
-                self.chunks += 1
-            return True
-        for _, event in self._parser.feed(data):
-            self._event(event)
-        return False
+    def take(self, data: bytes) -> Sequence[tuple[int, Carries]] | None:
+        """Take the next piece.
+
+        Returns:
+            None, if it was one whole chunk without usage, spelled as vLLM does; else where each block that it ends
+            ends in it, and what the block carries.
+        """
+        if (
+            self._between
+            # without a match, rfind takes half the time of find and `in`
+            and data.rfind(USAGE) < 0
+            and data.rfind(ERROR) < 0
+            # as `is_lone_event`, without the call
+            and LONE_FROM < data < LONE_TO
+            and data.find(b"\n") == len(data) - 2
+            and data[-1] == 10
+            and data.find(b"\r") < 0
+        ):
+            self.chunks += 1
+            if self._may_be_role:
+                self._look_for_role(data)
+            return None
+        parser = self._parser
+        if self.chunks:
+            parser.begun = True
+        blocks = [
+            (end, Carries.OTHER if event is None else self._event(name, event, whole))
+            for end, name, event, whole in parser.blocks(data)
+        ]
+        self._between = parser.between
+        return blocks
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
         self.take(data)
 
-    def _event(self, data: bytes) -> None:
-        if not data.startswith(b"{") or data.startswith(_ERROR):
-            return
+    def _event(self, name: bytes, data: bytes, whole: bool) -> Carries:
+        if is_error(name, data):
+            self.failed = True
+            return Carries.OTHER
+        if not is_object(data):
+            return Carries.OTHER
         chunk = decode_chunk(data) if USAGE in data else None
         if chunk is None or chunk.usage is None:
             self.chunks += 1
-        elif chunk.choices == []:
+            if self._may_be_role:
+                self._look_for_role(data)
+            return Carries.OTHER
+        choices = chunk.choices
+        if choices == [] or (choices is None and whole and not has_content(data)):
             self._final = to_usage(chunk.usage)
+            self.fingerprint = chunk.system_fingerprint
+            return Carries.USAGE
+        self.chunks += 1
+        self._so_far[choices[0].index if choices else 0] = to_usage(chunk.usage)
+        return Carries.USAGE_AND_CONTENT
+
+    def _look_for_role(self, data: bytes) -> None:
+        """Count a chunk at the start of a chat that carries only a role."""
+        if data.find(ROLE) >= 0 or has_only_role(data):
+            self._roles += 1
         else:
-            self.chunks += 1
-            self._so_far[chunk.choices[0].index if chunk.choices else 0] = to_usage(chunk.usage)
+            self._may_be_role = False
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""
@@ -139,34 +154,52 @@ class ChunkStream:
 
     def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that reported none, or that ended early."""
-        tokens = max(0, self.chunks - choices) if self._chat else self.chunks
-        return _estimated(prompt_tokens if self._estimates_prompt else 0, tokens)
+        return _estimated(prompt_tokens if self._estimates_prompt else 0, self.chunks - self._roles)
 
 
 class _NamedEvents:
-    """Splits a stream of named events, and counts those with content, which are most of them."""
+    """Splits a stream of named events, and counts those with content, which are most of them.
 
-    def __init__(self, content: bytes, shape: Shape = _USAGE_SHAPE) -> None:
+    Attributes:
+        chunks: the number of events with content.
+        failed: whether an event reported an error.
+    """
+
+    def __init__(self, content: bytes, known: tuple[bytes, ...], shape: Shape = _USAGE_SHAPE) -> None:
         """Start to read.
 
         Args:
             content: the suffix of the names of events with content.
+            known: the beginnings of the names of events whose data is no error.
             shape: the values to keep of large data.
         """
         self.chunks = 0
+        self.failed = False
         self._content = content
+        self._known = known
         self._parser = EventParser(shape)
 
     def feed(self, data: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Take the next piece; return the name and the data of each other event that it ends."""
+        """Take the next piece; return the name and the data of each event without content and error that it ends.
+
+        An event without a name has that of its member ``type``, in case something on the way dropped the lines.
+        """
         if data[:7] == b"event: " and self._parser.between and data.find(b"\r") < 0:
             line = data.find(b"\n")
             if data.endswith(self._content, 7, line) and is_lone_event(data[line + 1 :]):
                 self.chunks += 1
                 return ()
-        events = self._parser.feed(data)
-        others = [event for event in events if not event[0].endswith(self._content)]
-        self.chunks += len(events) - len(others)
+        if self.chunks:
+            self._parser.begun = True
+        others = []
+        for name, event in self._parser.feed(data):
+            kind = name or type_of(event)
+            if kind.endswith(self._content):
+                self.chunks += 1
+            elif not kind.startswith(self._known) and is_error(kind, event):
+                self.failed = True
+            else:
+                others.append((kind, event))
         return others
 
 
@@ -180,19 +213,26 @@ class ResponseStream:
     stream = True
 
     def __init__(self) -> None:
-        self._events = _NamedEvents(b".delta", Shape((b"usage",), outer=b"response"))
+        self._events = _NamedEvents(b".delta", (b"response.",), Shape((b"usage",), outer=b"response"))
         self._final: Usage | None = None
+        self._failed = False
 
     @property
     def chunks(self) -> int:
         """The number of events with content."""
         return self._events.chunks
 
+    @property
+    def failed(self) -> bool:
+        """Whether the server reported an error."""
+        return self._failed or self._events.failed
+
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
         for name, event in self._events.feed(data):
             if name in (b"response.completed", b"response.incomplete", b"response.failed"):
-                decoded = _decoded(_event_decoder, event)
+                self._failed = self._failed or name == b"response.failed"
+                decoded = decode_event(event)
                 if decoded is not None and decoded.response is not None and decoded.response.usage is not None:
                     self._final = to_usage(decoded.response.usage)
 
@@ -215,7 +255,7 @@ class MessageStream:
     stream = True
 
     def __init__(self) -> None:
-        self._events = _NamedEvents(b"content_block_delta")
+        self._events = _NamedEvents(b"content_block_delta", (b"message_", b"content_block_"))
         self._prompt: Usage | None = None
         self._final: Usage | None = None
 
@@ -224,15 +264,20 @@ class MessageStream:
         """The number of events with content."""
         return self._events.chunks
 
+    @property
+    def failed(self) -> bool:
+        """Whether the server reported an error."""
+        return self._events.failed
+
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
         for name, event in self._events.feed(data):
             if name == b"message_start":
-                decoded = _decoded(_event_decoder, event)
+                decoded = decode_event(event)
                 if decoded is not None and decoded.message is not None and decoded.message.usage is not None:
                     self._prompt = to_usage(decoded.message.usage)
             elif name == b"message_delta":
-                decoded = _decoded(_event_decoder, event)
+                decoded = decode_event(event)
                 if decoded is not None and decoded.usage is not None:
                     self._final = self._with_prompt(decoded.usage)
 
@@ -266,26 +311,38 @@ class CohereStream:
 
     Attributes:
         stream: always True.
+        failed: whether the server reported an error.
         chunks: the number of events with content.
     """
 
     stream = True
 
     def __init__(self) -> None:
+        self.failed = False
         self.chunks = 0
-        self._parser = EventParser(Shape((b"usage",), outer=b"delta"))
+        self._begun = False
+        self._parser = EventParser(Shape((b"usage", b"error", b"finish_reason"), outer=b"delta"))
         self._final: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
-        for _, event in self._parser.feed(data):
-            decoded = _decoded(_cohere_decoder, event) if event.startswith(b"{") else None
+        for name, event in self._parser.feed(data):
+            if is_error(name, event) or (event == b"[DONE]" and not self._begun):
+                # vLLM ends a stream that failed before its first event with this alone
+                self.failed = True
+                continue
+            decoded = decode_cohere(event) if is_object(event) else None
             if decoded is None:
                 continue
-            if decoded.delta is not None and decoded.delta.usage is not None:
-                self._final = to_usage(decoded.delta.usage)
-            elif decoded.type.endswith("-delta"):
+            self._begun = True
+            delta = decoded.delta
+            if decoded.type.endswith("-delta"):
                 self.chunks += 1
+            elif delta is not None:
+                if delta.usage is not None:
+                    self._final = to_usage(delta.usage)
+                if says_something(delta.error) or bytes(delta.finish_reason) == b'"ERROR"':
+                    self.failed = True
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""
@@ -298,10 +355,3 @@ class CohereStream:
 
 def _estimated(prompt: int, completion: int, cached: int = 0) -> Usage:
     return Usage(prompt, cached, completion, total_tokens=prompt + completion, estimated=True)
-
-
-def _decoded(decoder: msgspec.json.Decoder[_S], data: bytes) -> _S | None:
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
