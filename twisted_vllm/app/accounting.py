@@ -85,7 +85,8 @@ class AccountingService:
             rows=self.spool,
             fail_closed=ledger.on_spool_failure == "refuse",
             assumed_output_tokens=settings.limits.assumed_output_tokens,
-            end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
+            end_user_headers=[name.encode("ascii") for name in settings.end_user_headers],
+            requires_end_user=bool(settings.enforce_user_param),
         )
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:

@@ -16,7 +16,7 @@ from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
+from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
@@ -57,6 +57,7 @@ class PassThroughResource:
         in_thread: InThread,
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
+        allows: Callable[[RequestContext], bool] | None = None,
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
         now: Callable[[], float] = time.time,
@@ -71,6 +72,7 @@ class PassThroughResource:
             in_thread: runs a function in another thread, for forms that are buffered in a file.
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
+            allows: returns whether the address of a request is served; None serves all.
             accounting: meters and limits requests; None does neither.
             lifecycle: the observers of requests.
             now: the time in Unix seconds.
@@ -82,6 +84,7 @@ class PassThroughResource:
         self._in_thread = in_thread
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
+        self._allows = allows
         self._accounting = accounting
         self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self._now = now
@@ -145,6 +148,8 @@ class PassThroughResource:
             context.authorization = cached.authorization
             context.principal = cached.authorization.principal
             return cached
+        if self._allows is not None and not self._allows(context):
+            raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         principal = context.principal = self._identify(context)
         authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
         context.authorization = authorization
