@@ -132,6 +132,7 @@ class Wiring:
         pass_through = PassThroughResource(
             admission=admission,
             client=client,
+            preflight_client=PassThroughClient(self.agent),
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import PREFLIGHT
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
@@ -45,7 +46,11 @@ PricingKey = tuple[str, str, str, str, bytes]
 
 
 class Accounting(RequestObserver):
-    """Meters each request to a server and enforces its limits."""
+    """Meters each request to a server and enforces its limits.
+
+    Attributes:
+        preflights: CORS preflights without a key that were admitted. They are counted here and nowhere else.
+    """
 
     _log = Logger()
 
@@ -86,6 +91,7 @@ class Accounting(RequestObserver):
         self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
         self._requires_end_user = requires_end_user
         self._now = now
+        self.preflights = 0
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
         self._pricings: dict[PricingKey, RoutePricing] = {}
 
@@ -122,6 +128,10 @@ class Accounting(RequestObserver):
             LedgerUnavailable: ledger rows cannot be written.
             ModelUndetermined: a limit depends on the request's model, tokens or cost, and those are unknown.
         """
+        if authorization.principal is PREFLIGHT:
+            # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
+            self.preflights += 1
+            return None
         if self._fail_closed and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
                 "The gateway cannot write down what requests use at present, and serves none until it can.",

@@ -12,7 +12,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
@@ -52,6 +52,7 @@ class PassThroughResource:
         *,
         admission: Admission,
         client: PassThroughClient,
+        preflight_client: PassThroughClient | None = None,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
@@ -67,6 +68,8 @@ class PassThroughResource:
         Args:
             admission: authorizes and routes requests.
             client: sends requests to servers.
+            preflight_client: sends preflights without a key past the queues, which strangers could fill; None sends
+                them by `client`.
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
@@ -79,6 +82,7 @@ class PassThroughResource:
         """
         self._admission = admission
         self._client = client
+        self._preflight_client = client if preflight_client is None else preflight_client
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
@@ -263,8 +267,9 @@ class PassThroughResource:
         context.sent = True
         for observe in self._lifecycle.sent:
             observe(context)
+        client = self._preflight_client if context.principal is PREFLIGHT else self._client
         relay.await_response(
-            self._client.request(
+            client.request(
                 request.method,
                 url,
                 headers=headers,
