@@ -116,6 +116,19 @@ class RouteNotAllowed(GatewayError):
     type = "permission_error"
 
 
+#: what a client hears whose address is not served
+ADDRESS_NOT_ALLOWED = (
+    "This gateway does not serve your address. Its operator can add it to general_settings.allowed_ips."
+)
+
+
+class AddressNotAllowed(GatewayError):
+    """The operator does not serve this client address."""
+
+    status = 403
+    code = "address_not_allowed"
+
+
 class EndUserBlocked(GatewayError):
     """An administrator blocked the end user that the caller names."""
 

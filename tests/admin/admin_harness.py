@@ -124,7 +124,11 @@ class Gateway:
     """The gateway's own routes, on a clock that the test turns."""
 
     def __init__(
-        self, store: IStore | None = None, master_key: str | None = MASTER_KEY, metrics_are_open: bool = True
+        self,
+        store: IStore | None = None,
+        master_key: str | None = MASTER_KEY,
+        metrics_are_open: bool = True,
+        **options: Any,
     ) -> None:
         self.clock = Clock()
         self.store = Store(MemoryDatabase()) if store is None else store
@@ -140,6 +144,7 @@ class Gateway:
             readiness=lambda: self.state,
             metrics=Metrics(),
             metrics_are_open=metrics_are_open,
+            **options,
         )
         self.app = app
         self.recorded = Recorded(app.resource())

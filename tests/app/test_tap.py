@@ -90,6 +90,18 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "  passthrough.drain_timeot: is not a known setting; did you mean 'drain_timeout'?" in message
 
 
+@pytest.mark.parametrize("options", [(), ("--check",)], ids=["a start", "--check"])
+def test_a_setting_of_litellms_that_would_restrict_somebody_is_not_passed_over(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "config.yaml").write_text("litellm_settings: {max_budget: 100, budget_duration: 30d}\n")
+    assert refusal("--config=config.yaml", *options) == (
+        "The configuration cannot be used:\n"
+        "  litellm_settings.max_budget: would end service when the whole gateway has spent this, which this gateway "
+        "does not do (give keys, users or teams a max_budget; then take this setting out)"
+    )
+
+
 def test_a_file_that_is_not_there_is_named() -> None:
     assert "nowhere.yaml: cannot be read: No such file or directory" in refusal("--config=nowhere.yaml")
 

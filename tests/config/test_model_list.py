@@ -132,10 +132,10 @@ def test_a_list_of_skipped_entries_alone_is_no_server(problems_of: Refusal) -> N
 
 
 def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text: Loader) -> None:
-    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", rpm=3, tpm=4) for _ in range(3)))
+    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", order=3, n=4) for _ in range(3)))
     assert load_text(text, BASE).warnings == (
-        "model_list[0].litellm_params.rpm: not implemented yet: ignored (and in 2 more)",
-        "model_list[0].litellm_params.tpm: not implemented yet: ignored (and in 2 more)",
+        "model_list[0].litellm_params.order: not implemented yet: ignored (and in 2 more)",
+        "model_list[0].litellm_params.n: not implemented yet: ignored (and in 2 more)",
         "model_list[0].model_info.output_cost_per_second: not implemented yet: ignored (and in 2 more)",
     )
 
@@ -150,21 +150,21 @@ def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text: Loader, 
 def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_text: Loader) -> None:
     settings = load_text(
         """
-        general_settings: {allowed_ips: [], alertin: []}
+        general_settings: {block_robots: true, alertin: []}
         litellm_settings: {drop_params: true, num_retrys: 3}
         router_settings: {routing_strategy: least-busy, zzzzzz: 1}
-        guardrails: []
+        callback_settings: {}
         """,
         BASE,
     )
     assert settings.warnings == (
-        "general_settings.allowed_ips: not implemented yet: ignored",
+        "general_settings.block_robots: not implemented yet: ignored",
         "general_settings.alertin: not a known setting: ignored; did you mean 'alerting'?",
         "litellm_settings.drop_params: not implemented yet: ignored",
         "litellm_settings.num_retrys: not a known setting: ignored; did you mean 'num_retries'?",
         "router_settings.routing_strategy: not implemented yet: ignored",
         "router_settings.zzzzzz: not a known setting: ignored",
-        "guardrails: not implemented yet: ignored",
+        "callback_settings: not implemented yet: ignored",
     )
 
 

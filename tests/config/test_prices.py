@@ -142,3 +142,51 @@ def test_the_check_shows_prices_in_full_and_how_use_is_counted(load_text: Loader
         "default prices: input_cost_per_request 0.01",
         "model:          a -> m at http://gpu:8000, input_cost_per_token 0.0000002",
     ]
+
+
+PRICED_TWICE = """
+model_list:
+  - {{model_name: good, litellm_params: {{model: hosted_vllm/m, api_base: "http://one", {first}}}}}
+  - {{model_name: good, litellm_params: {{model: hosted_vllm/{model}, api_base: "{base}", {second}}}}}
+passthrough: {{default_prices: {{input_cost_per_token: 3}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("input_cost_per_token: 1", "input_cost_per_token: 2"),
+        ("input_cost_per_token: 1", "input_cost_per_token: 1, output_cost_per_token: 1"),
+        ("input_cost_per_token: 1", "weight: 2"),
+        ("weight: 2", "input_cost_per_token: 1"),
+        ("input_cost_per_token: 1, api_key: a", "input_cost_per_token: 2, api_key: b"),
+    ],
+)
+@pytest.mark.parametrize("base", ["http://one", "http://one:80/v1"])
+def test_one_model_of_one_server_has_one_price(problems_of: Refusal, first: str, second: str, base: str) -> None:
+    assert problems_of(PRICED_TWICE.format(first=first, second=second, base=base, model="m")) == [
+        "model_list[1].litellm_params: has other prices than model_list[0], which is the same model of the same server "
+        "by the same model_name (give both the same prices, take one out, or change its model_name)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "base", "model"),
+    [
+        ("input_cost_per_token: 1.0", "http://one", "m"),
+        ("input_cost_per_token: 2", "http://two", "m"),
+        ("input_cost_per_token: 2", "http://one/below", "m"),
+        ("input_cost_per_token: 2", "http://one", "other"),
+    ],
+    ids=["the same price", "another server", "another base path", "another model of the server"],
+)
+def test_entries_of_one_name_that_something_tells_apart_may_have_their_prices(
+    load_text: Loader, second: str, base: str, model: str
+) -> None:
+    text = PRICED_TWICE.format(first="input_cost_per_token: 1", second=second, base=base, model=model)
+    assert len(load_text(text, BASE).models) == 2
+
+
+def test_an_entry_without_prices_is_charged_the_default_ones(load_text: Loader) -> None:
+    text = PRICED_TWICE.format(first="input_cost_per_token: 3", second="weight: 2", base="http://one", model="m")
+    assert len(load_text(text, BASE).models) == 2

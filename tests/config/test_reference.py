@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from tests.config.config_harness import somewhere
-from twisted_vllm.config import litellm
+from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import ROUTE_CLASSES, Checker, whole
 from twisted_vllm.config.declaration import Inherited, Required, Section, Setting, section, setting, yaml_of
 from twisted_vllm.config.describe import describe
@@ -144,9 +144,9 @@ def test_no_two_settings_have_a_variable_in_common() -> None:
 
 def test_what_is_said_to_be_litellms_setting_is_one_that_the_gateway_knows() -> None:
     known = {
-        "general_settings": litellm.GENERAL_SETTINGS,
-        "litellm_settings": litellm.LITELLM_SETTINGS,
-        "router_settings": litellm.ROUTER_SETTINGS,
+        "general_settings": litellm.GENERAL_SETTINGS | set(restricting.GENERAL_SETTINGS),
+        "litellm_settings": litellm.LITELLM_SETTINGS | set(restricting.LITELLM_SETTINGS),
+        "router_settings": litellm.ROUTER_SETTINGS | set(restricting.ROUTER_SETTINGS),
     }
     named = [each.litellm.split(".") for each in SETTINGS.values() if each.litellm]
     assert named

@@ -135,7 +135,7 @@ async def test_without_a_valid_key_there_is_no_tunnel(stand_in: Any, gateway_to:
 @pytest_twisted.ensureDeferred
 async def test_a_preflight_which_needs_no_key_opens_no_tunnel(stand_in: Any, gateway_to: Any) -> None:
     server = stand_in(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-    headers = {**HANDSHAKE, "Access-Control-Request-Method": "GET"}
+    headers = {**HANDSHAKE, "Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
     answer = await gateway_to(server.port).answer_to(request_bytes("OPTIONS", REALTIME, None, headers))
     assert answer.status == 200
     assert not {b"upgrade", b"connection"} & lower(parse_head(server.received)[1]).keys()

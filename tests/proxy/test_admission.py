@@ -464,6 +464,34 @@ def test_a_browsers_preflight_needs_no_key_and_opens_no_privileged_route() -> No
         asked.authorize(principal, b"OPTIONS", b"/sleep")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {b"content-length": b"0"},
+        {b"origin": b"null"},
+        {b"x-litellm-end-user-id": b"eve"},
+    ],
+)
+def test_a_preflight_may_say_what_browsers_and_tools_say(more: dict[bytes, bytes]) -> None:
+    preflight = {b"origin": b"https://app.example", b"access-control-request-method": b"POST"}
+    assert admission().identify({**preflight, **more}, 0, b"OPTIONS").kind == "preflight"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {b"access-control-request-method": b"POST"},
+        {b"origin": b"https://app.example"},
+        {b"origin": b"https://app.example", b"access-control-request-method": b"POST", b"content-length": b"1"},
+        {b"origin": b"https://app.example", b"access-control-request-method": b"POST", b"content-length": b"00"},
+        {b"origin": b"https://app.example", b"access-control-request-method": b"POST", b"transfer-encoding": b"x"},
+    ],
+)
+def test_what_no_browser_sends_before_a_request_needs_a_key(headers: dict[bytes, bytes]) -> None:
+    with pytest.raises(MissingApiKey):
+        admission().identify(headers, 0, b"OPTIONS")
+
+
 def test_only_a_preflight_goes_without_a_key() -> None:
     asked = admission()
     with pytest.raises(MissingApiKey):

@@ -30,7 +30,8 @@ from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.throttle import AuthenticationThrottle
-from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, InvalidRequest
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.registry import Registry
 
@@ -94,6 +95,14 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+#: what a load balancer asks, whose address no operator lists
+_HEALTH = frozenset(route.path.encode("ascii") for route in health.routes if route.path.startswith("/health/"))
+
+
+def _is_health(request: IRequest) -> bool:
+    return request.uri.partition(b"?")[0] in _HEALTH
+
+
 def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
 
@@ -118,6 +127,8 @@ class AdminApp:
         metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
+        allows: Callable[[IRequest], bool] | None = None,
+        key_bounds: KeyUpperBounds = NO_BOUNDS,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -132,6 +143,8 @@ class AdminApp:
             metrics_are_open: whether anyone may read them, or only administrators.
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
+            allows: returns whether the address of a request is served; None serves all.
+            key_bounds: the most that a key may be given.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         context = AdminContext(
@@ -143,6 +156,7 @@ class AdminApp:
             readiness=readiness,
             metrics=metrics,
             metrics_are_open=metrics_are_open,
+            key_bounds=key_bounds,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
@@ -155,10 +169,11 @@ class AdminApp:
             )
         self.url_map = app.url_map
         self._app = app
+        self._allows = allows
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""
-        return AdminResource(self._app)
+        return AdminResource(self._app, self._allows)
 
 
 @implementer(IResource)
@@ -167,12 +182,15 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, app: Klein) -> None:
+    def __init__(self, app: Klein, allows: Callable[[IRequest], bool] | None) -> None:
         super().__init__()
         self._klein: IResource = app.resource()
+        self._allows = allows
 
     def render(self, request: IRequest) -> bytes | int:
         """Respond to a request."""
+        if self._allows is not None and not (_is_health(request) or self._allows(request)):
+            return send_error(request, AddressNotAllowed(ADDRESS_NOT_ALLOWED))
         try:
             for part in (*request.prepath, *request.postpath, request.getRequestHostname(), request.method):
                 part.decode("utf-8")

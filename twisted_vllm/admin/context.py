@@ -19,6 +19,7 @@ from twisted.web.iweb import IRequest
 from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.records import AuditRecord
@@ -62,6 +63,7 @@ class AdminContext:
         readiness: returns the state of the process; it must not block.
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
+        key_bounds: the most that a key may be given.
     """
 
     authenticator: AdminAuthenticator
@@ -72,6 +74,7 @@ class AdminContext:
     readiness: Callable[[], Readiness]
     metrics: Metrics
     metrics_are_open: bool
+    key_bounds: KeyUpperBounds = NO_BOUNDS
 
 
 @attrs.frozen
@@ -85,6 +88,7 @@ class AuditContext:
         unlimited: whether the actor has the master key, or the gateway has none.
         now: when (UTC).
         randbytes: returns that many bytes, fit for secrets.
+        key_bounds: the most that a key may be given.
         request_id: the id of the request.
         client: the address that the request comes from.
     """
@@ -95,6 +99,7 @@ class AuditContext:
     unlimited: bool
     now: datetime
     randbytes: Callable[[int], bytes]
+    key_bounds: KeyUpperBounds = NO_BOUNDS
     request_id: str = ""
     client: str = ""
 
@@ -178,6 +183,7 @@ class AdminCall:
             unlimited=principal.is_administrator,
             now=context.now().astimezone(UTC),
             randbytes=context.randbytes,
+            key_bounds=context.key_bounds,
             request_id=request_id.decode("latin-1")[:128],
             client=context.authenticator.client_of(request)[:64],
         )

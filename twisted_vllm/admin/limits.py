@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from twisted_vllm.admin.fields import UNITS, Label, is_printable
+from twisted_vllm.admin.fields import MAX_ITEMS, MAX_LENGTH, PRINTABLE, UNITS
+from twisted_vllm.admin.model_limits import NAMES_ONE_MODEL, check_limited_models
 from twisted_vllm.admin.models import Body, Json
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import InvalidRequest
@@ -21,7 +22,14 @@ from twisted_vllm.ratelimit.periods import period_of
 _MAX_COUNT = 2**53 - 1
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
-Counts = Annotated[dict[Label, Count], msgspec.Meta(max_length=1000)]
+
+_ModelName = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1, max_length=MAX_LENGTH, extra_json_schema={"pattern": f"{NAMES_ONE_MODEL}{PRINTABLE[1:]}"}
+    ),
+]
+Counts = Annotated[dict[_ModelName, Count], msgspec.Meta(max_length=MAX_ITEMS)]
 
 #: an amount that fits in 64 bits of picodollars
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US dollars.")]
@@ -65,7 +73,7 @@ class LimitFields(Body, frozen=True, kw_only=True):
         """Check the budget's duration and the names of models.
 
         Raises:
-            InvalidRequest: the duration is malformed, or a model's name cannot be printed.
+            InvalidRequest: the duration is malformed, or a name can be no model's.
         """
         if self.budget_duration is not None and not re.fullmatch(UNITS, self.budget_duration):
             raise InvalidRequest(
@@ -74,8 +82,7 @@ class LimitFields(Body, frozen=True, kw_only=True):
                 param="budget_duration",
             )
         for name in self.WHOLE_NUMBER_MAPS:
-            if not all(is_printable(model) for model in getattr(self, name) or ()):
-                raise InvalidRequest(f"`{name}`: holds a character that cannot be printed.", param=name)
+            check_limited_models(getattr(self, name) or (), name)
 
     def limits(self, given: Container[str], before: Allowance = UNLIMITED) -> Allowance:
         """Return the limits after a request: those that it gives replace the ones from before.

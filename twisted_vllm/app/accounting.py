@@ -14,6 +14,7 @@ from twisted_vllm.auth.records import Spend
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.metrics import PreflightCollector
 from twisted_vllm.ratelimit.interfaces import Limiter, SharedLimiter
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.ratelimit.periods import period_of
@@ -54,7 +55,7 @@ class AccountingService:
             reactor: Twisted's reactor.
             settings: the settings.
             index: the keys, users, teams and end users with their limits.
-            metrics: gets the ledger's collector in `open`.
+            metrics: gets the collector of preflights, and the ledger's in `open`.
         """
         self._index = index
         self._metrics = metrics
@@ -85,8 +86,10 @@ class AccountingService:
             rows=self.spool,
             fail_closed=ledger.on_spool_failure == "refuse",
             assumed_output_tokens=settings.limits.assumed_output_tokens,
-            end_user_headers=[name.encode("ascii") for name in settings.end_users.headers],
+            end_user_headers=[name.encode("ascii") for name in settings.end_user_headers],
+            requires_end_user=bool(settings.enforce_user_param),
         )
+        metrics.add(PreflightCollector(self.observer))
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
         """Open the spool, move the rows of former runs, and then load the spend from the database.

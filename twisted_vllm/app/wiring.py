@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
+from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -37,7 +39,7 @@ from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.proxy.admission import Admission
-from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarded import address_of, is_allowed
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.resource import MOUNT, PassThroughResource
 from twisted_vllm.proxy.revocation import Revoker
@@ -78,6 +80,9 @@ class Wiring:
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
+        allows: Callable[[RequestContext], bool] | None = None
+        if settings.allowed_ips:
+            allows = partial(is_allowed, trusted=settings.trusted_proxies, allowed=settings.allowed_ips)
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer)
         ids = RequestIds(os.urandom)
@@ -127,17 +132,22 @@ class Wiring:
         pass_through = PassThroughResource(
             admission=admission,
             client=client,
+            preflight_client=PassThroughClient(self.agent),
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             ask_models=served_models.ask,
             throttle=throttle,
+            allows=allows,
             accounting=accounting.observer,
             lifecycle=self.lifecycle,
         )
 
         def client_of_admin(request: Any) -> str:
             return client_of(request.context)
+
+        def allows_admin(request: Any) -> bool:
+            return allows is None or allows(request.context)
 
         admin = AdminApp(
             authenticator=authenticator,
@@ -150,6 +160,8 @@ class Wiring:
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
+            allows=allows_admin,
+            key_bounds=settings.upperbound_key_generate_params,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Generic, TypeVar
 
@@ -27,12 +28,15 @@ MAX_SECONDS = 31_536_000
 MAX_WHOLE = 2**63 - 1
 #: US dollars per token, second or request: a larger price is a typing error
 MAX_PRICE = 10_000
+#: US dollars of a budget: 64 bits of picodollars hold no more
+MAX_DOLLARS = 9_000_000
 #: the classes of routes that a rule may name instead of a path
 ROUTE_CLASSES = tuple(each.value for each in RouteClass)
 
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_PERIOD = re.compile(r"[1-9][0-9]{0,4}(s|m|h|d|w)|[1-9][0-9]{0,3}mo")
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
@@ -178,9 +182,20 @@ def duration(minimum: str) -> Checker[float]:
     return check
 
 
-@checker("decimal number", f"0 to {MAX_PRICE}", "US dollars")
-def price(value: object, place: Place) -> Decimal:
-    """Check for an amount of dollars; a float counts as the shortest decimal that it prints as."""
+@checker("duration", "a whole number and s, m, h, d, w or mo")
+def period(value: object, place: Place) -> str:
+    """Check for a duration as the admin API has it, with calendar months, and return it as it is."""
+    if not isinstance(value, str) or _PERIOD.fullmatch(value) is None:
+        raise Rejected("must be a whole number and a unit, one of s, m, h, d, w and mo (as in 30d)")
+    return str(value)
+
+
+def amount(most: int) -> Checker[Decimal]:
+    """Return a checker for an amount of dollars; a float counts as the shortest decimal that it prints as."""
+    return Checker(partial(_amount, most=most), "decimal number", f"0 to {most}", "US dollars")
+
+
+def _amount(value: object, place: Place, *, most: int) -> Decimal:
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
         # YAML 1.1 reads 1e-7 as text, like a quoted number
         found = Decimal(value.strip())
@@ -190,9 +205,12 @@ def price(value: object, place: Place) -> Decimal:
         found = Decimal(repr(value))
     if not found.is_finite() or found < 0:
         raise Rejected("must be an amount of US dollars, 0 or more (such as 0.0000005 or 5e-7)")
-    if found > MAX_PRICE:
-        raise Rejected(f"must not be more than {MAX_PRICE} US dollars")
+    if found > most:
+        raise Rejected(f"must not be more than {most} US dollars")
     return found
+
+
+price = amount(MAX_PRICE)
 
 
 @checker("header name")

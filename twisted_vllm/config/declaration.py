@@ -11,6 +11,7 @@ and ``docs/configuration.md`` read the same declarations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,7 @@ import yaml
 
 from twisted_vllm.config.checks import Checker, kind_of
 from twisted_vllm.config.problems import Place, Rejected, nearest, suggestion
+from twisted_vllm.config.restricting import NONE, Restrictions, asks_for_something
 from twisted_vllm.config.secret import Secret
 
 T = TypeVar("T")
@@ -163,6 +165,7 @@ class Section(Generic[T]):
         build: makes the result from the values, by attribute.
         settings: its settings.
         ignored: names that are known and not implemented: each causes one warning.
+        restricting: names that are known and not implemented, and that restrict somebody: each is an error.
         hints: the messages for names that belong elsewhere.
         unknown: the treatment of all other names.
     """
@@ -170,6 +173,7 @@ class Section(Generic[T]):
     build: Callable[..., T]
     settings: tuple[Setting, ...]
     ignored: frozenset[str] = frozenset()
+    restricting: Restrictions = NONE
     hints: Mapping[str, str] = attrs.field(factory=dict)
     unknown: Unknown = Unknown.REFUSE
 
@@ -188,7 +192,7 @@ class Section(Generic[T]):
             if name in known:
                 self._check(known[name], content, place.key(name), found)
             else:
-                self._meet_unknown(name, place.key(name))
+                self._meet_unknown(name, content, place.key(name))
         for each in self.settings:
             if isinstance(each.default, Required) and each.name not in mapping:
                 place.key(each.name).refuse(f"is missing ({each.default.hint})")
@@ -202,9 +206,12 @@ class Section(Generic[T]):
         except Rejected as error:
             place.note(error)
 
-    def _meet_unknown(self, name: object, place: Place) -> None:
+    def _meet_unknown(self, name: object, content: object, place: Place) -> None:
         if name in self.ignored:
             place.warn("not implemented yet: ignored")
+            return
+        if isinstance(name, str) and name in self.restricting:
+            self._meet_restricting(name, content, place)
             return
         if self.unknown is Unknown.ACCEPT:
             return
@@ -213,20 +220,34 @@ class Section(Generic[T]):
             spelling = "" if name == close else f"; did you mean '{close}'?"
             place.refuse(f"does not belong here ({self.hints[close]}){spelling}")
         elif close is not None or self.unknown is Unknown.REFUSE:
-            place.refuse(f"is not a known setting{suggestion(name, [*self.names, *self.ignored])}")
+            place.refuse(f"is not a known setting{self._suggestion(name)}")
         else:
-            place.warn(f"not a known setting: ignored{suggestion(name, [*self.names, *self.ignored])}")
+            place.warn(f"not a known setting: ignored{self._suggestion(name)}")
+
+    def _meet_restricting(self, name: str, content: object, place: Place) -> None:
+        # a reference to a variable that is not set stays as it is, and counts as a value
+        with suppress(Rejected):
+            content = place.resolve(content)
+        restriction = self.restricting[name]
+        if restriction.restricts(content):
+            place.refuse(restriction.message)
+        elif asks_for_something(content):
+            place.warn("not implemented yet: ignored")
+
+    def _suggestion(self, name: object) -> str:
+        return suggestion(name, [*self.names, *self.ignored, *self.restricting])
 
 
 def section(
     holder: type[A],
     *,
     ignored: frozenset[str] = frozenset(),
+    restricting: Restrictions = NONE,
     hints: Mapping[str, str] | None = None,
     unknown: Unknown = Unknown.REFUSE,
 ) -> Section[A]:
     """Return the checker of a mapping from the class that declares it; the rest are `Section`'s attributes."""
-    return Section(holder, settings_of(holder), ignored, hints or {}, unknown)
+    return Section(holder, settings_of(holder), ignored, restricting, hints or {}, unknown)
 
 
 def values_of(holder: attrs.AttrsInstance, path: str = "") -> Iterator[tuple[str, Setting, object]]:

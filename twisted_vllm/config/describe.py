@@ -201,6 +201,7 @@ LINES = (
         lambda settings: map(str, settings.trusted_proxies),
         ("passthrough.trusted_proxies",),
     ),
+    Line("served address", lambda settings: map(str, settings.allowed_ips), ("general_settings.allowed_ips",)),
     Line("drain", _drain, ("passthrough.drain_delay", "passthrough.drain_timeout")),
     Line(
         "revoking",

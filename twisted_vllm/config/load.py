@@ -7,18 +7,22 @@ from typing import Any
 
 import attrs
 
-from twisted_vllm.config import litellm
+from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import Checker, checker, optional
 from twisted_vllm.config.declaration import OWN_BLOCK, Items, Section, Setting, Unknown, section, setting, settings_of
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
+from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
-from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, Settings, Timeouts
+from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, Settings, Timeouts
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
 from twisted_vllm.config.urls import api_base, database_url
 
 #: the names of command-line arguments in messages
 _LISTEN_OPTION = "--listen"
+
+#: LiteLLM's setting that takes the client's address from X-Forwarded-For
+_FORWARDED = "use_x_forwarded_for"
 
 #: every setting in a block of the file, by attribute
 _DECLARED = {each.attribute: each for each in (*settings_of(ServerSettings), *settings_of(Settings))}
@@ -31,12 +35,13 @@ def _block(
     name: str,
     *,
     ignored: frozenset[str] = frozenset(),
+    restrictions: restricting.Restrictions = restricting.NONE,
     hints: Mapping[str, str] | None = None,
     unknown: Unknown = Unknown.WARN,
 ) -> Section[dict[str, Any]]:
     """Return the checker of a top-level mapping; it returns the values by attribute."""
     held = tuple(_nullable(each) for each in _DECLARED.values() if each.block == name)
-    return Section(dict, held, ignored, hints or {}, unknown)
+    return Section(dict, held, ignored, restrictions, hints or {}, unknown)
 
 
 def _nullable(each: Setting) -> Setting:
@@ -69,20 +74,32 @@ class Document:
     )
     general_settings: dict[str, Any] = setting(
         {},
-        _block("general_settings", ignored=litellm.GENERAL_SETTINGS),
-        "LiteLLM's general settings. Those that are not listed here cause a warning.",
+        _block("general_settings", ignored=litellm.GENERAL_SETTINGS, restrictions=restricting.GENERAL_SETTINGS),
+        "LiteLLM's general settings. Those that are not listed here cause a warning, or an error if they restrict "
+        "somebody.",
         block="",
     )
     litellm_settings: dict[str, Any] = setting(
         {},
-        _block("litellm_settings", ignored=litellm.LITELLM_SETTINGS, hints=_GENERAL_ONLY),
-        "LiteLLM's own settings. Those that are not listed here cause a warning.",
+        _block(
+            "litellm_settings",
+            ignored=litellm.LITELLM_SETTINGS,
+            restrictions=restricting.LITELLM_SETTINGS,
+            hints=_GENERAL_ONLY,
+        ),
+        "LiteLLM's own settings. Those that are not listed here cause a warning, or an error if they restrict "
+        "somebody.",
         block="",
     )
     router_settings: dict[str, Any] = setting(
         {},
-        _block("router_settings", ignored=litellm.ROUTER_SETTINGS, hints=_GENERAL_ONLY),
-        "LiteLLM's router settings. Each causes a warning.",
+        _block(
+            "router_settings",
+            ignored=litellm.ROUTER_SETTINGS,
+            restrictions=restricting.ROUTER_SETTINGS,
+            hints=_GENERAL_ONLY,
+        ),
+        "LiteLLM's router settings. Each causes a warning, or an error if it restricts somebody.",
         block="",
     )
     passthrough: dict[str, Any] = setting(
@@ -99,6 +116,7 @@ class Document:
 DOCUMENT = section(
     Document,
     ignored=litellm.BLOCKS,
+    restricting=restricting.BLOCKS,
     hints={
         **_GENERAL_ONLY,
         "include": "other files are not read: put everything into this one",
@@ -140,6 +158,8 @@ def load(
     found["listen"] = _endpoints(listen, found.get("listen", ()), root)
     if found["master_key"] is None and not found.get("allow_anonymous"):
         _refuse_open_mode(found["listen"], root.at(_LISTEN_OPTION if listen else _DECLARED["listen"].path))
+    if found.get("allowed_ips") and not found.get("trusted_proxies"):
+        _refuse_untold_addresses(written.get("general_settings"), root)
     fleet = _fleet(document.model_list, found, default_api_base, root)
     if found["database_url"] is None:
         found["database_url"] = root.at("default_database_url").attempt(database_url, default_database_url)
@@ -184,6 +204,15 @@ def _refuse_open_mode(endpoints: Sequence[str], place: Place) -> None:
         )
 
 
+def _refuse_untold_addresses(written: object, root: Place) -> None:
+    """Refuse ``allowed_ips`` where LiteLLM would read the client's address from a header that nobody may send here."""
+    if isinstance(written, dict) and asks_for_something(written.get(_FORWARDED)):
+        root.at(f"general_settings.{_FORWARDED}").refuse(
+            "says that clients come through a proxy, whose address allowed_ips would be compared with (name the proxy "
+            "in passthrough.trusted_proxies)"
+        )
+
+
 def _needs_default(table: Sequence[Row]) -> bool:
     return not table or not all(row.entry.litellm_params.api_base for row in table)
 
@@ -210,4 +239,10 @@ def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: s
         )
     if not complete:
         servers = attrs.evolve(servers, servers={})
-    return assemble(table, servers, found.get("timeouts", Timeouts()), found.get("limits", Limits()))
+    return assemble(
+        table,
+        servers,
+        found.get("timeouts", Timeouts()),
+        found.get("limits", Limits()),
+        found.get("default_prices", PriceList()),
+    )

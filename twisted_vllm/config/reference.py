@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted_vllm.config import litellm
+from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import Checker
 from twisted_vllm.config.declaration import OWN_BLOCK, Inherited, Items, Required, Section, Setting, yaml_of
 from twisted_vllm.config.load import DOCUMENT, variables
@@ -31,7 +31,8 @@ _EXAMPLE_HEAD = """\
 # The layout is LiteLLM's: model_list, general_settings, litellm_settings, router_settings, environment_variables.
 # What only this gateway has stands below passthrough. Every value shown is the default, unless it is marked as an
 # example; a setting that is left out has its default. docs/configuration.md lists types and bounds as well.
-# A misspelt setting keeps the gateway from starting. A LiteLLM setting that is not implemented causes one warning.
+# A misspelt setting keeps the gateway from starting. A LiteLLM setting that is not implemented causes one warning; one
+# that restricts somebody keeps the gateway from starting.
 #
 # The command line wins over this file, and this file over the environment. The variables, the first name winning:
 {variables}
@@ -52,6 +53,7 @@ _REFERENCE_HEAD = """\
 - A setting that is left out has its default.
 - A misspelt setting keeps the gateway from starting; the message names the nearest setting.
 - A LiteLLM setting that is not implemented causes one warning; these are listed [at the end](#not-implemented).
+  One that restricts somebody [is refused](#refused): the gateway does not start.
 - "LiteLLM's name" is the setting of LiteLLM's file that means the same: at the same place there, or at the place given.
 - `os.environ/NAME` as the whole of a value stands for the environment variable `NAME`, which must then be set.
 """
@@ -61,6 +63,24 @@ _VARIABLES_HEAD = """\
 
 Of the variables of one setting, the first that is set wins. An empty one counts as unset.
 """
+
+_REFUSED_HEAD = """\
+## Refused
+
+These settings of LiteLLM limit, refuse, authenticate, isolate, filter or budget, and the gateway does not implement
+them. With one of them it does not start, because it would let through what the setting is to stop.
+`null`, `false` and empty values restrict nothing.
+"""
+
+_REFUSED = (
+    ("", restricting.BLOCKS),
+    ("general_settings", restricting.GENERAL_SETTINGS),
+    ("litellm_settings", restricting.LITELLM_SETTINGS),
+    ("router_settings", restricting.ROUTER_SETTINGS),
+    ("model_list[]", restricting.ENTRY),
+    ("model_list[].litellm_params", restricting.ENTRY_PARAMS),
+    ("model_list[].model_info", restricting.MODEL_INFO),
+)
 
 _IGNORED_HEAD = """\
 ## Not implemented
@@ -73,7 +93,6 @@ _IGNORED = (
     ("In `general_settings`", litellm.GENERAL_SETTINGS),
     ("In `litellm_settings`", litellm.LITELLM_SETTINGS),
     ("In `router_settings`", litellm.ROUTER_SETTINGS),
-    ("In an entry of `model_list`", litellm.ENTRY),
     ("In `litellm_params`", litellm.ENTRY_PARAMS),
     ("In `model_info`", litellm.MODEL_INFO),
 )
@@ -178,9 +197,23 @@ def reference(document: Section[Any] = DOCUMENT) -> str:
     parts += ["## The blocks of the file\n", _table([_row(each, "") for each in document.settings])]
     for path, doc, section in sections(document):
         parts += [f"## {_code(path)}\n", f"{_escaped(doc)}\n", _table([_row(each, path) for each in section.settings])]
+    parts += [_REFUSED_HEAD, _table(list(_refused()))]
     parts.append(_IGNORED_HEAD)
     parts += [f"{place}: {_codes(sorted(names))}.\n" for place, names in _IGNORED]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _refused() -> Iterator[dict[str, str]]:
+    """Yield the row of each setting that keeps the gateway from starting."""
+    for block, restrictions in _REFUSED:
+        for name in sorted(restrictions):
+            restriction = restrictions[name]
+            yield {
+                "Setting": _code(f"{block}.{name}" if block else name),
+                "What it would do": restriction.effect,
+                "Refused with": restriction.when,
+                "Instead": _escaped(restriction.instead),
+            }
 
 
 def sections(section: Section[Any] = DOCUMENT, path: str = "") -> Iterator[tuple[str, str, Section[Any]]]:

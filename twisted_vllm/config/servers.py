@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import attrs
 
+from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import checker, kind_of, list_of, optional, seconds, secret, text, whole
 from twisted_vllm.config.declaration import (
     Inherited,
@@ -20,7 +22,6 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
-from twisted_vllm.config.litellm import ENTRY, ENTRY_PARAMS, MODEL_INFO
 from twisted_vllm.config.problems import Place, Rejected, nearest
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
@@ -131,7 +132,8 @@ class Entry:
         Section(
             _model_params,
             (*settings_of(ModelParams), *_PRICES),
-            ignored=ENTRY_PARAMS,
+            ignored=litellm.ENTRY_PARAMS,
+            restricting=restricting.ENTRY_PARAMS,
             hints={"base_url": "write api_base"},
             unknown=Unknown.WARN,
         ),
@@ -140,7 +142,7 @@ class Entry:
     )
     model_info: PriceList = setting(
         PriceList(),
-        section(PriceList, ignored=MODEL_INFO, unknown=Unknown.ACCEPT),
+        section(PriceList, ignored=litellm.MODEL_INFO, restricting=restricting.MODEL_INFO, unknown=Unknown.ACCEPT),
         "LiteLLM's description of the model. Prices may stand here as well; those of litellm_params win.",
         example="{}",
     )
@@ -153,7 +155,7 @@ class Entry:
 
 ENTRY_SECTION = section(
     Entry,
-    ignored=ENTRY,
+    restricting=restricting.ENTRY,
     hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
     unknown=Unknown.WARN,
 )
@@ -338,7 +340,9 @@ class _Placed:
     key: Secret | None
 
 
-def assemble(table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits) -> Fleet:
+def assemble(
+    table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits, default_prices: PriceList
+) -> Fleet:
     """Assign each entry its server; report problems at the place of the entry or of the override."""
     default = servers.api_base
     placed: list[_Placed] = []
@@ -356,6 +360,7 @@ def assemble(table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, 
 
     longest = _longest_timeouts(placed)
     smallest = _smallest_limits(placed)
+    _refuse_two_prices(placed, default_prices)
     _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
 
     def server(address: Address, key: Secret | None) -> Server:
@@ -425,6 +430,24 @@ def _smallest_limits(placed: Sequence[_Placed]) -> dict[Address, int]:
                 "differs from another entry's of the same server: the smallest is used for both"
             )
     return smallest
+
+
+def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:
+    """Refuse entries that nothing but their prices tells apart: no request says which of them it is for."""
+    first: dict[tuple[str, Address, str], _Placed] = {}
+    for each in placed:
+        same = first.setdefault((each.entry.model_name, each.address, each.entry.litellm_params.model), each)
+        if _charged(each.entry, default) != _charged(same.entry, default):
+            each.place.key("litellm_params").refuse(
+                f"has other prices than {same.place.path}, which is the same model of the same server by the same "
+                "model_name (give both the same prices, take one out, or change its model_name)"
+            )
+
+
+def _charged(entry: Entry, default: PriceList) -> Mapping[str, Decimal | None]:
+    """Return the prices of an entry, which are the default ones if it names none."""
+    own = entry.prices.named()
+    return default.named() if all(price is None for price in own.values()) else own
 
 
 def _refuse_strangers(named: Mapping[Address, Override], used: Sequence[Address]) -> None:

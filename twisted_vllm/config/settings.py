@@ -12,6 +12,8 @@ import attrs
 from sqlalchemy.engine import make_url
 
 from twisted_vllm.config.checks import (
+    MAX_DOLLARS,
+    amount,
     duration,
     flag,
     header_name,
@@ -20,6 +22,7 @@ from twisted_vllm.config.checks import (
     network,
     one_of,
     optional,
+    period,
     price,
     route_rule,
     seconds,
@@ -208,7 +211,6 @@ class EndUserSettings:
         ("x-litellm-end-user-id",),
         list_of(header_name),
         "Request headers that name the end user. The first one present wins, and wins over the body's field (user).",
-        litellm="general_settings.user_header_name",
     )
 
 
@@ -241,6 +243,24 @@ class PriceList:
         return PriceList(
             **{name: other.named()[name] if found is None else found for name, found in self.named().items()}
         )
+
+
+@attrs.frozen
+class KeyUpperBounds:
+    """The most that a key may be given, by LiteLLM's names; ``None`` sets no bound."""
+
+    max_budget: Decimal | None = setting(None, optional(amount(MAX_DOLLARS), "no bound"), "The budget.")
+    budget_duration: str | None = setting(None, optional(period, "no bound"), "The period of the budget.")
+    duration: str | None = setting(None, optional(period, "no bound"), "The time until the key expires.")
+    max_parallel_requests: int | None = setting(
+        None, optional(whole(0), "no bound"), "Requests in flight at a time.", unit="requests"
+    )
+    tpm_limit: int | None = setting(None, optional(whole(0), "no bound"), "Tokens in a minute.", unit="tokens")
+    rpm_limit: int | None = setting(None, optional(whole(0), "no bound"), "Requests in a minute.", unit="requests")
+
+
+#: keys may be given anything
+NO_BOUNDS = KeyUpperBounds()
 
 
 @attrs.frozen
@@ -357,6 +377,34 @@ class Settings:
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
     )
+    allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
+        (),
+        list_of(network),
+        "Addresses and networks of the clients that are served; all others are answered 403. Behind a proxy of "
+        "passthrough.trusted_proxies the client's own address counts. /health/liveliness and /health/readiness answer "
+        "everybody. An empty list serves all addresses.",
+        block="general_settings",
+    )
+    user_header_name: str | None = setting(
+        None,
+        optional(header_name, "none", empty=True),
+        "One more request header that names the end user, after those of passthrough.end_users.headers.",
+        block="general_settings",
+    )
+    enforce_user_param: bool | None = setting(
+        False,
+        optional(flag, "false"),
+        "Whether a request to an inference route must name its end user: in a header of passthrough.end_users.headers "
+        "or user_header_name, or in its body (user).",
+        block="general_settings",
+    )
+    upperbound_key_generate_params: KeyUpperBounds = setting(
+        NO_BOUNDS,
+        section(KeyUpperBounds),
+        "The most that POST /key/generate, /key/update and /key/regenerate may give a key, whoever asks. More is "
+        "answered 400. A limit that a new key leaves out, or an update sets to null, is set to this bound.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -451,6 +499,12 @@ class Settings:
     def metrics_are_open(self) -> bool:
         """Whether anyone may read ``GET /metrics``, not only administrators."""
         return not self.require_auth_for_metrics_endpoint
+
+    @property
+    def end_user_headers(self) -> tuple[str, ...]:
+        """The headers that name the end user, in the order in which they count."""
+        own = self.end_users.headers
+        return own if self.user_header_name is None else (*own, self.user_header_name)
 
     @property
     def servers(self) -> list[Server]:

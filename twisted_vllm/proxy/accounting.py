@@ -10,9 +10,10 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.records import PREFLIGHT
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
-from twisted_vllm.errors import EndUserBlocked, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
+from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted, Serving
 from twisted_vllm.proxy.ledger import UsageSink
@@ -45,7 +46,11 @@ PricingKey = tuple[str, str, str, str, bytes]
 
 
 class Accounting(RequestObserver):
-    """Meters each request to a server and enforces its limits."""
+    """Meters each request to a server and enforces its limits.
+
+    Attributes:
+        preflights: CORS preflights without a key that were admitted. They are counted here and nowhere else.
+    """
 
     _log = Logger()
 
@@ -59,6 +64,7 @@ class Accounting(RequestObserver):
         fail_closed: bool = False,
         assumed_output_tokens: int = 1024,
         end_user_headers: Sequence[bytes] = (),
+        requires_end_user: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Set up the accounting.
@@ -71,6 +77,7 @@ class Accounting(RequestObserver):
             fail_closed: refuse requests while ledger rows cannot be written.
             assumed_output_tokens: output tokens to reserve if the client sets no limit.
             end_user_headers: lower-case names of the headers that may name the end user; the first one present counts.
+            requires_end_user: refuse requests to inference routes that name no end user.
             now: returns the time in Unix seconds.
         """
         self._limiter = limiter
@@ -81,7 +88,10 @@ class Accounting(RequestObserver):
         self._fail_closed = fail_closed
         self._assumed = assumed_output_tokens
         self._end_user_headers = tuple(end_user_headers)
+        self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
+        self._requires_end_user = requires_end_user
         self._now = now
+        self.preflights = 0
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
         self._pricings: dict[PricingKey, RoutePricing] = {}
 
@@ -92,8 +102,8 @@ class Accounting(RequestObserver):
 
     @property
     def needs_end_user(self) -> bool:
-        """Whether requests must be read for their end user, because at least one end user is limited or blocked."""
-        return self._end_users.has_end_users
+        """Whether requests must be read for their end user: it is required, or one is limited or blocked."""
+        return self._requires_end_user or self._end_users.has_end_users
 
     def open(
         self, context: RequestContext, authorization: Authorization, admitted: Admitted
@@ -111,12 +121,17 @@ class Accounting(RequestObserver):
             None, or a Deferred of the reservation if the limiter decides later. It fails with the errors below.
 
         Raises:
+            InvalidRequest: the request must name its end user and does not.
             EndUserBlocked: an administrator blocked the end user.
             RouteNotAllowed: a limit applies that cannot be counted on this route.
             RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
             LedgerUnavailable: ledger rows cannot be written.
             ModelUndetermined: a limit depends on the request's model, tokens or cost, and those are unknown.
         """
+        if authorization.principal is PREFLIGHT:
+            # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
+            self.preflights += 1
+            return None
         if self._fail_closed and self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
                 "The gateway cannot write down what requests use at present, and serves none until it can.",
@@ -139,6 +154,12 @@ class Accounting(RequestObserver):
                     raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
                 if not record.limited.allowance.is_unlimited:
                     limited = (*limited, record.limited)
+        elif self._requires_end_user and authorization.route.route_class is RouteClass.INFERENCE:
+            raise InvalidRequest(
+                "The operator requires the end user of each request, and this one names none: send it "
+                f'{self._header_hint}in the body as "user".',
+                param="user",
+            )
         if self._rows is None and not limited:
             return None
         route = authorization.route

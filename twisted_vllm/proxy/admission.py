@@ -154,10 +154,13 @@ class Admission:
             now: the time in Unix seconds.
             method: the method; a browser sends its preflight (OPTIONS) without credentials, and vLLM answers it.
 
+        Returns:
+            The principal; `PREFLIGHT` only for a request that vLLM's CORS middleware answers by itself.
+
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential is missing or not valid.
         """
-        if method == b"OPTIONS" and b"access-control-request-method" in headers and credential_of(headers) is None:
+        if method == b"OPTIONS" and _is_preflight(headers) and credential_of(headers) is None:
             return PREFLIGHT
         return self._authenticate(headers, now)
 
@@ -364,6 +367,20 @@ class Admission:
         if restricted and (route.takes_model or route.row.model is ModelPlace.EVENT):
             raise _no_model()
         return UNREAD, None
+
+
+def _is_preflight(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether an OPTIONS request is a CORS preflight (Fetch §4.8).
+
+    Without ``Origin`` vLLM's CORS middleware does not answer it: vLLM would, and its ``/metrics`` ignores the method.
+    A preflight has no body, and a stranger has no reason to send one.
+    """
+    return (
+        b"access-control-request-method" in headers
+        and b"origin" in headers
+        and b"transfer-encoding" not in headers
+        and headers.get(b"content-length", b"0").strip() == b"0"
+    )
 
 
 def _payer_of(principal: Principal) -> msgspec.Raw:

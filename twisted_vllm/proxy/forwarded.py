@@ -105,6 +105,14 @@ def address_of(context: RequestContext, trusted: Sequence[Network]) -> str:
     return client_address(peer, said_by_proxies(context.head.headers, trusted), trusted)
 
 
+def is_allowed(context: RequestContext, trusted: Sequence[Network], allowed: tuple[Network, ...]) -> bool:
+    """Return whether the client's address of a request is in one of some networks.
+
+    A client on a UNIX socket has no address, and is in none.
+    """
+    return _is_trusted(address_of(context, trusted), allowed)
+
+
 def _bare_address(entry: str) -> str:
     """Strip the port and the brackets that some proxies add: ``[2001:db8::1]:80``, ``192.0.2.1:80``."""
     entry = entry.strip('"')

@@ -12,11 +12,11 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import Draining, GatewayError, MissingApiKey
+from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
@@ -52,11 +52,13 @@ class PassThroughResource:
         *,
         admission: Admission,
         client: PassThroughClient,
+        preflight_client: PassThroughClient | None = None,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
+        allows: Callable[[RequestContext], bool] | None = None,
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
         now: Callable[[], float] = time.time,
@@ -66,22 +68,27 @@ class PassThroughResource:
         Args:
             admission: authorizes and routes requests.
             client: sends requests to servers.
+            preflight_client: sends preflights without a key past the queues, which strangers could fill; None sends
+                them by `client`.
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
+            allows: returns whether the address of a request is served; None serves all.
             accounting: meters and limits requests; None does neither.
             lifecycle: the observers of requests.
             now: the time in Unix seconds.
         """
         self._admission = admission
         self._client = client
+        self._preflight_client = client if preflight_client is None else preflight_client
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
+        self._allows = allows
         self._accounting = accounting
         self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self._now = now
@@ -145,6 +152,8 @@ class PassThroughResource:
             context.authorization = cached.authorization
             context.principal = cached.authorization.principal
             return cached
+        if self._allows is not None and not self._allows(context):
+            raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         principal = context.principal = self._identify(context)
         authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
         context.authorization = authorization
@@ -258,8 +267,9 @@ class PassThroughResource:
         context.sent = True
         for observe in self._lifecycle.sent:
             observe(context)
+        client = self._preflight_client if context.principal is PREFLIGHT else self._client
         relay.await_response(
-            self._client.request(
+            client.request(
                 request.method,
                 url,
                 headers=headers,

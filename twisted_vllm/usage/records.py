@@ -52,7 +52,7 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Who pays for a request.
 
     Attributes:
-        kind: the principal's kind: ``key``, ``master``, ``anonymous`` or ``preflight``.
+        kind: the principal's kind: ``key``, ``master`` or ``anonymous``.
         key_id: the key's permanent id; empty for the other kinds.
         key_hash: the first digits of the key's SHA-256, or empty.
         key_name: the key's alias or ``sk-...abcd``, else the kind.

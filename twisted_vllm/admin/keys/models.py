@@ -28,11 +28,11 @@ from twisted_vllm.admin.fields import (
     check_alias,
     check_depth,
     check_models,
-    expiry_of,
     is_printable,
     one_of_fields,
     stored_models,
 )
+from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import Dollars, LimitFields
 from twisted_vllm.admin.models import (
     Body,
@@ -167,8 +167,11 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
 
         Args:
             given: the names of the fields that the request has.
-            audit: when the request came, and a source of randomness.
+            audit: when the request came, the operator's bounds, and a source of randomness.
             before: the key until now; None for a new key.
+
+        Raises:
+            InvalidRequest: a limit is more than the operator's bound.
         """
         found: dict[str, Any] = {
             "key_alias": self.key_alias,
@@ -184,9 +187,10 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
         }
         found = {name: value for name, value in found.items() if name in given}
-        found["allowance"] = self.limits(given, UNLIMITED if before is None else before.allowance)
+        limits = self.limits(given, UNLIMITED if before is None else before.allowance)
+        found["allowance"] = bounded_allowance(audit.key_bounds, limits, given, audit.now)
         if "duration" in given:
-            found["expires"] = expiry_of(self.duration, audit.now)
+            found["expires"] = bounded_expiry(audit.key_bounds, self.duration, audit.now)
         if self.key_type in _ROUTES_OF_TYPE:
             found["allowed_routes"] = _ROUTES_OF_TYPE[self.key_type]
         if "cache_isolation" in given:

@@ -19,6 +19,7 @@ from twisted_vllm.admin.keys.models import (
     UpdateRequest,
 )
 from twisted_vllm.admin.limits import current_spend, dollars, report_usage
+from twisted_vllm.admin.model_limits import check_limits_of_key
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body
 from twisted_vllm.auth.authenticator import hash_key, name_key
@@ -53,9 +54,11 @@ def insert(transaction: Transaction, audit: AuditContext, record: KeyRecord) -> 
 
     Raises:
         KeyExists, AliasExists: the key or its alias exists.
+        InvalidRequest: a limit would never count.
         RouteNotAllowed: the actor may not create such a key.
     """
     audit.check_may_change(record)
+    _check_model_limits(transaction, record)
     transaction.keys.insert(record)
     audit.record_key(transaction, None, record)
 
@@ -82,13 +85,35 @@ def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, val
 
     Raises:
         KeyExists, AliasExists: another key has the new value or alias.
+        InvalidRequest: the change makes a limit that would never count.
         RouteNotAllowed: the actor may not change this key, or not into this.
     """
     changed = attrs.evolve(record, **values, **audit.updated)
     audit.check_may_change(record, changed)
+    if _counted(changed) != _counted(record):
+        _check_model_limits(transaction, changed)
     transaction.replace_key(record, changed)
     audit.record_key(transaction, record, changed)
     return changed
+
+
+def _counted(record: KeyRecord) -> tuple[object, ...]:
+    """Return what decides which limits of one model count for a key."""
+    allowance = record.allowance
+    return record.aliases, allowance.model_rpm, allowance.model_tpm, record.user_id, record.team_id
+
+
+def _check_model_limits(transaction: Transaction, record: KeyRecord) -> None:
+    if not record.aliases:
+        return
+    holders = {"key": record.allowance}
+    user = None if record.user_id is None else transaction.users.get(record.user_id)
+    if user is not None:
+        holders["user"] = user.allowance
+    team = None if record.team_id is None else transaction.teams.get(record.team_id)
+    if team is not None:
+        holders["team"] = team.allowance
+    check_limits_of_key(record, holders)
 
 
 def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, given: Container[str]) -> KeyRecord:

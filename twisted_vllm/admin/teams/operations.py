@@ -13,6 +13,7 @@ from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_team, put_members, roles_in
+from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.teams.models import (
     NewMember,
@@ -33,12 +34,15 @@ def add(transaction: Transaction, audit: AuditContext, body: NewTeamRequest, tea
 
     Raises:
         Conflict: the team exists.
+        InvalidRequest: a limit would never count.
         RouteNotAllowed: keys that may administer have this team id, and the actor may not change those.
     """
     if transaction.teams.get(team_id) is not None:
         raise Conflict("Another team has this id already. Send another `team_id`.", param="team_id")
-    audit.check_may_change(*transaction.keys.find(team_id=team_id))
+    keys_of_team = transaction.keys.find(team_id=team_id)
+    audit.check_may_change(*keys_of_team)
     team = TeamRecord(team_id=team_id, **body.values(body.__struct_fields__), **audit.created)
+    check_limits_over_keys(team.allowance, keys_of_team)
     transaction.teams.insert(team)
     audit.record(transaction, "team", team_id, None, team)
     if body.members_with_roles:
@@ -57,6 +61,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateTeamReques
 
     Raises:
         NotFound: there is no such team.
+        InvalidRequest: a limit would never count.
         RouteNotAllowed: the team has keys that may administer, and the actor may not change those.
     """
     team = find_team(transaction, body.team_id)
@@ -73,8 +78,11 @@ def set_blocked(transaction: Transaction, audit: AuditContext, team_id: str, blo
 
 
 def _change(transaction: Transaction, audit: AuditContext, team: TeamRecord, values: Mapping[str, Any]) -> TeamRecord:
-    audit.check_may_change(*transaction.keys.find(team_id=team.team_id))
+    keys_of_team = transaction.keys.find(team_id=team.team_id)
+    audit.check_may_change(*keys_of_team)
     changed = attrs.evolve(team, **values, **audit.updated)
+    if changed.allowance != team.allowance:
+        check_limits_over_keys(changed.allowance, keys_of_team)
     transaction.teams.replace(team.team_id, changed)
     audit.record(transaction, "team", team.team_id, team, changed)
     return changed

@@ -12,6 +12,7 @@ from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_team, put_members
+from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.users.models import NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
@@ -51,6 +52,7 @@ def add(
 
     Raises:
         Conflict: the user, its address or the key exists.
+        InvalidRequest: a limit would never count.
         NotFound: one of the teams does not exist.
         RouteNotAllowed: keys that may administer have this user id, and the actor may not change those.
     """
@@ -58,7 +60,9 @@ def add(
         raise Conflict("Another user has this id already. Send another `user_id`.", param="user_id")
     user = UserRecord(user_id=user_id, **body.values(body.__struct_fields__), **audit.created)
     _check_email_free(transaction, user)
-    audit.check_may_change(*transaction.keys.find(user_id=user_id))
+    keys_of_user = transaction.keys.find(user_id=user_id)
+    audit.check_may_change(*keys_of_user)
+    check_limits_over_keys(user.allowance, keys_of_user)
     teams = [find_team(transaction, team_id, "teams") for team_id in dict.fromkeys(body.teams or ())]
     if key is not None:
         keys.insert(transaction, audit, key)
@@ -81,12 +85,16 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
     Raises:
         NotFound: there is no such user.
         Conflict: another user has the address.
+        InvalidRequest: a limit would never count.
         RouteNotAllowed: the user has keys that may administer, and the actor may not change those.
     """
     user = find(transaction, body.user_id, body.user_email)
     changed = attrs.evolve(user, **body.values(given, user.allowance), **audit.updated)
     _check_email_free(transaction, changed)
-    audit.check_may_change(*transaction.keys.find(user_id=user.user_id))
+    keys_of_user = transaction.keys.find(user_id=user.user_id)
+    audit.check_may_change(*keys_of_user)
+    if changed.allowance != user.allowance:
+        check_limits_over_keys(changed.allowance, keys_of_user)
     transaction.users.replace(user.user_id, changed)
     audit.record(transaction, "user", user.user_id, user, changed)
     return changed

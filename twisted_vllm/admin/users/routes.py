@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from twisted_vllm.admin.context import AdminCall
-from twisted_vllm.admin.fields import expiry_of, one_of_fields
+from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations as keys
+from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
+from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.routing import Access, Routes
 from twisted_vllm.admin.teams.operations import report_teams
@@ -23,6 +25,7 @@ from twisted_vllm.admin.users.models import (
 from twisted_vllm.admin.users.operations import report_user, report_users
 from twisted_vllm.auth.authenticator import generate_key
 from twisted_vllm.errors import InvalidRequest, NotFound, RouteNotAllowed
+from twisted_vllm.ratelimit.allowance import UNLIMITED
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -47,7 +50,13 @@ async def new(call: AdminCall, body: NewUserRequest) -> Json:
     key = record = None
     if body.auto_create_key is not False:
         key = generate_key(call.context.randbytes)
-        values = {"user_id": user_id, "key_alias": body.key_alias, "expires": expiry_of(body.duration, call.now)}
+        bounds = call.audit.key_bounds
+        values = {
+            "user_id": user_id,
+            "key_alias": body.key_alias,
+            "expires": bounded_expiry(bounds, body.duration, call.now),
+            "allowance": bounded_allowance(bounds, UNLIMITED, LimitFields.ATTRIBUTES, call.now),
+        }
         record = keys.new_record(key, values, call.audit)
     elif body.key_alias is not None or body.duration is not None:
         raise InvalidRequest("`key_alias` and `duration` are a key's, and none is made.", param="auto_create_key")

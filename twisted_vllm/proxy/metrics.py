@@ -1,0 +1,27 @@
+"""The metrics of the pass-through for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from twisted_vllm.observability.metrics import PREFIX
+from twisted_vllm.proxy.accounting import Accounting
+
+
+class PreflightCollector(Collector):
+    """Reads on each scrape how many preflights were admitted. No label: a stranger would choose its values."""
+
+    def __init__(self, accounting: Accounting) -> None:
+        """Collect from the accounting."""
+        self._accounting = accounting
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current count."""
+        yield CounterMetricFamily(
+            f"{PREFIX}_preflights",
+            "CORS preflights without a key that went to a server. They have no ledger row and spend no limit.",
+            value=self._accounting.preflights,
+        )
