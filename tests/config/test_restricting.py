@@ -22,7 +22,6 @@ BLOCKS = {
     "general_settings": (restricting.GENERAL_SETTINGS, litellm.GENERAL_SETTINGS),
     "litellm_settings": (restricting.LITELLM_SETTINGS, litellm.LITELLM_SETTINGS),
     "router_settings": (restricting.ROUTER_SETTINGS, litellm.ROUTER_SETTINGS),
-    "model_list[0]": (restricting.ENTRY, frozenset[str]()),
     "model_list[0].litellm_params": (restricting.ENTRY_PARAMS, litellm.ENTRY_PARAMS),
     "model_list[0].model_info": (restricting.MODEL_INFO, litellm.MODEL_INFO),
 }

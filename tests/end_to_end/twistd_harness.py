@@ -56,10 +56,12 @@ def run(directory: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 
 def ask(port: int, path: str, key: str | None = None, method: str = "GET", body: str | None = None) -> tuple[int, str]:
-    """Send one request over a blocking socket; return status and body."""
+    """Send one request over a blocking socket, its body as JSON; return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()

@@ -81,15 +81,18 @@ GENERAL_SETTINGS = names(
 )
 
 #: settings of an entry's ``litellm_params``
+#: of an entry itself
+ENTRY = frozenset({"rpm", "tpm"})
+
 ENTRY_PARAMS = names(
     """
     allowed_openai_params api_version auto_router_config aws_access_key_id aws_region_name aws_secret_access_key
     budget_duration cache_creation_input_token_cost configurable_clientside_auth_params custom_llm_provider
     drop_params extra_body extra_headers frequency_penalty headers litellm_credential_name logprobs
     max_completion_tokens max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
-    num_retries order organization output_cost_per_second presence_penalty region_name response_format seed stop
-    stream stream_timeout tag_regex tags temperature tool_choice tools top_k top_p use_chat_completions_api
-    use_in_pass_through use_litellm_proxy user
+    num_retries order organization output_cost_per_second presence_penalty region_name response_format rpm seed
+    stop stream stream_timeout tag_regex tags temperature tool_choice tools top_k top_p tpm
+    use_chat_completions_api use_in_pass_through use_litellm_proxy user
     """
 )
 

@@ -77,7 +77,6 @@ _REFUSED = (
     ("general_settings", restricting.GENERAL_SETTINGS),
     ("litellm_settings", restricting.LITELLM_SETTINGS),
     ("router_settings", restricting.ROUTER_SETTINGS),
-    ("model_list[]", restricting.ENTRY),
     ("model_list[].litellm_params", restricting.ENTRY_PARAMS),
     ("model_list[].model_info", restricting.MODEL_INFO),
 )
@@ -93,6 +92,7 @@ _IGNORED = (
     ("In `general_settings`", litellm.GENERAL_SETTINGS),
     ("In `litellm_settings`", litellm.LITELLM_SETTINGS),
     ("In `router_settings`", litellm.ROUTER_SETTINGS),
+    ("In an entry of `model_list`", litellm.ENTRY),
     ("In `litellm_params`", litellm.ENTRY_PARAMS),
     ("In `model_info`", litellm.MODEL_INFO),
 )

@@ -214,15 +214,8 @@ GENERAL_SETTINGS: Restrictions = {
     ),
 }
 
-#: settings of an entry of ``model_list``, and the same in its ``litellm_params``
-ENTRY: Restrictions = {
-    "rpm": Restriction("limit the requests of this entry in a minute", f"{_MODEL_LIMITS} (or max_parallel_requests)"),
-    "tpm": Restriction("limit the tokens of this entry in a minute", f"{_MODEL_LIMITS} (or max_parallel_requests)"),
-}
-
-#: settings of an entry's ``litellm_params``
+#: settings of an entry's ``litellm_params``; LiteLLM's own routing takes ``rpm`` and ``tpm`` for weights
 ENTRY_PARAMS: Restrictions = {
-    **ENTRY,
     "additional_drop_params": Restriction("take parameters out of requests", _CHECK_BEFORE),
     "default_api_key_rpm_limit": Restriction("limit what each key asks of this model", _MODEL_LIMITS),
     "default_api_key_tpm_limit": Restriction("limit what each key asks of this model", _MODEL_LIMITS),

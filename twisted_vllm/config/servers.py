@@ -155,7 +155,7 @@ class Entry:
 
 ENTRY_SECTION = section(
     Entry,
-    restricting=restricting.ENTRY,
+    ignored=litellm.ENTRY,
     hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
     unknown=Unknown.WARN,
 )
