@@ -52,7 +52,7 @@ def stored_response_in(path: bytes) -> str | None:
 
 def hides_responses(path: bytes) -> bool:
     """Return whether the server may read a path as ``/v1/responses``, whatever the gateway takes it for."""
-    return unquote_to_bytes(path).endswith(b"/v1/responses")
+    return (b"responses" in path or b"%" in path) and unquote_to_bytes(path).endswith(b"/v1/responses")
 
 
 class ResponseIds:
