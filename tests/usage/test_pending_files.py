@@ -37,6 +37,12 @@ def test_what_a_process_leaves_is_taken_over_once(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.pending")) == []
 
 
+def test_a_killed_process_leaves_no_lock_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "0123456789abcdef.lock").write_bytes(b"")
+    assert PendingFiles(tmp_path).take_over() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("left", [b"", b"0", b"00000000 {}\n", b"zzzzzzzz {}\n", b'{"a":1}'])
 def test_a_damaged_file_is_removed(tmp_path: Path, left: bytes) -> None:
     first, second = PendingFiles(tmp_path), PendingFiles(tmp_path)

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted_vllm.usage.spool.format import encode_line
 from twisted_vllm.usage.spool.segments import Claim, claim, claim_new
 
+_LOCK = re.compile(r"([0-9a-z]+)\.lock")
 _FILE = re.compile(r"([0-9a-z]+)-([0-9A-Za-z_-]+)\.pending")
 
 
@@ -70,9 +71,10 @@ class PendingFiles:
             return []
         owners: dict[str, list[str]] = {}
         for entry in sorted(names):
-            found = _FILE.fullmatch(entry)
+            found = _FILE.fullmatch(entry) or _LOCK.fullmatch(entry)
             if found is not None and (self._claim is None or found[1] != self._claim.name):
-                owners.setdefault(found[1], []).append(found[2])
+                # the lock of a process without files is removed
+                owners.setdefault(found[1], []).extend(found.groups()[1:])
         taken: list[tuple[str, bytes]] = []
         for owner, names in owners.items():
             try:
