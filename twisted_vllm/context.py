@@ -105,7 +105,7 @@ class BackgroundResponse:
         if meter is None or not context.sent or context.error_code == UpstreamUnreachable.code:
             return False
         if meter.status:
-            if not 200 <= meter.status < 300:
+            if not 200 <= meter.status < 300 or meter.failed:
                 return False
             try:
                 usage = meter.usage(context.outcome)

@@ -14,6 +14,7 @@ from twisted.internet.defer import ensureDeferred
 from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, eventually, request_bytes, server_at
 from tests.end_to_end.ledger_harness import Columns, rows_in
+from tests.end_to_end.messages import LAST, chunk
 from tests.end_to_end.response_store import ResponseStore
 from twisted_vllm.config.settings import LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.proxy import background_responses, stored_answer
@@ -197,6 +198,23 @@ async def test_a_cut_stream_goes_on_and_is_charged(reactor: Any, stand_in: Any, 
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_stream_that_the_server_ends_with_an_error_is_not_followed(stand_in: Any, gateway_to: Any) -> None:
+    server = ResponseStore(stand_in())
+    gateway = priced(gateway_to, server)
+    key = await gateway.make_key(**LIMITS)
+    client = await gateway.send(
+        request_bytes("POST", RESPONSES, key, body={**SMALL, "background": True, "stream": True})
+    )
+    await client.until_received(b"response.output_text.delta")
+    failure = b'event: response.failed\ndata: {"type":"response.failed"}\n\n'
+    server.stand_in.connections[0].send(chunk(failure) + LAST)
+    await client.until_received(b"response.failed")
+    assert gateway.limiter.in_flight == len(gateway.service.wiring.background) == 0
+    [row] = await rows_of(gateway)
+    assert (row["outcome"], row["completion_tokens"]) == ("upstream_error", 5)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_client_that_leaves_before_the_answer_is_charged(reactor: Any, stand_in: Any, gateway_to: Any) -> None:
     server = ResponseStore(stand_in())
     gateway = priced(gateway_to, server)
@@ -315,7 +333,7 @@ async def test_a_failed_response_costs_nothing(reactor: Any, stand_in: Any, gate
     gateway.pass_time(1)
     await charged(reactor, gateway)
     [row] = await rows_of(gateway)
-    assert (row["cost"], row["outcome"]) == (0, "upstream_failed")
+    assert (row["cost"], row["outcome"]) == (0, "upstream_error")
 
 
 @pytest_twisted.ensureDeferred

@@ -51,7 +51,7 @@ def tokens(found: BackgroundWork, status: str, seconds: float) -> int:
         ("completed", "completed"),
         ("incomplete", "completed"),
         ("cancelled", "client_disconnected"),
-        ("failed", "upstream_failed"),
+        ("failed", "upstream_error"),
     ],
 )
 def test_what_the_server_reports_is_charged(status: str, outcome: str) -> None:

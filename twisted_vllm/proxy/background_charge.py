@@ -21,7 +21,7 @@ OUTCOMES = {
     "completed": "completed",
     "incomplete": "completed",
     "cancelled": "client_disconnected",
-    "failed": "upstream_failed",
+    "failed": "upstream_error",
 }
 
 
