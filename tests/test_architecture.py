@@ -47,7 +47,7 @@ MAY_IMPORT = {
 #: what decides: no reactor, no clock, no I/O
 PURE = (
     *("api_routes", "auth", "bodies", "config", "http.headers", "money"),
-    *("proxy.admission", "proxy.forwarded", "proxy.paths"),
+    *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
     *("usage.estimate", "usage.pricing", "usage.readers", "usage.records"),

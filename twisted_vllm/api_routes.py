@@ -142,6 +142,7 @@ class VllmRoute:
         audio_uploads: whether its multipart form may contain audio.
         dispatches: whether it acts as another route, depending on the body.
         repeatable: whether a request that a server may have started can be resent to another server.
+        stores: whether the server may store the response, for the key that made it.
     """
 
     path: str
@@ -158,6 +159,7 @@ class VllmRoute:
     audio_uploads: bool = False
     dispatches: bool = False
     repeatable: bool = False
+    stores: bool = False
 
 
 #: the row of a route that has none
@@ -243,8 +245,15 @@ ROUTES = (
         "/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, fields=COMPLETION_FIELDS, stream_options=True
     ),
     # a server may store the response: a second request would store a second one
-    _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, fields=RESPONSE_FIELDS, repeatable=False),
-    # grant with care: these access any response by its id, whoever created it
+    _generating(
+        "/v1/responses",
+        alias=True,
+        usage=UsageFormat.RESPONSES,
+        fields=RESPONSE_FIELDS,
+        repeatable=False,
+        stores=True,
+    ),
+    # a virtual key gets the responses that it made: `twisted_vllm.proxy.response_ids`
     VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeatable=True),
     VllmRoute("/v1/responses/{id}/cancel", RouteClass.INFERENCE, alias=True),
     _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES, fields=MESSAGE_FIELDS),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from twisted_vllm.api_routes import Route
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import Draining
+from twisted_vllm.errors import Draining, UpstreamUnreachable
 from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.meter import UsageMeter
-from twisted_vllm.usage.records import NOTHING_USED, Usage
+from twisted_vllm.usage.records import NOTHING_USED, Usage, UsageRow
 
 
 class Peer:
@@ -40,6 +42,9 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         needs_body: whether the body must be buffered before a server is chosen.
         wants_body: whether to buffer the body if possible, because the ledger reads it.
         payer: the caller in the ledger's form.
+        stores: whether the request makes a response that the server may store.
+        response_id: the id of the stored response that the path names; None if it names none.
+        response_server: the server that has that response; None if its id does not tell.
     """
 
     principal: Principal
@@ -49,6 +54,76 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     needs_body: bool
     wants_body: bool
     payer: msgspec.Raw
+    stores: bool = False
+    response_id: str | None = None
+    response_server: Server | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    id: str = ""
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+# what an administrator may have chosen becomes a part of a URL and of a file's name
+_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{1,100}", re.ASCII)
+
+
+def _id_in(answer: bytes) -> str:
+    """Return the id of the response in a server's answer; empty if it cannot be told."""
+    try:
+        id = _decode_answer(answer).id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return id if _PLAIN_ID.fullmatch(id) else ""
+
+
+class BackgroundResponse:
+    """A response that its server generates after it has answered the request.
+
+    Attributes:
+        id: its id; empty until the server chose it.
+        prompt_tokens: the prompt's tokens, estimated.
+        max_tokens: the most tokens that the client lets it generate; None without a limit.
+        seen_tokens: the generated tokens that passed before the request ended, estimated.
+        running: whether it may be generated after the request has ended: then it is charged later.
+        row: the request's ledger row, which is completed and written when it is charged; None without a ledger.
+    """
+
+    __slots__ = ("id", "max_tokens", "prompt_tokens", "row", "running", "seen_tokens")
+
+    def __init__(self, id: str, prompt_tokens: int, max_tokens: int | None) -> None:
+        self.id = id
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.seen_tokens = 0
+        self.running = False
+        self.row: UsageRow | None = None
+
+    def left_running(self, context: RequestContext) -> bool:
+        """Decide, when its request is over, whether the server may go on generating it; sets `running`."""
+        meter = context.meter
+        if meter is None or not context.sent or context.error_code == UpstreamUnreachable.code:
+            return False
+        if meter.status:
+            if not 200 <= meter.status < 300 or meter.failed:
+                return False
+            try:
+                usage = meter.usage(context.outcome)
+            except Exception:
+                # the server's word at its end counts, not this answer
+                usage = NOTHING_USED
+            if usage.total_tokens and not usage.estimated:
+                # a stream that was read to its end
+                return False
+            self.seen_tokens = usage.completion_tokens
+        if not self.id:
+            self.id = _id_in(meter.whole)
+        self.running = bool(self.id)
+        return self.running
+
+    def keep_row(self, row: UsageRow) -> None:
+        """Keep the request's row until the response is charged."""
+        self.row = row
 
 
 class RequestContext:
@@ -83,10 +158,12 @@ class RequestContext:
         body_complete: whether its whole body arrived; final once it is over.
         usage: its usage, once it is over.
         cost: its cost in picodollars.
+        background: the response that is generated in the background; None for every other request.
     """
 
     __slots__ = (
         "authorization",
+        "background",
         "body_complete",
         "bytes_in",
         "bytes_out",
@@ -136,6 +213,7 @@ class RequestContext:
         self.body_complete = False
         self.usage: Usage = NOTHING_USED
         self.cost = 0
+        self.background: BackgroundResponse | None = None
 
     @property
     def duration(self) -> float:

@@ -168,6 +168,14 @@ class RateLimitExceeded(GatewayError):
         return super().headers() + self.limit_headers
 
 
+class TooManyBackgroundResponses(GatewayError):
+    """The gateway follows as many background responses as it can, of this key or in all."""
+
+    status = 429
+    code = "too_many_background_responses"
+    type = "rate_limit_error"
+
+
 class BudgetExceeded(GatewayError):
     """The budget of this period is spent, or reserved by requests in flight."""
 
@@ -195,6 +203,12 @@ class ModelNotFound(NotFound):
     """No server is configured for this model."""
 
     code = "model_not_found"
+
+
+class ResponseNotFound(NotFound):
+    """No stored response has this id, or another key made it."""
+
+    code = "response_not_found"
 
 
 class MethodNotAllowed(GatewayError):

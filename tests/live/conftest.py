@@ -6,6 +6,7 @@
 ``VLLM_EMBED_URL``: a vLLM with a model for embeddings: a chat model serves, with ``--runner pooling --convert embed``.
 ``VLLM_AUDIO_URL``: a vLLM with a Whisper model, such as `make_speech_model` makes, and soundfile and av beside it.
 ``VLLM_KEYED_URL``, ``VLLM_KEYED_KEY``: a vLLM with a chat model, started with ``--api-key VLLM_KEYED_KEY``.
+``VLLM_STORE_URL``: a vLLM with a chat model and ``VLLM_ENABLE_RESPONSES_API_STORE=1``.
 """
 
 from __future__ import annotations

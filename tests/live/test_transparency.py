@@ -141,7 +141,7 @@ CASES = [
     Case("a route that is not there", "GET", "/v1/nothing", 404, privileged=True),
     Case("a privileged route that is off", "POST", "/sleep?level=1", 404, privileged=True),
     Case("an escaped slash", "GET", "/v1%2Fnothing", 404, privileged=True),
-    Case("a response that is not there", "GET", "/v1/responses/resp_nothing", 404),
+    Case("a response that is not there", "GET", "/v1/responses/resp_nothing", 404, privileged=True),
     Case("embeddings of a model without", "POST", "/v1/embeddings", 404, {"model": "MODEL", "input": "x"}),
     Case("messages", "POST", "/v1/messages", 200, HELLO),
     Case("a bad message", "POST", "/v1/messages", 400, {"model": "MODEL", "messages": "x", "max_tokens": 1}),

@@ -119,3 +119,10 @@ def test_without_any_server_the_operator_is_told_what_to_set() -> None:
 
 def test_names_are_listed_once_and_in_order() -> None:
     assert Router([ModelEntry(name, "x", A) for name in ("b", "a", "b")], None).names == ("b", "a")
+
+
+def test_a_request_goes_to_the_server_that_has_what_it_continues() -> None:
+    router = Router([ModelEntry("m", "one", A), ModelEntry("m", "two", B)], DEFAULT)
+    assert [router.route("m", server).server for server in (A, A, B, B)] == [A, A, B, B]
+    # a server without the model gets none of its requests
+    assert {router.route("m", DEFAULT).server for _ in range(2)} == {A, B}

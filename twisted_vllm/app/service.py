@@ -103,6 +103,7 @@ class GatewayService(Service):
             self.wiring.database.open()
             self.wiring.registry.load(self.wiring.store.load_now())
             self.wiring.accounting.open(self.wiring.store.spend_now)
+            self.wiring.background.recover()
         except (StoreError, StoreUnavailable, StartError) as error:
             self._refuse_to_start(str(error))
         # these objects live as long as the process: exempt them from garbage collection
@@ -113,6 +114,7 @@ class GatewayService(Service):
             self._signals.install(self._drain.signalled)
         self.wiring.deadlines.start()
         self.wiring.accounting.start()
+        self.wiring.background.start()
         self.wiring.health.start()
         self._follower.start()
         if self._settings.revoke_running:
@@ -166,6 +168,7 @@ class GatewayService(Service):
         super().stopService()
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
+        self.wiring.background.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

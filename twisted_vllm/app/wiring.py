@@ -39,9 +39,11 @@ from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.resource import MOUNT, PassThroughResource
+from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.health import DatabaseHealth
@@ -50,6 +52,7 @@ from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
+from twisted_vllm.usage.spool.pending import PendingFiles
 
 
 class Wiring:
@@ -60,6 +63,7 @@ class Wiring:
         database: the database; `store` runs transactions on it, and `health` pings it.
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
+        background: follows responses that servers generate in the background.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         deadlines: checks the deadlines of all connections.
@@ -113,7 +117,19 @@ class Wiring:
             observers.append(
                 LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer)
             )
-        observers.append(RequestLog(observer, text, client_of))
+        self.background = background = BackgroundResponses(
+            reactor,
+            # not queued: such a request takes no place of a response
+            PassThroughClient(self.agent),
+            settings.servers,
+            accounting.limiter,
+            self.index.allowance_of,
+            rows=accounting.spool,
+            files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
+            assumed_output_tokens=limits.assumed_output_tokens,
+        )
+        self.metrics.add(BackgroundCollector(background))
+        observers += [background, RequestLog(observer, text, client_of)]
         self.lifecycle = Lifecycle(observers)
 
         authenticator = Authenticator(settings.master_key, self.index)
@@ -128,6 +144,7 @@ class Wiring:
             path_aliases=settings.path_aliases,
             reads_bodies=settings.ledger.enabled,
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+            response_ids=ResponseIds(settings.servers, os.urandom),
         )
         pass_through = PassThroughResource(
             admission=admission,
@@ -141,6 +158,7 @@ class Wiring:
             allows=allows,
             accounting=accounting.observer,
             lifecycle=self.lifecycle,
+            background=background,
         )
 
         def client_of_admin(request: Any) -> str:

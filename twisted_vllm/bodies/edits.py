@@ -13,6 +13,7 @@ import msgspec
 
 from twisted_vllm.bodies.json_body import BodyFacts, Member, ModelField, byte_offset, last, members_of, only
 from twisted_vllm.bodies.pydantic_values import to_bool
+from twisted_vllm.bodies.response_fields import ResponseFields
 from twisted_vllm.errors import InvalidRequest
 
 _OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
@@ -99,6 +100,14 @@ def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
     if own.value is not None:
         salt = hmac.digest(salt.encode("utf-8"), own.value.encode("utf-8", "surrogatepass"), "sha256").hex()
     return _replaced(text, own, msgspec.json.encode(salt))
+
+
+def request_id_edit(body: bytes, fields: ResponseFields, response_id: str) -> Edit:
+    """Return the edit that sets the id of a response, in place of the client's own if there is one."""
+    new = b'"%b"' % response_id.encode("ascii")
+    if fields.own_id is None:
+        return _member(body, b'"request_id":' + new)
+    return Edit(*fields.own_id, new)
 
 
 def _member(body: bytes, new: bytes) -> Edit:

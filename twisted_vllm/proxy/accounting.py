@@ -184,7 +184,8 @@ class Accounting(RequestObserver):
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(admitted, route.path)
-        if not limited or route.route_class is RouteClass.READ_ONLY:
+        if not limited or route.route_class is RouteClass.READ_ONLY or authorization.response_id is not None:
+            # to look at a response or to cancel it must work while the response takes the last place
             return None
         if route.takes_model:
             self._check_known(admitted, limited)
@@ -209,6 +210,10 @@ class Accounting(RequestObserver):
         """Determine what a request used and what that costs, and settle its reservation."""
         meter = context.meter
         if meter is None:
+            return
+        background = context.background
+        if background is not None and background.left_running(context):
+            # `BackgroundResponses` settles the reservation later
             return
         pricing = meter.pricing
         try:

@@ -17,14 +17,16 @@ from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER
-from twisted_vllm.bodies.edits import Edit, name_edit, salt_edit, splice, usage_edits
+from twisted_vllm.bodies.edits import Edit, name_edit, request_id_edit, salt_edit, splice, usage_edits
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
+from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
-from twisted_vllm.errors import InvalidRequest, ModelUndetermined
+from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
+from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.upstream_headers import dropped_from
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.records import Payer, refer
@@ -66,6 +68,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         usage_injected: whether the gateway requested the stream's usage although the client did not.
         renamed: for a streaming form, the server's name of the model if it differs from the form's.
         unread: why the body could not be read; None if it was read or streams.
+        background_id: the id of the response, if the server is to generate it in the background; empty if the server
+            chooses it; None for every other request.
     """
 
     serving: Serving
@@ -75,6 +79,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     usage_injected: bool = False
     renamed: str | None = None
     unread: ModelUndetermined | None = None
+    background_id: str | None = None
 
     @property
     def server(self) -> Server:
@@ -119,6 +124,7 @@ class Admission:
         path_aliases: bool,
         reads_bodies: bool = False,
         inject_usage: bool = False,
+        response_ids: ResponseIds | None = None,
     ) -> None:
         """Set up admission.
 
@@ -130,6 +136,7 @@ class Admission:
             path_aliases: whether OpenAI's and Anthropic's routes also work without ``/v1``.
             reads_bodies: whether to read bodies for the ledger.
             inject_usage: whether to request the usage of a stream when the client does not.
+            response_ids: makes and checks the ids of stored responses; None lets every key use every response.
         """
         self._reads_bodies = reads_bodies
         self._inject_usage = inject_usage
@@ -139,6 +146,7 @@ class Admission:
         self._router = router
         self._base_models = base_models
         self._path_aliases = path_aliases
+        self._response_ids = response_ids
         self._routes_by_model = bool(router.names)
 
     @property
@@ -175,15 +183,27 @@ class Admission:
         Raises:
             InvalidRequest: the path's dot segments lead out of ``/vllm``.
             RouteNotAllowed: the principal may not call this route.
+            ResponseNotFound: the path names a stored response that the principal's key did not make.
         """
         resolved = target(raw, self._path_aliases)
         route = classify(method, resolved.path)
-        self._policy.check_route(principal, route)
         takes_model = route.takes_model
+        ids, stores, response_id, response_server = self._response_ids, False, None, None
+        if ids is not None and principal is not PREFLIGHT:
+            stores = takes_model and route.row.stores
+            response_id = stored_response_in(resolved.path)
+            if response_id is not None:
+                # before the route: whoever did not make a response learns nothing of it by any method
+                response_server = ids.server_of(principal, response_id)
+        self._policy.check_route(principal, route)
+        if ids is not None and principal.kind == "key" and not route.row.stores and hides_responses(resolved.path):
+            # the body would pass unread
+            raise RouteNotAllowed("This key may call /v1/responses by its plain path only.")
         needs_body = (
             takes_model
             and (
                 self._routes_by_model
+                or (stores and principal.kind == "key")
                 or principal.restricts_models
                 or bool(principal.aliases or principal.cache_salt)
                 or principal.counts_tokens
@@ -202,6 +222,9 @@ class Admission:
             needs_body,
             takes_model and self._reads_bodies,
             _payer_of(principal),
+            stores,
+            response_id,
+            response_server,
         )
 
     def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
@@ -217,7 +240,8 @@ class Admission:
             ModelNotAllowed: the principal may not use the model.
             ModelNotFound: no server is configured for the model.
             InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``; or the body asks to
-                stream where vLLM does not count what it streams.
+                stream where vLLM does not count what it streams; or as from `read_response_fields`.
+            ResponseNotFound: the body continues a response that the principal's key did not make.
             BaseModelUnknown: a server must be asked for its base model first.
         """
         principal, row = authorization.principal, authorization.route.row
@@ -227,10 +251,15 @@ class Admission:
         named = "" if field is None else field.name
         if row.model is ModelPlace.PERHAPS:
             return self._admit_unknown(authorization, named, body)
+        stored, preferred = NO_FIELDS, None
+        if authorization.stores and body and facts is not UNREAD:
+            stored, preferred = self._response_fields(principal, body)
         if row.model is ModelPlace.HEADER:
             serving = self._serving_by_header(principal, headers, named)
+        elif authorization.response_server is not None:
+            serving = Serving(authorization.response_server)
         else:
-            serving = self._serving(principal, named, insertable=facts is not UNREAD and not form)
+            serving = self._serving(principal, named, insertable=facts is not UNREAD and not form, server=preferred)
         forwarded = authorization.forwarded
         if body is None or facts is UNREAD:
             return Admitted(serving, forwarded, body, unread=unread)
@@ -254,9 +283,31 @@ class Admission:
                 edits += injected
         if principal.cache_salt and row.prefix_cache is PrefixCache.SALTED:
             edits.append(salt_edit(body, facts, principal.cache_salt))
+        background_id = "" if stored.background else None
+        if authorization.stores and self._response_ids is not None and principal.kind == "key":
+            response_id = self._response_ids.make(principal, serving.server)
+            edits.append(request_id_edit(body, stored, response_id))
+            if stored.background:
+                background_id = response_id
         if edits:
             body = splice(body, edits)
-        return Admitted(serving, forwarded, body, facts, bool(injected))
+        return Admitted(serving, forwarded, body, facts, bool(injected), background_id=background_id)
+
+    def _response_fields(self, principal: Principal, body: bytes) -> tuple[ResponseFields, Server | None]:
+        """Return what a body says about stored responses, and the server that has the one to continue.
+
+        Raises:
+            ResponseNotFound, InvalidRequest: as from `admit`; for virtual keys only.
+        """
+        try:
+            stored = read_response_fields(body)
+        except InvalidRequest:
+            if principal.kind == "key":
+                raise
+            return NO_FIELDS, None
+        if stored.previous is None or self._response_ids is None:
+            return stored, None
+        return stored, self._response_ids.server_of(principal, stored.previous)
 
     def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
         """Admit a request whose form streams.
@@ -267,9 +318,11 @@ class Admission:
             fault: why the model cannot be determined, or None.
 
         Raises:
-            ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `admit`.
+            ModelUndetermined, ModelNotAllowed, ModelNotFound, InvalidRequest: as from `admit`.
         """
         principal = authorization.principal
+        if authorization.stores and principal.kind == "key":
+            raise _no_json()
         if fault is not None and (principal.restricts_models or principal.cache_salt):
             raise fault
         if not name and principal.restricts_models:
@@ -278,13 +331,14 @@ class Admission:
         renamed = serving.name if serving.name and serving.name != name else None
         return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
 
-    def _serving(self, principal: Principal, named: str, *, insertable: bool) -> Serving:
+    def _serving(self, principal: Principal, named: str, *, insertable: bool, server: Server | None = None) -> Serving:
         """Return what serves a request that names a model, or none; check that the principal may use it.
 
         Args:
             principal: the caller.
             named: the body's model; empty if it names none, and vLLM would use its base model.
             insertable: whether a name can be added to the body.
+            server: the server that has what the request continues; None if it continues nothing.
         """
         router = self._router
         if not named:
@@ -296,7 +350,7 @@ class Admission:
         aliases = principal.aliases
         asked = aliases.get(named, named) if aliases else named
         self._policy.check_model(principal, asked)
-        destination = router.route(asked)
+        destination = router.route(asked, server)
         entry = destination.entry
         if entry is None:
             self._policy.check_unlisted_model(principal, asked)
@@ -345,6 +399,8 @@ class Admission:
         perhaps = route.row.model is ModelPlace.PERHAPS
         if body and (route.takes_model or (perhaps and restricted)):
             try:
+                if form and authorization.stores and principal.kind == "key":
+                    raise _no_json()
                 if form:
                     facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
                 elif is_json(headers):
@@ -357,7 +413,7 @@ class Admission:
                     )
             except ModelUndetermined as error:
                 # vLLM may still accept it, with its default model or in the shared prefix cache
-                if restricted or principal.cache_salt:
+                if restricted or principal.cache_salt or (authorization.stores and principal.kind == "key"):
                     raise
                 return UNREAD, error
             if facts.model_repeated and not principal.is_administrator:
@@ -394,6 +450,10 @@ def _payer_of(principal: Principal) -> msgspec.Raw:
         principal.tags,
     )
     return refer(payer)
+
+
+def _no_json() -> InvalidRequest:
+    return InvalidRequest("Responses are requested with a body of Content-Type application/json.")
 
 
 def _no_model() -> ModelUndetermined:

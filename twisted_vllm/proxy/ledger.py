@@ -89,7 +89,9 @@ class LedgerRecorder(RequestObserver):
         if b"x-request-id" in first:
             # a client may reuse its id
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
-        self._append(
+        background = context.background
+        append = self._append if background is None or not background.running else background.keep_row
+        append(
             # positional, because keyword arguments cost twice as much
             UsageRow(
                 row_id,

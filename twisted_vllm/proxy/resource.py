@@ -25,6 +25,7 @@ from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted, BaseModelUnknown
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
+from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
@@ -61,6 +62,7 @@ class PassThroughResource:
         allows: Callable[[RequestContext], bool] | None = None,
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
+        background: BackgroundResponses | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -78,6 +80,7 @@ class PassThroughResource:
             allows: returns whether the address of a request is served; None serves all.
             accounting: meters and limits requests; None does neither.
             lifecycle: the observers of requests.
+            background: follows responses that are generated in the background; None follows none.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -91,6 +94,7 @@ class PassThroughResource:
         self._allows = allows
         self._accounting = accounting
         self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
+        self._background = background
         self._now = now
         self._cache = AuthorizationCache()
 
@@ -215,6 +219,8 @@ class PassThroughResource:
                 else RequestBody(request, dropped_from(authorization.principal))
             )
         reserved = None
+        if admitted.background_id is not None and self._background is not None:
+            context.background = self._background.begin(authorization, admitted)
         if self._accounting is not None:
             reserved = self._accounting.open(context, authorization, admitted)
             meter = context.meter

@@ -46,7 +46,11 @@ class _Group:
         self._total = sum(self._weights)
         self._current = [0] * len(entries)
 
-    def pick(self) -> Destination:
+    def pick(self, server: Server | None) -> Destination:
+        if server is not None:
+            for destination in self._destinations:
+                if destination.server.name == server.name:
+                    return destination
         if len(self._destinations) == 1:
             return self._destinations[0]
         current = self._current
@@ -106,8 +110,12 @@ class Router:
         """The configured model names, in order and without duplicates."""
         return tuple(self._groups)
 
-    def route(self, model: str | None) -> Destination:
+    def route(self, model: str | None, server: Server | None = None) -> Destination:
         """Return the destination of a request for `model`, and advance the round robin; None means no model.
+
+        Args:
+            model: the model.
+            server: the server that has what the request continues: it is chosen if an entry of the model names it.
 
         Raises:
             ModelNotFound: no entry has the name and there is no default server.
@@ -116,7 +124,7 @@ class Router:
             return self.destination_for_undetermined()
         group = self._groups.get(model)
         if group is not None:
-            return group.pick()
+            return group.pick(server)
         direct = self._direct.get(model)
         if direct is not None:
             # no caller avoids an entry's price and limits by the server's own name

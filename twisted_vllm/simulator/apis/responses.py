@@ -28,6 +28,7 @@ def responses(request: ApiRequest, engine: Engine) -> Response:
     fields.require("input")
     name = fields.string("model")
     instructions = fields.string("instructions")
+    fields.string("request_id")
     prompt = _prompt(fields, instructions)
     sampling = read_sampling(fields, "max_output_tokens")
     stream = fields.boolean("stream")
@@ -70,7 +71,7 @@ class _Shape:
         fields, choice = self._fields, self._choice
         cut = done and choice.finish_reason == "length"
         return {
-            "id": f"resp_{self._generation.number}",
+            "id": self._fields.get("request_id") or f"resp_{self._generation.number}",
             "created_at": self._generation.created,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": fields.get("instructions"),

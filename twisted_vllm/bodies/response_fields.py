@@ -1,0 +1,70 @@
+"""What a body of ``POST /v1/responses`` says about stored responses, read as vLLM 0.32 reads it.
+
+The parser is ``json.loads``: of equal keys the last counts, and keys may be escaped.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from twisted_vllm.bodies.json_body import Member, byte_offset, members_of
+from twisted_vllm.bodies.pydantic_values import to_bool
+from twisted_vllm.errors import InvalidRequest
+
+_KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"')
+# an escaped letter or underscore of a key
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
+
+
+class ResponseFields(msgspec.Struct, frozen=True, gc=False):
+    """The members of a body that concern stored responses.
+
+    Attributes:
+        previous: the id of the response to continue; None if the body names none.
+        background: whether the response is generated after the answer.
+        own_id: where the client's own ``request_id`` stands, as the offsets of its value in bytes; None without one.
+    """
+
+    previous: str | None = None
+    background: bool = False
+    own_id: tuple[int, int] | None = None
+
+
+NO_FIELDS = ResponseFields()
+
+
+def read_response_fields(body: bytes) -> ResponseFields:
+    """Read a body that `read_body` has accepted.
+
+    Raises:
+        InvalidRequest: ``json.loads`` cannot read it; ``request_id`` is repeated; or the response is to be generated in
+            the background without being stored, so that nobody could learn what it used.
+    """
+    # inside a string the key's quotes would be escaped
+    if not any(key in body for key in _KEYS) and not (b"\\" in body and _ESCAPED_LETTER.search(body)):
+        return NO_FIELDS
+    text = body.decode("utf-8")
+    try:
+        found = members_of(text)
+    except (ValueError, RecursionError):
+        # a number of thousands of digits, say
+        raise InvalidRequest("The body is not one valid JSON object.") from None
+    members: dict[str, Member] = {}
+    for member in found:
+        if member.key == "request_id" and "request_id" in members:
+            raise InvalidRequest('Send "request_id" at most once.', param="request_id")
+        members[member.key] = member
+    previous = members.get("previous_response_id")
+    background = "background" in members and to_bool(members["background"].value) is True
+    if background and "store" in members and to_bool(members["store"].value) is not True:
+        # vLLM accepts some texts here, and then never tells that the response has ended
+        raise InvalidRequest('"background" can only be used when "store" is true.', param="store")
+    own_id = members.get("request_id")
+    return ResponseFields(
+        # another type is refused by vLLM before it looks for a response
+        previous.value if previous is not None and isinstance(previous.value, str) else None,
+        background,
+        None if own_id is None else (byte_offset(text, own_id.start), byte_offset(text, own_id.end)),
+    )
