@@ -11,8 +11,8 @@ import re
 MAX_NUMBER = 2**53
 
 # pydantic strips whitespace and leading zeros, and accepts underscores and a fraction of zeros; in a few places it
-# refuses an underscore
-_WHOLE = re.compile(r"[+-]?[0_]*([0-9_]*)(?:\.0+)?")
+# refuses an underscore. Possessive quantifiers keep the time linear in the length.
+_WHOLE = re.compile(r"[+-]?[0_]*+([0-9_]*+)(?:\.0++)?")
 #: more digits after leading zeros are refused
 _MAX_DIGITS = 4300
 
