@@ -224,6 +224,8 @@ def test_how_many_choices_are_requested(fields: BodyFields, body: dict[str, Any]
         (PAIR_FIELDS, {"text_1": ["1", "2", "3"], "text_2": ["a", "b", "c"]}, 0),
         (PAIR_FIELDS, {"documents": ["a", "b", "c"]}, 0),
         (PAIR_FIELDS, {"query": {"a": 1, "b": 2}, "documents": ["a", "b"]}, 16),
+        # vLLM ignores what an object has beside its content
+        (PAIR_FIELDS, {"text_1": {"a": 1, "b": 2}, "text_2": ["a", "b"]}, 16),
         (PAIR_FIELDS, {"query": ["1", "2"], "documents": ["a", "b"]}, 10),
         (ITEM_FIELDS, {"query": [1, 2], "items": [[1], [2]]}, 6),
         (ITEM_FIELDS, {"query": ["1", 2], "items": [[1], [2]]}, 8),

@@ -163,7 +163,7 @@ def read_body(body: bytes, fields: BodyFields) -> BodyFacts:
     repeated = 0
     if fields.texts and (texts := sum([_count(getattr(found, name)) for name in fields.texts])) > 1:
         values = [(getattr(found, name), name in fields.paired) for name in fields.repeated]
-        repeated = (texts - 1) * sum([len(value) for value, paired in values if not paired or _count(value) == 1])
+        repeated = (texts - 1) * sum([len(value) for value, paired in values if not paired or _is_one(value)])
     return BodyFacts(
         field,
         False,
@@ -239,6 +239,11 @@ def _count(value: msgspec.Raw) -> int:
     return 0 if _NULL.match(value) is not None else 1
 
 
+def _is_one(value: msgspec.Raw) -> bool:
+    """Tell whether a member is one text: an object is, and a list of one."""
+    return _OBJECT.match(value) is not None or _count(value) == 1
+
+
 def _read_by_scanning(body: bytes, fields: BodyFields) -> BodyFacts:
     """Read the top level with the parser of ``json.loads``, so that the gateway and vLLM agree."""
     text = _decode_utf8(body)
@@ -276,7 +281,8 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
     repeated = sum(
         sizes[name]
         for name in fields.repeated
-        if name in values and (name not in fields.paired or _prompts(values[name]) == 1)
+        if name in values
+        and (name not in fields.paired or isinstance(values[name], dict) or _prompts(values[name]) == 1)
     )
     return BodyFacts(
         field,

@@ -5,14 +5,9 @@ https://docs.pydantic.dev/latest/concepts/conversion_table/, and measured with p
 
 from __future__ import annotations
 
-import re
-
 #: larger counts count as this one
 MAX_NUMBER = 2**53
 
-# pydantic strips whitespace and leading zeros, and accepts underscores and a fraction of zeros; in a few places it
-# refuses an underscore
-_WHOLE = re.compile(r"[+-]?[0_]*([0-9_]*)(?:\.0+)?")
 #: more digits after leading zeros are refused
 _MAX_DIGITS = 4300
 
@@ -26,17 +21,28 @@ def to_count(value: object) -> int | None:
     Limits below 1 are refused by vLLM, or generate nothing.
     """
     if isinstance(value, str):
-        whole = _WHOLE.fullmatch(value.strip())
-        digits = "" if whole is None else whole[1].replace("_", "")
-        if not digits or len(digits) > _MAX_DIGITS or "-" in value:
-            return None
-        value = int(digits)
+        value = _whole(value)
     if not isinstance(value, (int, float)) or not value > 0:
         return None
     if value >= MAX_NUMBER:
         return MAX_NUMBER
     # True is 1
     return int(value) if int(value) == value else None
+
+
+def _whole(text: str) -> int | None:
+    """Return the whole number above 0 that a text means, or None.
+
+    pydantic strips whitespace and leading zeros, and accepts underscores (not everywhere, as this does) and a fraction
+    of zeros.
+    """
+    whole, point, fraction = text.strip().partition(".")
+    digits = whole.removeprefix("+").replace("_", "").lstrip("0")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > _MAX_DIGITS:
+        return None
+    if point and (not fraction or fraction.strip("0")):
+        return None
+    return int(digits)
 
 
 def to_bool(value: object) -> bool | None:
