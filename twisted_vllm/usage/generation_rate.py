@@ -20,9 +20,9 @@ from collections import deque
 
 import msgspec
 
-#: tokens per second of one choice before anything was learned: more than most models reach on today's accelerators, so
-#: that nobody gains by never finishing a request
-DEFAULT_RATE = 250.0
+#: tokens per second of one choice before anything was learned: more than nearly all models reach on today's
+#: accelerators, so that nobody gains by never finishing a request
+DEFAULT_RATE = 500.0
 #: samples kept per server and model
 MAX_SAMPLES = 32
 #: the samples that count if fewer ran at the same time
@@ -42,8 +42,8 @@ MAX_MODEL_LENGTH = 256
 
 #: how much faster a sample may make the remembered rate, how much slower, and the part of it that the estimate keeps
 _FASTER, _SLOWER, _KEPT = 1.25, 0.95, 0.5
-#: how far the count of a stream's events may be from what its time tells before the time counts
-_LEAST, _MOST = 0.75, 1.5
+#: how many times more or less tokens than its time a stream's events may tell
+_FAR = 2.0
 #: bytes of a JSON response that are no text, and bytes per token of the rest, more than most texts have
 _ENVELOPE, _TOKEN_BYTES = 1_024, 8
 
@@ -202,19 +202,26 @@ def generated_tokens(answer: UncountedAnswer, rate: GenerationRate, assumed: int
     """
     choices, limit, events = answer.choices, answer.max_tokens, answer.events
     bound = (assumed if limit is None else limit) * choices
-    least = timed = rate.tokens(answer.sent, answer.until, answer.prompt) * choices
-    counted = tokens_of_events(events, answer.interval, rate)
+    timed = rate.tokens(answer.sent, answer.until, answer.prompt) * choices
+    counted = _tokens_of_events(answer, rate, timed) if events else 0.0
     if answer.complete or (events and not answer.paused):
-        # all that was generated came: the time corrects only what is far off, such as tokens that send no event
-        least = timed * _LEAST if rate.learned and not answer.complete else 0.0
-        if rate.learned:
-            counted = min(counted, max(events, timed * _MOST))
+        # all that was generated came, unless some tokens send no event; or else the server was slow for once
+        timed = 0.0 if answer.complete or not rate.learned else timed / _FAR
     elif answer.size:
-        least = max(timed, (answer.size - _ENVELOPE) / _TOKEN_BYTES)
-    tokens = max(counted, min(least, bound))
+        timed = max(timed, (answer.size - _ENVELOPE) / _TOKEN_BYTES)
+    tokens = max(counted, min(timed, bound))
     return round(tokens if limit is None else min(tokens, max(bound, events)))
 
 
-def tokens_of_events(events: int, interval: int, rate: GenerationRate) -> float:
-    """Return the tokens of a stream's events with content, if an event has at least `interval` tokens."""
-    return events * max(rate.tokens_per_event(), interval) if events else 0.0
+def _tokens_of_events(answer: UncountedAnswer, rate: GenerationRate, timed: float) -> float:
+    """Return the tokens of a stream's events, where `timed` is what its time tells."""
+    events = answer.events
+    each = max(rate.tokens_per_event(), answer.interval)
+    most = events * each
+    if not rate.learned:
+        return most
+    if most > timed * _FAR:
+        return max(events, timed * _FAR)
+    # the first event of a choice has one token, and the tokens since its last event have not come
+    least = max(events, (events - answer.choices) * each + answer.choices)
+    return min(max(timed, least), most)
