@@ -144,7 +144,7 @@ class RequestContext:
         meter: measures its usage; None if usage is not measured.
         reservation: its reservation; None if no limit applies.
         sent: whether it was sent to the server.
-        sent_at: when its last byte so far was written to a connection to the server; None before.
+        sent_at: when it, or the last piece of its body so far, was written to a connection to the server; None before.
         queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.

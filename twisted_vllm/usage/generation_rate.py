@@ -35,6 +35,8 @@ MIN_TOKENS = 16
 MIN_SECONDS = 0.01
 #: the most tokens of the prompt for each generated token of a sample
 MAX_PROMPT_SHARE = 64
+#: choices that a server runs at a time at most (`vllm serve --max-num-seqs`)
+MAX_AT_ONCE = 1_024
 #: kept pairs of a server and a model
 MAX_RATES = 1_000
 #: a longer name of a model, in characters, shares the entry of the empty name
@@ -202,7 +204,7 @@ def generated_tokens(answer: UncountedAnswer, rate: GenerationRate, assumed: int
     """
     choices, limit, events = answer.choices, answer.max_tokens, answer.events
     bound = (assumed if limit is None else limit) * choices
-    timed = rate.tokens(answer.sent, answer.until, answer.prompt) * choices
+    timed = rate.tokens(answer.sent, answer.until, answer.prompt) * min(choices, MAX_AT_ONCE)
     counted = _tokens_of_events(answer, rate, timed) if events else 0.0
     if answer.complete or (events and not answer.paused):
         # all that was generated came, unless some tokens send no event; or else the server was slow for once
@@ -217,11 +219,9 @@ def _tokens_of_events(answer: UncountedAnswer, rate: GenerationRate, timed: floa
     """Return the tokens of a stream's events, where `timed` is what its time tells."""
     events = answer.events
     each = max(rate.tokens_per_event(), answer.interval)
-    most = events * each
-    if not rate.learned:
-        return most
-    if most > timed * _FAR:
-        return max(events, timed * _FAR)
+    if each == 1.0:
+        return events
     # the first event of a choice has one token, and the tokens since its last event have not come
-    least = max(events, (events - answer.choices) * each + answer.choices)
-    return min(max(timed, least), most)
+    least = (events - answer.choices) * each + answer.choices
+    counted = min(max(timed, least), events * each)
+    return max(events, min(counted, timed * _FAR))

@@ -167,7 +167,7 @@ class UpstreamConnection(Protocol):
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None
         self._write(exchange.data)
-        if exchange.on_sent is not None:
+        if exchange.on_sent is not None and not exchange.retried:
             exchange.on_sent(self._deadlines.seconds())
         if exchange.body is not None:
             self._upload = BodyUpload(exchange.body, self.transport, self._write, self._uploaded, self._upload_failed)

@@ -37,7 +37,7 @@ class UpstreamExchange:
         response: the response, from its head to its end.
         retried: whether it was already resent after a dead connection.
         on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
-        on_sent: called when it was written to a connection, or None.
+        on_sent: called when it was first written to a connection, or None.
     """
 
     __slots__ = (

@@ -63,8 +63,8 @@ class IUpstreamAgent(IAgent):
             protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.
             informational: called with each interim response.
             left_queue: called once if the request was queued, or refused because the queue is full.
-            on_sent: called when it was written to a connection, again for each piece of a body that streams, and again
-                if it is resent.
+            on_sent: called when it was written to a connection, and again for each piece of a body that streams; not
+                called again if it is resent.
 
         Returns:
             The response, once its head arrived. Cancelling gives up the request and aborts its connection; after that,
