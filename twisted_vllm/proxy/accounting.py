@@ -40,6 +40,8 @@ MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
 #: a pricing is cached if model, path and method together have at most this many characters
 MAX_KEY_LENGTH = 512
 
+#: seconds between two requests of one pricing to learn from: the samples cover more than a moment of a busy server
+LEARNING_INTERVAL = 0.05
 #: a server that fails before it answered has done nothing within this time, in seconds
 FAILED_AT_ONCE = 1.0
 
@@ -236,7 +238,7 @@ class Accounting(RequestObserver):
                     if pricing.generates:
                         if usage.estimated:
                             usage = self._with_generated(context, meter, usage)
-                        elif meter.choices == 1 and usage.completion_tokens >= MIN_TOKENS:
+                        elif not 0.0 <= context.ended - pricing.learned_at < LEARNING_INTERVAL:
                             self._learn(context, meter, usage)
                     context.usage = usage
                 except Exception:
@@ -293,12 +295,14 @@ class Accounting(RequestObserver):
     def _learn(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> None:
         """Learn from a finished request with one choice how fast its server generates."""
         sent = context.sent_at
-        if sent is None or context.outcome != "completed":
+        if sent is None or meter.choices != 1 or usage.completion_tokens < MIN_TOKENS or context.outcome != "completed":
             return
-        rate = meter.pricing.rate
+        pricing = meter.pricing
+        rate = pricing.rate
         if rate is None:
             server = "" if context.server is None else context.server.name
-            rate = meter.pricing.rate = self._rates.to_learn(server, context.model)
+            rate = pricing.rate = self._rates.to_learn(server, context.model)
+        pricing.learned_at = context.ended
         if not meter.is_stream:
             # a whole answer was generated when it began; its client may read it slowly
             ended = meter.began or context.ended
@@ -306,7 +310,7 @@ class Accounting(RequestObserver):
         elif not meter.paused:
             ended, waited = context.ended, meter.began - sent if meter.began else 0.0
             # events of an interval that the client requested say nothing about others
-            events = meter.events() if meter.interval == 1 else 0
+            events = meter.events if meter.interval == 1 else 0
             rate.learn(usage.completion_tokens, ended - sent, ended, usage.prompt_tokens, waited, events)
 
     def _with_generated(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> Usage:

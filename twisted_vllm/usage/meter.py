@@ -135,6 +135,7 @@ class UsageMeter(msgspec.Struct, eq=False):
             outcome == "upstream_failed" and self.pricing.generates
         )
 
+    @property
     def events(self) -> int:
-        """Return how many events with content a stream had."""
+        """The events of a stream with content."""
         return 0 if self.reader is None else self.reader.estimate(0, self.choices).completion_tokens
