@@ -37,7 +37,8 @@ def learned(*rates: float, tokens: int = 200, prompt: int = 10) -> GenerationRat
 
 def cut(elapsed: float, *, choices: int = 1, limit: int | None = 10_000, **more: int | bool) -> UncountedAnswer:
     """Return a request that was sent at noon and cut after a time in seconds."""
-    return UncountedAnswer(choices, limit, 10, NOON, NOON + elapsed, **more)  # type: ignore[arg-type]  # by its name
+    bound = (ASSUMED if limit is None else limit) * choices
+    return UncountedAnswer(choices, bound, limit is not None, 10, NOON, NOON + elapsed, **more)  # type: ignore[arg-type]  # by its name
 
 
 # the rate
@@ -184,61 +185,61 @@ def test_one_stream_that_hides_its_tokens_does_not_count_for_others() -> None:
 
 
 def test_choices_multiply_what_is_charged() -> None:
-    assert generated_tokens(cut(4, choices=3), learned(50.0), ASSUMED) == 600
+    assert generated_tokens(cut(4, choices=3), learned(50.0)) == 600
 
 
 def test_no_more_than_the_clients_limit_is_charged() -> None:
     rate = learned(50.0)
-    assert generated_tokens(cut(400, choices=3, limit=100), rate, ASSUMED) == 300
-    assert generated_tokens(cut(400, choices=3, limit=None), rate, ASSUMED) == 3 * ASSUMED
+    assert generated_tokens(cut(400, choices=3, limit=100), rate) == 300
+    assert generated_tokens(cut(400, choices=3, limit=None), rate) == 3 * ASSUMED
 
 
 def test_a_stream_that_was_cut_is_charged_by_its_events() -> None:
     rate = learned(100.0)
-    assert generated_tokens(cut(1, events=93), rate, ASSUMED) == 93
-    assert generated_tokens(cut(1, events=93), GenerationRate(), ASSUMED) == 93
+    assert generated_tokens(cut(1, events=93), rate) == 93
+    assert generated_tokens(cut(1, events=93), GenerationRate()) == 93
     # more than the assumed tokens, if the client set no limit
-    assert generated_tokens(cut(30, limit=None, events=3000), rate, ASSUMED) == 3000
+    assert generated_tokens(cut(30, limit=None, events=3000), rate) == 3000
 
 
 def test_a_stream_with_ten_tokens_an_event_is_charged_for_them() -> None:
     rate = GenerationRate()
     rate.learn(101, 1.0, NOON - 1, 10, 0.01, 11)
-    assert generated_tokens(cut(3, events=30), rate, ASSUMED) == pytest.approx(300, abs=10)
-    assert generated_tokens(cut(3, choices=2, events=60), rate, ASSUMED) == pytest.approx(600, abs=20)
-    assert generated_tokens(cut(3, limit=120, events=12), rate, ASSUMED) == 120
+    assert generated_tokens(cut(3, events=30), rate) == pytest.approx(300, abs=10)
+    assert generated_tokens(cut(3, choices=2, events=60), rate) == pytest.approx(600, abs=20)
+    assert generated_tokens(cut(3, limit=120, events=12), rate) == 120
 
 
 def test_a_stream_whose_client_asks_for_rare_events_is_charged_by_its_time() -> None:
     # vLLM's `stream_interval` of the request
-    assert generated_tokens(cut(3, events=1, interval=1000), learned(100.0), ASSUMED) == 300
-    assert generated_tokens(cut(3, events=12, interval=20), learned(100.0), ASSUMED) == pytest.approx(240, abs=20)
-    assert generated_tokens(cut(1, events=1, interval=2**53), GenerationRate(), ASSUMED) <= 2 * DEFAULT_RATE
+    assert generated_tokens(cut(3, events=1, interval=1000), learned(100.0)) == 300
+    assert generated_tokens(cut(3, events=12, interval=20), learned(100.0)) == pytest.approx(240, abs=20)
+    assert generated_tokens(cut(1, events=1, interval=2**53), GenerationRate()) <= 2 * DEFAULT_RATE
 
 
 def test_a_stream_that_hides_its_tokens_is_charged_for_half_of_its_time_at_least() -> None:
-    assert generated_tokens(cut(10, events=3), learned(100.0), ASSUMED) == 500
+    assert generated_tokens(cut(10, events=3), learned(100.0)) == 500
 
 
 def test_a_stream_that_its_client_reads_slowly_is_charged_by_its_time() -> None:
     rate = learned(100.0)
-    assert generated_tokens(cut(10, events=20, paused=True), rate, ASSUMED) == 1000
-    assert generated_tokens(cut(10, limit=600, events=20, paused=True), rate, ASSUMED) == 600
+    assert generated_tokens(cut(10, events=20, paused=True), rate) == 1000
+    assert generated_tokens(cut(10, limit=600, events=20, paused=True), rate) == 600
 
 
 def test_a_stream_without_an_event_is_charged_by_its_time() -> None:
-    assert generated_tokens(cut(2), learned(100.0), ASSUMED) == 200
+    assert generated_tokens(cut(2), learned(100.0)) == 200
 
 
 def test_a_complete_stream_without_usage_is_charged_by_its_events_alone() -> None:
-    assert generated_tokens(cut(60, events=5, complete=True), learned(100.0), ASSUMED) == 5
+    assert generated_tokens(cut(60, events=5, complete=True), learned(100.0)) == 5
 
 
 def test_a_json_answer_that_was_arriving_is_charged_by_its_size_at_least() -> None:
     rate = learned(100.0)
-    assert generated_tokens(cut(1, size=500), rate, ASSUMED) == 100
-    assert generated_tokens(cut(1, size=9024), rate, ASSUMED) == 1000
-    assert generated_tokens(cut(1, choices=2, limit=300, size=1_000_000), rate, ASSUMED) == 600
+    assert generated_tokens(cut(1, size=500), rate) == 100
+    assert generated_tokens(cut(1, size=9024), rate) == 1000
+    assert generated_tokens(cut(1, choices=2, limit=300, size=1_000_000), rate) == 600
 
 
 @given(
@@ -273,7 +274,7 @@ def test_what_came_is_charged_and_no_more_than_the_limit(
         size=0 if events else size,
         complete=complete,
     )
-    tokens = generated_tokens(answer, learned(*rates), ASSUMED)
+    tokens = generated_tokens(answer, learned(*rates))
     assert isinstance(tokens, int)
     assert tokens >= events
     if limit is not None:

@@ -188,7 +188,13 @@ class Accounting(RequestObserver):
                 )
         # do not keep `admitted` in the meter: it holds the body
         context.meter = meter = UsageMeter(
-            pricing, prompt, facts.choices, admitted.usage_injected, facts.max_tokens, facts.stream_interval
+            pricing,
+            prompt,
+            facts.choices,
+            admitted.usage_injected,
+            facts.max_tokens,
+            facts.min_tokens,
+            facts.stream_interval,
         )
         if audio is not None:
             # the size of an upload says nothing about tokens
@@ -325,7 +331,8 @@ class Accounting(RequestObserver):
         )
         answer = UncountedAnswer(
             meter.choices,
-            meter.max_tokens,
+            estimate_output(meter.max_tokens, meter.min_tokens, meter.choices, self._assumed),
+            meter.max_tokens is not None,
             usage.prompt_tokens,
             sent,
             # nothing is generated after a whole answer began
@@ -336,7 +343,7 @@ class Accounting(RequestObserver):
             0 if meter.is_stream or not meter.status else meter.size or context.bytes_out,
             complete,
         )
-        tokens = generated_tokens(answer, rate, self._assumed)
+        tokens = generated_tokens(answer, rate)
         return msgspec.structs.replace(usage, completion_tokens=tokens, total_tokens=usage.prompt_tokens + tokens)
 
     def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:

@@ -168,7 +168,8 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         choices: the number of requested choices.
-        max_tokens: the limit of one choice in tokens; None if the client set none.
+        bound: the most tokens that were reserved for the answer.
+        limited: whether the client set this limit; else it may generate more.
         prompt: the tokens of the prompt, estimated.
         sent: when the request was sent, in Unix seconds.
         until: when its connection was closed, or when a JSON answer began: nothing is generated after that.
@@ -180,7 +181,8 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
     """
 
     choices: int
-    max_tokens: int | None
+    bound: int
+    limited: bool
     prompt: int
     sent: float
     until: float
@@ -191,20 +193,18 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
     complete: bool = False
 
 
-def generated_tokens(answer: UncountedAnswer, rate: GenerationRate, assumed: int) -> int:
+def generated_tokens(answer: UncountedAnswer, rate: GenerationRate) -> int:
     """Return how many tokens were probably generated for an answer.
 
-    At least what came counts, and at most ``max_tokens`` for each choice. If the client set no limit, `assumed` tokens
-    for each choice limit what the time tells, but not what came.
+    At least what came counts, and at most what was reserved. If the client set no limit, the reservation is an
+    assumption: it bounds what the time tells, but not what came.
 
     Args:
         answer: what is known of the answer.
         rate: how fast its server generates.
-        assumed: ``passthrough.limits.assumed_output_tokens``.
     """
-    choices, limit, events = answer.choices, answer.max_tokens, answer.events
-    bound = (assumed if limit is None else limit) * choices
-    timed = rate.tokens(answer.sent, answer.until, answer.prompt) * min(choices, MAX_AT_ONCE)
+    bound, events = answer.bound, answer.events
+    timed = rate.tokens(answer.sent, answer.until, answer.prompt) * min(answer.choices, MAX_AT_ONCE)
     counted = _tokens_of_events(answer, rate, timed) if events else 0.0
     if answer.complete or (events and not answer.paused):
         # all that was generated came, unless some tokens send no event; or else the server was slow for once
@@ -212,7 +212,7 @@ def generated_tokens(answer: UncountedAnswer, rate: GenerationRate, assumed: int
     elif answer.size:
         timed = max(timed, (answer.size - _ENVELOPE) / _TOKEN_BYTES)
     tokens = max(counted, min(timed, bound))
-    return round(tokens if limit is None else min(tokens, max(bound, events)))
+    return round(min(tokens, max(bound, events)) if answer.limited else tokens)
 
 
 def _tokens_of_events(answer: UncountedAnswer, rate: GenerationRate, timed: float) -> float:

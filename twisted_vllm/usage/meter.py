@@ -25,6 +25,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         choices: the number of requested choices.
         usage_injected: whether the gateway requested the stream's usage although the client did not.
         max_tokens: the limit of each choice in tokens; None if the client set none.
+        min_tokens: the tokens that each choice has at least.
         interval: the least tokens of a stream's event that the client requested.
         fingerprint: the server's fingerprint, if usage was injected.
         status: the status of the server's response; 0 before it.
@@ -44,6 +45,7 @@ class UsageMeter(msgspec.Struct, eq=False):
     choices: int
     usage_injected: bool
     max_tokens: int | None = None
+    min_tokens: int = 0
     interval: int = 1
     fingerprint: Fingerprint | None = None
     status: int = 0
