@@ -50,7 +50,7 @@ PURE = (
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
-    *("usage.estimate", "usage.pricing", "usage.readers", "usage.records"),
+    *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
 )
 
 #: paths of one person's machine

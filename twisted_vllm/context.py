@@ -144,6 +144,7 @@ class RequestContext:
         meter: measures its usage; None if usage is not measured.
         reservation: its reservation; None if no limit applies.
         sent: whether it was sent to the server.
+        sent_at: when it, or the last piece of its body so far, was written to a connection to the server; None before.
         queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
@@ -183,6 +184,7 @@ class RequestContext:
         "reservation",
         "revoked",
         "sent",
+        "sent_at",
         "server",
         "started",
         "status",
@@ -202,6 +204,7 @@ class RequestContext:
         self.meter: UsageMeter | None = None
         self.reservation: Reservation | None = None
         self.sent = False
+        self.sent_at: float | None = None
         self.queued: float | None = None
         self.first_byte: float | None = None
         self.status = 0
@@ -219,6 +222,10 @@ class RequestContext:
     def duration(self) -> float:
         """The seconds from its first byte to its end."""
         return self.ended - self.started
+
+    def on_sent(self, now: float) -> None:
+        """Set when the request was written to a connection."""
+        self.sent_at = now
 
     def left_queue(self, seconds: float | None, sent: bool) -> None:
         """Set how long the request waited for its server, or None, and whether it was then sent."""

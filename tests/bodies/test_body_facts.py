@@ -143,6 +143,7 @@ def test_a_number_is_read_as_pydantic_reads_it(value: object, most: int | None) 
     assert facts(max_tokens=value).max_tokens == most
     assert facts(n=value, max_tokens=1).choices == (most or 1)
     assert facts(min_tokens=value).min_tokens == (most or 0)
+    assert facts(stream_interval=value).stream_interval == (most or 1)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

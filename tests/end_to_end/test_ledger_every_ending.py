@@ -17,7 +17,7 @@ from tests.end_to_end.endings.by_client import BY_CLIENT
 from tests.end_to_end.endings.by_connection import AGREED, BY_CONNECTION, TUNNEL, UPGRADE
 from tests.end_to_end.endings.by_gateway import BY_GATEWAY
 from tests.end_to_end.endings.by_server import BY_SERVER
-from tests.end_to_end.endings.catalog import HASTY, UPLOAD, ExpectedRows, estimated
+from tests.end_to_end.endings.catalog import HASTY, UPLOAD, ExpectedRows, estimated, generated
 from tests.end_to_end.ledger_harness import (
     CHAT,
     CHAT_BODY,
@@ -164,7 +164,10 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
 
     drains: list[bool] = []
     server = ScriptedServer({"cut": streams, "hung": lambda connection, times: None, "finished": ends, "late": agrees})
-    settings = "passthrough: {log: {file: gateway.log, format: json}}"
+    settings = (
+        "passthrough: {log: {file: gateway.log, format: json}, "
+        "default_prices: {input_cost_per_token: 1, output_cost_per_token: 1}}"
+    )
     try:
         with LedgerGateway(tmp_path, server.port, settings) as gateway:
             routes = ["inference", "/v1/realtime"]
@@ -198,7 +201,7 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
     streamed = {**estimated(STREAM_BODY, 2), "stream": 1}
     for name, expected in {
         "cut": {**streamed, **failed, "bytes_out": len(EVENTS)},
-        "hung": {**failed, "status": 0},
+        "hung": {**generated(), **failed, "status": 0},
         "finished": {**streamed, "bytes_out": len(EVENTS + DONE)},
         # what the server agreed to never began
         "late": {
@@ -211,4 +214,4 @@ def test_what_a_drain_waits_for_and_what_it_cuts_has_one_row_each(tmp_path: Path
         },
     }.items():
         [row] = rows[name]
-        assert {column: row[column] for column in {**USUAL, **expected}} == {**USUAL, **expected}
+        check(row, expected)

@@ -249,3 +249,39 @@ def test_a_body_that_cannot_be_read_fails_the_request() -> None:
     assert end.is_cut
     assert not end.received.endswith(b"0\r\n\r\n"), "half a body must not look whole"
     lab.assert_nothing_left()
+
+
+def test_the_time_of_sending_is_when_the_request_was_written_to_a_connection() -> None:
+    lab, times = Lab(), list[float]()
+    lab.agent.request(b"POST", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append)
+    lab.clock.advance(3)
+    # it still connects
+    assert times == []
+    lab.accept()
+    assert times == [lab.clock.seconds()]
+    lab.clock.advance(3)
+    assert len(times) == 1
+
+
+def test_the_time_of_sending_an_upload_is_that_of_its_last_piece() -> None:
+    lab, times, body = Lab(), list[float](), Upload(10)
+    lab.agent.request(b"POST", b"http://192.0.2.7:8000/", None, body, server=make_server(), on_sent=times.append)
+    lab.accept()
+    for _ in range(2):
+        lab.clock.advance(3)
+        body.write(b"hello")
+    assert times[-1] == lab.clock.seconds()
+    assert times[0] < times[-2] < times[-1]
+
+
+def test_a_request_that_is_sent_again_keeps_the_time_of_its_first_sending() -> None:
+    lab, times = Lab(), list[float]()
+    lab.agent.request(b"GET", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append)
+    first = lab.accept()
+    first.send(OK)
+    lab.agent.request(b"GET", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append)
+    lab.clock.advance(1)
+    first.close()
+    again = lab.accept()
+    assert again.received.startswith(b"GET / ")
+    assert len(times) == 2

@@ -2,6 +2,7 @@
 
 ``VLLM_BASE_URL``: a vLLM with a chat model; without it every test here is skipped. Some tests need more of it:
 ``--enable-prompt-tokens-details``, ``--enable-scale-out``, or ``VLLM_ENABLE_COHERE_API=1`` and the package cohere.
+``VLLM_INTERVAL_URL``: a vLLM with a chat model, started with ``--stream-interval 10``.
 ``VLLM_SCORE_URL``: a vLLM with a cross-encoder, for scores.
 ``VLLM_EMBED_URL``: a vLLM with a model for embeddings: a chat model serves, with ``--runner pooling --convert embed``.
 ``VLLM_AUDIO_URL``: a vLLM with a Whisper model, such as `make_speech_model` makes, and soundfile and av beside it.

@@ -53,6 +53,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
         end_user: the end user that the client names: ``user``, ``safety_identifier``, or the ``user_id`` of
             ``metadata`` (Anthropic).
         salted: whether it has ``cache_salt``.
+        stream_interval: the least tokens of a stream's event that the client requests; 1 if it does not.
         plain: whether no key contains escapes, so that keys can be searched for as bytes.
     """
 
@@ -67,6 +68,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     repeated_bytes: int = 0
     end_user: str | None = None
     salted: bool = False
+    stream_interval: int = 1
     plain: bool = False
 
 
@@ -94,6 +96,7 @@ class _Body(msgspec.Struct, gc=False):
     metadata: _Metadata | None = None
     cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
     min_tokens: _Number = None
+    stream_interval: _Number = None
 
 
 class _Decoders(dict[BodyFields, Callable[[bytes], Any]]):
@@ -176,6 +179,7 @@ def read_body(body: bytes, fields: BodyFields) -> BodyFacts:
         repeated,
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
+        1 if found.stream_interval is None else to_count(found.stream_interval) or 1,
         plain=True,
     )
 
@@ -296,6 +300,7 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
         max(texts - 1, 0) * repeated,
         next((user for user in users if isinstance(user, str) and user), None),
         "cache_salt" in values,
+        to_count(values.get("stream_interval")) or 1,
     )
 
 

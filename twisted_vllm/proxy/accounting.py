@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -27,15 +28,22 @@ from twisted_vllm.usage.estimate import (
     estimate_output,
     estimate_prompt,
 )
+from twisted_vllm.usage.generation_rate import MIN_TOKENS, GenerationRates, UncountedAnswer, generated_tokens
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, expected_cost
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import measure_audio
+from twisted_vllm.usage.records import NOTHING_USED, Usage
 
 #: cached server fingerprints and route pricings
 MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
 #: a pricing is cached if model, path and method together have at most this many characters
 MAX_KEY_LENGTH = 512
+
+#: seconds between two requests of one pricing to learn from: the samples cover more than a moment of a busy server
+LEARNING_INTERVAL = 0.05
+#: a server that fails before it answered has done nothing within this time, in seconds
+FAILED_AT_ONCE = 1.0
 
 #: longer end-user names are cut, in characters
 TEXT_LIMIT = 255
@@ -93,6 +101,7 @@ class Accounting(RequestObserver):
         self._now = now
         self.preflights = 0
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
+        self._rates = GenerationRates()
         self._pricings: dict[PricingKey, RoutePricing] = {}
 
     @property
@@ -178,7 +187,15 @@ class Accounting(RequestObserver):
                     else estimate_prompt(body, facts.repeated_bytes, tokens=route.row.fields.tokens)
                 )
         # do not keep `admitted` in the meter: it holds the body
-        context.meter = meter = UsageMeter(pricing, prompt, facts.choices, admitted.usage_injected)
+        context.meter = meter = UsageMeter(
+            pricing,
+            prompt,
+            facts.choices,
+            admitted.usage_injected,
+            facts.max_tokens,
+            facts.min_tokens,
+            facts.stream_interval,
+        )
         if audio is not None:
             # the size of an upload says nothing about tokens
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
@@ -218,12 +235,18 @@ class Accounting(RequestObserver):
         pricing = meter.pricing
         try:
             # a server starts to work once it has the whole body
-            if context.sent and (meter.status or context.body_complete):
+            if context.sent and (meter.status or (context.body_complete and context.sent_at is not None)):
                 if context.head.length is None and not (meter.prompt_tokens or meter.audio):
                     # the size of a chunked body is known only now
                     meter.prompt_tokens = context.bytes_in // BYTES_PER_TOKEN if pricing.takes_model else 0
                 try:
-                    context.usage = usage = meter.usage(context.outcome)
+                    usage = meter.usage(context.outcome)
+                    if pricing.generates:
+                        if usage.estimated:
+                            usage = self._with_generated(context, meter, usage)
+                        elif not 0.0 <= context.ended - pricing.learned_at < LEARNING_INTERVAL:
+                            self._learn(context, meter, usage)
+                    context.usage = usage
                 except Exception:
                     # a response that breaks its reader must cost neither the ledger row nor the client's response
                     request_id = context.request_id.decode("ascii")
@@ -274,6 +297,54 @@ class Accounting(RequestObserver):
                 self._pricings.clear()
             self._pricings[key] = pricing
         return pricing
+
+    def _learn(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> None:
+        """Learn from a finished request with one choice how fast its server generates."""
+        sent = context.sent_at
+        if sent is None or meter.choices != 1 or usage.completion_tokens < MIN_TOKENS or context.outcome != "completed":
+            return
+        pricing = meter.pricing
+        rate = pricing.rate
+        if rate is None:
+            server = "" if context.server is None else context.server.name
+            rate = pricing.rate = self._rates.to_learn(server, context.model)
+        pricing.learned_at = context.ended
+        if not meter.is_stream:
+            # a whole answer was generated when it began; its client may read it slowly
+            ended = meter.began or context.ended
+            rate.learn(usage.completion_tokens, ended - sent, ended, usage.prompt_tokens)
+        elif not meter.paused:
+            ended, waited = context.ended, meter.began - sent if meter.began else 0.0
+            # events of an interval that the client requested say nothing about others
+            events = meter.events if meter.interval == 1 else 0
+            rate.learn(usage.completion_tokens, ended - sent, ended, usage.prompt_tokens, waited, events)
+
+    def _with_generated(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> Usage:
+        """Return an estimated usage with the tokens that were probably generated."""
+        complete, sent = context.outcome == "completed", context.sent_at
+        if sent is None or (complete and not meter.is_stream):
+            return usage
+        if not meter.status and context.outcome == "upstream_failed" and context.ended - sent < FAILED_AT_ONCE:
+            return NOTHING_USED
+        rate = meter.pricing.rate or self._rates.of(
+            "" if context.server is None else context.server.name, context.model
+        )
+        answer = UncountedAnswer(
+            meter.choices,
+            estimate_output(meter.max_tokens, meter.min_tokens, meter.choices, self._assumed),
+            meter.max_tokens is not None,
+            usage.prompt_tokens,
+            sent,
+            # nothing is generated after a whole answer began
+            (not meter.is_stream and meter.began) or context.ended,
+            usage.completion_tokens,
+            meter.interval,
+            meter.paused,
+            0 if meter.is_stream or not meter.status else meter.size or context.bytes_out,
+            complete,
+        )
+        tokens = generated_tokens(answer, rate)
+        return msgspec.structs.replace(usage, completion_tokens=tokens, total_tokens=usage.prompt_tokens + tokens)
 
     def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
         # not every route's responses have one

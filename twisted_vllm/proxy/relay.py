@@ -185,6 +185,8 @@ class Relay(Protocol):
             return
         meter = self.context.meter
         if meter is not None:
+            if not meter.began:
+                meter.began = self._request.channel.site.seconds()
             try:
                 data = meter.feed(data)
             except Exception:
@@ -245,6 +247,8 @@ class Relay(Protocol):
     def pauseProducing(self) -> None:
         """Stop reading from the server: the client reads slowly."""
         if self.transport is not None and not self._ended:
+            if self.context.meter is not None:
+                self.context.meter.paused = True
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:

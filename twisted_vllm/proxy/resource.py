@@ -284,6 +284,7 @@ class PassThroughResource:
                 protocols=context.head.protocols,
                 informational=request.informational,
                 left_queue=context.left_queue,
+                on_sent=context.on_sent,
             )
         )
 

@@ -24,6 +24,9 @@ class UsageMeter(msgspec.Struct, eq=False):
         prompt_tokens: the prompt's tokens, estimated.
         choices: the number of requested choices.
         usage_injected: whether the gateway requested the stream's usage although the client did not.
+        max_tokens: the limit of each choice in tokens; None if the client set none.
+        min_tokens: the tokens that each choice has at least.
+        interval: the least tokens of a stream's event that the client requested.
         fingerprint: the server's fingerprint, if usage was injected.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
@@ -32,12 +35,18 @@ class UsageMeter(msgspec.Struct, eq=False):
         reader: reads any other response that may report usage.
         filter: removes from the stream what the client did not request; it feeds `reader`.
         audio: measures the audio that the request uploads.
+        size: the declared size of the JSON in bytes; 0 if it is unknown.
+        began: when the first piece of a response in pieces came, in Unix seconds; 0 before.
+        paused: whether the client read too slowly, so that reading from the server was paused.
     """
 
     pricing: RoutePricing
     prompt_tokens: int
     choices: int
     usage_injected: bool
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    interval: int = 1
     fingerprint: Fingerprint | None = None
     status: int = 0
     is_stream: bool = False
@@ -46,6 +55,9 @@ class UsageMeter(msgspec.Struct, eq=False):
     reader: UsageReader | None = None
     filter: StreamFilter | None = None
     audio: UploadedAudio | None = None
+    size: int = 0
+    began: float = 0.0
+    paused: bool = False
 
     @property
     def failed(self) -> bool:
@@ -63,6 +75,7 @@ class UsageMeter(msgspec.Struct, eq=False):
             return
         if isinstance(kind, JsonFormat):
             self.json = kind
+            self.size = head.length or 0
             return
         metadata = b""
         if head.content_type == _BYTES:
@@ -107,7 +120,7 @@ class UsageMeter(msgspec.Struct, eq=False):
             usage = self.reader.usage() or self.reader.estimate(self.prompt_tokens, self.choices)
         elif self.json is not None:
             usage = self.json.usage(self.whole) or self.json.estimate(self.prompt_tokens)
-        elif not self.status and outcome in ("client_disconnected", "revoked") and (self.prompt_tokens or self.audio):
+        elif not self.status and (self.prompt_tokens or self.audio) and self._was_served(outcome):
             # it ended while the server was working on it
             usage = Usage(prompt_tokens=self.prompt_tokens, total_tokens=self.prompt_tokens, estimated=True)
         else:
@@ -116,3 +129,15 @@ class UsageMeter(msgspec.Struct, eq=False):
         if audio is not None and not usage.audio_ms and (measured := audio.milliseconds()):
             usage = msgspec.structs.replace(usage, audio_ms=measured, estimated=True)
         return usage
+
+    def _was_served(self, outcome: str) -> bool:
+        """Return whether the server worked on a request without a response, if it was sent."""
+        return outcome in ("client_disconnected", "revoked", "failed") or (
+            # the server may have generated until its time was up
+            outcome == "upstream_failed" and self.pricing.generates
+        )
+
+    @property
+    def events(self) -> int:
+        """The events of a stream with content."""
+        return 0 if self.reader is None else self.reader.estimate(0, self.choices).completion_tokens

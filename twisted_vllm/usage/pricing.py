@@ -8,6 +8,7 @@ import msgspec
 
 from twisted_vllm.api_routes import Route
 from twisted_vllm.config.settings import ModelEntry, PriceList
+from twisted_vllm.usage.generation_rate import GenerationRate
 from twisted_vllm.usage.readers.registry import READERS
 from twisted_vllm.usage.records import Usage
 
@@ -132,12 +133,15 @@ class RoutePricing:
     Attributes:
         prices: the model's prices.
         takes_model: whether the requests use a model.
+        generates: whether the responses report generated tokens.
+        rate: how fast the server generates with the model; None before it is known.
+        learned_at: when the last request ended that `rate` learned from, in Unix seconds.
         audio_uploads: whether their forms may contain audio.
         reading: chooses how a response is read, as `ResponseReaders.reading`; None if responses report no usage.
         target: their `Target` in the ledger; None before their first row.
     """
 
-    __slots__ = ("audio_uploads", "prices", "reading", "takes_model", "target")
+    __slots__ = ("audio_uploads", "generates", "learned_at", "prices", "rate", "reading", "takes_model", "target")
 
     def __init__(self, route: Route, prices: Prices) -> None:
         """Derive the pricing from the route.
@@ -149,6 +153,10 @@ class RoutePricing:
         self.prices = prices
         self.takes_model = route.takes_model
         self.audio_uploads = route.row.audio_uploads
+        # vLLM reports seconds for audio
+        self.generates = route.takes_model and route.row.generates and not route.row.audio_uploads
+        self.rate: GenerationRate | None = None
+        self.learned_at = 0.0
         readers = READERS[route.row.usage]
         self.reading = None if readers is None else readers.reading
         self.target: msgspec.Raw | None = None

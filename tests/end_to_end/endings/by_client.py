@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.end_to_end.endings.catalog import DISCONNECTED, UPLOAD, Endings, ExpectedRows, estimated, then_waits
+from tests.end_to_end.endings.catalog import (
+    DISCONNECTED,
+    UPLOAD,
+    Endings,
+    ExpectedRows,
+    estimated,
+    generated,
+    then_waits,
+)
 from tests.end_to_end.ledger_harness import ANSWER, EVENTS, STREAM_BODY, Caller, Columns
 from tests.end_to_end.messages import EVENT_STREAM, chunk, whole
 
@@ -22,14 +30,14 @@ def the_client_disconnects_before_the_head(caller: Caller) -> ExpectedRows:
     name = "the_client_disconnects_before_the_head"
     with caller.sent(caller.request(name)):
         caller.until_arrived(name)
-    return {name: {**DISCONNECTED, **estimated(), "status": 0}}
+    return {name: {**DISCONNECTED, **generated(), "status": 0}}
 
 
 @ending(then_waits(whole(ANSWER)[:-5]))
 def the_client_disconnects_during_the_body(caller: Caller) -> ExpectedRows:
     with caller.sent(caller.request("the_client_disconnects_during_the_body")) as client:
         client.read_until(ANSWER[-10:-5])
-    return {"the_client_disconnects_during_the_body": {**DISCONNECTED, **estimated(), "bytes_out": len(ANSWER) - 5}}
+    return {"the_client_disconnects_during_the_body": {**DISCONNECTED, **generated(), "bytes_out": len(ANSWER) - 5}}
 
 
 @ending(then_waits(EVENT_STREAM + chunk(EVENTS)))
@@ -47,7 +55,7 @@ def the_client_disconnects_with_a_pipelined_request(caller: Caller) -> ExpectedR
     with caller.sent(caller.request(name) + caller.request("is_pipelined")) as client:
         caller.until_arrived(name)
         client.reset()
-    return {name: {**DISCONNECTED, **estimated(), "status": 0}, "is_pipelined": None}
+    return {name: {**DISCONNECTED, **generated(), "status": 0}, "is_pipelined": None}
 
 
 @ending(then_waits(b""))
@@ -126,7 +134,7 @@ def a_key_that_is_blocked_before_the_head(caller: Caller) -> ExpectedRows:
         head = client.read_until(b"}}")
         assert head.startswith(b"HTTP/1.1 401 ")
     size = len(head.partition(b"\r\n\r\n")[2])
-    return {name: {**REVOKED, **estimated(), "status": 401, "key_name": name, "bytes_out": size}}
+    return {name: {**REVOKED, **generated(), "status": 401, "key_name": name, "bytes_out": size}}
 
 
 @ending(then_waits(EVENT_STREAM + chunk(EVENTS)))

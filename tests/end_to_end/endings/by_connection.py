@@ -13,6 +13,7 @@ from tests.end_to_end.endings.catalog import (
     Endings,
     ExpectedRows,
     estimated,
+    generated,
     then_closes,
     then_waits,
 )
@@ -53,7 +54,7 @@ def a_retry_that_fails(caller: Caller) -> ExpectedRows:
         if number:
             with caller.sent(caller.request(leaves, body)):
                 caller.until_arrived(leaves, 2)
-            expected[leaves] = {**DISCONNECTED, **estimated(body), **usual, "status": 0}
+            expected[leaves] = {**DISCONNECTED, **generated(body), **usual, "status": 0}
         else:
             size = len(caller.answer(caller.request(dies, body), 502))
             expected[dies] = upstream_failure("upstream_unreachable", **usual, status=502, bytes_out=size)

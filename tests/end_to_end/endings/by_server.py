@@ -5,7 +5,16 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 
-from tests.end_to_end.endings.catalog import REPORTED, UPLOAD, Endings, ExpectedRows, estimated, then_closes, then_waits
+from tests.end_to_end.endings.catalog import (
+    REPORTED,
+    UPLOAD,
+    Endings,
+    ExpectedRows,
+    estimated,
+    generated,
+    then_closes,
+    then_waits,
+)
 from tests.end_to_end.ledger_harness import (
     ANSWER,
     CHAT_BODY,
@@ -166,7 +175,7 @@ def the_server_closes_before_the_head(caller: Caller) -> ExpectedRows:
 def the_server_closes_during_the_body(caller: Caller) -> ExpectedRows:
     with caller.sent(caller.request("the_server_closes_during_the_body")) as client:
         client.read_to_end()
-    expected = upstream_failure("upstream_protocol_error", **estimated(), bytes_out=len(ANSWER) - 5)
+    expected = upstream_failure("upstream_protocol_error", **generated(), bytes_out=len(ANSWER) - 5)
     return {"the_server_closes_during_the_body": expected}
 
 
@@ -196,7 +205,7 @@ def nonsense_during_a_stream(caller: Caller) -> ExpectedRows:
 def no_head_in_time(caller: Caller) -> ExpectedRows:
     raw = CHAT_BODY.replace(b'"m"', b'"hasty"')
     body = caller.answer(caller.request("no_head_in_time", raw), 504)
-    expected = upstream_failure("upstream_timeout", status=504, bytes_in=len(raw), bytes_out=len(body), model="hasty")
+    expected = upstream_failure("upstream_timeout", **generated(raw, 1), status=504, bytes_out=len(body), model="hasty")
     return {"no_head_in_time": expected}
 
 
@@ -206,7 +215,7 @@ def no_chunk_in_time(caller: Caller) -> ExpectedRows:
     with caller.sent(caller.request("no_chunk_in_time", raw)) as client:
         client.read_to_end()
     expected = upstream_failure(
-        "upstream_timeout", **estimated(raw), bytes_out=len(event(role="assistant")), stream=1, model="hasty"
+        "upstream_timeout", **generated(raw, 1), bytes_out=len(event(role="assistant")), stream=1, model="hasty"
     )
     return {"no_chunk_in_time": expected}
 

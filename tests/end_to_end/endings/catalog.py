@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tests.end_to_end.ledger_harness import CHAT_BODY, SPLICE, Caller, Columns, Script
 from tests.end_to_end.process_harness import Connection
+from twisted_vllm.config.settings import Limits
 from twisted_vllm.usage.estimate import estimate_prompt
 
 #: by a request's id: the columns of its row that differ from the usual ones; None where it must have no row
@@ -65,6 +66,14 @@ def estimated(body: bytes = CHAT_BODY, chunks: int = 0) -> Columns:
         "total_tokens": prompt + chunks,
         "bytes_in": len(body),
     }
+
+
+def generated(body: bytes = CHAT_BODY, least: int = 0) -> Columns:
+    """Return the columns of a row whose generated tokens were estimated from its time, at least so many."""
+    tokens = estimated(body)
+    prompt = tokens["prompt_tokens"]
+    most = Limits().assumed_output_tokens + 1
+    return {**tokens, "completion_tokens": range(least, most), "total_tokens": range(prompt + least, prompt + most)}
 
 
 def _sends(data: bytes) -> Script:

@@ -27,7 +27,7 @@ from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -84,6 +84,7 @@ class UpstreamAgent:
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
+        on_sent: Sent | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
@@ -114,6 +115,7 @@ class UpstreamAgent:
             protocols,
             informational,
             on_ended,
+            on_sent,
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired

@@ -167,12 +167,16 @@ class UpstreamConnection(Protocol):
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None
         self._write(exchange.data)
+        if exchange.on_sent is not None and not exchange.retried:
+            exchange.on_sent(self._deadlines.seconds())
         if exchange.body is not None:
             self._upload = BodyUpload(exchange.body, self.transport, self._write, self._uploaded, self._upload_failed)
             self._upload.start()
 
     def _uploaded(self) -> None:
         """A piece of the body was sent: restart the timeout for the response's head."""
+        if self.exchange is not None and self.exchange.on_sent is not None:
+            self.exchange.on_sent(self._deadlines.seconds())
         if not self._parser.head_arrived and not self._handshaking:
             self._await(self.server.timeouts.response_head)
 

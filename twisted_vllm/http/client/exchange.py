@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead, listed
 
@@ -37,6 +37,7 @@ class UpstreamExchange:
         response: the response, from its head to its end.
         retried: whether it was already resent after a dead connection.
         on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
+        on_sent: called when it was first written to a connection, or None.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class UpstreamExchange:
         "informational",
         "method",
         "on_ended",
+        "on_sent",
         "protocols",
         "response",
         "result",
@@ -62,6 +64,7 @@ class UpstreamExchange:
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         on_ended: Callable[[], None] | None = None,
+        on_sent: Sent | None = None,
     ) -> None:
         self.server = server
         self.method = method
@@ -74,6 +77,7 @@ class UpstreamExchange:
         self.response: UpstreamResponse | None = None
         self.retried = False
         self.on_ended = on_ended
+        self.on_sent = on_sent
 
     @property
     def can_be_resent(self) -> bool:

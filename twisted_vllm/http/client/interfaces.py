@@ -20,6 +20,9 @@ Informational = Callable[[int, bytes, HeaderList], None]
 #: whether it is sent to the server
 LeftQueue = Callable[[float | None, bool], None]
 
+#: called when the whole request, or a piece of its body, was written to a connection: the time in the reactor's seconds
+Sent = Callable[[float], None]
+
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
 
 
@@ -45,6 +48,7 @@ class IUpstreamAgent(IAgent):
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
+        on_sent: Sent | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request.
 
@@ -59,6 +63,8 @@ class IUpstreamAgent(IAgent):
             protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.
             informational: called with each interim response.
             left_queue: called once if the request was queued, or refused because the queue is full.
+            on_sent: called when it was written to a connection, and again for each piece of a body that streams; not
+                called again if it is resent.
 
         Returns:
             The response, once its head arrived. Cancelling gives up the request and aborts its connection; after that,

@@ -14,7 +14,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 
 
@@ -37,6 +37,7 @@ class PassThroughClient(HTTPClient):
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
+        on_sent: Sent | None = None,
         **refused: Any,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`.
@@ -65,4 +66,5 @@ class PassThroughClient(HTTPClient):
             protocols=protocols,
             informational=informational,
             left_queue=left_queue,
+            on_sent=on_sent,
         )

@@ -34,6 +34,7 @@ class DeadlineSweeper:
 
     Attributes:
         now: the reactor's time in seconds at the last check; at most `INTERVAL` old while it runs.
+        seconds: returns the reactor's time.
     """
 
     _log = Logger()
@@ -42,8 +43,8 @@ class DeadlineSweeper:
         self._members: set[Expiring] = set()
         self._loop = LoopingCall(self.sweep)
         self._loop.clock = reactor
-        self._reactor = reactor
-        self.now = reactor.seconds()
+        self.seconds = reactor.seconds
+        self.now = self.seconds()
         self.add = self._members.add
         self.discard = self._members.discard
 
@@ -52,7 +53,7 @@ class DeadlineSweeper:
 
     def start(self) -> None:
         """Start checking."""
-        self.now = self._reactor.seconds()
+        self.now = self.seconds()
         self._loop.start(INTERVAL, now=False)
 
     def stop(self) -> None:
@@ -66,7 +67,7 @@ class DeadlineSweeper:
 
     def sweep(self) -> None:
         """Check every deadline once."""
-        self.now = now = self._reactor.seconds()
+        self.now = now = self.seconds()
         for expired in [member for member in self._members if member.deadline is not None and member.deadline <= now]:
             # an earlier member's `expired` may have changed this one
             if expired.deadline is not None and expired.deadline <= now and expired in self._members:
