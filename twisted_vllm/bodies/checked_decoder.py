@@ -77,17 +77,15 @@ def checked_decoder(
     for name in looks:
         if fields.setdefault(name, (msgspec.Raw, NO_VALUE))[0] is not msgspec.Raw:
             return None
+    defaults = {each.name: each.default for each in msgspec.structs.fields(base)}
     for name, kind in policy.types.items():
         if not name.isidentifier():
             return None
-        of_route, default = fields.get(name, (kind, None))
+        of_route, default = fields.get(name, (kind, defaults.get(name)))
         if of_route is msgspec.Raw:
             looks.append(name)
         elif default is msgspec.UNSET:
             fields[name] = (kind | msgspec.UnsetType, default)
-        elif name in base.__struct_fields__ and kind is type(None):
-            # the route's own reading needs it
-            return None
         else:
             fields[name] = (kind, None)
     structure = msgspec.defstruct(
