@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
-PLAIN = {"api_routes", "config", "errors", "http.headers", "money"}
+PLAIN = {"api_routes", "config", "errors", "field_policy", "http.headers", "money"}
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "money": set[str](),
     "api_routes": {"errors"},
     "http.headers": {"errors"},
+    "field_policy": {"errors"},
     "config": PLAIN,
     "bodies": PLAIN,
     "ratelimit": PLAIN,
@@ -40,13 +41,13 @@ MAY_IMPORT = {
     "proxy": SERVICES,
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
-    "simulator": PLAIN - {"api_routes", "http.headers"},
+    "simulator": PLAIN - {"api_routes", "field_policy", "http.headers"},
     "app": SERVICES | {"proxy", "admin", "simulator"},
 }
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "config", "http.headers", "money"),
+    *("api_routes", "auth", "bodies", "config", "field_policy", "http.headers", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),

@@ -143,6 +143,7 @@ class VllmRoute:
         dispatches: whether it acts as another route, depending on the body.
         repeatable: whether a request that a server may have started can be resent to another server.
         stores: whether the server may store the response, for the key that made it.
+        priority_in_body: whether vLLM reads a request's priority from the body alone, and not from ``X-Vllm-Priority``.
     """
 
     path: str
@@ -160,6 +161,7 @@ class VllmRoute:
     dispatches: bool = False
     repeatable: bool = False
     stores: bool = False
+    priority_in_body: bool = False
 
 
 #: the row of a route that has none
@@ -225,8 +227,9 @@ _prompt_only = partial(
     fields=PROMPT_FIELDS,
     prefix_cache=PrefixCache.SALTED,
     repeatable=True,
+    priority_in_body=True,
 )
-_tokenizing = partial(_prompt_only, prefix_cache=PrefixCache.UNUSED)
+_tokenizing = partial(_prompt_only, prefix_cache=PrefixCache.UNUSED, priority_in_body=False)
 _audio = partial(
     _generating,
     alias=True,
@@ -240,7 +243,14 @@ _read_only = partial(VllmRoute, route_class=RouteClass.READ_ONLY, methods=_GET, 
 ROUTES = (
     _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, fields=CHAT_FIELDS, stream_options=True),
     # it passes ``stream`` to the engine, but reports the usage of the last piece alone
-    _generating("/v1/chat/completions/batch", alias=True, usage=UsageFormat.CHAT, fields=BATCH_FIELDS, streams=False),
+    _generating(
+        "/v1/chat/completions/batch",
+        alias=True,
+        usage=UsageFormat.CHAT,
+        fields=BATCH_FIELDS,
+        streams=False,
+        priority_in_body=True,
+    ),
     _generating(
         "/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, fields=COMPLETION_FIELDS, stream_options=True
     ),
@@ -296,6 +306,7 @@ ROUTES = (
         fields=INVOCATION_FIELDS,
         stream_options=True,
         dispatches=True,
+        priority_in_body=True,
     ),
     _read_only("/v1/models", alias=True),
     _read_only("/health"),
@@ -321,6 +332,7 @@ ROUTES = (
         fields=GENERATE_FIELDS,
         stream_options=True,
         repeatable=False,
+        priority_in_body=True,
     ),
     *(
         VllmRoute(f"/v1/{what}", model=ModelPlace.BODY, repeatable=True)

@@ -10,6 +10,7 @@ from twisted_vllm.api_routes import Route
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import Draining, UpstreamUnreachable
+from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.meter import UsageMeter
@@ -45,6 +46,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         stores: whether the request makes a response that the server may store.
         response_id: the id of the stored response that the path names; None if it names none.
         response_server: the server that has that response; None if its id does not tell.
+        fields: which fields the body may have; None if any.
     """
 
     principal: Principal
@@ -57,6 +59,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     stores: bool = False
     response_id: str | None = None
     response_server: Server | None = None
+    fields: FieldPolicy | None = None
 
 
 class _Answer(msgspec.Struct, gc=False):

@@ -74,6 +74,12 @@ class ModelUndetermined(InvalidRequest):
     code = "model_undetermined"
 
 
+class FieldNotAllowed(InvalidRequest):
+    """A field of the body is forbidden to the key, or over its limit, or names a URL that the server must not fetch."""
+
+    code = "field_not_allowed"
+
+
 class MissingApiKey(GatewayError):
     """The request has no credential."""
 

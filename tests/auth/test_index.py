@@ -9,6 +9,7 @@ from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.key_index import IndexedKey, KeyIndex
 from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.field_policy.rules import NO_RULES, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -70,6 +71,7 @@ def test_the_principal_carries_what_requests_need() -> None:
         tags=("blue",),
         allowance=Allowance(rpm=1),
         cache_salt="salt",
+        fields=rules_of(("background",)),
     )
     principal = indexed(KeyIndex([record])).principal
     assert principal == attrs.evolve(
@@ -88,6 +90,8 @@ def test_the_principal_carries_what_requests_need() -> None:
         tags=("blue",),
         limited=(Limited("key", "7" * 32, Allowance(rpm=1)),),
         cache_salt="salt",
+        key_fields=rules_of(("background",)),
+        team_fields=NO_RULES,
     )
     assert "'salt'" not in repr(principal) + repr(record)
 

@@ -33,6 +33,11 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
           listen: ["unix:/a", "tcp:4000"]
           path_aliases: false
           tenant_routes: {allow: [/tokenizer_info], deny: [read_only]}
+          tenant_fields:
+            allow: [vllm_xargs]
+            deny: [tools.type=custom]
+            limits: {n: 8, best_of: null}
+            media: {schemes: [https], allowed_hosts: ["*.example.com"], denied_hosts: [a.example.com]}
           trusted_proxies: [10.0.0.0/8, "::1"]
           limits: {max_body_bytes: 10}
           timeouts: {idle: null, connect: 0.5}
@@ -51,6 +56,11 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "path aliases:   off: only vLLM's own paths work",
         "open to keys:   /tokenizer_info",
         "closed to keys: read_only",
+        "fields:         vllm_xargs open to keys",
+        "fields:         tools.type=custom closed to keys",
+        "fields:         n at most 8",
+        "fields:         best_of without the default limit",
+        "fields:         servers fetch https of hosts *.example.com for keys, never a.example.com",
         "trusted proxy:  10.0.0.0/8",
         "trusted proxy:  ::1/128",
         "drain:          0 s",

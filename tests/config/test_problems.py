@@ -62,6 +62,26 @@ KNOWN_SENTENCES = {
     "passthrough: {tenant_routes: {deny: [7]}}": (
         "passthrough.tenant_routes.deny[0]: must be text, not a number (put it into quotes)"
     ),
+    "passthrough: {tenant_fields: {deny: [background, a..b]}}": (
+        "passthrough.tenant_fields.deny[1]: must be the name of a field, or a path such as sampling_params.extra_args "
+        "or tools.type=mcp, with at most 8 names"
+    ),
+    "passthrough: {tenant_fields: {deny: [model]}}": (
+        "passthrough.tenant_fields.deny[0]: must not be the model: what a key may use is set in models"
+    ),
+    "passthrough: {tenant_fields: {limits: {n: -1}}}": "passthrough.tenant_fields.limits.n: must be 0 or more",
+    "passthrough: {tenant_fields: {limits: {n: many}}}": (
+        "passthrough.tenant_fields.limits.n: must be a whole number, 0 or more, not text"
+    ),
+    "passthrough: {tenant_fields: {limits: [n]}}": "passthrough.tenant_fields.limits: must be a mapping, not a list",
+    "passthrough: {tenant_fields: {limits: {'*': 1}}}": "passthrough.tenant_fields.limits.…: must be one field",
+    "passthrough: {tenant_fields: {media: {schemes: ['http://']}}}": (
+        "passthrough.tenant_fields.media.schemes[0]: must be the scheme of a URL alone (such as https)"
+    ),
+    "passthrough: {tenant_fields: {media: {denied_hosts: ['http://a.example']}}}": (
+        "passthrough.tenant_fields.media.denied_hosts[0]: must be a host without scheme, port and path, with * as "
+        "wildcard (such as *.example.com)"
+    ),
     "passthrough: {trusted_proxies: [10.0.0.0/8, 10.0.0.1/8]}": (
         "passthrough.trusted_proxies[1]: has bits set after its prefix (write 10.0.0.0/8)"
     ),

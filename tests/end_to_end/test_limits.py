@@ -300,10 +300,14 @@ async def client_gone_in_a_stream(scene: Scene) -> None:
 
 
 async def client_gone_in_an_upload(scene: Scene) -> None:
-    # where tokens are limited the body is read first, and nothing is reserved meanwhile
+    # JSON is read first, and where tokens are limited a form too, and nothing is reserved meanwhile
     key = await scene.gateway.make_key(max_parallel_requests=1)
-    head = {"Content-Length": "1000000", "Content-Type": "application/octet-stream"}
-    client, _ = await scene.begin(request_bytes("POST", "/vllm/v1/audio/transcriptions", key, headers=head) + b"some")
+    head = {"Content-Length": "5000000", "Content-Type": "multipart/form-data; boundary=b"}
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(100_000)
+    )
+    client, _ = await scene.begin(request_bytes("POST", "/vllm/v1/audio/transcriptions", key, headers=head) + form)
     client.cut()
 
 

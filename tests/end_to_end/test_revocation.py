@@ -257,8 +257,16 @@ async def test_an_upload_is_refused_and_read_no_further(stand_in: Any, gateway_t
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     await done(gateway, "/key/update", key=KEY, models=models)
-    head = request_bytes("POST", "/vllm/v1/completions", KEY, headers={"Content-Length": "9000000"})
-    client = await gateway.send(head + b'{"prompt": "')
+    length = {"Content-Length": "9000000"}
+    upload = request_bytes("POST", "/vllm/v1/completions", KEY, headers=length) + b'{"prompt": "'
+    if not models:
+        # a large form goes on as soon as it has named its model
+        length["Content-Type"] = "multipart/form-data; boundary=b"
+        upload = request_bytes("POST", "/vllm/v1/audio/transcriptions", KEY, headers=length) + (
+            b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n' + bytes(1000)
+        )
+    client = await gateway.send(upload)
     if models:
         await client.next_turn()
     else:

@@ -24,9 +24,9 @@ def newest_revision() -> str | None:
     return ScriptDirectory.from_config(_config(None)).get_current_head()
 
 
-def upgrade(connection: Connection) -> None:
-    """Run all migrations."""
-    command.upgrade(_config(connection), "head")
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Run all migrations up to a revision."""
+    command.upgrade(_config(connection), revision)
 
 
 def downgrade(connection: Connection) -> list[str]:

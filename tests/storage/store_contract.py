@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 
 from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.field_policy.rules import NO_RULES, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.errors import AliasExists, KeyExists
 from twisted_vllm.storage.interfaces import IStore
@@ -68,6 +69,8 @@ FULL_ALLOWANCE = Allowance(
     budget_duration="1mo",
 )
 
+FULL_RULES = rules_of(("background", "tools.type=mcp"), {"n": 0, "messages.*.content": 2**53 - 1}, ("*",))
+
 FULL = KeyRecord(
     token=token(7),
     key_id=f"{7:032x}",
@@ -92,6 +95,7 @@ FULL = KeyRecord(
     last_rotation_at=MADE,
     allowance=FULL_ALLOWANCE,
     cache_salt="5a17",
+    fields=FULL_RULES,
 )
 
 
@@ -279,7 +283,15 @@ class StoreContract:
     async def test_users_and_teams_come_back_and_the_index_is_told_of_them(self, store: IStore) -> None:
         created = CREATED | {"updated_by": "0123abcd"}
         user = UserRecord(user_id="ada ü", user_email="a@b", models=("a", "b*"), metadata={"n": [1]}, **created)
-        team = TeamRecord(team_id="x", team_alias="X", models=(), blocked=True, allowance=FULL_ALLOWANCE, **created)
+        team = TeamRecord(
+            team_id="x",
+            team_alias="X",
+            models=(),
+            blocked=True,
+            allowance=FULL_ALLOWANCE,
+            fields=FULL_RULES,
+            **created,
+        )
         plain = TeamRecord(team_id="y", **created)
 
         def work(transaction: Any) -> None:
@@ -289,7 +301,7 @@ class StoreContract:
 
         _, changes = await store.change(work)
         assert changes.users == {"ada ü": UserGrant(("a", "b*"))}
-        assert changes.teams == {"x": TeamGrant((), True, FULL_ALLOWANCE), "y": TeamGrant()}
+        assert changes.teams == {"x": TeamGrant((), True, FULL_ALLOWANCE, FULL_RULES), "y": TeamGrant()}
         assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
         everything = await store.load()
         assert (everything.users, everything.teams) == (changes.users, {"x": changes.teams["x"]})
@@ -309,6 +321,18 @@ class StoreContract:
         everything = await store.load()
         assert everything.users == {"ada": UserGrant(allowance=allowance)}
         assert everything.teams == {"x": TeamGrant(allowance=allowance)}
+
+    @pytest_twisted.ensureDeferred
+    async def test_rules_about_fields_are_kept_by_the_index_and_shared(self, store: IStore) -> None:
+        rules = rules_of((), {"n": 1})
+        await store.change(lambda each: each.teams.insert(TeamRecord(team_id="x", fields=rules, **CREATED)))
+        await put(store, key_record(1), key_record(2, fields=rules), FULL)
+        everything = await store.load()
+        assert everything.teams == {"x": TeamGrant(fields=rules)}
+        grants = {grant.token: grant for grant in everything.keys}
+        assert grants[token(1)].fields is NO_RULES
+        assert grants[token(2)].fields is everything.teams["x"].fields is rules
+        assert grants[FULL.token].fields == FULL_RULES
 
     @pytest_twisted.ensureDeferred
     async def test_keys_without_limits_share_the_one_value_that_says_so(self, store: IStore) -> None:

@@ -11,7 +11,9 @@ from sqlalchemy.engine import Engine
 
 from tests.storage.migrations import newest_revision, upgrade
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.storage.engine import make_engine, parse_url
+from twisted_vllm.storage.grants import read_everything
 from twisted_vllm.storage.schema import HEAD, migrate
 from twisted_vllm.storage.tables import VERSION_TABLE
 
@@ -62,6 +64,34 @@ def test_a_new_database_is_like_one_that_was_migrated_step_by_step(tmp_path: Pat
         with engine.connect() as connection:
             assert connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [(HEAD,)]
         engine.dispose()
+
+
+def test_keys_and_teams_of_an_older_database_say_nothing_of_fields(tmp_path: Path) -> None:
+    engine = engine_for(tmp_path / "older.sqlite")
+    made = {"at": "2026-03-01 12:00:00", "empty": "[]"}
+    with engine.begin() as connection:
+        upgrade(connection, "0001_schema")
+        connection.execute(
+            text(
+                "INSERT INTO vllm_passthrough_keys (token, key_name, models, allowed_routes, blocked, metadata, tags, "
+                "created_at, created_by, updated_at, aliases, granted_headers, updated_by, rotation_count, key_id) "
+                "VALUES ('t', 'n', :empty, :empty, 0, '{}', :empty, :at, 'master', :at, '{}', :empty, 'master', 0, 'k')"
+            ),
+            made,
+        )
+        connection.execute(
+            text(
+                "INSERT INTO vllm_passthrough_teams (team_id, models, blocked, metadata, created_at, created_by, "
+                """updated_at, updated_by, allowance) VALUES ('x', :empty, 0, '{}', :at, 'm', :at, 'm', '{"rpm": 1}')"""
+            ),
+            made,
+        )
+    migrate(engine)
+    with engine.connect() as connection:
+        everything = read_everything(connection)
+    engine.dispose()
+    [key] = everything.keys
+    assert key.fields is everything.teams["x"].fields is NO_RULES
 
 
 def test_the_code_knows_the_newest_migration() -> None:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.authorization import AdminAuthenticator
+from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
@@ -216,6 +217,10 @@ def _without_key(record: object | None) -> dict[str, Any] | None:
     values.pop("key_id", None)
     if values.pop("allowance", None) is not None:
         values.update(report_limits(record.allowance))  # type: ignore[attr-defined]  # every record with limits has it
+    if (rules := values.pop("fields", None)) is not None:
+        values.update(report_rules(record.fields))  # type: ignore[attr-defined]  # likewise
+        if token is not None:
+            values["allowed_fields"] = rules["allowed"]
     if "cache_salt" in values:
         values["cache_isolation"] = values.pop("cache_salt") is not None
     found: dict[str, Any] = _without_secrets(values)

@@ -81,7 +81,7 @@ class LimitFields(Body, frozen=True, kw_only=True):
                 "mo (as in 30d), or null for a budget that never begins anew.",
                 param="budget_duration",
             )
-        for name in self.WHOLE_NUMBER_MAPS:
+        for name in LimitFields.WHOLE_NUMBER_MAPS:
             check_limited_models(getattr(self, name) or (), name)
 
     def limits(self, given: Container[str], before: Allowance = UNLIMITED) -> Allowance:

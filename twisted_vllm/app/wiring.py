@@ -18,6 +18,7 @@ from twisted_vllm.admin.context import Readiness
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
@@ -142,6 +143,7 @@ class Wiring:
             router=Router(settings.models, settings.default_server),
             base_models=served_models,
             path_aliases=settings.path_aliases,
+            fields=FieldPolicies(settings.tenant_fields),
             reads_bodies=settings.ledger.enabled,
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
             response_ids=ResponseIds(settings.servers, os.urandom),

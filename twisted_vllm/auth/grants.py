@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 NEVER = float("inf")
@@ -40,6 +41,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
     tags: tuple[str, ...] = ()
     allowance: Allowance = UNLIMITED
     cache_salt: str | None = None
+    fields: FieldRules = NO_RULES
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
@@ -60,6 +62,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
             tags=record.tags,
             allowance=record.allowance,
             cache_salt=record.cache_salt,
+            fields=record.fields,
         )
 
 
@@ -85,11 +88,12 @@ class UserGrant(msgspec.Struct, frozen=True, gc=False):
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """The part of a team that requests need: its models and limits, and whether it is blocked."""
+    """The part of a team that requests need: its models, limits and fields, and whether it is blocked."""
 
     models: tuple[str, ...] = ()
     blocked: bool = False
     allowance: Allowance = UNLIMITED
+    fields: FieldRules = NO_RULES
 
 
 class EndUser(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ import attrs
 from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS
+from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 T = TypeVar("T")
@@ -174,6 +175,8 @@ class KeyIndex:
             limited=_limited(grant, user, team),
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
+            key_fields=grant.fields,
+            team_fields=NO_RULES if team is None else team.fields,
         )
         joined = self._joined[token] = IndexedKey(
             token=grant.token,

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
 #: how many hex digits of a key's SHA-256 are logged, to tell keys apart
@@ -51,6 +52,7 @@ class KeyRecord:
         allowance: its limits.
         cache_salt: separates its prompts in vLLM's prefix cache; it is generated and never shown. ``None`` shares the
             cache.
+        fields: which fields of a body it may send.
     """
 
     token: str
@@ -76,6 +78,7 @@ class KeyRecord:
     key_id: str = attrs.field(default=attrs.Factory(_derived_id, takes_self=True))
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
     cache_salt: str | None = attrs.field(default=None, repr=False)
+    fields: FieldRules = NO_RULES
 
     @property
     def hash_prefix(self) -> str:
@@ -129,6 +132,8 @@ class Principal:
         limited: the key, user and team, as far as they have limits.
         tags: the labels of its key.
         cache_salt: separates its prompts in vLLM's prefix cache; empty shares the cache.
+        key_fields: what its key says about the fields of a body.
+        team_fields: what its team says about them.
     """
 
     kind: str
@@ -148,6 +153,8 @@ class Principal:
     limited: tuple[Limited, ...] = attrs.field(default=(), hash=False)
     tags: tuple[str, ...] = ()
     cache_salt: str = attrs.field(default="", repr=False)
+    key_fields: FieldRules = NO_RULES
+    team_fields: FieldRules = NO_RULES
 
     @property
     def is_administrator(self) -> bool:

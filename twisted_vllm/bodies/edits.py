@@ -16,6 +16,7 @@ from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.bodies.response_fields import ResponseFields
 from twisted_vllm.errors import InvalidRequest
 
+_PRIORITY = b'"priority"'
 _OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
 
 
@@ -108,6 +109,29 @@ def request_id_edit(body: bytes, fields: ResponseFields, response_id: str) -> Ed
     if fields.own_id is None:
         return _member(body, b'"request_id":' + new)
     return Edit(*fields.own_id, new)
+
+
+def has_priority(body: bytes, facts: BodyFacts) -> bool:
+    """Return whether a body has the member ``priority``."""
+    if facts.plain and _PRIORITY not in body:
+        return False
+    return any(member.key == "priority" for member in members_of(body.decode("utf-8")))
+
+
+def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool) -> bytes:
+    """Return a body with a key's priority in place of the client's.
+
+    Args:
+        body: the body.
+        facts: the facts in it.
+        priority: the priority.
+        insert: whether the route reads it from the body alone, so that it must stand there.
+    """
+    new = b"%d" % priority
+    if has_priority(body, facts):
+        text = body.decode("utf-8")
+        return splice(body, [_replaced(text, each, new) for each in members_of(text) if each.key == "priority"])
+    return splice(body, [_member(body, _PRIORITY + b":" + new)]) if insert else body
 
 
 def _member(body: bytes, new: bytes) -> Edit:

@@ -18,9 +18,12 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
-from twisted_vllm.api_routes import BodyFields
+from twisted_vllm.api_routes import BATCH_FIELDS, CHAT_FIELDS, MESSAGE_FIELDS, BodyFields
+from twisted_vllm.bodies.checked_decoder import NO_VALUE as _NO_VALUE
+from twisted_vllm.bodies.checked_decoder import CheckedDecoder, checked_decoder
 from twisted_vllm.bodies.pydantic_values import MAX_NUMBER, to_bool, to_count
 from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.field_policy.policy import FieldPolicy
 
 
 class ModelField(msgspec.Struct, frozen=True, gc=False):
@@ -76,7 +79,6 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
 UNREAD = BodyFacts(include_usage=None)
 
 _Number: TypeAlias = int | float | None
-_NO_VALUE = msgspec.Raw()
 
 
 class _Options(msgspec.Struct, gc=False):
@@ -103,17 +105,35 @@ class _Decoders(dict[BodyFields, Callable[[bytes], Any]]):
     """Decoders of a `_Body` with the members that `BodyFields` names; the table of routes has few different ones."""
 
     def __missing__(self, fields: BodyFields) -> Callable[[bytes], Any]:
-        raw = dict.fromkeys(fields.prompts + fields.texts + fields.repeated)
-        # a union of Raw and None would be decoded
-        values: list[tuple[str, Any, Any]] = [(name, msgspec.Raw, _NO_VALUE) for name in raw]
-        values += [(name, _Number | msgspec.UnsetType, msgspec.UNSET) for name in fields.limits]
-        values += [(name, _Number, None) for name in fields.choices]
+        values = [(name, *kind) for name, kind in _own_members(fields).items()]
         structure = msgspec.defstruct("_RouteBody", values, bases=(_Body,), gc=False)
         decode = self[fields] = msgspec.json.Decoder(structure).decode
         return decode
 
 
+def _own_members(fields: BodyFields) -> dict[str, tuple[Any, Any]]:
+    """Return the type and the default of a route's own members."""
+    # a union of Raw and None would be decoded
+    found: dict[str, tuple[Any, Any]] = dict.fromkeys(
+        fields.prompts + fields.texts + fields.repeated, (msgspec.Raw, _NO_VALUE)
+    )
+    found |= dict.fromkeys(fields.limits, (_Number | msgspec.UnsetType, msgspec.UNSET))
+    found |= dict.fromkeys(fields.choices, (_Number, None))
+    return found
+
+
+def _checked(policy: FieldPolicy, fields: BodyFields) -> CheckedDecoder | None:
+    """Make the decoder of a route for a policy; None if the policy needs each body read whole."""
+    found = checked_decoder(policy, _Body, _own_members(fields), in_lists=fields in _PARTS_IN_LISTS)
+    policy.decoders[fields] = found
+    return found
+
+
 _DECODERS = _Decoders()
+# characters of a member in which each of several equal keys counts
+_LARGE_MEMBER = 1_048_576
+# routes that take media only in the content of messages: a list within a list
+_PARTS_IN_LISTS = frozenset((CHAT_FIELDS, BATCH_FIELDS, MESSAGE_FIELDS))
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = b'"model"'
@@ -130,36 +150,51 @@ _scan_value = json.JSONDecoder().raw_decode
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
-def read_body(body: bytes, fields: BodyFields) -> BodyFacts:
-    """Return the facts in a body.
+def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None) -> BodyFacts:
+    """Return the facts in a body, and check its fields.
 
     Args:
         body: the body.
         fields: the members that decide how much the route generates.
+        policy: which fields it may have; None if any.
 
     Raises:
+        FieldNotAllowed: the policy does not allow a field.
         ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is neither a
             string nor null.
     """
     first = body.find(_KEY)
     if body.rfind(_KEY) != first or fields.inside:
-        return _read_by_scanning(body, fields)
+        return _read_by_scanning(body, fields, policy)
     # most bodies have no backslash, and that check is faster
     if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
-        return _read_by_scanning(body, fields)
+        return _read_by_scanning(body, fields, policy)
+    checked = None
+    if policy is None:
+        decode = _DECODERS[fields]
+    else:
+        try:
+            checked = policy.decoders[fields]
+        except KeyError:
+            checked = _checked(policy, fields)
+        if checked is None:
+            return _read_by_scanning(body, fields, policy)
+        decode = checked.decode
     try:
-        found = _DECODERS[fields](body)
+        found = decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # an odd value, or Python's parser decides: it accepts NaN and lone surrogates, and reports what is wrong
-        return _read_by_scanning(body, fields)
+        return _read_by_scanning(body, fields, policy)
     if not body.isascii():
         _decode_utf8(body)
+    if policy is not None and checked is not None and not checked.holds(found, body):
+        _check(policy, body.decode("utf-8"))
     field = None
     if found.model is not msgspec.UNSET:
         # the key has no escapes and occurs once, so this is its position
         position = _PLAIN_FIELD.match(body, first)
         if position is None:
-            return _read_by_scanning(body, fields)
+            return _read_by_scanning(body, fields, policy)
         field = ModelField(found.model or "", position.start(1), position.end(1))
     options = found.stream_options
     prompts = sum([_count(getattr(found, name)) for name in fields.prompts]) or 1 if fields.prompts else 1
@@ -248,7 +283,7 @@ def _is_one(value: msgspec.Raw) -> bool:
     return _OBJECT.match(value) is not None or _count(value) == 1
 
 
-def _read_by_scanning(body: bytes, fields: BodyFields) -> BodyFacts:
+def _read_by_scanning(body: bytes, fields: BodyFields, policy: FieldPolicy | None) -> BodyFacts:
     """Read the top level with the parser of ``json.loads``, so that the gateway and vLLM agree."""
     text = _decode_utf8(body)
     try:
@@ -257,11 +292,32 @@ def _read_by_scanning(body: bytes, fields: BodyFields) -> BodyFacts:
         _refuse("the body is not one valid JSON object")
     except RecursionError:
         _refuse("the body is nested too deeply")
+    if policy is not None:
+        _check(policy, text, found)
     model = last(found, "model")
     field = None
     if model is not None:
         field = ModelField(_checked_name(model.value), byte_offset(text, model.start), byte_offset(text, model.end))
     return _facts(found, field, fields)
+
+
+def _check(policy: FieldPolicy, text: str, found: list[Member] | None = None) -> None:
+    """Check all members of a body; `found` are its members, if they are known."""
+    try:
+        found = members_of(text) if found is None else found
+        for member in found:
+            if not policy.looks_at(member.key, member.value):
+                continue
+            if member.end - member.start > _LARGE_MEMBER:
+                # decoded again, it would take several times as long; of equal keys in it the last counts, as in vLLM
+                policy.check_value(member.key, member.value, member.end - member.start)
+            else:
+                raw = text[member.start : member.end].encode("utf-8", "surrogatepass")
+                policy.check([(member.key, raw)])
+    except RecursionError:
+        _refuse("the body is nested too deeply")
+    except ValueError:
+        _refuse("the body has too many values to be checked")
 
 
 def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) -> BodyFacts:

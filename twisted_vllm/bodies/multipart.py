@@ -35,17 +35,18 @@ _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _OPENING, _AFTER_DELIMITER, _HEAD, _CONTENT, _MODEL, _EPILOGUE = range(6)
 
 
-def find_model_in_form(body: bytes, content_type: bytes) -> ModelField | None:
+def find_model_in_form(body: bytes, content_type: bytes, observer: FormObserver | None = None) -> ModelField | None:
     """Return the form's model (with the offsets of the field's content), or None if it has no such field.
 
     Args:
         body: the whole form.
         content_type: the request's ``Content-Type``, which holds the boundary.
+        observer: observes the parts.
 
     Raises:
         ModelUndetermined: the form is not strict RFC 7578, or its ``model`` is repeated, a file or not UTF-8.
     """
-    walker = FormWalker(content_type)
+    walker = FormWalker(content_type, observer)
     walker.walk(body, 0)
     if walker.model is not None:
         walker.walk(body, walker.model.end)

@@ -8,7 +8,7 @@ may be a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -19,6 +19,7 @@ import attrs
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.config.problems import EnvironmentText, Place, Rejected, suggestion
 from twisted_vllm.config.secret import HASH_PREFIX, Secret, hash_of
+from twisted_vllm.field_policy.rules import EVERYTHING, MAX_LIMIT, parse_path
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ _PERIOD = re.compile(r"[1-9][0-9]{0,4}(s|m|h|d|w)|[1-9][0-9]{0,3}mo")
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
+_HOST_PATTERN = re.compile(r"[a-z0-9*._-]{1,253}|\[?[0-9a-f:.*]{2,64}\]?")
 _SECRET_HEADERS = frozenset(
     ("authorization", "proxy-authorization", "cookie", "x-litellm-api-key", "api-key", "x-api-key")
 ) | {"sec-websocket-protocol"}
@@ -237,6 +240,58 @@ def route_rule(value: object, place: Place) -> str:
         raise Rejected("must be a path alone, without spaces, a query or a fragment")
     if "*" in found.removesuffix("/*"):
         raise Rejected("may have a * only at its end, after a slash (/prefix/*)")
+    return found
+
+
+@checker("field path")
+def field_path(value: object, place: Place) -> str:
+    """Check for the name of a field of a body, or a path to one; ``*`` is every field."""
+    found = text(value, place)
+    if found == EVERYTHING:
+        return found
+    try:
+        parse_path(found)
+    except ValueError as error:
+        raise Rejected(str(error)) from None
+    return found
+
+
+@checker("mapping of fields to whole numbers", "0 or more, or null")
+def field_limits(value: object, place: Place) -> Mapping[str, int | None]:
+    """Check for limits of fields; ``null`` in place of a number lifts a default."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Rejected(f"must be a mapping, not {kind_of(value)}")
+    found: dict[str, int | None] = {}
+    for name, most in value.items():
+        here = place.key(name)
+        if name == EVERYTHING:
+            here.refuse("must be one field")
+        if name == EVERYTHING or here.attempt(field_path, name) is None:
+            continue
+        if most is None:
+            found[name] = None
+        elif (number := here.attempt(whole(0), most)) is not None:
+            found[name] = min(number, MAX_LIMIT)
+    return found
+
+
+@checker("scheme")
+def url_scheme(value: object, place: Place) -> str:
+    """Check for the scheme of a URL, and return it in lower case."""
+    found = text(value, place).lower().removesuffix(":")
+    if not _SCHEME.fullmatch(found):
+        raise Rejected("must be the scheme of a URL alone (such as https)")
+    return found
+
+
+@checker("host pattern")
+def host_pattern(value: object, place: Place) -> str:
+    """Check for a host or an address, with ``*`` as wildcard, and return it in lower case."""
+    found = text(value, place).lower()
+    if not _HOST_PATTERN.fullmatch(found):
+        raise Rejected("must be a host without scheme, port and path, with * as wildcard (such as *.example.com)")
     return found
 
 

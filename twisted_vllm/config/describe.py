@@ -16,7 +16,7 @@ import attrs
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
-from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
+from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import describe_database
 
 _HELP_WIDTH = 100
@@ -56,6 +56,21 @@ def _limits_together(settings: Settings) -> Iterator[str]:
 def _default_server(settings: Settings) -> Iterator[str]:
     default = settings.default_server
     yield _server(default) if default else "none: a request that names no model goes to the first entry of the list"
+
+
+def _tenant_fields(settings: Settings) -> Iterator[str]:
+    fields = settings.tenant_fields
+    yield from (f"{each} open to keys" for each in fields.allow)
+    yield from (f"{each} closed to keys" for each in fields.deny)
+    for name, most in fields.limits.items():
+        yield f"{name} without the default limit" if most is None else f"{name} at most {most}"
+    media = fields.media
+    if not media.restrict:
+        yield "servers fetch any URL for keys"
+    elif media != MediaUrls():
+        hosts = f"hosts {', '.join(media.allowed_hosts)}" if media.allowed_hosts else "public hosts"
+        never = f", never {', '.join(media.denied_hosts)}" if media.denied_hosts else ""
+        yield f"servers fetch {', '.join(media.schemes)} of {hosts} for keys{never}"
 
 
 def _drain(settings: Settings) -> Iterator[str]:
@@ -196,6 +211,7 @@ LINES = (
     ),
     Line("open to keys", lambda settings: settings.tenant_routes.allow, ("passthrough.tenant_routes.allow",)),
     Line("closed to keys", lambda settings: settings.tenant_routes.deny, ("passthrough.tenant_routes.deny",)),
+    Line("fields", _tenant_fields, ("passthrough.tenant_fields",)),
     Line(
         "trusted proxy",
         lambda settings: map(str, settings.trusted_proxies),

@@ -15,8 +15,11 @@ from twisted_vllm.config.checks import (
     MAX_DOLLARS,
     amount,
     duration,
+    field_limits,
+    field_path,
     flag,
     header_name,
+    host_pattern,
     list_of,
     master_key,
     network,
@@ -27,12 +30,14 @@ from twisted_vllm.config.checks import (
     route_rule,
     seconds,
     text,
+    url_scheme,
     whole,
 )
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.urls import RedisServer, database_url, redis_url
+from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
 DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
 
@@ -47,6 +52,45 @@ class TenantRoutes:
 
     allow: tuple[str, ...] = setting((), list_of(route_rule), "Opened to every key, such as /tokenizer_info.")
     deny: tuple[str, ...] = setting((), list_of(route_rule), "Closed to every key, such as /metrics or read_only.")
+
+
+@attrs.frozen
+class MediaUrls:
+    """Which URLs of images, audio and video vLLM may fetch for virtual keys."""
+
+    restrict: bool = setting(
+        True,
+        flag,
+        "Whether URLs are checked. Hosts are judged as they are written, not as DNS resolves them: give vLLM "
+        "--allowed-media-domains as well.",
+    )
+    schemes: tuple[str, ...] = setting(DEFAULT_SCHEMES, list_of(url_scheme), "The schemes that are allowed.")
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        list_of(host_pattern),
+        "The only hosts that are allowed, with * as wildcard. Empty allows every public host; so does * alone in the "
+        "list, which can name private hosts beside it.",
+    )
+    denied_hosts: tuple[str, ...] = setting((), list_of(host_pattern), "Hosts that are never allowed.")
+
+
+@attrs.frozen
+class TenantFields:
+    """What the operator opened, closed and limited of the bodies of every virtual key."""
+
+    allow: tuple[str, ...] = setting(
+        (), list_of(field_path), "Opened to every key, such as vllm_xargs, which keys may not send by default."
+    )
+    deny: tuple[str, ...] = setting(
+        (), list_of(field_path), "Closed to every key, such as background or response_format.type=json_schema."
+    )
+    limits: Mapping[str, int | None] = setting(
+        {},
+        field_limits,
+        "The largest value of a number, or size of a list, an object (members), a text (bytes) or a schema (bytes), "
+        "such as n: 8. It replaces the default of the field; null lifts it.",
+    )
+    media: MediaUrls = setting(MediaUrls(), section(MediaUrls), "Which URLs vLLM may fetch for virtual keys.")
 
 
 @attrs.frozen
@@ -433,6 +477,13 @@ class Settings:
         "Routes opened or closed to virtual keys. Without rules they may call the classes inference and read_only, and "
         "not privileged: LoRA loading, sleep, profiling, and every route that is not known. A rule is a path, "
         "/prefix/* or one of these three classes.",
+    )
+    tenant_fields: TenantFields = setting(
+        TenantFields(),
+        section(TenantFields),
+        "Which fields of a body virtual keys may send, and how large these may be. By default: all ordinary "
+        "fields, and none that steers a server, evades the count or reads files. A field is a top-level name, or "
+        "a path such as sampling_params.extra_args or tools.type=mcp.",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
         (),

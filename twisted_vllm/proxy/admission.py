@@ -11,23 +11,35 @@ from typing import Protocol
 
 import msgspec
 
-from twisted_vllm.api_routes import ModelPlace, PrefixCache, classify
+from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
+from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER
-from twisted_vllm.bodies.edits import Edit, name_edit, request_id_edit, salt_edit, splice, usage_edits
-from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, read_body
+from twisted_vllm.bodies.edits import (
+    Edit,
+    has_priority,
+    name_edit,
+    request_id_edit,
+    salt_edit,
+    splice,
+    usage_edits,
+    with_priority,
+)
+from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllowed
+from twisted_vllm.field_policy.forms import FormFields
+from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
-from twisted_vllm.proxy.upstream_headers import dropped_from
+from twisted_vllm.proxy.upstream_headers import PRIORITY, dropped_from
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.records import Payer, refer
 
@@ -122,6 +134,7 @@ class Admission:
         router: Router,
         base_models: BaseModels,
         path_aliases: bool,
+        fields: FieldPolicies | None = None,
         reads_bodies: bool = False,
         inject_usage: bool = False,
         response_ids: ResponseIds | None = None,
@@ -134,10 +147,12 @@ class Admission:
             router: picks the server for a model.
             base_models: knows the base models of servers.
             path_aliases: whether OpenAI's and Anthropic's routes also work without ``/v1``.
+            fields: decides which fields of a body a principal may send; None allows any.
             reads_bodies: whether to read bodies for the ledger.
             inject_usage: whether to request the usage of a stream when the client does not.
             response_ids: makes and checks the ids of stored responses; None lets every key use every response.
         """
+        self._fields = fields
         self._reads_bodies = reads_bodies
         self._inject_usage = inject_usage
         self._authenticator = authenticator
@@ -199,6 +214,7 @@ class Admission:
         if ids is not None and principal.kind == "key" and not route.row.stores and hides_responses(resolved.path):
             # the body would pass unread
             raise RouteNotAllowed("This key may call /v1/responses by its plain path only.")
+        fields = None if self._fields is None else self._fields.of(principal, route)
         needs_body = (
             takes_model
             and (
@@ -209,6 +225,8 @@ class Admission:
                 or principal.counts_tokens
                 or principal.counts_models
                 or route.row.model is ModelPlace.HEADER
+                or fields is not None
+                or principal.priority is not None
             )
         ) or (
             # a plugin of the server may serve a model there
@@ -225,6 +243,7 @@ class Admission:
             stores,
             response_id,
             response_server,
+            fields,
         )
 
     def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
@@ -242,6 +261,7 @@ class Admission:
             InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``; or the body asks to
                 stream where vLLM does not count what it streams; or as from `read_response_fields`.
             ResponseNotFound: the body continues a response that the principal's key did not make.
+            FieldNotAllowed: the principal may not send a field of the body.
             BaseModelUnknown: a server must be asked for its base model first.
         """
         principal, row = authorization.principal, authorization.route.row
@@ -291,6 +311,8 @@ class Admission:
                 background_id = response_id
         if edits:
             body = splice(body, edits)
+        if principal.priority is not None:
+            body = self._prioritised(principal, row, body, facts)
         return Admitted(serving, forwarded, body, facts, bool(injected), background_id=background_id)
 
     def _response_fields(self, principal: Principal, body: bytes) -> tuple[ResponseFields, Server | None]:
@@ -323,7 +345,7 @@ class Admission:
         principal = authorization.principal
         if authorization.stores and principal.kind == "key":
             raise _no_json()
-        if fault is not None and (principal.restricts_models or principal.cache_salt):
+        if fault is not None and _must_be_read(authorization):
             raise fault
         if not name and principal.restricts_models:
             raise _no_model()
@@ -383,6 +405,14 @@ class Admission:
             self._policy.check_unlisted_model(principal, model)
         return Serving(server, "", model, "" if name == model else name, entry)
 
+    @staticmethod
+    def _prioritised(principal: Principal, row: VllmRoute, body: bytes, facts: BodyFacts) -> bytes:
+        """Return a JSON body with the priority of the key, unless its callers may choose their own."""
+        assert principal.priority is not None
+        if PRIORITY in principal.granted_headers and has_priority(body, facts):
+            return body
+        return with_priority(body, facts, principal.priority, insert=row.priority_in_body)
+
     def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | None) -> Admitted:
         """Admit a request on a route that may use a model that its body names."""
         if named:
@@ -402,9 +432,9 @@ class Admission:
                 if form and authorization.stores and principal.kind == "key":
                     raise _no_json()
                 if form:
-                    facts = BodyFacts(model=find_model_in_form(body, headers[b"content-type"]))
+                    facts = BodyFacts(model=_read_form(body, headers[b"content-type"], authorization.fields))
                 elif is_json(headers):
-                    facts = read_body(body, route.row.fields)
+                    facts = read_body(body, route.row.fields, authorization.fields)
                 else:
                     raise ModelUndetermined(
                         "The model cannot be told from a body of this Content-Type: send application/json, "
@@ -412,8 +442,8 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined as error:
-                # vLLM may still accept it, with its default model or in the shared prefix cache
-                if restricted or principal.cache_salt or (authorization.stores and principal.kind == "key"):
+                # vLLM may still accept it, with its default model, in the shared prefix cache or with any field
+                if _must_be_read(authorization):
                     raise
                 return UNREAD, error
             if facts.model_repeated and not principal.is_administrator:
@@ -437,6 +467,28 @@ def _is_preflight(headers: Mapping[bytes, bytes]) -> bool:
         and b"transfer-encoding" not in headers
         and headers.get(b"content-length", b"0").strip() == b"0"
     )
+
+
+def _must_be_read(authorization: Authorization) -> bool:
+    """Return whether a permission depends on a body, so that one that cannot be read is refused."""
+    principal = authorization.principal
+    return (
+        principal.restricts_models
+        or bool(principal.cache_salt)
+        or principal.priority is not None
+        or authorization.fields is not None
+        or (authorization.stores and principal.kind == "key")
+    )
+
+
+def _read_form(body: bytes, content_type: bytes, policy: FieldPolicy | None) -> ModelField | None:
+    """Return the model of a form, and check its fields."""
+    if policy is None:
+        return find_model_in_form(body, content_type)
+    fields = FormFields(policy)
+    field = find_model_in_form(body, content_type, fields)
+    fields.finish()
+    return field
 
 
 def _payer_of(principal: Principal) -> msgspec.Raw:

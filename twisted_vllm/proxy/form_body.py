@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.bodies.multipart import FormScan, content_for
 from twisted_vllm.errors import GatewayError, ModelUndetermined
+from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.form_spool import FormSpool, InThread
@@ -56,6 +57,7 @@ class FormBody(RequestBody):
         in_thread: InThread,
         limit: int,
         on_model: Callable[[FormBody], None],
+        fields: FormFields | None = None,
     ) -> None:
         """Make the body.
 
@@ -65,12 +67,14 @@ class FormBody(RequestBody):
             in_thread: runs a function in another thread.
             limit: the maximum number of bytes before the field "model".
             on_model: called once, when `model` and `fault` are known.
+            fields: checks the fields; None allows any.
         """
         super().__init__(request, dropped)
         self.model: str | None = None
         self.fault: ModelUndetermined | None = None
         self._spool = FormSpool(in_thread, limit)
         self._on_model = on_model
+        self._fields = fields
         self._scan: FormScan | None = None
         self._state = _State.BUFFERING
         self._name: bytes | None = None
@@ -86,7 +90,7 @@ class FormBody(RequestBody):
         request = self._request
         request.work = self
         try:
-            self._scan = FormScan(request.head.first[b"content-type"])
+            self._scan = FormScan(request.head.first[b"content-type"], self._fields)
         except ModelUndetermined as fault:
             self._decide(fault)
         if not request.finished:
@@ -114,7 +118,7 @@ class FormBody(RequestBody):
             try:
                 self._buffer(scan.feed(data))
                 if last and scan.model is None:
-                    scan.finish()
+                    self._finish(scan)
             except ModelUndetermined as fault:
                 self._scan = None
                 self._buffer(scan.unscanned)
@@ -239,8 +243,8 @@ class FormBody(RequestBody):
             if scan is not None:
                 data = scan.feed(data)
                 if last:
-                    scan.finish()
-        except ModelUndetermined as fault:
+                    self._finish(scan)
+        except GatewayError as fault:
             self._break_off(Failure(fault))
             return
         if data:
@@ -249,6 +253,11 @@ class FormBody(RequestBody):
             self._state = _State.OVER
             self._consumer = None
             self._done.callback(None)
+
+    def _finish(self, scan: FormScan) -> None:
+        scan.finish()
+        if self._fields is not None:
+            self._fields.finish()
 
     def _write(self, consumer: IConsumer, data: bytes) -> None:
         if self.watch is not None:

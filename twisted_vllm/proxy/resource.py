@@ -17,6 +17,7 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
+from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
@@ -176,14 +177,16 @@ class PassThroughResource:
         raise refusal
 
     def _hold_form(self, request: GatewayRequest) -> None:
-        principal = request.context.principal
+        principal, authorization = request.context.principal, request.context.authorization
         assert principal is not None
+        assert authorization is not None
         FormBody(
             request,
             dropped_from(principal),
             in_thread=self._in_thread,
             limit=self._limits.max_held_body_bytes,
             on_model=lambda form: self._collected(request, form),
+            fields=None if authorization.fields is None else FormFields(authorization.fields),
         ).hold_for_model()
 
     def _collected(self, request: GatewayRequest, body: bytes | FormBody) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.sql.elements import Cast
 
 from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.repository import in_chunks, spend_of
 from twisted_vllm.storage.tables import (
@@ -53,6 +54,7 @@ _KEY_COLUMNS = (
     _text(keys.c.tags),
     _text(keys.c.allowance),
     keys.c.cache_salt,
+    _text(keys.c.fields),
 )
 
 
@@ -71,9 +73,14 @@ def _limits(text: str) -> Allowance:
     return msgspec.json.decode(text, type=Allowance)
 
 
+@lru_cache(maxsize=4096)
+def _fields(text: str | None) -> FieldRules:
+    return NO_RULES if text is None else rules_from(msgspec.json.decode(text, type=dict[str, Any]))
+
+
 def _key_grant(row: Any) -> KeyGrant:
     token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
-    user_id, team_id, tags, allowance, cache_salt = others
+    user_id, team_id, tags, allowance, cache_salt, fields = others
     return KeyGrant(
         token,
         key_id,
@@ -90,6 +97,7 @@ def _key_grant(row: Any) -> KeyGrant:
         _labels(tags),
         UNLIMITED if allowance is None else _limits(allowance),
         cache_salt,
+        _fields(fields),
     )
 
 
@@ -105,7 +113,7 @@ def _former_key(row: Any) -> FormerKey:
 
 _NONE = "[]"
 _USER = select(users.c.user_id, _text(users.c.models), _text(users.c.allowance))
-_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked, _text(teams.c.allowance))
+_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked, _text(teams.c.allowance), _text(teams.c.fields))
 _END_USER = select(end_users.c.user_id, end_users.c.blocked, _text(end_users.c.allowance))
 
 
@@ -115,8 +123,8 @@ def _user_grant(row: Any) -> UserGrant:
 
 
 def _team_grant(row: Any) -> TeamGrant:
-    _, models, blocked, allowance = row
-    return TeamGrant(_labels(models), blocked, UNLIMITED if allowance is None else _limits(allowance))
+    _, models, blocked, allowance, fields = row
+    return TeamGrant(_labels(models), blocked, UNLIMITED if allowance is None else _limits(allowance), _fields(fields))
 
 
 def _end_user(row: Any) -> EndUser:
@@ -140,7 +148,11 @@ def read_everything(connection: Connection) -> Snapshot:
         former=[_former_key(row) for row in connection.execute(_FORMER_KEY)],
         # Only those with a restriction: the index does not need the others.
         users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
-        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM) if row[1] != _NONE or row[2] or row[3]},
+        teams={
+            row[0]: _team_grant(row)
+            for row in connection.execute(_TEAM)
+            if row[1] != _NONE or row[2] or row[3] or row[4]
+        },
         end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 
@@ -65,6 +66,7 @@ class TeamRecord:
         blocked: whether its keys are refused.
         metadata: a JSON object of the administrator's.
         allowance: the limits of all its keys together.
+        fields: which fields of a body its keys may send.
 
     The others are as in `KeyRecord`.
     """
@@ -79,6 +81,7 @@ class TeamRecord:
     blocked: bool = False
     metadata: dict[str, Any] = attrs.field(factory=dict)
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    fields: FieldRules = NO_RULES
 
 
 @attrs.frozen

@@ -25,6 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 #: the table in which Alembic keeps the schema's revision
@@ -87,6 +88,24 @@ class Limits(TypeDecorator[Allowance]):
         return UNLIMITED if value is None else msgspec.convert(value, Allowance)
 
 
+class Fields(TypeDecorator[FieldRules]):
+    """Rules about fields as a JSON object of lists and limits; NULL without any."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: FieldRules | None, dialect: Dialect) -> dict[str, Any] | None:
+        """Return the rules that are set."""
+        if not value:
+            return None
+        found = {"allowed": list(value.allowed), "forbidden": list(value.forbidden), "limits": dict(value.limits)}
+        return {name: each for name, each in found.items() if each}
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> FieldRules:
+        """Return the rules. Those that a newer version added are ignored."""
+        return NO_RULES if value is None else rules_from(value)
+
+
 keys = Table(
     "vllm_passthrough_keys",
     metadata,
@@ -113,6 +132,7 @@ keys = Table(
     Column("key_id", String(32), nullable=False),
     Column("allowance", Limits),
     Column("cache_salt", String(64)),
+    Column("fields", Fields),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
     Index("vllm_passthrough_keys_user", "user_id"),
@@ -155,6 +175,7 @@ teams = Table(
     Column("metadata", JSON, nullable=False),
     *_changes(),
     Column("allowance", Limits),
+    Column("fields", Fields),
 )
 
 #: end users that an administrator created; most end users have no row here

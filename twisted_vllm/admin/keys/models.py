@@ -11,6 +11,7 @@ import msgspec
 
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AuditContext
+from twisted_vllm.admin.field_rules import AllowedFields, FieldLimits, ForbiddenFields, changed_rules, check_paths
 from twisted_vllm.admin.fields import (
     Alias,
     CustomKey,
@@ -50,6 +51,7 @@ from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
 from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.ratelimit.allowance import UNLIMITED
 from twisted_vllm.storage.repository import PageQuery
 
@@ -136,10 +138,15 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     priority: _Priority | None = None
     granted_headers: GrantedHeaders | None = None
     cache_isolation: bool | None = None
+    forbidden_fields: ForbiddenFields | None = None
+    field_limits: FieldLimits | None = None
+    allowed_fields: AllowedFields | None = None
     key_type: Literal["default", "llm_api", "management", "read_only"] | None = None
 
+    WHOLE_NUMBER_MAPS = (*LimitFields.WHOLE_NUMBER_MAPS, "field_limits")
+
     def check(self) -> None:
-        """Check names, models, limits, routes, headers and metadata.
+        """Check names, models, limits, routes, headers, fields and metadata.
 
         Raises:
             InvalidRequest: a value cannot be used; the message never quotes a key.
@@ -160,6 +167,8 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
         for each in (*(self.aliases or {}).keys(), *(self.aliases or {}).values()):
             if not is_printable(each):
                 raise InvalidRequest("`aliases`: holds a character that cannot be printed.", param="aliases")
+        for name in ("forbidden_fields", "field_limits", "allowed_fields"):
+            check_paths(name, getattr(self, name))
         check_depth(self.metadata)
 
     def values(self, given: Container[str], audit: AuditContext, before: KeyRecord | None = None) -> dict[str, Any]:
@@ -189,6 +198,11 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
         found = {name: value for name, value in found.items() if name in given}
         limits = self.limits(given, UNLIMITED if before is None else before.allowance)
         found["allowance"] = bounded_allowance(audit.key_bounds, limits, given, audit.now)
+        found["fields"] = changed_rules(
+            {name: getattr(self, name) for name in ("forbidden_fields", "field_limits", "allowed_fields")},
+            given,
+            NO_RULES if before is None else before.fields,
+        )
         if "duration" in given:
             found["expires"] = bounded_expiry(audit.key_bounds, self.duration, audit.now)
         if self.key_type in _ROUTES_OF_TYPE:
@@ -399,6 +413,9 @@ class KeyReport(Record, kw_only=True):
     priority: int | None
     granted_headers: Strings
     cache_isolation: bool
+    forbidden_fields: Strings
+    field_limits: dict[str, int]
+    allowed_fields: Strings
     blocked: bool
     status: Literal["active", "expired", "revoked"]
     expires: datetime | None

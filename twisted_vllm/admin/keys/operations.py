@@ -10,6 +10,7 @@ import attrs
 
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AuditContext
+from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.fields import expiry_of, redacted
 from twisted_vllm.admin.keys.models import (
     UNSUPPORTED_ON_GENERATE,
@@ -308,6 +309,8 @@ def _report(record: KeyRecord, spend: Spend, now: datetime) -> Json:
         "priority": record.priority,
         "granted_headers": record.granted_headers,
         "cache_isolation": record.cache_salt is not None,
+        **report_rules(record.fields),
+        "allowed_fields": record.fields.allowed,
         "blocked": record.blocked,
         "status": status_of(record, now),
         "expires": record.expires,

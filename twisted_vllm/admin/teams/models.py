@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from twisted_vllm.admin.field_rules import FieldLimits, ForbiddenFields, changed_rules, check_paths
 from twisted_vllm.admin.fields import (
     MAX_ITEMS,
     Alias,
@@ -26,6 +27,7 @@ from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Body, Json, Query, Record, Response, Strings
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 
 TeamRole = Literal["user", "admin"]
@@ -85,9 +87,13 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
     models: Models | None = None
     blocked: bool | None = None
     metadata: dict[str, Any] | None = None
+    forbidden_fields: ForbiddenFields | None = None
+    field_limits: FieldLimits | None = None
+
+    WHOLE_NUMBER_MAPS = (*LimitFields.WHOLE_NUMBER_MAPS, "field_limits")
 
     def check(self) -> None:
-        """Check the name, models, limits and metadata.
+        """Check the name, models, limits, fields and metadata.
 
         Raises:
             InvalidRequest: a value cannot be used.
@@ -95,14 +101,19 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
         check_alias(self.team_alias, "team_alias")
         check_models(self.models)
         super().check()
+        check_paths("forbidden_fields", self.forbidden_fields)
+        check_paths("field_limits", self.field_limits)
         check_depth(self.metadata)
 
-    def values(self, given: Container[str], before: Allowance = UNLIMITED) -> dict[str, Any]:
+    def values(
+        self, given: Container[str], before: Allowance = UNLIMITED, rules: FieldRules = NO_RULES
+    ) -> dict[str, Any]:
         """Return the attributes of a `TeamRecord` that a request sets. null sets the empty value.
 
         Args:
             given: the names of the fields that the request has.
             before: the limits until now.
+            rules: the rules about fields until now.
         """
         found: dict[str, Any] = {
             "team_alias": self.team_alias,
@@ -111,7 +122,12 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
             "metadata": self.metadata or {},
         }
         found = {name: value for name, value in found.items() if name in given}
-        return {**found, "allowance": self.limits(given, before)}
+        fields = {"forbidden_fields": self.forbidden_fields, "field_limits": self.field_limits}
+        return {
+            **found,
+            "allowance": self.limits(given, before),
+            "fields": changed_rules(fields, given, rules),
+        }
 
 
 class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
@@ -237,6 +253,8 @@ class TeamReport(Record, kw_only=True):
     team_alias: str | None
     organization_id: None
     blocked: bool
+    forbidden_fields: Strings
+    field_limits: dict[str, int]
     members_with_roles: tuple[MemberRole, ...]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.admin.context import AuditContext
+from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
@@ -65,7 +66,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateTeamReques
         RouteNotAllowed: the team has keys that may administer, and the actor may not change those.
     """
     team = find_team(transaction, body.team_id)
-    return _change(transaction, audit, team, body.values(given, team.allowance))
+    return _change(transaction, audit, team, body.values(given, team.allowance, team.fields))
 
 
 def set_blocked(transaction: Transaction, audit: AuditContext, team_id: str, blocked: bool) -> TeamRecord:
@@ -183,6 +184,7 @@ def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: dat
             "team_alias": team.team_alias,
             "organization_id": None,
             "models": team.models,
+            **report_rules(team.fields),
             "blocked": team.blocked,
             "metadata": team.metadata,
             "members_with_roles": [

@@ -1,0 +1,207 @@
+"""One rule about one field: what is forbidden, and what is limited. Each raises `FieldNotAllowed` with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from twisted_vllm.errors import FieldNotAllowed
+from twisted_vllm.field_policy.media import Repeated
+from twisted_vllm.field_policy.rules import NEGATIVE_IS_ALL, NUMBERS, SCHEMAS, FieldPath, is_harmless
+
+#: characters of a caller's value that a message repeats
+_CLIP = 40
+
+#: the longest text that is read as a number
+_MAX_DIGITS = 400
+
+
+class Level(Enum):
+    """Who makes a rule."""
+
+    KEY = "this key"
+    TEAM = "the team of this key"
+    GATEWAY = "the gateway"
+
+
+_WHAT_TO_ASK = {
+    Level.KEY: "an administrator can change the key's {setting}",
+    Level.TEAM: "an administrator can change the team's {setting}",
+    Level.GATEWAY: "an administrator can name it in this key's allowed_fields",
+}
+
+
+def values_at(value: Any, names: Sequence[str]) -> Iterator[Any]:
+    """Yield the values at a path in a decoded JSON value.
+
+    A name leads into an object; ``*`` leads to each member of an object, or to each item of a list. Every other list
+    stands for all its items. Each value is visited at most once.
+
+    Args:
+        value: the value; its objects as `twisted_vllm.field_policy.media.pairs` makes them.
+        names: the rest of the path.
+    """
+    if isinstance(value, Repeated):
+        for each in value:
+            yield from values_at(each, names)
+    elif not names:
+        yield value
+    elif isinstance(value, list):
+        rest = names[1:] if names[0] == "*" else names
+        for each in value:
+            yield from values_at(each, rest)
+    elif isinstance(value, dict):
+        if names[0] == "*":
+            for each in value.values():
+                yield from values_at(each, names[1:])
+        elif names[0] in value:
+            yield from values_at(value[names[0]], names[1:])
+
+
+@attrs.frozen
+class Forbidden:
+    """Forbids a field, or one value of it.
+
+    Attributes:
+        path: the field.
+        level: who forbids it.
+        reason: why, in words that follow "because"; empty if nobody said.
+    """
+
+    path: FieldPath
+    level: Level
+    reason: str = ""
+
+    def check(self, value: Any, size: int) -> None:
+        """Check the value of the field's top-level member.
+
+        Raises:
+            FieldNotAllowed: the field is there, and asks for something.
+        """
+        name = self.path.names[-1]
+        for each in values_at(value, self.path.names[1:]):
+            if self.path.value is None:
+                if not is_harmless(name, each):
+                    raise self.refusal()
+            elif any(self.means(item) for item in (each if isinstance(each, list) else (each,))):
+                raise self.refusal()
+
+    def means(self, value: Any) -> bool:
+        """Return whether this value is forbidden, where the rule names one."""
+        wanted = self.path.value
+        assert wanted is not None
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text.startswith(wanted[:-1]) if wanted.endswith("*") else text == wanted
+
+    def refusal(self) -> FieldNotAllowed:
+        """Return the error for the client."""
+        field = ".".join(self.path.names)
+        what = f"`{field}`" if self.path.value is None else f"`{field}` with the value {self.path.value!r}"
+        why = f", because {self.reason}" if self.reason else ""
+        whom = " to virtual keys" if self.level is Level.GATEWAY else ""
+        ask = _WHAT_TO_ASK[self.level].format(setting="forbidden_fields")
+        return FieldNotAllowed(
+            f"The field {what} is not allowed: {self.level.value} forbids it{whom}{why}. Leave it out; {ask}.",
+            param=field,
+        )
+
+
+@attrs.frozen
+class Limit:
+    """Limits a number, or the size of a text, a list, an object or a schema.
+
+    Attributes:
+        path: the field.
+        most: the largest number or size.
+        level: who sets it.
+    """
+
+    path: FieldPath
+    most: int
+    level: Level
+
+    @property
+    def measures_json(self) -> bool:
+        """Whether the size of the JSON text counts."""
+        return len(self.path.names) == 1 and self.path.names[0] in SCHEMAS
+
+    def check(self, value: Any, size: int) -> None:
+        """Check the value of the field's top-level member.
+
+        Args:
+            value: the value.
+            size: the size of its JSON text in bytes.
+
+        Raises:
+            FieldNotAllowed: it is over the limit.
+        """
+        if self.measures_json:
+            self.check_size(size)
+            return
+        name = self.path.names[-1]
+        for each in values_at(value, self.path.names[1:]):
+            self._check_one(name, each)
+
+    def check_size(self, size: int) -> None:
+        """Check the size of the field's JSON text, in bytes.
+
+        Raises:
+            FieldNotAllowed: it is over the limit.
+        """
+        if size > self.most:
+            raise self.refusal(f"has {size} bytes")
+
+    def _check_one(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        if isinstance(value, (list, dict)):
+            if len(value) > self.most:
+                raise self.refusal(f"has {len(value)} {'items' if isinstance(value, list) else 'members'}")
+            return
+        if isinstance(value, str) and name not in NUMBERS:
+            self.check_size(len(value.encode("utf-8", "surrogatepass")))
+            return
+        number = number_of(value)
+        if number is None:
+            # vLLM refuses it
+            return
+        # NaN is not within any limit
+        if not number <= self.most or (number < 0 and name in NEGATIVE_IS_ALL):
+            raise self.refusal(f"is {str(value)[:_CLIP]}")
+
+    def refusal(self, found: str) -> FieldNotAllowed:
+        """Return the error for the client.
+
+        Args:
+            found: what the request has, in words that follow the field's name.
+        """
+        field = ".".join(self.path.names)
+        ask = _WHAT_TO_ASK[self.level].format(setting="field_limits")
+        return FieldNotAllowed(
+            f"The field `{field}` {found}, and {self.level.value} allows at most {self.most}. Send less; {ask}.",
+            param=field,
+        )
+
+
+def number_of(value: Any) -> float | None:
+    """Return a JSON value as the number that pydantic makes of it; None if it makes none.
+
+    pydantic reads ``"40"``, ``" 4_0 "`` and ``true`` as whole numbers.
+    """
+    if isinstance(value, str):
+        if len(value) > _MAX_DIGITS:
+            return float("inf")
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf") if value > 0 else -float("inf")
+    return None
