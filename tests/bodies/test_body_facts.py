@@ -397,6 +397,13 @@ def test_all_changes_are_made_at_once() -> None:
     )
 
 
+def test_several_members_are_added_to_an_empty_object() -> None:
+    for body in (b"{}", b" { } "):
+        found = read_body(body, FIELDS)
+        added = splice(body, (name_edit(body, found, "m"), salt_edit(body, found, "s1")))
+        assert json.loads(added) == {"model": "m", "cache_salt": "s1"}
+
+
 def test_edits_at_one_place_come_in_their_order() -> None:
     assert splice(b"ab", (Edit(1, 1, b"x"), Edit(1, 1, b"y"), Edit(1, 2, b"z"))) == b"axyz"
 

@@ -17,7 +17,7 @@ from twisted_vllm.bodies.response_fields import ResponseFields
 from twisted_vllm.errors import InvalidRequest
 
 _PRIORITY = b'"priority"'
-_OPENING = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*(\}?)")
+_EMPTY = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*\}")
 
 
 class Edit(msgspec.Struct, frozen=True, gc=False):
@@ -27,11 +27,13 @@ class Edit(msgspec.Struct, frozen=True, gc=False):
         start: the offset of the first byte that is replaced.
         end: the offset just after the last; equal to `start` for an insertion.
         new: the bytes that replace them.
+        member: whether it inserts a member at the beginning of the body's object; `splice` writes the comma.
     """
 
     start: int
     end: int
     new: bytes
+    member: bool = False
 
 
 def splice(body: bytes, edits: Iterable[Edit]) -> bytes:
@@ -41,9 +43,14 @@ def splice(body: bytes, edits: Iterable[Edit]) -> bytes:
         return body
     parts: list[bytes] = []
     offset = 0
+    members = sum(edit.member for edit in ordered)
     for edit in ordered:
         parts += (body[offset : edit.start], edit.new)
         offset = edit.end
+        if edit.member:
+            members -= 1
+            if members or not _is_empty(body):
+                parts.append(b",")
     parts.append(body[offset:])
     return b"".join(parts)
 
@@ -136,9 +143,12 @@ def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool)
 
 def _member(body: bytes, new: bytes) -> Edit:
     """Return the edit that inserts a member before the others."""
-    opening = _OPENING.match(body)
     offset = body.index(b"{") + 1
-    return Edit(offset, offset, new if opening is not None and opening[1] else new + b",")
+    return Edit(offset, offset, new, True)
+
+
+def _is_empty(body: bytes) -> bool:
+    return _EMPTY.match(body) is not None
 
 
 def _replaced(text: str, member: Member, new: bytes) -> Edit:
