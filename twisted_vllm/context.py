@@ -258,7 +258,12 @@ class RequestContext:
         if drained and outcome == "client_disconnected":
             # the gateway closed the connection
             self.outcome, self.error_code = "failed", Draining.code
-        elif outcome in ("completed", "client_disconnected") and self.meter is not None and self.meter.failed:
+        elif (
+            self.meter is not None
+            and self.meter.is_stream
+            and outcome in ("completed", "client_disconnected")
+            and self.meter.failed
+        ):
             # a client may leave because of the error
             self.outcome = "upstream_error"
         if self.revoked:

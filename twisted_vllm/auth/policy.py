@@ -212,6 +212,9 @@ class RoutePolicy:
         Raises:
             ModelNotAllowed: the name is a path with empty or dot segments, or has control characters.
         """
+        # most names are quickly seen to be no path
+        if "/" not in model and "\\" not in model and model.isprintable() and not model.startswith("."):
+            return
         if principal.is_administrator or not _is_path(model, absolute=principal.counts_models):
             return
         raise ModelNotAllowed(
@@ -228,9 +231,6 @@ def _is_path(name: str, *, absolute: bool) -> bool:
         name: a model's name.
         absolute: whether an absolute path counts. A server without ``--served-model-name`` has such names.
     """
-    # most names are quickly seen to be none
-    if "/" not in name and "\\" not in name and name.isprintable() and not name.startswith("."):
-        return False
     if _CONTROL.search(name) is not None:
         return True
     segments = _SEPARATOR.split(name)

@@ -197,6 +197,7 @@ def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None
             return _read_by_scanning(body, fields, policy)
         field = ModelField(found.model or "", position.start(1), position.end(1))
     options = found.stream_options
+    limit, each = _quick_bounds(found, fields)
     prompts = sum([_count(getattr(found, name)) for name in fields.prompts]) or 1 if fields.prompts else 1
     repeated = 0
     if fields.texts and (texts := sum([_count(getattr(found, name)) for name in fields.texts])) > 1:
@@ -208,9 +209,9 @@ def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None
         found.stream is True,
         bool(options.include_usage) if isinstance(options, _Options) else False,
         options is not msgspec.UNSET,
-        _limit(found, fields),
+        limit,
         0 if found.min_tokens is None else to_count(found.min_tokens) or 0,
-        _choices(found, fields) * prompts,
+        each * prompts,
         repeated,
         found.user or found.safety_identifier or (None if found.metadata is None else found.metadata.user_id) or None,
         found.cache_salt is not msgspec.UNSET,
@@ -234,29 +235,25 @@ def _refuse(reason: str) -> NoReturn:
     )
 
 
-def _limit(found: Any, fields: BodyFields) -> int | None:
-    """Return the largest limit; the route's own if the body has none of its members."""
-    largest, absent = 0, True
+def _quick_bounds(found: Any, fields: BodyFields) -> tuple[int | None, int]:
+    """Return what `_bounds` does, from a decoded body."""
+    largest, absent, choices = 0, True, 1
     for name in fields.limits:
         value = getattr(found, name)
-        if value is msgspec.UNSET:
-            continue
-        absent = False
-        if value is not None:
-            if type(value) is not int or not 0 < value < MAX_NUMBER:
-                value = to_count(value) or 0
-            if value > largest:
-                largest = value
-    return max(largest, fields.least_limit) if largest else fields.default_limit if absent else None
-
-
-def _choices(found: Any, fields: BodyFields) -> int:
-    largest = 1
+        if value is not msgspec.UNSET:
+            absent = False
+            if value is not None:
+                if type(value) is not int or not 0 < value < MAX_NUMBER:
+                    value = to_count(value) or 0
+                if value > largest:
+                    largest = value
     for name in fields.choices:
         value = getattr(found, name)
-        if value is not None and (number := to_count(value)) is not None and number > largest:
-            largest = number
-    return largest
+        if value is not None and value != 1 and (number := to_count(value)) is not None and number > choices:
+            choices = number
+    if not largest:
+        return (fields.default_limit if absent else None), choices
+    return (largest if largest > fields.least_limit else fields.least_limit), choices
 
 
 def _bounds(values: Mapping[str, Any], fields: BodyFields) -> tuple[int | None, int]:

@@ -244,7 +244,11 @@ class Accounting(RequestObserver):
                     if pricing.generates:
                         if usage.estimated:
                             usage = self._with_generated(context, meter, usage)
-                        elif not 0.0 <= context.ended - pricing.learned_at < LEARNING_INTERVAL:
+                        elif (
+                            usage.completion_tokens >= MIN_TOKENS
+                            and meter.choices == 1
+                            and not 0.0 <= context.ended - pricing.learned_at < LEARNING_INTERVAL
+                        ):
                             self._learn(context, meter, usage)
                     context.usage = usage
                 except Exception:
@@ -299,9 +303,9 @@ class Accounting(RequestObserver):
         return pricing
 
     def _learn(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> None:
-        """Learn from a finished request with one choice how fast its server generates."""
+        """Learn from a finished request with one choice and enough tokens how fast its server generates."""
         sent = context.sent_at
-        if sent is None or meter.choices != 1 or usage.completion_tokens < MIN_TOKENS or context.outcome != "completed":
+        if sent is None or context.outcome != "completed":
             return
         pricing = meter.pricing
         rate = pricing.rate

@@ -250,9 +250,10 @@ class PassThroughResource:
         cached: CachedAuthorization | None,
     ) -> None:
         context = request.context
-        server = context.server = admitted.server
+        serving = admitted.serving
+        server = context.server = serving.server
         # do not keep `admitted` in the context: it holds the body
-        context.model = admitted.model
+        context.model = serving.model
         for observe in self._lifecycle.admitted:
             observe(context)
         first = context.head.first
