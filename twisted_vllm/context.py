@@ -47,6 +47,8 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         response_id: the id of the stored response that the path names; None if it names none.
         response_server: the server that has that response; None if its id does not tell.
         fields: which fields the body may have; None if any.
+        reads: whether the body is read for its model.
+        restricted: whether the caller may use certain models only.
     """
 
     principal: Principal
@@ -56,6 +58,8 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     needs_body: bool
     wants_body: bool
     payer: msgspec.Raw
+    reads: bool = False
+    restricted: bool = False
     stores: bool = False
     response_id: str | None = None
     response_server: Server | None = None

@@ -212,16 +212,18 @@ class RoutePolicy:
         Raises:
             ModelNotAllowed: the name is a path with empty or dot segments, or has control characters.
         """
-        # most names are quickly seen to be no path
-        if "/" not in model and "\\" not in model and model.isprintable() and not model.startswith("."):
-            return
-        if principal.is_administrator or not _is_path(model, absolute=principal.counts_models):
+        if is_no_path(model) or principal.is_administrator or not _is_path(model, absolute=principal.counts_models):
             return
         raise ModelNotAllowed(
             f"The model's name {model[:CLIP]!r} has control characters, or is a path with empty or dot segments. Send "
             "the model's own name.",
             param="model",
         )
+
+
+def is_no_path(name: str) -> bool:
+    """Return whether a name is quickly seen to be no path, as most are."""
+    return "/" not in name and "\\" not in name and name.isprintable() and not name.startswith(".")
 
 
 def _is_path(name: str, *, absolute: bool) -> bool:

@@ -15,7 +15,7 @@ from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.fields import FieldPolicies
-from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.policy import RoutePolicy, is_no_path
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER
 from twisted_vllm.bodies.edits import (
@@ -42,6 +42,12 @@ from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored
 from twisted_vllm.proxy.upstream_headers import PRIORITY, dropped_from
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.records import Payer, refer
+
+#: cached servings of models that no entry names, and the maximum length of such a name in characters
+MAX_UNLISTED, MAX_NAME = 1_000, 256
+
+# to read a member of an enum from its class takes 0.1 µs
+_PERHAPS, _HEADER, _SALTED = ModelPlace.PERHAPS, ModelPlace.HEADER, PrefixCache.SALTED
 
 #: methods whose requests have no body
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -160,6 +166,7 @@ class Admission:
         self._policy = policy
         self._router = router
         self._base_models = base_models
+        self._unlisted: dict[str, Serving] = {}
         self._path_aliases = path_aliases
         self._response_ids = response_ids
         self._routes_by_model = bool(router.names)
@@ -215,22 +222,22 @@ class Admission:
             # the body would pass unread
             raise RouteNotAllowed("This key may call /v1/responses by its plain path only.")
         fields = None if self._fields is None else self._fields.of(principal, route)
-        needs_body = (
+        restricted = principal.restricts_models
+        # a plugin of the server may serve a model there
+        may_name = restricted and route.row.model is _PERHAPS and method not in _WITHOUT_BODY
+        needs_body = may_name or (
             takes_model
             and (
-                self._routes_by_model
-                or (stores and principal.kind == "key")
-                or principal.restricts_models
+                stores
+                or self._routes_by_model
+                or restricted
                 or bool(principal.aliases or principal.cache_salt)
                 or principal.counts_tokens
                 or principal.counts_models
-                or route.row.model is ModelPlace.HEADER
+                or route.row.model is _HEADER
                 or fields is not None
                 or principal.priority is not None
             )
-        ) or (
-            # a plugin of the server may serve a model there
-            route.row.model is ModelPlace.PERHAPS and principal.restricts_models and method not in _WITHOUT_BODY
         )
         return Authorization(
             principal,
@@ -240,6 +247,8 @@ class Admission:
             needs_body,
             takes_model and self._reads_bodies,
             _payer_of(principal),
+            takes_model or may_name,
+            restricted,
             stores,
             response_id,
             response_server,
@@ -269,17 +278,18 @@ class Admission:
         facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
         named = "" if field is None else field.name
-        if row.model is ModelPlace.PERHAPS:
+        place = row.model
+        if place is _PERHAPS:
             return self._admit_unknown(authorization, named, body)
         stored, preferred = NO_FIELDS, None
         if authorization.stores and body and facts is not UNREAD:
             stored, preferred = self._response_fields(principal, body)
-        if row.model is ModelPlace.HEADER:
-            serving = self._serving_by_header(principal, headers, named)
+        if place is _HEADER:
+            serving = self._serving_by_header(authorization, headers, named)
         elif authorization.response_server is not None:
             serving = Serving(authorization.response_server)
         else:
-            serving = self._serving(principal, named, insertable=facts is not UNREAD and not form, server=preferred)
+            serving = self._serving(authorization, named, facts is not UNREAD and not form, preferred)
         forwarded = authorization.forwarded
         if body is None or facts is UNREAD:
             return Admitted(serving, forwarded, body, unread=unread)
@@ -301,7 +311,7 @@ class Admission:
             if self._inject_usage and row.stream_options:
                 injected = usage_edits(body, facts)
                 edits += injected
-        if principal.cache_salt and row.prefix_cache is PrefixCache.SALTED:
+        if principal.cache_salt and row.prefix_cache is _SALTED:
             edits.append(salt_edit(body, facts, principal.cache_salt))
         background_id = "" if stored.background else None
         if authorization.stores and self._response_ids is not None and principal.kind == "key":
@@ -349,15 +359,17 @@ class Admission:
             raise fault
         if not name and principal.restricts_models:
             raise _no_model()
-        serving = self._serving(principal, name or "", insertable=False)
+        serving = self._serving(authorization, name or "", insertable=False)
         renamed = serving.name if serving.name and serving.name != name else None
         return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
 
-    def _serving(self, principal: Principal, named: str, *, insertable: bool, server: Server | None = None) -> Serving:
+    def _serving(
+        self, authorization: Authorization, named: str, insertable: bool, server: Server | None = None
+    ) -> Serving:
         """Return what serves a request that names a model, or none; check that the principal may use it.
 
         Args:
-            principal: the caller.
+            authorization: the authorization of the request's head.
             named: the body's model; empty if it names none, and vLLM would use its base model.
             insertable: whether a name can be added to the body.
             server: the server that has what the request continues; None if it continues nothing.
@@ -369,22 +381,32 @@ class Admission:
             if entry is not None and insertable:
                 return Serving(destination.server, entry.upstream_model, entry.model_name, entry=entry)
             return Serving(destination.server, priced=not router.prices_differ(destination.server))
-        aliases = principal.aliases
+        aliases = authorization.principal.aliases
         asked = aliases.get(named, named) if aliases else named
-        self._policy.check_model(principal, asked)
+        if authorization.restricted:
+            self._policy.check_model(authorization.principal, asked)
+        found = self._unlisted.get(asked)
+        if found is not None:
+            return found
         destination = router.route(asked, server)
         entry = destination.entry
         if entry is None:
-            self._policy.check_unlisted_model(principal, asked)
-            return Serving(destination.server, asked, asked)
+            self._policy.check_unlisted_model(authorization.principal, asked)
+            found = Serving(destination.server, asked, asked)
+            # clients choose these texts; what may be a path is checked each time
+            if len(asked) <= MAX_NAME and is_no_path(asked):
+                if len(self._unlisted) >= MAX_UNLISTED:
+                    self._unlisted.clear()
+                self._unlisted[asked] = found
+            return found
         model = entry.model_name
         return Serving(
             destination.server, destination.upstream_model or asked, model, "" if asked == model else asked, entry
         )
 
-    def _serving_by_header(self, principal: Principal, headers: Mapping[bytes, bytes], named: str) -> Serving:
+    def _serving_by_header(self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str) -> Serving:
         """Return what serves a request whose body's model only chooses the server: an adapter or the base model."""
-        router = self._router
+        router, principal = self._router, authorization.principal
         aliases = principal.aliases
         server = router.route(aliases.get(named, named) if named else None).server
         adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
@@ -416,7 +438,7 @@ class Admission:
     def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | None) -> Admitted:
         """Admit a request on a route that may use a model that its body names."""
         if named:
-            self._serving(authorization.principal, named, insertable=False)
+            self._serving(authorization, named, insertable=False)
         server = self._router.destination_for_undetermined().server
         return Admitted(Serving(server), authorization.forwarded, body)
 
@@ -425,9 +447,8 @@ class Admission:
     ) -> tuple[BodyFacts, ModelUndetermined | None]:
         """Return the facts read from the body, or `UNREAD` and why it could not be read, or None if it need not be."""
         principal, route = authorization.principal, authorization.route
-        restricted = principal.restricts_models
-        perhaps = route.row.model is ModelPlace.PERHAPS
-        if body and (route.takes_model or (perhaps and restricted)):
+        restricted = authorization.restricted
+        if body and authorization.reads:
             try:
                 if form and authorization.stores and principal.kind == "key":
                     raise _no_json()
@@ -448,7 +469,7 @@ class Admission:
                 return UNREAD, error
             if facts.model_repeated and not principal.is_administrator:
                 raise ModelUndetermined('"model" is there more than once. Send it once.', param="model")
-            if not restricted or perhaps or (facts.model is not None and facts.model.name):
+            if not restricted or not route.takes_model or (facts.model is not None and facts.model.name):
                 return facts, None
         if restricted and (route.takes_model or route.row.model is ModelPlace.EVENT):
             raise _no_model()
