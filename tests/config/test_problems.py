@@ -70,6 +70,9 @@ KNOWN_SENTENCES = {
         "passthrough.tenant_fields.deny[0]: must not be the model: what a key may use is set in models"
     ),
     "passthrough: {tenant_fields: {limits: {n: -1}}}": "passthrough.tenant_fields.limits.n: must be 0 or more",
+    "passthrough: {tenant_fields: {limits: {stop=x: 1}}}": (
+        "passthrough.tenant_fields.limits.stop…: must be a field without a value, such as stop"
+    ),
     "passthrough: {tenant_fields: {limits: {n: many}}}": (
         "passthrough.tenant_fields.limits.n: must be a whole number, 0 or more, not text"
     ),

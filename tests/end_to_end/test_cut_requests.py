@@ -221,6 +221,21 @@ async def test_a_stream_with_ten_tokens_an_event_is_charged_for_them_after_one_s
 
 
 @pytest_twisted.ensureDeferred
+async def test_before_a_stream_has_finished_long_events_are_charged_by_their_text(lab: Callable[..., Lab]) -> None:
+    here = lab()
+    for name, words in (("long", 10), ("short", 1)):
+        client, upstream = await here.send(name, max_tokens=600, stream=True)
+        events = ROLE + event(content="word") + event(content=" for" * words) * 9
+        upstream.send(EVENT_STREAM + chunk(events))
+        await client.until_received(b" for" * words)
+        here.gateway.clock.advance(2.0)
+        await here.cut(client)
+    rows = await here.rows()
+    check(rows["long"], range(88, 101))
+    check(rows["short"], 10)
+
+
+@pytest_twisted.ensureDeferred
 async def test_rare_events_that_the_client_asked_for_do_not_make_a_stream_cheap(lab: Callable[..., Lab]) -> None:
     here = lab()
     await here.finish("whole", events=TOKENS)

@@ -145,6 +145,11 @@ def test_on_invocations_the_base_model_decides(gateway_with_default: LiveGateway
     other = gateway.make_key(models=["other*"])
     refused = post(gateway, other, "/invocations", json.dumps({"model": "other", "messages": MESSAGES}).encode())
     assert refused.error_code == (403, "model_not_allowed")
+    # the base model is `good`, which this key may use
+    wildcard = gateway.make_key(models=["goo*"])
+    for route in (CHAT, "/invocations"):
+        body = json.dumps({"model": "goofy", "messages": MESSAGES, "max_tokens": 6}).encode()
+        assert post(gateway, wildcard, route, body).status == 404
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,23 @@ class BaseModelsOf:
     """The base models of servers: known at once, or once they were asked.
 
     Attributes:
+        adapters: the models that every server has beside its base model.
         asked: the names of the servers that were asked.
     """
 
-    def __init__(self, *, answers: dict[str, str] | None = None, **known: str) -> None:
+    def __init__(
+        self, *, answers: dict[str, str] | None = None, adapters: frozenset[str] = frozenset(), **known: str
+    ) -> None:
+        self.adapters = adapters
         self._known = known
         self._answers = answers or {}
         self.asked: list[str] = []
 
     def base_model(self, server: Server) -> str | None:
         return self._known.get(server.host, None if self._answers else "")
+
+    def has_model(self, server: Server, name: str) -> bool:
+        return name in self.adapters or name == self._known.get(server.host)
 
     def ask(self, server: Server) -> Deferred[None]:
         self.asked.append(server.host)

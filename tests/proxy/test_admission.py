@@ -274,11 +274,22 @@ def test_the_base_model_serves_and_decides() -> None:
     found = invoke(asked, "good", TENANT)
     assert (found.server, found.model, found.serving.entry) == (DEFAULT, "big", BASE)
     allowed = Principal(kind="key", name="k", models=("big",))
-    assert invoke(asked, "anything", allowed).model == "big"
+    assert invoke(asked, "big", allowed).model == "big"
     unlisted = admission((GOOD,), base_models=BaseModelsOf(default="base"))
     assert invoke(unlisted, "good", TENANT).model == "base"
     with pytest.raises(ModelNotAllowed, match="'base'"):
         invoke(unlisted, "goofy", Principal(kind="key", name="k", models=("goo*",)))
+
+
+def test_a_restricted_key_names_a_model_that_exists() -> None:
+    asked = admission((BASE,), base_models=BaseModelsOf(default="base", adapters=frozenset(("big-adapter",))))
+    key = Principal(kind="key", name="k", models=("big*",))
+    with pytest.raises(ModelNotFound, match="'bigger'"):
+        invoke(asked, "bigger", key)
+    for name in ("base", "big", "big-adapter"):
+        assert invoke(asked, name, key).model == "big"
+    for anybody in (TENANT, MASTER):
+        assert invoke(asked, "bigger", anybody).model == "big"
 
 
 def test_the_base_model_of_the_server_that_the_body_s_model_chooses_counts() -> None:
@@ -298,7 +309,7 @@ def test_a_server_is_asked_first_and_if_it_does_not_tell_a_restricted_key_is_ref
     assert invoke(asked, "public", RESTRICTED).model == "public"
     found = invoke(asked, "good", TENANT)
     assert (found.server, found.model, found.serving.priced) == (DEFAULT, "", False)
-    with pytest.raises(ModelUndetermined, match="base model"):
+    with pytest.raises(ModelNotAllowed, match="base model"):
         invoke(asked, "good", KEY_OF_GOOD)
 
 

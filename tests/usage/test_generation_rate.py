@@ -160,7 +160,8 @@ def test_the_shortest_wait_counts() -> None:
 
 def test_an_event_has_one_token_before_anything_was_learned_and_never_less() -> None:
     rate = GenerationRate()
-    assert rate.tokens_per_event() == 1
+    assert rate.tokens_per_event() is None
+    assert generated_tokens(cut(2.0, events=30), rate) == 30
     rate.learn(100, 1.0, NOON, 10, 0.1, 250)
     assert rate.tokens_per_event() == 1
 
@@ -172,6 +173,17 @@ def test_a_finished_stream_shows_how_many_tokens_an_event_has() -> None:
     # answers that do not stream change nothing
     rate.learn(101, 1.0, NOON, 10)
     assert rate.tokens_per_event() == 10
+
+
+def test_before_a_stream_has_finished_the_text_shows_that_events_have_many_tokens() -> None:
+    for rate in (GenerationRate(), learned(100.0)):
+        # 11 events with 101 tokens of English
+        assert generated_tokens(cut(1.0, events=11, text=11 * 40), rate) in range(91, 111)
+        # an event with one token may be a long word, or three letters of another alphabet
+        assert generated_tokens(cut(0.1, events=11, text=11 * 12), rate) == 11
+    told = GenerationRate()
+    told.learn(100, 1.0, NOON, 10, 0.1, 100)
+    assert generated_tokens(cut(0.1, events=11, text=11 * 40), told) == 11
 
 
 def test_one_stream_that_hides_its_tokens_does_not_count_for_others() -> None:

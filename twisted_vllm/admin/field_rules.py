@@ -10,7 +10,16 @@ import msgspec
 from twisted_vllm.admin.fields import MAX_LENGTH
 from twisted_vllm.admin.models import Json
 from twisted_vllm.errors import InvalidRequest
-from twisted_vllm.field_policy.rules import EVERYTHING, MAX_LIMIT, PATH_PATTERN, FieldRules, parse_path, rules_of
+from twisted_vllm.field_policy.rules import (
+    EVERYTHING,
+    LIMIT_PATTERN,
+    MAX_LIMIT,
+    PATH_PATTERN,
+    FieldRules,
+    parse_limited,
+    parse_path,
+    rules_of,
+)
 
 #: paths in one list
 MAX_PATHS = 256
@@ -20,6 +29,15 @@ _Path = Annotated[
     str,
     msgspec.Meta(
         min_length=1, max_length=MAX_LENGTH, description=_DESCRIPTION, extra_json_schema={"pattern": PATH_PATTERN}
+    ),
+]
+_Limited = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=MAX_LENGTH,
+        description="The name of a field of a request's body, or a path such as `sampling_params.seed`.",
+        extra_json_schema={"pattern": LIMIT_PATTERN},
     ),
 ]
 _Allowed = Annotated[
@@ -36,7 +54,7 @@ _Most = Annotated[int, msgspec.Meta(ge=0, le=MAX_LIMIT)]
 ForbiddenFields = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=MAX_PATHS)]
 AllowedFields = Annotated[tuple[_Allowed, ...], msgspec.Meta(max_length=MAX_PATHS)]
 FieldLimits = Annotated[
-    dict[_Path, _Most],
+    dict[_Limited, _Most],
     msgspec.Meta(
         max_length=MAX_PATHS,
         description="The largest value of a number, or size of a list, an object, a text or a schema.",
@@ -57,11 +75,12 @@ def check_paths(name: str, paths: Any) -> None:
     Raises:
         InvalidRequest: one is not a path.
     """
+    parse = parse_limited if name == "field_limits" else parse_path
     for path in paths or ():
         if path == EVERYTHING and name == "allowed_fields":
             continue
         try:
-            parse_path(path)
+            parse(path)
         except ValueError as error:
             raise InvalidRequest(f"`{name}`: each {error}.", param=name) from None
 

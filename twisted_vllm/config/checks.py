@@ -19,7 +19,7 @@ import attrs
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.config.problems import EnvironmentText, Place, Rejected, suggestion
 from twisted_vllm.config.secret import HASH_PREFIX, Secret, hash_of
-from twisted_vllm.field_policy.rules import EVERYTHING, MAX_LIMIT, parse_path
+from twisted_vllm.field_policy.rules import EVERYTHING, MAX_LIMIT, parse_limited, parse_path
 
 T = TypeVar("T")
 
@@ -269,6 +269,11 @@ def field_limits(value: object, place: Place) -> Mapping[str, int | None]:
         if name == EVERYTHING:
             here.refuse("must be one field")
         if name == EVERYTHING or here.attempt(field_path, name) is None:
+            continue
+        try:
+            parse_limited(name)
+        except ValueError as error:
+            here.refuse(str(error))
             continue
         if most is None:
             found[name] = None

@@ -21,8 +21,12 @@ MAX_LIMIT = 2**53 - 1
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,63}(?:\[\])?"
 
+_FIELD = rf"(?!model([.=]|$)){_NAME}(\.({_NAME}|\*)){{0,{MAX_DEPTH - 1}}}"
+
 #: the syntax of a path, as a regular expression that JSON Schema accepts too
-PATH_PATTERN = rf"^(?!model([.=]|$)){_NAME}(\.({_NAME}|\*)){{0,{MAX_DEPTH - 1}}}(=[A-Za-z0-9_.:/-]{{1,64}}\*?)?$"
+PATH_PATTERN = rf"^{_FIELD}(=[A-Za-z0-9_.:/-]{{1,64}}\*?)?$"
+#: the same without a value
+LIMIT_PATTERN = rf"^{_FIELD}$"
 
 _PATH = re.compile(PATH_PATTERN)
 
@@ -59,6 +63,18 @@ def parse_path(text: str) -> FieldPath:
     path, _, value = text.partition("=")
     names = tuple(path.split("."))
     return FieldPath(text, names, value or None)
+
+
+def parse_limited(text: str) -> FieldPath:
+    """Read the path of a limit: a limit is for a field, whatever its value.
+
+    Raises:
+        ValueError: it is none; the message says what to write.
+    """
+    path = parse_path(text)
+    if path.value is not None:
+        raise ValueError(f"must be a field without a value, such as {'.'.join(path.names)}")
+    return path
 
 
 def covers(allowed: str, text: str) -> bool:

@@ -346,6 +346,7 @@ class Accounting(RequestObserver):
             meter.paused,
             0 if meter.is_stream or not meter.status else meter.size or context.bytes_out,
             complete,
+            meter.text_size(context.bytes_out) if meter.is_stream else 0,
         )
         tokens = generated_tokens(answer, rate)
         return msgspec.structs.replace(usage, completion_tokens=tokens, total_tokens=usage.prompt_tokens + tokens)

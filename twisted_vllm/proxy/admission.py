@@ -33,14 +33,14 @@ from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
-from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllowed
+from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, ModelNotFound, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.upstream_headers import PRIORITY, dropped_from
-from twisted_vllm.upstreams.router import Router
+from twisted_vllm.upstreams.router import CLIP, Router
 from twisted_vllm.usage.records import Payer, refer
 
 #: cached servings of models that no entry names, and the maximum length of such a name in characters
@@ -127,6 +127,9 @@ class BaseModels(Protocol):
 
     def base_model(self, server: Server) -> str | None:
         """Return the name of a server's base model, empty if it does not tell; None if it must be asked."""
+
+    def has_model(self, server: Server, name: str) -> bool:
+        """Return whether a server listed a model when it was asked last."""
 
 
 class Admission:
@@ -266,7 +269,7 @@ class Admission:
         Raises:
             ModelUndetermined: a permission depends on the model, and the body does not name it clearly.
             ModelNotAllowed: the principal may not use the model.
-            ModelNotFound: no server is configured for the model.
+            ModelNotFound: no server is configured for the model, or on ``/invocations`` the server does not have it.
             InvalidRequest: the key has its own prefix cache, and the body repeats ``cache_salt``; or the body asks to
                 stream where vLLM does not count what it streams; or as from `read_response_fields`.
             ResponseNotFound: the body continues a response that the principal's key did not make.
@@ -407,17 +410,19 @@ class Admission:
     def _serving_by_header(self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str) -> Serving:
         """Return what serves a request whose body's model only chooses the server: an adapter or the base model."""
         router, principal = self._router, authorization.principal
-        aliases = principal.aliases
-        server = router.route(aliases.get(named, named) if named else None).server
+        asked = principal.aliases.get(named, named)
+        destination = router.route(asked or None)
+        server = destination.server
         adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
         name = self._base_models.base_model(server) if adapter is None else adapter.decode("latin-1")
         if name is None:
             raise BaseModelUnknown(server)
         if not name:
             if principal.restricts_models:
-                raise ModelUndetermined(
+                raise ModelNotAllowed(
                     "This key may use certain models only. On this route the server's base model answers whatever the "
-                    "body names, and the server does not say which that is. Use another route."
+                    "body names, and the server does not say which that is. Use another route.",
+                    param="model",
                 )
             return Serving(server, priced=not router.prices_differ(server))
         entry = router.serving(server, name)
@@ -425,6 +430,15 @@ class Admission:
         self._policy.check_model(principal, model)
         if entry is None:
             self._policy.check_unlisted_model(principal, model)
+        if (
+            adapter is None
+            and asked
+            and destination.entry is None
+            and principal.restricts_models
+            and not self._base_models.has_model(server, asked)
+        ):
+            # the base model would answer for any name; on other routes vLLM refuses a name that it does not have
+            raise ModelNotFound(f"The server has no model {asked[:CLIP]!r}.", param="model")
         return Serving(server, "", model, "" if name == model else name, entry)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The base model of each server, as ``GET /v1/models`` reports it.
+"""The models of each server, as ``GET /v1/models`` reports them.
 
 Only ``/invocations`` needs this, where vLLM ignores the body's model.
 """
@@ -37,11 +37,17 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
+class _Served(msgspec.Struct, frozen=True, gc=False):
+    base: str = ""
+    names: frozenset[str] = frozenset()
+
+
+_NOTHING = _Served()
 _decode = msgspec.json.Decoder(_Cards).decode
 
 
 class ServedModels:
-    """Asks servers for their base model, and remembers it."""
+    """Asks servers for their models, and remembers the base model and the names."""
 
     _log = Logger()
 
@@ -54,13 +60,17 @@ class ServedModels:
         """
         self._client = client
         self._clock = clock
-        self._known: dict[Server, tuple[str, float]] = {}
+        self._known: dict[Server, tuple[_Served, float]] = {}
         self._asking: dict[Server, list[Deferred[None]]] = {}
 
     def base_model(self, server: Server) -> str | None:
         """Return the name of a server's base model, empty if the server does not tell; None if it must be asked."""
-        name, until = self._known.get(server, ("", 0.0))
-        return name if self._clock.seconds() < until else None
+        served, until = self._known.get(server, (_NOTHING, 0.0))
+        return served.base if self._clock.seconds() < until else None
+
+    def has_model(self, server: Server, name: str) -> bool:
+        """Return whether a server listed a model, base model or adapter, when it was asked last."""
+        return name in self._known.get(server, (_NOTHING, 0.0))[0].names
 
     def ask(self, server: Server) -> Deferred[None]:
         """Ask a server; the Deferred fires when `base_model` has an answer, and never fails."""
@@ -76,21 +86,21 @@ class ServedModels:
             b"GET", server.url + b"/v1/models", headers=RawHeaders.from_pairs(pairs), server=server
         )
         answer.addCallback(_read).addTimeout(TIMEOUT, self._clock)
-        answer.addCallbacks(_base, lambda failure: self._failed(server, failure))
+        answer.addCallbacks(_served, lambda failure: self._failed(server, failure))
         answer.addErrback(lambda failure: self._failed(server, failure))
         answer.addCallback(self._told, server)
         return waiting
 
-    def _failed(self, server: Server, failure: Failure) -> str:
+    def _failed(self, server: Server, failure: Failure) -> _Served:
         self._log.warn(
             "The server {server} does not say which model it serves: {reason}",
             server=server.name,
             reason=failure.getErrorMessage(),
         )
-        return ""
+        return _NOTHING
 
-    def _told(self, name: str, server: Server) -> None:
-        self._known[server] = (name, self._clock.seconds() + (FRESH if name else RETRY))
+    def _told(self, served: _Served, server: Server) -> None:
+        self._known[server] = (served, self._clock.seconds() + (FRESH if served.base else RETRY))
         for waiting in self._asking.pop(server):
             if not waiting.called:
                 waiting.callback(None)
@@ -110,6 +120,7 @@ def _read(response: Any) -> Deferred[bytes]:
     return collected.addCallback(lambda _: b"".join(parts))
 
 
-def _base(answer: bytes) -> str:
-    """Return the first name in an answer that is not an adapter's: vLLM lists the base model first."""
-    return next((card.id for card in _decode(answer).data if card.parent is None), "")
+def _served(answer: bytes) -> _Served:
+    """Return what an answer lists. The base model is the first that is no adapter: vLLM lists it first."""
+    cards = _decode(answer).data
+    return _Served(next((card.id for card in cards if card.parent is None), ""), frozenset(card.id for card in cards))

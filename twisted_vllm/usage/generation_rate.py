@@ -48,6 +48,8 @@ _FASTER, _SLOWER, _KEPT = 1.25, 0.95, 0.5
 _FAR = 2.0
 #: bytes of a JSON response that are no text, and bytes per token of the rest, more than most texts have
 _ENVELOPE, _TOKEN_BYTES = 1_024, 8
+#: bytes of text per token of an English text, and the most for which an event is taken for one of a single token
+_TEXT_BYTES, _ONE_TOKEN = 4, 12
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False):
@@ -99,11 +101,11 @@ class GenerationRate:
             fast *= _FASTER
             self._fast = rate if rate < fast or not fast else fast
 
-    def tokens_per_event(self) -> float:
-        """Return how many tokens an event of a stream has: the median of the samples, at least 1."""
+    def tokens_per_event(self) -> float | None:
+        """Return how many tokens an event of a stream has: the median of the samples, at least 1; None without any."""
         # the first event has one token, whatever `vllm serve --stream-interval` says
         known = sorted((each.tokens - 1) / (each.events - 1) for each in self._samples if each.events > 1)
-        return max(1.0, known[len(known) // 2]) if known else 1.0
+        return max(1.0, known[len(known) // 2]) if known else None
 
     def tokens(self, sent: float, until: float, prompt: int) -> float:
         """Return how many tokens one choice generates in a time; `DEFAULT_RATE` counts if nothing was learned.
@@ -178,6 +180,7 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
         paused: whether the client read too slowly, so that more may have been generated than came.
         size: the size of a JSON answer that began, in bytes; 0 if there is none.
         complete: whether it was not cut.
+        text: the bytes of text in these events; 0 if they cannot be told.
     """
 
     choices: int
@@ -191,6 +194,7 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
     paused: bool = False
     size: int = 0
     complete: bool = False
+    text: int = 0
 
 
 def generated_tokens(answer: UncountedAnswer, rate: GenerationRate) -> int:
@@ -218,7 +222,11 @@ def generated_tokens(answer: UncountedAnswer, rate: GenerationRate) -> int:
 def _tokens_of_events(answer: UncountedAnswer, rate: GenerationRate, timed: float) -> float:
     """Return the tokens of a stream's events, where `timed` is what its time tells."""
     events = answer.events
-    each = max(rate.tokens_per_event(), answer.interval)
+    known = rate.tokens_per_event()
+    if known is None:
+        # no stream of this server ended yet: it may put many tokens into an event (`vllm serve --stream-interval`)
+        known = answer.text / events / _TEXT_BYTES if answer.text > _ONE_TOKEN * events else 1.0
+    each = max(known, answer.interval)
     if each == 1.0:
         return events
     # the first event of a choice has one token, and the tokens since its last event have not come

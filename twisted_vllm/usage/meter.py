@@ -141,3 +141,7 @@ class UsageMeter(msgspec.Struct, eq=False):
     def events(self) -> int:
         """The events of a stream with content."""
         return 0 if self.reader is None else self.reader.estimate(0, self.choices).completion_tokens
+
+    def text_size(self, size: int) -> int:
+        """Return the bytes of text in the events of a stream of `size` bytes; 0 if they cannot be told."""
+        return self.reader.text_size(size) if isinstance(self.reader, ChunkStream) else 0

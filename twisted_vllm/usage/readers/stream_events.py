@@ -34,6 +34,9 @@ _ENVELOPE = frozenset(
     ("id", "object", "created", "model", "usage", "system_fingerprint", "service_tier", "request_id", "metrics")
 )
 
+# bytes of an event around its JSON
+_FRAME = len(b"data: \n\n")
+
 _T = TypeVar("_T")
 
 
@@ -101,6 +104,16 @@ class _Delta(msgspec.Struct, gc=False):
     delta: dict[str, Any] = {}
 
 
+class _TextChoice(msgspec.Struct, gc=False):
+    text: msgspec.Raw = msgspec.Raw()
+    delta: dict[str, msgspec.Raw] = {}
+    logprobs: msgspec.Raw = msgspec.Raw()
+
+
+class _TextChunk(msgspec.Struct, gc=False):
+    choices: list[_TextChoice] = []
+
+
 class _Deltas(msgspec.Struct, gc=False):
     choices: list[_Delta] = []
 
@@ -111,6 +124,7 @@ _cohere = msgspec.json.Decoder(CohereEvent)
 _failure = msgspec.json.Decoder(_Failure)
 _typed = msgspec.json.Decoder(_Typed)
 _deltas = msgspec.json.Decoder(_Deltas)
+_texts = msgspec.json.Decoder(_TextChunk)
 _members = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -169,6 +183,20 @@ def has_only_role(data: bytes) -> bool:
     if chunk is None or not chunk.choices:
         return False
     return all(choice.delta.pop("role", None) and not any(choice.delta.values()) for choice in chunk.choices)
+
+
+def size_without_text(data: bytes) -> int | None:
+    """Return how many bytes a chunk has besides its text; None if that differs from chunk to chunk (``logprobs``).
+
+    Args:
+        data: the chunk, which may be framed as vLLM does.
+    """
+    body = data.removeprefix(b"data: ").rstrip(b"\r\n")
+    chunk = _decoded(_texts, body)
+    if chunk is None or any(says_something(choice.logprobs) for choice in chunk.choices):
+        return None
+    texts = (bytes(value) for choice in chunk.choices for value in (choice.text, *choice.delta.values()))
+    return _FRAME + len(body) - sum(len(text) - 2 for text in texts if text.startswith(b'"'))
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T | None:

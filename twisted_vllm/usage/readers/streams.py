@@ -33,6 +33,7 @@ from twisted_vllm.usage.readers.stream_events import (
     is_error,
     is_object,
     says_something,
+    size_without_text,
     type_of,
 )
 from twisted_vllm.usage.records import Usage
@@ -54,6 +55,9 @@ class ChunkStream:
     failed = False
     fingerprint: str | None = None
     _roles = 0
+    # the bytes of the chunks that carry only a role, and the first chunk after them
+    _role_size = 0
+    _first = b""
 
     def __init__(self, *, chat: bool = False, estimates_prompt: bool = True) -> None:
         """Start to read.
@@ -63,7 +67,8 @@ class ChunkStream:
             estimates_prompt: whether the prompt can be estimated from the request's size; not so for an upload.
         """
         self.chunks = 0
-        self._may_be_role = chat
+        # only a chat has such chunks; of any other stream this keeps the first chunk
+        self._may_be_role = True
         self._chat = chat
         self._estimates_prompt = estimates_prompt
         self._parser = EventParser(_USAGE_SHAPE)
@@ -129,11 +134,13 @@ class ChunkStream:
         return Carries.USAGE_AND_CONTENT
 
     def _look_for_role(self, data: bytes) -> None:
-        """Count a chunk at the start of a chat that carries only a role."""
-        if data.find(ROLE) >= 0 or has_only_role(data):
+        """Count a chunk at the start of a chat that carries only a role; keep the first that is none."""
+        if self._chat and (data.find(ROLE) >= 0 or has_only_role(data)):
             self._roles += 1
+            self._role_size += len(data)
         else:
             self._may_be_role = False
+            self._first = data
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""
@@ -155,6 +162,13 @@ class ChunkStream:
     def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that reported none, or that ended early."""
         return _estimated(prompt_tokens if self._estimates_prompt else 0, self.chunks - self._roles)
+
+    def text_size(self, size: int) -> int:
+        """Return the bytes of text in the chunks of a stream of `size` bytes; 0 if they cannot be told."""
+        besides = size_without_text(self._first) if self._first and not self.failed else None
+        if besides is None:
+            return 0
+        return max(0, size - self._role_size - besides * (self.chunks - self._roles))
 
 
 class _NamedEvents:

@@ -1,0 +1,110 @@
+"""What a server says of its models, and how long it is remembered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+
+from tests.proxy.gateway_fakes import server
+from twisted_vllm.upstreams.served_models import FRESH, MAX_ANSWER, RETRY, TIMEOUT, ServedModels
+
+SERVER = server("one:80")
+LIST = {
+    "object": "list",
+    "data": [{"id": "base", "parent": None}, {"id": "also"}, {"id": "adapter", "parent": "base"}],
+}
+
+
+class Answer:
+    """A response with a body."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def deliverBody(self, protocol: Any) -> None:
+        protocol.dataReceived(self._body)
+        protocol.connectionLost(Failure(ResponseDone()))
+
+
+class Client:
+    """Answers each request with the next of `answers`; counts them."""
+
+    def __init__(self, *answers: Deferred[Answer]) -> None:
+        self.sent: list[tuple[bytes, bytes]] = []
+        self._answers = list(answers)
+
+    def request(self, method: bytes, url: bytes, **more: Any) -> Deferred[Answer]:
+        self.sent.append((method, url))
+        return self._answers.pop(0)
+
+
+def told(value: object) -> Deferred[Answer]:
+    return succeed(Answer(value if isinstance(value, bytes) else json.dumps(value).encode()))
+
+
+def served(clock: Clock, *answers: Deferred[Answer]) -> tuple[ServedModels, Client]:
+    client = Client(*answers)
+    return ServedModels(client, clock), client  # type: ignore[arg-type]  # only `request` is called
+
+
+def test_the_first_model_that_is_no_adapter_is_the_base_model() -> None:
+    models, client = served(Clock(), told(LIST))
+    assert models.base_model(SERVER) is None
+    assert models.ask(SERVER).called
+    assert client.sent == [(b"GET", SERVER.url + b"/v1/models")]
+    assert models.base_model(SERVER) == "base"
+    assert [models.has_model(SERVER, name) for name in ("base", "also", "adapter", "goofy", "")] == [True] * 3 + [
+        False
+    ] * 2
+
+
+def test_a_server_is_asked_again_after_a_while() -> None:
+    clock = Clock()
+    models, _ = served(clock, told(LIST), told({"data": [{"id": "other"}]}))
+    models.ask(SERVER)
+    clock.advance(FRESH)
+    assert models.base_model(SERVER) is None
+    models.ask(SERVER)
+    assert (models.base_model(SERVER), models.has_model(SERVER, "base")) == ("other", False)
+
+
+def test_those_who_ask_at_the_same_time_share_one_request() -> None:
+    answer: Deferred[Answer] = Deferred()
+    models, client = served(Clock(), answer)
+    waiting = [models.ask(SERVER), models.ask(SERVER)]
+    assert len(client.sent) == 1
+    answer.callback(Answer(json.dumps(LIST).encode()))
+    assert [each.called for each in waiting] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"no JSON", {"data": []}, {}, {"data": [{"id": "a", "parent": "b"}]}, b" " * (MAX_ANSWER + 1)],
+    ids=["no JSON", "no models", "no list", "only an adapter", "too long"],
+)
+def test_a_server_that_does_not_tell_is_asked_again_soon(body: object) -> None:
+    clock = Clock()
+    models, _ = served(clock, told(body))
+    assert models.ask(SERVER).called
+    assert models.base_model(SERVER) == ""
+    clock.advance(RETRY)
+    assert models.base_model(SERVER) is None
+
+
+@pytest.mark.parametrize("answer", ["refused", "silent"])
+def test_a_server_that_does_not_answer_does_not_tell(answer: str) -> None:
+    clock = Clock()
+    models, _ = served(clock, fail(ConnectionRefusedError()) if answer == "refused" else Deferred())
+    waiting = models.ask(SERVER)
+    if answer == "silent":
+        clock.advance(TIMEOUT)
+    assert waiting.called
+    assert models.base_model(SERVER) == ""
