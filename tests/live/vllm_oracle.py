@@ -285,6 +285,7 @@ def _serving(kind: type[Any], **attributes: object) -> Any:
         msg_store=_Store(lambda key: []),
         force_no_detokenize=False,
         enable_prompt_tokens_details=False,
+        system_fingerprint=None,
         has_tokenizer=True,
         _merge_inline_system=False,
         _disabled_thinking_effort="none",
