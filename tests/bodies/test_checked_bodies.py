@@ -187,6 +187,28 @@ def test_the_rules_of_a_key_hold_for_any_field(rules: FieldRules, good: str, bad
     assert not passes(f'{{"model":"m",{hidden}}}'.encode(), CHAT, of_key)
 
 
+@pytest.mark.parametrize("name", ["maxTokens", "data_1", "my-field", "a_b", "list[]"])
+def test_one_escaped_character_hides_no_key(name: str) -> None:
+    of_key = policy(rules_of((name,)))
+    for place, letter in enumerate(name):
+        for form in "xX":
+            hidden = f"{name[:place]}\\u{ord(letter):04{form}}{name[place + 1 :]}"
+            assert not passes(f'{{"model":"m","{hidden}":1}}'.encode(), CHAT, of_key), hidden
+
+
+def test_a_limit_of_a_number_reads_text_as_a_number() -> None:
+    for body in ('"thinking":{"budget_tokens":"2000"}', '"routed_experts_prompt_start":"2000"'):
+        of_key = policy(rules_of((), {"thinking.budget_tokens": 1024, "routed_experts_prompt_start": 1024}))
+        assert not passes(f'{{"model":"m",{body}}}'.encode(), CHAT, of_key)
+        assert passes(f'{{"model":"m",{body.replace("2000", "1000")}}}'.encode(), CHAT, of_key)
+
+
+def test_a_size_is_judged_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal members, each is judged: that must not take a multiple of the time."""
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("decoded"))
+    assert passes(b'{"model":"m",' + b'"response_format":{"a":1},' * 3 + b'"user":"%b"}' % (b"a" * 140_000))
+
+
 def test_large_members_are_checked_too() -> None:
     text = "a" * 2_000_000
     for url, allowed in ((LOCAL, False), ("https://example.com/", True)):

@@ -305,9 +305,10 @@ def _check(policy: FieldPolicy, text: str, found: list[Member] | None = None) ->
         for member in found:
             if not policy.looks_at(member.key, member.value):
                 continue
-            if member.end - member.start > _LARGE_MEMBER:
+            size = member.end - member.start
+            if not isinstance(member.value, (dict, list)) or not member.value or size > _LARGE_MEMBER:
                 # decoded again, it would take several times as long; of equal keys in it the last counts, as in vLLM
-                policy.check_value(member.key, member.value, member.end - member.start)
+                policy.check_value(member.key, member.value, size)
             else:
                 raw = text[member.start : member.end].encode("utf-8", "surrogatepass")
                 policy.check([(member.key, raw)])

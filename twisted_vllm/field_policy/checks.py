@@ -16,6 +16,9 @@ from twisted_vllm.field_policy.rules import NEGATIVE_IS_ALL, NUMBERS, SCHEMAS, F
 #: characters of a caller's value that a message repeats
 _CLIP = 40
 
+#: how the JSON of numbers, booleans and null begins, as Python writes it
+_BEGINS_LITERAL = frozenset("-0123456789tfnNI")
+
 #: the longest text that is read as a number
 _MAX_DIGITS = 400
 
@@ -83,18 +86,28 @@ class Forbidden:
             FieldNotAllowed: the field is there, and asks for something.
         """
         name = self.path.names[-1]
+        may_be_literal = self.path.value is not None and self.path.value[0] in _BEGINS_LITERAL
         for each in values_at(value, self.path.names[1:]):
             if self.path.value is None:
                 if not is_harmless(name, each):
                     raise self.refusal()
-            elif any(self.means(item) for item in (each if isinstance(each, list) else (each,))):
+            elif isinstance(each, list):
+                if any(self.means(item) for item in each):
+                    raise self.refusal()
+            elif (isinstance(each, str) or may_be_literal) and self.means(each):
                 raise self.refusal()
 
     def means(self, value: Any) -> bool:
         """Return whether this value is forbidden, where the rule names one."""
         wanted = self.path.value
         assert wanted is not None
-        text = value if isinstance(value, str) else json.dumps(value)
+        if isinstance(value, str):
+            text = value
+        elif isinstance(value, (list, dict)) or wanted[0] not in _BEGINS_LITERAL:
+            # a wanted value has no brackets
+            return False
+        else:
+            text = json.dumps(value)
         return text.startswith(wanted[:-1]) if wanted.endswith("*") else text == wanted
 
     def refusal(self) -> FieldNotAllowed:

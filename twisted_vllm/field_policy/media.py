@@ -56,10 +56,10 @@ def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object's members; the value of a repeated key is `Repeated`. For ``json.loads``."""
     found = dict(members)
     if len(found) != len(members):
-        for name in found:
-            values = [value for key, value in members if key == name]
-            if len(values) > 1:
-                found[name] = Repeated(values)
+        by_name: dict[str, list[Any]] = {}
+        for name, value in members:
+            by_name.setdefault(name, []).append(value)
+        found.update({name: Repeated(values) for name, values in by_name.items() if len(values) > 1})
     return found
 
 
