@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted_vllm.api_routes import ROUTES, BodyFields, ModelPlace
 from twisted_vllm.bodies.json_body import read_body
 from twisted_vllm.errors import FieldNotAllowed, ModelUndetermined
+from twisted_vllm.field_policy.media import MAX_URLS, MAX_VALUES
 from twisted_vllm.field_policy.policy import FieldPolicy, GatewayFields, policy_of
 from twisted_vllm.field_policy.rules import DEFAULT_FORBIDDEN, NO_RULES, FieldRules, rules_of
 
@@ -201,6 +202,21 @@ def test_a_limit_of_a_number_reads_text_as_a_number() -> None:
         of_key = policy(rules_of((), {"thinking.budget_tokens": 1024, "routed_experts_prompt_start": 1024}))
         assert not passes(f'{{"model":"m",{body}}}'.encode(), CHAT, of_key)
         assert passes(f'{{"model":"m",{body.replace("2000", "1000")}}}'.encode(), CHAT, of_key)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (b'"tools":[{"type":"function","x":%b}]' % (b"1" * 5000), "not one valid JSON object"),
+        (b'"tools":{"type":[1%b]}' % (b",1" * MAX_VALUES), "too many values"),
+        (b'"images":["data:,"%b]' % (b',"data:,"' * MAX_URLS), "too many values"),
+    ],
+    ids=["a number that vLLM cannot read", "values", "URLs"],
+)
+def test_a_member_that_cannot_be_looked_at_is_refused(members: bytes, says: str) -> None:
+    of_responses = policy_of(GatewayFields(), NO_RULES, NO_RULES, server_tools=True)
+    with pytest.raises(ModelUndetermined, match=says):
+        read_body(b'{"model":"m",%b}' % members, FIELDS_OF["/v1/responses"], of_responses)
 
 
 def test_a_size_is_judged_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

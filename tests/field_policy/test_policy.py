@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from twisted_vllm.errors import FieldNotAllowed
+from twisted_vllm.field_policy.media import MAX_VALUES
 from twisted_vllm.field_policy.media_hosts import MediaRules
 from twisted_vllm.field_policy.policy import FieldPolicy, GatewayFields, policy_of
 from twisted_vllm.field_policy.rules import (
@@ -244,6 +245,17 @@ def test_a_value_may_be_a_number_or_a_boolean() -> None:
         assert refusal(policy, {"a": body}) is not None, body
     for body in ({"b": [[1]]}, {"b": {"1": 1}}, {"b": 2}, {"c": False}, {"c": 1}, {"d": 0}):
         assert refusal(policy, {"a": body}) is None, body
+
+
+@pytest.mark.parametrize(("path", "item"), [("a.b=c", "1"), ("a.b=c", "[]"), ("a.b", "[]"), ("a.*.b", "{}")])
+def test_the_search_for_a_field_ends(path: str, item: str) -> None:
+    rest = "," + item
+    few, many = (b'{"b":[%b]}' % (item + rest * number).encode() for number in (1000, MAX_VALUES))
+    if path != "a.b=c":
+        few, many = few[5:-1], many[5:-1]
+    key_policy((path,)).check([("a", few)])
+    with pytest.raises(ValueError, match="too many values"):
+        key_policy((path,)).check([("a", many)])
 
 
 def test_repeated_members_all_count() -> None:
