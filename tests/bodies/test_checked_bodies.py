@@ -152,6 +152,17 @@ def test_urls_are_judged_on_every_route_that_fetches_them(route: str) -> None:
         assert passes(twice, fields) is allowed, twice
 
 
+@pytest.mark.parametrize("value", ["https://example.com/", "/etc/passwd", "data:image/png;base64,AAAA", "iVBORw0KGgo="])
+def test_no_text_is_an_image_in_python(value: str) -> None:
+    url = '{"type":"image_url","image_url":{"url":"https://example.com/"}}'
+    for key in ("image_pil", "image_\\u0070il"):
+        part = f'{{"type":"image_url","uuid":"1","{key}":"{value}"}}'
+        for parts in (part, f"{url},{part}", f"{part},{url}", f"{url},{part},{url}"):
+            assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}'.encode())
+    for harmless in ('{"type":"image_url","image_pil":null,"uuid":"1"}', '{"type":"text","text":"image_pil"}'):
+        assert passes(f'{{"model":"m","messages":[{{"role":"user","content":[{harmless},{url}]}}]}}'.encode())
+
+
 def test_urls_in_tools_and_in_the_arguments_of_calls_pass() -> None:
     call = '{"role":"assistant","content":[{"type":"tool_use","id":"1","name":"fetch","input":{"url":"URL"}}]}'
     schema = '{"name":"fetch","input_schema":{"properties":{"image_url":{"type":"string"},"url":{"default":"URL"}}}}'

@@ -139,6 +139,8 @@ class FieldPolicy:
             if number >= media.MAX_URLS:
                 raise ValueError("too many URLs")
             reason = rules.refusal(url)
+            if member == media.PROCESSORS_IMAGE and url:
+                reason = "would be opened past the checks of the server; send image_url"
             if reason is not None:
                 raise _refused_url(member, reason)
 
