@@ -181,6 +181,11 @@ def test_urls_in_tools_and_in_the_arguments_of_calls_pass() -> None:
             '"messages":[{"content":"a"}]',
             '"messages":[{"content":[{"image_url":"data:,"}]}]',
         ),
+        (
+            rules_of(("messages.content.uuid",)),
+            '"messages":[{"content":[{"uuid":null}]}]',
+            '"messages":[{"content":[{"uuid":"1"}]}]',
+        ),
         (rules_of((), {"messages": 1}), '"messages":[1]', '"messages":[1,2]'),
         (rules_of((), {"max_tokens": 9}), '"max_tokens":9', '"max_completion_tokens":10'),
         (rules_of((), {"min_tokens": 9}), '"min_tokens":9', '"min_tokens":"10"'),
