@@ -170,6 +170,9 @@ def test_what_decodes_to_a_route_is_that_route(method: bytes, row: VllmRoute) ->
         b"/v1%2F%2Fchat/completions",
         b"/../v1/chat/completions",
         b"/v1/chat/completions//",
+        b"/v1/chat/completions%0A",
+        b"/v1/chat/completions%250a",
+        b"/v1/chat%2Fcompletions%0a",
     ],
 )
 def test_an_ambiguous_path_is_privileged_and_uses_the_model_of_the_route_that_it_may_mean(path: bytes) -> None:

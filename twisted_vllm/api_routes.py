@@ -469,13 +469,15 @@ def _resolved(path: bytes) -> str:
     """Return what the most lenient server or proxy makes of an ambiguous path.
 
     Escapes are decoded as often as there are some, backslashes separate segments, ``;parameters`` are cut, empty
-    segments ignored and dot segments resolved.
+    segments ignored and dot segments resolved. Starlette's patterns end in ``$``, which also matches before a last line
+    feed.
     """
     for _ in range(_MAX_DECODINGS):
         decoded = unquote_to_bytes(path)
         if decoded == path:
             break
         path = decoded
+    path = path.removesuffix(b"\n")
     segments: list[bytes] = []
     for piece in path.replace(b"\\", b"/").split(b"/"):
         segment = piece.partition(b";")[0]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted_vllm.api_routes import ROUTES, BodyFields, ModelPlace
 from twisted_vllm.bodies.json_body import read_body
 from twisted_vllm.errors import FieldNotAllowed, ModelUndetermined
+from twisted_vllm.field_policy.media import MAX_URLS, MAX_VALUES
 from twisted_vllm.field_policy.policy import FieldPolicy, GatewayFields, policy_of
 from twisted_vllm.field_policy.rules import DEFAULT_FORBIDDEN, NO_RULES, FieldRules, rules_of
 
@@ -151,6 +152,17 @@ def test_urls_are_judged_on_every_route_that_fetches_them(route: str) -> None:
         assert passes(twice, fields) is allowed, twice
 
 
+@pytest.mark.parametrize("value", ["https://example.com/", "/etc/passwd", "data:image/png;base64,AAAA", "iVBORw0KGgo="])
+def test_no_text_is_an_image_in_python(value: str) -> None:
+    url = '{"type":"image_url","image_url":{"url":"https://example.com/"}}'
+    for key in ("image_pil", "image_\\u0070il"):
+        part = f'{{"type":"image_url","uuid":"1","{key}":"{value}"}}'
+        for parts in (part, f"{url},{part}", f"{part},{url}", f"{url},{part},{url}"):
+            assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}'.encode())
+    for harmless in ('{"type":"image_url","image_pil":null,"uuid":"1"}', '{"type":"text","text":"image_pil"}'):
+        assert passes(f'{{"model":"m","messages":[{{"role":"user","content":[{harmless},{url}]}}]}}'.encode())
+
+
 def test_urls_in_tools_and_in_the_arguments_of_calls_pass() -> None:
     call = '{"role":"assistant","content":[{"type":"tool_use","id":"1","name":"fetch","input":{"url":"URL"}}]}'
     schema = '{"name":"fetch","input_schema":{"properties":{"image_url":{"type":"string"},"url":{"default":"URL"}}}}'
@@ -169,6 +181,11 @@ def test_urls_in_tools_and_in_the_arguments_of_calls_pass() -> None:
             '"messages":[{"content":"a"}]',
             '"messages":[{"content":[{"image_url":"data:,"}]}]',
         ),
+        (
+            rules_of(("messages.content.uuid",)),
+            '"messages":[{"content":[{"uuid":null}]}]',
+            '"messages":[{"content":[{"uuid":"1"}]}]',
+        ),
         (rules_of((), {"messages": 1}), '"messages":[1]', '"messages":[1,2]'),
         (rules_of((), {"max_tokens": 9}), '"max_tokens":9', '"max_completion_tokens":10'),
         (rules_of((), {"min_tokens": 9}), '"min_tokens":9', '"min_tokens":"10"'),
@@ -185,6 +202,43 @@ def test_the_rules_of_a_key_hold_for_any_field(rules: FieldRules, good: str, bad
     name, _, value = bad.partition(":")
     hidden = '"' + "".join(f"\\u{ord(each):04x}" for each in name.strip('"')) + '":' + value
     assert not passes(f'{{"model":"m",{hidden}}}'.encode(), CHAT, of_key)
+
+
+@pytest.mark.parametrize("name", ["maxTokens", "data_1", "my-field", "a_b", "list[]"])
+def test_one_escaped_character_hides_no_key(name: str) -> None:
+    of_key = policy(rules_of((name,)))
+    for place, letter in enumerate(name):
+        for form in "xX":
+            hidden = f"{name[:place]}\\u{ord(letter):04{form}}{name[place + 1 :]}"
+            assert not passes(f'{{"model":"m","{hidden}":1}}'.encode(), CHAT, of_key), hidden
+
+
+def test_a_limit_of_a_number_reads_text_as_a_number() -> None:
+    for body in ('"thinking":{"budget_tokens":"2000"}', '"routed_experts_prompt_start":"2000"'):
+        of_key = policy(rules_of((), {"thinking.budget_tokens": 1024, "routed_experts_prompt_start": 1024}))
+        assert not passes(f'{{"model":"m",{body}}}'.encode(), CHAT, of_key)
+        assert passes(f'{{"model":"m",{body.replace("2000", "1000")}}}'.encode(), CHAT, of_key)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (b'"tools":[{"type":"function","x":%b}]' % (b"1" * 5000), "not one valid JSON object"),
+        (b'"tools":{"type":[1%b]}' % (b",1" * MAX_VALUES), "too many values"),
+        (b'"images":["data:,"%b]' % (b',"data:,"' * MAX_URLS), "too many values"),
+    ],
+    ids=["a number that vLLM cannot read", "values", "URLs"],
+)
+def test_a_member_that_cannot_be_looked_at_is_refused(members: bytes, says: str) -> None:
+    of_responses = policy_of(GatewayFields(), NO_RULES, NO_RULES, server_tools=True)
+    with pytest.raises(ModelUndetermined, match=says):
+        read_body(b'{"model":"m",%b}' % members, FIELDS_OF["/v1/responses"], of_responses)
+
+
+def test_a_size_is_judged_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal members, each is judged: that must not take a multiple of the time."""
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("decoded"))
+    assert passes(b'{"model":"m",' + b'"response_format":{"a":1},' * 3 + b'"user":"%b"}' % (b"a" * 140_000))
 
 
 def test_large_members_are_checked_too() -> None:

@@ -70,6 +70,7 @@ UNDETERMINED = {
     "perhaps a file": b"--XX\r\nContent-Disposition: form-data; name=\"model\"; filename*=UTF-8''x\r\n\r\na\r\n" + END,
     "the name twice": b'--XX\r\nContent-Disposition: form-data; name="a"; name="model"\r\n\r\na\r\n' + END,
     "an extended name": b"--XX\r\nContent-Disposition: form-data; name=\"a\"; name*=utf-8''model\r\n\r\na\r\n" + END,
+    "a continued name": b'--XX\r\nContent-Disposition: form-data; name="a"; name*0="model"\r\n\r\na\r\n' + END,
     "an escaped name": b'--XX\r\nContent-Disposition: form-data; name="mo\\del"\r\n\r\na\r\n' + END,
     "a percent-encoded name": _field(b"mode%6c", b"a") + END,
     "a name that is not closed": b'--XX\r\nContent-Disposition: form-data; name="model\r\n\r\na\r\n' + END,

@@ -69,6 +69,7 @@ KNOWN_SENTENCES = {
     "passthrough: {tenant_fields: {deny: [model]}}": (
         "passthrough.tenant_fields.deny[0]: must not be the model: what a key may use is set in models"
     ),
+    "passthrough: {tenant_fields: {deny: ['*']}}": ("passthrough.tenant_fields.deny[0]: must be one field"),
     "passthrough: {tenant_fields: {limits: {n: -1}}}": "passthrough.tenant_fields.limits.n: must be 0 or more",
     "passthrough: {tenant_fields: {limits: {stop=x: 1}}}": (
         "passthrough.tenant_fields.limits.stop…: must be a field without a value, such as stop"
@@ -77,7 +78,7 @@ KNOWN_SENTENCES = {
         "passthrough.tenant_fields.limits.n: must be a whole number, 0 or more, not text"
     ),
     "passthrough: {tenant_fields: {limits: [n]}}": "passthrough.tenant_fields.limits: must be a mapping, not a list",
-    "passthrough: {tenant_fields: {limits: {'*': 1}}}": "passthrough.tenant_fields.limits.…: must be one field",
+    "passthrough: {tenant_fields: {limits: {'*': 1}}}": ("passthrough.tenant_fields.limits.…: must be one field"),
     "passthrough: {tenant_fields: {media: {schemes: ['http://']}}}": (
         "passthrough.tenant_fields.media.schemes[0]: must be the scheme of a URL alone (such as https)"
     ),

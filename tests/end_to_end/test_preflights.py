@@ -100,6 +100,18 @@ async def test_what_is_no_preflight_needs_a_key(
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_makes_a_preflight_reaches_the_server(stand_in: Any, gateway_to: Any) -> None:
+    """vLLM's CORS middleware answers only what has both headers; its /metrics would answer any method."""
+    server = stand_in(whole(ANSWER))
+    gateway = gateway_to(server.port)
+    headers = {**PREFLIGHT, "Connection": "origin, access-control-request-method"}
+    assert (await gateway.answer_to(request_bytes("OPTIONS", "/vllm/metrics", None, headers))).status == 200
+    received = (await server.connection()).received.lower()
+    assert b"origin: https://app.example\r\n" in received
+    assert b"access-control-request-method: post\r\n" in received
+
+
+@pytest_twisted.ensureDeferred
 async def test_preflights_take_no_place_at_a_busy_server(stand_in: Any, gateway_to: Any, reactor: Any) -> None:
     server = stand_in()
     gateway = gateway_to(capped(server.port, limit=1, places=1))

@@ -96,6 +96,9 @@ PRIVATE = [
         "127.0.0.1\n",
         "example.com\x00.evil",
     ),
+    # letters whose lower or upper case is ASCII
+    *("vllm.default.\u017fvc", "x.localho\u017ft", "vllm.\u212aube.svc"),
+    *("168.63.129.16", "[::ffff:168.63.129.16]", "192.0.0.192", "[3fff::1]"),
     *("127.0.0.1 ", "example.com:80:80", "example.com:http", "[::1]x", "[::1]:80x", "exam ple.com", "127.0.0.1;a.b"),
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from twisted_vllm.errors import FieldNotAllowed
+from twisted_vllm.field_policy.media import MAX_VALUES
 from twisted_vllm.field_policy.media_hosts import MediaRules
 from twisted_vllm.field_policy.policy import FieldPolicy, GatewayFields, policy_of
 from twisted_vllm.field_policy.rules import (
@@ -96,9 +97,7 @@ def test_what_only_looks_like_a_default_does_not_pass(body: Any) -> None:
     assert refusal(default(), body) is not None
 
 
-@pytest.mark.parametrize(
-    "kind", ["mcp", "code_interpreter", "web_search", "web_search_preview_2025_03_11", "container"]
-)
+@pytest.mark.parametrize("kind", ["mcp", "code_interpreter", "web_search_preview", "container"])
 def test_tools_that_the_server_runs_are_refused_where_it_runs_tools(kind: str) -> None:
     body = {"tools": [{"type": "function", "name": "f"}, {"type": kind}]}
     error = refusal(default(server_tools=True), body)
@@ -106,7 +105,8 @@ def test_tools_that_the_server_runs_are_refused_where_it_runs_tools(kind: str) -
     assert error.param == "tools.type"
     assert "the server would run this tool itself" in error.message
     assert refusal(default(), body) is None
-    assert refusal(default(server_tools=True), {"tools": [{"type": "function", "name": "f"}]}) is None
+    for harmless in ({"type": "function", "name": "f"}, {"type": "web_search"}, {"type": "local_shell"}):
+        assert refusal(default(server_tools=True), {"tools": [harmless]}) is None
     assert len(SERVER_TOOLS) == 4
 
 
@@ -124,6 +124,8 @@ def test_tools_that_the_server_runs_are_refused_where_it_runs_tools(kind: str) -
         ({"logit_bias": {str(number): 1 for number in range(1025)}}, "has 1025 members"),
         ({"structured_outputs": {"regex": "a" * 65_536}}, "has 65549 bytes"),
         ({"response_format": {"type": "json_schema", "x": "a" * 131_072}}, "has 131104 bytes"),
+        ({"text": {"format": {"schema": {"a": "a" * 131_072}}}}, "has 131105 bytes"),
+        ({"output_config": {"format": {"a": "a" * 131_072}}}, "has 131093 bytes"),
         ({"sampling_params": {"n": 500}}, "is 500"),
     ],
 )
@@ -234,6 +236,26 @@ def test_repeated_keys_inside_a_field_all_count() -> None:
     with pytest.raises(FieldNotAllowed):
         policy.check([("c", b'{"n":9,"n":1}')])
     policy.check([("a", b'{"b":null,"b":null}')])
+
+
+def test_a_value_may_be_a_number_or_a_boolean() -> None:
+    policy = key_policy(("a.b=1", "a.c=true", "a.d=null"))
+    body: Any
+    for body in ({"b": 1}, {"b": [0, 1]}, {"b": "1"}, {"c": True}, {"c": ["x", True]}, {"d": None}):
+        assert refusal(policy, {"a": body}) is not None, body
+    for body in ({"b": [[1]]}, {"b": {"1": 1}}, {"b": 2}, {"c": False}, {"c": 1}, {"d": 0}):
+        assert refusal(policy, {"a": body}) is None, body
+
+
+@pytest.mark.parametrize(("path", "item"), [("a.b=c", "1"), ("a.b=c", "[]"), ("a.b", "[]"), ("a.*.b", "{}")])
+def test_the_search_for_a_field_ends(path: str, item: str) -> None:
+    rest = "," + item
+    few, many = (b'{"b":[%b]}' % (item + rest * number).encode() for number in (1000, MAX_VALUES))
+    if path != "a.b=c":
+        few, many = few[5:-1], many[5:-1]
+    key_policy((path,)).check([("a", few)])
+    with pytest.raises(ValueError, match="too many values"):
+        key_policy((path,)).check([("a", many)])
 
 
 def test_repeated_members_all_count() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
@@ -14,6 +15,7 @@ from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, PREFLIGHT, Principal
+from twisted_vllm.bodies.json_body import MAX_MEMBERS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import TenantFields, TenantRoutes
 from twisted_vllm.errors import FieldNotAllowed, GatewayError, ModelUndetermined
@@ -52,6 +54,7 @@ def admit(
         base_models=BaseModelsOf(default="m"),
         path_aliases=True,
         fields=FieldPolicies(fields or TenantFields()),
+        inject_usage=True,
     )
     authorization = admission.authorize(principal, b"POST", path.encode())
     assert authorization.needs_body or principal.is_administrator
@@ -101,6 +104,31 @@ def test_a_key_s_priority_replaces_the_client_s(path: str, sent: str) -> None:
     found = json.loads(admitted.body, object_pairs_hook=list)
     assert [value for name, value in found if name == "priority"] in ([5], [5, 5])
     assert dict(found)["x"] == "ü"
+
+
+@pytest.mark.parametrize("principal", [RANKED, attrs.evolve(TENANT, cache_salt="s")])
+def test_a_body_that_vllm_could_not_read_is_refused_where_it_must_be_edited(principal: Principal) -> None:
+    """msgspec reads a number of thousands of digits, and the parser of ``json.loads`` does not."""
+    number = b"1" * 5000
+    for sent in (b'"priority":0', b'"cache_salt":"a"'):
+        body = b'{"model":"m",%b,"x":%b}' % (sent, number)
+        if principal is RANKED and b"cache_salt" in sent:
+            assert admit(body, principal).body == body
+            continue
+        with pytest.raises(GatewayError) as caught:
+            admit(body, principal)
+        assert (caught.value.status, "not one valid JSON object" in caught.value.message) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "sent", ['"prior\\u0069ty":0', '"priority":0', '"cache_salt":"a"', '"stream":true,"stream_options":{}']
+)
+def test_an_object_with_very_many_members_is_refused_where_each_must_be_read(sent: str) -> None:
+    principal = attrs.evolve(RANKED, cache_salt="s")
+    many = ",".join(f'"k{number}":0' for number in range(MAX_MEMBERS))
+    with pytest.raises(GatewayError) as caught:
+        admit(f'{{"model":"m",{sent},{many}}}'.encode(), principal)
+    assert f"has more than {MAX_MEMBERS} members" in caught.value.message
 
 
 @pytest.mark.parametrize("path", JSON_ROUTES)

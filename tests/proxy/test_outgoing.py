@@ -142,3 +142,16 @@ def test_a_key_that_may_set_its_priority_has_its_own_as_default() -> None:
     # a header that is taken back by `Connection` was not said
     found = outgoing([(b"x-vllm-priority", b"9")], principal=ranked, connection=b"x-vllm-priority")
     assert found[1:-1] == [(b"X-Vllm-Priority", b"0")]
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Origin", "Access-Control-Request-Method"])
+def test_a_header_by_which_the_gateway_judges_cannot_be_nominated(name: str) -> None:
+    sent = [(name.encode(), b"a")]
+    assert outgoing(sent, connection=name.lower().encode())[1:-1] == sent
+
+
+def test_an_adapter_that_was_judged_cannot_be_nominated() -> None:
+    name = b"x-amzn-sagemaker-adapter-identifier"
+    granted = attrs.evolve(TENANT, granted_headers=frozenset((name,)))
+    assert outgoing([(name, b"a")], principal=granted, connection=name)[1:-1] == [(name, b"a")]
+    assert outgoing([(name, b"a")], connection=name)[1:-1] == []

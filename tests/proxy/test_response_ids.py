@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.proxy.gateway_fakes import server
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.errors import ResponseNotFound
-from twisted_vllm.proxy.response_ids import ResponseIds, response_id_of, stored_response_in
+from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, response_id_of, stored_response_in
 
 ONE, TWO = server("one:8000"), server("two:8000")
 ADA = Principal(kind="key", name="ada", key_id="a" * 32, user_id="u", team_id="t")
@@ -92,3 +92,10 @@ def test_a_long_key_id_is_none_of_another() -> None:
 )
 def test_the_id_in_a_path_is_what_vllm_reads(path: bytes, found: str | None) -> None:
     assert stored_response_in(path) == found
+
+
+@pytest.mark.parametrize("path", [b"/v1/responses", b"/a/v1/responses", b"/a/v1%2Fresponses", b"/v1/responses%0A"])
+def test_a_path_that_vllm_reads_as_the_route_of_responses_is_known(path: bytes) -> None:
+    assert hides_responses(path)
+    assert not hides_responses(path + b"/render")
+    assert not hides_responses(path + b"%0a%0a")

@@ -11,7 +11,17 @@ from collections.abc import Iterable
 
 import msgspec
 
-from twisted_vllm.bodies.json_body import BodyFacts, Member, ModelField, byte_offset, last, members_of, only
+from twisted_vllm.bodies.json_body import (
+    MAX_MEMBERS,
+    BodyFacts,
+    Member,
+    ModelField,
+    TooManyMembers,
+    byte_offset,
+    last,
+    members_of,
+    only,
+)
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.bodies.response_fields import ResponseFields
 from twisted_vllm.errors import InvalidRequest
@@ -72,6 +82,9 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
 
     vLLM 0.32 ignores ``continuous_usage_stats`` without ``include_usage`` (serve/utils/api_utils.py). If the client set
     only the former, it is unset; otherwise every event would have usage.
+
+    Raises:
+        InvalidRequest: the body, or its ``stream_options``, has too many members.
     """
     if not facts.stream or facts.include_usage is not False:
         return ()
@@ -83,6 +96,9 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
         if options is None or not options.value:
             return () if options is None else (_replaced(text, options, b'{"include_usage":true}'),)
         return _options_edits(text, options)
+    except TooManyMembers:
+        # without the edit, vLLM would not report the usage
+        raise _too_many() from None
     except (ValueError, RecursionError):
         # vLLM's parser refuses it too
         return ()
@@ -94,14 +110,15 @@ def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
     A salt from the client is combined with `salt`: it still separates the client's prompts, but cannot reach others'.
 
     Raises:
-        InvalidRequest: the body has more than one ``cache_salt``, or one that is neither a string nor null.
+        InvalidRequest: the body has more than one ``cache_salt``, or one that is neither a string nor null; or
+            ``json.loads`` cannot read it.
     """
     if not facts.salted:
         return _member(body, b'"cache_salt":' + msgspec.json.encode(salt))
     text = body.decode("utf-8")
     try:
-        own = only(members_of(text), "cache_salt")
-    except (LookupError, ValueError, RecursionError):
+        own = only(_members(text), "cache_salt")
+    except LookupError:
         own = None
     if own is None or not isinstance(own.value, (str, type(None))):
         raise InvalidRequest('Send at most one "cache_salt", a string.', param="cache_salt")
@@ -119,10 +136,14 @@ def request_id_edit(body: bytes, fields: ResponseFields, response_id: str) -> Ed
 
 
 def has_priority(body: bytes, facts: BodyFacts) -> bool:
-    """Return whether a body has the member ``priority``."""
+    """Return whether a body has the member ``priority``.
+
+    Raises:
+        InvalidRequest: ``json.loads`` cannot read the body.
+    """
     if facts.plain and _PRIORITY not in body:
         return False
-    return any(member.key == "priority" for member in members_of(body.decode("utf-8")))
+    return any(member.key == "priority" for member in _members(body.decode("utf-8")))
 
 
 def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool) -> bytes:
@@ -133,12 +154,29 @@ def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool)
         facts: the facts in it.
         priority: the priority.
         insert: whether the route reads it from the body alone, so that it must stand there.
+
+    Raises:
+        InvalidRequest: ``json.loads`` cannot read the body.
     """
     new = b"%d" % priority
     if has_priority(body, facts):
         text = body.decode("utf-8")
-        return splice(body, [_replaced(text, each, new) for each in members_of(text) if each.key == "priority"])
+        return splice(body, [_replaced(text, each, new) for each in _members(text) if each.key == "priority"])
     return splice(body, [_member(body, _PRIORITY + b":" + new)]) if insert else body
+
+
+def _members(text: str) -> list[Member]:
+    """Return the members of a body that msgspec has read; a number of thousands of digits only msgspec reads."""
+    try:
+        return members_of(text)
+    except TooManyMembers:
+        raise _too_many() from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The body is not one valid JSON object.") from None
+
+
+def _too_many() -> InvalidRequest:
+    return InvalidRequest(f"An object of the body has more than {MAX_MEMBERS} members. Send fewer.")
 
 
 def _member(body: bytes, new: bytes) -> Edit:

@@ -129,6 +129,13 @@ def _checked(policy: FieldPolicy, fields: BodyFields) -> CheckedDecoder | None:
     return found
 
 
+class TooManyMembers(ValueError):
+    """An object has too many members to be read one by one."""
+
+
+#: the members of an object that is read one by one, which takes 2 µs for each; real bodies have fewer than 100
+MAX_MEMBERS = 10_000
+
 _DECODERS = _Decoders()
 # characters of a member in which each of several equal keys counts
 _LARGE_MEMBER = 1_048_576
@@ -187,8 +194,9 @@ def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None
         return _read_by_scanning(body, fields, policy)
     if not body.isascii():
         _decode_utf8(body)
-    if policy is not None and checked is not None and not checked.holds(found, body):
-        _check(policy, body.decode("utf-8"))
+    if policy is not None and checked is not None and not _holds(checked, found, body):
+        text = body.decode("utf-8")
+        _check(policy, text, _members_of_body(text))
     field = None
     if found.model is not msgspec.UNSET:
         # the key has no escapes and occurs once, so this is its position
@@ -218,6 +226,15 @@ def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None
         1 if found.stream_interval is None else to_count(found.stream_interval) or 1,
         plain=True,
     )
+
+
+def _holds(checked: CheckedDecoder, found: Any, body: bytes) -> bool:
+    """Return whether a decoded body is all right; False means that it must be read whole, which says what is wrong."""
+    try:
+        return checked.holds(found, body)
+    except (ValueError, RecursionError):
+        # a member that was kept undecoded is too large, or only msgspec reads it: a number of thousands of digits
+        return False
 
 
 def _decode_utf8(body: bytes) -> str:
@@ -283,12 +300,7 @@ def _is_one(value: msgspec.Raw) -> bool:
 def _read_by_scanning(body: bytes, fields: BodyFields, policy: FieldPolicy | None) -> BodyFacts:
     """Read the top level with the parser of ``json.loads``, so that the gateway and vLLM agree."""
     text = _decode_utf8(body)
-    try:
-        found = members_of(text)
-    except ValueError:
-        _refuse("the body is not one valid JSON object")
-    except RecursionError:
-        _refuse("the body is nested too deeply")
+    found = _members_of_body(text)
     if policy is not None:
         _check(policy, text, found)
     model = last(found, "model")
@@ -298,16 +310,27 @@ def _read_by_scanning(body: bytes, fields: BodyFields, policy: FieldPolicy | Non
     return _facts(found, field, fields)
 
 
-def _check(policy: FieldPolicy, text: str, found: list[Member] | None = None) -> None:
-    """Check all members of a body; `found` are its members, if they are known."""
+def _members_of_body(text: str) -> list[Member]:
     try:
-        found = members_of(text) if found is None else found
+        return members_of(text)
+    except TooManyMembers:
+        _refuse(f"the body has more than {MAX_MEMBERS} members")
+    except ValueError:
+        _refuse("the body is not one valid JSON object")
+    except RecursionError:
+        _refuse("the body is nested too deeply")
+
+
+def _check(policy: FieldPolicy, text: str, found: list[Member]) -> None:
+    """Check all members of a body."""
+    try:
         for member in found:
             if not policy.looks_at(member.key, member.value):
                 continue
-            if member.end - member.start > _LARGE_MEMBER:
+            size = member.end - member.start
+            if not isinstance(member.value, (dict, list)) or not member.value or size > _LARGE_MEMBER:
                 # decoded again, it would take several times as long; of equal keys in it the last counts, as in vLLM
-                policy.check_value(member.key, member.value, member.end - member.start)
+                policy.check_value(member.key, member.value, size)
             else:
                 raw = text[member.start : member.end].encode("utf-8", "surrogatepass")
                 policy.check([(member.key, raw)])
@@ -408,6 +431,7 @@ def members_of(text: str, offset: int = 0, *, whole: bool = True) -> list[Member
         whole: whether nothing may follow the object.
 
     Raises:
+        TooManyMembers: it has more than `MAX_MEMBERS`.
         ValueError: it is not a JSON object.
         RecursionError: it is nested too deeply.
     """
@@ -429,6 +453,8 @@ def members_of(text: str, offset: int = 0, *, whole: bool = True) -> list[Member
             start = _after_whitespace(text, offset + 1)
             value, offset = _scan_value(text, start)
             found.append(Member(key, value, start, offset))
+            if len(found) > MAX_MEMBERS:
+                raise TooManyMembers("too many members")
             offset = _after_whitespace(text, offset)
             if text[offset : offset + 1] == "}":
                 offset += 1

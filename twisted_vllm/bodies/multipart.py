@@ -317,7 +317,8 @@ def _disposition(headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
     name = parameters.get(b"name")
     if kind != b"form-data" or name is None:
         refuse("a part's Content-Disposition is not form-data with a name")
-    if b"%" in name or b"name*" in parameters or name == b"_charset_":
+    # older versions of python-multipart join ``name*0`` and ``name*1`` (RFC 2231)
+    if b"%" in name or name == b"_charset_" or any(each.startswith(b"name*") for each in parameters):
         refuse("a part's name can be read in more than one way")
     return parameters
 

@@ -256,6 +256,15 @@ def field_path(value: object, place: Place) -> str:
     return found
 
 
+@checker("field path")
+def one_field_path(value: object, place: Place) -> str:
+    """Check for the name of one field of a body, or a path to one."""
+    found = field_path(value, place)
+    if found == EVERYTHING:
+        raise Rejected("must be one field")
+    return found
+
+
 @checker("mapping of fields to whole numbers", "0 or more, or null")
 def field_limits(value: object, place: Place) -> Mapping[str, int | None]:
     """Check for limits of fields; ``null`` in place of a number lifts a default."""

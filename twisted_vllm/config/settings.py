@@ -23,6 +23,7 @@ from twisted_vllm.config.checks import (
     list_of,
     master_key,
     network,
+    one_field_path,
     one_of,
     optional,
     period,
@@ -82,7 +83,7 @@ class TenantFields:
         (), list_of(field_path), "Opened to every key, such as vllm_xargs, which keys may not send by default."
     )
     deny: tuple[str, ...] = setting(
-        (), list_of(field_path), "Closed to every key, such as background or response_format.type=json_schema."
+        (), list_of(one_field_path), "Closed to every key, such as background or response_format.type=json_schema."
     )
     limits: Mapping[str, int | None] = setting(
         {},

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
 import attrs
 
 from twisted_vllm.errors import FieldNotAllowed
-from twisted_vllm.field_policy.media import Repeated
+from twisted_vllm.field_policy.media import MAX_VALUES, Repeated
 from twisted_vllm.field_policy.rules import NEGATIVE_IS_ALL, NUMBERS, SCHEMAS, FieldPath, is_harmless
 
 #: characters of a caller's value that a message repeats
 _CLIP = 40
+
+#: how the JSON of numbers, booleans and null begins, as Python writes it
+_BEGINS_LITERAL = frozenset("-0123456789tfnNI")
 
 #: the longest text that is read as a number
 _MAX_DIGITS = 400
@@ -44,22 +47,31 @@ def values_at(value: Any, names: Sequence[str]) -> Iterator[Any]:
     Args:
         value: the value; its objects as `twisted_vllm.field_policy.media.pairs` makes them.
         names: the rest of the path.
+
+    Raises:
+        ValueError: more than `MAX_VALUES` are visited.
     """
-    if isinstance(value, Repeated):
-        for each in value:
-            yield from values_at(each, names)
-    elif not names:
-        yield value
-    elif isinstance(value, list):
-        rest = names[1:] if names[0] == "*" else names
-        for each in value:
-            yield from values_at(each, rest)
-    elif isinstance(value, dict):
-        if names[0] == "*":
-            for each in value.values():
-                yield from values_at(each, names[1:])
-        elif names[0] in value:
-            yield from values_at(value[names[0]], names[1:])
+    # each with the number of names that lead to it; the last is the next
+    waiting = [(value, 0)]
+    room = MAX_VALUES
+    while waiting:
+        current, depth = waiting.pop()
+        if depth == len(names) and not isinstance(current, Repeated):
+            yield current
+            continue
+        found: Collection[Any] = ()
+        if isinstance(current, Repeated):
+            found = current
+        elif isinstance(current, list):
+            found, depth = current, depth + (names[depth] == "*")
+        elif isinstance(current, dict):
+            name = names[depth]
+            found = current.values() if name == "*" else (current[name],) if name in current else ()
+            depth += 1
+        room -= len(found)
+        if room < 0:
+            raise ValueError("too many values")
+        waiting += [(each, depth) for each in found]
 
 
 @attrs.frozen
@@ -81,20 +93,34 @@ class Forbidden:
 
         Raises:
             FieldNotAllowed: the field is there, and asks for something.
+            ValueError: it has too many values in it.
         """
         name = self.path.names[-1]
+        room = MAX_VALUES
+        may_be_literal = self.path.value is not None and self.path.value[0] in _BEGINS_LITERAL
         for each in values_at(value, self.path.names[1:]):
             if self.path.value is None:
                 if not is_harmless(name, each):
                     raise self.refusal()
-            elif any(self.means(item) for item in (each if isinstance(each, list) else (each,))):
-                raise self.refusal()
+            else:
+                items = each if isinstance(each, list) else [each]
+                room -= len(items)
+                if room < 0:
+                    raise ValueError("too many values")
+                if any((may_be_literal or isinstance(item, str)) and self.means(item) for item in items):
+                    raise self.refusal()
 
     def means(self, value: Any) -> bool:
         """Return whether this value is forbidden, where the rule names one."""
         wanted = self.path.value
         assert wanted is not None
-        text = value if isinstance(value, str) else json.dumps(value)
+        if isinstance(value, str):
+            text = value
+        elif isinstance(value, (list, dict)) or wanted[0] not in _BEGINS_LITERAL:
+            # a wanted value has no brackets
+            return False
+        else:
+            text = json.dumps(value)
         return text.startswith(wanted[:-1]) if wanted.endswith("*") else text == wanted
 
     def refusal(self) -> FieldNotAllowed:
@@ -138,6 +164,7 @@ class Limit:
 
         Raises:
             FieldNotAllowed: it is over the limit.
+            ValueError: it has too many values in it.
         """
         if self.measures_json:
             self.check_size(size)

@@ -15,8 +15,12 @@ from typing import Any
 
 from twisted_vllm.field_policy.media_hosts import MAX_URL, MediaRules
 
-#: members of a part that hold a URL, or an object with the member ``url``; vLLM 0.32 does not fetch the last one
-URL_MEMBERS = frozenset(("image_url", "audio_url", "video_url", "file_url"))
+#: a member of a part for images in Python. Beside ``uuid``, vLLM 0.32 passes a text in it to the model's processor, and
+#: those of transformers open URLs with their redirects, and files
+PROCESSORS_IMAGE = "image_pil"
+
+#: members of a part that hold a URL, or an object with the member ``url``; vLLM 0.32 does not fetch ``file_url``
+URL_MEMBERS = frozenset(("image_url", "audio_url", "video_url", "file_url", PROCESSORS_IMAGE))
 
 #: members at the top level that are URLs or lists of them
 URL_LISTS = ("images", "audio", "videos")
@@ -37,6 +41,8 @@ _NOT_MEDIA = frozenset(
 _ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 # the end of a key that holds a URL, and the beginning of its value
 _URL_KEY = b'url"'
+# the only such key that ends otherwise
+_PIL_KEY = b'%b"' % PROCESSORS_IMAGE.encode()
 _VALUE = re.compile(rb'[ \t\n\r]*:[ \t\n\r]*(["[])?')
 _DATA = b"data:"
 # bytes of a body that may hold a medium
@@ -56,10 +62,10 @@ def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object's members; the value of a repeated key is `Repeated`. For ``json.loads``."""
     found = dict(members)
     if len(found) != len(members):
-        for name in found:
-            values = [value for key, value in members if key == name]
-            if len(values) > 1:
-                found[name] = Repeated(values)
+        by_name: dict[str, list[Any]] = {}
+        for name, value in members:
+            by_name.setdefault(name, []).append(value)
+        found.update({name: Repeated(values) for name, values in by_name.items() if len(values) > 1})
     return found
 
 
@@ -139,7 +145,11 @@ def looks_into(name: str, raw: bytes, rules: MediaRules) -> bool:
 def may_hold_urls(body: bytes) -> bool:
     """Return whether a JSON body may hold a URL in a member of a part. No key of it has an escaped letter."""
     # from the end it takes half the time, except where a large medium stands
-    return (len(body) > _LARGE and body.find(_URL_KEY, 0, _LARGE) >= 0) or body.rfind(_URL_KEY) >= 0
+    return (
+        (len(body) > _LARGE and body.find(_URL_KEY, 0, _LARGE) >= 0)
+        or body.rfind(_URL_KEY) >= 0
+        or body.rfind(_PIL_KEY) >= 0
+    )
 
 
 def all_allowed(body: bytes, rules: MediaRules) -> bool:
@@ -149,13 +159,16 @@ def all_allowed(body: bytes, rules: MediaRules) -> bool:
     ``data:`` URLs is skipped and not copied.
 
     Args:
-        body: a valid JSON body. No key of it has an escaped letter, so that each key of a URL ends in ``url"``; inside
-            a text, the quote would be escaped.
+        body: a valid JSON body. No key of it has an escaped letter, so that each key of a URL ends in ``url"`` or is
+            `PROCESSORS_IMAGE`; inside a text, the quote would be escaped.
         rules: which URLs are allowed.
     """
     allows_data = "data" in rules.schemes
     offset = body.find(_URL_KEY)
+    checked = 0
     for _ in range(_MOST_KEYS):
+        if body.rfind(_PIL_KEY, checked, len(body) if offset < 0 else offset) >= 0:
+            return False
         if offset < 0:
             return True
         value = _VALUE.match(body, offset + len(_URL_KEY))
@@ -173,6 +186,7 @@ def all_allowed(body: bytes, rules: MediaRules) -> bool:
             elif end - start > MAX_URL or rules.refusal(_decoded(body[start:end])) is not None:
                 return False
             offset = end
+        checked = offset
         offset = body.find(_URL_KEY, offset)
     return False
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import attrs
 
@@ -28,7 +28,9 @@ MAX_URL = 8192
 # RFC 3986 §3.1
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # the authority without userinfo, backslashes, escapes and characters beyond ASCII
-_PLAIN_HTTP = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{0,5})?(?:[/?#]|\Z)", re.IGNORECASE)
+_PLAIN_HTTP = re.compile(
+    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{0,5})?(?:[/?#]|\Z)", re.IGNORECASE | re.ASCII
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # what a URL parser or `inet_aton` takes for a number: decimal, octal or hexadecimal
 _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")
@@ -43,7 +45,14 @@ PRIVATE_SUFFIXES = frozenset(
     )
 )
 
+# IETF protocol assignments (RFC 6890), of which older versions of Python take some for public; Oracle Cloud's metadata
+_IETF = IPv4Network("192.0.0.0/24")
+#: public addresses that only machines of a cloud reach: Azure's virtual public IP serves them their secrets
+_CLOUD = frozenset((IPv4Address("168.63.129.16"),))
+
 _NAT64 = int(IPv6Address("64:ff9b::")) >> 32
+# RFC 9637, which older versions of Python do not know
+_DOCUMENTATION = IPv6Network("3fff::/20")
 _SIX_TO_FOUR = 0x2002
 _TEREDO = 0x20010000
 
@@ -145,7 +154,13 @@ _PRIVATE = "has an address that is private, local or reserved"
 
 
 def _is_public_ipv4(address: IPv4Address) -> bool:
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    return (
+        address.is_global
+        and not address.is_multicast
+        and not address.is_reserved
+        and address not in _IETF
+        and address not in _CLOUD
+    )
 
 
 def _is_public_ipv6(address: IPv6Address) -> bool:
@@ -171,6 +186,7 @@ def _is_public_ipv6(address: IPv6Address) -> bool:
         and not address.is_reserved
         and not address.is_site_local
         and not address.is_link_local
+        and address not in _DOCUMENTATION
     )
 
 

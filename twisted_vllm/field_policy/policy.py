@@ -76,6 +76,12 @@ class FieldPolicy:
         for each in checks:
             by_name.setdefault(each.path.names[0], []).append(each)
         self._checks: Mapping[str, tuple[Check, ...]] = {name: tuple(found) for name, found in by_name.items()}
+        # members whose size alone counts; none of them holds a URL that a server fetches
+        self._sized = frozenset(
+            name
+            for name, found in self._checks.items()
+            if all(isinstance(each, Limit) and each.measures_json for each in found)
+        )
         self.decoders: dict[Any, Any] = {}
         self.types: dict[str, Any] = {}
         raws: list[str] = []
@@ -106,7 +112,10 @@ class FieldPolicy:
             ValueError, RecursionError: a value cannot be decoded, or has too many values in it.
         """
         for name, raw in members:
-            if name in self._checks or (self._media is not None and media.looks_into(name, raw, self._media)):
+            if name in self._sized:
+                for each in self._checks[name]:
+                    each.check(None, len(raw))
+            elif name in self._checks or (self._media is not None and media.looks_into(name, raw, self._media)):
                 self.check_value(name, json.loads(raw, object_pairs_hook=media.pairs), len(raw))
 
     def check_value(self, name: str, value: Any, size: int) -> None:
@@ -124,12 +133,14 @@ class FieldPolicy:
         for each in self._checks.get(name, ()):
             each.check(value, size)
         rules = self._media
-        if rules is None:
+        if rules is None or not (isinstance(value, (dict, list)) or name in media.URL_LISTS):
             return
         for number, (member, url) in enumerate(media.urls_in([(name, value)])):
             if number >= media.MAX_URLS:
                 raise ValueError("too many URLs")
             reason = rules.refusal(url)
+            if member == media.PROCESSORS_IMAGE and url:
+                reason = "would be opened past the checks of the server; send image_url"
             if reason is not None:
                 raise _refused_url(member, reason)
 
@@ -143,12 +154,7 @@ class FieldPolicy:
         Raises:
             FieldNotAllowed: it is not allowed.
         """
-        found = self._checks.get(name, ())
-        if name not in media.URL_LISTS and all(isinstance(each, Limit) and each.measures_json for each in found):
-            for each in found:
-                each.check(None, len(raw))
-        else:
-            self.check([(name, raw)])
+        self.check([(name, raw)])
 
     def holds_for_urls(self, body: bytes) -> bool:
         """Return whether no URL of a JSON body needs a look; False means that `check` must see the body.
@@ -161,9 +167,9 @@ class FieldPolicy:
 
     def largest_size(self, name: str) -> int | None:
         """Return the largest allowed size of a member's JSON text in bytes, if the policy limits nothing else of it."""
-        found = self._checks.get(name, ())
-        sizes = [each.most for each in found if isinstance(each, Limit) and each.measures_json]
-        return min(sizes) if sizes and len(sizes) == len(found) else None
+        if name not in self._sized:
+            return None
+        return min(each.most for each in self._checks[name] if isinstance(each, Limit))
 
     def is_list_of_urls(self, name: str) -> bool:
         """Return whether a member is checked only because it may be a list of URLs."""

@@ -144,10 +144,12 @@ DEFAULT_FORBIDDEN: Mapping[str, str] = {
     "sampling_params.stream_interval": "it hides tokens of a stream from the count",
 }
 
-#: what the gateway forbids by default where vLLM runs tools by itself: /v1/responses
+#: what the gateway forbids by default where vLLM runs tools by itself: /v1/responses. For ``web_search``, which clients
+#: send unasked, it runs none.
 SERVER_TOOLS: Mapping[str, str] = {
-    f"tools.type={name}": "the server would run this tool itself" for name in ("mcp", "code_interpreter")
-} | {f"tools.type={name}": "the server would run this tool itself" for name in ("web_search*", "container")}
+    f"tools.type={name}": "the server would run this tool itself"
+    for name in ("mcp", "code_interpreter", "web_search_preview", "container")
+}
 
 #: the default limits of virtual keys; no client of OpenAI's needs more
 DEFAULT_LIMITS: Mapping[str, int] = {
@@ -156,6 +158,8 @@ DEFAULT_LIMITS: Mapping[str, int] = {
     "prompt_logprobs": 20,
     "logit_bias": 1024,
     "response_format": 131_072,
+    "text": 131_072,
+    "output_config": 131_072,
     "structured_outputs": 65_536,
     "sampling_params.n": 128,
     "sampling_params.prompt_logprobs": 20,
@@ -168,7 +172,7 @@ NUMBERS = frozenset(
         *("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tool_calls", "dimensions", "top_k", "k"),
         *("truncate_prompt_tokens", "max_tokens_per_query", "max_tokens_per_doc", "output_dimension", "seed"),
         *("temperature", "top_p", "p", "min_p", "length_penalty", "repetition_penalty", "top_n", "priority"),
-        *("presence_penalty", "frequency_penalty", "stream_interval"),
+        *("presence_penalty", "frequency_penalty", "stream_interval", "budget_tokens", "routed_experts_prompt_start"),
     )
 )
 

@@ -52,7 +52,10 @@ def stored_response_in(path: bytes) -> str | None:
 
 def hides_responses(path: bytes) -> bool:
     """Return whether the server may read a path as ``/v1/responses``, whatever the gateway takes it for."""
-    return (b"responses" in path or b"%" in path) and unquote_to_bytes(path).endswith(b"/v1/responses")
+    if b"responses" not in path and b"%" not in path:
+        return False
+    # Starlette's patterns match before a last line feed too
+    return unquote_to_bytes(path).removesuffix(b"\n").endswith(b"/v1/responses")
 
 
 class ResponseIds:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, OPERATORS_HEADERS
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated
 from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
@@ -26,6 +26,10 @@ _WRITTEN_ANEW = frozenset(
         SUBPROTOCOLS,
     )
 )
+
+#: headers by which the gateway judges a request. They reach the server even if the client nominates them in
+#: ``Connection``, which RFC 9110 §7.6.1 forbids: the server would else judge another request.
+_DECIDES = frozenset((b"content-type", b"origin", b"access-control-request-method")) | ADAPTER_HEADERS
 
 _NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
 _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
@@ -61,12 +65,13 @@ def outgoing_headers(
         request_id: the value of ``X-Request-Id``.
         forwarded: the ``X-Forwarded-*`` headers.
         framing: ``Content-Length`` or ``Transfer-Encoding``, or None for a request without a body.
-        connection: the value of the client's ``Connection``; the headers that it nominates are dropped.
+        connection: the value of the client's ``Connection``; the headers that it nominates are dropped,
+            but those by which the gateway has decided.
         expects_continue: whether the client waits for the server's ``100 Continue``.
     """
     drop = dropped_from(principal)
     if connection is not None:
-        drop = drop | nominated(connection)
+        drop = drop | (nominated(connection) - _DECIDES)
     out: HeaderList = [(b"Host", server.host_header)]
     out += [pair for name, pair in zip(names, headers, strict=True) if name not in drop]
     if principal.priority is not None and (PRIORITY in drop or PRIORITY not in names):
