@@ -156,11 +156,24 @@ def test_urls_are_judged_on_every_route_that_fetches_them(route: str) -> None:
 def test_no_text_is_an_image_in_python(value: str) -> None:
     url = '{"type":"image_url","image_url":{"url":"https://example.com/"}}'
     for key in ("image_pil", "image_\\u0070il"):
-        part = f'{{"type":"image_url","uuid":"1","{key}":"{value}"}}'
+        part = f'{{"type":"image_url","{key}":"{value}"}}'
         for parts in (part, f"{url},{part}", f"{part},{url}", f"{url},{part},{url}"):
             assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}'.encode())
-    for harmless in ('{"type":"image_url","image_pil":null,"uuid":"1"}', '{"type":"text","text":"image_pil"}'):
+    for harmless in ('{"type":"image_url","image_pil":null,"uuid":null}', '{"type":"text","text":"image_pil"}'):
         assert passes(f'{{"model":"m","messages":[{{"role":"user","content":[{harmless},{url}]}}]}}'.encode())
+
+
+@pytest.mark.parametrize("kind", ["image_url", "audio_url", "video_url", "input_audio", "image_embeds"])
+def test_no_key_names_a_medium_in_the_cache_that_all_share(kind: str) -> None:
+    url = '{"type":"image_url","image_url":{"url":"https://example.com/"}}'
+    for key in ("uuid", "\\u0075uid"):
+        for part in (f'{{"type":"{kind}","{key}":"1"}}', f'{{"{kind}":null,"{key}":"1"}}'):
+            for parts in (part, f"{url},{part}", f"{part},{url}"):
+                assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}'.encode())
+    schema = '{"type":"function","function":{"name":"f","parameters":{"properties":{"uuid":{"type":"string"}}}}}'
+    call = '{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":"{\\"uuid\\":\\"1\\"}"}}]}'
+    text = '{"role":"user","content":[{"type":"text","text":"uuid","uuid":"1"}]}'
+    assert passes(f'{{"model":"m","messages":[{call},{text}],"tools":[{schema}]}}'.encode())
 
 
 def test_urls_in_tools_and_in_the_arguments_of_calls_pass() -> None:

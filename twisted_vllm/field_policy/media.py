@@ -22,6 +22,14 @@ PROCESSORS_IMAGE = "image_pil"
 #: members of a part that hold a URL, or an object with the member ``url``; vLLM 0.32 does not fetch ``file_url``
 URL_MEMBERS = frozenset(("image_url", "audio_url", "video_url", "file_url", PROCESSORS_IMAGE))
 
+#: names a medium in vLLM's cache, which all callers share: whoever knows the name gets the medium, or replaces it
+CACHE_NAME = "uuid"
+
+#: members of a part that hold a medium, and its types
+_MEDIA_MEMBERS = URL_MEMBERS | frozenset(
+    ("input_audio", "input_image", "image_embeds", "audio_embeds", "video_embeds", "image", "audio", "video")
+)
+
 #: members at the top level that are URLs or lists of them
 URL_LISTS = ("images", "audio", "videos")
 
@@ -43,6 +51,7 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 _URL_KEY = b'url"'
 # the only such key that ends otherwise
 _PIL_KEY = b'%b"' % PROCESSORS_IMAGE.encode()
+_CACHE_KEY = b'"%b"' % CACHE_NAME.encode()
 _VALUE = re.compile(rb'[ \t\n\r]*:[ \t\n\r]*(["[])?')
 _DATA = b"data:"
 # bytes of a body that may hold a medium
@@ -70,7 +79,7 @@ def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def urls_in(members: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield the URLs that vLLM may fetch, each with the name of its member.
+    """Yield the URLs that vLLM may fetch, and the names of cached media, each with the name of its member.
 
     Args:
         members: the members of the body, repeated ones included; their objects as `pairs` makes them.
@@ -103,10 +112,16 @@ def _urls_below(value: Any) -> Iterator[tuple[str, str]]:
                 elif name == "source":
                     sources = inner if isinstance(inner, list) else [inner]
                     yield from ((name, url) for each in sources if isinstance(each, dict) for url in _urls_of(each))
+                elif name == CACHE_NAME and _is_medium(current):
+                    yield from ((name, text) for text in _texts(inner))
                 elif name == "url" and _is_one_of(current.get("type"), tuple(URL_MEMBERS)):
                     yield from ((name, url) for url in _texts(inner))
                 elif isinstance(inner, (dict, list)) and name != "tool_calls" and not (calls_tool and name == "input"):
                     waiting.append(inner)
+
+
+def _is_medium(part: dict[str, Any]) -> bool:
+    return not _MEDIA_MEMBERS.isdisjoint(part) or _is_one_of(part.get("type"), tuple(_MEDIA_MEMBERS))
 
 
 def _is_one_of(value: Any, names: tuple[str, ...]) -> bool:
@@ -149,6 +164,7 @@ def may_hold_urls(body: bytes) -> bool:
         (len(body) > _LARGE and body.find(_URL_KEY, 0, _LARGE) >= 0)
         or body.rfind(_URL_KEY) >= 0
         or body.rfind(_PIL_KEY) >= 0
+        or body.rfind(_CACHE_KEY) >= 0
     )
 
 
@@ -163,6 +179,8 @@ def all_allowed(body: bytes, rules: MediaRules) -> bool:
             `PROCESSORS_IMAGE`; inside a text, the quote would be escaped.
         rules: which URLs are allowed.
     """
+    if body.rfind(_CACHE_KEY) >= 0:
+        return False
     allows_data = "data" in rules.schemes
     offset = body.find(_URL_KEY)
     checked = 0

@@ -138,6 +138,12 @@ class FieldPolicy:
         for number, (member, url) in enumerate(media.urls_in([(name, value)])):
             if number >= media.MAX_URLS:
                 raise ValueError("too many URLs")
+            if member == media.CACHE_NAME:
+                raise FieldNotAllowed(
+                    "`uuid` of an image, sound or video is not allowed: vLLM's cache of media is shared, and whoever "
+                    "names an entry gets what another caller sent. Leave it out (passthrough.tenant_fields.media).",
+                    param=member,
+                )
             reason = rules.refusal(url)
             if member == media.PROCESSORS_IMAGE and url:
                 reason = "would be opened past the checks of the server; send image_url"
