@@ -341,12 +341,13 @@ class Accounting(RequestObserver):
             sent,
             # nothing is generated after a whole answer began
             (not meter.is_stream and meter.began) or context.ended,
-            usage.completion_tokens,
+            meter.events if meter.is_stream else usage.completion_tokens,
             meter.interval,
             meter.paused,
             0 if meter.is_stream or not meter.status else meter.size or context.bytes_out,
             complete,
             meter.text_size(context.bytes_out) if meter.is_stream else 0,
+            meter.reported,
         )
         tokens = generated_tokens(answer, rate)
         return msgspec.structs.replace(usage, completion_tokens=tokens, total_tokens=usage.prompt_tokens + tokens)
