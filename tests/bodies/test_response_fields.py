@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.bodies.edits import request_id_edit, splice
-from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
+from twisted_vllm.bodies.response_fields import (
+    MAX_DEPTH,
+    NO_FIELDS,
+    ResponseFields,
+    check_repeatable,
+    read_response_fields,
+)
 from twisted_vllm.errors import InvalidRequest
 
 KEYS = ["request_id", "previous_response_id", "background", "store", "input"]
@@ -98,3 +104,53 @@ def test_an_id_is_replaced_where_it_stands() -> None:
 def test_what_json_loads_does_not_read_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_response_fields(body)
+
+
+def nested(depth: int) -> str:
+    return '{"tools":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"user":"\\ud800"}',
+        '{"user":"\\\\\\uDBFF"}',
+        '{"user":"\\udc00\\ud800"}',
+        '{"user":"\\ud83d\\n\\ude00"}',
+        '{"tools":[{"parameters":{"x":"\\ud83d\\ud83d\\ude00"}}]}',
+        '{"metadata":{"\\uDfff":"x"}}',
+        nested(MAX_DEPTH + 1),
+        '{"a":"[{",' + '"tools":' + '{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH + "}",
+    ],
+)
+def test_what_vllm_cannot_write_into_its_answer_is_refused(body: str) -> None:
+    json.loads(body)
+    with pytest.raises(InvalidRequest):
+        check_repeatable(body.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        '{"input":"\\ud83d\\ude00","user":"\\uD83D\\uDE00\\u00e9"}',
+        '{"input":"C:\\\\ud800 and \\\\\\\\udfff"}',
+        nested(MAX_DEPTH),
+        json.dumps({"input": '"[{\\' * MAX_DEPTH}),
+        json.dumps({"tools": [{"parameters": {"properties": {}}}] * MAX_DEPTH}),
+    ],
+)
+def test_what_vllm_can_write_into_its_answer_passes(body: str) -> None:
+    check_repeatable(body.encode())
+
+
+@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\\\", "\\n", "u", "d8", "x"]), max_size=8).map("".join))
+def test_half_a_character_is_found_as_json_loads_finds_it(text: str) -> None:
+    means = json.loads(f'"{text}"')
+    try:
+        means.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(InvalidRequest):
+            check_repeatable(f'{{"user":"{text}"}}'.encode())
+    else:
+        check_repeatable(f'{{"user":"{text}"}}'.encode())

@@ -6,6 +6,7 @@ The parser is ``json.loads``: of equal keys the last counts, and keys may be esc
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 import msgspec
 
@@ -16,6 +17,16 @@ from twisted_vllm.errors import InvalidRequest
 _KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"')
 # an escaped letter or underscore of a key
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
+
+#: levels of a body's objects and lists. vLLM 0.32 writes the request's members into the answer, and pydantic writes 255
+MAX_DEPTH = 200
+
+# an escape: a pair of surrogates, half of one (group 1), or any other
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)", re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# as signed bytes, an opening bracket is 1 and a closing one -1
+_STEPS = bytes.maketrans(b"[{]}", b"\1\1\377\377")
 
 
 class ResponseFields(msgspec.Struct, frozen=True, gc=False):
@@ -68,3 +79,27 @@ def read_response_fields(body: bytes) -> ResponseFields:
         background,
         None if own_id is None else (byte_offset(text, own_id.start), byte_offset(text, own_id.end)),
     )
+
+
+def check_repeatable(body: bytes) -> None:
+    """Check that vLLM can write what a body contains into its answer.
+
+    The answer repeats tools, metadata and other members. vLLM writes it when all is generated, and answers 400 if it
+    cannot: nobody would learn what was used.
+
+    Args:
+        body: a body that `read_body` has accepted.
+
+    Raises:
+        InvalidRequest: a text contains half a surrogate pair, or the body is nested too deeply.
+    """
+    if (b"\\ud" in body or b"\\uD" in body) and any(found[1] for found in _ESCAPE.finditer(body)):
+        raise InvalidRequest("A text in the body contains half a character: a lone surrogate.")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise InvalidRequest(f"The body is nested too deeply: at most {MAX_DEPTH} levels.")
+
+
+def _depth(body: bytes) -> int:
+    """Return how deeply the objects and lists of a valid body are nested."""
+    steps = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0)

@@ -30,7 +30,7 @@ from twisted_vllm.bodies.edits import (
 )
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
-from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
+from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, ModelNotFound, ModelUndetermined, RouteNotAllowed
@@ -334,6 +334,8 @@ class Admission:
         Raises:
             ResponseNotFound, InvalidRequest: as from `admit`; for virtual keys only.
         """
+        if principal.kind == "key":
+            check_repeatable(body)
         try:
             stored = read_response_fields(body)
         except InvalidRequest:
