@@ -40,7 +40,8 @@ def test_it_is_read_and_edited_as_json_loads_reads_it(members: list[tuple[str, A
     repeated = sum(key == "request_id" for key, _ in members) > 1
     background = means.get("background") in (True, 1, "on")
     unstored = background and "store" in means and means["store"] not in (True, 1, "on")
-    if repeated or unstored:
+    null = "background" in means and means["background"] is None
+    if repeated or unstored or null:
         with pytest.raises(InvalidRequest):
             read_response_fields(body)
         return
@@ -66,7 +67,6 @@ def test_it_is_read_and_edited_as_json_loads_reads_it(members: list[tuple[str, A
         ("false", False),
         ("0", False),
         ("0.0", False),
-        ("null", False),
         ('"false"', False),
         ('"N"', False),
         ('"off"', False),
@@ -154,3 +154,13 @@ def test_half_a_character_is_found_as_json_loads_finds_it(text: str) -> None:
             check_repeatable(f'{{"user":"{text}"}}'.encode())
     else:
         check_repeatable(f'{{"user":"{text}"}}'.encode())
+
+
+@pytest.mark.parametrize("name", ["background", "truncation"])
+def test_what_vllm_cannot_answer_as_null_is_refused(name: str) -> None:
+    for every in (0, 1):
+        with pytest.raises(InvalidRequest) as error:
+            read_response_fields(written([("input", "a"), (name, "auto"), (name, None)], every))
+        assert error.value.param == name
+    read_response_fields(written([(name, None), (name, False)], 0))
+    read_response_fields(written([("truncation", "auto"), ("user", None)], 0))

@@ -14,7 +14,9 @@ from twisted_vllm.bodies.json_body import Member, byte_offset, members_of
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.errors import InvalidRequest
 
-_KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"')
+_KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"', b'"truncation"')
+#: members that vLLM 0.32 accepts as null, and then cannot write into its answer, after all is generated
+_NEVER_NULL = {"background": "false", "truncation": '"disabled"'}
 # an escaped letter or underscore of a key
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
 
@@ -50,8 +52,9 @@ def read_response_fields(body: bytes) -> ResponseFields:
     """Read a body that `read_body` has accepted.
 
     Raises:
-        InvalidRequest: ``json.loads`` cannot read it; ``request_id`` is repeated; or the response is to be generated in
-            the background without being stored, so that nobody could learn what it used.
+        InvalidRequest: ``json.loads`` cannot read it; ``request_id`` is repeated; a member is null that vLLM cannot
+            answer as null; or the response is to be generated in the background without being stored, so that nobody
+            could learn what it used.
     """
     # inside a string the key's quotes would be escaped
     if not any(key in body for key in _KEYS) and not (b"\\" in body and _ESCAPED_LETTER.search(body)):
@@ -67,6 +70,12 @@ def read_response_fields(body: bytes) -> ResponseFields:
         if member.key == "request_id" and "request_id" in members:
             raise InvalidRequest('Send "request_id" at most once.', param="request_id")
         members[member.key] = member
+    for name, default in _NEVER_NULL.items():
+        if name in members and members[name].value is None:
+            raise InvalidRequest(
+                f'vLLM cannot answer with "{name}": null. Leave it out, or send {default}, which is the same.',
+                param=name,
+            )
     previous = members.get("previous_response_id")
     background = "background" in members and to_bool(members["background"].value) is True
     if background and "store" in members and to_bool(members["store"].value) is not True:
