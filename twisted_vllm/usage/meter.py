@@ -27,6 +27,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         max_tokens: the limit of each choice in tokens; None if the client set none.
         min_tokens: the tokens that each choice has at least.
         interval: the least tokens of a stream's event that the client requested.
+        response_id: the id of the response, if the gateway chose it; else empty.
         fingerprint: the server's fingerprint, if usage was injected.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
@@ -47,6 +48,7 @@ class UsageMeter(msgspec.Struct, eq=False):
     max_tokens: int | None = None
     min_tokens: int = 0
     interval: int = 1
+    response_id: str = ""
     fingerprint: Fingerprint | None = None
     status: int = 0
     is_stream: bool = False
