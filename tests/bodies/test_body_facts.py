@@ -216,6 +216,13 @@ def test_how_many_choices_are_requested(fields: BodyFields, body: dict[str, Any]
     assert facts(fields, **body).choices == choices
 
 
+def test_the_other_numbers_stand_where_the_limit_stands() -> None:
+    found = facts(
+        GENERATE_FIELDS, min_tokens=5, stream_interval=5, sampling_params={"min_tokens": 1900, "stream_interval": "20"}
+    )
+    assert (found.min_tokens, found.stream_interval) == (1900, 20)
+
+
 @pytest.mark.parametrize(
     ("fields", "body", "repeated"),
     [

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.bodies.edits import request_id_edit, splice
-from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
+from twisted_vllm.bodies.response_fields import (
+    MAX_DEPTH,
+    NO_FIELDS,
+    ResponseFields,
+    check_repeatable,
+    read_response_fields,
+)
 from twisted_vllm.errors import InvalidRequest
 
 KEYS = ["request_id", "previous_response_id", "background", "store", "input"]
@@ -34,7 +40,8 @@ def test_it_is_read_and_edited_as_json_loads_reads_it(members: list[tuple[str, A
     repeated = sum(key == "request_id" for key, _ in members) > 1
     background = means.get("background") in (True, 1, "on")
     unstored = background and "store" in means and means["store"] not in (True, 1, "on")
-    if repeated or unstored:
+    null = "background" in means and means["background"] is None
+    if repeated or unstored or null:
         with pytest.raises(InvalidRequest):
             read_response_fields(body)
         return
@@ -60,7 +67,6 @@ def test_it_is_read_and_edited_as_json_loads_reads_it(members: list[tuple[str, A
         ("false", False),
         ("0", False),
         ("0.0", False),
-        ("null", False),
         ('"false"', False),
         ('"N"', False),
         ('"off"', False),
@@ -98,3 +104,63 @@ def test_an_id_is_replaced_where_it_stands() -> None:
 def test_what_json_loads_does_not_read_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_response_fields(body)
+
+
+def nested(depth: int) -> str:
+    return '{"tools":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"user":"\\ud800"}',
+        '{"user":"\\\\\\uDBFF"}',
+        '{"user":"\\udc00\\ud800"}',
+        '{"user":"\\ud83d\\n\\ude00"}',
+        '{"tools":[{"parameters":{"x":"\\ud83d\\ud83d\\ude00"}}]}',
+        '{"metadata":{"\\uDfff":"x"}}',
+        nested(MAX_DEPTH + 1),
+        '{"a":"[{",' + '"tools":' + '{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH + "}",
+    ],
+)
+def test_what_vllm_cannot_write_into_its_answer_is_refused(body: str) -> None:
+    json.loads(body)
+    with pytest.raises(InvalidRequest):
+        check_repeatable(body.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        '{"input":"\\ud83d\\ude00","user":"\\uD83D\\uDE00\\u00e9"}',
+        '{"input":"C:\\\\ud800 and \\\\\\\\udfff"}',
+        nested(MAX_DEPTH),
+        json.dumps({"input": '"[{\\' * MAX_DEPTH}),
+        json.dumps({"tools": [{"parameters": {"properties": {}}}] * MAX_DEPTH}),
+    ],
+)
+def test_what_vllm_can_write_into_its_answer_passes(body: str) -> None:
+    check_repeatable(body.encode())
+
+
+@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\\\", "\\n", "u", "d8", "x"]), max_size=8).map("".join))
+def test_half_a_character_is_found_as_json_loads_finds_it(text: str) -> None:
+    means = json.loads(f'"{text}"')
+    try:
+        means.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(InvalidRequest):
+            check_repeatable(f'{{"user":"{text}"}}'.encode())
+    else:
+        check_repeatable(f'{{"user":"{text}"}}'.encode())
+
+
+@pytest.mark.parametrize("name", ["background", "truncation"])
+def test_what_vllm_cannot_answer_as_null_is_refused(name: str) -> None:
+    for every in (0, 1):
+        with pytest.raises(InvalidRequest) as error:
+            read_response_fields(written([("input", "a"), (name, "auto"), (name, None)], every))
+        assert error.value.param == name
+    read_response_fields(written([(name, None), (name, False)], 0))
+    read_response_fields(written([("truncation", "auto"), ("user", None)], 0))

@@ -15,7 +15,7 @@ from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, eventually, request_bytes, server_at
 from tests.end_to_end.ledger_harness import Columns, rows_in
 from tests.end_to_end.messages import LAST, chunk
-from tests.end_to_end.response_store import ResponseStore
+from tests.end_to_end.response_store import USAGE, ResponseStore
 from twisted_vllm.config.settings import LedgerSettings, ModelEntry, PriceList
 from twisted_vllm.proxy import background_responses, stored_answer
 
@@ -487,3 +487,31 @@ async def test_a_reservation_in_redis_is_made_again(
     await eventually(reactor, lambda: not len(background))
     answer = await second.ask("POST", RESPONSES, key, body=SMALL)
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_what_a_response_continues_counts_as_its_prompt(
+    reactor: Any, stand_in: Any, gateway_to: Any, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    monkeypatch.setitem(USAGE, "input_tokens", 500)
+    server = ResponseStore(stand_in())
+    gateway = priced(gateway_to, server)
+    key = await gateway.make_key(**{**LIMITS, "max_budget": 2000})
+    made = (await gateway.ask("POST", RESPONSES, key, body=SMALL)).json["id"]
+    body = {**SMALL, "previous_response_id": made, "stream": True, "background": background}
+    client = await gateway.send(request_bytes("POST", RESPONSES, key, body=body))
+    await client.until_received(b"response.output_text.delta")
+    assert gateway.limiter.reserved > (504 + 20) * DOLLAR
+    client.cut()
+    if background:
+        await eventually(reactor, lambda: len(gateway.service.wiring.background))
+        [response_id] = gateway.service.wiring.background.ids
+        server.finish(response_id, "cancelled", None)
+        gateway.pass_time(2)
+        await charged(reactor, gateway)
+    await eventually(reactor, lambda: not gateway.service.site.running())
+    rows = await rows_of(gateway)
+    [cut] = [row for row in rows if row["outcome"] == "client_disconnected"]
+    assert 504 < cut["prompt_tokens"] < 600
+    assert cut["completion_tokens"] >= 5

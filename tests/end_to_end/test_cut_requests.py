@@ -35,6 +35,11 @@ TOKENS, SECONDS = 201, 4.0
 USED = b'"usage":{"prompt_tokens":3,"completion_tokens":%d,"total_tokens":%d}' % (TOKENS, TOKENS + 3)
 WHOLE = whole(b'{"choices":[],%b}' % USED, more="Connection: close\r\n")
 ROLE, WORD = event(role="assistant"), event(content="ten tokens may be in here")
+#: an event with the usage so far, as `continuous_usage_stats` requests it
+COUNTED = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}\n\n'
+)
 
 
 class Lab:
@@ -247,15 +252,16 @@ async def test_rare_events_that_the_client_asked_for_do_not_make_a_stream_cheap(
     check((await here.rows())["cut"], range(99, 103))
 
 
+@pytest.mark.parametrize("word", [WORD, COUNTED])
 @pytest_twisted.ensureDeferred
 async def test_a_stream_that_its_client_reads_slowly_is_charged_by_its_time(
-    lab: Callable[..., Lab], reactor: Any
+    lab: Callable[..., Lab], reactor: Any, word: bytes
 ) -> None:
     here = lab()
     await here.finish("whole", events=TOKENS)
     client, upstream = await here.send("slow", max_tokens=6_000, stream=True)
     client.transport.pauseProducing()
-    upstream.send(EVENT_STREAM + chunk(ROLE + WORD) + b"%x\r\n" % 200_000_000)
+    upstream.send(EVENT_STREAM + chunk(ROLE + word) + b"%x\r\n" % 200_000_000)
     producer = EndlessProducer(upstream)
     upstream.transport.registerProducer(producer, True)
     producer.resumeProducing()
@@ -264,6 +270,23 @@ async def test_a_stream_that_its_client_reads_slowly_is_charged_by_its_time(
     here.gateway.clock.advance(20.0)
     await here.cut(client)
     check((await here.rows())["slow"], round(TOKENS / SECONDS * 20))
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_usage_so_far_of_one_prompt_is_not_that_of_all(lab: Callable[..., Lab]) -> None:
+    here = lab()
+    await here.finish("whole", events=TOKENS)
+    prompts = ["word " * 100] * 40
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    client, upstream = await here.send(
+        "cut", path="/vllm/v1/completions", prompt=prompts, max_tokens=20, stream=True, stream_options=options
+    )
+    upstream.send(EVENT_STREAM + chunk(COUNTED))
+    await client.until_received(COUNTED)
+    await here.cut(client)
+    row = (await here.rows())["cut"]
+    check(row, 1)
+    assert row["prompt_tokens"] > len("".join(prompts)) // 4
 
 
 @pytest_twisted.ensureDeferred

@@ -324,3 +324,21 @@ def test_the_table_is_bounded() -> None:
     for number in range(10):
         rates.to_learn("one", f"{number}" * (MAX_MODEL_LENGTH + 1))
     assert len(rates) == 1
+
+
+# streams whose server counts in every event
+
+
+def test_what_the_server_counted_before_the_cut_is_charged() -> None:
+    assert generated_tokens(cut(4, events=190, reported=200), learned(50.0)) == 200
+    assert generated_tokens(cut(4, events=190, reported=200), GenerationRate()) == 200
+    # no more than the tokens of one event may have followed
+    rate = GenerationRate()
+    rate.learn(101, 1.0, NOON - 1, 10, 0.01, 11)
+    assert 191 <= generated_tokens(cut(2, events=20, reported=191), rate) <= 200
+    assert generated_tokens(cut(0.8, choices=3, events=20, reported=191), rate) <= 191 + 3 * 9
+    assert generated_tokens(cut(400, events=20, reported=191, complete=True), rate) == 191
+
+
+def test_counting_in_every_event_makes_a_stream_that_is_read_slowly_no_cheaper() -> None:
+    assert generated_tokens(cut(20, events=19, reported=20, paused=True), learned(50.0)) == pytest.approx(1000)

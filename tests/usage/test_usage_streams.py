@@ -113,6 +113,22 @@ def test_continuous_usage_of_several_choices_is_added_up() -> None:
     assert several is not None and several.estimated
 
 
+def test_usage_so_far_of_a_stream_that_ends_early_counts_for_the_estimate() -> None:
+    parts = [chunk(0, 1), chunk(1, 1), chunk(0, 12), chunk(1, 12)]
+    chat, several = reader_of(CHAT, parts), reader_of(COMPLETIONS, parts)
+    assert (chat.reported, several.reported) == (24, 24)
+    # events teach how many tokens an event has
+    assert chat.estimate(99, 2) == Usage(prompt_tokens=8, completion_tokens=4, total_tokens=12, estimated=True)
+    # one of two choices may have one of two prompts
+    assert several.estimate(99, 2).prompt_tokens == 99
+    assert several.estimate(9, 1).prompt_tokens == 8
+    end = b'data: {"choices":[],"usage":{"prompt_tokens":16,"completion_tokens":30,"total_tokens":46}}\n\n'
+    whole = reader_of(CHAT, [*parts, end])
+    assert whole.reported is None
+    assert whole.usage() == Usage(prompt_tokens=16, completion_tokens=30, total_tokens=46)
+    assert reader_of(CHAT, []).reported is None
+
+
 def test_usage_null_is_no_usage() -> None:
     reader = reader_of(CHAT, [b'data: {"choices":[{"index":0}],"usage":null}\n\n'] * 3)
     assert reader.usage() is None

@@ -354,7 +354,8 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
         metadata.get("user_id") if isinstance(metadata, dict) else None,
     )
     inner = values.get(fields.inside) if fields.inside else values
-    limit, each = _bounds(inner if isinstance(inner, dict) else {}, fields)
+    sampling = inner if isinstance(inner, dict) else {}
+    limit, each = _bounds(sampling, fields)
     prompts = sum(_prompts(values[name]) for name in fields.prompts if name in values) or 1
     sizes = {member.key: member.end - member.start for member in found}
     texts = sum(_prompts(values[name]) for name in fields.texts if name in values)
@@ -371,12 +372,12 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
         include_usage,
         "stream_options" in values,
         limit,
-        to_count(values.get("min_tokens")) or 0,
+        to_count(sampling.get("min_tokens")) or 0,
         each * prompts,
         max(texts - 1, 0) * repeated,
         next((user for user in users if isinstance(user, str) and user), None),
         "cache_salt" in values,
-        to_count(values.get("stream_interval")) or 1,
+        to_count(sampling.get("stream_interval")) or 1,
     )
 
 

@@ -6,6 +6,7 @@ The parser is ``json.loads``: of equal keys the last counts, and keys may be esc
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 import msgspec
 
@@ -13,9 +14,21 @@ from twisted_vllm.bodies.json_body import Member, byte_offset, members_of
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.errors import InvalidRequest
 
-_KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"')
+_KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"', b'"truncation"')
+#: members that vLLM 0.32 accepts as null, and then cannot write into its answer, after all is generated
+_NEVER_NULL = {"background": "false", "truncation": '"disabled"'}
 # an escaped letter or underscore of a key
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
+
+#: levels of a body's objects and lists. vLLM 0.32 writes the request's members into the answer, and pydantic writes 255
+MAX_DEPTH = 200
+
+# an escape: a pair of surrogates, half of one (group 1), or any other
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)", re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# as signed bytes, an opening bracket is 1 and a closing one -1
+_STEPS = bytes.maketrans(b"[{]}", b"\1\1\377\377")
 
 
 class ResponseFields(msgspec.Struct, frozen=True, gc=False):
@@ -39,8 +52,9 @@ def read_response_fields(body: bytes) -> ResponseFields:
     """Read a body that `read_body` has accepted.
 
     Raises:
-        InvalidRequest: ``json.loads`` cannot read it; ``request_id`` is repeated; or the response is to be generated in
-            the background without being stored, so that nobody could learn what it used.
+        InvalidRequest: ``json.loads`` cannot read it; ``request_id`` is repeated; a member is null that vLLM cannot
+            answer as null; or the response is to be generated in the background without being stored, so that nobody
+            could learn what it used.
     """
     # inside a string the key's quotes would be escaped
     if not any(key in body for key in _KEYS) and not (b"\\" in body and _ESCAPED_LETTER.search(body)):
@@ -56,6 +70,12 @@ def read_response_fields(body: bytes) -> ResponseFields:
         if member.key == "request_id" and "request_id" in members:
             raise InvalidRequest('Send "request_id" at most once.', param="request_id")
         members[member.key] = member
+    for name, default in _NEVER_NULL.items():
+        if name in members and members[name].value is None:
+            raise InvalidRequest(
+                f'vLLM cannot answer with "{name}": null. Leave it out, or send {default}, which is the same.',
+                param=name,
+            )
     previous = members.get("previous_response_id")
     background = "background" in members and to_bool(members["background"].value) is True
     if background and "store" in members and to_bool(members["store"].value) is not True:
@@ -68,3 +88,27 @@ def read_response_fields(body: bytes) -> ResponseFields:
         background,
         None if own_id is None else (byte_offset(text, own_id.start), byte_offset(text, own_id.end)),
     )
+
+
+def check_repeatable(body: bytes) -> None:
+    """Check that vLLM can write what a body contains into its answer.
+
+    The answer repeats tools, metadata and other members. vLLM writes it when all is generated, and answers 400 if it
+    cannot: nobody would learn what was used.
+
+    Args:
+        body: a body that `read_body` has accepted.
+
+    Raises:
+        InvalidRequest: a text contains half a surrogate pair, or the body is nested too deeply.
+    """
+    if (b"\\ud" in body or b"\\uD" in body) and any(found[1] for found in _ESCAPE.finditer(body)):
+        raise InvalidRequest("A text in the body contains half a character: a lone surrogate.")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise InvalidRequest(f"The body is nested too deeply: at most {MAX_DEPTH} levels.")
+
+
+def _depth(body: bytes) -> int:
+    """Return how deeply the objects and lists of a valid body are nested."""
+    steps = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0)

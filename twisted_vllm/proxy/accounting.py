@@ -34,6 +34,7 @@ from twisted_vllm.usage.pricing import FREE, PriceTable, RoutePricing, cost_of, 
 from twisted_vllm.usage.readers.stream_filter import Fingerprint
 from twisted_vllm.usage.readers.uploaded_audio import measure_audio
 from twisted_vllm.usage.records import NOTHING_USED, Usage
+from twisted_vllm.usage.response_sizes import ResponseSizes
 
 #: cached server fingerprints and route pricings
 MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
@@ -102,6 +103,7 @@ class Accounting(RequestObserver):
         self.preflights = 0
         self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
         self._rates = GenerationRates()
+        self._response_sizes = ResponseSizes(assumed_output_tokens)
         self._pricings: dict[PricingKey, RoutePricing] = {}
 
     @property
@@ -186,6 +188,9 @@ class Accounting(RequestObserver):
                     if body is None
                     else estimate_prompt(body, facts.repeated_bytes, tokens=route.row.fields.tokens)
                 )
+            if admitted.previous_id is not None:
+                # its prompt begins with that of the response, and its answer
+                prompt += self._response_sizes.of(admitted.previous_id)
         # do not keep `admitted` in the meter: it holds the body
         context.meter = meter = UsageMeter(
             pricing,
@@ -195,7 +200,10 @@ class Accounting(RequestObserver):
             facts.max_tokens,
             facts.min_tokens,
             facts.stream_interval,
+            admitted.response_id,
         )
+        if context.background is not None:
+            context.background.prompt_tokens = prompt
         if audio is not None:
             # the size of an upload says nothing about tokens
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
@@ -231,6 +239,7 @@ class Accounting(RequestObserver):
         background = context.background
         if background is not None and background.left_running(context):
             # `BackgroundResponses` settles the reservation later
+            self._keep_size(meter, meter.prompt_tokens, self._expected_output(meter))
             return
         pricing = meter.pricing
         try:
@@ -251,6 +260,8 @@ class Accounting(RequestObserver):
                         ):
                             self._learn(context, meter, usage)
                     context.usage = usage
+                    if meter.response_id:
+                        self._keep_size(meter, usage.prompt_tokens, usage.completion_tokens)
                 except Exception:
                     # a response that breaks its reader must cost neither the ledger row nor the client's response
                     request_id = context.request_id.decode("ascii")
@@ -335,21 +346,30 @@ class Accounting(RequestObserver):
         )
         answer = UncountedAnswer(
             meter.choices,
-            estimate_output(meter.max_tokens, meter.min_tokens, meter.choices, self._assumed),
+            self._expected_output(meter),
             meter.max_tokens is not None,
             usage.prompt_tokens,
             sent,
             # nothing is generated after a whole answer began
             (not meter.is_stream and meter.began) or context.ended,
-            usage.completion_tokens,
+            meter.events if meter.is_stream else usage.completion_tokens,
             meter.interval,
             meter.paused,
             0 if meter.is_stream or not meter.status else meter.size or context.bytes_out,
             complete,
             meter.text_size(context.bytes_out) if meter.is_stream else 0,
+            meter.reported,
         )
         tokens = generated_tokens(answer, rate)
         return msgspec.structs.replace(usage, completion_tokens=tokens, total_tokens=usage.prompt_tokens + tokens)
+
+    def _expected_output(self, meter: UsageMeter) -> int:
+        return estimate_output(meter.max_tokens, meter.min_tokens, meter.choices, self._assumed)
+
+    def _keep_size(self, meter: UsageMeter, prompt: int, output: int) -> None:
+        """Remember the tokens of a response that the server may have stored."""
+        if meter.response_id and prompt:
+            self._response_sizes.keep(meter.response_id, prompt + output)
 
     def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
         # not every route's responses have one

@@ -30,7 +30,7 @@ from twisted_vllm.bodies.edits import (
 )
 from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
-from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, read_response_fields
+from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, ModelNotFound, ModelUndetermined, RouteNotAllowed
@@ -88,6 +88,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         unread: why the body could not be read; None if it was read or streams.
         background_id: the id of the response, if the server is to generate it in the background; empty if the server
             chooses it; None for every other request.
+        response_id: the id of the response, if the gateway chose it; else empty.
+        previous_id: the id of the stored response that it continues; None if it continues none, or for administrators.
     """
 
     serving: Serving
@@ -98,6 +100,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     renamed: str | None = None
     unread: ModelUndetermined | None = None
     background_id: str | None = None
+    response_id: str = ""
+    previous_id: str | None = None
 
     @property
     def server(self) -> Server:
@@ -316,9 +320,10 @@ class Admission:
                 edits += injected
         if principal.cache_salt and row.prefix_cache is _SALTED:
             edits.append(salt_edit(body, facts, principal.cache_salt))
-        background_id = "" if stored.background else None
+        background_id, response_id, previous_id = "" if stored.background else None, "", None
         if authorization.stores and self._response_ids is not None and principal.kind == "key":
             response_id = self._response_ids.make(principal, serving.server)
+            previous_id = stored.previous
             edits.append(request_id_edit(body, stored, response_id))
             if stored.background:
                 background_id = response_id
@@ -326,7 +331,16 @@ class Admission:
             body = splice(body, edits)
         if principal.priority is not None:
             body = self._prioritised(principal, row, body, facts)
-        return Admitted(serving, forwarded, body, facts, bool(injected), background_id=background_id)
+        return Admitted(
+            serving,
+            forwarded,
+            body,
+            facts,
+            bool(injected),
+            background_id=background_id,
+            response_id=response_id,
+            previous_id=previous_id,
+        )
 
     def _response_fields(self, principal: Principal, body: bytes) -> tuple[ResponseFields, Server | None]:
         """Return what a body says about stored responses, and the server that has the one to continue.
@@ -334,6 +348,8 @@ class Admission:
         Raises:
             ResponseNotFound, InvalidRequest: as from `admit`; for virtual keys only.
         """
+        if principal.kind == "key":
+            check_repeatable(body)
         try:
             stored = read_response_fields(body)
         except InvalidRequest:

@@ -181,6 +181,7 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
         size: the size of a JSON answer that began, in bytes; 0 if there is none.
         complete: whether it was not cut.
         text: the bytes of text in these events; 0 if they cannot be told.
+        reported: the tokens that the server counted in the events that came; None if it counted none.
     """
 
     choices: int
@@ -195,6 +196,7 @@ class UncountedAnswer(msgspec.Struct, frozen=True, gc=False):
     size: int = 0
     complete: bool = False
     text: int = 0
+    reported: int | None = None
 
 
 def generated_tokens(answer: UncountedAnswer, rate: GenerationRate) -> int:
@@ -216,13 +218,19 @@ def generated_tokens(answer: UncountedAnswer, rate: GenerationRate) -> int:
     elif answer.size:
         timed = max(timed, (answer.size - _ENVELOPE) / _TOKEN_BYTES)
     tokens = max(counted, min(timed, bound))
-    return round(min(tokens, max(bound, events)) if answer.limited else tokens)
+    return round(min(tokens, max(bound, events, answer.reported or 0)) if answer.limited else tokens)
 
 
 def _tokens_of_events(answer: UncountedAnswer, rate: GenerationRate, timed: float) -> float:
     """Return the tokens of a stream's events, where `timed` is what its time tells."""
-    events = answer.events
+    events, reported = answer.events, answer.reported
+    if reported is not None and answer.complete:
+        return reported
     known = rate.tokens_per_event()
+    if reported is not None:
+        # of each choice, the tokens since its last event have not come
+        each = max(known or 1.0, answer.interval)
+        return max(reported, min(timed, reported + (each - 1) * answer.choices))
     if known is None:
         # no stream of this server ended yet: it may put many tokens into an event (`vllm serve --stream-interval`)
         known = answer.text / events / _TEXT_BYTES if answer.text > _ONE_TOKEN * events else 1.0

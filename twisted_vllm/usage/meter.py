@@ -27,6 +27,7 @@ class UsageMeter(msgspec.Struct, eq=False):
         max_tokens: the limit of each choice in tokens; None if the client set none.
         min_tokens: the tokens that each choice has at least.
         interval: the least tokens of a stream's event that the client requested.
+        response_id: the id of the response, if the gateway chose it; else empty.
         fingerprint: the server's fingerprint, if usage was injected.
         status: the status of the server's response; 0 before it.
         is_stream: whether the response is a stream of events.
@@ -47,6 +48,7 @@ class UsageMeter(msgspec.Struct, eq=False):
     max_tokens: int | None = None
     min_tokens: int = 0
     interval: int = 1
+    response_id: str = ""
     fingerprint: Fingerprint | None = None
     status: int = 0
     is_stream: bool = False
@@ -117,7 +119,7 @@ class UsageMeter(msgspec.Struct, eq=False):
             outcome: the outcome, as in the log record.
         """
         if self.reader is not None:
-            usage = self.reader.usage() or self.reader.estimate(self.prompt_tokens, self.choices)
+            usage = self._read(self.reader, outcome)
         elif self.json is not None:
             usage = self.json.usage(self.whole) or self.json.estimate(self.prompt_tokens)
         elif not self.status and (self.prompt_tokens or self.audio) and self._was_served(outcome):
@@ -130,12 +132,26 @@ class UsageMeter(msgspec.Struct, eq=False):
             usage = msgspec.structs.replace(usage, audio_ms=measured, estimated=True)
         return usage
 
+    def _read(self, reader: UsageReader, outcome: str) -> Usage:
+        reported = reader.reported
+        if reported is None or outcome == "completed":
+            # a server may count in the last chunk with content
+            return reader.usage() or reader.estimate(self.prompt_tokens, self.choices)
+        # what the server counted before the stream was cut is not all that it generated
+        usage = reader.estimate(self.prompt_tokens, self.choices)
+        return msgspec.structs.replace(usage, completion_tokens=reported, total_tokens=usage.prompt_tokens + reported)
+
     def _was_served(self, outcome: str) -> bool:
         """Return whether the server worked on a request without a response, if it was sent."""
         return outcome in ("client_disconnected", "revoked", "failed") or (
             # the server may have generated until its time was up
             outcome == "upstream_failed" and self.pricing.generates
         )
+
+    @property
+    def reported(self) -> int | None:
+        """The tokens of a stream that the server counted so far, as in `UsageReader`."""
+        return None if self.reader is None else self.reader.reported
 
     @property
     def events(self) -> int:

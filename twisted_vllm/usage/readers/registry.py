@@ -37,6 +37,7 @@ class UsageReader(Protocol):
     Attributes:
         stream: whether the response is a stream of events.
         failed: whether it is a stream in which the server reported an error.
+        reported: the tokens of the answer that the server counted so far; None if it counted none, or all of them.
     """
 
     @property
@@ -44,6 +45,9 @@ class UsageReader(Protocol):
 
     @property
     def failed(self) -> bool: ...
+
+    @property
+    def reported(self) -> int | None: ...
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
@@ -97,6 +101,7 @@ class JsonReader:
 
     __slots__ = ("_document", "_format")
     failed = False
+    reported: int | None = None
 
     def __init__(self, json_format: JsonFormat) -> None:
         """Start to read a response of this format."""
@@ -130,6 +135,7 @@ class HeadReader:
 
     __slots__ = ("_reader", "stream")
     failed = False
+    reported: int | None = None
 
     def __init__(self, json_format: JsonFormat, metadata: bytes, *, stream: bool = False) -> None:
         """Start with the response's header ``metadata``; empty if it has none."""
@@ -169,6 +175,11 @@ class GzipReader:
     def failed(self) -> bool:
         """Whether it is a stream in which the server reported an error."""
         return self._reader.failed
+
+    @property
+    def reported(self) -> int | None:
+        """The tokens of the answer that the server counted so far, as in `UsageReader`."""
+        return self._reader.reported
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""

@@ -159,9 +159,23 @@ class ChunkStream:
             estimated=len(each) > 1 and not self._chat,
         )
 
+    @property
+    def reported(self) -> int | None:
+        """The tokens of the answer that the server counted so far; None if it counted none, or all of them."""
+        if self._final is not None or not self._so_far:
+            return None
+        return sum(usage.completion_tokens for usage in self._so_far.values())
+
     def estimate(self, prompt_tokens: int, choices: int = 1) -> Usage:
         """Return the estimated usage of a stream that reported none, or that ended early."""
-        return _estimated(prompt_tokens if self._estimates_prompt else 0, self.chunks - self._roles)
+        prompt, cached = prompt_tokens if self._estimates_prompt else 0, 0
+        if self._so_far:
+            each = self._so_far.values()
+            counted = max(usage.prompt_tokens for usage in each)
+            # one of several choices may have one of several prompts
+            prompt = counted if self._chat or choices == 1 else max(counted, prompt)
+            cached = max(usage.cached_tokens for usage in each)
+        return _estimated(prompt, self.chunks - self._roles, cached)
 
     def text_size(self, size: int) -> int:
         """Return the bytes of text in the chunks of a stream of `size` bytes; 0 if they cannot be told."""
@@ -225,6 +239,7 @@ class ResponseStream:
     """
 
     stream = True
+    reported: int | None = None
 
     def __init__(self) -> None:
         self._events = _NamedEvents(b".delta", (b"response.",), Shape((b"usage",), outer=b"response"))
@@ -267,6 +282,7 @@ class MessageStream:
     """
 
     stream = True
+    reported: int | None = None
 
     def __init__(self) -> None:
         self._events = _NamedEvents(b"content_block_delta", (b"message_", b"content_block_"))
@@ -330,6 +346,7 @@ class CohereStream:
     """
 
     stream = True
+    reported: int | None = None
 
     def __init__(self) -> None:
         self.failed = False
