@@ -281,7 +281,7 @@ class Admission:
             BaseModelUnknown: a server must be asked for its base model first.
         """
         principal, row = authorization.principal, authorization.route.row
-        form = is_form(headers)
+        form = headers.get(b"content-type") != b"application/json" and is_form(headers)
         facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
         named = "" if field is None else field.name
