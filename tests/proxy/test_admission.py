@@ -28,7 +28,8 @@ from twisted_vllm.errors import (
     ModelUndetermined,
     RouteNotAllowed,
 )
-from twisted_vllm.proxy.admission import Admission, Admitted, BaseModelUnknown
+from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.serving import BaseModelUnknown
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.upstreams.router import Router
 
