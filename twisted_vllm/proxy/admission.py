@@ -26,7 +26,7 @@ from twisted_vllm.bodies.edits import (
     usage_edits,
     with_priority,
 )
-from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, read_body
+from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, is_no_object, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
 from twisted_vllm.config.settings import Server
@@ -367,6 +367,9 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined as error:
+                if not (restricted or principal.cache_salt) and _is_refused(headers, body):
+                    # so that the error is the server's own
+                    return UNREAD, None
                 # vLLM may still accept it, with its default model, in the shared prefix cache or with any field
                 if _must_be_read(authorization):
                     raise
@@ -404,6 +407,12 @@ def _must_be_read(authorization: Authorization) -> bool:
         or authorization.fields is not None
         or (authorization.stores and principal.kind == "key")
     )
+
+
+def _is_refused(headers: Mapping[bytes, bytes], body: bytes) -> bool:
+    """Return whether vLLM certainly refuses a body: what is neither a form nor a JSON object."""
+    content_type = headers.get(b"content-type", b"").lstrip().lower()
+    return not content_type.startswith((b"multipart/", b"application/x-www-form-urlencoded")) and is_no_object(body)
 
 
 def _read_form(body: bytes, content_type: bytes, policy: FieldPolicy | None) -> ModelField | None:
