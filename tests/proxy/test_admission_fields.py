@@ -159,8 +159,6 @@ def test_callers_that_may_set_the_header_keep_their_own_priority() -> None:
         (b"priority=-1", {b"content-type": b"application/x-www-form-urlencoded"}),
         ('{"priority":-1}'.encode("utf-16"), JSON),
         (b'\xef\xbb\xbf{"priority":-1}', JSON),
-        (b'[{"priority":-1}]', JSON),
-        (b'{"priority":-1', JSON),
         (b"--b\r\n", FORM),
         (b'--x\r\nContent-Disposition: form-data; name="priority"\r\n\r\n1\r\n--x--\r\n', FORM),
     ],
@@ -171,6 +169,13 @@ def test_a_body_that_cannot_be_read_is_refused(body: bytes, headers: Any) -> Non
             admit(body, principal, headers=headers)
         assert caught.value.status == 400
     assert admit(body, MASTER, headers=headers).body == body
+
+
+@pytest.mark.parametrize("body", [b'[{"priority":-1}]', b'{"priority":-1', b'{"model":"m",}', b'{"a":"\xe9"}', b"null"])
+def test_the_server_itself_refuses_what_is_no_object(body: bytes) -> None:
+    for principal in (TENANT, RANKED):
+        for headers in (JSON, {}, {b"content-type": b"text/plain"}):
+            assert admit(body, principal, headers=headers).body is body
 
 
 def test_an_empty_body_is_left_to_the_server() -> None:

@@ -182,7 +182,7 @@ UTF_16 = '{"model":"good"}'.encode("utf-16")
         (UTF_16, TOKENS, (GOOD,)),
         (UTF_16, TOKENS, ()),
         (UTF_16, BY_MODEL, ()),
-        (b'{"model":"good",}', TOKENS, ()),
+        (b'{"model":"good",}', BY_MODEL, ()),
         (b'{"model":"good","model":"good"}', BUDGET, (GOOD,)),
         (b'{"model":"good","model":"good"}', Allowance(rpm=9), (GOOD,)),
     ],
@@ -198,6 +198,9 @@ def test_what_no_limit_depends_on_is_admitted() -> None:
     assert reserve(b"{}", allowance=BUDGET, models=(FREE,))[0] == ""
     assert reserve(b"{}", allowance=TOKENS)[0] == ""
     assert reserve(UTF_16, allowance=Allowance(rpm=9))[0] == ""
+    # vLLM refuses these, with its own words
+    for body in (b'{"model":"good",}', b"[]", b"\xff"):
+        assert reserve(body, allowance=TOKENS) == ("", estimate_prompt(body) + UNBOUNDED, 0)
 
 
 def test_on_invocations_the_base_model_is_counted_and_paid() -> None:

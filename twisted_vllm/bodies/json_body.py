@@ -75,6 +75,9 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     plain: bool = False
 
 
+#: the size in bytes up to which a body that cannot be read is parsed as vLLM does
+MAX_SURE = 1_048_576
+
 #: stands for a body that was not read
 UNREAD = BodyFacts(include_usage=None)
 
@@ -234,6 +237,21 @@ def _holds(checked: CheckedDecoder, found: Any, body: bytes) -> bool:
         return checked.holds(found, body)
     except (ValueError, RecursionError):
         # a member that was kept undecoded is too large, or only msgspec reads it: a number of thousands of digits
+        return False
+
+
+def is_no_object(body: bytes) -> bool:
+    """Return whether a body is certainly no JSON object for vLLM, which then answers with an error of its own.
+
+    A body over `MAX_SURE` bytes is never certain.
+    """
+    if len(body) > MAX_SURE:
+        return False
+    try:
+        return not isinstance(json.loads(body), dict)
+    except ValueError:
+        return True
+    except RecursionError:
         return False
 
 

@@ -16,8 +16,9 @@ from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.proxy.admission import Admitted, Serving
+from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.ledger import UsageSink
+from twisted_vllm.proxy.serving import Serving
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation

@@ -7,7 +7,6 @@ permission or the server. Every other body streams.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import msgspec
 
@@ -15,9 +14,8 @@ from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.fields import FieldPolicies
-from twisted_vllm.auth.policy import RoutePolicy, is_no_path
+from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import PREFLIGHT, Principal
-from twisted_vllm.auth.steering_headers import ADAPTER
 from twisted_vllm.bodies.edits import (
     Edit,
     has_priority,
@@ -28,51 +26,27 @@ from twisted_vllm.bodies.edits import (
     usage_edits,
     with_priority,
 )
-from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, read_body
+from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, is_no_object, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
-from twisted_vllm.config.settings import ModelEntry, Server
+from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization
-from twisted_vllm.errors import InvalidRequest, ModelNotAllowed, ModelNotFound, ModelUndetermined, RouteNotAllowed
+from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
-from twisted_vllm.proxy.upstream_headers import PRIORITY, dropped_from
-from twisted_vllm.upstreams.router import CLIP, Router
+from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
+from twisted_vllm.proxy.upstream_headers import PRIORITY
+from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.records import Payer, refer
-
-#: cached servings of models that no entry names, and the maximum length of such a name in characters
-MAX_UNLISTED, MAX_NAME = 1_000, 256
 
 # to read a member of an enum from its class takes 0.1 µs
 _PERHAPS, _HEADER, _SALTED = ModelPlace.PERHAPS, ModelPlace.HEADER, PrefixCache.SALTED
 
 #: methods whose requests have no body
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-
-
-class Serving(msgspec.Struct, frozen=True, gc=False):
-    """What serves a request.
-
-    Attributes:
-        server: the chosen server.
-        name: the server's name of the model, which the body must contain; empty to leave the body as it is.
-        model: the model's name in limits and the ledger: the entry's in ``model_list``, else the body's with the key's
-            alias resolved; empty if it is not known.
-        asked: the body's name with the key's alias resolved, if that is not `model`.
-        entry: the entry that serves it; None if there is none.
-        priced: whether the price is known. It is not if the server's base model serves the request and the prices of
-            the server's models differ.
-    """
-
-    server: Server
-    name: str = ""
-    model: str = ""
-    asked: str = ""
-    entry: ModelEntry | None = None
-    priced: bool = True
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -114,28 +88,6 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         return self.serving.model
 
 
-class BaseModelUnknown(Exception):
-    """The base model of a server decides, and the server must be asked for it.
-
-    Attributes:
-        server: the server.
-    """
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server.name)
-        self.server = server
-
-
-class BaseModels(Protocol):
-    """Knows the base models of servers: `ServedModels`."""
-
-    def base_model(self, server: Server) -> str | None:
-        """Return the name of a server's base model, empty if it does not tell; None if it must be asked."""
-
-    def has_model(self, server: Server, name: str) -> bool:
-        """Return whether a server listed a model when it was asked last."""
-
-
 class Admission:
     """Authorizes and routes requests by the settings and the keys in memory."""
 
@@ -158,7 +110,7 @@ class Admission:
             authenticator: identifies the principal of a credential.
             policy: decides which routes and models a principal may use.
             router: picks the server for a model.
-            base_models: knows the base models of servers.
+            base_models: knows the base models of servers, for the choice of what serves a request.
             path_aliases: whether OpenAI's and Anthropic's routes also work without ``/v1``.
             fields: decides which fields of a body a principal may send; None allows any.
             reads_bodies: whether to read bodies for the ledger.
@@ -171,12 +123,10 @@ class Admission:
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._policy = policy
-        self._router = router
-        self._base_models = base_models
-        self._unlisted: dict[str, Serving] = {}
+        self._serving = serving = ServingChooser(policy, router, base_models)
         self._path_aliases = path_aliases
         self._response_ids = response_ids
-        self._routes_by_model = bool(router.names)
+        self._routes_by_model = serving.routes_by_model
 
     @property
     def changes(self) -> int:
@@ -292,11 +242,11 @@ class Admission:
         if authorization.stores and body and facts is not UNREAD:
             stored, preferred = self._response_fields(principal, body)
         if place is _HEADER:
-            serving = self._serving_by_header(authorization, headers, named)
+            serving = self._serving.by_header(authorization, headers, named)
         elif authorization.response_server is not None:
             serving = Serving(authorization.response_server)
         else:
-            serving = self._serving(authorization, named, facts is not UNREAD and not form, preferred)
+            serving = self._serving.by_body(authorization, named, facts is not UNREAD and not form, preferred)
         forwarded = authorization.forwarded
         if body is None or facts is UNREAD:
             return Admitted(serving, forwarded, body, unread=unread)
@@ -378,84 +328,9 @@ class Admission:
             raise fault
         if not name and principal.restricts_models:
             raise _no_model()
-        serving = self._serving(authorization, name or "", insertable=False)
+        serving = self._serving.by_body(authorization, name or "", insertable=False)
         renamed = serving.name if serving.name and serving.name != name else None
         return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
-
-    def _serving(
-        self, authorization: Authorization, named: str, insertable: bool, server: Server | None = None
-    ) -> Serving:
-        """Return what serves a request that names a model, or none; check that the principal may use it.
-
-        Args:
-            authorization: the authorization of the request's head.
-            named: the body's model; empty if it names none, and vLLM would use its base model.
-            insertable: whether a name can be added to the body.
-            server: the server that has what the request continues; None if it continues nothing.
-        """
-        router = self._router
-        if not named:
-            destination = router.destination_for_undetermined()
-            entry = destination.entry
-            if entry is not None and insertable:
-                return Serving(destination.server, entry.upstream_model, entry.model_name, entry=entry)
-            return Serving(destination.server, priced=not router.prices_differ(destination.server))
-        aliases = authorization.principal.aliases
-        asked = aliases.get(named, named) if aliases else named
-        if authorization.restricted:
-            self._policy.check_model(authorization.principal, asked)
-        found = self._unlisted.get(asked)
-        if found is not None:
-            return found
-        destination = router.route(asked, server)
-        entry = destination.entry
-        if entry is None:
-            self._policy.check_unlisted_model(authorization.principal, asked)
-            found = Serving(destination.server, asked, asked)
-            # clients choose these texts; what may be a path is checked each time
-            if len(asked) <= MAX_NAME and is_no_path(asked):
-                if len(self._unlisted) >= MAX_UNLISTED:
-                    self._unlisted.clear()
-                self._unlisted[asked] = found
-            return found
-        model = entry.model_name
-        return Serving(
-            destination.server, destination.upstream_model or asked, model, "" if asked == model else asked, entry
-        )
-
-    def _serving_by_header(self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str) -> Serving:
-        """Return what serves a request whose body's model only chooses the server: an adapter or the base model."""
-        router, principal = self._router, authorization.principal
-        asked = principal.aliases.get(named, named)
-        destination = router.route(asked or None)
-        server = destination.server
-        adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
-        name = self._base_models.base_model(server) if adapter is None else adapter.decode("latin-1")
-        if name is None:
-            raise BaseModelUnknown(server)
-        if not name:
-            if principal.restricts_models:
-                raise ModelNotAllowed(
-                    "This key may use certain models only. On this route the server's base model answers whatever the "
-                    "body names, and the server does not say which that is. Use another route.",
-                    param="model",
-                )
-            return Serving(server, priced=not router.prices_differ(server))
-        entry = router.serving(server, name)
-        model = name if entry is None else entry.model_name
-        self._policy.check_model(principal, model)
-        if entry is None:
-            self._policy.check_unlisted_model(principal, model)
-        if (
-            adapter is None
-            and asked
-            and destination.entry is None
-            and principal.restricts_models
-            and not self._base_models.has_model(server, asked)
-        ):
-            # the base model would answer for any name; on other routes vLLM refuses a name that it does not have
-            raise ModelNotFound(f"The server has no model {asked[:CLIP]!r}.", param="model")
-        return Serving(server, "", model, "" if name == model else name, entry)
 
     @staticmethod
     def _prioritised(principal: Principal, row: VllmRoute, body: bytes, facts: BodyFacts) -> bytes:
@@ -468,9 +343,8 @@ class Admission:
     def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | None) -> Admitted:
         """Admit a request on a route that may use a model that its body names."""
         if named:
-            self._serving(authorization, named, insertable=False)
-        server = self._router.destination_for_undetermined().server
-        return Admitted(Serving(server), authorization.forwarded, body)
+            self._serving.by_body(authorization, named, insertable=False)
+        return Admitted(self._serving.undetermined(), authorization.forwarded, body)
 
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
@@ -493,6 +367,9 @@ class Admission:
                         param="model",
                     )
             except ModelUndetermined as error:
+                if not (restricted or principal.cache_salt) and _is_refused(headers, body):
+                    # so that the error is the server's own
+                    return UNREAD, None
                 # vLLM may still accept it, with its default model, in the shared prefix cache or with any field
                 if _must_be_read(authorization):
                     raise
@@ -530,6 +407,12 @@ def _must_be_read(authorization: Authorization) -> bool:
         or authorization.fields is not None
         or (authorization.stores and principal.kind == "key")
     )
+
+
+def _is_refused(headers: Mapping[bytes, bytes], body: bytes) -> bool:
+    """Return whether vLLM certainly refuses a body: what is neither a form nor a JSON object."""
+    content_type = headers.get(b"content-type", b"").lstrip().lower()
+    return not content_type.startswith((b"multipart/", b"application/x-www-form-urlencoded")) and is_no_object(body)
 
 
 def _read_form(body: bytes, content_type: bytes, policy: FieldPolicy | None) -> ModelField | None:
