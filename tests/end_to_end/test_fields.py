@@ -159,7 +159,7 @@ async def test_a_body_that_cannot_be_read_does_not_slip_by(stand_in: Any, gatewa
     for body, kind in (
         ('{"priority":-1}'.encode("utf-16"), "application/json"),
         (b'{"priority":-1}', "text/plain"),
-        (b'{"priority":-1', "application/json"),
+        (b'\xef\xbb\xbf{"priority":-1}', "application/json"),
     ):
         answer = await gateway.ask("POST", CHAT, key, body=body, headers={"Content-Type": kind})
         assert (answer.status, answer.error["code"]) == (400, "model_undetermined")

@@ -176,7 +176,7 @@ async def test_a_regenerated_key_keeps_its_responses(stand_in: Any, gateway_to: 
 @pytest.mark.parametrize(
     ("headers", "body"),
     [
-        (JSON, b'{"model":"m","previous_response_id":"x",}'),
+        (JSON, b'\xef\xbb\xbf{"model":"m","previous_response_id":"x"}'),
         (JSON, '{"model":"m","previous_response_id":"x"}'.encode("utf-16")),
         (JSON, b'{"model":"m","model":"n","previous_response_id":"x"}'),
         (JSON, b'{"model":"m","previous_response_id":"x","seed":' + b"1" * 5000 + b"}"),
