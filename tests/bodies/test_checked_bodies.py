@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted_vllm.api_routes import ROUTES, BodyFields, ModelPlace
 from twisted_vllm.bodies.json_body import read_body
 from twisted_vllm.errors import FieldNotAllowed, ModelUndetermined
-from twisted_vllm.field_policy.media import MAX_URLS, MAX_VALUES
+from twisted_vllm.field_policy.media import CACHE_NAME, MAX_URLS, MAX_VALUES, URL_MEMBERS
 from twisted_vllm.field_policy.policy import FieldPolicy, GatewayFields, policy_of
 from twisted_vllm.field_policy.rules import DEFAULT_FORBIDDEN, NO_RULES, FieldRules, rules_of
 
@@ -161,6 +161,16 @@ def test_no_text_is_an_image_in_python(value: str) -> None:
             assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{parts}]}}]}}'.encode())
     for harmless in ('{"type":"image_url","image_pil":null,"uuid":null}', '{"type":"text","text":"image_pil"}'):
         assert passes(f'{{"model":"m","messages":[{{"role":"user","content":[{harmless},{url}]}}]}}'.encode())
+
+
+@pytest.mark.parametrize("key", [*sorted(URL_MEMBERS), CACHE_NAME])
+@pytest.mark.parametrize("form", ["\\u%04x", "\\u%04X"])
+def test_no_escape_hides_a_key_of_media(key: str, form: str) -> None:
+    for at, letter in enumerate(key):
+        escaped = key[:at] + form % ord(letter) + key[at + 1 :]
+        assert json.loads(f'"{escaped}"') == key
+        part = f'{{"type":"image_url","{escaped}":"http://10.0.0.1/"}}'
+        assert not passes(f'{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}'.encode()), escaped
 
 
 @pytest.mark.parametrize("kind", ["image_url", "audio_url", "video_url", "input_audio", "image_embeds"])

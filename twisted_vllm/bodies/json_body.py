@@ -23,6 +23,7 @@ from twisted_vllm.bodies.checked_decoder import NO_VALUE as _NO_VALUE
 from twisted_vllm.bodies.checked_decoder import CheckedDecoder, checked_decoder
 from twisted_vllm.bodies.pydantic_values import MAX_NUMBER, to_bool, to_count
 from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
 from twisted_vllm.field_policy.policy import FieldPolicy
 
 
@@ -147,8 +148,6 @@ _PARTS_IN_LISTS = frozenset((CHAT_FIELDS, BATCH_FIELDS, MESSAGE_FIELDS))
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = b'"model"'
-# an escaped letter or underscore of a key
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
 _PLAIN_FIELD = re.compile(rb'"model"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|null)')
 # a list, not of numbers: those are the tokens of one prompt
 _SEVERAL = re.compile(rb"\[[ \t\n\r]*[^ \t\n\r\]0-9-]")
@@ -177,7 +176,7 @@ def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None
     if body.rfind(_KEY) != first or fields.inside:
         return _read_by_scanning(body, fields, policy)
     # most bodies have no backslash, and that check is faster
-    if b"\\" in body and _ESCAPED_LETTER.search(body) is not None:
+    if b"\\" in body and ESCAPED_LETTER.search(body) is not None:
         return _read_by_scanning(body, fields, policy)
     checked = None
     if policy is None:

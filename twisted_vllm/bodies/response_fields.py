@@ -13,12 +13,11 @@ import msgspec
 from twisted_vllm.bodies.json_body import Member, byte_offset, members_of
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
 
 _KEYS = (b'"request_id"', b'"previous_response_id"', b'"background"', b'"truncation"')
 #: members that vLLM 0.32 accepts as null, and then cannot write into its answer, after all is generated
 _NEVER_NULL = {"background": "false", "truncation": '"disabled"'}
-# an escaped letter or underscore of a key
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:[67]|5[fF])")
 
 #: levels of a body's objects and lists. vLLM 0.32 writes the request's members into the answer, and pydantic writes 255
 MAX_DEPTH = 200
@@ -57,7 +56,7 @@ def read_response_fields(body: bytes) -> ResponseFields:
             could learn what it used.
     """
     # inside a string the key's quotes would be escaped
-    if not any(key in body for key in _KEYS) and not (b"\\" in body and _ESCAPED_LETTER.search(body)):
+    if not any(key in body for key in _KEYS) and not (b"\\" in body and ESCAPED_LETTER.search(body)):
         return NO_FIELDS
     text = body.decode("utf-8")
     try:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
 from twisted_vllm.field_policy.media_hosts import MAX_URL, MediaRules
 
 #: a member of a part for images in Python. Beside ``uuid``, vLLM 0.32 passes a text in it to the model's processor, and
@@ -45,8 +46,6 @@ _NOT_MEDIA = frozenset(
     )
 )
 
-# an escaped letter of a key
-_ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 # the end of a key that holds a URL, and the beginning of its value
 _URL_KEY = b'url"'
 # the only such key that ends otherwise
@@ -154,7 +153,7 @@ def looks_into(name: str, raw: bytes, rules: MediaRules) -> bool:
         return raw[:1] in (b'"', b"[")
     if name in _NOT_MEDIA or raw[:1] not in (b"[", b"{"):
         return False
-    return (b"\\" in raw and _ESCAPED_LETTER.search(raw) is not None) or not all_allowed(raw, rules)
+    return (b"\\" in raw and ESCAPED_LETTER.search(raw) is not None) or not all_allowed(raw, rules)
 
 
 def may_hold_urls(body: bytes) -> bool:
