@@ -326,7 +326,7 @@ class Admission:
             raise _no_json()
         if fault is not None and _must_be_read(authorization):
             raise fault
-        if not name and principal.restricts_models:
+        if not name and authorization.restricted:
             raise _no_model()
         serving = self._serving.by_body(authorization, name or "", insertable=False)
         renamed = serving.name if serving.name and serving.name != name else None
@@ -401,7 +401,7 @@ def _must_be_read(authorization: Authorization) -> bool:
     """Return whether a permission depends on a body, so that one that cannot be read is refused."""
     principal = authorization.principal
     return (
-        principal.restricts_models
+        authorization.restricted
         or bool(principal.cache_salt)
         or principal.priority is not None
         or authorization.fields is not None

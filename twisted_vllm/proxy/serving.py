@@ -158,7 +158,7 @@ class ServingChooser:
         if name is None:
             raise BaseModelUnknown(server)
         if not name:
-            if principal.restricts_models:
+            if authorization.restricted:
                 raise ModelNotAllowed(
                     "This key may use certain models only. On this route the server's base model answers whatever the "
                     "body names, and the server does not say which that is. Use another route.",
@@ -174,7 +174,7 @@ class ServingChooser:
             adapter is None
             and asked
             and destination.entry is None
-            and principal.restricts_models
+            and authorization.restricted
             and not self._base_models.has_model(server, asked)
         ):
             # the base model would answer for any name; on other routes vLLM refuses a name that it does not have

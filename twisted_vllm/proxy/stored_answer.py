@@ -9,12 +9,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
-from twisted.web.http_headers import Headers
 
 from twisted_vllm.api_routes import UsageFormat
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.upstreams.own_requests import get_json
 from twisted_vllm.usage.readers.document import Document, Shape
 from twisted_vllm.usage.readers.registry import READERS, JsonFormat
 from twisted_vllm.usage.records import Usage
@@ -62,11 +62,7 @@ def ask_for(client: PassThroughClient, server: Server, response_id: str, clock: 
     Returns:
         The answer. It fails if there is none within `TIMEOUT` seconds, and as `IUpstreamAgent.request`.
     """
-    headers = Headers({b"accept": [b"application/json"]})
-    if server.api_key is not None:
-        headers.addRawHeader(b"authorization", b"Bearer " + server.api_key.reveal().encode())
-    url = server.url + b"/v1/responses/" + response_id.encode("ascii")
-    asked: Deferred[Any] = client.request(b"GET", url, headers=headers, server=server)
+    asked: Deferred[Any] = get_json(client, server, b"/v1/responses/" + response_id.encode("ascii"))
     return asked.addCallback(_read).addTimeout(TIMEOUT, clock)
 
 

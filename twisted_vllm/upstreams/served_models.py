@@ -15,8 +15,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.upstreams.own_requests import get_json
 
 #: seconds that an answer is used
 FRESH = 60.0
@@ -79,12 +79,7 @@ class ServedModels:
             self._asking[server].append(waiting)
             return waiting
         self._asking[server] = [waiting]
-        pairs = [(b"Host", server.host_header), (b"Accept", b"application/json")]
-        if server.api_key is not None:
-            pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
-        answer: Deferred[Any] = self._client.request(
-            b"GET", server.url + b"/v1/models", headers=RawHeaders.from_pairs(pairs), server=server
-        )
+        answer: Deferred[Any] = get_json(self._client, server, b"/v1/models")
         answer.addCallback(_read).addTimeout(TIMEOUT, self._clock)
         answer.addCallbacks(_served, lambda failure: self._failed(server, failure))
         answer.addErrback(lambda failure: self._failed(server, failure))
