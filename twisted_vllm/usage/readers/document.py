@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 
 import msgspec
 
@@ -22,6 +23,13 @@ MAX_PIECES = 64
 MAX_KEYS, MAX_QUOTES = 12_288, 131_072
 # all bytes that neither begin nor end a string, an object or a list
 _INERT = bytes(set(range(256)) - set(b'"[]{}'))
+_STEP_OF = {b"{": 1, b"[": 1, b"}": -1, b"]": -1, b'""': 0}
+# what a few brackets change of the depth, with strings that have none; a match after them is outside of all strings
+_STEPS = {
+    b"".join(parts): sum(_STEP_OF[part] for part in parts)
+    for number in range(4)
+    for parts in product(_STEP_OF, repeat=number)
+}
 # no possessive group here: Python before 3.11.5 matches it wrongly. A quote alone begins a string that has no end.
 _PIECE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(rb'[^\s\[\]{}",]++(?=[\s,}\]])')
@@ -91,8 +99,8 @@ class ValueScanner:
     It searches for the key with its quotes: inside a JSON string the first quote would have a backslash before it. So a
     match is a whole string, and the depth shows whether it is the key. Of equal keys the last counts.
 
-    `MAX_KEYS` and `MAX_QUOTES` bound the time of each piece. Beyond them the search ends, and only the end of the value
-    is kept.
+    `MAX_KEYS` and `MAX_QUOTES` bound the time of each piece. Beyond them, or if the value is certainly not JSON, the
+    search ends, and only the end of the value is kept.
 
     Attributes:
         found: the raw values, by key.
@@ -146,23 +154,25 @@ class ValueScanner:
     def _search(self, data: bytes) -> None:
         """Find the last of each key in a piece, and its value if that is complete."""
         last: dict[bytes, tuple[int, int]] = {}
-        offset = keys = 0
+        offset = 0
         # inside a string, a quote at the very beginning ends that string
-        for match in self._keys.finditer(data, 1 if self._in_string else 0):
+        for keys, match in enumerate(self._keys.finditer(data, 1 if self._in_string else 0)):
             position, end = match.span(1)
-            if data[position - 1 : position] == b"\\":
+            if position and data[position - 1] == 0x5C:
                 # within a string
                 continue
-            keys += 1
-            if keys > MAX_KEYS:
+            # most keys are close to each other where there are many: this takes half the time of `_skip`
+            step = _STEPS.get(data[offset:position].translate(None, _INERT))
+            if step is None or self._in_string or self._escaped:
+                self._skip(data[offset:position])
+            else:
+                self._depth += step
+            offset = end
+            if self._in_string or keys >= MAX_KEYS:
+                # it is not JSON, or too much
                 self._give_up(data)
                 return
-            self._skip(data[offset:position])
-            offset = end
-            if self._in_string:
-                # then it is not JSON
-                self._skip(match[1])
-            elif self._depth == self._target:
+            if self._depth == self._target:
                 last[match[1]] = match.span()
         for name, (position, start) in last.items():
             end = _value_end(data, start)
