@@ -180,12 +180,15 @@ async def send_all(gateway: Gateway, requests: Iterable[bytes]) -> None:
     """Send requests, each after the answer to the one before, on a connection that stays open."""
     client = await gateway.connect()
     for raw in requests:
-        client.received = b""
-        client.send(raw)
-        await client.until(lambda: client.lost is not None or client.received.startswith(b"HTTP/1.1 "))
-        await client.until(lambda: client.lost is not None or ended(client.received))
         if client.lost is not None:
             client = await gateway.connect()
+        await send(client, raw)
+
+
+async def send(client: Wire, raw: bytes) -> None:
+    client.received = b""
+    client.send(raw)
+    await client.until(lambda: client.lost is not None or ended(client.received))
 
 
 def ended(received: bytes) -> bool:

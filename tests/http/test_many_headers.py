@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.server_harness import SiteHarness
+from tests.http.server_harness import SiteHarness, get
 from tests.http.upstream_harness import Lab
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.errors import UpstreamProtocolError
 from twisted_vllm.http.client.parser import MAX_HEADERS, MAX_INTERIM, ResponseParser
 from twisted_vllm.http.header_cache import MOST_HEADERS, ResponseHeaderCache
 from twisted_vllm.http.headers import MAX_CONTENT_TYPE, NO_HEAD
+from twisted_vllm.http.server.request import MAX_HEADER_NAME
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
@@ -112,3 +113,13 @@ def test_a_head_of_many_headers_is_not_kept(count: int, kept: int) -> None:
     harness = SiteHarness()
     harness.connect().send(b"GET /vllm/a HTTP/1.1\r\nHost: g\r\n" + b"a: b\r\n" * (count - 1) + b"\r\n")
     assert len(harness.site.header_cache) == kept
+
+
+def test_long_names_of_headers_do_not_reach_the_gateway_s_own_endpoints() -> None:
+    """Twisted remembers the names that it was given, 10,000 of any length."""
+    harness = SiteHarness()
+    longest, longer = b"x" * MAX_HEADER_NAME, b"y" * (MAX_HEADER_NAME + 1)
+    harness.connect().send(get(b"/health", longest + b": 1", longer + b": 1"))
+    names = {name for name, _ in harness.ordinary.seen[0].headers}
+    assert longest in names
+    assert longer not in names

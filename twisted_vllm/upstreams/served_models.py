@@ -24,7 +24,7 @@ FRESH = 60.0
 RETRY = 5.0
 #: seconds to wait for an answer
 TIMEOUT = 5.0
-#: the maximum size of an answer in bytes, and its objects, of which vLLM writes two for a model; such an answer takes up
+#: the maximum size of an answer in bytes, and its most objects, of which vLLM writes two for a model; it takes up
 #: to 15 ms to decode
 MAX_ANSWER, MAX_OBJECTS = 2_097_152, 20_000
 

@@ -140,7 +140,7 @@ class ValueScanner:
             self._give_up(data)
             return
         # without a match this is several times faster than the pattern
-        if any([name in data for name in self._names]):
+        if any(name in data for name in self._names):
             self._search(data)
         else:
             self._skip_rest(data)

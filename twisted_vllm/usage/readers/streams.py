@@ -47,7 +47,6 @@ MAX_CHOICES = 2_048
 MAX_FIRST = 8_192
 
 
-
 class ChunkStream:
     """Reads a stream of chunks: chat, completions or a transcription.
 
