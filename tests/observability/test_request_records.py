@@ -15,6 +15,7 @@ from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import Authorization, Peer, RequestContext
 from twisted_vllm.http.headers import HeaderList, RequestHead, ResponseHead
+from twisted_vllm.observability.logging.lines import ILines, JsonLines, TextLines
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
@@ -25,6 +26,8 @@ from twisted_vllm.usage.pricing import FREE, RoutePricing
 from twisted_vllm.usage.records import Payer, refer
 
 NOW = 1_767_225_600.0
+#: the most bytes of a line: of a request without a key, whose path alone is long, and of one that names a model
+MOST_STRANGERS_BYTES, MOST_TENANTS_BYTES = 4_096, 8_192
 TENANT = Principal(kind="key", name="team-a", hash_prefix="0123abcd")
 
 
@@ -221,3 +224,19 @@ def test_any_observer_of_twisted_s_sees_the_record_in_an_event() -> None:
     log(events.append).finished(made)
     [event] = events
     assert event["request_record"] == log().record(made)
+
+
+# what one request can make the log hold
+
+
+@pytest.mark.parametrize("text", ["\x01", "\x85", "\xa0", "\U0001f600", "\U000e0001", '"', "\\"])
+@pytest.mark.parametrize("lines", [JsonLines(), TextLines()])
+def test_a_line_has_bounded_bytes_whatever_a_caller_sends(text: str, lines: ILines) -> None:
+    path = (b"/" + text.encode()) * 60_000
+    strangers = request(path, request_id=b'"' * 128, host="2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", outcome="refused")
+    size = len(lines.request(record(strangers), "info"))
+    tenants = forwarded(request(b"/vllm" + b"/x" * 30_000), model=text * 4_096)
+    with_model = len(lines.request(record(tenants), "info"))
+    print(f"{size} bytes of a stranger, {with_model} bytes of a tenant")
+    assert size < MOST_STRANGERS_BYTES
+    assert with_model < MOST_TENANTS_BYTES

@@ -29,7 +29,7 @@ from twisted_vllm.errors import (
     RouteNotAllowed,
 )
 from twisted_vllm.proxy.admission import Admission, Admitted
-from twisted_vllm.proxy.serving import BaseModelUnknown
+from twisted_vllm.proxy.serving import LONGEST_NAME, BaseModelUnknown
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.upstreams.router import Router
 
@@ -187,6 +187,18 @@ def test_a_model_that_no_authorization_names_goes_to_the_default_server() -> Non
 def test_a_model_that_no_authorization_names_is_not_found_without_a_default_server() -> None:
     with pytest.raises(ModelNotFound, match="'other'"):
         admit(admission(MODELS, None), b'{"model": "other"}')
+
+
+def test_a_model_s_name_that_is_longer_than_any_is_not_found() -> None:
+    longest, longer = "m" * LONGEST_NAME, "m" * (LONGEST_NAME + 1)
+    asked = admission(MODELS)
+    assert admit(asked, b'{"model": "%b"}' % longest.encode()).model == longest
+    with pytest.raises(ModelNotFound, match=r"'m{100}'"):
+        admit(asked, b'{"model": "%b"}' % longer.encode())
+    with pytest.raises(ModelNotFound):
+        admit(asked, form(longer.encode()), headers=FORM, path=b"/v1/audio/transcriptions")
+    with pytest.raises(ModelNotFound):
+        invoke(asked, longer, MASTER)
 
 
 @pytest.mark.parametrize(("default", "expected"), [(DEFAULT, DEFAULT), (None, ONE)])

@@ -76,9 +76,9 @@ def test_the_cache_is_bounded() -> None:
     cache = AuthorizationCache()
     templates = [object() for _ in range(MOST_HEADS + 3)]
     for template in templates:
-        cache.keep(template, cached())
+        cache.keep(template, cached(), 0)
     assert [cache.get(template) is None for template in templates[:4]] == [True, True, True, False]
     newer = cached()
-    cache.keep(templates[-1], newer)
+    cache.keep(templates[-1], newer, 0)
     assert cache.get(templates[-1]) is newer
     assert cache.get(templates[3]) is not None

@@ -20,10 +20,10 @@ from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.request_record import ClientText
-from twisted_vllm.proxy import accounting as accounting_module
-from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.accounting import MAX_PRICINGS, Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
+from twisted_vllm.proxy.serving import LONGEST_NAME
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
@@ -34,6 +34,8 @@ from twisted_vllm.usage.spool.format import encode_rows
 BEGAN, OVER = 1_764_072_000.25, 1_764_072_001.75
 OWN_ID = b"69259a40" + b"0a" * 12
 ANSWER = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}'
+#: the most bytes of a row in the spool, with one of `usage_headers`
+MOST_ROW_BYTES = 8_000
 CHAT = b"/vllm/v1/chat/completions"
 KEY = "ab" * 32
 
@@ -145,17 +147,29 @@ def test_equal_requests_share_their_target(ledger: Ledger) -> None:
     assert first.target is second.target
 
 
-def test_the_cache_of_shared_targets_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounting_module, "MAX_PRICINGS", 3)
-    for number in range(10):
+def test_the_cache_of_shared_targets_is_bounded(ledger: Ledger) -> None:
+    for number in range(MAX_PRICINGS + 10):
         row = ledger.serve(model=f"m{number}")
         assert row is not None and target_of(row.target).model == f"m{number}"
-        assert ledger.accounting.pricings <= 3
+    assert ledger.accounting.pricings == MAX_PRICINGS
 
 
 def test_long_names_are_not_cached(ledger: Ledger) -> None:
     assert ledger.serve(model="m" * 1_000) is not None
     assert ledger.accounting.pricings == 0
+
+
+@pytest.mark.parametrize("text", ["\x01", "\U0001f600", '"', "\u2028"])
+def test_a_row_takes_bounded_bytes_on_the_disk_whatever_a_caller_sends(text: str) -> None:
+    ledger = Ledger(usage_headers=(b"x-tags",), end_user_headers=(b"x-user",))
+    long = text.encode("utf-8") * 4_000
+    named = ((b"x-request-id", b'"' * 128), (b"x-tags", long), (b"x-user", long))
+    model = text if text.isprintable() else "m"
+    row = ledger.serve(model=model * LONGEST_NAME, headers=named, user=text * 100_000)
+    assert row is not None
+    size = len(encode_rows([row]))
+    print(f"{size} bytes")
+    assert size < MOST_ROW_BYTES
 
 
 @pytest.mark.parametrize(

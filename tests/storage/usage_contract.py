@@ -201,10 +201,11 @@ class UsageContract:
         assert len(ledger.read(usage_targets)) == 1
         assert len(ledger.read(usage_payer_tags)) == 3
 
+    @pytest.mark.parametrize("bound", [("MAX_REMEMBERED", 5), ("MAX_REMEMBERED_BYTES", 300)])
     def test_more_payers_than_are_remembered_are_kept_as_well(
-        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, bound: tuple[str, int]
     ) -> None:
-        monkeypatch.setattr(batch_module, "MAX_REMEMBERED", 5)
+        monkeypatch.setattr(batch_module, *bound)
         rows = [usage_row(number, key_id=f"k{number % 20}", model=f"m{number % 9}") for number in range(100)]
         for start in range(0, 100, 7):
             ledger.write(*rows[start : start + 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
 from tests.proxy.gateway_fakes import server
-from twisted_vllm.upstreams.served_models import FRESH, MAX_ANSWER, RETRY, TIMEOUT, ServedModels
+from twisted_vllm.upstreams.served_models import FRESH, MAX_ANSWER, MAX_OBJECTS, RETRY, TIMEOUT, ServedModels
 
 SERVER = server("one:80")
 LIST = {
@@ -23,15 +24,24 @@ LIST = {
 
 
 class Answer:
-    """A response with a body."""
+    """A response with a body; `endless` sends it on and on until it is stopped, and counts in `sent`."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, endless: bool = False) -> None:
         self._body = body
+        self._endless = endless
+        self._stopped = False
+        self.sent = 0
         self.length = len(body)
 
     def deliverBody(self, protocol: Any) -> None:
-        protocol.dataReceived(self._body)
+        protocol.makeConnection(self)
+        while not self._stopped and not (self.sent and not self._endless):
+            protocol.dataReceived(self._body)
+            self.sent += len(self._body)
         protocol.connectionLost(Failure(ResponseDone()))
+
+    def stopProducing(self) -> None:
+        self._stopped = True
 
 
 class Client:
@@ -87,8 +97,15 @@ def test_those_who_ask_at_the_same_time_share_one_request() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"no JSON", {"data": []}, {}, {"data": [{"id": "a", "parent": "b"}]}, b" " * (MAX_ANSWER + 1)],
-    ids=["no JSON", "no models", "no list", "only an adapter", "too long"],
+    [
+        b"no JSON",
+        {"data": []},
+        {},
+        {"data": [{"id": "a", "parent": "b"}]},
+        b" " * (MAX_ANSWER + 1),
+        {"data": [{"id": "a"}] * MAX_OBJECTS},
+    ],
+    ids=["no JSON", "no models", "no list", "only an adapter", "too long", "too many models"],
 )
 def test_a_server_that_does_not_tell_is_asked_again_soon(body: object) -> None:
     clock = Clock()
@@ -108,3 +125,33 @@ def test_a_server_that_does_not_answer_does_not_tell(answer: str) -> None:
         clock.advance(TIMEOUT)
     assert waiting.called
     assert models.base_model(SERVER) == ""
+
+
+def test_an_endless_list_is_cut_at_its_bound() -> None:
+    answer = Answer(b"x" * 65_536, endless=True)
+    models, _ = served(Clock(), succeed(answer))
+    assert models.ask(SERVER).called
+    assert models.base_model(SERVER) == ""
+    assert answer.sent <= MAX_ANSWER + 65_536
+
+
+@pytest.mark.parametrize("unit", [b'{"id":""},', b"0,", b'"",', b"[],", b"{},"])
+def test_no_list_takes_20_ms_to_read(unit: bytes) -> None:
+    body = (b'{"data":[' + unit * (MAX_ANSWER // len(unit)))[: MAX_ANSWER - 100]
+    fastest = 1.0
+    for _ in range(5):
+        models, _ = served(Clock(), told(body))
+        began = time.thread_time()
+        models.ask(SERVER)
+        fastest = min(fastest, time.thread_time() - began)
+    assert fastest < 0.020
+
+
+def test_the_models_of_a_server_with_thousands_of_adapters_are_read() -> None:
+    card = {"id": "adapter", "object": "model", "created": 1, "owned_by": "vllm", "root": "r" * 60, "parent": "base"}
+    card["permission"] = [{"id": "modelperm", "object": "model_permission", "created": 1, "organization": "*"}]
+    cards = [{"id": "base"}, *({**card, "id": f"adapter-{number}"} for number in range(5_000))]
+    models, _ = served(Clock(), told({"object": "list", "data": cards}))
+    models.ask(SERVER)
+    assert models.base_model(SERVER) == "base"
+    assert models.has_model(SERVER, "adapter-4999")

@@ -15,7 +15,7 @@ from tests.builders import usage_row, usage_rows
 from tests.conftest import LoggedFailures
 from twisted_vllm.usage.records import UsageRow
 from twisted_vllm.usage.spool import spool as spool_module
-from twisted_vllm.usage.spool.queue import Batch
+from twisted_vllm.usage.spool.queue import CACHED_BYTES, Batch
 from twisted_vllm.usage.spool.spool import Spool
 
 
@@ -132,6 +132,18 @@ def test_memory_beside_the_files_is_bounded(make_spool: Callable[..., Spool]) ->
         put(spool, usage_row(number))
         assert spool.cached_rows <= 10
     assert drain(spool) == usage_rows(25)
+
+
+def test_memory_beside_the_files_is_bounded_in_bytes(make_spool: Callable[..., Spool]) -> None:
+    spool = make_spool(cached_rows=1_000_000)
+    long = usage_row(0, end_user="e" * 100_000)
+    before = most = 0
+    for _ in range(3 * CACHED_BYTES // 100_000):
+        put(spool, long)
+        most = max(most, spool.cached_rows)
+        before = spool.cached_rows
+    assert most * 100_000 <= CACHED_BYTES
+    assert before < most
 
 
 def test_a_segment_goes_when_its_rows_are_committed_and_not_before(spool: Spool) -> None:

@@ -12,12 +12,15 @@ import re
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import Limits
 from twisted_vllm.http.headers import BODILESS, PER_REQUEST_HEADERS, RequestHead, ResponseHead
 
-#: heads that are kept, for all connections together, and the longest of them in bytes
+#: heads that are kept, for all connections together, the longest of them in bytes, and their most headers: as objects
+#: they take eight times the memory of their bytes
 MOST_HEADS = 256
 LONGEST_HEAD = 2_048
+MOST_HEADERS = 64
 
 #: a length as the cache would write it anew
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,8})\r\n")
@@ -42,16 +45,14 @@ class _HeaderCache(Generic[Head]):
     """Heads by their bytes without the values that may differ. The oldest makes room for a new one."""
 
     def __init__(self, longest: int) -> None:
-        self._heads: dict[tuple[bytes, ...], Head] = {}
+        self._heads: BoundedCache[tuple[bytes, ...], Head] = BoundedCache(MOST_HEADS, LONGEST_HEAD)
         self._longest = longest
 
     def __len__(self) -> int:
         return len(self._heads)
 
     def _keep(self, key: tuple[bytes, ...], head: Head) -> None:
-        if len(self._heads) >= MOST_HEADS:
-            del self._heads[next(iter(self._heads))]
-        self._heads[key] = head
+        self._heads.keep(key, head, sum(map(len, key)))
 
 
 class RequestTemplate:
@@ -151,6 +152,7 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
             or len(data) - end - 4 != head.length
             or not head.keep_alive
             or head.protocols
+            or len(head.headers) > MOST_HEADERS
             or head.version != b"HTTP/1.1"
             or not _NEVER_KEPT.isdisjoint(head.first)
         ):
@@ -187,6 +189,8 @@ class ResponseHeaderCache(_HeaderCache[ResponseHead]):
         """Keep the head of the response that `data` is, if it is complete and a similar head may follow."""
         end = data.find(b"\r\n\r\n", 0, self._longest)
         if end < 0 or head.has_request_id or head.relayed is not head.headers or head.status in BODILESS:
+            return
+        if len(head.headers) > MOST_HEADERS:
             return
         found = _LENGTH.search(data, 0, end + 2)
         # heads without a length, or with one in another spelling, are not cached

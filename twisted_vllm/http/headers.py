@@ -38,6 +38,9 @@ PER_REQUEST_HEADERS = frozenset((b"content-length", b"traceparent", b"tracestate
 
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
 
+#: bytes to read of a response's ``Content-Type`` and ``Content-Encoding``; its headers go on as they came
+MAX_CONTENT_TYPE = 256
+
 
 def nominated(connection: bytes | None) -> frozenset[bytes]:
     """Return the lower-case names that a ``Connection`` value nominates as hop-by-hop (RFC 9110 §7.6.1).
@@ -152,8 +155,8 @@ class ResponseHead:
         length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
         coding: the value of ``Transfer-Encoding`` in lower case, or empty.
         connection: the value of ``Connection``, or empty.
-        content_type: the value of ``Content-Type``, or empty.
-        content_encoding: the value of ``Content-Encoding``, or empty.
+        content_type: the first `MAX_CONTENT_TYPE` bytes of the value of ``Content-Type``, or empty.
+        content_encoding: those of ``Content-Encoding``, likewise.
         has_request_id: whether there is an ``x-request-id``.
     """
 
@@ -188,9 +191,9 @@ class ResponseHead:
                 if key == b"content-length":
                     self.length = int(pair[1])
                 elif key == b"content-type":
-                    self.content_type = pair[1]
+                    self.content_type = pair[1][:MAX_CONTENT_TYPE]
                 elif key == b"content-encoding":
-                    self.content_encoding = pair[1]
+                    self.content_encoding = pair[1][:MAX_CONTENT_TYPE]
                 elif key == b"x-request-id":
                     self.has_request_id = True
                 else:

@@ -13,6 +13,8 @@ from twisted_vllm.context import RequestContext
 TEXT_LIMIT = 512
 #: characters to search for secrets: a secret that is cut would not be recognised
 READ_LIMIT = 1024
+#: paths and names of models that are remembered, because they repeat
+MAX_TEXTS = 1024
 
 
 class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -60,16 +62,15 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class ClientText:
-    """Removes secrets from client-supplied text, such as a key in a path or in place of a model's name.
-
-    Attributes:
-        clean: returns a text without secrets, cut to `TEXT_LIMIT` characters. Paths and models repeat, so results are
-            cached.
-    """
+    """Removes secrets from client-supplied text, such as a key in a path or in place of a model's name."""
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
-        self.clean = lru_cache(maxsize=1024)(lambda text: redact(text[:READ_LIMIT])[:TEXT_LIMIT])
+        self._clean = lru_cache(maxsize=MAX_TEXTS)(lambda text: redact(text)[:TEXT_LIMIT])
+
+    def clean(self, text: str) -> str:
+        """Return a text without secrets, cut to `TEXT_LIMIT` characters."""
+        return self._clean(text[:READ_LIMIT])
 
     def request_id(self, context: RequestContext) -> str:
         """Return the id of a request; a client's id without secrets."""

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import PREFLIGHT
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
@@ -39,7 +40,7 @@ from twisted_vllm.usage.response_sizes import ResponseSizes
 
 #: cached server fingerprints and route pricings
 MAX_FINGERPRINTS = MAX_PRICINGS = 1_000
-#: a pricing is cached if model, path and method together have at most this many characters
+#: either is cached if model, path and method together have at most this many characters
 MAX_KEY_LENGTH = 512
 
 #: seconds between two requests of one pricing to learn from: the samples cover more than a moment of a busy server
@@ -102,10 +103,11 @@ class Accounting(RequestObserver):
         self._requires_end_user = requires_end_user
         self._now = now
         self.preflights = 0
-        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
+        self._fingerprints: BoundedCache[tuple[str, str, str], Fingerprint]
+        self._fingerprints = BoundedCache(MAX_FINGERPRINTS, MAX_KEY_LENGTH)
         self._rates = GenerationRates()
         self._response_sizes = ResponseSizes(assumed_output_tokens)
-        self._pricings: dict[PricingKey, RoutePricing] = {}
+        self._pricings: BoundedCache[PricingKey, RoutePricing] = BoundedCache(MAX_PRICINGS, MAX_KEY_LENGTH)
 
     @property
     def pricings(self) -> int:
@@ -307,11 +309,7 @@ class Accounting(RequestObserver):
         """Return the pricing of all requests with one model, server, route and method, and cache it."""
         pricing = RoutePricing(route, self._prices_of(entry) if route.takes_model else FREE)
         model, _, name, path, method = key
-        # clients choose these texts, of any length
-        if len(model) + len(name) + len(path) + len(method) <= MAX_KEY_LENGTH:
-            if len(self._pricings) >= MAX_PRICINGS:
-                self._pricings.clear()
-            self._pricings[key] = pricing
+        self._pricings.keep(key, pricing, len(model) + len(name) + len(path) + len(method))
         return pricing
 
     def _learn(self, context: RequestContext, meter: UsageMeter, usage: Usage) -> None:
@@ -377,7 +375,6 @@ class Accounting(RequestObserver):
         key = (admitted.server.name, admitted.model, route)
         found = self._fingerprints.get(key)
         if found is None:
-            if len(self._fingerprints) >= MAX_FINGERPRINTS:
-                self._fingerprints.clear()
-            found = self._fingerprints[key] = Fingerprint()
+            found = Fingerprint()
+            self._fingerprints.keep(key, found, len(admitted.model) + len(route))
         return found

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization, Peer
 from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.header_cache import MOST_HEADS
+from twisted_vllm.http.header_cache import LONGEST_HEAD, MOST_HEADS
 from twisted_vllm.http.headers import PER_REQUEST_HEADERS, HeaderList
+
+#: header formats of one head, each of one server
+MOST_FORMATS = 8
 
 
 class HeaderFormat:
@@ -70,7 +74,7 @@ class CachedAuthorization:
 
     Attributes:
         authorization: the authorization.
-        formats: the header format of each server that was chosen since.
+        formats: the header formats of servers that were chosen since.
     """
 
     __slots__ = ("_changes", "_host", "_secure", "_until", "authorization", "formats")
@@ -84,7 +88,7 @@ class CachedAuthorization:
             peer: the client's address.
         """
         self.authorization = authorization
-        self.formats: dict[Server, HeaderFormat] = {}
+        self.formats: BoundedCache[Server, HeaderFormat] = BoundedCache(MOST_FORMATS, LONGEST_HEAD)
         self._changes = changes
         self._until = authorization.principal.expires
         self._host = peer.host
@@ -103,18 +107,14 @@ class CachedAuthorization:
         )
 
 
-class AuthorizationCache:
-    """Cached authorizations by the head's template, which equal heads share. A full cache evicts its oldest entry."""
+class AuthorizationCache(BoundedCache[object, CachedAuthorization]):
+    """Cached authorizations by the head's template, which equal heads share."""
+
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._entries: dict[object, CachedAuthorization] = {}
-        self.get = self._entries.get
-
-    def keep(self, template: object, cached: CachedAuthorization) -> None:
-        """Store the entry of a template, in place of an earlier one."""
-        if len(self._entries) >= MOST_HEADS and template not in self._entries:
-            del self._entries[next(iter(self._entries))]
-        self._entries[template] = cached
+        """Start empty."""
+        super().__init__(MOST_HEADS, LONGEST_HEAD)
 
 
 def _escaped(text: bytes) -> bytes:

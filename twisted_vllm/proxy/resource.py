@@ -166,7 +166,7 @@ class PassThroughResource:
         if template is None:
             return None
         cached = CachedAuthorization(authorization, changes, context.peer)
-        self._cache.keep(template, cached)
+        self._cache.keep(template, cached, len(authorization.forwarded))
         return cached
 
     def _identify(self, context: RequestContext) -> Principal:
@@ -263,7 +263,8 @@ class PassThroughResource:
             if form is None:
                 framing = (b"Content-Length", b"") if b"content-length" in first else None
                 pairs = self._headers(context, server, framing, expects_continue=False)
-                form = cached.formats[server] = HeaderFormat(server.url + admitted.path, pairs)
+                form = HeaderFormat(server.url + admitted.path, pairs)
+                cached.formats.keep(server, form, len(admitted.path))
             url = form.url
             headers = form.write(len(admitted.body), context.request_id, first)
         else:

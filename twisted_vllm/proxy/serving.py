@@ -9,6 +9,7 @@ import msgspec
 
 from twisted_vllm.auth.policy import RoutePolicy, is_no_path
 from twisted_vllm.auth.steering_headers import ADAPTER
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import ModelNotAllowed, ModelNotFound
@@ -17,6 +18,8 @@ from twisted_vllm.upstreams.router import CLIP, Router
 
 #: cached servings of models that no entry names, and the maximum length of such a name in characters
 MAX_UNLISTED, MAX_NAME = 1_000, 256
+#: longer names, in characters, are those of no model: vLLM's names are at most paths (Linux' PATH_MAX)
+LONGEST_NAME = 4_096
 
 
 class Serving(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +80,7 @@ class ServingChooser:
         self._policy = policy
         self._router = router
         self._base_models = base_models
-        self._unlisted: dict[str, Serving] = {}
+        self._unlisted: BoundedCache[str, Serving] = BoundedCache(MAX_UNLISTED, MAX_NAME)
 
     @property
     def routes_by_model(self) -> bool:
@@ -105,7 +108,7 @@ class ServingChooser:
 
         Raises:
             ModelNotAllowed: the caller may not use the model.
-            ModelNotFound: no server is configured for it.
+            ModelNotFound: no server is configured for it, or its name is longer than any.
         """
         router = self._router
         if not named:
@@ -114,6 +117,8 @@ class ServingChooser:
             if entry is not None and insertable:
                 return Serving(destination.server, entry.upstream_model, entry.model_name, entry=entry)
             return Serving(destination.server, priced=not router.prices_differ(destination.server))
+        if len(named) > LONGEST_NAME:
+            raise _no_such_model(named)
         aliases = authorization.principal.aliases
         asked = aliases.get(named, named) if aliases else named
         if authorization.restricted:
@@ -126,11 +131,9 @@ class ServingChooser:
         if entry is None:
             self._policy.check_unlisted_model(authorization.principal, asked)
             found = Serving(destination.server, asked, asked)
-            # clients choose these texts; what may be a path is checked each time
-            if len(asked) <= MAX_NAME and is_no_path(asked):
-                if len(self._unlisted) >= MAX_UNLISTED:
-                    self._unlisted.clear()
-                self._unlisted[asked] = found
+            # what may be a path is checked each time
+            if is_no_path(asked):
+                self._unlisted.keep(asked, found, len(asked))
             return found
         model = entry.model_name
         return Serving(
@@ -150,6 +153,8 @@ class ServingChooser:
             ModelNotAllowed, ModelNotFound: as from `by_body`.
         """
         router, principal = self._router, authorization.principal
+        if len(named) > LONGEST_NAME:
+            raise _no_such_model(named)
         asked = principal.aliases.get(named, named)
         destination = router.route(asked or None)
         server = destination.server
@@ -178,5 +183,9 @@ class ServingChooser:
             and not self._base_models.has_model(server, asked)
         ):
             # the base model would answer for any name; on other routes vLLM refuses a name that it does not have
-            raise ModelNotFound(f"The server has no model {asked[:CLIP]!r}.", param="model")
+            raise _no_such_model(asked)
         return Serving(server, "", model, "" if name == model else name, entry)
+
+
+def _no_such_model(name: str) -> ModelNotFound:
+    return ModelNotFound(f"The server has no model {name[:CLIP]!r}.", param="model")

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import treq
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.config.settings import Server
+from twisted_vllm.errors import UpstreamProtocolError
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.upstreams.own_requests import get_json
+from twisted_vllm.upstreams.own_requests import get_json, read_at_most
 
 #: seconds that an answer is used
 FRESH = 60.0
@@ -24,8 +24,9 @@ FRESH = 60.0
 RETRY = 5.0
 #: seconds to wait for an answer
 TIMEOUT = 5.0
-#: the maximum size of an answer in bytes
-MAX_ANSWER = 4_194_304
+#: the maximum size of an answer in bytes, and its most objects, of which vLLM writes two for a model; it takes up
+#: to 15 ms to decode
+MAX_ANSWER, MAX_OBJECTS = 2_097_152, 20_000
 
 
 class _Card(msgspec.Struct):
@@ -80,7 +81,7 @@ class ServedModels:
             return waiting
         self._asking[server] = [waiting]
         answer: Deferred[Any] = get_json(self._client, server, b"/v1/models")
-        answer.addCallback(_read).addTimeout(TIMEOUT, self._clock)
+        answer.addCallback(read_at_most, MAX_ANSWER).addTimeout(TIMEOUT, self._clock)
         answer.addCallbacks(_served, lambda failure: self._failed(server, failure))
         answer.addErrback(lambda failure: self._failed(server, failure))
         answer.addCallback(self._told, server)
@@ -101,21 +102,9 @@ class ServedModels:
                 waiting.callback(None)
 
 
-def _read(response: Any) -> Deferred[bytes]:
-    parts: list[bytes] = []
-    size = 0
-
-    def take(data: bytes) -> None:
-        nonlocal size
-        size += len(data)
-        if size <= MAX_ANSWER:
-            parts.append(data)
-
-    collected: Deferred[None] = treq.collect(response, take)
-    return collected.addCallback(lambda _: b"".join(parts))
-
-
 def _served(answer: bytes) -> _Served:
     """Return what an answer lists. The base model is the first that is no adapter: vLLM lists it first."""
+    if answer.count(b"{") > MAX_OBJECTS:
+        raise UpstreamProtocolError(f"The server's list of models has over {MAX_OBJECTS} objects.")
     cards = _decode(answer).data
     return _Served(next((card.id for card in cards if card.parent is None), ""), frozenset(card.id for card in cards))

@@ -20,6 +20,8 @@ from collections import deque
 
 import msgspec
 
+from twisted_vllm.bounded_cache import BoundedCache
+
 #: tokens per second of one choice before anything was learned: more than nearly all models reach on today's
 #: accelerators, so that nobody gains by never finishing a request
 DEFAULT_RATE = 500.0
@@ -138,7 +140,7 @@ class GenerationRates:
     """The rates of all servers and models. ``len()`` is the number of them."""
 
     def __init__(self) -> None:
-        self._rates: dict[tuple[str, str], GenerationRate] = {}
+        self._rates: BoundedCache[tuple[str, str], GenerationRate] = BoundedCache(MAX_RATES, MAX_MODEL_LENGTH)
 
     def __len__(self) -> int:
         return len(self._rates)
@@ -148,9 +150,8 @@ class GenerationRates:
         key = (server, model if len(model) <= MAX_MODEL_LENGTH else "")
         rate = self._rates.get(key)
         if rate is None:
-            if len(self._rates) >= MAX_RATES:
-                del self._rates[next(iter(self._rates))]
-            rate = self._rates[key] = GenerationRate()
+            rate = GenerationRate()
+            self._rates.keep(key, rate, len(key[1]))
         return rate
 
     def of(self, server: str, model: str) -> GenerationRate:
@@ -158,7 +159,7 @@ class GenerationRates:
         rate = self._rates.get((server, model if len(model) <= MAX_MODEL_LENGTH else ""))
         if rate is not None:
             return rate
-        others = (rate for (name, _), rate in reversed(self._rates.items()) if name == server)
+        others = (rate for (name, _), rate in self._rates.newest_first() if name == server)
         return next(others, _UNKNOWN)
 
 

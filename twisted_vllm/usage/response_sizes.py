@@ -5,8 +5,10 @@ The body of such a request only names the response, so its size says nothing abo
 
 from __future__ import annotations
 
-#: remembered responses, the newest ones
-MAX_RESPONSES = 10_000
+from twisted_vllm.bounded_cache import BoundedCache
+
+#: remembered responses, the newest ones, and the longest of their ids in characters; the gateway makes these ids
+MAX_RESPONSES, MAX_ID = 10_000, 64
 
 
 class ResponseSizes:
@@ -19,17 +21,16 @@ class ResponseSizes:
             assumed: the tokens of a response that is not known: another process made it, or it is too old.
         """
         self._assumed = assumed
-        self._tokens: dict[str, int] = {}
+        self._tokens: BoundedCache[str, int] = BoundedCache(MAX_RESPONSES, MAX_ID)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def keep(self, response_id: str, tokens: int) -> None:
         """Remember a response's tokens; the oldest response makes room."""
-        if len(self._tokens) >= MAX_RESPONSES:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[response_id] = tokens
+        self._tokens.keep(response_id, tokens, len(response_id))
 
     def of(self, response_id: str) -> int:
         """Return a response's tokens."""
-        return self._tokens.get(response_id, self._assumed)
+        found = self._tokens.get(response_id)
+        return self._assumed if found is None else found

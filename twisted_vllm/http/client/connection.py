@@ -273,6 +273,7 @@ class UpstreamConnection(Protocol):
         if self._upload is not None:
             whole = self._upload.done
             self._upload.stop(lost=False)
+        self._parser.forget()
         if whole and self._parser.keep_alive and not self._parser.spoiled:
             if self._paused:
                 self.resumeProducing()

@@ -11,6 +11,10 @@ from twisted_vllm.http.start_line import StatusLines
 
 #: a larger response head in bytes, interim responses included, is refused
 MAX_HEAD_BYTES = 262_144
+#: more headers, or more trailers, are refused: as objects they take thirty times the memory of their bytes
+MAX_HEADERS = 1_000
+#: more interim responses to one request are refused: each is written to the client
+MAX_INTERIM = 100
 
 
 class ResponseParser:
@@ -35,6 +39,7 @@ class ResponseParser:
         "_head_bytes",
         "_header_cache",
         "_informational",
+        "_interim",
         "_is_head",
         "_lines",
         "_pairs",
@@ -69,7 +74,7 @@ class ResponseParser:
         self._informational = informational
         self.any_bytes = self.head_arrived = self.bodyless = self.until_eof = False
         self.complete = self.keep_alive = self._refused = False
-        self._head_bytes = 0
+        self._head_bytes = self._interim = 0
         self._lines: StatusLines | None = None
         self._reason = b""
         self._pairs: HeaderList = []
@@ -108,14 +113,20 @@ class ResponseParser:
             return self.complete
         if not self.head_arrived:
             self._head_bytes += len(data)
-            return not self._refused and self._head_bytes <= MAX_HEAD_BYTES
+            return not self._refused and self._head_bytes <= MAX_HEAD_BYTES and len(self._pairs) <= MAX_HEADERS
         if begins and self.complete and self.keep_alive and not self.spoiled:
             self._header_cache.learn(data, self.head)
         elif not self.pieces and not self.complete:
             # chunk extensions or trailers, which llhttp buffers until they end
             self._head_bytes += len(data)
-            return self._head_bytes <= MAX_HEAD_BYTES
-        return True
+            return self._head_bytes <= MAX_HEAD_BYTES and not self._refused
+        return not self._refused
+
+    def forget(self) -> None:
+        """Drop the head and the trailers of a response that is over: an idle connection must not hold them."""
+        self.head = NO_HEAD
+        if self.trailers:
+            self.trailers = []
 
     def take(self) -> bytes:
         """Return what was received of the body since the last call."""
@@ -142,7 +153,10 @@ class ResponseParser:
         if not self.head_arrived:
             self._pairs.append((name, value))
         elif not self.complete:
-            self.trailers.append((name, value))
+            if len(self.trailers) < MAX_HEADERS:
+                self.trailers.append((name, value))
+            else:
+                self._refused = True
 
     def on_headers_complete(self) -> None:
         """Classify the head: interim, without a body, or with a body that ends with the connection."""
@@ -152,12 +166,16 @@ class ResponseParser:
             return
         parser = self._parser
         status = parser.get_status_code()
+        if len(self._pairs) > MAX_HEADERS:
+            self._refused = True
+            return
         if 100 <= status < 200:
             if status == 101 and parser.should_upgrade():
                 self.switched = True
                 self.head = ResponseHead(status, self._reason, self._pairs)
             return
         head = ResponseHead(status, self._reason, self._pairs)
+        self._pairs = []
         if status < 100 or head.coding not in (b"", b"chunked"):
             # an invalid status, or a transfer coding that would remain undecoded
             self._refused = True
@@ -188,9 +206,12 @@ class ResponseParser:
         if not self.head_arrived:
             status = self._parser.get_status_code()
             if self._informational is not None and 100 <= status < 200 and status != 101:
-                self._informational(status, self._reason, self._pairs)
+                self._interim += 1
+                self._refused = self._refused or self._interim > MAX_INTERIM
+                if not self._refused:
+                    self._informational(status, self._reason, self._pairs)
             self._reason = b""
             self._pairs = []
-        elif not self.complete and not self.until_eof:
+        elif not self.complete and not self.until_eof and not self._refused:
             self.complete = True
             self.keep_alive = self._parser.should_keep_alive()

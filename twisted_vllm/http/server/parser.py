@@ -134,6 +134,8 @@ class RequestParser:
             # whole segments since the head began; they contain nothing else
             if self._head_bound - self._head_segment > self._limits.max_head_bytes:
                 return self._head_too_large()
+            if len(self._headers) > self._limits.max_header_count:
+                return self._too_many_headers()
         elif request is not None and request is before and request.body_length is None:
             return self._judge_chunks(request.body_received - received)
         return None
@@ -149,6 +151,9 @@ class RequestParser:
 
     def _head_too_large(self) -> HeadTooLarge:
         return HeadTooLarge(f"The request's head is over {self._limits.max_head_bytes} bytes.")
+
+    def _too_many_headers(self) -> HeadTooLarge:
+        return HeadTooLarge(f"The request has over {self._limits.max_header_count} headers.")
 
     def _judge_chunks(self, gained: int) -> GatewayError | None:
         """Refuse endless chunk extensions and trailers: llhttp has no limit and buffers a trailer until it ends."""
@@ -202,7 +207,10 @@ class RequestParser:
         if self.in_head:
             self._headers.append((name, value.rstrip(b" \t")))
         elif self.current is not None:
-            self.current.trailers.append((name, value.rstrip(b" \t")))
+            if len(self.current.trailers) < self._limits.max_header_count:
+                self.current.trailers.append((name, value.rstrip(b" \t")))
+            else:
+                self.current.fault = self.current.fault or self._too_many_headers()
 
     def on_headers_complete(self) -> None:
         """Check the head, and pass it to the request."""
@@ -218,7 +226,8 @@ class RequestParser:
             b"HTTP/1.1" if version == "1.1" else b"HTTP/" + version.encode("ascii"),
             self._headers,
         )
-        self._headers = []
+        # an idle connection must not hold them
+        self._headers, self._target = [], b""
         try:
             self._check(head, version)
         except GatewayError as fault:
@@ -242,7 +251,7 @@ class RequestParser:
         first = head.first
         limits = self._limits
         if len(head.headers) > limits.max_header_count:
-            raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
+            raise self._too_many_headers()
         # the fed bytes are an upper bound of the head's size that costs nothing to know
         if self._head_bound > limits.max_head_bytes and _size(head) > limits.max_head_bytes:
             raise self._head_too_large()

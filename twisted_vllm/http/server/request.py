@@ -37,6 +37,9 @@ from twisted_vllm.lifecycle import Lifecycle
 #: after an early response, up to this many bytes of the body are read and dropped to keep the connection
 DISCARD_LIMIT = 262_144
 
+#: longer names of headers, in bytes, do not reach the gateway's own endpoints, which read none of them
+MAX_HEADER_NAME = 64
+
 #: more pieces of a collected body are joined: many tiny chunks would take a multiple of their size
 LOOSE_PIECES = 256
 
@@ -184,7 +187,9 @@ class GatewayRequest(server.Request):
         http.Request.__init__(self, self.channel, parsePOSTFormSubmission=False)
         Componentized.__init__(self)
         for name, value in self.head.complete_headers():
-            self.requestHeaders.addRawHeader(name, value)
+            # Twisted remembers 10,000 names of any length for ever
+            if len(name) <= MAX_HEADER_NAME:
+                self.requestHeaders.addRawHeader(name, value)
         self.responseHeaders = Headers()
         self.parseCookies()
         self.content = BytesIO(body)

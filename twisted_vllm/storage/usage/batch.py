@@ -18,8 +18,9 @@ from twisted_vllm.storage.usage.bulk_insert import BulkInsert, Values
 from twisted_vllm.storage.usage.tables import DAY_US, SUMS, usage_payer_tags, usage_payers, usage_targets
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, target_of
 
-#: payers, and targets, to cache as stored, besides those of one batch
-MAX_REMEMBERED = 20_000
+#: payers, and targets, to cache as stored, besides those of one batch, and the bytes of their JSON; callers choose the
+#: names in it. As objects they take three times these bytes.
+MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 20_000, 8_000_000
 
 V = TypeVar("V", Payer, Target)
 K = TypeVar("K")
@@ -42,16 +43,19 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
 
     Attributes:
         referents: the payers or targets by id.
+        size: the bytes of their JSON.
     """
 
     def __init__(self, decode: Callable[[bytes], V]) -> None:
         super().__init__()
+        self.size = 0
         self.referents: dict[int, V] = {}
         self._decode: Callable[[bytes], V] = decode
         self._new: dict[int, V] = {}
 
     def __missing__(self, text: bytes) -> int:
         id = self[text] = reference_id(text)
+        self.size += len(text)
         self.referents[id] = self._new[id] = self._decode(text)
         return id
 
@@ -62,6 +66,7 @@ class _ReferenceIds(dict[bytes, int], Generic[V]):
 
     def forget(self) -> None:
         self.clear()
+        self.size = 0
         self.referents.clear()
         self._new.clear()
 
@@ -79,7 +84,7 @@ class References:
     def trim(self) -> None:
         """Bound the memory; for the beginning of a transaction."""
         for ids in (self.payers, self.targets):
-            if len(ids) > MAX_REMEMBERED:
+            if len(ids) > MAX_REMEMBERED or ids.size > MAX_REMEMBERED_BYTES:
                 ids.forget()
 
     def forget(self) -> None:

@@ -19,10 +19,9 @@ from twisted_vllm.usage.records import Usage
 
 #: cached readings per `UsageFormat`, by ``Content-Type`` and ``Content-Encoding``
 MAX_READINGS = 16
-#: bytes to decompress at a time
-_STEP = 65_536
-#: the maximum decompressed size of one piece in bytes; beyond it, the response is no longer read
-MAX_INFLATED = 4_194_304
+#: the maximum decompressed size of one piece in bytes, which takes up to 5 ms; beyond it, the response is not read any
+#: more
+MAX_INFLATED = 1_048_576
 
 #: the values of ``Content-Encoding``, in lower case, of a body that is not encoded
 IDENTITY = (b"", b"identity")
@@ -183,23 +182,18 @@ class GzipReader:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece."""
-        inflate = self._inflate
-        left = MAX_INFLATED
-        more = bool(data)
-        while inflate is not None and more:
-            try:
-                piece = inflate.decompress(data, _STEP)
-            except zlib.error:
-                self._inflate = None
-                return
-            left -= len(piece)
-            if left < 0:
-                self._inflate = None
-                return
-            self._reader.feed(piece)
-            data = inflate.unconsumed_tail
-            # after a full step, zlib may hold more
-            more = bool(data) or len(piece) == _STEP
+        if self._inflate is None:
+            return
+        try:
+            piece = self._inflate.decompress(data, MAX_INFLATED)
+        except zlib.error:
+            self._inflate = None
+            return
+        if len(piece) == MAX_INFLATED:
+            # zlib may hold more
+            self._inflate = None
+        # as one piece, because the readers bound the time of each
+        self._reader.feed(piece)
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""

@@ -22,6 +22,8 @@ from twisted_vllm.usage.readers.streams import ChunkStream
 
 #: the maximum part of an event to hold back, in bytes; vLLM's usage event has about 300
 MAX_HELD = 8192
+#: a longer fingerprint is not remembered, in bytes; vLLM's have about 40
+MAX_FINGERPRINT = 256
 #: the maximum bytes of held-back events that end choices; beyond it, they pass unchanged
 MAX_HELD_ENDS = 65_536
 
@@ -83,6 +85,8 @@ class StreamFilter:
             blocks = ((len(data), Carries.OTHER),)
         if self._passing:
             return self._after_removed(data) if self._after_cr else data
+        if self._reader.gave_up:
+            return self.finish() + data
         out: list[bytes] = []
         start = 0
         if self._after_cr and data:
@@ -176,7 +180,8 @@ class StreamFilter:
     def _learn(self) -> bytes:
         """Return the fingerprint beside the usage as JSON, and remember it; empty if there is none."""
         fingerprint = self._reader.fingerprint
-        self._fingerprint.value = value = b"" if fingerprint is None else msgspec.json.encode(fingerprint)
+        value = b"" if fingerprint is None else msgspec.json.encode(fingerprint)
+        self._fingerprint.value = value if len(value) <= MAX_FINGERPRINT else b""
         return value
 
     def _release(self, out: list[bytes], fingerprint: bytes) -> None:

@@ -40,6 +40,12 @@ from twisted_vllm.usage.records import Usage
 
 _USAGE_SHAPE = Shape((b"usage", b"error"))
 
+#: the choices of a stream whose usage is counted for each, if each chunk has the usage of its own: twice as many as
+#: vLLM runs at a time (`--max-num-seqs`)
+MAX_CHOICES = 2_048
+#: the largest first chunk that is kept, in bytes, to tell the text in all chunks from their size
+MAX_FIRST = 8_192
+
 
 class ChunkStream:
     """Reads a stream of chunks: chat, completions or a transcription.
@@ -75,6 +81,11 @@ class ChunkStream:
         self._between = True
         self._final: Usage | None = None
         self._so_far: dict[int, Usage] = {}
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the stream is not read any more, because it has too many lines."""
+        return self._parser.gave_up
 
     def take(self, data: bytes) -> Sequence[tuple[int, Carries]] | None:
         """Take the next piece.
@@ -130,7 +141,9 @@ class ChunkStream:
             self.fingerprint = chunk.system_fingerprint
             return Carries.USAGE
         self.chunks += 1
-        self._so_far[choices[0].index if choices else 0] = to_usage(chunk.usage)
+        index = choices[0].index if choices else 0
+        if index in self._so_far or len(self._so_far) < MAX_CHOICES:
+            self._so_far[index] = to_usage(chunk.usage)
         return Carries.USAGE_AND_CONTENT
 
     def _look_for_role(self, data: bytes) -> None:
@@ -140,7 +153,8 @@ class ChunkStream:
             self._role_size += len(data)
         else:
             self._may_be_role = False
-            self._first = data
+            if len(data) <= MAX_FIRST:
+                self._first = data
 
     def usage(self) -> Usage | None:
         """Return the usage that the server reported, or None if it reported none."""

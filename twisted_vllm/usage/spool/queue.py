@@ -23,8 +23,8 @@ from twisted_vllm.usage.spool.segments import Segment
 
 #: the age at which a segment is followed by the next, in seconds
 SEGMENT_SECONDS = 60.0
-#: cached rows, of about half a kilobyte each
-CACHED_ROWS = 10_000
+#: cached rows, and their bytes in the segments: half a kilobyte each, or several with long texts
+CACHED_ROWS, CACHED_BYTES = 10_000, 8_000_000
 
 #: the offset of a segment's first row
 _BEGIN = len(header_line())
@@ -83,7 +83,7 @@ class SegmentQueue:
         unsaved: how many of them are only in memory: they were taken while the disk failed.
         lost: how many rows were in segments that were removed from outside.
         written: how many rows were written.
-        cached_rows: how many rows are cached in memory.
+        cached_rows: how many rows are cached in memory, at most `CACHED_BYTES` of them.
         notify_at: `notify` is called each time that the pending rows reach this number.
         notify: is called under the lock, by the thread that writes.
     """
@@ -105,6 +105,7 @@ class SegmentQueue:
         self.lost = 0
         self.written = 0
         self.cached_rows = 0
+        self._cached_bytes = 0
         self.notify_at = 0
         self.notify: Callable[[], None] = _ignore
         self._directory = directory
@@ -142,11 +143,12 @@ class SegmentQueue:
         self.written += count
         segment.rows += count
         self.cached_rows += count
+        self._cached_bytes += segment.end - start
         self._cache.append(_Cached(segment.number, start, segment.end, rows))
-        if self.cached_rows > self._max_cached:
+        if self.cached_rows > self._max_cached or self._cached_bytes > CACHED_BYTES:
             # The database does not keep up: use only the segments, to bound the memory.
             self._cache.clear()
-            self.cached_rows = 0
+            self.cached_rows = self._cached_bytes = 0
         if before < self.notify_at <= before + count:
             self.notify()
 
@@ -190,6 +192,7 @@ class SegmentQueue:
             found = cache.popleft()
             rows += found.rows
             self.cached_rows -= len(found.rows)
+            self._cached_bytes -= found.end - found.start
             self._read_to = found.end
         return Batch(rows, segment=segment.number, end=self._read_to) if rows else None
 
