@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.http.upstream_harness import OK, Lab, Upload, make_server
+from tests.http.upstream_harness import OK, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamTimeout
@@ -350,7 +350,7 @@ def test_closing_the_agent_aborts_idle_and_active_connections() -> None:
 
 def test_closing_the_agent_sends_nothing_again() -> None:
     lab = Lab()
-    asked, _ = lab.reused(body=b"held")
+    asked, _ = lab.reused(body=b"held", again=second_attempt)
     lab.agent.close()
     lab.turn()
     assert lab.attempts == 1

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web.client import FileBodyProducer
 from twisted.web.http_headers import Headers
 
-from tests.http.upstream_harness import OK, BodyReader, Upload, make_server
+from tests.http.upstream_harness import OK, BodyReader, Upload, make_server, second_attempt
 from tests.self_signed import self_signed_pem
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
@@ -86,11 +86,12 @@ class SocketLab:
         self._ports.append(port)
         return make_server(host=host, port=port.getHost().port)
 
-    def ask(self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Deferred[Any]:
+    def ask(
+        self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = (), **options: Any
+    ) -> Deferred[Any]:
         method = b"GET" if body is None else b"POST"
-        return self.agent.request(
-            method, server.url + b"/", RawHeaders.from_pairs([(b"Host", b"vllm"), *headers]), body
-        )
+        lines = RawHeaders.from_pairs([(b"Host", b"vllm"), *headers])
+        return self.agent.request(method, server.url + b"/", lines, body, **options)
 
     async def read(self, response: Any) -> BodyReader:
         reader = BodyReader(response)
@@ -233,7 +234,7 @@ async def test_giving_up_closes_the_server_s_connection_at_once(lab: SocketLab, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_the_server_closes_on_the_second_request_is_replaced(lab: SocketLab) -> None:
+async def test_a_repeatable_request_that_a_server_read_before_it_closed_is_sent_again(lab: SocketLab) -> None:
     def answer_once(end: End) -> None:
         if end.received.count(b"\r\n\r\n") == 1:
             end.transport.write(OK)
@@ -242,9 +243,24 @@ async def test_a_connection_that_the_server_closes_on_the_second_request_is_repl
 
     server = lab.serve(answer_once)
     for _ in range(3):
-        reader = await lab.read(await lab.ask(server))
+        reader = await lab.read(await lab.ask(server, again=second_attempt))
         assert reader.body == b"ok"
     assert len(lab.ends) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_post_that_a_server_read_before_it_closed_is_sent_once(lab: SocketLab) -> None:
+    def answer_once(end: End) -> None:
+        if end.received.count(b"\r\n\r\n") == 1:
+            end.transport.write(OK)
+        else:
+            end.transport.loseConnection()
+
+    server = lab.serve(answer_once)
+    await lab.read(await lab.ask(server, b"held"))
+    with pytest.raises(UpstreamUnreachable):
+        await lab.ask(server, b"held")
+    assert len(lab.ends) == 1
 
 
 @pytest_twisted.ensureDeferred

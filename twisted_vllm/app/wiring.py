@@ -43,7 +43,8 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
 from twisted_vllm.proxy.ledger import LedgerRecorder
-from twisted_vllm.proxy.resource import MOUNT, PassThroughResource
+from twisted_vllm.proxy.paths import MOUNT
+from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database

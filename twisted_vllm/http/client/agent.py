@@ -1,10 +1,11 @@
-"""The agent that sends requests to vLLM servers: connections, the pool, and one retry where that is safe.
+"""The agent that sends requests to vLLM servers: connections, the pool, and one retry where that is harmless.
 
 It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,11 @@ from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.client.retries import Retries, StaleRequest
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -45,6 +47,7 @@ class UpstreamAgent:
 
     Attributes:
         pool: the idle connections.
+        stale_requests: what became of requests on reused connections that closed without an answer.
         header_cache: the parsed heads of earlier responses.
     """
 
@@ -63,6 +66,8 @@ class UpstreamAgent:
         self._coalescer = coalescer
         self.header_cache = ResponseHeaderCache()
         self.pool: Pool[UpstreamConnection] = Pool()
+        self.stale_requests: Counter[StaleRequest] = Counter()
+        self._retries: dict[Server, Retries] = {}
         self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
@@ -85,6 +90,7 @@ class UpstreamAgent:
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
@@ -116,10 +122,11 @@ class UpstreamAgent:
             informational,
             on_ended,
             on_sent,
+            again,
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
-        connection = self.pool.take(server, self._deadlines.now)
+        connection = self.pool.take(server, self._deadlines.now, self._coalescer.turn)
         if connection is None:
             self._connect(exchange)
         else:
@@ -142,9 +149,12 @@ class UpstreamAgent:
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
             return
         server = exchange.server
+        retries = self._retries.get(server)
+        if retries is None:
+            retries = self._retries[server] = Retries(self.stale_requests)
         factory = Factory.forProtocol(
             lambda: UpstreamConnection(
-                server, self._deadlines, self._coalescer, self.header_cache, self._idle, self._lost
+                server, self._deadlines, self._coalescer, self.header_cache, retries, self._idle, self._lost
             )
         )
         connecting = self._endpoint(server).connect(factory)
@@ -197,14 +207,13 @@ class UpstreamAgent:
             exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
 
     def _idle(self, connection: UpstreamConnection) -> None:
-        for surplus in self.pool.put(connection.server, connection, self._deadlines.now):
+        for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
         self._connections.discard(connection)
         self.pool.discard(connection.server, connection)
         if resend is not None:
-            resend.retried = True
             self._connect(resend)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from twisted_vllm.http.client.interfaces import Informational
@@ -11,6 +13,9 @@ from twisted_vllm.http.start_line import StatusLines
 
 #: a larger response head in bytes, interim responses included, is refused
 MAX_HEAD_BYTES = 262_144
+
+#: a control byte, which no reason phrase may have (RFC 9112 §4) and llhttp lets through
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class ResponseParser:
@@ -152,6 +157,9 @@ class ResponseParser:
             return
         parser = self._parser
         status = parser.get_status_code()
+        if _CONTROL.search(self._reason):
+            self._refused = True
+            return
         if 100 <= status < 200:
             if status == 101 and parser.should_upgrade():
                 self.switched = True
@@ -187,7 +195,7 @@ class ResponseParser:
         """End the response, or the interim response."""
         if not self.head_arrived:
             status = self._parser.get_status_code()
-            if self._informational is not None and 100 <= status < 200 and status != 101:
+            if self._informational is not None and 100 <= status < 200 and status != 101 and not self._refused:
                 self._informational(status, self._reason, self._pairs)
             self._reason = b""
             self._pairs = []
