@@ -266,6 +266,7 @@ class Lab:
     Attributes:
         clock: the reactor.
         deadlines: the deadlines, checked by `advance`.
+        coalescer: sends at the end of a turn, for tests that begin one with `hold` and end it with `release`.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
@@ -273,7 +274,8 @@ class Lab:
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
         self.deadlines = DeadlineSweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer())
+        self.coalescer = WriteCoalescer()
+        self.agent = UpstreamAgent(self.clock, self.deadlines, self.coalescer)
         self.ends: list[ServerEnd] = []
 
     # the client

@@ -38,6 +38,9 @@ from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
+#: seconds in which no connection to a server is reused that sent what nobody asked for
+DISTRUST = 60.0
+
 _SHUTTING_DOWN = "The gateway is shutting down."
 
 
@@ -68,6 +71,8 @@ class UpstreamAgent:
         self.pool: Pool[UpstreamConnection] = Pool()
         self.stale_requests: Counter[StaleRequest] = Counter()
         self._retries: dict[Server, Retries] = {}
+        # until when a server is not trusted, in the reactor's seconds
+        self._distrusted: dict[Server, float] = {}
         self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
@@ -154,7 +159,14 @@ class UpstreamAgent:
             retries = self._retries[server] = Retries(self.stale_requests)
         factory = Factory.forProtocol(
             lambda: UpstreamConnection(
-                server, self._deadlines, self._coalescer, self.header_cache, retries, self._idle, self._lost
+                server,
+                self._deadlines,
+                self._coalescer,
+                self.header_cache,
+                retries,
+                self._idle,
+                self._stray,
+                self._lost,
             )
         )
         connecting = self._endpoint(server).connect(factory)
@@ -206,7 +218,27 @@ class UpstreamAgent:
         else:
             exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
 
+    def _stray(self, connection: UpstreamConnection) -> None:
+        """Reuse no connection of a server that sent what nobody asked for: the next client would get it."""
+        server, now = connection.server, self._deadlines.seconds()
+        if self._distrusted.get(server, now) <= now:
+            self._log.warn(
+                "{server} sent what nobody asked for: its connections are not reused for {seconds:g} s",
+                server=server.name,
+                seconds=DISTRUST,
+            )
+        self._distrusted[server] = now + DISTRUST
+        for idle in self.pool.clear(server):
+            if idle is not connection:
+                idle.close()
+
     def _idle(self, connection: UpstreamConnection) -> None:
+        until = self._distrusted.get(connection.server) if self._distrusted else None
+        if until is not None:
+            if until > self._deadlines.seconds():
+                connection.close()
+                return
+            del self._distrusted[connection.server]
         for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
 

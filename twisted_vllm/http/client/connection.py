@@ -33,6 +33,9 @@ from twisted_vllm.http.tunnel import SwitchedResponse, Tunnel
 #: a request of this size in bytes may still be on its way when its answer is complete
 LARGE_REQUEST = 16_384
 
+#: the status that some servers send before they close an idle connection (RFC 9110 §15.5.9)
+_REQUEST_TIMEOUT = b"408"
+
 _NO_ANSWER = (
     "The vLLM server closed the connection before it answered. It may have begun to work, so the gateway did not send "
     "the request twice."
@@ -60,6 +63,7 @@ class UpstreamConnection(Protocol):
         header_cache: ResponseHeaderCache,
         retries: Retries,
         on_idle: Callable[[UpstreamConnection], None],
+        on_stray: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, UpstreamExchange | None], None],
     ) -> None:
         """Create the protocol.
@@ -71,6 +75,7 @@ class UpstreamConnection(Protocol):
             header_cache: the parsed heads of earlier responses.
             retries: decides which requests to the server are sent again.
             on_idle: called when an exchange ended and the connection can be reused.
+            on_stray: called when the server sent what nobody asked for.
             on_lost: called when the connection ended, with the exchange that needs another, or None.
         """
         self.server = server
@@ -81,9 +86,11 @@ class UpstreamConnection(Protocol):
         self._coalescer = coalescer
         self._retries = retries
         self._on_idle = on_idle
+        self._on_stray = on_stray
         self._on_lost = on_lost
         self._parser = ResponseParser(header_cache)
-        self._used = self._reused = self._unsent = self._closing = self._lost = self._paused = False
+        self._used = self._reused = self._unsent = self._aborting = False
+        self._closing = self._lost = self._paused = False
         self._upload: BodyUpload | None = None
         self._handshaking = server.tls
         self._total: float | None = None
@@ -193,11 +200,13 @@ class UpstreamConnection(Protocol):
     def _begin(self) -> None:
         """Send the request, unless the server has closed the connection meanwhile, or sent what nobody asked for."""
         exchange = self.exchange
-        if exchange is None:
+        if exchange is None or self._aborting:
             return
         if self._reused and self._has_unread(0):
-            # `connectionLost` follows, and the request goes to another connection
-            self.transport.abortConnection()
+            # the request goes to another connection: once the bytes, or the end of the connection, have been read
+            if self.server.tls:
+                # the bytes may be none of the server's application
+                self.transport.abortConnection()
             return
         self._unsent = False
         self._retries.requests += 1
@@ -245,13 +254,12 @@ class UpstreamConnection(Protocol):
         if self.tunnel is not None:
             self.tunnel.server_sent(data)
             return
-        if self.exchange is None:
+        if self.exchange is None or self._unsent:
             # unsolicited data must not become the response to the next request
+            self._aborting = True
+            if data[9:12] != _REQUEST_TIMEOUT:
+                self._on_stray(self)
             self._on_lost(self, None)
-            self.transport.abortConnection()
-            return
-        if self._unsent:
-            # nor to one that waits to be sent
             self.transport.abortConnection()
             return
         if self._parser.feed(data):
@@ -321,6 +329,8 @@ class UpstreamConnection(Protocol):
             self._upload.stop(lost=False)
         elif len(exchange.data) > LARGE_REQUEST:
             whole = not unsent_bytes(self.transport)
+        if self._parser.spoiled:
+            self._on_stray(self)
         if whole and self._parser.keep_alive and not self._parser.spoiled:
             if self._paused:
                 self.resumeProducing()

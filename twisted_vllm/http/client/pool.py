@@ -69,8 +69,6 @@ class Pool(Generic[Connection]):
         stack = self._idle.get(key, [])
         stack[:] = [entry for entry in stack if entry[2] is not connection]
 
-    def clear(self) -> list[Connection]:
-        """Remove and return all connections."""
-        connections = [connection for stack in self._idle.values() for _, _, connection in stack]
-        self._idle.clear()
-        return connections
+    def clear(self, key: Hashable) -> list[Connection]:
+        """Remove and return all connections of a server."""
+        return [connection for _, _, connection in self._idle.pop(key, [])]
