@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from twisted.internet.tcp import Connection
@@ -53,6 +54,13 @@ def test_the_end_is_seen(pair: Pair, how: str) -> None:
     else:
         pair.other.shutdown(socket.SHUT_WR)
     assert pair.look(0)
+
+
+def test_the_socket_below_tls_is_looked_into(pair: Pair) -> None:
+    look = look_into(SimpleNamespace(transport=pair.transport))
+    assert not look(0)
+    pair.other.send(b"an alert")
+    assert look(0)
 
 
 def test_a_transport_without_a_socket_has_nothing() -> None:
