@@ -217,7 +217,7 @@ class RequestContext:
         self.queued: float | None = None
         self.first_byte: float | None = None
         self.status = 0
-        self.repeated_as = b""
+        self.repeated_as = ""
         self.error_code = ""
         self.outcome = ""
         self.revoked = False

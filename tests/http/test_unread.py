@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
@@ -21,7 +22,7 @@ class Pair:
     def __init__(self) -> None:
         self.mine, self.other = socket.socketpair()
         self.mine.setblocking(False)
-        self.transport = Connection(self.mine, None, MemoryReactorClock())
+        self.transport = Connection(self.mine, Protocol(), MemoryReactorClock())
         self.look = look_into(self.transport)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -416,7 +417,7 @@ def test_a_long_turn_does_not_put_off_what_is_called_at_its_end() -> None:
     coalescer, called = WriteCoalescer(), list[int]()
     coalescer.hold()
     for number in range(MAX_PENDING_CONNECTIONS):
-        coalescer.at_send(lambda number=number: called.append(number))
+        coalescer.at_send(partial(called.append, number))
     assert called == list(range(MAX_PENDING_CONNECTIONS))
 
 

@@ -10,13 +10,8 @@ from twisted_vllm.http.headers import HeaderList, ResponseHead
 _LOCATIONS = frozenset((b"location", b"content-location"))
 
 
-def needs_change(head: ResponseHead, context: RequestContext) -> bool:
-    """Return whether `for_client` must be called; most responses pass as they are."""
-    return (head.status >= 300 and head.status < 400) or head.status == 201 or bool(context.repeated_as)
-
-
 def for_client(head: ResponseHead, context: RequestContext, mount: bytes) -> ResponseHead:
-    """Return the head for the client.
+    """Return the head for the client: this one, or a changed one.
 
     vLLM redirects ``/v1/models/`` to its own address, which is internal. The client gets the gateway's path instead.
 

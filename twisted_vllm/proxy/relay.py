@@ -19,7 +19,7 @@ from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
-from twisted_vllm.proxy.client_head import for_client, needs_change
+from twisted_vllm.proxy.client_head import for_client
 from twisted_vllm.proxy.paths import MOUNT
 
 
@@ -147,7 +147,7 @@ class Relay(Protocol):
         if self.context.reservation is not None:
             request.added = self.context.reservation.lines
         head = response.head
-        if needs_change(head, self.context):
+        if head.status != 200 or self.context.repeated_as:
             head = for_client(head, self.context, MOUNT)
         request.relay_head(head)
         response.deliverBody(self)

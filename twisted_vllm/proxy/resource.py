@@ -124,7 +124,7 @@ class PassThroughResource:
         authorization = context.authorization
         assert authorization is not None
         head = context.head
-        if head.method in COUNTED_METHODS and is_last(head):
+        if cached is None and head.method in COUNTED_METHODS and is_last(head):
             request.relay_head(own_answer(authorization.route.row))
             request.relay_body(b"", True)
             return
@@ -167,7 +167,7 @@ class PassThroughResource:
         principal = context.principal = self._identify(context)
         authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
         context.authorization = authorization
-        if template is None:
+        if template is None or MAX_FORWARDS in context.head.first:
             return None
         cached = CachedAuthorization(authorization, changes, context.peer)
         self._cache.keep(template, cached)
@@ -334,8 +334,9 @@ class PassThroughResource:
 def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
     """Return the headers of a request's second attempt: with an id of its own, because vLLM must not meet one twice."""
     context = request.context
-    context.repeated_as = request.site.ids.make(context.started)
-    return headers.replacing(REQUEST_ID, context.repeated_as)
+    request_id = request.site.ids.make(context.started)
+    context.repeated_as = request_id.decode("ascii")
+    return headers.replacing(REQUEST_ID, request_id)
 
 
 def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:

@@ -211,18 +211,17 @@ class UpstreamConnection(Protocol):
         self._unsent = False
         self._retries.requests += 1
         try:
-            self._start(exchange)
+            self._write(exchange.data)
+            if exchange.on_sent is not None and not exchange.retried:
+                exchange.on_sent(self._deadlines.seconds())
+            if exchange.body is not None:
+                self._upload = BodyUpload(
+                    exchange.body, self.transport, self._write, self._uploaded, self._upload_failed
+                )
+                self._upload.start()
         except Exception as error:
             # other connections send in the same turn
             self.fail(error)
-
-    def _start(self, exchange: UpstreamExchange) -> None:
-        self._write(exchange.data)
-        if exchange.on_sent is not None and not exchange.retried:
-            exchange.on_sent(self._deadlines.seconds())
-        if exchange.body is not None:
-            self._upload = BodyUpload(exchange.body, self.transport, self._write, self._uploaded, self._upload_failed)
-            self._upload.start()
 
     def _uploaded(self) -> None:
         """A piece of the body was sent: restart the timeout for the response's head."""
