@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from twisted_vllm.api_routes import (
+    ORDINARY_METHODS,
     ROUTES,
     UNKNOWN,
     BodyFields,
     ModelPlace,
     PrefixCache,
+    Repeat,
     Route,
     RouteClass,
     RouteTable,
@@ -33,54 +36,54 @@ READ_ONLY_ROUTES = [row for row in ROUTES if row.route_class is RouteClass.READ_
 
 #: every row in words: its class, where its model is named, how its usage is read, and what else holds of it
 ROWS = {
-    "/v1/chat/completions": "inference body chat POST salted alias generates stream_options repeatable",
-    "/v1/chat/completions/batch": "inference body chat POST salted whole alias generates repeatable",
-    "/v1/completions": "inference body completions POST salted alias generates stream_options repeatable",
+    "/v1/chat/completions": "inference body chat POST salted alias generates stream_options",
+    "/v1/chat/completions/batch": "inference body chat POST salted whole alias generates",
+    "/v1/completions": "inference body completions POST salted alias generates stream_options",
     "/v1/responses": "inference body responses POST salted alias generates",
-    "/v1/responses/{id}": "inference none none GET alias repeatable",
+    "/v1/responses/{id}": "inference none none GET alias reads",
     "/v1/responses/{id}/cancel": "inference none none POST alias",
-    "/v1/messages": "inference body messages POST salted alias generates repeatable",
-    "/v1/messages/count_tokens": "inference body token_count POST alias repeatable",
-    "/v1/embeddings": "inference body completions POST salted alias repeatable",
-    "/v1/audio/transcriptions": "inference body transcription POST shared alias generates audio_uploads repeatable",
-    "/v1/audio/translations": "inference body transcription POST shared alias generates audio_uploads repeatable",
+    "/v1/messages": "inference body messages POST salted alias generates",
+    "/v1/messages/count_tokens": "inference body token_count POST alias computes",
+    "/v1/embeddings": "inference body completions POST salted alias computes",
+    "/v1/audio/transcriptions": "inference body transcription POST shared alias generates audio_uploads",
+    "/v1/audio/translations": "inference body transcription POST shared alias generates audio_uploads",
     "/v1/realtime": "inference event none GET shared alias",
-    "/cohere/v2/chat": "inference body cohere_chat POST shared generates repeatable",
-    "/v2/embed": "inference body cohere_embed POST shared repeatable",
-    "/score": "inference body completions POST salted repeatable",
-    "/v1/score": "inference body completions POST salted repeatable",
-    "/rerank": "inference body completions POST salted repeatable",
-    "/v1/rerank": "inference body completions POST salted repeatable",
-    "/v2/rerank": "inference body completions POST salted repeatable",
-    "/classify": "inference body completions POST salted repeatable",
-    "/pooling": "inference body completions POST salted repeatable",
-    "/generative_scoring": "inference body completions POST salted generates repeatable",
-    "/v1/systemone": "inference body completions POST salted generates repeatable",
-    "/tokenize": "inference body tokenize POST repeatable",
-    "/detokenize": "inference body none POST repeatable",
-    "/invocations": "inference header completions POST salted generates stream_options dispatches repeatable",
-    "/v1/models": "read_only none none GET alias repeatable",
-    "/health": "read_only none none GET repeatable",
-    "/ping": "read_only none none GET,POST repeatable",
-    "/load": "read_only none none GET repeatable",
-    "/version": "read_only none none GET repeatable",
-    "/kv_event_sources": "read_only none none GET repeatable",
-    "/metrics": "read_only none none GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE repeatable",
-    "/metrics/*": "read_only none none GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE repeatable",
-    "/docs": "read_only none none GET,HEAD repeatable",
-    "/docs/oauth2-redirect": "read_only none none GET,HEAD repeatable",
-    "/redoc": "read_only none none GET,HEAD repeatable",
-    "/openapi.json": "read_only none none GET,HEAD repeatable",
-    "/ready": "read_only none none GET repeatable",
-    "/readyz": "read_only none none GET repeatable",
-    "/is_scaling_elastic_ep": "read_only none none POST repeatable",
+    "/cohere/v2/chat": "inference body cohere_chat POST shared generates",
+    "/v2/embed": "inference body cohere_embed POST shared computes",
+    "/score": "inference body completions POST salted computes",
+    "/v1/score": "inference body completions POST salted computes",
+    "/rerank": "inference body completions POST salted computes",
+    "/v1/rerank": "inference body completions POST salted computes",
+    "/v2/rerank": "inference body completions POST salted computes",
+    "/classify": "inference body completions POST salted computes",
+    "/pooling": "inference body completions POST salted computes",
+    "/generative_scoring": "inference body completions POST salted generates",
+    "/v1/systemone": "inference body completions POST salted generates",
+    "/tokenize": "inference body tokenize POST computes",
+    "/detokenize": "inference body none POST computes",
+    "/invocations": "inference header completions POST salted generates stream_options dispatches",
+    "/v1/models": "read_only none none GET alias reads",
+    "/health": "read_only none none GET reads",
+    "/ping": "read_only none none GET,POST reads",
+    "/load": "read_only none none GET reads",
+    "/version": "read_only none none GET reads",
+    "/kv_event_sources": "read_only none none GET reads",
+    "/metrics": "read_only none none GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE reads",
+    "/metrics/*": "read_only none none GET,HEAD,OPTIONS,POST,PUT,PATCH,DELETE reads",
+    "/docs": "read_only none none GET,HEAD reads",
+    "/docs/oauth2-redirect": "read_only none none GET,HEAD reads",
+    "/redoc": "read_only none none GET,HEAD reads",
+    "/openapi.json": "read_only none none GET,HEAD reads",
+    "/ready": "read_only none none GET reads",
+    "/readyz": "read_only none none GET reads",
+    "/is_scaling_elastic_ep": "read_only none none POST reads",
     "/inference/v1/generate": "privileged body completions POST salted generates stream_options",
-    "/v1/chat/completions/render": "privileged body none POST repeatable",
-    "/v1/chat/completions/derender": "privileged body none POST repeatable",
-    "/v1/completions/render": "privileged body none POST repeatable",
-    "/v1/completions/derender": "privileged body none POST repeatable",
-    "/v1/messages/render": "privileged body none POST repeatable",
-    "/v1/responses/render": "privileged body none POST repeatable",
+    "/v1/chat/completions/render": "privileged body none POST computes",
+    "/v1/chat/completions/derender": "privileged body none POST computes",
+    "/v1/completions/render": "privileged body none POST computes",
+    "/v1/completions/derender": "privileged body none POST computes",
+    "/v1/messages/render": "privileged body none POST computes",
+    "/v1/responses/render": "privileged body none POST computes",
     "/v1/load_lora_adapter": "privileged none none POST alias",
     "/v1/unload_lora_adapter": "privileged none none POST alias",
 }
@@ -119,10 +122,11 @@ def _concrete(path: str) -> bytes:
 
 def _in_words(row: VllmRoute) -> str:
     named = (row.route_class.value, row.model.value, row.usage.value, b",".join(row.methods).decode())
-    facts = ("alias", "generates", "stream_options", "audio_uploads", "dispatches", "repeatable")
+    facts = ("alias", "generates", "stream_options", "audio_uploads", "dispatches")
     cached = () if row.prefix_cache is PrefixCache.UNUSED else (row.prefix_cache.value,)
     streams = () if row.streams else ("whole",)
-    return " ".join((*named, *cached, *streams, *(fact for fact in facts if getattr(row, fact))))
+    repeat = () if row.repeat is Repeat.NEVER else (row.repeat.value,)
+    return " ".join((*named, *cached, *streams, *(fact for fact in facts if getattr(row, fact)), *repeat))
 
 
 def test_every_route_is_known_as_it_was() -> None:
@@ -182,6 +186,31 @@ def test_an_ambiguous_path_is_privileged_and_uses_the_model_of_the_route_that_it
     assert route.row.path == "/v1/chat/completions"
 
 
+@pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.path)
+def test_no_request_that_generates_stores_or_changes_is_repeatable(row: VllmRoute) -> None:
+    changes = row.generates or row.stores or "lora_adapter" in row.path or row.path.endswith("/cancel")
+    for method in row.methods:
+        repeatable = classify(method, _concrete(row.path)).repeatable
+        if changes:
+            assert not repeatable
+            assert row.repeat is Repeat.NEVER
+        elif row.route_class is not RouteClass.PRIVILEGED:
+            assert repeatable is (method in ORDINARY_METHODS)
+
+
+@pytest.mark.parametrize("path", [b"/new", b"/sleep", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"])
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])
+def test_a_request_to_an_unknown_or_ambiguous_path_is_not_repeatable(method: bytes, path: bytes) -> None:
+    assert not classify(method, path).repeatable
+
+
+def test_a_request_by_a_method_that_vllm_does_not_serve_is_repeatable_only_if_it_is_safe() -> None:
+    for method in (b"GET", b"HEAD", b"OPTIONS"):
+        assert classify(method, b"/v1/chat/completions").repeatable
+    assert not classify(b"POST", b"/health").repeatable
+    assert not classify(b"PUT", b"/v1/embeddings").repeatable
+
+
 def test_a_new_route_is_one_row() -> None:
     row = VllmRoute(
         "/v1/poems/{id}",
@@ -215,17 +244,19 @@ def test_a_table_without_aliases_has_none() -> None:
 def test_an_inference_route_is_inference_and_says_whether_its_post_names_a_model(known: VllmRoute) -> None:
     path = _concrete(known.path)
     takes_model = known.model in (ModelPlace.BODY, ModelPlace.HEADER)
-    assert classify(b"POST", path) == Route(
+    posted, got = classify(b"POST", path), classify(b"GET", path)
+    assert attrs.evolve(posted, repeatable=False) == Route(
         path.decode(), RouteClass.INFERENCE, takes_model, name=known.path, row=known
     )
-    assert classify(b"GET", path) == Route(path.decode(), RouteClass.INFERENCE, False, name=known.path, row=known)
+    assert got == attrs.evolve(posted, takes_model=False, repeatable=True)
 
 
 @pytest.mark.parametrize("known", READ_ONLY_ROUTES, ids=lambda known: known.path)
 def test_an_operational_route_is_read_only_and_takes_no_model(known: VllmRoute) -> None:
     path = _concrete(known.path)
     for method in (b"GET", b"HEAD", b"POST", b"OPTIONS"):
-        assert classify(method, path) == Route(path.decode(), RouteClass.READ_ONLY, name=known.path, row=known)
+        route = attrs.evolve(classify(method, path), repeatable=False)
+        assert route == Route(path.decode(), RouteClass.READ_ONLY, name=known.path, row=known)
 
 
 @pytest.mark.parametrize("path", PRIVILEGED)
@@ -257,7 +288,9 @@ def test_an_unusual_method_on_a_known_path_is_privileged(method: bytes, path: by
 @pytest.mark.parametrize("path", [b"/v1/%6dodels", b"/%761/models", b"/v1/mode%6C%73"])
 def test_an_escape_that_every_reader_decodes_alike_changes_nothing(path: bytes) -> None:
     [row] = [row for row in ROUTES if row.path == "/v1/models"]
-    assert classify(b"GET", path) == Route("/v1/models", RouteClass.READ_ONLY, name="/v1/models", row=row)
+    assert classify(b"GET", path) == Route(
+        "/v1/models", RouteClass.READ_ONLY, name="/v1/models", row=row, repeatable=True
+    )
 
 
 def test_an_escaped_privileged_route_is_named_as_the_server_sees_it() -> None:

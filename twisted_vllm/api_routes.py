@@ -85,6 +85,17 @@ class UsageFormat(enum.Enum):
     TOKEN_COUNT = "token_count"
 
 
+class Repeat(enum.Enum):
+    """Whether a request may be sent again after a server may have begun to process it (RFC 9110 §9.2.2), and why."""
+
+    #: not: it generates, and so costs GPU time and money twice, or it changes the server, or nobody knows what it does
+    NEVER = "never"
+    #: it reports the state of the server and changes nothing
+    READS = "reads"
+    #: its response follows from its body alone and nothing is kept; it costs at most another pass over the prompt
+    COMPUTES = "computes"
+
+
 @attrs.frozen(eq=False)
 class BodyFields:
     """The JSON members that decide how much a request may generate.
@@ -141,7 +152,7 @@ class VllmRoute:
             `usage` is then `UsageFormat.CHAT` or `UsageFormat.COMPLETIONS`.
         audio_uploads: whether its multipart form may contain audio.
         dispatches: whether it acts as another route, depending on the body.
-        repeatable: whether a request that a server may have started can be resent to another server.
+        repeat: whether a request by one of `methods` may be sent again, and why.
         stores: whether the server may store the response, for the key that made it.
         priority_in_body: whether vLLM reads a request's priority from the body alone, and not from ``X-Vllm-Priority``.
     """
@@ -159,7 +170,7 @@ class VllmRoute:
     stream_options: bool = False
     audio_uploads: bool = False
     dispatches: bool = False
-    repeatable: bool = False
+    repeat: Repeat = Repeat.NEVER
     stores: bool = False
     priority_in_body: bool = False
 
@@ -217,7 +228,6 @@ _generating = partial(
     model=ModelPlace.BODY,
     generates=True,
     prefix_cache=PrefixCache.SALTED,
-    repeatable=True,
 )
 _prompt_only = partial(
     VllmRoute,
@@ -226,7 +236,7 @@ _prompt_only = partial(
     usage=UsageFormat.COMPLETIONS,
     fields=PROMPT_FIELDS,
     prefix_cache=PrefixCache.SALTED,
-    repeatable=True,
+    repeat=Repeat.COMPUTES,
     priority_in_body=True,
 )
 _tokenizing = partial(_prompt_only, prefix_cache=PrefixCache.UNUSED, priority_in_body=False)
@@ -238,7 +248,7 @@ _audio = partial(
     audio_uploads=True,
     prefix_cache=PrefixCache.SHARED,
 )
-_read_only = partial(VllmRoute, route_class=RouteClass.READ_ONLY, methods=_GET, repeatable=True)
+_read_only = partial(VllmRoute, route_class=RouteClass.READ_ONLY, methods=_GET, repeat=Repeat.READS)
 
 ROUTES = (
     _generating("/v1/chat/completions", alias=True, usage=UsageFormat.CHAT, fields=CHAT_FIELDS, stream_options=True),
@@ -254,17 +264,9 @@ ROUTES = (
     _generating(
         "/v1/completions", alias=True, usage=UsageFormat.COMPLETIONS, fields=COMPLETION_FIELDS, stream_options=True
     ),
-    # a server may store the response: a second request would store a second one
-    _generating(
-        "/v1/responses",
-        alias=True,
-        usage=UsageFormat.RESPONSES,
-        fields=RESPONSE_FIELDS,
-        repeatable=False,
-        stores=True,
-    ),
+    _generating("/v1/responses", alias=True, usage=UsageFormat.RESPONSES, fields=RESPONSE_FIELDS, stores=True),
     # a virtual key gets the responses that it made: `twisted_vllm.proxy.response_ids`
-    VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeatable=True),
+    VllmRoute("/v1/responses/{id}", RouteClass.INFERENCE, methods=_GET, alias=True, repeat=Repeat.READS),
     VllmRoute("/v1/responses/{id}/cancel", RouteClass.INFERENCE, alias=True),
     _generating("/v1/messages", alias=True, usage=UsageFormat.MESSAGES, fields=MESSAGE_FIELDS),
     _tokenizing("/v1/messages/count_tokens", alias=True, usage=UsageFormat.TOKEN_COUNT),
@@ -294,8 +296,8 @@ ROUTES = (
     _prompt_only("/v2/rerank", fields=PAIR_FIELDS),
     _prompt_only("/classify"),
     _prompt_only("/pooling"),
-    _prompt_only("/generative_scoring", generates=True, fields=ITEM_FIELDS),
-    _prompt_only("/v1/systemone", generates=True, fields=QUESTION_FIELDS),
+    _prompt_only("/generative_scoring", generates=True, fields=ITEM_FIELDS, repeat=Repeat.NEVER),
+    _prompt_only("/v1/systemone", generates=True, fields=QUESTION_FIELDS, repeat=Repeat.NEVER),
     _tokenizing("/tokenize", usage=UsageFormat.TOKENIZE),
     _tokenizing("/detokenize", usage=UsageFormat.NONE),
     # chat, completions or any of the pooling routes; Amazon's container standards overwrite the body's model
@@ -324,18 +326,17 @@ ROUTES = (
     _read_only("/readyz"),
     _read_only("/is_scaling_elastic_ep", methods=(b"POST",)),
     # Every path without a row is privileged. These have a row because they use a model, because a row above would
-    # match them, or because they have an alias. A request to the first may take over a KV cache, which exists once.
+    # match them, or because they have an alias.
     _generating(
         "/inference/v1/generate",
         route_class=RouteClass.PRIVILEGED,
         usage=UsageFormat.COMPLETIONS,
         fields=GENERATE_FIELDS,
         stream_options=True,
-        repeatable=False,
         priority_in_body=True,
     ),
     *(
-        VllmRoute(f"/v1/{what}", model=ModelPlace.BODY, repeatable=True)
+        VllmRoute(f"/v1/{what}", model=ModelPlace.BODY, repeat=Repeat.COMPUTES)
         for what in (
             "chat/completions/render",
             "chat/completions/derender",
@@ -353,6 +354,9 @@ ROUTES = (
 #: happens. Any other method on a known path is privileged.
 ORDINARY_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"POST"))
 
+#: methods that change nothing on a known path, whatever it does for others (RFC 9110 §9.2.1)
+_SAFE_METHODS = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+
 
 @attrs.frozen
 class Route:
@@ -366,6 +370,7 @@ class Route:
         name: the known route's path, with ``{id}`` in place of an id; empty if it is unknown.
         row: the path's row, for any method; of an ambiguous path, the row that a server or proxy may find; `UNKNOWN` if
             there is none.
+        repeatable: whether the request may be sent again although a server may have begun to process it.
     """
 
     path: str
@@ -374,6 +379,7 @@ class Route:
     certain: bool = True
     name: str = ""
     row: VllmRoute = UNKNOWN
+    repeatable: bool = False
 
 
 #: how often an ambiguous path is decoded
@@ -430,7 +436,14 @@ class RouteTable:
             return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, _uses_model(row, method), False, row=row)
         if row is UNKNOWN or method not in ORDINARY_METHODS:
             return Route(plain, RouteClass.PRIVILEGED, row=row)
-        return Route(plain, row.route_class, _uses_model(row, method), name=row.path, row=row)
+        return Route(
+            plain,
+            row.route_class,
+            _uses_model(row, method),
+            name=row.path,
+            row=row,
+            repeatable=method in _SAFE_METHODS or (row.repeat is not Repeat.NEVER and method in row.methods),
+        )
 
     def _row(self, path: str) -> VllmRoute:
         row = self._exact.get(path)

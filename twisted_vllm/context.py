@@ -155,6 +155,7 @@ class RequestContext:
         queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
+        repeated_as: the ``X-Request-Id`` of its second attempt, which the server saw; empty if it was sent once.
         error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
             ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
@@ -187,6 +188,7 @@ class RequestContext:
         "peer",
         "principal",
         "queued",
+        "repeated_as",
         "request_id",
         "reservation",
         "revoked",
@@ -215,6 +217,7 @@ class RequestContext:
         self.queued: float | None = None
         self.first_byte: float | None = None
         self.status = 0
+        self.repeated_as = ""
         self.error_code = ""
         self.outcome = ""
         self.revoked = False

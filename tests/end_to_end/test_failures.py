@@ -170,7 +170,7 @@ async def test_a_kept_connection_that_died_is_replaced_without_the_client_notici
     assert (await gateway.ask("GET", "/vllm/v1/models")).status == 200
     first = await server.connection()
     server.answer = None
-    client = await gateway.send(request_bytes("POST", "/vllm/v1/completions", body={"model": "m"}))
+    client = await gateway.send(request_bytes("POST", "/vllm/v1/embeddings", body={"model": "m"}))
     await first.until_received(b'"m"}')
     first.close()
     second = await server.connection(1)

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from twisted_vllm.errors import GatewayError, MalformedHttp, MethodNotAllowed
 from twisted_vllm.http.headers import (
+    FOR_EVERYBODY,
+    HOP_BY_HOP,
     HeaderList,
     ResponseHead,
     is_form,
     is_json,
     nominated,
     relayed_trailers,
+    twin,
     write_header_lines,
     write_last_chunk,
     write_response_head,
@@ -100,9 +103,17 @@ def test_other_headers_may_stand_twice() -> None:
     assert target_of(b"/", headers=[*HOST, (b"X-A", b"1"), (b"x-a", b"1")]) == b"/"
 
 
-@pytest.mark.parametrize("host", [b"gateway", b"gateway:80", b"[::1]:4000", b"127.0.0.1", b"", b"a_b.c"])
+@pytest.mark.parametrize("host", [b"gateway", b"gateway:80", b"[::1]:4000", b"127.0.0.1", b"a_b.c"])
 def test_hosts_and_addresses_are_taken(host: bytes) -> None:
     assert target_of(b"/", headers=[(b"Host", host)]) == b"/"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("host", [b"", b":4000", b":"])
+def test_an_empty_host_is_refused(host: bytes, version: str) -> None:
+    """No http URL has an empty host (RFC 9110 §4.2.1)."""
+    with pytest.raises(MalformedHttp):
+        target_of(b"/", version=version, headers=[(b"Host", host)])
 
 
 @pytest.mark.parametrize("host", [b"a b", b"a/b", b"a@b", b"a?b", b"a#b", b"a\\b", b"a,b c", b"caf\xc3\xa9"])
@@ -168,6 +179,47 @@ def test_a_servers_headers_go_on_but_those_about_its_own_connection() -> None:
     assert head.headers == headers
     assert head.relayed == [headers[0], headers[8], headers[9], headers[10]]
     assert (head.coding, head.connection, head.length) == (b"chunked", b"keep-alive, X-Hop,X-Hop-Too", 3)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(FOR_EVERYBODY) if name not in HOP_BY_HOP])
+def test_no_connection_header_takes_away_what_is_for_everybody(name: bytes) -> None:
+    headers: HeaderList = [(b"Connection", b"close, X-Hop, " + name.title()), (name.upper(), b"7"), (b"X-Hop", b"1")]
+    head = ResponseHead(200, b"OK", headers)
+    assert head.relayed == [headers[1]]
+    assert nominated(headers[0][1]) == {b"x-hop"}
+
+
+def test_a_server_cannot_speak_as_the_gateway() -> None:
+    headers: HeaderList = [
+        (b"X-Vllm-Passthrough-Error", b"budget_exceeded"),
+        (b"x-vllm-passthrough-new", b"1"),
+        (b"X-RateLimit-Remaining-Requests", b"0"),
+        (b"X-Vllm", b"its own"),
+        (b"Content-Length", b"0"),
+    ]
+    assert ResponseHead(200, b"OK", headers).relayed == headers[3:]
+    assert relayed_trailers(headers) == [headers[3]]
+    assert ResponseHead.own(429, b"Too Many Requests", headers).relayed == headers
+
+
+@pytest.mark.parametrize(
+    "name", [b"content_length", b"content.length", b"transfer_encoding", b"x_api_key", b"content~type"]
+)
+def test_what_some_servers_take_for_another_header_is_its_twin(name: bytes) -> None:
+    assert twin(name).decode().replace("-", "") == name.decode().translate({ord(c): None for c in "_.~"})
+
+
+@given(st.binary(max_size=40))
+def test_a_name_of_letters_digits_and_dashes_is_its_own_twin(name: bytes) -> None:
+    plain = all((chr(byte).isalnum() and byte < 128) or byte == ord("-") for byte in name)
+    assert (twin(name) == name) is plain
+    assert len(twin(name)) == len(name)
+    assert twin(twin(name)) == twin(name)
+
+
+@pytest.mark.parametrize("name", [b"Content_Length", b"HOST", b"x_request_id", b"Set.Cookie", b"Transfer_Encoding"])
+def test_trailers_that_some_servers_take_for_framing_stay_behind(name: bytes) -> None:
+    assert relayed_trailers([(name, b"1"), (b"X_Sum", b"1")]) == [(b"X_Sum", b"1")]
 
 
 def test_a_length_is_found_whatever_its_case() -> None:
@@ -237,7 +289,7 @@ def test_what_is_a_form() -> None:
     ("headers", "asked"),
     [
         ([(b"Upgrade", b"websocket")], {b"websocket"}),
-        ([(b"UPGRADE", b" WebSocket "), (b"upgrade", b"foo/2,, BAR")], {b"websocket", b"foo/2", b"bar"}),
+        ([(b"UPGRADE", b" WebSocket "), (b"upgrade", b"foo/2,, BAR")], {b"websocket"}),
         ([(b"Upgrade", b"")], set()),
         ([], set()),
     ],
@@ -246,11 +298,17 @@ def test_the_protocols_that_a_request_asks_to_switch_to(headers: HeaderList, ask
     assert asked_protocols(b"GET", "1.1", headers) == asked
 
 
-@pytest.mark.parametrize("name", [b"h2c", b"H2C", b"h2", b"HTTP/2.0", b"http/1.1", b"TLS/1.0", b"tls / 1.3", b"SPDY/3"])
-def test_an_upgrade_to_what_carries_requests_is_ignored_whatever_else_is_asked_for(name: bytes) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(b"h2c", b"H2C", b"h2c-14", b"h2c-16", b"h2", b"h2-14", b"HTTP/2.0", b"http/1.1", b"TLS/1.0", b"tls / 1.3"),
+        *(b"SPDY/3", b"connect-udp", b"websocket/13", b"websocket-2", b"whatever is to come"),
+    ],
+)
+def test_no_protocol_but_websocket_is_asked_for_whatever_its_version(name: bytes) -> None:
     assert asked_protocols(b"GET", "1.1", [(b"Upgrade", name)]) == set()
-    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", b"websocket, " + name)]) == set()
-    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", name), (b"Upgrade", b"websocket")]) == set()
+    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", b"websocket, " + name)]) == {b"websocket"}
+    assert asked_protocols(b"GET", "1.1", [(b"Upgrade", name), (b"Upgrade", b"websocket")]) == {b"websocket"}
 
 
 def test_an_upgrade_is_ignored_in_http_1_0_and_for_methods_that_have_no_use_for_it() -> None:

@@ -75,13 +75,32 @@ def test_discarding_what_is_not_in_the_pool_does_nothing() -> None:
     assert len(pool) == 1
 
 
-def test_clearing_gives_back_everything() -> None:
+def test_clearing_gives_back_everything_of_one_server() -> None:
     pool: Pool[str] = Pool()
     pool.put("one", "a", 0)
     pool.put("two", "b", 0)
-    assert sorted(pool.clear()) == ["a", "b"]
-    assert len(pool) == 0
-    assert pool.take("one", 0) is None
+    pool.put("one", "c", 1)
+    assert pool.clear("one") == ["a", "c"]
+    assert pool.clear("one") == pool.clear("unknown") == []
+    assert pool.take("one", 1) is None
+    assert len(pool) == 1
+
+
+def test_a_connection_is_not_taken_in_the_turn_in_which_it_became_idle() -> None:
+    pool: Pool[str] = Pool()
+    pool.put("server", "older", 0, turn=6)
+    pool.put("server", "first", 0, turn=7)
+    pool.put("server", "second", 0, turn=7)
+    assert pool.take("server", 0, turn=7) == "older"
+    assert pool.take("server", 0, turn=7) is None
+    assert pool.take("server", 0, turn=8) == "second"
+    assert pool.take("server", 0, turn=0) == "first"
+
+
+def test_outside_a_turn_every_connection_may_be_taken() -> None:
+    pool: Pool[str] = Pool()
+    pool.put("server", "connection", 0)
+    assert pool.take("server", 0) == "connection"
 
 
 def test_its_repr_tells_how_many_are_idle() -> None:
@@ -91,30 +110,39 @@ def test_its_repr_tells_how_many_are_idle() -> None:
     assert repr(pool) == "<Pool idle {vllm:8000: 1}>"
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(("put", "take", "discard")), st.sampled_from("ab"), st.floats(0, 3)))
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(("put", "take", "discard")), st.sampled_from("ab"), st.floats(0, 3), st.sampled_from((0, 0, 1))
+    )
+)
 
 
 @given(STEPS)
-def test_no_connection_is_ever_given_out_twice_or_lost(steps: list[tuple[str, str, float]]) -> None:
+def test_no_connection_is_ever_given_out_twice_or_lost(steps: list[tuple[str, str, float, int]]) -> None:
     pool: Pool[int] = Pool(keep=4.0, keep_count=3)
-    inside: dict[int, tuple[str, float]] = {}
-    now, number = 0.0, 0
-    for action, server, seconds in steps:
+    inside: dict[int, tuple[str, float, int]] = {}
+    now, number, turn = 0.0, 0, 1
+    for action, server, seconds, turns in steps:
         now += seconds
+        turn += turns
         if action == "put":
             number += 1
-            inside[number] = (server, now)
-            for surplus in pool.put(server, number, now):
+            inside[number] = (server, now, turn)
+            for surplus in pool.put(server, number, now, turn):
                 del inside[surplus]
         elif action == "take":
-            taken = pool.take(server, now)
-            fresh = [key for key, (where, since) in inside.items() if where == server and since + 4.0 > now]
+            taken = pool.take(server, now, turn)
+            fresh = [
+                key
+                for key, (where, since, in_turn) in inside.items()
+                if where == server and since + 4.0 > now and in_turn != turn
+            ]
             assert taken == (max(fresh) if fresh else None)
             inside.pop(taken or 0, None)
         else:
-            mine = [key for key, (where, _) in inside.items() if where == server]
+            mine = [key for key, (where, *_) in inside.items() if where == server]
             if mine:
                 pool.discard(server, mine[0])
                 del inside[mine[0]]
         assert len(pool) == len(inside)
-    assert sorted(pool.clear()) == sorted(inside)
+    assert sorted(pool.clear("a") + pool.clear("b")) == sorted(inside)

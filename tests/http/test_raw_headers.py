@@ -24,6 +24,19 @@ def test_their_lines_keep_order_case_and_repetitions() -> None:
     assert (RawHeaders(b"").pairs, RawHeaders.from_pairs([]).lines) == ([], b"")
 
 
+@pytest.mark.parametrize("name", [b"x-a", b"ACCEPT", b"Content-MD5"])
+def test_one_value_is_replaced_and_nothing_else(name: bytes) -> None:
+    headers = RawHeaders.from_pairs(PAIRS)
+    expected = [(key, b"new" if key == name else value) for key, value in PAIRS]
+    assert headers.replacing(name, b"new").pairs == expected
+    assert headers.pairs == PAIRS
+
+
+def test_the_last_of_several_is_replaced_and_no_value_that_looks_like_it() -> None:
+    headers = RawHeaders.from_pairs([(b"Id", b"1"), (b"Id", b"2"), (b"X-Id", b"Id: 3"), (b"My-Id", b"4")])
+    assert headers.replacing(b"Id", b"new").lines == b"Id: 1\r\nId: new\r\nX-Id: Id: 3\r\nMy-Id: 4\r\n"
+
+
 def test_they_can_be_read_as_twisteds() -> None:
     headers = RawHeaders.from_pairs(PAIRS)
     assert headers.getRawHeaders(b"x-a") == [b"1", b"2: 3"]

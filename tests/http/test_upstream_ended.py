@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionRefusedError
 
-from tests.http.upstream_harness import OK, Asked, Lab, Upload, make_server
+from tests.http.upstream_harness import OK, Asked, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.settings import Timeouts
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
@@ -25,8 +26,8 @@ class EndedLab(Lab):
         super().__init__()
         self.ended = 0
 
-    def begin(self, body: object = None, read: bool = True) -> Asked:
-        return self.ask(b"POST", body=body, server=SERVER, read=read, on_ended=self._end)
+    def begin(self, body: object = None, read: bool = True, **options: Any) -> Asked:
+        return self.ask(b"POST", body=body, server=SERVER, read=read, on_ended=self._end, **options)
 
     def _end(self) -> None:
         self.ended += 1
@@ -131,7 +132,7 @@ def sent_again(lab: EndedLab) -> None:
     lab.ask(server=SERVER)
     stale = lab.accept()
     stale.send(OK)
-    lab.begin()
+    lab.begin(again=second_attempt)
     stale.close()
     assert lab.ended == 0
     lab.accept().send(OK)

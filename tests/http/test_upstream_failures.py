@@ -12,9 +12,10 @@ from twisted.internet.error import (
     TimeoutError,
 )
 
-from tests.http.upstream_harness import HOST, OK, PORT, Lab, Upload, make_server
+from tests.http.upstream_harness import HOST, OK, PORT, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.http.client.retries import BURST, SHARE, StaleRequest
 from twisted_vllm.http.net.deadlines import INTERVAL
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -81,25 +82,62 @@ def test_a_server_that_closes_a_fresh_connection_without_a_byte_is_unreachable(l
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
-@pytest.mark.parametrize("body", [None, b"", b"held"])
-def test_a_request_on_a_connection_that_turns_out_dead_is_sent_again_on_a_fresh_one(
+@pytest.mark.parametrize("body", [None, b"", b"held", b"\r\n\r\n"])
+def test_a_repeatable_request_on_a_connection_that_turns_out_dead_is_sent_again_with_an_id_of_its_own(
     leave: str, body: bytes | None
 ) -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=body)
+    asked, stale = lab.reused(body=body, again=second_attempt)
     getattr(stale, leave)()
     assert lab.attempts == 2
     assert asked.is_pending
     fresh = lab.accept()
-    assert fresh.writes == stale.writes
+    assert stale.received == b"POST /v1/models HTTP/1.1\r\nHost: vllm\r\n\r\n" + (body or b"")
+    head = b"POST /v1/models HTTP/1.1\r\nHost: vllm\r\nX-Request-Id: second\r\n\r\n"
+    assert fresh.writes == [head + (body or b"")]
     fresh.send(OK)
     assert asked.body == b"ok"
     assert len(lab.agent.pool) == 1
+    assert lab.agent.stale_requests == {StaleRequest.REPEATED: 1}
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("body", [None, b"held"])
+def test_a_request_that_may_do_harm_twice_is_sent_once(leave: str, body: bytes | None) -> None:
+    lab = Lab()
+    asked, stale = lab.reused(body=body)
+    getattr(stale, leave)()
+    assert isinstance(asked.error, UpstreamUnreachable)
+    assert lab.attempts == 1
+    assert lab.agent.stale_requests == {StaleRequest.NOT_REPEATABLE: 1}
+    lab.assert_nothing_left()
+
+
+def test_a_server_that_fails_gets_at_most_a_tenth_more_requests_and_ten() -> None:
+    lab = Lab()
+    attempts = []
+    for _ in range(100):
+        asked, end = lab.asked() if not len(lab.agent.pool) else (lab.ask(), lab.ends[-1])
+        end.send(OK)
+        before = lab.attempts
+        repeated = lab.ask(b"POST", body=b"held", again=second_attempt)
+        end.close()
+        attempts.append(lab.attempts - before)
+        if attempts[-1]:
+            lab.accept().send(OK)
+            assert repeated.body == b"ok"
+        else:
+            assert isinstance(repeated.error, UpstreamUnreachable)
+        assert asked.body == b"ok"
+    sent = 200
+    assert attempts[:BURST] == [1] * BURST
+    assert sum(attempts) <= BURST + SHARE * (sent + sum(attempts))
+    assert lab.agent.stale_requests[StaleRequest.OVER_BUDGET] == 100 - sum(attempts) > 50
 
 
 def test_a_request_is_sent_again_only_once() -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     stale.close()
     lab.accept().close()
     assert isinstance(asked.error, UpstreamUnreachable)
@@ -116,7 +154,7 @@ def test_a_request_is_sent_again_on_no_other_idle_connection() -> None:
     second.send(OK)
     assert one.body == two.body == b"ok"
     first.clear_writes()
-    asked = lab.ask(b"POST", body=b"held")
+    asked = lab.ask(b"POST", body=b"held", again=second_attempt)
     second.close()
     assert first.received == b""
     assert lab.attempts == 3
@@ -126,7 +164,7 @@ def test_a_request_is_sent_again_on_no_other_idle_connection() -> None:
 
 def test_a_request_that_is_sent_again_can_fail_to_connect() -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     stale.close()
     lab.refuse(ConnectionRefusedError())
     assert isinstance(asked.error, UpstreamUnreachable)
@@ -135,7 +173,7 @@ def test_a_request_that_is_sent_again_can_fail_to_connect() -> None:
 
 def test_a_request_that_is_sent_again_has_all_its_time_again() -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     lab.advance(500)
     stale.close()
     fresh = lab.accept()
@@ -149,7 +187,7 @@ def test_a_request_that_is_sent_again_has_all_its_time_again() -> None:
 def test_a_streamed_body_is_not_sent_again(written: bytes) -> None:
     lab = Lab()
     upload = Upload()
-    asked, stale = lab.reused(body=upload)
+    asked, stale = lab.reused(body=upload, again=second_attempt)
     upload.write(written)
     stale.close()
     assert isinstance(asked.error, UpstreamUnreachable)
@@ -162,7 +200,7 @@ def test_a_streamed_body_is_not_sent_again(written: bytes) -> None:
 @pytest.mark.parametrize("came", [b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_a_request_that_the_server_began_to_answer_is_not_sent_again(came: bytes) -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     stale.send(came)
     stale.close()
     assert isinstance(asked.error, UpstreamProtocolError)
@@ -222,7 +260,7 @@ def test_less_than_a_head_does_not_buy_time(came: bytes) -> None:
 
 def test_a_timeout_is_not_followed_by_another_try() -> None:
     lab = Lab()
-    asked, _ = lab.reused(body=b"held")
+    asked, _ = lab.reused(body=b"held", again=second_attempt)
     lab.advance(601)
     assert isinstance(asked.error, UpstreamTimeout)
     assert lab.attempts == 1

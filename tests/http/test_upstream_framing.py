@@ -15,6 +15,35 @@ from twisted_vllm.errors import UpstreamProtocolError, UpstreamUnreachable
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
+@pytest.mark.parametrize("byte", [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
+@pytest.mark.parametrize("status", [b"200", b"404", b"103", b"101"])
+def test_a_reason_phrase_with_a_control_byte_is_no_answer(status: bytes, byte: int) -> None:
+    """RFC 9112 §4 allows tabs, spaces, visible characters and obs-text."""
+    lab = Lab()
+    asked, end = lab.asked()
+    end.send(b"HTTP/1.1 %b No%ct\r\nContent-Length: 0\r\n\r\n" % (status, byte))
+    assert isinstance(asked.error, UpstreamProtocolError)
+    assert asked.interim == []
+    assert end.is_cut
+
+
+@pytest.mark.parametrize("reason", [b"", b"OK", b"Not\tFound here", b"Erreur d'\xc3\xa9tat", b"\xff"])
+def test_any_other_reason_phrase_is_relayed(reason: bytes) -> None:
+    lab = Lab()
+    asked, end = lab.asked()
+    end.send(b"HTTP/1.1 200 %b\r\nContent-Length: 2\r\n\r\nok" % reason)
+    assert (asked.response.phrase, asked.body) == (reason, b"ok")
+
+
+@pytest.mark.parametrize("name", [b"content-length", b"Content-Length", b"close, CONTENT-LENGTH , keep-alive"])
+def test_a_nominated_length_still_frames_the_answer(name: bytes) -> None:
+    lab = Lab()
+    asked, end = lab.asked()
+    end.send(b"HTTP/1.1 200 OK\r\nConnection: %b\r\nContent-Length: 2\r\n\r\nok" % name)
+    assert asked.body == b"ok"
+    assert asked.response.head.relayed == [(b"Content-Length", b"2")]
+
+
 @pytest.mark.parametrize(
     ("raw", "body"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError
 
-from tests.http.upstream_harness import OK, Lab, Upload
+from tests.http.upstream_harness import OK, Lab, Upload, second_attempt
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 
@@ -41,7 +41,7 @@ def test_cancelling_while_waiting_for_the_head_cuts_the_connection(body: bytes |
 
 def test_cancelling_on_a_reused_connection_sends_nothing_again() -> None:
     lab = Lab()
-    asked, end = lab.reused(body=b"held")
+    asked, end = lab.reused(body=b"held", again=second_attempt)
     asked.result.cancel()
     assert isinstance(asked.error, CancelledError)
     assert end.is_cut
@@ -76,7 +76,7 @@ def test_cancelling_stops_the_upload() -> None:
 
 def test_cancelling_while_the_request_is_sent_again_ceases_to_connect() -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     stale.close()
     asked.result.cancel()
     assert isinstance(asked.error, CancelledError)
@@ -86,7 +86,7 @@ def test_cancelling_while_the_request_is_sent_again_ceases_to_connect() -> None:
 
 def test_cancelling_a_request_that_was_sent_again_cuts_the_fresh_connection() -> None:
     lab = Lab()
-    asked, stale = lab.reused(body=b"held")
+    asked, stale = lab.reused(body=b"held", again=second_attempt)
     stale.close()
     fresh = lab.accept()
     asked.result.cancel()

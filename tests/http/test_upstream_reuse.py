@@ -7,11 +7,12 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.http.upstream_harness import OK, Lab, Upload, make_server
+from tests.http.upstream_harness import OK, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import UpstreamTimeout
 from twisted_vllm.http.client.pool import KEEP, KEEP_COUNT
+from twisted_vllm.http.client.retries import StaleRequest
 from twisted_vllm.http.net.deadlines import INTERVAL
 
 
@@ -350,7 +351,7 @@ def test_closing_the_agent_aborts_idle_and_active_connections() -> None:
 
 def test_closing_the_agent_sends_nothing_again() -> None:
     lab = Lab()
-    asked, _ = lab.reused(body=b"held")
+    asked, _ = lab.reused(body=b"held", again=second_attempt)
     lab.agent.close()
     lab.turn()
     assert lab.attempts == 1
@@ -364,3 +365,155 @@ def test_closing_the_agent_gives_up_connecting() -> None:
     assert lab.clock.connectors[0].stoppedConnecting
     assert asked.error is not None
     assert not isinstance(asked.error, UpstreamTimeout)
+
+
+# what the server sent too much
+
+
+def test_a_connection_is_not_reused_in_the_turn_in_which_its_answer_ended() -> None:
+    lab = Lab()
+    asked, end = lab.asked()
+    lab.coalescer.hold()
+    end.send(OK)
+    assert asked.body == b"ok"
+    end.clear_writes()
+    lab.ask()
+    lab.coalescer.release()
+    assert end.received == b""
+    assert lab.attempts == 2
+    lab.coalescer.hold()
+    lab.ask()
+    lab.coalescer.release()
+    assert end.received.startswith(b"GET ")
+    assert lab.attempts == 2
+
+
+@pytest.mark.parametrize("body", [None, b"held", "streamed"])
+def test_a_request_that_waits_to_be_sent_does_not_get_the_surplus_answer_before_it(body: Any) -> None:
+    lab = Lab()
+    _, end = lab.asked()
+    end.send(OK)
+    end.clear_writes()
+    upload = Upload(2) if body == "streamed" else None
+    lab.coalescer.hold()
+    asked = lab.ask(b"POST", body=upload or body)
+    end.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra")
+    lab.coalescer.release()
+    lab.turn()
+    assert end.received == b""
+    assert asked.is_pending
+    fresh = lab.accept()
+    assert fresh.received.startswith(b"POST ")
+    if upload is not None:
+        upload.write(b"hi")
+        upload.finish()
+    fresh.send(OK)
+    assert asked.body == b"ok"
+    assert lab.agent.stale_requests == {StaleRequest.MOVED: 1}
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+@pytest.mark.parametrize("body", [None, b"held", "streamed"])
+def test_a_request_whose_connection_closes_before_it_was_sent_goes_to_another(body: Any, leave: str) -> None:
+    lab = Lab()
+    _, end = lab.asked()
+    end.send(OK)
+    end.clear_writes()
+    upload = Upload(2) if body == "streamed" else None
+    times: list[float] = []
+    lab.coalescer.hold()
+    asked = lab.ask(b"POST", body=upload or body, on_sent=times.append)
+    getattr(end, leave)()
+    lab.coalescer.release()
+    assert end.received == b""
+    assert times == []
+    fresh = lab.accept()
+    assert len(times) == 1
+    if upload is not None:
+        assert upload.started == 1
+        upload.write(b"hi")
+        upload.finish()
+    fresh.send(OK)
+    assert asked.body == b"ok"
+    assert lab.agent.stale_requests == {StaleRequest.MOVED: 1}
+
+
+def test_a_request_that_is_given_up_before_it_was_sent_is_never_sent() -> None:
+    lab = Lab()
+    _, end = lab.asked()
+    end.send(OK)
+    end.clear_writes()
+    lab.coalescer.hold()
+    lab.ask(b"POST", body=b"held").result.cancel()
+    lab.coalescer.release()
+    assert end.received == b""
+    assert end.is_cut
+    assert lab.attempts == 1
+    lab.assert_nothing_left()
+
+
+def test_a_fault_while_one_request_is_sent_keeps_no_other_from_being_sent() -> None:
+    def broken(_: float) -> None:
+        raise ZeroDivisionError
+
+    lab = Lab()
+    lab.coalescer.hold()
+    bad, bad_end = lab.ask(on_sent=broken), lab.accept()
+    good, good_end = lab.asked()
+    lab.coalescer.release()
+    assert isinstance(bad.error, ZeroDivisionError)
+    assert bad_end.is_cut
+    good_end.send(OK)
+    assert good.body == b"ok"
+
+
+@pytest.mark.parametrize("where", ["while idle", "in the same segment"])
+def test_no_connection_of_a_server_that_answered_twice_is_reused_for_a_minute(where: str) -> None:
+    lab = Lab()
+    ends = [lab.asked()[1] for _ in range(3)]
+    for end in ends[:2]:
+        end.send(OK)
+    if where == "while idle":
+        ends[2].send(OK)
+        ends[2].send(OK)
+    else:
+        ends[2].send(OK + OK)
+    assert ends[2].is_cut
+    assert [end.is_open for end in ends] == [False] * 3, "others may have a surplus answer on its way"
+    lab.turn()
+    for _ in range(3):
+        lab.advance(19)
+        asked, end = lab.asked()
+        end.send(OK)
+        assert asked.body == b"ok"
+        assert not end.is_open
+    lab.advance(3)
+    asked, end = lab.asked()
+    end.send(OK)
+    assert end.is_open
+    lab.ask()
+    assert lab.attempts == 7
+
+
+def test_a_server_that_says_goodbye_with_408_is_trusted() -> None:
+    lab = Lab()
+    _, kept = lab.asked()
+    _, end = lab.asked()
+    kept.send(OK)
+    end.send(OK)
+    end.send(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    assert end.is_cut
+    lab.ask()
+    assert lab.attempts == 2
+    assert kept.received.count(b"GET ") == 2
+
+
+def test_another_server_is_trusted_as_before() -> None:
+    lab = Lab()
+    _, end = lab.asked()
+    end.send(OK + OK)
+    other = make_server(host="192.0.2.8")
+    lab.ask(server=other)
+    lab.accept().send(OK)
+    lab.ask(server=other)
+    assert lab.attempts == 2

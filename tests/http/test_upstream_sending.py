@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.http.upstream_harness import OK, Lab, Upload, make_server
+from tests.http.upstream_harness import OK, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.errors import GatewayError, UpstreamTimeout
 
@@ -279,7 +279,9 @@ def test_a_request_that_is_sent_again_keeps_the_time_of_its_first_sending() -> N
     lab.agent.request(b"GET", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append)
     first = lab.accept()
     first.send(OK)
-    lab.agent.request(b"GET", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append)
+    lab.agent.request(
+        b"GET", b"http://192.0.2.7:8000/", server=make_server(), on_sent=times.append, again=second_attempt
+    )
     lab.clock.advance(1)
     first.close()
     again = lab.accept()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from socket import SHUT_WR
 from typing import Any, cast
 
 import pytest
@@ -17,16 +18,18 @@ from twisted.python.failure import Failure
 from twisted.web.client import FileBodyProducer
 from twisted.web.http_headers import Headers
 
-from tests.http.upstream_harness import OK, BodyReader, Upload, make_server
+from tests.http.upstream_harness import OK, BodyReader, Upload, make_server, second_attempt
 from tests.self_signed import self_signed_pem
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.client.retries import StaleRequest
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 LOOPBACK = "127.0.0.1"
+LENGTH = ((b"Content-Length", b"4"),)
 #: more than the buffers of a loopback connection hold
 MUCH = 16 * 1024 * 1024
 #: real seconds after which a test that waits is called stuck
@@ -42,6 +45,7 @@ class End(Protocol):
         on_data: called when something came.
         received: every byte that came.
         lost: why the connection ended, or None.
+        answered: a test's note that it has answered.
     """
 
     transport: Any
@@ -49,6 +53,7 @@ class End(Protocol):
     def __init__(self, on_data: OnData) -> None:
         self.received = bytearray()
         self.lost: Failure | None = None
+        self.answered = False
         self.on_data = on_data
 
     def dataReceived(self, data: bytes) -> None:
@@ -86,11 +91,12 @@ class SocketLab:
         self._ports.append(port)
         return make_server(host=host, port=port.getHost().port)
 
-    def ask(self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Deferred[Any]:
+    def ask(
+        self, server: Server, body: Any = None, headers: tuple[tuple[bytes, bytes], ...] = (), **options: Any
+    ) -> Deferred[Any]:
         method = b"GET" if body is None else b"POST"
-        return self.agent.request(
-            method, server.url + b"/", RawHeaders.from_pairs([(b"Host", b"vllm"), *headers]), body
-        )
+        lines = RawHeaders.from_pairs([(b"Host", b"vllm"), *headers])
+        return self.agent.request(method, server.url + b"/", lines, body, **options)
 
     async def read(self, response: Any) -> BodyReader:
         reader = BodyReader(response)
@@ -130,6 +136,11 @@ def lab(reactor: Any) -> Iterator[SocketLab]:
 
 def answer_ok(end: End) -> None:
     if end.received.endswith(b"\r\n\r\n"):
+        end.transport.write(OK)
+
+
+def answer_post(end: End) -> None:
+    if end.received.endswith(b"\r\n\r\nheld"):
         end.transport.write(OK)
 
 
@@ -233,7 +244,7 @@ async def test_giving_up_closes_the_server_s_connection_at_once(lab: SocketLab, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_that_the_server_closes_on_the_second_request_is_replaced(lab: SocketLab) -> None:
+async def test_a_repeatable_request_that_a_server_read_before_it_closed_is_sent_again(lab: SocketLab) -> None:
     def answer_once(end: End) -> None:
         if end.received.count(b"\r\n\r\n") == 1:
             end.transport.write(OK)
@@ -242,9 +253,64 @@ async def test_a_connection_that_the_server_closes_on_the_second_request_is_repl
 
     server = lab.serve(answer_once)
     for _ in range(3):
-        reader = await lab.read(await lab.ask(server))
+        reader = await lab.read(await lab.ask(server, again=second_attempt))
         assert reader.body == b"ok"
     assert len(lab.ends) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_post_that_a_server_read_before_it_closed_is_sent_once(lab: SocketLab) -> None:
+    def answer_once(end: End) -> None:
+        if end.received.count(b"\r\n\r\n") == 1:
+            end.transport.write(OK)
+        else:
+            end.transport.loseConnection()
+
+    server = lab.serve(answer_once)
+    await lab.read(await lab.ask(server, b"held"))
+    with pytest.raises(UpstreamUnreachable):
+        await lab.ask(server, b"held")
+    assert len(lab.ends) == 1
+
+
+@pytest.mark.parametrize("body", [b"held", "streamed"])
+@pytest_twisted.ensureDeferred
+async def test_a_post_is_served_though_the_kept_connection_has_just_closed(lab: SocketLab, body: Any) -> None:
+    """The end is in the socket, and the reactor has not seen it yet."""
+    server = lab.serve(answer_post)
+    for count in range(1, 6):
+        await lab.read(await lab.ask(server, b"held"))
+        lab.ends[-1].transport.socket.shutdown(SHUT_WR)
+        upload = FileBodyProducer(BytesIO(b"held")) if body == "streamed" else body
+        assert (await lab.read(await lab.ask(server, upload, LENGTH if body == "streamed" else ()))).body == b"ok"
+        assert lab.agent.stale_requests == {StaleRequest.MOVED: count}
+        assert len(lab.ends) == count + 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_surplus_bytes_that_the_reactor_has_not_seen_reach_no_client(lab: SocketLab) -> None:
+    server = lab.serve(answer_post)
+    await lab.read(await lab.ask(server, b"held"))
+    lab.ends[0].received.clear()
+    lab.ends[0].transport.socket.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nextra")
+    assert (await lab.read(await lab.ask(server, b"held"))).body == b"ok"
+    assert len(lab.ends) == 2
+    assert not lab.ends[0].received
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_on_which_a_part_of_the_request_still_waits_is_not_reused(lab: SocketLab) -> None:
+    def answer_early(end: End) -> None:
+        if not end.answered:
+            end.answered = True
+            end.transport.pauseProducing()
+            end.transport.write(OK)
+
+    server = lab.serve(answer_early)
+    assert (await lab.read(await lab.ask(server, b"x" * MUCH))).body == b"ok"
+    assert (await lab.read(await lab.ask(server))).body == b"ok"
+    assert len(lab.ends) == 2
+    assert lab.ends[1].received.startswith(b"GET ")
 
 
 @pytest_twisted.ensureDeferred

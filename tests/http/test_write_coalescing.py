@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -399,3 +400,33 @@ def test_a_slow_reader_gets_all_bytes_in_order(reactor: Any) -> Generator[Deferr
     yield done
     yield port.stopListening()
     assert b"".join(received) == whole
+
+
+def test_what_is_called_at_the_end_of_a_turn_comes_before_the_turn_is_over() -> None:
+    coalescer, called = WriteCoalescer(), list[str]()
+    coalescer.at_send(lambda: called.append("outside"))
+    assert called == ["outside"]
+    coalescer.hold()
+    coalescer.at_send(lambda: called.append("inside"))
+    assert called == ["outside"]
+    coalescer.release()
+    assert called == ["outside", "inside"]
+
+
+def test_a_long_turn_does_not_put_off_what_is_called_at_its_end() -> None:
+    coalescer, called = WriteCoalescer(), list[int]()
+    coalescer.hold()
+    for number in range(MAX_PENDING_CONNECTIONS):
+        coalescer.at_send(partial(called.append, number))
+    assert called == list(range(MAX_PENDING_CONNECTIONS))
+
+
+def test_each_turn_has_a_number_of_its_own() -> None:
+    coalescer, turns = WriteCoalescer(), list[int]()
+    for _ in range(3):
+        assert coalescer.turn == 0
+        coalescer.hold()
+        turns.append(coalescer.turn)
+        coalescer.release()
+    assert len(set(turns)) == 3
+    assert 0 not in turns

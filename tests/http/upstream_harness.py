@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.interfaces import Again
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
@@ -265,6 +266,7 @@ class Lab:
     Attributes:
         clock: the reactor.
         deadlines: the deadlines, checked by `advance`.
+        coalescer: sends at the end of a turn, for tests that begin one with `hold` and end it with `release`.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
@@ -272,7 +274,8 @@ class Lab:
     def __init__(self) -> None:
         self.clock: Any = MemoryReactorClock()
         self.deadlines = DeadlineSweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer())
+        self.coalescer = WriteCoalescer()
+        self.agent = UpstreamAgent(self.clock, self.deadlines, self.coalescer)
         self.ends: list[ServerEnd] = []
 
     # the client
@@ -326,13 +329,15 @@ class Lab:
         """Let the last attempt to connect fail."""
         self.clock.tcpClients[-1][2].clientConnectionFailed(self.clock.connectors[-1], Failure(reason))
 
-    def reused(self, *, body: Any = None, method: bytes = b"POST", read: bool = True) -> tuple[Asked, ServerEnd]:
-        """Ask on a connection that has carried an exchange before."""
+    def reused(
+        self, *, body: Any = None, method: bytes = b"POST", read: bool = True, again: Again | None = None
+    ) -> tuple[Asked, ServerEnd]:
+        """Ask on a connection that has carried an exchange before. A request with `again` may be repeated."""
         first, end = self.asked()
         end.send(OK)
         assert first.body == b"ok"
         end.clear_writes()
-        asked = self.ask(method, body=body, read=read)
+        asked = self.ask(method, body=body, read=read, again=again)
         assert self.attempts == 1
         return asked, end
 
@@ -364,6 +369,11 @@ class Lab:
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def second_attempt() -> RawHeaders:
+    """Return the headers of a request's second attempt."""
+    return RawHeaders.from_pairs([(b"Host", b"vllm"), (b"X-Request-Id", b"second")])
 
 
 @implementer(IBodyProducer)

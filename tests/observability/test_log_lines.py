@@ -58,7 +58,7 @@ def test_every_format_keeps_the_contract(lines: Any) -> None:
 
 
 def test_a_json_line_holds_the_whole_record() -> None:
-    record = msgspec.structs.replace(RECORD, queued_ms=1.5)
+    record = msgspec.structs.replace(RECORD, queued_ms=1.5, repeated_as="77aa")
     found = json.loads(JsonLines().request(record, "warn"))
     assert found == {**msgspec.structs.asdict(record), "level": "warn", "namespace": "twisted_vllm.requests"}
 
@@ -113,6 +113,13 @@ def test_the_time_in_a_queue_is_told_where_there_was_one() -> None:
     assert " ttfb=4.0ms queued=12.5s " in TextLines().request(record, "info").decode()
     assert json.loads(JsonLines().request(record, "info"))["queued_ms"] == 12_500.0
     assert "queued_ms" not in json.loads(JsonLines().request(RECORD, "info"))
+
+
+def test_the_id_of_a_second_attempt_is_told_where_there_was_one() -> None:
+    record = msgspec.structs.replace(RECORD, repeated_as="77aa")
+    assert TextLines().request(record, "info").decode().endswith(" rid=5f0e repeated_as=77aa\n")
+    assert json.loads(JsonLines().request(record, "info"))["repeated_as"] == "77aa"
+    assert "repeated_as" not in json.loads(JsonLines().request(RECORD, "info"))
 
 
 def test_a_terminal_gets_colours_and_short_times() -> None:

@@ -16,6 +16,7 @@ from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.client.interfaces import IUpstreamAgent
 from twisted_vllm.http.headers import RequestHead, ResponseHead
+from twisted_vllm.http.server.ids import RequestIds
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
@@ -57,6 +58,7 @@ class BaseModelsOf:
 class FakeSite:
     draining = False
     aborted = False
+    ids = RequestIds(bytes)
 
 
 class FakeChannel:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.proxy.gateway_fakes import HeaderPairs, server
-from twisted_vllm.auth.records import MASTER, Principal
+from twisted_vllm.auth.records import MASTER, PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
 from twisted_vllm.proxy.upstream_headers import outgoing_headers
 
@@ -85,6 +85,45 @@ def test_connection_cannot_remove_the_gateway_s_own_headers() -> None:
     assert {name for name, _ in found} == {
         b"Host", b"Content-Length", b"Authorization", b"X-Request-Id", b"X-Forwarded-For", b"X-Forwarded-Proto",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["content-type", "content-encoding", "origin", "access-control-request-method", "cookie", "max-forwards"]
+)
+def test_connection_cannot_remove_what_says_how_the_request_is_read(name: str) -> None:
+    sent = [(name.encode(), b"1"), (b"X-Hop", b"2")]
+    assert outgoing(sent, connection=b"x-hop, " + name.encode())[1:-1] == sent[:1]
+
+
+def _twins(name: str) -> list[bytes]:
+    return [name.replace("-", odd).encode() for odd in "_.~!" if "-" in name]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("name", [name for name in (*NEVER, "Content-Type") if "-" in name])
+def test_what_some_servers_take_for_a_dropped_or_judged_header_is_dropped(name: str, trusted: bool) -> None:
+    """WSGI servers read ``Content_Length`` as ``Content-Length``, and ``X_Api_Key`` holds the client's key."""
+    sent = [(twin, b"the client's") for twin in _twins(name)] + [(b"X_Own", b"1"), (b"X-A", b"2")]
+    found = outgoing(sent, principal=MASTER if trusted else TENANT)
+    assert found[1:-1] == sent[-2:]
+
+
+@pytest.mark.parametrize("name", sorted(name.decode() for name in OPERATORS_HEADERS))
+def test_no_spelling_of_an_operator_s_header_gets_through_from_a_tenant(name: str) -> None:
+    sent = [(twin, b"0") for twin in _twins(name)]
+    assert outgoing(sent)[1:-1] == []
+    granted = attrs.evolve(TENANT, granted_headers=frozenset({name.encode()}))
+    assert outgoing(sent, principal=granted)[1:-1] == sent
+
+
+def test_a_nominated_header_is_dropped_in_every_spelling() -> None:
+    assert outgoing([(b"X_Hop", b"1"), (b"X-Hop", b"2")], connection=b"x-hop")[1:-1] == []
+
+
+def test_a_preflight_does_not_get_the_server_s_key() -> None:
+    asked = server(api_key="servers-own")
+    assert (b"Authorization", b"Bearer servers-own") not in outgoing([], principal=PREFLIGHT, server=asked)
+    assert (b"Authorization", b"Bearer servers-own") in outgoing([], server=asked)
 
 
 def test_the_server_s_own_key_is_the_only_credential() -> None:

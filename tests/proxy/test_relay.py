@@ -11,7 +11,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
-from tests.proxy.gateway_fakes import FakeRequest, HeaderPairs
+from tests.proxy.gateway_fakes import FakeRequest, HeaderPairs, server
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -35,6 +35,7 @@ class Relayed:
         self.given_up = 0
         self.calls: list[str] = []
         self.pending: Deferred[UpstreamResponse] = Deferred(lambda _: self._give_up())
+        self.request.context.server = server()
         self.relay = Relay(self.request)  # type: ignore[arg-type]  # all that it uses of a request
         self.relay.await_response(self.pending)
 

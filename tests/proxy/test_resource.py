@@ -226,3 +226,24 @@ def test_the_chain_of_a_trusted_proxy_goes_on_with_all_its_lines() -> None:
     mounted = ResourceHarness(trusted_proxies=(ip_network("192.0.2.0/24"),))
     mounted.render(headers=[(b"X-Forwarded-For", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")])
     assert mounted.headers[b"X-Forwarded-For"] == b"6.6.6.6, 198.51.100.1, 192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("method", "uri"),
+    [(b"POST", b"/vllm/v1/embeddings"), (b"POST", b"/vllm/tokenize"), (b"GET", b"/vllm/v1/models")],
+)
+def test_a_harmless_request_can_be_sent_again_under_another_id(method: bytes, uri: bytes) -> None:
+    mounted = ResourceHarness()
+    request = mounted.render(method=method, uri=uri, headers=[JSON, (b"X-A", b"1")], body=b"{}")
+    assert mounted.headers[b"X-Request-Id"] == b"5f0e"
+    again = dict(mounted.sent.options["again"]().pairs)
+    assert again.pop(b"X-Request-Id").decode() == request.context.repeated_as != "5f0e"
+    assert again == {name: value for name, value in mounted.headers.items() if name != b"X-Request-Id"}
+    assert request.context.request_id == b"5f0e"
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/responses", b"/sleep", b"/new", b"/v1//embeddings"])
+def test_a_request_that_generates_or_changes_is_never_sent_again(path: bytes) -> None:
+    mounted = ResourceHarness()
+    mounted.render(uri=b"/vllm" + path, headers=[JSON], body=b"{}")
+    assert mounted.sent.options["again"] is None

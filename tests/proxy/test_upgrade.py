@@ -12,6 +12,7 @@ from twisted_vllm.errors import Draining
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead
+from twisted_vllm.http.server.request_line import asked_protocols
 from twisted_vllm.http.tunnel import SwitchedResponse
 from twisted_vllm.proxy.upgrade import UpgradeRelay, acknowledged, upgrade_headers
 
@@ -50,8 +51,8 @@ def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
 @pytest.mark.parametrize(
     ("sent", "asked"),
     [
-        ([(b"UPGRADE", b"WebSocket")], [(b"Upgrade", b"WebSocket")]),
-        ([(b"Upgrade", b"a/1"), (b"X-A", b"b"), (b"upgrade", b"c")], [(b"Upgrade", b"a/1, c")]),
+        ([(b"UPGRADE", b"WebSocket")], [(b"Upgrade", b"websocket")]),
+        ([(b"Upgrade", b"h2c-14, websocket"), (b"X-A", b"b"), (b"upgrade", b"c")], [(b"Upgrade", b"websocket")]),
         (
             [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", b"x,y")],
             [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", b"x,y")],
@@ -63,8 +64,10 @@ def relayed(response: UpstreamResponse, asking: Any) -> UpgradeRelay:
         ([(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", KEY)], [(b"Upgrade", b"websocket")]),
     ],
 )
-def test_the_upgrade_request_is_forwarded_without_the_key(sent: HeaderPairs, asked: HeaderPairs) -> None:
-    assert upgrade_headers(request(*sent).head) == [(b"Connection", b"Upgrade"), *asked]
+def test_the_upgrade_to_websocket_is_forwarded_without_the_key(sent: HeaderPairs, asked: HeaderPairs) -> None:
+    head = request(*sent).head
+    head.protocols = asked_protocols(b"GET", "1.1", sent)
+    assert upgrade_headers(head) == [(b"Connection", b"Upgrade"), *asked]
 
 
 @pytest.mark.parametrize(

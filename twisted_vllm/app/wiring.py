@@ -43,7 +43,9 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
 from twisted_vllm.proxy.ledger import LedgerRecorder
-from twisted_vllm.proxy.resource import MOUNT, PassThroughResource
+from twisted_vllm.proxy.metrics import StaleConnectionCollector
+from twisted_vllm.proxy.paths import MOUNT
+from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database
@@ -103,6 +105,7 @@ class Wiring:
         self.store = Store(self.database)
         self.index = KeyIndex()
         self.metrics = Metrics()
+        self.metrics.add(StaleConnectionCollector(self.agent))
         self.accounting = accounting = AccountingService(reactor, settings, self.index, self.metrics)
         self.registry = Registry(
             self.store, self.index, accounting.spend_set, budget_gone=accounting.limiter.budget_forgotten

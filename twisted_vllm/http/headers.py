@@ -5,7 +5,7 @@ A header list keeps the order, the case and the repetitions that came over the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -16,6 +16,20 @@ HOP_BY_HOP = frozenset(
 )
 
 _OF_NOTE = HOP_BY_HOP | {b"content-length", b"x-request-id", b"content-type", b"content-encoding"}
+
+#: headers of the standards for everybody on the way. Without one of them a message would be framed, routed or read in
+#: another way, so a ``Connection`` value cannot take them away (RFC 9110 §7.6.1 forbids a sender to try).
+FOR_EVERYBODY = frozenset(
+    b"content-length transfer-encoding host trailer expect max-forwards x-request-id "
+    b"content-type content-encoding content-range content-location content-disposition content-language "
+    b"origin access-control-request-method access-control-request-headers "
+    b"authorization www-authenticate cookie set-cookie location retry-after allow date "
+    b"range if-range if-match if-none-match if-modified-since if-unmodified-since accept-ranges etag last-modified "
+    b"cache-control expires age pragma vary via".split()
+)
+
+#: beginnings of the headers in which the gateway itself speaks to a client; a server cannot send them
+OWN_WORDS = (b"x-vllm-passthrough-", b"x-ratelimit-")
 
 #: what a trailer must not carry on
 _NO_TRAILERS = HOP_BY_HOP | frozenset(
@@ -43,13 +57,46 @@ MAX_CONTENT_TYPE = 256
 
 
 def nominated(connection: bytes | None) -> frozenset[bytes]:
-    """Return the lower-case names that a ``Connection`` value nominates as hop-by-hop (RFC 9110 §7.6.1).
+    """Return the lower-case names that a ``Connection`` value takes away as hop-by-hop (RFC 9110 §7.6.1).
 
-    ``close``, ``keep-alive`` and ``upgrade`` are options, not headers, and stand in `HOP_BY_HOP` where they are both.
+    Names in `FOR_EVERYBODY` are not among them. ``close``, ``keep-alive`` and ``upgrade`` are options, not headers, and
+    stand in `HOP_BY_HOP` where they are both.
     """
     if connection is None:
         return frozenset()
-    return frozenset(token.strip().lower() for token in connection.split(b",")) - {b"", b"close"}
+    return frozenset(token.strip().lower() for token in connection.split(b",")) - _NOT_NOMINATED
+
+
+_NOT_NOMINATED = FOR_EVERYBODY | {b"", b"close"}
+
+#: a header's name as CGI and WSGI servers read it: any byte but a letter or a digit counts as one
+_AS_VARIABLE = bytes(at if chr(at).isascii() and chr(at).isalnum() else ord("-") for at in range(256))
+
+
+def twin(name: bytes) -> bytes:
+    """Return the name, in lower case, that some servers take `name` for: ``content_length`` is ``content-length``.
+
+    CGI makes ``HTTP_CONTENT_LENGTH`` of both (RFC 3875 §4.1.18), and WSGI inherited that.
+    """
+    return name.translate(_AS_VARIABLE)
+
+
+def without_twins(headers: HeaderList, names: Sequence[bytes], never: frozenset[bytes]) -> HeaderList:
+    """Return headers without those that some servers take for one of `never` or of `FOR_EVERYBODY`: see `twin`.
+
+    Args:
+        headers: the headers.
+        names: their names in lower case, in the same order.
+        never: lower-case names.
+    """
+    joined = b"".join(names)
+    if twin(joined) == joined:
+        return headers
+    return [
+        pair
+        for name, pair in zip(names, headers, strict=True)
+        if (read := twin(name)) == name or (read not in never and read not in FOR_EVERYBODY)
+    ]
 
 
 def listed(headers: HeaderList, name: bytes) -> list[bytes]:
@@ -59,14 +106,17 @@ def listed(headers: HeaderList, name: bytes) -> list[bytes]:
 
 
 def relayed_trailers(trailers: HeaderList, drop: frozenset[bytes] = frozenset()) -> HeaderList:
-    """Return the trailers that go on: none that frames, routes or authenticates (RFC 9110 §6.5.1).
+    """Return the trailers that go on: none that frames, routes or authenticates (RFC 9110 §6.5.1), nor a `twin` of one.
 
     Args:
         trailers: the trailers as they came.
         drop: lower-case names of more that stay: some servers (uvicorn with httptools) take trailers for headers.
     """
     never = _NO_TRAILERS | drop
-    return [pair for pair in trailers if pair[0].lower() not in never]
+    names = [twin(name.lower()) for name, _ in trailers]
+    return [
+        pair for name, pair in zip(names, trailers, strict=True) if name not in never and not name.startswith(OWN_WORDS)
+    ]
 
 
 class RequestHead:
@@ -150,8 +200,8 @@ class ResponseHead:
         status: the status code.
         reason: the reason phrase as it came.
         headers: the headers as they came, in order.
-        relayed: those that go on to the client, in order, less hop-by-hop. ``Content-Length`` stays: the body is
-            relayed as it is.
+        relayed: those that go on to the client, in order, less hop-by-hop and less what only the gateway says.
+            ``Content-Length`` stays: the body is relayed as it is.
         length: the value of ``Content-Length``, or None where there is none; llhttp has refused all but numbers.
         coding: the value of ``Transfer-Encoding`` in lower case, or empty.
         connection: the value of ``Connection``, or empty.
@@ -202,6 +252,8 @@ class ResponseHead:
                     elif key == b"transfer-encoding":
                         coding = coding + b"," + pair[1] if coding else pair[1]
                     continue
+            elif key.startswith(OWN_WORDS):
+                continue
             relayed.append(pair)
         if connection:
             drop = nominated(connection)
@@ -209,6 +261,19 @@ class ResponseHead:
         self.relayed = headers if len(relayed) == len(headers) else relayed
         self.coding = coding.strip().lower() if coding else coding
         self.connection = connection
+
+    @classmethod
+    def own(cls, status: int, reason: bytes, headers: HeaderList) -> ResponseHead:
+        """Return a head of the gateway's own, all of whose headers go to the client."""
+        made = cls(status, reason, headers)
+        made.relayed = headers
+        return made
+
+    def replacing(self, headers: HeaderList) -> ResponseHead:
+        """Return this head with other headers in place of `relayed`; the framing must be the same."""
+        made = ResponseHead(self.status, self.reason, self.headers)
+        made.relayed = headers
+        return made
 
     def write(self, added: bytes) -> bytes:
         """Return what goes on of it, written out, with the empty line; `added` are whole lines that end the list."""

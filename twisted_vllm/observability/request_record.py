@@ -40,6 +40,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         total_ms: from the request's head to its end, milliseconds.
         queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in flight, in milliseconds;
             ``None`` if it did not.
+        repeated_as: the ``x-request-id`` that vLLM saw of its second attempt; empty if it was sent once.
     """
 
     time: str
@@ -59,6 +60,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     first_byte_ms: float | None
     total_ms: float
     queued_ms: float | None = None
+    repeated_as: str = ""
 
 
 class ClientText:

@@ -133,13 +133,16 @@ class Admission:
         """A counter of changes to keys, users and teams; a change may invalidate earlier decisions."""
         return self._authenticator.changes
 
-    def identify(self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET") -> Principal:
+    def identify(
+        self, headers: Mapping[bytes, bytes], now: float, method: bytes = b"GET", has_body: bool = False
+    ) -> Principal:
         """Authenticate a request.
 
         Args:
             headers: the first value of each header, by lower-case name.
             now: the time in Unix seconds.
             method: the method; a browser sends its preflight (OPTIONS) without credentials, and vLLM answers it.
+            has_body: whether the request has a body. A preflight has none, and a stranger's must not reach a server.
 
         Returns:
             The principal; `PREFLIGHT` only for a request that vLLM's CORS middleware answers by itself.
@@ -147,7 +150,7 @@ class Admission:
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey: the credential is missing or not valid.
         """
-        if method == b"OPTIONS" and _is_preflight(headers) and credential_of(headers) is None:
+        if method == b"OPTIONS" and not has_body and _is_preflight(headers) and credential_of(headers) is None:
             return PREFLIGHT
         return self._authenticate(headers, now)
 
@@ -387,14 +390,8 @@ def _is_preflight(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether an OPTIONS request is a CORS preflight (Fetch §4.8).
 
     Without ``Origin`` vLLM's CORS middleware does not answer it: vLLM would, and its ``/metrics`` ignores the method.
-    A preflight has no body, and a stranger has no reason to send one.
     """
-    return (
-        b"access-control-request-method" in headers
-        and b"origin" in headers
-        and b"transfer-encoding" not in headers
-        and headers.get(b"content-length", b"0").strip() == b"0"
-    )
+    return b"access-control-request-method" in headers and b"origin" in headers
 
 
 def _must_be_read(authorization: Authorization) -> bool:

@@ -17,6 +17,9 @@ import attrs
 from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
 from twisted_vllm.errors import InvalidRequest
 
+#: the path of the pass-through
+MOUNT = b"/vllm"
+
 # RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. So the
 # gateway and vLLM would read the excluded bytes differently.
 _TARGET = re.compile(rb"[!\"$-~]*")

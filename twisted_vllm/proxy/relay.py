@@ -19,6 +19,8 @@ from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.proxy.client_head import for_client
+from twisted_vllm.proxy.paths import MOUNT
 
 
 @implementer(IRelayedBody)
@@ -144,7 +146,10 @@ class Relay(Protocol):
             meter.start(response.head)
         if self.context.reservation is not None:
             request.added = self.context.reservation.lines
-        request.relay_head(response.head)
+        head = response.head
+        if head.status != 200 or self.context.repeated_as:
+            head = for_client(head, self.context, MOUNT)
+        request.relay_head(head)
         response.deliverBody(self)
         if response.complete:
             # its body is delivered at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
 from twisted.internet.defer import Deferred
@@ -30,15 +31,14 @@ from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
+from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, one_less, own_answer
+from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
-from twisted_vllm.proxy.upstream_headers import dropped_from, outgoing_headers
+from twisted_vllm.proxy.upstream_headers import REQUEST_ID, dropped_from, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
-
-#: the path of the pass-through
-MOUNT = b"/vllm"
 
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
@@ -124,6 +124,10 @@ class PassThroughResource:
         authorization = context.authorization
         assert authorization is not None
         head = context.head
+        if cached is None and head.method in COUNTED_METHODS and is_last(head):
+            request.relay_head(own_answer(authorization.route.row))
+            request.relay_body(b"", True)
+            return
         most = self._limits.max_held_body_bytes
         needs_body = authorization.needs_body
         if request.body_complete and request.body_received <= (most if needs_body else PEEK_LIMIT):
@@ -163,7 +167,7 @@ class PassThroughResource:
         principal = context.principal = self._identify(context)
         authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
         context.authorization = authorization
-        if template is None:
+        if template is None or MAX_FORWARDS in context.head.first:
             return None
         cached = CachedAuthorization(authorization, changes, context.peer)
         self._cache.keep(template, cached, len(authorization.forwarded))
@@ -172,7 +176,8 @@ class PassThroughResource:
     def _identify(self, context: RequestContext) -> Principal:
         now = self._now()
         try:
-            return self._admission.identify(context.head.first, now, context.head.method)
+            head = context.head
+            return self._admission.identify(head.first, now, head.method, head.length != 0)
         except MissingApiKey as error:
             refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
@@ -274,6 +279,9 @@ class PassThroughResource:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
             headers = RawHeaders.from_pairs(pairs)
+        authorization = context.authorization
+        assert authorization is not None
+        again = partial(_repeat, request, headers) if authorization.route.repeatable else None
         relay = UpgradeRelay(request) if context.head.protocols else Relay(request)
         request.work = relay
         context.sent = True
@@ -291,6 +299,7 @@ class PassThroughResource:
                 informational=request.informational,
                 left_queue=context.left_queue,
                 on_sent=context.on_sent,
+                again=again,
             )
         )
 
@@ -307,8 +316,9 @@ class PassThroughResource:
         peer = context.peer
         proxies = self._trusted_proxies
         head = context.head
+        counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
         return outgoing_headers(
-            head.headers,
+            one_less(head.headers) if counts else head.headers,
             head.names,
             server=server,
             principal=principal,
@@ -320,6 +330,14 @@ class PassThroughResource:
             connection=head.first.get(b"connection"),
             expects_continue=expects_continue,
         )
+
+
+def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
+    """Return the headers of a request's second attempt: with an id of its own, because vLLM must not meet one twice."""
+    context = request.context
+    request_id = request.site.ids.make(context.started)
+    context.repeated_as = request_id.decode("ascii")
+    return headers.replacing(REQUEST_ID, request_id)
 
 
 def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:

@@ -15,11 +15,8 @@ REALTIME = b"realtime"
 
 
 def upgrade_headers(head: RequestHead) -> HeaderList:
-    """Return the headers that request the client's upgrade from the server, without the client's key."""
-    requested = b", ".join(
-        value for name, (_, value) in zip(head.names, head.headers, strict=True) if name == b"upgrade"
-    )
-    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", requested)]
+    """Return the headers that request from the server what of the client's upgrade is tunnelled, without its key."""
+    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b", ".join(sorted(head.protocols)))]
     subprotocols = without_keys(head.first.get(SUBPROTOCOLS, b""))
     if subprotocols:
         headers.append((b"Sec-WebSocket-Protocol", subprotocols))

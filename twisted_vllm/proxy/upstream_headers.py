@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
-from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, OPERATORS_HEADERS
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated
+from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated, without_twins
 from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
 
 PRIORITY = b"x-vllm-priority"
+
+REQUEST_ID = b"X-Request-Id"
 
 #: headers that the gateway writes itself; the subprotocols may contain a key
 _WRITTEN_ANEW = frozenset(
@@ -26,10 +28,6 @@ _WRITTEN_ANEW = frozenset(
         SUBPROTOCOLS,
     )
 )
-
-#: headers by which the gateway judges a request. They reach the server even if the client nominates them in
-#: ``Connection``, which RFC 9110 §7.6.1 forbids: the server would else judge another request.
-_DECIDES = frozenset((b"content-type", b"origin", b"access-control-request-method")) | ADAPTER_HEADERS
 
 _NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
 _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
@@ -61,28 +59,32 @@ def outgoing_headers(
         headers: the client's headers, as received.
         names: their names in lower case, in the same order.
         server: the destination.
-        principal: the caller; decides which operator headers it may set, and its priority.
+        principal: the caller; decides which operator headers it may set, and its priority. A preflight, which a
+            stranger may send, does not get the server's key.
         request_id: the value of ``X-Request-Id``.
         forwarded: the ``X-Forwarded-*`` headers.
         framing: ``Content-Length`` or ``Transfer-Encoding``, or None for a request without a body.
-        connection: the value of the client's ``Connection``; the headers that it nominates are dropped,
-            but those by which the gateway has decided.
+        connection: the value of the client's ``Connection``. The headers that it nominates are dropped, but the
+            adapter's: by these the gateway has decided.
         expects_continue: whether the client waits for the server's ``100 Continue``.
     """
     drop = dropped_from(principal)
     if connection is not None:
-        drop = drop | (nominated(connection) - _DECIDES)
+        drop = drop | (nominated(connection) - ADAPTER_HEADERS)
     out: HeaderList = [(b"Host", server.host_header)]
+    sound = without_twins(headers, names, drop)
+    if sound is not headers:
+        headers, names = sound, [name.lower() for name, _ in sound]
     out += [pair for name, pair in zip(names, headers, strict=True) if name not in drop]
     if principal.priority is not None and (PRIORITY in drop or PRIORITY not in names):
         out.append((b"X-Vllm-Priority", b"%d" % principal.priority))
     if framing is not None:
         out.append(framing)
-    if server.api_key is not None:
+    if server.api_key is not None and principal is not PREFLIGHT:
         out.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
     if expects_continue:
         out.append((b"Expect", b"100-continue"))
     out += forwarded
     # last, as `HeaderFormat` expects
-    out.append((b"X-Request-Id", request_id))
+    out.append((REQUEST_ID, request_id))
     return out

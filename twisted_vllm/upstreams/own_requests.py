@@ -30,7 +30,8 @@ def get_json(client: PassThroughClient, server: Server, path: bytes) -> Deferred
     pairs = [(b"Host", server.host_header), (b"Accept", b"application/json")]
     if server.api_key is not None:
         pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
-    return client.request(b"GET", server.url + path, headers=RawHeaders.from_pairs(pairs), server=server)
+    headers = RawHeaders.from_pairs(pairs)
+    return client.request(b"GET", server.url + path, headers=headers, server=server, again=lambda: headers)
 
 
 def read_at_most(response: UpstreamResponse, limit: int) -> Deferred[bytes]:

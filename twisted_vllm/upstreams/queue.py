@@ -16,7 +16,7 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, ServerBusy
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.body import hold
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.upstreams.concurrency import ConcurrencyLimiter, Decision
@@ -128,6 +128,7 @@ class QueueingAgent:
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request now or when its turn comes, or fail with `ServerBusy`; see `IUpstreamAgent`."""
         send = partial(
@@ -140,6 +141,7 @@ class QueueingAgent:
             protocols=protocols,
             informational=informational,
             on_sent=on_sent,
+            again=again,
         )
         limiter = None if server is None else self._limiters.get(server)
         if server is None or limiter is None:

@@ -1,10 +1,11 @@
-"""The agent that sends requests to vLLM servers: connections, the pool, and one retry where that is safe.
+"""The agent that sends requests to vLLM servers: connections, the pool, and one retry where that is harmless.
 
 It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,14 +28,18 @@ from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.client.retries import Retries, StaleRequest
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+
+#: seconds in which no connection to a server is reused that sent what nobody asked for
+DISTRUST = 60.0
 
 _SHUTTING_DOWN = "The gateway is shutting down."
 
@@ -45,6 +50,7 @@ class UpstreamAgent:
 
     Attributes:
         pool: the idle connections.
+        stale_requests: what became of requests on reused connections that closed without an answer.
         header_cache: the parsed heads of earlier responses.
     """
 
@@ -63,6 +69,10 @@ class UpstreamAgent:
         self._coalescer = coalescer
         self.header_cache = ResponseHeaderCache()
         self.pool: Pool[UpstreamConnection] = Pool()
+        self.stale_requests: Counter[StaleRequest] = Counter()
+        self._retries: dict[Server, Retries] = {}
+        # until when a server is not trusted, in the reactor's seconds
+        self._distrusted: dict[Server, float] = {}
         self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
@@ -85,6 +95,7 @@ class UpstreamAgent:
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
@@ -116,10 +127,11 @@ class UpstreamAgent:
             informational,
             on_ended,
             on_sent,
+            again,
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
-        connection = self.pool.take(server, self._deadlines.now)
+        connection = self.pool.take(server, self._deadlines.now, self._coalescer.turn)
         if connection is None:
             self._connect(exchange)
         else:
@@ -142,9 +154,19 @@ class UpstreamAgent:
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
             return
         server = exchange.server
+        retries = self._retries.get(server)
+        if retries is None:
+            retries = self._retries[server] = Retries(self.stale_requests)
         factory = Factory.forProtocol(
             lambda: UpstreamConnection(
-                server, self._deadlines, self._coalescer, self.header_cache, self._idle, self._lost
+                server,
+                self._deadlines,
+                self._coalescer,
+                self.header_cache,
+                retries,
+                self._idle,
+                self._stray,
+                self._lost,
             )
         )
         connecting = self._endpoint(server).connect(factory)
@@ -196,15 +218,34 @@ class UpstreamAgent:
         else:
             exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
 
+    def _stray(self, connection: UpstreamConnection) -> None:
+        """Reuse no connection of a server that sent what nobody asked for: the next client would get it."""
+        server, now = connection.server, self._deadlines.seconds()
+        if self._distrusted.get(server, now) <= now:
+            self._log.warn(
+                "{server} sent what nobody asked for: its connections are not reused for {seconds:g} s",
+                server=server.name,
+                seconds=DISTRUST,
+            )
+        self._distrusted[server] = now + DISTRUST
+        for idle in self.pool.clear(server):
+            if idle is not connection:
+                idle.close()
+
     def _idle(self, connection: UpstreamConnection) -> None:
-        for surplus in self.pool.put(connection.server, connection, self._deadlines.now):
+        until = self._distrusted.get(connection.server) if self._distrusted else None
+        if until is not None:
+            if until > self._deadlines.seconds():
+                connection.close()
+                return
+            del self._distrusted[connection.server]
+        for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
         self._connections.discard(connection)
         self.pool.discard(connection.server, connection)
         if resend is not None:
-            resend.retried = True
             self._connect(resend)
 
 

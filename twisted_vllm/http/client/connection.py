@@ -23,10 +23,23 @@ from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.client.pool import KEEP
 from twisted_vllm.http.client.response import DONE, UpstreamResponse, failed
+from twisted_vllm.http.client.retries import Retries, StaleRequest
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-from twisted_vllm.http.net.write_coalescing import WriteCoalescer
+from twisted_vllm.http.net.unread import Look, look_into
+from twisted_vllm.http.net.write_coalescing import WriteCoalescer, unsent_bytes
 from twisted_vllm.http.tunnel import SwitchedResponse, Tunnel
+
+#: a request of this size in bytes may still be on its way when its answer is complete
+LARGE_REQUEST = 16_384
+
+#: the status that some servers send before they close an idle connection (RFC 9110 §15.5.9)
+_REQUEST_TIMEOUT = b"408"
+
+_NO_ANSWER = (
+    "The vLLM server closed the connection before it answered. It may have begun to work, so the gateway did not send "
+    "the request twice."
+)
 
 
 @implementer(IHandshakeListener)
@@ -48,7 +61,9 @@ class UpstreamConnection(Protocol):
         deadlines: DeadlineSweeper,
         coalescer: WriteCoalescer,
         header_cache: ResponseHeaderCache,
+        retries: Retries,
         on_idle: Callable[[UpstreamConnection], None],
+        on_stray: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection, UpstreamExchange | None], None],
     ) -> None:
         """Create the protocol.
@@ -58,8 +73,10 @@ class UpstreamConnection(Protocol):
             deadlines: checks the deadlines of all connections.
             coalescer: sends at the end of a reactor turn what was written in it.
             header_cache: the parsed heads of earlier responses.
+            retries: decides which requests to the server are sent again.
             on_idle: called when an exchange ended and the connection can be reused.
-            on_lost: called when the connection ended, with the exchange to resend, or None.
+            on_stray: called when the server sent what nobody asked for.
+            on_lost: called when the connection ended, with the exchange that needs another, or None.
         """
         self.server = server
         self.deadline: float | None = None
@@ -67,10 +84,13 @@ class UpstreamConnection(Protocol):
         self.tunnel: Tunnel | None = None
         self._deadlines = deadlines
         self._coalescer = coalescer
+        self._retries = retries
         self._on_idle = on_idle
+        self._on_stray = on_stray
         self._on_lost = on_lost
         self._parser = ResponseParser(header_cache)
-        self._used = self._reused = self._closing = self._lost = self._paused = False
+        self._used = self._reused = self._unsent = self._aborting = False
+        self._closing = self._lost = self._paused = False
         self._upload: BodyUpload | None = None
         self._handshaking = server.tls
         self._total: float | None = None
@@ -82,6 +102,7 @@ class UpstreamConnection(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._write, _ = self._coalescer.writer(self.transport)
+        self._has_unread: Look = look_into(self.transport)
         self._deadlines.add(self)
 
     def handshakeCompleted(self) -> None:
@@ -101,19 +122,26 @@ class UpstreamConnection(Protocol):
             if parser.until_eof and reason.check(ConnectionDone):
                 parser.complete = True
                 self._deliver()
-            elif not parser.any_bytes and self._reused and exchange.can_be_resent:
+            elif not parser.any_bytes and self._reused and self._sends_again(exchange):
                 resend = exchange
                 self.exchange = None
                 self._stop_upload()
             elif not parser.any_bytes:
                 self._log_loss(reason)
-                self._fail(UpstreamUnreachable("The vLLM server closed the connection before it answered."))
+                self._fail(UpstreamUnreachable(_NO_ANSWER))
             else:
                 self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
         if self.tunnel is not None:
             self.tunnel.server_lost(reason)
         self._on_lost(self, resend)
+
+    def _sends_again(self, exchange: UpstreamExchange) -> bool:
+        """Decide whether `exchange`, which the server did not answer, goes to another connection."""
+        decision = self._retries.decide(unsent=self._unsent, repeatable=exchange.is_repeatable)
+        if decision is StaleRequest.REPEATED:
+            exchange.repeat()
+        return decision in (StaleRequest.MOVED, StaleRequest.REPEATED)
 
     def _log_loss(self, reason: Failure) -> None:
         """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
@@ -155,7 +183,7 @@ class UpstreamConnection(Protocol):
     # sending
 
     def send(self, exchange: UpstreamExchange) -> None:
-        """Send the request of `exchange` and wait for the response."""
+        """Send the request of `exchange` at the end of the reactor's turn, and wait for the response."""
         self.exchange = exchange
         exchange.carrier = self
         self._reused = self._used
@@ -166,12 +194,34 @@ class UpstreamConnection(Protocol):
         # a server that does not complete the TLS handshake counts as unreachable
         self._await(timeouts.connect if self._handshaking else timeouts.response_head)
         self._upload = None
-        self._write(exchange.data)
-        if exchange.on_sent is not None and not exchange.retried:
-            exchange.on_sent(self._deadlines.seconds())
-        if exchange.body is not None:
-            self._upload = BodyUpload(exchange.body, self.transport, self._write, self._uploaded, self._upload_failed)
-            self._upload.start()
+        self._unsent = True
+        self._coalescer.at_send(self._begin)
+
+    def _begin(self) -> None:
+        """Send the request, unless the server has closed the connection meanwhile, or sent what nobody asked for."""
+        exchange = self.exchange
+        if exchange is None or self._aborting:
+            return
+        if self._reused and self._has_unread(0):
+            # the request goes to another connection: once the bytes, or the end of the connection, have been read
+            if self.server.tls:
+                # the bytes may be none of the server's application
+                self.transport.abortConnection()
+            return
+        self._unsent = False
+        self._retries.requests += 1
+        try:
+            self._write(exchange.data)
+            if exchange.on_sent is not None and not exchange.retried:
+                exchange.on_sent(self._deadlines.seconds())
+            if exchange.body is not None:
+                self._upload = BodyUpload(
+                    exchange.body, self.transport, self._write, self._uploaded, self._upload_failed
+                )
+                self._upload.start()
+        except Exception as error:
+            # other connections send in the same turn
+            self.fail(error)
 
     def _uploaded(self) -> None:
         """A piece of the body was sent: restart the timeout for the response's head."""
@@ -203,8 +253,11 @@ class UpstreamConnection(Protocol):
         if self.tunnel is not None:
             self.tunnel.server_sent(data)
             return
-        if self.exchange is None:
+        if self.exchange is None or self._unsent:
             # unsolicited data must not become the response to the next request
+            self._aborting = True
+            if data[9:12] != _REQUEST_TIMEOUT:
+                self._on_stray(self)
             self._on_lost(self, None)
             self.transport.abortConnection()
             return
@@ -242,7 +295,7 @@ class UpstreamConnection(Protocol):
         response = existing or UpstreamResponse(parser.head, parser.trailers, self, exchange.give_up, parser.bodyless)
         if complete:
             response.complete = True
-            self._release()
+            self._release(exchange)
         elif not self._paused:
             self._await(self.server.timeouts.idle)
         try:
@@ -262,8 +315,8 @@ class UpstreamConnection(Protocol):
                 if exchange.on_ended is not None:
                     exchange.end()
 
-    def _release(self) -> None:
-        """End the exchange; keep the connection if both sides allow it."""
+    def _release(self, exchange: UpstreamExchange) -> None:
+        """End `exchange`; keep the connection if its request was sent whole and both sides allow it."""
         self.exchange = None
         self.deadline = None
         if self._lost:
@@ -273,6 +326,10 @@ class UpstreamConnection(Protocol):
         if self._upload is not None:
             whole = self._upload.done
             self._upload.stop(lost=False)
+        elif len(exchange.data) > LARGE_REQUEST:
+            whole = not unsent_bytes(self.transport)
+        if self._parser.spoiled:
+            self._on_stray(self)
         self._parser.forget()
         if whole and self._parser.keep_alive and not self._parser.spoiled:
             if self._paused:

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead, listed
 
@@ -35,12 +35,14 @@ class UpstreamExchange:
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
         carrier: its connection, or the agent while that connects.
         response: the response, from its head to its end.
-        retried: whether it was already resent after a dead connection.
+        retried: whether it was already sent again.
+        again: makes the headers of another attempt; None if it must not be sent again.
         on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
         on_sent: called when it was first written to a connection, or None.
     """
 
     __slots__ = (
+        "again",
         "body",
         "carrier",
         "data",
@@ -65,6 +67,7 @@ class UpstreamExchange:
         informational: Informational | None = None,
         on_ended: Callable[[], None] | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
     ) -> None:
         self.server = server
         self.method = method
@@ -78,11 +81,20 @@ class UpstreamExchange:
         self.retried = False
         self.on_ended = on_ended
         self.on_sent = on_sent
+        self.again = again
 
     @property
-    def can_be_resent(self) -> bool:
-        """Whether the whole request is still in memory, and was not resent before."""
-        return not self.retried and self.body is None
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again, the whole request is still in memory, and it was not sent again before."""
+        return self.again is not None and not self.retried and self.body is None
+
+    def repeat(self) -> None:
+        """Prepare to be sent again: with headers of its own for this attempt."""
+        assert self.again is not None
+        self.retried = True
+        data = self.data
+        line, end = data.index(b"\r\n") + 2, data.index(b"\r\n\r\n") + 2
+        self.data = b"".join((data[:line], self.again().lines, data[end:]))
 
     def allows_switch(self, head: ResponseHead) -> bool:
         """Return whether the client requested every protocol of a server's 101 (RFC 9110 §7.8)."""

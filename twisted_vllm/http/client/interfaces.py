@@ -10,6 +10,7 @@ from twisted.web.iweb import IAgent, IBodyProducer
 from zope.interface import Attribute
 
 from twisted_vllm.config.settings import Server
+from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList
 
@@ -19,6 +20,9 @@ Informational = Callable[[int, bytes, HeaderList], None]
 #: called when a request leaves its server's queue: the seconds that it waited, or None if it was refused at once, and
 #: whether it is sent to the server
 LeftQueue = Callable[[float | None, bool], None]
+
+#: returns the headers with which a request is sent again, with an id of their own
+Again = Callable[[], RawHeaders]
 
 #: called when the whole request, or a piece of its body, was written to a connection: the time in the reactor's seconds
 Sent = Callable[[float], None]
@@ -49,6 +53,7 @@ class IUpstreamAgent(IAgent):
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request.
 
@@ -64,7 +69,9 @@ class IUpstreamAgent(IAgent):
             informational: called with each interim response.
             left_queue: called once if the request was queued, or refused because the queue is full.
             on_sent: called when it was written to a connection, and again for each piece of a body that streams; not
-                called again if it is resent.
+                called again if it is sent again.
+            again: makes the headers of another attempt; None if the request must not be sent again once a byte of it
+                was sent. A request of which nothing was sent goes to another connection in any case.
 
         Returns:
             The response, once its head arrived. Cancelling gives up the request and aborts its connection; after that,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from twisted_vllm.http.client.interfaces import Informational
@@ -15,6 +17,9 @@ MAX_HEAD_BYTES = 262_144
 MAX_HEADERS = 1_000
 #: more interim responses to one request are refused: each is written to the client
 MAX_INTERIM = 100
+
+#: a control byte, which no reason phrase may have (RFC 9112 §4) and llhttp lets through
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class ResponseParser:
@@ -166,7 +171,7 @@ class ResponseParser:
             return
         parser = self._parser
         status = parser.get_status_code()
-        if len(self._pairs) > MAX_HEADERS:
+        if len(self._pairs) > MAX_HEADERS or _CONTROL.search(self._reason):
             self._refused = True
             return
         if 100 <= status < 200:

@@ -23,7 +23,7 @@ class Pool(Generic[Connection]):
     def __init__(self, keep: float = KEEP, keep_count: int = KEEP_COUNT) -> None:
         self._keep = keep
         self._keep_count = keep_count
-        self._idle: dict[Hashable, list[tuple[float, Connection]]] = {}
+        self._idle: dict[Hashable, list[tuple[float, int, Connection]]] = {}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{key}: {len(stack)}" for key, stack in self._idle.items() if stack)
@@ -32,32 +32,43 @@ class Pool(Generic[Connection]):
     def __len__(self) -> int:
         return sum(map(len, self._idle.values()))
 
-    def take(self, key: Hashable, now: float) -> Connection | None:
-        """Return the most recently used connection, or None if it has been idle for too long."""
-        stack = self._idle.get(key)
-        if stack and stack[-1][0] + self._keep > now:
-            return stack.pop()[1]
-        return None
+    def take(self, key: Hashable, now: float, turn: int = 0) -> Connection | None:
+        """Return the most recently used connection, or None if all have been idle for too long.
 
-    def put(self, key: Hashable, connection: Connection, now: float) -> list[Connection]:
-        """Add a connection that became idle at `now`; return the connections over the limit."""
+        Args:
+            key: the server.
+            now: the time in seconds.
+            turn: the number of the reactor's turn. A connection that became idle in it is passed over: what its server
+                sent too much may be on its way. 0 passes over none.
+        """
+        stack = self._idle.get(key)
+        if not stack:
+            return None
+        at = len(stack) - 1
+        if turn:
+            while at >= 0 and stack[at][1] == turn:
+                at -= 1
+        if at < 0 or stack[at][0] + self._keep <= now:
+            return None
+        return stack.pop(at)[2]
+
+    def put(self, key: Hashable, connection: Connection, now: float, turn: int = 0) -> list[Connection]:
+        """Add a connection that became idle at `now`, in this turn; return the connections over the limit."""
         stack = self._idle.get(key)
         if stack is None:
             stack = self._idle[key] = []
-        stack.append((now, connection))
+        stack.append((now, turn, connection))
         if len(stack) <= self._keep_count:
             return []
         surplus = stack[: max(0, len(stack) - self._keep_count)]
         del stack[: len(surplus)]
-        return [connection for _, connection in surplus]
+        return [connection for _, _, connection in surplus]
 
     def discard(self, key: Hashable, connection: Connection) -> None:
         """Remove a connection that the other side closed."""
         stack = self._idle.get(key, [])
-        stack[:] = [pair for pair in stack if pair[1] is not connection]
+        stack[:] = [entry for entry in stack if entry[2] is not connection]
 
-    def clear(self) -> list[Connection]:
-        """Remove and return all connections."""
-        connections = [connection for stack in self._idle.values() for _, connection in stack]
-        self._idle.clear()
-        return connections
+    def clear(self, key: Hashable) -> list[Connection]:
+        """Remove and return all connections of a server."""
+        return [connection for _, _, connection in self._idle.pop(key, [])]

@@ -30,6 +30,13 @@ class RawHeaders(Headers):
         """Serialize a header list."""
         return cls(write_header_lines(headers))
 
+    def replacing(self, name: bytes, value: bytes) -> RawHeaders:
+        """Return these headers with another value of the last header of this name, spelled as it stands here."""
+        lines = b"\r\n" + self.lines
+        start = lines.rindex(b"\r\n%b: " % name)
+        end = lines.index(b"\r\n", start + 2)
+        return RawHeaders(b"%b%b: %b%b" % (lines[2 : start + 2], name, value, lines[end:]))
+
     @property
     def pairs(self) -> HeaderList:
         """The header list."""

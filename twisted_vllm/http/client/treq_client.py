@@ -14,7 +14,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 
 
@@ -38,6 +38,7 @@ class PassThroughClient(HTTPClient):
         informational: Informational | None = None,
         left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
+        again: Again | None = None,
         **refused: Any,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`.
@@ -67,4 +68,5 @@ class PassThroughClient(HTTPClient):
             informational=informational,
             left_queue=left_queue,
             on_sent=on_sent,
+            again=again,
         )

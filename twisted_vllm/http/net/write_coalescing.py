@@ -29,21 +29,35 @@ class WriteCoalescer:
     Attributes:
         before_send: called before anything is sent.
         holding: whether a turn is in progress.
+        turn: the number of the turn in progress; 0 outside a turn.
     """
 
     def __init__(self) -> None:
         self._pending: list[Callable[[], None]] = []
+        self._turns = 0
+        self.turn = 0
         self.holding = False
         self.before_send: Callable[[], None] = _nothing
 
     def hold(self) -> None:
         """Start a turn."""
         self.holding = True
+        self._turns = self.turn = self._turns + 1
 
     def release(self) -> None:
         """End the turn: send what was written in it."""
         self.holding = False
+        self.turn = 0
         self.flush()
+
+    def at_send(self, write: Callable[[], None]) -> None:
+        """Call `write` just before what this turn wrote is sent; outside a turn at once."""
+        if not self.holding:
+            write()
+            return
+        self._pending.append(write)
+        if len(self._pending) >= MAX_PENDING_CONNECTIONS:
+            self.flush()
 
     def writer(self, transport: ITransport) -> tuple[Callable[[bytes], None], Callable[[], None]]:
         """Return a function that writes to `transport`, and one that sends its pending bytes at once.

@@ -26,6 +26,7 @@ from twisted_vllm.errors import ERROR_HEADER, BodyTooLarge, GatewayError
 from twisted_vllm.http.headers import (
     BODILESS,
     FRAMING,
+    OWN_WORDS,
     HeaderList,
     RequestHead,
     ResponseHead,
@@ -354,7 +355,7 @@ class GatewayRequest(server.Request):
         headers.append((b"date", self.channel.site.date()))
         # twisted.web's own table ends before 428
         reason = HTTPStatus(error.status).phrase.encode("ascii")
-        self.relay_head(ResponseHead(error.status, reason, headers))
+        self.relay_head(ResponseHead.own(error.status, reason, headers))
         self.relay_body(body, True)
 
     def relay_head(self, head: ResponseHead) -> None:
@@ -387,7 +388,12 @@ class GatewayRequest(server.Request):
 
     def relay_switch(self, head: ResponseHead) -> None:
         """Start a 101. What follows has no framing and ends with the connection (RFC 9110 §15.2.2)."""
-        headers = [pair for pair in head.headers if pair[0].lower() not in FRAMING]
+        names = [name.lower() for name, _ in head.headers]
+        headers = [
+            pair
+            for name, pair in zip(names, head.headers, strict=True)
+            if name not in FRAMING and not name.startswith(OWN_WORDS)
+        ]
         added = b"" if head.has_request_id else b"x-request-id: " + self.context.request_id + b"\r\n"
         self.persistent = self._chunked_out = False
         self.context.status = self.code = head.status

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from twisted_vllm.errors import MalformedHttp, MethodNotAllowed
 from twisted_vllm.http.headers import HeaderList, listed
 
-#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 requires a 400 for anything else
-HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+#: uri-host and port (RFC 3986 §3.2.2); RFC 9112 §3.2 requires a 400 for anything else. A host of http or https is never
+#: empty (RFC 9110 §4.2.1).
+HOST = re.compile(rb"(?:\[[\w.~!$&'()*+,;=:%-]+\]|[\w.~!$&'()*+,;=%-]+)(?::[0-9]*)?")
 
-#: protocols that carry HTTP requests, which would bypass authorization: an upgrade to one is ignored
-CARRY_REQUESTS = frozenset((b"h2c", b"h2", b"h3", b"http", b"https", b"tls", b"spdy", b"connect-udp", b"connect-ip"))
+#: the protocols that are tunnelled. Any other is never asked of a server: it may carry HTTP requests (``h2c``,
+#: ``TLS/1.2`` and whatever is still to come), which would bypass authorization.
+TUNNELLED = frozenset((b"websocket",))
 
 #: methods that are never upgraded: OPTIONS may have no credential, and the others cannot use an upgrade
 WITHOUT_UPGRADE = frozenset((b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE"))
@@ -75,7 +77,7 @@ def closes(version: str, first: Mapping[bytes, bytes]) -> bool:
 
 
 def asked_protocols(method: bytes, version: str, headers: HeaderList) -> frozenset[bytes]:
-    """Return the protocols, in lower case, that a request without a body wants to switch to (RFC 9110 §7.8).
+    """Return those of `TUNNELLED` that a request without a body wants to switch to (RFC 9110 §7.8).
 
     Args:
         method: the method as received.
@@ -83,10 +85,8 @@ def asked_protocols(method: bytes, version: str, headers: HeaderList) -> frozens
         headers: all headers, as received; llhttp has checked that ``Connection`` names ``upgrade``.
 
     Returns:
-        The protocols; none if the upgrade must be ignored: on HTTP/1.0, or if one of them carries HTTP requests.
+        The protocols, in lower case; none if the upgrade must be ignored: on HTTP/1.0, or if it asks for others only.
     """
     if version != "1.1" or method in WITHOUT_UPGRADE:
         return frozenset()
-    asked = frozenset(listed(headers, b"upgrade"))
-    carry_requests = any(protocol.partition(b"/")[0].strip() in CARRY_REQUESTS for protocol in asked)
-    return frozenset() if carry_requests else asked
+    return TUNNELLED.intersection(listed(headers, b"upgrade"))

@@ -128,6 +128,8 @@ class TextLines:
         if record.error:
             parts.append(f"error={word(record.error)}")
         parts.append(self._coloured(f"rid={word(record.request_id)}", _DIM))
+        if record.repeated_as:
+            parts.append(self._coloured(f"repeated_as={record.repeated_as}", _DIM))
         return (" ".join(parts) + "\n").encode("utf-8")
 
     def event(self, event: LogEvent) -> bytes:

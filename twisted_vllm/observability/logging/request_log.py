@@ -100,4 +100,5 @@ class RequestLog(RequestObserver):
             None if first_byte is None else round((first_byte - context.started) * 1000, 3),
             round(duration * 1000, 3),
             None if queued is None else round(queued * 1000, 3),
+            context.repeated_as,
         )
