@@ -45,10 +45,12 @@ class Readiness:
     Attributes:
         draining: whether it is shutting down.
         database: whether the database answered the last ping.
+        file_is_lost: whether SQLite's file was removed or replaced while the process runs.
     """
 
     draining: bool
     database: bool
+    file_is_lost: bool = False
 
 
 @attrs.frozen(kw_only=True)
