@@ -105,7 +105,11 @@ class Wiring:
         self.metrics = Metrics()
         self.accounting = accounting = AccountingService(reactor, settings, self.index, self.metrics)
         self.registry = Registry(
-            self.store, self.index, accounting.spend_set, budget_gone=accounting.limiter.budget_forgotten
+            self.store,
+            self.index,
+            accounting.spend_set,
+            budget_gone=accounting.limiter.budget_forgotten,
+            read_anew=accounting.read_anew,
         )
 
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -175,7 +179,9 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=lambda: Readiness(draining=self.drain.begun, database=self.health.reachable),
+            readiness=lambda: Readiness(
+                draining=self.drain.begun, database=self.health.reachable, file_is_lost=self.database.file_is_lost
+            ),
             metrics=self.metrics,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
