@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ LOSSES = [
 ]
 
 
-def criticals(events: list[LogEvent]) -> list[str]:
+def criticals(events: Sequence[LogEvent]) -> list[str]:
     return [eventAsText(event) for event in events if event["log_level"].name == "critical"]
 
 

@@ -203,8 +203,9 @@ class UsageContract:
 
     def test_references_that_a_restore_took_away_are_written_again(self, ledger: Ledger) -> None:
         ledger.write(usage_row(1, key_id="k1", tags=("t",)))
-        for table in (usage_payer_tags, usage_payers, usage_targets):
-            ledger.run(lambda connection, table=table: connection.execute(delete(table)))
+        with ledger.engine.begin() as connection:
+            for table in (usage_payer_tags, usage_payers, usage_targets):
+                connection.execute(delete(table))
         ledger.database.forget_references()
         ledger.write(usage_row(2, key_id="k1", tags=("t",)))
         assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
