@@ -15,6 +15,13 @@ Headers = list[tuple[bytes, bytes]]
 
 ERROR_HEADER = b"x-vllm-passthrough-error"
 
+#: on every response of the gateway's own: no page of another origin may embed it, and no browser may take it for a
+#: script (Fetch §3.6, §3.7)
+PRIVATE_RESPONSE: Headers = [
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
 
 class GatewayError(Exception):
     """An error response of the gateway.
@@ -46,7 +53,11 @@ class GatewayError(Exception):
 
     def headers(self) -> Headers:
         """Return the headers of the response, without its framing."""
-        headers: Headers = [(b"content-type", b"application/json"), (ERROR_HEADER, self.code.encode("ascii"))]
+        headers: Headers = [
+            (b"content-type", b"application/json"),
+            (ERROR_HEADER, self.code.encode("ascii")),
+            *PRIVATE_RESPONSE,
+        ]
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
@@ -133,6 +144,22 @@ class AddressNotAllowed(GatewayError):
 
     status = 403
     code = "address_not_allowed"
+
+
+class HostNotAllowed(GatewayError):
+    """In open mode, ``Host`` does not name the gateway's own machine: a web page may have chosen the name."""
+
+    status = 403
+    code = "host_not_allowed"
+    type = "permission_error"
+
+
+class OriginNotAllowed(GatewayError):
+    """In open mode, a web page of another origin sent the request."""
+
+    status = 403
+    code = "origin_not_allowed"
+    type = "permission_error"
 
 
 class EndUserBlocked(GatewayError):
@@ -238,6 +265,14 @@ class BodyTooLarge(GatewayError):
 
     status = 413
     code = "body_too_large"
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The Content-Type of the body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
     type = "invalid_request_error"
 
 

@@ -22,6 +22,7 @@ from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
@@ -67,6 +68,7 @@ class AdminContext:
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
         key_bounds: the most that a key may be given.
+        web_pages: decides about requests of web pages.
     """
 
     authenticator: AdminAuthenticator
@@ -78,6 +80,7 @@ class AdminContext:
     metrics: Metrics
     metrics_are_open: bool
     key_bounds: KeyUpperBounds = NO_BOUNDS
+    web_pages: WebPages = NO_WEB_PAGES
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from twisted.web.iweb import IRequest
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from twisted_vllm.errors import GatewayError, MethodNotAllowed, NotFound
+from twisted_vllm.errors import PRIVATE_RESPONSE, GatewayError, MethodNotAllowed, NotFound
 
 _log = Logger()
 
@@ -18,6 +18,8 @@ def send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], bod
     """Set the status and headers of a response and return its body."""
     request.setResponseCode(status)
     for name, value in headers:
+        request.setHeader(name, value)
+    for name, value in PRIVATE_RESPONSE:
         request.setHeader(name, value)
     # Responses contain keys, and health changes: no cache may store them.
     request.setHeader(b"cache-control", b"no-store")

@@ -34,6 +34,7 @@ from twisted_vllm.http.net.open_files import connections_within, open_file_limit
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
@@ -88,6 +89,12 @@ class Wiring:
         allows: Callable[[RequestContext], bool] | None = None
         if settings.allowed_ips:
             allows = partial(is_allowed, trusted=settings.trusted_proxies, allowed=settings.allowed_ips)
+        web_pages = WebPages(
+            is_open=settings.master_key is None,
+            any_address=settings.allow_anonymous,
+            hosts=settings.allowed_hosts,
+            origins=settings.allowed_origins,
+        )
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer)
         ids = RequestIds(os.urandom)
@@ -162,6 +169,7 @@ class Wiring:
             ask_models=served_models.ask,
             throttle=throttle,
             allows=allows,
+            web_pages=web_pages,
             accounting=accounting.observer,
             lifecycle=self.lifecycle,
             background=background,
@@ -188,6 +196,7 @@ class Wiring:
             failures=throttle,
             allows=allows_admin,
             key_bounds=settings.upperbound_key_generate_params,
+            web_pages=web_pages,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
@@ -200,6 +209,7 @@ class Wiring:
             timeouts=settings.timeouts,
             ids=ids,
             lifecycle=self.lifecycle,
+            web_pages=web_pages,
         )
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

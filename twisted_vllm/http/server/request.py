@@ -32,6 +32,7 @@ from twisted_vllm.http.headers import (
     write_last_chunk,
     write_response_head,
 )
+from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle
 
 #: after an early response, up to this many bytes of the body are read and dropped to keep the connection
@@ -57,6 +58,7 @@ class RequestSite(Protocol):
 
     limits: Limits
     lifecycle: Lifecycle
+    web_pages: WebPages
     draining: bool
     seconds: Callable[[], float]
 
@@ -344,7 +346,7 @@ class GatewayRequest(server.Request):
             return
         self.context.error_code = error.code
         body = error.body()
-        headers = error.headers()
+        headers = error.headers() + self.channel.site.web_pages.response_headers(self.context.head.first)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
         # twisted.web's own table ends before 428

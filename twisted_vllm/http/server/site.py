@@ -19,6 +19,7 @@ from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.connection_limit import ConnectionLimit
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.lifecycle import Lifecycle
 
 
@@ -32,6 +33,7 @@ class GatewaySite(server.Site):
         limits: limits of connections, heads and bodies.
         timeouts: the timeouts of client connections.
         lifecycle: the observers of requests.
+        web_pages: decides which web pages may read the gateway's own errors.
         header_cache: the parsed heads of earlier requests.
         ids: the request ids.
         connections: the client connections that are open.
@@ -56,6 +58,7 @@ class GatewaySite(server.Site):
         timeouts: Timeouts,
         ids: RequestIds,
         lifecycle: Lifecycle,
+        web_pages: WebPages = NO_WEB_PAGES,
     ) -> None:
         """Make the site.
 
@@ -70,6 +73,7 @@ class GatewaySite(server.Site):
             timeouts: the timeouts of client connections.
             ids: the request ids.
             lifecycle: the observers of requests.
+            web_pages: decides which web pages may read the gateway's own errors.
         """
         super().__init__(other, timeout=None, reactor=reactor)
         self.deadlines = deadlines
@@ -84,6 +88,7 @@ class GatewaySite(server.Site):
         self._streaming = streaming
         self.ids = ids
         self.lifecycle = lifecycle
+        self.web_pages = web_pages
         self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None
