@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
-    "observability": PLAIN | {"context", "lifecycle"},
+    "observability": PLAIN | {"auth", "context", "lifecycle"},
     "upstreams": PLAIN | {"context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,

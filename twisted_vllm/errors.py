@@ -7,6 +7,7 @@ errors. A message never names a key, a hash or an internal address.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -45,11 +46,15 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
 
-    def body(self) -> bytes:
-        """Return the JSON body in OpenAI's shape, UTF-8."""
-        return msgspec.json.encode(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-        )
+    def body(self, clean: Callable[[str], str] = str) -> bytes:
+        """Return the JSON body in OpenAI's shape, UTF-8.
+
+        Args:
+            clean: removes what the client must not see of its own text, which may be a key in place of a name.
+        """
+        param = None if self.param is None else clean(self.param)
+        error = {"message": clean(self.message), "type": self.type, "param": param, "code": self.code}
+        return msgspec.json.encode({"error": error})
 
     def headers(self) -> Headers:
         """Return the headers of the response, without its framing."""

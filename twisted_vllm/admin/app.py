@@ -33,6 +33,8 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.registry import Registry
 
@@ -131,6 +133,7 @@ class AdminApp:
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
+        text: ClientText | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -148,6 +151,7 @@ class AdminApp:
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
+            text: removes secrets from text of clients; None knows only their form.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         context = AdminContext(
@@ -161,6 +165,7 @@ class AdminApp:
             metrics_are_open=metrics_are_open,
             key_bounds=key_bounds,
             web_pages=web_pages,
+            text=ClientText(Redactor()) if text is None else text,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.

@@ -13,7 +13,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
-from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.drain import Drain
@@ -36,10 +36,12 @@ from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.metrics import Metrics
-from twisted_vllm.observability.request_record import ClientText
+from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
@@ -120,7 +122,7 @@ class Wiring:
         )
 
         # the observers of requests, in order: the ledger and the log use the results of the accounting
-        text = ClientText(Redactor(settings.secrets))
+        text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -197,6 +199,7 @@ class Wiring:
             allows=allows_admin,
             key_bounds=settings.upperbound_key_generate_params,
             web_pages=web_pages,
+            text=text,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
@@ -211,5 +214,7 @@ class Wiring:
             lifecycle=self.lifecycle,
             web_pages=web_pages,
         )
+        if isinstance(observer, LineObserver):
+            observer.secrets_in_flight = self.site.secrets_in_flight
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

@@ -144,6 +144,10 @@ class GatewayRequest(server.Request):
         self._gathered = bytearray()
         self._body_ended = False
 
+    def __repr__(self) -> str:
+        # Twisted's shows the path, which may hold a key
+        return f"<GatewayRequest at {id(self):#x}>"
+
     def begin(self, head: RequestHead) -> None:
         """Set the head, once it was read."""
         self.context.head = head
@@ -322,7 +326,7 @@ class GatewayRequest(server.Request):
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Log a resource's exception, and answer 500 without its details."""
-        self._log.failure("A request could not be processed", failure=reason)
+        self._log.failure("A request could not be processed", failure=reason, log_secrets=self.context.secrets)
         if self.channel is not None:
             self.fail(GatewayError("The gateway failed to process this request; its log says why."))
         return reason
@@ -345,7 +349,7 @@ class GatewayRequest(server.Request):
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
-        body = error.body()
+        body = error.body(self.context.without_secrets)
         headers = error.headers() + self.channel.site.web_pages.response_headers(self.context.head.first)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
