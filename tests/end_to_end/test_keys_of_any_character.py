@@ -9,11 +9,15 @@ from urllib.parse import quote
 
 import pytest
 import pytest_twisted
+from twisted.python import log
+from twisted.python.failure import Failure
 
 from tests.end_to_end.end_to_end_harness import MASTER_KEY, Answer, Gateway, handshake, request_bytes
 from tests.end_to_end.messages import OK
 from twisted_vllm.config.settings import LogSettings
 from twisted_vllm.errors import ERROR_HEADER
+from twisted_vllm.proxy.resource import PassThroughResource
+from twisted_vllm.storage.registry import Registry
 
 VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 #: a key for each visible character, in the middle of ordinary ones
@@ -94,7 +98,9 @@ def in_the_body(secret: str) -> Iterable[bytes]:
     if secret.startswith("sk-"):
         bodies.append(("/key/generate", {"key": secret, secret: secret}))
     for path, body in bodies:
-        yield request_bytes("POST", path, body=body)
+        # a change's id stands in the audit log
+        for spelled in (as_header(secret), quote(secret, safe="")):
+            yield request_bytes("POST", path, body=body, headers={"X-Request-Id": spelled[:128], "x-api-key": spelled})
         yield request_bytes("POST", path, None, headers={"Authorization": f"Bearer {as_header(secret)}"}, body=body)
 
 
@@ -130,8 +136,8 @@ async def assert_unwritten(gateway: Gateway, secrets: Iterable[str]) -> None:
 
 @pytest.fixture(params=["json", "text"])
 def gateway(request: Any, stand_in: Any, gateway_to: Any, tmp_path: Any) -> Gateway:
-    log = LogSettings(format=request.param, file=str(tmp_path / "gateway0" / "gateway.log"), level="debug")
-    made: Gateway = gateway_to(stand_in(OK).port, log=log)
+    settings = LogSettings(format=request.param, file=str(tmp_path / "gateway0" / "gateway.log"), level="debug")
+    made: Gateway = gateway_to(stand_in(OK).port, log=settings)
     return made
 
 
@@ -186,3 +192,43 @@ async def test_the_log_names_the_route_and_not_the_path_with_the_key(stand_in: A
         "/v1/models/***",
     ]
     assert key not in gateway.log_text()
+
+
+@pytest.mark.parametrize("secret", [*STRANGE, *KEYS])
+@pytest_twisted.ensureDeferred
+async def test_no_traceback_shows_what_its_request_carried(
+    secret: str, gateway: Gateway, logged_failures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError(f"broken by {secret} {quote(secret, safe='')} {secret!r} {json.dumps(secret)}")
+
+    monkeypatch.setattr(PassThroughResource, "render", fail)
+    monkeypatch.setattr(Registry, "change", fail)
+    sent = as_header(secret)
+    for raw in (
+        request_bytes("GET", "/vllm/health", None, headers={"api-key": sent}),
+        request_bytes("POST", f"/key/{quote(secret, safe='')}/regenerate", body={}),
+        request_bytes("POST", "/key/regenerate", headers={"x-api-key": sent}, body={"key": "sk-unknown-0123456789"}),
+    ):
+        await check(gateway, secret, [raw])
+    assert "broken by" in gateway.log_text()
+    assert logged_failures.flush(RuntimeError)
+    await assert_unwritten(gateway, [secret])
+
+
+@pytest.mark.parametrize("secret", [*STRANGE, *KEYS])
+@pytest_twisted.ensureDeferred
+async def test_no_failure_that_twisted_logs_shows_what_a_request_in_flight_carries(
+    secret: str, stand_in: Any, gateway_to: Any, logged_failures: Any
+) -> None:
+    server = stand_in()
+    gateway: Gateway = gateway_to(server.port, master_key=None)
+    headers = {"Host": "localhost", "Authorization": f"Bearer {as_header(secret)}"}
+    client = await gateway.send(request_bytes("GET", "/vllm/v1/models", None, headers=headers))
+    await server.connection()
+    log.err(Failure(ValueError(f"odd {secret}")), "Unhandled Error Processing Request.")
+    assert "Unhandled Error Processing Request." in gateway.log_text()
+    client.cut()
+    assert logged_failures.flush(ValueError)
+    for spelling in spellings(secret):
+        assert spelling not in gateway.log_file.read_bytes()

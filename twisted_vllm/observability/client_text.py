@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from twisted_vllm.auth.credentials import carried, decoded, strike_out
 from twisted_vllm.context import RequestContext
-from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.observability.logging.redaction import MASK
 from twisted_vllm.observability.route_templates import RouteTemplates
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: characters of a path, or of a model's name, to log
 TEXT_LIMIT = 512
@@ -17,7 +20,7 @@ TEXT_LIMIT = 512
 READ_LIMIT = 1024
 #: texts that are remembered, because paths and names of models repeat
 MAX_TEXTS = 1024
-#: heads whose credentials are remembered
+#: results that are remembered for heads that repeat; each keeps a head of up to 2 KiB
 MAX_HEADS = 256
 
 
@@ -35,11 +38,19 @@ class ClientText:
         show = RouteTemplates().show if templates is None else templates.show
         self._clean = lru_cache(maxsize=MAX_TEXTS)(redact)
         self._clean_path = lru_cache(maxsize=MAX_TEXTS)(lambda path: self._without_spelled(show(path)))
+        #: by the name and the head's template: heads that are alike carry the same credential
+        self._models: dict[tuple[str, object], str] = {}
         self._carried: dict[object, tuple[str, ...]] = {}
 
     def model(self, context: RequestContext) -> str:
         """Return the name of the model that a request names."""
-        return self.text(context, context.model) if context.model else ""
+        name, template = context.model[:READ_LIMIT], context.head.template
+        found = self._models.get((name, template))
+        if found is None:
+            found = self.text(context, name)
+            if template is not None:
+                _keep(self._models, (name, template), found)
+        return found
 
     def route(self, context: RequestContext) -> str:
         """Return the route that a request asked for, or its path if there is no such route.
@@ -56,38 +67,41 @@ class ClientText:
             if not path.startswith(b"/"):
                 return ""
         shown = self._clean_path(path[:READ_LIMIT].decode("latin-1"))
-        return strike_out(shown, self._carried_by(context.head), MASK)[:TEXT_LIMIT]
+        return strike_out(shown, carried(context.head.first), MASK)[:TEXT_LIMIT]
 
     def request_id(self, context: RequestContext) -> str:
         """Return the id of a request; a client's id without keys."""
         request_id = context.request_id.decode("ascii")
         if b"x-request-id" not in context.head.first:
             return request_id
-        return strike_out(self._without_spelled(request_id), self._carried_by(context.head), MASK)
+        head = context.head
+        secrets = self._carried.get(head.template)
+        if secrets is None:
+            secrets = carried(head.first)
+            if head.template is not None:
+                _keep(self._carried, head.template, secrets)
+        return strike_out(self._without_spelled(request_id), secrets, MASK)
 
     def text(self, context: RequestContext, text: str) -> str:
         """Return any other text that a request holds."""
         text = self._clean(text[:READ_LIMIT])
-        for secret in self._carried_by(context.head):
+        for secret in carried(context.head.first):
             if secret in text:
                 text = text.replace(secret, MASK)
         return text[:TEXT_LIMIT]
 
     def _without_spelled(self, text: str) -> str:
         """Return a text of segments without secrets, in whatever spelling."""
+        text = self._redact(text)
+        if "%" not in text:
+            return text
         return "/".join(
             segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK
-            for segment in self._redact(text).split("/")
+            for segment in text.split("/")
         )
 
-    def _carried_by(self, head: RequestHead) -> tuple[str, ...]:
-        """Return the credentials of a head; those of heads that repeat are remembered."""
-        template = head.template
-        if template is None:
-            return carried(head.first)
-        found = self._carried.get(template)
-        if found is None:
-            if len(self._carried) >= MAX_HEADS:
-                del self._carried[next(iter(self._carried))]
-            found = self._carried[template] = carried(head.first)
-        return found
+
+def _keep(cache: dict[K, V], key: K, value: V) -> None:
+    if len(cache) >= MAX_HEADS:
+        del cache[next(iter(cache))]
+    cache[key] = value
