@@ -86,6 +86,10 @@ def _id_in(answer: bytes) -> str:
     return id if _PLAIN_ID.fullmatch(id) else ""
 
 
+# parameters and segments that are looked at: more are nobody's mistake
+_MOST_PARTS = 8
+# characters of a key, each percent-encoded twice
+_LONGEST_PART = 512 * 5
 # the names of parameters that hold keys
 _NAMES_A_KEY = re.compile(r"key|token|secret|auth|password", re.IGNORECASE)
 # ``regenerate`` in ``/key/KEY/regenerate``
@@ -246,11 +250,13 @@ class RequestContext:
         refusals and failures: it costs a few microseconds.
         """
         path, _, query = self.head.target.decode("latin-1").partition("?")
-        pairs = [pair.partition("=") for pair in query.split("&")]
+        pairs = [pair.partition("=") for pair in query.split("&", _MOST_PARTS)[:_MOST_PARTS]]
         found = [value for name, _, value in pairs if _NAMES_A_KEY.search(name)]
-        found += [segment for segment in path.partition("/key/")[2].split("/") if not _ROUTE_WORD.fullmatch(segment)]
-        found = [text for text in found if len(text) >= SHORTEST_SECRET]
-        return (*carried(self.head.first), *found, *map(unquote, found), *map(unquote_plus, found))
+        segments = path.partition("/key/")[2].split("/", _MOST_PARTS)[:_MOST_PARTS]
+        found += [segment for segment in segments if not _ROUTE_WORD.fullmatch(segment)]
+        found = [text for text in found if SHORTEST_SECRET <= len(text) <= _LONGEST_PART]
+        every = (*carried(self.head.first), *found, *map(unquote, found), *map(unquote_plus, found))
+        return tuple(dict.fromkeys(every))
 
     def without_secrets(self, text: str) -> str:
         """Return a text for its client without `secrets`."""

@@ -29,8 +29,8 @@ KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 _BEARER = b"bearer "
 
 _MAX_DECODINGS = 4
-_ESCAPED_SEGMENT = re.compile(r"[^\s/]*%[^\s/]*")
-_ESCAPED_WORD = re.compile(r"\S*%\S*")
+_SEGMENT = re.compile(r"[^\s/]+")
+_WORD = re.compile(r"\S+")
 
 #: shorter texts are no keys, which have 16 characters or more: in open mode, "m" may be sent in place of a key
 SHORTEST_SECRET = 8
@@ -123,14 +123,26 @@ def strike_out(text: str, secrets: Iterable[str], mask: str) -> str:
         secrets: what must not be shown.
         mask: what is shown in place of it.
     """
+    secrets = tuple(secrets)
     for secret in secrets:
         if secret in text:
             text = text.replace(secret, mask)
-        if "%" in text:
-            plain = decoded(secret)
-            for pattern in (_ESCAPED_SEGMENT, _ESCAPED_WORD):
-                text = pattern.sub(lambda found, plain=plain: mask if plain in decoded(found[0]) else found[0], text)
-    return text
+    if "%" not in text:
+        return text
+    whole = decoded(text)
+    plain = [shown for secret in secrets if (shown := decoded(secret)) in whole]
+    if not plain:
+        return text
+
+    def struck(found: re.Match[str]) -> str:
+        word = found[0]
+        if "%" not in word:
+            return word
+        shown = decoded(word)
+        return mask if any(secret in shown for secret in plain) else word
+
+    # words after segments: a secret may hold a slash
+    return _WORD.sub(struck, _SEGMENT.sub(struck, text))
 
 
 def without_keys(offered: bytes) -> bytes:

@@ -93,7 +93,7 @@ class ClientText:
     def _without_spelled(self, text: str) -> str:
         """Return a text of segments without secrets, in whatever spelling."""
         text = self._redact(text)
-        if "%" not in text:
+        if "%" not in text or self._redact(plain := decoded(text)) == plain:
             return text
         return "/".join(
             segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from twisted_vllm.auth.credentials import decoded
 
+#: segments of a path that are shown, if one of them may be followed by a key
+MAX_SEGMENTS = 32
+
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
@@ -40,9 +43,15 @@ class RouteTemplates:
         Args:
             path: the path as it was received, without the query.
         """
+        plain = decoded(path).lower()
+        if not any(name in plain for name in self._parameters):
+            return path
         shown: list[str] = []
         parameter = ""
-        for raw in path.split("/"):
+        segments = path.split("/", MAX_SEGMENTS)
+        if len(segments) > MAX_SEGMENTS:
+            segments[-1] = "…"
+        for raw in segments:
             segment = decoded(raw)
             if parameter and segment and segment not in self._words:
                 shown.append(parameter)
