@@ -47,7 +47,7 @@ class SqliteFile:
         self._emptied = False
 
     def check(self) -> None:
-        """Check that the path leads to the file. It takes 2 µs, and opens nothing: to close any descriptor of the file
+        """Check that the path leads to the file. It takes a few µs, and opens nothing: to close any descriptor of the file
         would drop SQLite's locks.
 
         Raises:
