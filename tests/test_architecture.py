@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
-    "observability": PLAIN | {"context", "lifecycle"},
+    "observability": PLAIN | {"auth", "context", "lifecycle"},
     "upstreams": PLAIN | {"context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
@@ -48,7 +48,8 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "bounded_cache", "config", "field_policy", "http.headers", "money"),
+    *("api_routes", "auth", "bodies", "bounded_cache", "config", "field_policy", "http.headers", "http.web_pages"),
+    "money",
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),

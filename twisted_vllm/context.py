@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote, unquote_plus
 
 import msgspec
 
 from twisted_vllm.api_routes import Route
+from twisted_vllm.auth.credentials import SHORTEST_SECRET, carried, strike_out
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import Draining, UpstreamUnreachable
@@ -82,6 +84,16 @@ def _id_in(answer: bytes) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     return id if _PLAIN_ID.fullmatch(id) else ""
+
+
+# parameters and segments that are looked at: more are nobody's mistake
+_MOST_PARTS = 8
+# characters of a key, each percent-encoded twice
+_LONGEST_PART = 512 * 5
+# the names of parameters that hold keys
+_NAMES_A_KEY = re.compile(r"key|token|secret|auth|password", re.IGNORECASE)
+# ``regenerate`` in ``/key/KEY/regenerate``
+_ROUTE_WORD = re.compile(r"[a-z_]*")
 
 
 class BackgroundResponse:
@@ -232,6 +244,26 @@ class RequestContext:
     def duration(self) -> float:
         """The seconds from its first byte to its end."""
         return self.ended - self.started
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Whatever stands in its head where a key may stand, valid or not: nothing that is written may show it.
+
+        It is what the credential headers carry, what the query gives as a key, and the segments below ``/key``. For
+        refusals and failures: it costs a few microseconds.
+        """
+        path, _, query = self.head.target.decode("latin-1").partition("?")
+        pairs = [pair.partition("=") for pair in query.split("&", _MOST_PARTS)[:_MOST_PARTS]]
+        found = [value for name, _, value in pairs if _NAMES_A_KEY.search(name)]
+        segments = path.partition("/key/")[2].split("/", _MOST_PARTS)[:_MOST_PARTS]
+        found += [segment for segment in segments if not _ROUTE_WORD.fullmatch(segment)]
+        found = [text for text in found if SHORTEST_SECRET <= len(text) <= _LONGEST_PART]
+        every = (*carried(self.head.first), *found, *map(unquote, found), *map(unquote_plus, found))
+        return tuple(dict.fromkeys(every))
+
+    def without_secrets(self, text: str) -> str:
+        """Return a text for its client without `secrets`."""
+        return strike_out(text, self.secrets, "…")
 
     def on_sent(self, now: float) -> None:
         """Set when the request was written to a connection."""

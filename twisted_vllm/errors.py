@@ -7,6 +7,7 @@ errors. A message never names a key, a hash or an internal address.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -14,6 +15,13 @@ import msgspec
 Headers = list[tuple[bytes, bytes]]
 
 ERROR_HEADER = b"x-vllm-passthrough-error"
+
+#: on every response of the gateway's own: no page of another origin may embed it, and no browser may take it for a
+#: script (Fetch §3.6, §3.7)
+PRIVATE_RESPONSE: Headers = [
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 
 class GatewayError(Exception):
@@ -38,15 +46,23 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
 
-    def body(self) -> bytes:
-        """Return the JSON body in OpenAI's shape, UTF-8."""
-        return msgspec.json.encode(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-        )
+    def body(self, clean: Callable[[str], str] = str) -> bytes:
+        """Return the JSON body in OpenAI's shape, UTF-8.
+
+        Args:
+            clean: removes what the client must not see of its own text, which may be a key in place of a name.
+        """
+        param = None if self.param is None else clean(self.param)
+        error = {"message": clean(self.message), "type": self.type, "param": param, "code": self.code}
+        return msgspec.json.encode({"error": error})
 
     def headers(self) -> Headers:
         """Return the headers of the response, without its framing."""
-        headers: Headers = [(b"content-type", b"application/json"), (ERROR_HEADER, self.code.encode("ascii"))]
+        headers: Headers = [
+            (b"content-type", b"application/json"),
+            (ERROR_HEADER, self.code.encode("ascii")),
+            *PRIVATE_RESPONSE,
+        ]
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
@@ -133,6 +149,22 @@ class AddressNotAllowed(GatewayError):
 
     status = 403
     code = "address_not_allowed"
+
+
+class HostNotAllowed(GatewayError):
+    """In open mode, ``Host`` does not name the gateway's own machine: a web page may have chosen the name."""
+
+    status = 403
+    code = "host_not_allowed"
+    type = "permission_error"
+
+
+class OriginNotAllowed(GatewayError):
+    """In open mode, a web page of another origin sent the request."""
+
+    status = 403
+    code = "origin_not_allowed"
+    type = "permission_error"
 
 
 class EndUserBlocked(GatewayError):
@@ -238,6 +270,14 @@ class BodyTooLarge(GatewayError):
 
     status = 413
     code = "body_too_large"
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The Content-Type of the body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
     type = "invalid_request_error"
 
 

@@ -18,6 +18,7 @@ from tests.storage.memory_database import MemoryDatabase
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.grants import Revision
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
@@ -84,7 +85,7 @@ class HeldStore:
     def spend(self) -> Deferred[Any]:
         return self.inner.spend()
 
-    def changes_since(self, revision: int) -> Deferred[Any]:
+    def changes_since(self, revision: Revision) -> Deferred[Any]:
         return self.inner.changes_since(revision)
 
     def _hold(self, work: Any) -> Deferred[Any]:

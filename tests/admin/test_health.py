@@ -49,6 +49,7 @@ def test_a_ready_process_is_healthy_and_connected(gateway: Gateway) -> None:
         (Readiness(draining=False, database=False), "database_unavailable", "disconnected"),
         (Readiness(draining=True, database=True), "draining", "connected"),
         (Readiness(draining=True, database=False), "draining", "disconnected"),
+        (Readiness(draining=False, database=True, file_is_lost=True), "database_unavailable", "disconnected"),
     ],
 )
 def test_a_process_that_is_not_ready_says_why(gateway: Gateway, state: Readiness, code: str, database: str) -> None:

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of, without_keys
+from twisted_vllm.auth.credentials import (
+    CREDENTIAL_HEADERS,
+    carried,
+    credential_of,
+    decoded,
+    strike_out,
+    without_keys,
+)
 
 OTHERS = [b"x-litellm-api-key", b"api-key", b"x-api-key"]
 
@@ -120,3 +129,43 @@ def test_no_key_is_left_among_the_subprotocols(entries: list[bytes]) -> None:
     assert {entry.strip() for entry in kept.split(b",")} <= {
         entry.strip() for entry in b",".join(entries).split(b",")
     } | {b""}
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({b"authorization": b"Bearer sk-0123456789"}, ("sk-0123456789",)),
+        ({b"authorization": b"sk-0123456789"}, ("sk-0123456789",)),
+        ({b"authorization": b"Basic dXNlcjpwYXNz"}, ("dXNlcjpwYXNz",)),
+        ({b"authorization": b" bearer   two words 0123"}, ("two words 0123",)),
+        ({b"x-api-key": b"Bearer sk-0123456789", b"api-key": b"another-key"}, ("another-key", "sk-0123456789")),
+        ({b"proxy-authorization": b"Basic 0123456789"}, ("0123456789",)),
+        ({b"sec-websocket-protocol": b"realtime, openai-insecure-api-key.0123456789"}, ("0123456789",)),
+        ({b"authorization": b"Bearer m", b"api-key": b""}, ()),
+        ({b"api-key": "schlüssel".encode()}, ("schlÃ¼ssel", "schlüssel")),
+        ({}, ()),
+    ],
+)
+def test_whatever_stands_where_a_credential_may_stand_is_carried(
+    headers: dict[bytes, bytes], found: tuple[str, ...]
+) -> None:
+    assert carried(headers) == found
+
+
+SECRETS = st.text(st.characters(exclude_categories=["Cs"]), min_size=8).filter(lambda text: decoded(text) == text)
+
+
+@given(SECRETS, st.integers(0, 3), st.sampled_from(["", "/a/", "words of a message: "]))
+def test_a_secret_is_struck_out_however_often_it_is_encoded(secret: str, encodings: int, before: str) -> None:
+    spelled = secret
+    for _ in range(encodings):
+        spelled = quote(spelled, safe="")
+    found = strike_out(before + spelled, [secret], "*")
+    assert secret not in decoded(found)
+    assert encodings == 0 or found == before + "*" or spelled == secret
+
+
+@given(st.text(), st.text(min_size=8))
+def test_what_holds_no_secret_stays(text: str, secret: str) -> None:
+    if decoded(secret) not in decoded(text) and secret not in text:
+        assert strike_out(text, [secret], "*") == text

@@ -219,6 +219,18 @@ def test_open_mode_of_the_file_is_refused_at_its_path(problems_of: Refusal) -> N
     assert line.startswith("passthrough.listen: is open")
 
 
+def test_in_open_mode_not_every_web_page_may_use_the_gateway(problems_of: Refusal, load_text: Loader) -> None:
+    text = "passthrough: {allowed_origins: ['*']}"
+    (line,) = problems_of(text)
+    assert line.startswith("passthrough.allowed_origins: lets every web page use the servers")
+    assert load_text(text, BASE | {"LITELLM_MASTER_KEY": "sk-1"}).allowed_origins == ("*",)
+
+
+def test_origins_are_written_as_browsers_do(load_text: Loader) -> None:
+    text = "passthrough: {allowed_origins: ['HTTPS://A.example:443', 'http://b:80', 'https://c:80', 'app://d']}"
+    assert load_text(text, BASE).allowed_origins == ("https://a.example", "http://b", "https://c:80", "app://d")
+
+
 def test_each_way_out_of_the_refused_open_mode_works(load_text: Loader) -> None:
     assert load_text("passthrough: {allow_anonymous: true}", BASE, listen=[PUBLIC]).master_key is None
     assert load_text("", BASE | {"LITELLM_MASTER_KEY": "sk-1"}, listen=[PUBLIC]).listen == (PUBLIC,)

@@ -35,6 +35,19 @@ KNOWN_SENTENCES = {
     "passthrough: {timeouts: {idle: 5m}}": ("passthrough.timeouts.idle: must be a number of seconds above 0, not text"),
     "passthrough: {drain_timeout: -1}": "passthrough.drain_timeout: must be a number of seconds 0 or more",
     "passthrough: {allow_anonymous: 'yes'}": "passthrough.allow_anonymous: must be true or false, not text",
+    "passthrough: {allowed_hosts: ['http://x']}": (
+        "passthrough.allowed_hosts[0]: must be a host without scheme, port and path, with * as wildcard "
+        "(such as *.example.com)"
+    ),
+    "passthrough: {allowed_origins: [x.example]}": (
+        "passthrough.allowed_origins[0]: must be an origin, without a path (such as https://console.example.com)"
+    ),
+    "passthrough: {allowed_origins: ['https://x/']}": (
+        "passthrough.allowed_origins[0]: must be an origin, without a path (such as https://console.example.com)"
+    ),
+    "passthrough: {allowed_origins: ['null']}": (
+        "passthrough.allowed_origins[0]: must be an origin, without a path (such as https://console.example.com)"
+    ),
     "passthrough: {path_aliases: }": "passthrough.path_aliases: must be true or false, not nothing",
     "passthrough: {log: {level: warning}}": (
         "passthrough.log.level: must be one of debug, info, warn, error, critical; did you mean 'warn'?"

@@ -37,6 +37,11 @@ def test_a_short_secret_does_not_blot_out_longer_words() -> None:
     ("text", "clean"),
     [
         ("unknown key sk-abcdEFGH_12-34.", "unknown key ***."),
+        ("unknown key `sk-$uper!Secret~Key`, or", "unknown key `***`, or"),
+        ("{'key': 'sk-a\\\\b\\'c\"d'}", "{'key': '***'}"),
+        ("/x/sk%2D%24uper", "/x/***"),
+        ("/x/%2573%256b%252d%2524uper", "/x/***"),
+        ("sk-schlüssel!", "***"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("(b'Authorization', b'Basic dTpw')", "(b'Authorization', b'Basic ***')"),
         ("bearer  xyz, and more", "bearer  ***, and more"),
@@ -54,6 +59,7 @@ def test_what_looks_like_a_credential_is_taken_out(text: str, clean: str) -> Non
     "text",
     [
         "key sk-...abcd was deleted",
+        "the sk- of a key, disk-space!",
         "task-management of the disk-cache",
         "http://127.0.0.1:8000/v1/models failed",
         "api_key is missing: set HOSTED_VLLM_API_KEY",

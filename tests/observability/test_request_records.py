@@ -15,10 +15,11 @@ from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.context import Authorization, Peer, RequestContext
 from twisted_vllm.http.headers import HeaderList, RequestHead, ResponseHead
+from twisted_vllm.observability.client_text import TEXT_LIMIT, ClientText
 from twisted_vllm.observability.logging.lines import ILines, JsonLines, TextLines
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
-from twisted_vllm.observability.request_record import TEXT_LIMIT, ClientText, RequestRecord
+from twisted_vllm.observability.request_record import RequestRecord
 from twisted_vllm.proxy.forwarded import address_of
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.usage.meter import UsageMeter

@@ -18,8 +18,8 @@ from twisted_vllm.config.settings import PriceList, TenantRoutes
 from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
-from twisted_vllm.observability.request_record import ClientText
 from twisted_vllm.proxy.accounting import MAX_PRICINGS, Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder

@@ -13,7 +13,17 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from zope.interface.verify import verifyObject
 
-from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import (
+    NO_REVISION,
+    Changes,
+    EndUser,
+    FormerKey,
+    KeyGrant,
+    Revision,
+    Snapshot,
+    TeamGrant,
+    UserGrant,
+)
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.field_policy.rules import NO_RULES, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
@@ -247,7 +257,7 @@ class StoreContract:
             await store.change(work)
         assert await all_keys(store) == []
         assert (await store.read(lambda each: each.page_of_audit(PageQuery(sort_by="id"), None, None))).records == []
-        assert await store.changes_since(0) == (0, None)
+        assert await store.changes_since(NO_REVISION) == (NO_REVISION, None)
 
     @pytest_twisted.ensureDeferred
     async def test_a_key_is_replaced_with_its_token_and_all(self, store: IStore) -> None:
@@ -305,7 +315,7 @@ class StoreContract:
         assert await store.read(lambda each: (each.users.find(), each.teams.find())) == ([user], [team, plain])
         everything = await store.load()
         assert (everything.users, everything.teams) == (changes.users, {"x": changes.teams["x"]})
-        assert (await store.changes_since(0))[1] == changes
+        assert (await store.changes_since(NO_REVISION))[1] == changes
         _, changes = await store.change(lambda each: each.teams.delete(["x", "z"]))
         assert changes.teams == {"x": None, "z": None}
 
@@ -355,7 +365,7 @@ class StoreContract:
         assert changes.end_users == {eve.user_id: known, "bob": EndUser(Limited("end_user", "bob", UNLIMITED))}
         assert await store.read(lambda each: each.end_users.find()) == [plain, eve]
         assert (await store.load()).end_users == {eve.user_id: known}
-        assert (await store.changes_since(0))[1] == changes
+        assert (await store.changes_since(NO_REVISION))[1] == changes
         _, changes = await store.change(lambda each: each.end_users.delete(["bob"]))
         assert changes == Changes(end_users={"bob": None})
 
@@ -364,7 +374,7 @@ class StoreContract:
         assert await store.read(lambda each: each.spend.of("key", ["a"])) == {"a": Spend("key", "a")}
         _, changes = await store.change(lambda each: each.spend.set("key", "a", 2**62, 1_772_323_200))
         assert changes == Changes(spend=(Spend("key", "a", 2**62, 1_772_323_200),))
-        assert (await store.changes_since(0))[1] == changes
+        assert (await store.changes_since(NO_REVISION))[1] == changes
         await store.change(lambda each: each.spend.set("key", "a", 5, 0))
         await store.change(lambda each: each.spend.set("team", "a", 6, 0))
         assert await store.read(lambda each: each.spend.of("key", ["a", "b"])) == {
@@ -429,12 +439,13 @@ class StoreContract:
 
     @pytest_twisted.ensureDeferred
     async def test_the_news_are_what_changed_since_and_each_once(self, store: IStore) -> None:
-        assert await store.changes_since(0) == (0, None)
+        assert await store.changes_since(NO_REVISION) == (NO_REVISION, None)
         await put(store, key_record(1), key_record(2))
         await remove(store, key_record(1))
-        revision, update = await store.changes_since(0)
+        revision, update = await store.changes_since(NO_REVISION)
         assert update == Changes(keys={token(1): None, token(2): KeyGrant.of(key_record(2))})
-        assert (await store.load()).revision == revision == 3
+        assert (await store.load()).revision == revision
+        assert revision.number == 3
         assert await store.changes_since(revision) == (revision, None)
 
     @pytest_twisted.ensureDeferred
@@ -445,15 +456,37 @@ class StoreContract:
 
         await store.change(many)
         await put(store, key_record(1))
-        revision, update = await store.changes_since(0)
+        revision, update = await store.changes_since(NO_REVISION)
         assert update == Snapshot(revision=revision, keys=[KeyGrant.of(key_record(1))], former=[])
-        assert revision == KEPT_CHANGES + 2
+        assert revision.number == KEPT_CHANGES + 2
 
     @pytest_twisted.ensureDeferred
     async def test_a_database_that_was_set_back_is_read_anew(self, store: IStore) -> None:
         await put(store, key_record(1))
-        revision, update = await store.changes_since(1000)
-        assert (revision, update) == (1, await store.load())
+        revision, update = await store.changes_since(Revision(1000, 5))
+        assert (revision.number, update) == (1, await store.load())
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_database_with_the_same_number_and_another_history_is_read_anew(self, store: IStore) -> None:
+        await put(store, key_record(1))
+        known, _ = await store.changes_since(NO_REVISION)
+        assert await store.changes_since(known) == (known, None)
+        restored = Revision(known.number, (known.stamp or 0) + 1)
+        assert await store.changes_since(restored) == (known, await store.load())
+        # and where the other history has gone on
+        await put(store, key_record(2))
+        latest = (await store.load()).revision
+        assert await store.changes_since(restored) == (latest, await store.load())
+        assert (await store.changes_since(known))[1] == Changes(keys={token(2): KeyGrant.of(key_record(2))})
+
+    @pytest_twisted.ensureDeferred
+    async def test_two_changes_have_two_stamps(self, store: IStore) -> None:
+        await put(store, key_record(1))
+        first = (await store.load()).revision
+        await put(store, key_record(2))
+        second = (await store.load()).revision
+        assert (first.number, second.number) == (1, 2)
+        assert len({first.stamp, second.stamp, None}) == 3
 
     @pytest_twisted.ensureDeferred
     async def test_the_audit_comes_back_by_page_time_and_object(self, store: IStore) -> None:

@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 
 from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import CREATED, key_record, put, token
-from twisted_vllm.auth.grants import EndUser
+from twisted_vllm.auth.grants import EndUser, Revision
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
@@ -21,7 +21,7 @@ class FailingStore(Store):
 
     error: Exception | None = None
 
-    def changes_since(self, revision: int) -> Deferred[Any]:
+    def changes_since(self, revision: Revision) -> Deferred[Any]:
         return super().changes_since(revision) if self.error is None else fail(self.error)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import pytest_twisted
+from sqlalchemy import Connection
 
 from tests.storage.store_contract import CREATED, key_record, put, token
 from twisted_vllm.auth.key_index import KeyIndex
@@ -151,3 +155,53 @@ async def test_what_was_spent_before_there_was_a_budget_is_told_with_the_budget(
     renamed = attrs.evolve(limited, key_alias="other")
     await registry.change(lambda transaction: transaction.replace_key(limited, renamed))
     assert len(told) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_was_restored_to_the_same_number_of_changes_is_read_anew(
+    registry: Registry, database: Database, tmp_path: Path
+) -> None:
+    """A backup, another change after it, and a restore with another change: both histories have two changes."""
+    store = Store(database)
+    await put(store, key_record(1))
+
+    def copy(source: Path, target: Path) -> None:
+        with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as other:
+            origin.backup(other)
+
+    copy(tmp_path / "keys.sqlite", tmp_path / "backup.sqlite")
+    await put(store, key_record(2))
+    await registry.follow()
+    before = (await store.load()).revision
+    # a restore into the running database, as PostgreSQL's; then an administrator makes a key by another process
+    copy(tmp_path / "backup.sqlite", tmp_path / "keys.sqlite")
+    await put(Store(database), key_record(3))
+    after = (await store.load()).revision
+    assert before.number == after.number == 2
+    await registry.follow()
+    assert [number for number in (1, 2, 3) if token(number) in registry.index] == [1, 3]
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_spent_nothing_in_a_restored_database_has_spent_nothing(
+    registry: Registry, database: Database
+) -> None:
+    told: list[Spend] = []
+    gone: list[tuple[str, str]] = []
+    anew: list[bool] = []
+    store = Store(database)
+    registry = Registry(store, KeyIndex(), told.append, lambda *scope: gone.append(scope), lambda: anew.append(True))
+    records = [key_record(number, allowance=Allowance(max_budget=5)) for number in (1, 2)]
+    await put(store, *records)
+    await store.change(lambda transaction: transaction.spend.set("key", records[0].key_id, 7, 0))
+    await registry.follow()
+    told.clear()
+
+    def restore(connection: Connection) -> None:
+        connection.execute(tables.changes.update().values(stamp=tables.changes.c.stamp + 1))
+
+    await database.run(restore, writes=True)
+    await registry.follow()
+    assert (told, gone, anew) == ([Spend("key", records[0].key_id, 7)], [("key", records[1].key_id)], [True])
+    await registry.follow()
+    assert len(anew) == 1

@@ -94,6 +94,24 @@ def test_keys_and_teams_of_an_older_database_say_nothing_of_fields(tmp_path: Pat
     assert key.fields is everything.teams["x"].fields is NO_RULES
 
 
+def test_the_changes_of_an_older_database_get_a_stamp(tmp_path: Path) -> None:
+    """Without one, a backup of today could not be told from the database that went on."""
+    engine = engine_for(tmp_path / "older.sqlite")
+    with engine.begin() as connection:
+        upgrade(connection, "0002_fields")
+        for number in (1, 2):
+            connection.execute(
+                text("INSERT INTO vllm_passthrough_changes (revision, kind, name) VALUES (:number, 'key', 'x')"),
+                {"number": number},
+            )
+    migrate(engine)
+    with engine.connect() as connection:
+        revision = read_everything(connection).revision
+    engine.dispose()
+    assert revision.number == 2
+    assert revision.stamp
+
+
 def test_the_code_knows_the_newest_migration() -> None:
     assert newest_revision() == HEAD
 

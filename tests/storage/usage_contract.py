@@ -201,6 +201,16 @@ class UsageContract:
         assert len(ledger.read(usage_targets)) == 1
         assert len(ledger.read(usage_payer_tags)) == 3
 
+    def test_references_that_a_restore_took_away_are_written_again(self, ledger: Ledger) -> None:
+        ledger.write(usage_row(1, key_id="k1", tags=("t",)))
+        with ledger.engine.begin() as connection:
+            for table in (usage_payer_tags, usage_payers, usage_targets):
+                connection.execute(delete(table))
+        ledger.database.forget_references()
+        ledger.write(usage_row(2, key_id="k1", tags=("t",)))
+        assert [row["key_id"] for row in ledger.read(usage_payers)] == ["k1"]
+        assert (len(ledger.read(usage_targets)), len(ledger.read(usage_payer_tags))) == (1, 1)
+
     @pytest.mark.parametrize("bound", [("MAX_REMEMBERED", 5), ("MAX_REMEMBERED_BYTES", 300)])
     def test_more_payers_than_are_remembered_are_kept_as_well(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, bound: tuple[str, int]

@@ -5,7 +5,7 @@ Importing Klein imports Twisted's reactor. Import this module only after the rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 
@@ -18,20 +18,23 @@ from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.admin import audit, customers, health
-from twisted_vllm.admin.authorization import AdminAuthenticator
+from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
 from twisted_vllm.admin.context import AdminContext, Readiness
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.reports import routes as reports
-from twisted_vllm.admin.responses import send_error, send_failure
+from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Route, Routes
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
-from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, InvalidRequest
+from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
+from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.registry import Registry
 
@@ -129,6 +132,8 @@ class AdminApp:
         failures: AuthenticationThrottle | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
+        web_pages: WebPages = NO_WEB_PAGES,
+        text: ClientText | None = None,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -145,6 +150,8 @@ class AdminApp:
             failures: limits failed attempts to authenticate; None for no limit.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
+            web_pages: decides about requests of web pages.
+            text: removes secrets from text of clients; None knows only their form.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         context = AdminContext(
@@ -157,6 +164,8 @@ class AdminApp:
             metrics=metrics,
             metrics_are_open=metrics_are_open,
             key_bounds=key_bounds,
+            web_pages=web_pages,
+            text=ClientText(Redactor()) if text is None else text,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
@@ -170,10 +179,11 @@ class AdminApp:
         self.url_map = app.url_map
         self._app = app
         self._allows = allows
+        self._web_pages = web_pages
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""
-        return AdminResource(self._app, self._allows)
+        return AdminResource(self._app, self._allows, self._web_pages)
 
 
 @implementer(IResource)
@@ -182,15 +192,25 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, app: Klein, allows: Callable[[IRequest], bool] | None) -> None:
+    def __init__(self, app: Klein, allows: Callable[[IRequest], bool] | None, web_pages: WebPages) -> None:
         super().__init__()
         self._klein: IResource = app.resource()
         self._allows = allows
+        self._web_pages = web_pages
 
     def render(self, request: IRequest) -> bytes | int:
         """Respond to a request."""
-        if self._allows is not None and not (_is_health(request) or self._allows(request)):
-            return send_error(request, AddressNotAllowed(ADDRESS_NOT_ALLOWED))
+        headers = first_headers(request, DECISIVE)
+        for name, value in self._web_pages.response_headers(headers):
+            request.setHeader(name, value)
+        try:
+            if not _is_health(request):
+                self._check_sender(request, headers)
+        except GatewayError as error:
+            return send_error(request, error)
+        preflight = self._web_pages.preflight(request.method, headers)
+        if preflight is not None:
+            return send(request, 200, preflight, b"")
         try:
             for part in (*request.prepath, *request.postpath, request.getRequestHostname(), request.method):
                 part.decode("utf-8")
@@ -202,3 +222,8 @@ class AdminResource(Resource):
             # For example, werkzeug refuses some Host headers before it looks for a route.
             return send_failure(request, Failure())
         return response
+
+    def _check_sender(self, request: IRequest, headers: Mapping[bytes, bytes]) -> None:
+        if self._allows is not None and not self._allows(request):
+            raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
+        self._web_pages.check(headers)

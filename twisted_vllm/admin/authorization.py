@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, cast
 
@@ -94,10 +94,15 @@ class AdminAuthenticator:
         return None if known is None else known.token
 
 
-def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
+def first_headers(request: IRequest, names: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Return the first values of some headers of a request, by lower-case name."""
     found = {}
-    for name in CREDENTIAL_HEADERS:
+    for name in names:
         values = request.requestHeaders.getRawHeaders(name)
         if values:
             found[name] = values[0]
     return found
+
+
+def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
+    return first_headers(request, CREDENTIAL_HEADERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -21,7 +21,10 @@ from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
+from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
@@ -45,10 +48,12 @@ class Readiness:
     Attributes:
         draining: whether it is shutting down.
         database: whether the database answered the last ping.
+        file_is_lost: whether SQLite's file was removed or replaced while the process runs.
     """
 
     draining: bool
     database: bool
+    file_is_lost: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +70,8 @@ class AdminContext:
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
         key_bounds: the most that a key may be given.
+        text: removes secrets from text of clients.
+        web_pages: decides about requests of web pages.
     """
 
     authenticator: AdminAuthenticator
@@ -75,7 +82,9 @@ class AdminContext:
     readiness: Callable[[], Readiness]
     metrics: Metrics
     metrics_are_open: bool
+    text: ClientText
     key_bounds: KeyUpperBounds = NO_BOUNDS
+    web_pages: WebPages = NO_WEB_PAGES
 
 
 @attrs.frozen
@@ -176,7 +185,8 @@ class AdminCall:
         self.path = path
         self.given = given
         # the type is not IRequest's: the gateway's own request has a context
-        request_id: bytes = cast(Any, request).context.request_id
+        request_context: RequestContext = cast(Any, request).context
+        self._secrets = request_context.secrets
         self.audit = AuditContext(
             action=action,
             actor=principal.hash_prefix or principal.kind,
@@ -185,7 +195,7 @@ class AdminCall:
             now=context.now().astimezone(UTC),
             randbytes=context.randbytes,
             key_bounds=context.key_bounds,
-            request_id=request_id.decode("latin-1")[:128],
+            request_id=context.text.request_id(request_context),
             client=context.authenticator.client_of(request)[:64],
         )
 
@@ -200,11 +210,11 @@ class AdminCall:
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads in a transaction."""
-        return _wait_without_cancelling(self.context.registry.read(work), self.context.clock)
+        return _wait_without_cancelling(self.context.registry.read(work), self.context.clock, self._secrets)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that changes something in a transaction. It completes even if the client disconnects."""
-        return _wait_without_cancelling(self.context.registry.change(work), self.context.clock)
+        return _wait_without_cancelling(self.context.registry.change(work), self.context.clock, self._secrets)
 
 
 def _without_key(record: object | None) -> dict[str, Any] | None:
@@ -239,7 +249,7 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
-def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime) -> Deferred[T]:
+def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime, secrets: Iterable[str]) -> Deferred[T]:
     """Return a Deferred that fires with the result of work, and whose cancellation does not cancel the work.
 
     A client that disconnects cancels its request. A change that it began must complete, or the database and the keys in
@@ -248,13 +258,14 @@ def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime) -> Deferred
     Args:
         work: its failure is logged if nothing waits for it any more.
         clock: measures `DATABASE_TIMEOUT`, after which the returned Deferred fails with StoreUnavailable.
+        secrets: what the log must not show of the request.
     """
     waiting: Deferred[T] = Deferred()
 
     def pass_on(result: T | Failure) -> None:
         if waiting.called:
             if isinstance(result, Failure) and not result.check(GatewayError):
-                _log.failure("an admin request failed after its client had gone", failure=result)
+                _log.failure("an admin request failed after its client had gone", failure=result, log_secrets=secrets)
         elif isinstance(result, Failure):
             waiting.errback(result)
         else:

@@ -47,11 +47,15 @@ async def readiness(context: AdminContext, request: IRequest) -> bytes:
     problem: GatewayError | None = None
     if state.draining:
         problem = _draining()
+    elif state.file_is_lost:
+        problem = StoreUnavailable(
+            "The database's file was removed or replaced. Keys that exist work, and nothing is stored: see the log."
+        )
     elif not state.database:
         problem = StoreUnavailable("The database does not answer. Keys that exist work; none can be made or deleted.")
     body = {
         "status": "healthy" if problem is None else "unhealthy",
-        "db": "connected" if state.database else "disconnected",
+        "db": "connected" if state.database and not state.file_is_lost else "disconnected",
         "draining": state.draining,
     }
     if problem is None:

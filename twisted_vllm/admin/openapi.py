@@ -30,13 +30,14 @@ _ERRORS = {
     404: "There is no such object.",
     409: "The object exists already, or is in a state that does not allow this.",
     413: "The body is too large.",
+    415: "The Content-Type is not JSON, and the gateway has no master key.",
     429: "Too many invalid credentials came from this address.",
     503: "The database does not respond.",
 }
 
 _ALWAYS = (400,)
 _WITH_CREDENTIAL = (401, 403, 429, 503)
-_WITH_BODY = (413,)
+_WITH_BODY = (413, 415)
 
 _PATH_SCHEMA = {"type": "string", "minLength": 1, "pattern": PRINTABLE}
 _HEADER = {"schema": {"type": "string"}}

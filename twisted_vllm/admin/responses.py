@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import msgspec
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -9,7 +11,8 @@ from twisted.web.iweb import IRequest
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from twisted_vllm.errors import GatewayError, MethodNotAllowed, NotFound
+from twisted_vllm.context import RequestContext
+from twisted_vllm.errors import PRIVATE_RESPONSE, GatewayError, MethodNotAllowed, NotFound
 
 _log = Logger()
 
@@ -18,6 +21,8 @@ def send(request: IRequest, status: int, headers: list[tuple[bytes, bytes]], bod
     """Set the status and headers of a response and return its body."""
     request.setResponseCode(status)
     for name, value in headers:
+        request.setHeader(name, value)
+    for name, value in PRIVATE_RESPONSE:
         request.setHeader(name, value)
     # Responses contain keys, and health changes: no cache may store them.
     request.setHeader(b"cache-control", b"no-store")
@@ -32,7 +37,7 @@ def send_json(request: IRequest, value: object, status: int = 200) -> bytes:
 
 def send_error(request: IRequest, error: GatewayError) -> bytes:
     """Set the status and headers of an error response and return its body."""
-    return send(request, error.status, error.headers(), error.body())
+    return send(request, error.status, error.headers(), error.body(_context_of(request).without_secrets))
 
 
 def send_failure(request: IRequest, failure: Failure) -> bytes:
@@ -40,10 +45,16 @@ def send_failure(request: IRequest, failure: Failure) -> bytes:
     if isinstance(failure.value, WerkzeugMethodNotAllowed):
         # RFC 9110, section 15.5.6: a 405 response lists the methods that are allowed.
         request.setHeader(b"allow", ", ".join(sorted(failure.value.valid_methods or ())).encode("ascii"))
-    return send_error(request, _error_of(failure))
+    return send_error(request, _error_of(failure, request))
 
 
-def _error_of(failure: Failure) -> GatewayError:
+def _context_of(request: IRequest) -> RequestContext:
+    # the type is not IRequest's: the gateway's own request has a context
+    context: RequestContext = cast(Any, request).context
+    return context
+
+
+def _error_of(failure: Failure, request: IRequest) -> GatewayError:
     """Return the error that the client sees. An unexpected failure is logged, and the client sees nothing of it."""
     error = failure.value
     if isinstance(error, GatewayError):
@@ -53,5 +64,5 @@ def _error_of(failure: Failure) -> GatewayError:
         return MethodNotAllowed(f"This route takes {' and '.join(methods)}.")
     if isinstance(error, HTTPException) and (error.code or 500) < 500:
         return NotFound("The gateway has no such route. vLLM's routes are below /vllm; GET / lists the gateway's own.")
-    _log.failure("an admin request failed", failure=failure)
+    _log.failure("an admin request failed", failure=failure, log_secrets=_context_of(request).secrets)
     return GatewayError("The gateway failed to answer. Its log says why.")

@@ -23,11 +23,13 @@ import attrs
 import msgspec
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.authorization import first_headers
 from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import Body, Json, Query
 from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query
 from twisted_vllm.admin.responses import send_json
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.http.headers import is_json
 
 BodyT = TypeVar("BodyT", bound=Body)
 QueryT = TypeVar("QueryT", bound=Query)
@@ -138,6 +140,7 @@ class Routes:
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 principal = context.authenticator.administrator_of(request)
+                context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
                 given = _with_path(read_object(request), path, body)
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))

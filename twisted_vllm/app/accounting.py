@@ -79,6 +79,7 @@ class AccountingService:
         self._settings = settings
         self.spool: Spool | None = Spool(settings.spool_directory) if ledger.enabled else None
         self.writer: LedgerWriter | None = None
+        self._store: UsageDatabase | None = None
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
@@ -103,10 +104,11 @@ class AccountingService:
         """
         spool = self.spool
         if spool is not None:
+            self._store = UsageDatabase(self._settings.database_url, self._period_start)
             self.writer = LedgerWriter(
                 self._reactor,
                 spool,
-                UsageDatabase(self._settings.database_url, self._period_start),
+                self._store,
                 self._committed,
                 retention=self._settings.ledger.usage_retention,
             )
@@ -139,6 +141,11 @@ class AccountingService:
     def spend_set(self, spend: Spend) -> None:
         """Set the spend that an administrator set."""
         self.limiter.budget_reset(spend.kind, spend.id, spend.spend, spend.period_start)
+
+    def read_anew(self) -> None:
+        """Store again what rows refer to: the database may have been restored."""
+        if self._store is not None:
+            self._store.forget_references()
 
     def _warn_of_other_processes(self) -> None:
         spool = self.spool

@@ -116,7 +116,8 @@ def welcome(chosen: Quickstart, listen: str) -> str:
         f'    -H "Authorization: Bearer {bearer}" -H "Content-Type: application/json" \\',
         """    -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}'""",
         "A virtual key for somebody else:",
-        f'  curl -X POST {_base_url(listen)}/key/generate -H "Authorization: Bearer {bearer}" -d "{{}}"',
+        f'  curl {_base_url(listen)}/key/generate -H "Authorization: Bearer {bearer}" \\',
+        """    -H "Content-Type: application/json" -d '{}'""",
     ]
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
-from twisted_vllm.admin.app import AdminApp
+from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.drain import Drain
@@ -34,11 +34,14 @@ from twisted_vllm.http.net.open_files import connections_within, open_file_limit
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+from twisted_vllm.observability.client_text import ClientText
+from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.metrics import Metrics
-from twisted_vllm.observability.request_record import ClientText
+from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
@@ -90,6 +93,12 @@ class Wiring:
         allows: Callable[[RequestContext], bool] | None = None
         if settings.allowed_ips:
             allows = partial(is_allowed, trusted=settings.trusted_proxies, allowed=settings.allowed_ips)
+        web_pages = WebPages(
+            is_open=settings.master_key is None,
+            any_address=settings.allow_anonymous,
+            hosts=settings.allowed_hosts,
+            origins=settings.allowed_origins,
+        )
         coalescer = WriteCoalescer()
         sockets = data_path_reactor(reactor, coalescer)
         ids = RequestIds(os.urandom)
@@ -108,11 +117,15 @@ class Wiring:
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.accounting = accounting = AccountingService(reactor, settings, self.index, self.metrics)
         self.registry = Registry(
-            self.store, self.index, accounting.spend_set, budget_gone=accounting.limiter.budget_forgotten
+            self.store,
+            self.index,
+            accounting.spend_set,
+            budget_gone=accounting.limiter.budget_forgotten,
+            read_anew=accounting.read_anew,
         )
 
         # the observers of requests, in order: the ledger and the log use the results of the accounting
-        text = ClientText(Redactor(settings.secrets))
+        text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
         observers: list[RequestObserver] = [accounting.observer]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -161,6 +174,7 @@ class Wiring:
             ask_models=served_models.ask,
             throttle=throttle,
             allows=allows,
+            web_pages=web_pages,
             accounting=accounting.observer,
             lifecycle=self.lifecycle,
             background=background,
@@ -178,13 +192,17 @@ class Wiring:
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
-            readiness=lambda: Readiness(draining=self.drain.begun, database=self.health.reachable),
+            readiness=lambda: Readiness(
+                draining=self.drain.begun, database=self.health.reachable, file_is_lost=self.database.file_is_lost
+            ),
             metrics=self.metrics,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
             allows=allows_admin,
             key_bounds=settings.upperbound_key_generate_params,
+            web_pages=web_pages,
+            text=text,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
@@ -197,6 +215,9 @@ class Wiring:
             timeouts=settings.timeouts,
             ids=ids,
             lifecycle=self.lifecycle,
+            web_pages=web_pages,
         )
+        if isinstance(observer, LineObserver):
+            observer.secrets_in_flight = self.site.secrets_in_flight
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

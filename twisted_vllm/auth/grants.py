@@ -143,14 +143,31 @@ class Changes(msgspec.Struct, frozen=True):
         return bool(self.keys or self.former or self.users or self.teams)
 
 
+class Revision(msgspec.Struct, frozen=True):
+    """The last change that somebody knows of.
+
+    Attributes:
+        number: its number; 0 before the first change.
+        stamp: the random number of the transaction that made it. Two histories with the same numbers have different
+            stamps: a database that was restored, and the one that went on. None for a change that has none.
+    """
+
+    number: int = 0
+    stamp: int | None = None
+
+
+#: nothing has changed yet
+NO_REVISION = Revision()
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """All keys, users, teams and end users.
 
     Attributes:
-        revision: the number of the last change that is included.
+        revision: the last change that is included.
     """
 
-    revision: int = 0
+    revision: Revision = NO_REVISION
     keys: Iterable[KeyGrant] = ()
     former: Iterable[FormerKey] = ()
     users: Mapping[str, UserGrant] = {}

@@ -133,6 +133,11 @@ class KeyIndex:
         """Return an end user; ``None`` if it has no limits and is not blocked."""
         return self._end_users.get(user_id)
 
+    def budgets(self) -> set[tuple[str, str]]:
+        """Return the kind and id of everybody who has a budget."""
+        everybody = Changes(keys=self._grants, users=self._users, teams=self._teams, end_users=self._end_users)
+        return everybody.budgets_within()
+
     def before(self, changes: Changes) -> Changes:
         """Return the current state of everything that `changes` would change."""
         return Changes(

@@ -31,6 +31,8 @@ MAX_WHOLE = 2**63 - 1
 MAX_PRICE = 10_000
 #: US dollars of a budget: 64 bits of picodollars hold no more
 MAX_DOLLARS = 9_000_000
+#: stands for the origins of all web pages
+ANY_ORIGIN = "*"
 #: the classes of routes that a rule may name instead of a path
 ROUTE_CLASSES = tuple(each.value for each in RouteClass)
 
@@ -42,6 +44,7 @@ _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,31}://(?:[a-z0-9._~-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _HOST_PATTERN = re.compile(r"[a-z0-9*._-]{1,253}|\[?[0-9a-f:.*]{2,64}\]?")
 _SECRET_HEADERS = frozenset(
     ("authorization", "proxy-authorization", "cookie", "x-litellm-api-key", "api-key", "x-api-key")
@@ -307,6 +310,19 @@ def host_pattern(value: object, place: Place) -> str:
     if not _HOST_PATTERN.fullmatch(found):
         raise Rejected("must be a host without scheme, port and path, with * as wildcard (such as *.example.com)")
     return found
+
+
+@checker("origin")
+def origin(value: object, place: Place) -> str:
+    """Check for the origin of web pages, or ``*``, and return it in lower case, as a browser writes it."""
+    found = text(value, place).lower()
+    if found != ANY_ORIGIN and not _ORIGIN.fullmatch(found):
+        raise Rejected("must be an origin, without a path (such as https://console.example.com)")
+    return found.removesuffix(":443") if found.startswith("https:") else _without_80(found)
+
+
+def _without_80(origin: str) -> str:
+    return origin.removesuffix(":80") if origin.startswith("http:") else origin
 
 
 @checker("network")

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config import litellm, restricting
-from twisted_vllm.config.checks import Checker, checker, optional
+from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
 from twisted_vllm.config.declaration import OWN_BLOCK, Items, Section, Setting, Unknown, section, setting, settings_of
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
@@ -158,6 +158,11 @@ def load(
     found["listen"] = _endpoints(listen, found.get("listen", ()), root)
     if found["master_key"] is None and not found.get("allow_anonymous"):
         _refuse_open_mode(found["listen"], root.at(_LISTEN_OPTION if listen else _DECLARED["listen"].path))
+    if found["master_key"] is None and ANY_ORIGIN in (found.get("allowed_origins") or ()):
+        root.at(_DECLARED["allowed_origins"].path).refuse(
+            "lets every web page use the servers while there is no master key (set LITELLM_MASTER_KEY or "
+            "general_settings.master_key, or name the origins)"
+        )
     if found.get("allowed_ips") and not found.get("trusted_proxies"):
         _refuse_untold_addresses(written.get("general_settings"), root)
     fleet = _fleet(document.model_list, found, default_api_base, root)

@@ -26,6 +26,7 @@ from twisted_vllm.config.checks import (
     one_field_path,
     one_of,
     optional,
+    origin,
     period,
     price,
     route_rule,
@@ -468,6 +469,20 @@ class Settings:
     )
     allow_anonymous: bool = setting(
         False, flag, "Whether a gateway without a master key may listen on addresses that other machines reach."
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        list_of(host_pattern),
+        "Without a master key: hosts, with * as wildcard, by which clients may call the gateway, beside localhost and "
+        "the loopback addresses; with allow_anonymous also beside every IP address. A request with another Host is "
+        "answered 403, because a web page may have sent it.",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        (),
+        list_of(origin),
+        "Origins such as https://console.example.com whose web pages may use the gateway's own routes (CORS) and read "
+        "its own errors; * for every origin. Without a master key also the only foreign origins whose pages may use "
+        "the models, and * is refused. With one, vLLM's --allowed-origins decides about its own routes.",
     )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-
 import msgspec
-
-from twisted_vllm.context import RequestContext
-
-#: characters of a path, or of a model's name, to log
-TEXT_LIMIT = 512
-#: characters to search for secrets: a secret that is cut would not be recognised
-READ_LIMIT = 1024
-#: paths and names of models that are remembered, because they repeat
-MAX_TEXTS = 1024
 
 
 class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -27,7 +15,8 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         key_name: the key's alias or ``sk-...abcd``, ``master``, ``anonymous``, or empty if it is unknown.
         key_hash: the first digits of the key's SHA-256, or empty.
         method: the HTTP method.
-        route: the server's path without its query, or the gateway's own path.
+        route: the route of vLLM or of the gateway's own that it asked for, as ``/key/{key}/regenerate``; the path
+            without its query if there is no such route.
         model: the model that the body names; empty if it names none or was not read.
         server: the name of the vLLM server; empty without one.
         status: the status sent to the client; 0 without one.
@@ -61,31 +50,3 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     total_ms: float
     queued_ms: float | None = None
     repeated_as: str = ""
-
-
-class ClientText:
-    """Removes secrets from client-supplied text, such as a key in a path or in place of a model's name."""
-
-    def __init__(self, redact: Callable[[str], str]) -> None:
-        self._redact = redact
-        self._clean = lru_cache(maxsize=MAX_TEXTS)(lambda text: redact(text)[:TEXT_LIMIT])
-
-    def clean(self, text: str) -> str:
-        """Return a text without secrets, cut to `TEXT_LIMIT` characters."""
-        return self._clean(text[:READ_LIMIT])
-
-    def request_id(self, context: RequestContext) -> str:
-        """Return the id of a request; a client's id without secrets."""
-        request_id = context.request_id.decode("ascii")
-        return self._redact(request_id) if b"x-request-id" in context.head.first else request_id
-
-
-def route_of(context: RequestContext) -> bytes:
-    """Return the server's path, or the gateway's own path; nothing of a target that is not a path.
-
-    Such a target may contain a password (``http://user:password@host``).
-    """
-    if context.authorization is not None:
-        return context.authorization.path
-    path = context.head.target.partition(b"?")[0]
-    return path if path.startswith(b"/") else b""

@@ -7,10 +7,9 @@ from typing import Protocol
 
 import msgspec
 
-from twisted_vllm.context import Authorization, RequestContext
-from twisted_vllm.http.headers import RequestHead
+from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
-from twisted_vllm.observability.request_record import ClientText
+from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
 
@@ -97,10 +96,10 @@ class LedgerRecorder(RequestObserver):
                 row_id,
                 int(started * 1e6),
                 authorization.payer,
-                pricing.target or self._target(pricing, authorization, context),
+                pricing.target or self._target(pricing, context),
                 request_id,
                 context.end_user,
-                self._recorded_headers(context.head) if self._usage_headers else None,
+                self._recorded_headers(context) if self._usage_headers else None,
                 context.status,
                 context.outcome,
                 context.error_code,
@@ -122,20 +121,19 @@ class LedgerRecorder(RequestObserver):
         if self._coalescer is not None and not self._coalescer.holding:
             self._flush()
 
-    def _target(self, pricing: RoutePricing, authorization: Authorization, context: RequestContext) -> msgspec.Raw:
+    def _target(self, pricing: RoutePricing, context: RequestContext) -> msgspec.Raw:
         """Return the `Target` that all requests with one pricing share."""
-        clean = self._text.clean
-        route = authorization.route.name or clean(authorization.path.decode("latin-1"))
-        model = clean(context.model)[:TEXT_LIMIT]
+        route = self._text.route(context)
+        model = self._text.model(context)[:TEXT_LIMIT]
         server = "" if context.server is None else context.server.name
         method = context.head.method.decode("latin-1")
         target = pricing.target = refer(Target(model, server, route, method, pricing.prices.text))
         return target
 
-    def _recorded_headers(self, head: RequestHead) -> dict[str, str] | None:
+    def _recorded_headers(self, context: RequestContext) -> dict[str, str] | None:
         recorded = {
-            name.decode("ascii"): value.decode("latin-1")[:TEXT_LIMIT]
+            name.decode("ascii"): self._text.text(context, value.decode("latin-1"))[:TEXT_LIMIT]
             for name in self._usage_headers
-            if (value := head.value(name)) is not None
+            if (value := context.head.value(name)) is not None
         }
         return recorded or None

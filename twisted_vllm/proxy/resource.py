@@ -23,6 +23,7 @@ from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
+from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
@@ -62,6 +63,7 @@ class PassThroughResource:
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
         allows: Callable[[RequestContext], bool] | None = None,
+        web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
         background: BackgroundResponses | None = None,
@@ -80,6 +82,7 @@ class PassThroughResource:
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
             allows: returns whether the address of a request is served; None serves all.
+            web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
             lifecycle: the observers of requests.
             background: follows responses that are generated in the background; None follows none.
@@ -94,6 +97,7 @@ class PassThroughResource:
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._allows = allows
+        self._web_pages = web_pages
         self._accounting = accounting
         self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self._background = background
@@ -164,6 +168,7 @@ class PassThroughResource:
             return cached
         if self._allows is not None and not self._allows(context):
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
+        self._web_pages.check(context.head.first)
         principal = context.principal = self._identify(context)
         authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
         context.authorization = authorization

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from threading import Thread
@@ -24,11 +26,19 @@ from twisted_vllm.storage.engine import POSTGRESQL_CONNECTIONS, WRITES, make_eng
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.schema import migrate
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost, check_file, watch_file, write_back
 
 T = TypeVar("T")
 
 _UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
+_FILE_LOST = (
+    "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
+    "Its operator finds in the log what to do."
+)
 _RETRY_SECONDS = 5
+
+#: seconds between two lines in the log about a file that is lost
+ALARM_INTERVAL = 300.0
 
 
 class _DaemonPool(ThreadPool):
@@ -39,17 +49,27 @@ class _DaemonPool(ThreadPool):
 
 @implementer(IDatabase)
 class Database:
-    """A SQLite or PostgreSQL database. Each piece of work is one transaction."""
+    """A SQLite or PostgreSQL database. Each piece of work is one transaction.
+
+    Attributes:
+        file_is_lost: whether SQLite's file was removed or replaced, as the last transaction found.
+    """
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFromThreads, url: Secret) -> None:
+    def __init__(
+        self, reactor: IReactorFromThreads, url: Secret, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         """Set up; :meth:`open` connects.
 
         Args:
             reactor: Deferreds fire in its thread.
             url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
+            seconds: the time in seconds, for `ALARM_INTERVAL`.
         """
+        self.file_is_lost = False
+        self._seconds = seconds
+        self._next_alarm = 0.0
         self._reactor = reactor
         self._url = url
         self._engine: Engine | None = None
@@ -76,6 +96,9 @@ class Database:
         engine = make_engine(url)
         try:
             migrate(engine)
+            watch_file(engine)
+        except OSError as error:
+            problem = StoreError(f"The database's file cannot be found: {error.strerror}")
         except SQLAlchemyError as error:
             problem = StoreError(f"The database cannot be used: {reason_of(error, self._url)}")
         except StoreError as error:
@@ -136,16 +159,36 @@ class Database:
     def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Failed:
         try:
             with engine.execution_options(**{WRITES: writes}).begin() as connection:
-                return work(connection)
+                result = work(connection)
+            if writes:
+                check_file(engine)
+            return result
+        except DatabaseFileLost as error:
+            return self._lost(engine, error)
         except SQLAlchemyError as error:
             return _Failed(reason_of(error, self._url))
 
+    def _lost(self, engine: Engine, error: DatabaseFileLost) -> _Failed:
+        if error.moved and not self.file_is_lost:
+            try:
+                write_back(engine)
+            except (SQLAlchemyError, sqlite3.Error) as failed:
+                return _Failed(f"{error} (Its write-ahead log could not be written back: {failed})", lost=True)
+        return _Failed(str(error), lost=True)
+
     def _result_of(self, outcome: T | _Failed) -> T:
         if not isinstance(outcome, _Failed):
+            self.file_is_lost = False
             if not self._reachable:
                 self._reachable = True
                 self._log.info("the database is back")
             return outcome
+        if outcome.lost:
+            if not self.file_is_lost or self._seconds() >= self._next_alarm:
+                self._next_alarm = self._seconds() + ALARM_INTERVAL
+                self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
+            self.file_is_lost, self._reachable = True, False
+            raise StoreUnavailable(_FILE_LOST, retry_after=_RETRY_SECONDS)
         if self._reachable:
             self._reachable = False
             self._log.error("the database failed: {reason}", reason=outcome.reason)
@@ -182,5 +225,6 @@ class Database:
 class _Failed:
     """The outcome of a transaction that failed. A text, as the driver's error may show secrets."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, lost: bool = False) -> None:
         self.reason = reason
+        self.lost = lost

@@ -10,7 +10,17 @@ import msgspec
 from sqlalchemy import Column, Connection, Select, Text, cast, func, select
 from sqlalchemy.sql.elements import Cast
 
-from twisted_vllm.auth.grants import Changes, EndUser, FormerKey, KeyGrant, Snapshot, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import (
+    NO_REVISION,
+    Changes,
+    EndUser,
+    FormerKey,
+    KeyGrant,
+    Revision,
+    Snapshot,
+    TeamGrant,
+    UserGrant,
+)
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
@@ -132,10 +142,13 @@ def _end_user(row: Any) -> EndUser:
     return EndUser(Limited(END_USER, user_id, UNLIMITED if allowance is None else _limits(allowance)), blocked)
 
 
-def last_revision(connection: Connection) -> int:
-    """Return the revision of the last change."""
-    found: int = connection.execute(select(func.coalesce(func.max(changes.c.revision), 0))).scalar_one()
-    return found
+_LAST_REVISION = select(changes.c.revision, changes.c.stamp).order_by(changes.c.revision.desc()).limit(1)
+
+
+def last_revision(connection: Connection) -> Revision:
+    """Return the last change."""
+    found = connection.execute(_LAST_REVISION).one_or_none()
+    return NO_REVISION if found is None else Revision(*found)
 
 
 def read_everything(connection: Connection) -> Snapshot:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from twisted_vllm.auth.grants import Changes, Snapshot
+from twisted_vllm.auth.grants import Changes, Revision, Snapshot
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage.transaction import Transaction
 
@@ -51,8 +51,9 @@ class IStore(Interface):
     def spend() -> Deferred[list[Spend]]:
         """Return the spend of every key, user, team and end user that has spent anything."""
 
-    def changes_since(revision: int) -> Deferred[tuple[int, Changes | Snapshot | None]]:
+    def changes_since(revision: Revision) -> Deferred[tuple[Revision, Changes | Snapshot | None]]:
         """Return the current revision, and what changed after `revision`.
 
-        The changes are ``None`` if nothing changed, and a `Snapshot` if the changes in between are no longer stored.
+        The changes are ``None`` if nothing changed. They are a `Snapshot` if the changes in between are no longer
+        stored, or if `revision` is not in the database's history, as after a restore.
         """

@@ -11,7 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_vllm.auth.grants import Changes, Snapshot
+from twisted_vllm.auth.grants import NO_REVISION, Changes, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
@@ -33,7 +33,8 @@ class Registry:
     Args:
         store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
         process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
-        a subject that loses its budget or is deleted.
+        a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
+        database was restored or too much was missed.
     """
 
     def __init__(
@@ -42,13 +43,15 @@ class Registry:
         index: KeyIndex,
         spend_set: Callable[[Spend], None] = lambda spend: None,
         budget_gone: Callable[[str, str], None] = lambda kind, id: None,
+        read_anew: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._index = index
         self._spend_set = spend_set
         self._budget_gone = budget_gone
+        self._read_anew = read_anew
         self._lock = DeferredLock()
-        self._revision = 0
+        self._revision = NO_REVISION
 
     @property
     def index(self) -> KeyIndex:
@@ -88,9 +91,13 @@ class Registry:
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:
+            spends: list[Spend] = yield self._store.spend()
+            for kind, id in self._index.budgets() - {(spend.kind, spend.id) for spend in spends}:
+                self._budget_gone(kind, id)
             self._index.replace_all(update)
-            for spend in (yield self._store.spend()):
+            for spend in spends:
                 self._spend_set(spend)
+            self._read_anew()
         self._revision = revision
 
     def _apply(self, changes: Changes) -> None:

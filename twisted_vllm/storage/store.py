@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Row, select, text
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from twisted_vllm.auth.grants import Changes, Snapshot
+from twisted_vllm.auth.grants import NO_REVISION, Changes, Revision, Snapshot
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.storage.grants import last_revision, read_changed, read_everything
 from twisted_vllm.storage.interfaces import IDatabase, IStore
@@ -22,13 +23,23 @@ T = TypeVar("T")
 #: PostgreSQL's advisory lock of transactions that change something; SQLite has one writer at a time anyway
 _CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
 
+#: random bytes in the stamp of a change; a database's signed integer holds one more bit
+_STAMP_BYTES = 7
+
 
 @implementer(IStore)
 class Store:
     """An :class:`IStore` on an open database."""
 
-    def __init__(self, database: IDatabase) -> None:
+    def __init__(self, database: IDatabase, randbytes: Callable[[int], bytes] = os.urandom) -> None:
+        """Use a database.
+
+        Args:
+            database: it is open already.
+            randbytes: returns that many random bytes, for the stamps of changes; any thread may call it.
+        """
         self._database = database
+        self._randbytes = randbytes
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads."""
@@ -40,7 +51,7 @@ class Store:
         def run(connection: Connection) -> tuple[T, Changes]:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CHANGE_LOCK})
-            transaction = Transaction(connection)
+            transaction = Transaction(connection, int.from_bytes(self._randbytes(_STAMP_BYTES), "big"))
             result = work(transaction)
             return result, transaction.finish()
 
@@ -70,20 +81,25 @@ class Store:
         """
         return self._database.run_now(all_spend)
 
-    def changes_since(self, revision: int) -> Deferred[tuple[int, Changes | Snapshot | None]]:
+    def changes_since(self, revision: Revision) -> Deferred[tuple[Revision, Changes | Snapshot | None]]:
         """Return the current revision, and what changed after `revision`."""
 
-        def read(connection: Connection) -> tuple[int, Changes | Snapshot | None]:
+        def read(connection: Connection) -> tuple[Revision, Changes | Snapshot | None]:
             last = last_revision(connection)
             if last == revision:
                 return revision, None
-            later = select(changes).where(changes.c.revision > revision).order_by(changes.c.revision)
-            rows = connection.execute(later).all()
-            # Too old, or a revision from the future: the database was set back.
-            if not rows or rows[0].revision != revision + 1:
+            since = select(changes).where(changes.c.revision >= revision.number).order_by(changes.c.revision)
+            rows = connection.execute(since).all()
+            known, later = (NO_REVISION, rows) if revision == NO_REVISION else (_first(rows), rows[1:])
+            # Too old, or the change that is known is not in this history: the database was set back or restored.
+            if known != revision or not later or later[0].revision != revision.number + 1:
                 snapshot = read_everything(connection)
                 return snapshot.revision, snapshot
-            changed = dict.fromkeys((row.kind, row.name) for row in rows)
-            return rows[-1].revision, read_changed(connection, changed)
+            changed = dict.fromkeys((row.kind, row.name) for row in later)
+            return Revision(later[-1].revision, later[-1].stamp), read_changed(connection, changed)
 
         return self._database.run(read, writes=False)
+
+
+def _first(rows: Sequence[Row[Any]]) -> Revision:
+    return Revision(rows[0].revision, rows[0].stamp) if rows else NO_REVISION

@@ -198,13 +198,15 @@ members = Table(
     Index("vllm_passthrough_members_user", "user_id"),
 )
 
-#: changes, for other processes on the same database; ``revision`` counts without gaps
+#: changes, for other processes on the same database; ``revision`` counts without gaps, and ``stamp`` is a random number
+#: of the transaction, so that a process notices a restored database whose last revision is its own
 changes = Table(
     "vllm_passthrough_changes",
     metadata,
     Column("revision", BigInteger, primary_key=True, autoincrement=False),
     Column("kind", String(8), nullable=False),
     Column("name", String(255), nullable=False),
+    Column("stamp", BigInteger),
 )
 
 #: the audit log

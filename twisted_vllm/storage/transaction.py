@@ -39,8 +39,15 @@ class Transaction:
         spend: the spend of keys, users, teams and end users.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, stamp: int | None = None) -> None:
+        """Make the tables of a transaction.
+
+        Args:
+            connection: the transaction's connection.
+            stamp: the random number that its changes get; None for a transaction that only reads.
+        """
         self._connection = connection
+        self._stamp = stamp
         # a dictionary as an ordered set
         self._changed: dict[tuple[str, str], None] = {}
         self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, tables.KEY))
@@ -101,9 +108,9 @@ class Transaction:
     def finish(self) -> Changes:
         """Store the changes for other processes, and return them for this process's key index."""
         if self._changed:
-            revision = last_revision(self._connection)
+            revision = last_revision(self._connection).number
             rows = [
-                {"revision": revision + number, "kind": kind, "name": name}
+                {"revision": revision + number, "kind": kind, "name": name, "stamp": self._stamp}
                 for number, (kind, name) in enumerate(self._changed, 1)
             ]
             self._connection.execute(insert(tables.changes), rows)

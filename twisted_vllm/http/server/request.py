@@ -33,6 +33,7 @@ from twisted_vllm.http.headers import (
     write_last_chunk,
     write_response_head,
 )
+from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle
 
 #: after an early response, up to this many bytes of the body are read and dropped to keep the connection
@@ -61,6 +62,7 @@ class RequestSite(Protocol):
 
     limits: Limits
     lifecycle: Lifecycle
+    web_pages: WebPages
     draining: bool
     seconds: Callable[[], float]
 
@@ -145,6 +147,10 @@ class GatewayRequest(server.Request):
         self._collect: tuple[int, Callable[[bytes], None]] | None = None
         self._gathered = bytearray()
         self._body_ended = False
+
+    def __repr__(self) -> str:
+        # Twisted's shows the path, which may hold a key
+        return f"<GatewayRequest at {id(self):#x}>"
 
     def begin(self, head: RequestHead) -> None:
         """Set the head, once it was read."""
@@ -326,7 +332,7 @@ class GatewayRequest(server.Request):
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Log a resource's exception, and answer 500 without its details."""
-        self._log.failure("A request could not be processed", failure=reason)
+        self._log.failure("A request could not be processed", failure=reason, log_secrets=self.context.secrets)
         if self.channel is not None:
             self.fail(GatewayError("The gateway failed to process this request; its log says why."))
         return reason
@@ -349,8 +355,8 @@ class GatewayRequest(server.Request):
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
-        body = error.body()
-        headers = error.headers()
+        body = error.body(self.context.without_secrets)
+        headers = error.headers() + self.channel.site.web_pages.response_headers(self.context.head.first)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
         # twisted.web's own table ends before 428

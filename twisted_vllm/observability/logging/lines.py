@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -13,17 +13,22 @@ import msgspec
 from twisted.logger import LogEvent, LogLevel, formatEvent
 from zope.interface import Interface, implementer
 
-from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.logging.redaction import MASK, Redactor, spellings
 from twisted_vllm.observability.request_record import RequestRecord
 
 REQUEST_NAMESPACE = "twisted_vllm.requests"
 LOG_NAMESPACE = "twisted_vllm.observability"
+
+#: the event's key with texts that its line must not show, in whatever spelling
+SECRETS_KEY = "log_secrets"
 INDENT = "    | "
 
 #: longer text is cut, in characters: one traceback must not fill the writer's queue
 MAX_TEXT_LENGTH = 64 * 1024
 
 _PLAIN_WORD = re.compile(r"[\w./:@%+*?&~!$,;#()\[\]{}<>|^-]+", re.ASCII)
+
+_PLAIN_RUN = re.compile(r"[A-Za-z0-9]+")
 
 _RESET = "\x1b[0m"
 _DIM, _RED, _GREEN, _YELLOW = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
@@ -160,13 +165,14 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
         message = str(event.get("why") or "Unhandled error")
     if message is None:
         message = formatEvent(event)
+    secrets = frozenset(event.get(SECRETS_KEY, ()))
     level = event.get("log_level")
     return _Event(
         time=iso_time(event.get("log_time") or seconds()),
         level="info" if level is None else level.name,
         namespace=str(_encodable(str(event.get("log_namespace") or event.get("log_system") or "-"))),
-        message=_clean(message, redact),
-        failure=None if failure is None else _clean(_traceback(failure), redact),
+        message=_clean(message, redact, secrets),
+        failure=None if failure is None else _clean(_traceback(failure), redact, secrets),
     )
 
 
@@ -195,8 +201,13 @@ def _traceback(failure: Any) -> str:
         return f"(no traceback: {type(error).__name__})"
 
 
-def _clean(text: str, redact: Callable[[str], str]) -> str:
+def _clean(text: str, redact: Callable[[str], str], secrets: Iterable[str]) -> str:
     # Redact before cutting: half a secret would not be recognised.
+    for secret in secrets:
+        # every spelling has these characters; to spell takes 10 µs
+        if max(_PLAIN_RUN.findall(secret), key=len, default="") in text:
+            for spelling in spellings(secret):
+                text = text.replace(spelling, MASK)
     return str(_encodable(cut(redact(text))))
 
 

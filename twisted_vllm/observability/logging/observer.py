@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
 
-from twisted_vllm.observability.logging.lines import ILines
+from twisted_vllm.observability.logging.lines import SECRETS_KEY, ILines
 from twisted_vllm.observability.logging.writer import LogWriter
 from twisted_vllm.observability.request_record import RequestRecord
 
@@ -38,7 +39,10 @@ class LineObserver:
 
     Attributes:
         writer: takes the lines. The owner of the observer starts and stops it.
+        secrets_in_flight: returns what no failure's line may show, in any thread. The owner of the requests sets it.
     """
+
+    secrets_in_flight: Callable[[], Iterable[str]] = staticmethod(lambda: ())
 
     def __init__(self, writer: LogWriter, lines: ILines, level: str = "info") -> None:
         """Make an observer.
@@ -63,6 +67,9 @@ class LineObserver:
         if record is not None:
             self.request(record)
         elif self._is_wanted(event):
+            if SECRETS_KEY not in event and ("log_failure" in event or "failure" in event):
+                # an exception's text may hold whatever a client sent
+                event = {**event, SECRETS_KEY: self.secrets_in_flight()}
             self.writer.write(self._lines.event(event))
 
     def request(self, record: RequestRecord) -> None:

@@ -12,9 +12,10 @@ MASK = "***"
 #: shorter secrets are masked only as whole words: the database password "vllm" must not mask part of "twisted_vllm"
 SHORT_SECRET_LENGTH = 8
 
-#: what looks like a credential; a group is what stays in front of the mask
+#: what looks like a credential; a group is what stays in front of the mask. A key may hold any visible character; the
+#: punctuation at its end may belong to the sentence. Its prefix may be percent-encoded, once or more often.
 _CREDENTIALS = re.compile(
-    r"\bsk-[\w-]{4,}"
+    r"(?<![^\W_])(?:s|%(?:25)*73)(?:k|%(?:25)*6B)(?:-|%(?:25)*2D)(?!\.\.\.)\S{3,}[^\s.,;:'\"`)\]}>]"
     r"|(\bbearer\s+|\bauthorization['\"]?\s*[:=,]\s*b?['\"]?(?:\w+\s+)?)[^\s'\",;]+"
     r"|(\bopenai-insecure-api-key\.)[^\s'\",;]+"
     r"|(\bapi[-_]key['\"]?\s*[:=]\s*b?['\"]?)[^\s'\",;&)}\]]+"
@@ -33,9 +34,9 @@ class Redactor:
             secrets: the configured secrets, such as the master key and the servers' keys. Of a URL, only the password
                 is masked.
         """
-        spellings = {spelling for secret in secrets for value in _values(secret) for spelling in _spellings(value)}
+        every = {spelling for secret in secrets for value in _values(secret) for spelling in spellings(value)}
         # The longest first, to mask a secret whole that begins with another one.
-        ordered = sorted(spellings, key=len, reverse=True)
+        ordered = sorted(every, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(_pattern, ordered))) if ordered else None
 
     def __call__(self, text: str) -> str:
@@ -59,7 +60,7 @@ def _values(secret: str) -> Iterable[str]:
     yield from parse_qs(parts.query).get("password", ())
 
 
-def _spellings(secret: str) -> Iterable[str]:
+def spellings(secret: str) -> Iterable[str]:
     """Yield the spellings of a secret: plain, in a URL, in a repr, in JSON."""
     if secret.strip():
         yield from (secret, quote(secret, safe=""), quote_plus(secret), repr(secret)[1:-1], json.dumps(secret)[1:-1])

@@ -9,9 +9,10 @@ from twisted.logger import ILogObserver, LogLevel
 
 from twisted_vllm.context import RequestContext
 from twisted_vllm.lifecycle import RequestObserver
+from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import REQUEST_NAMESPACE, iso_time
 from twisted_vllm.observability.logging.observer import REQUEST_KEY, LineObserver
-from twisted_vllm.observability.request_record import ClientText, RequestRecord, route_of
+from twisted_vllm.observability.request_record import RequestRecord
 
 #: how an observer that does not know request records shows one
 REQUEST_FORMAT = (
@@ -76,7 +77,7 @@ class RequestLog(RequestObserver):
 
     def record(self, context: RequestContext) -> RequestRecord:
         """Return the record of a request that is over."""
-        clean = self._text.clean
+        text = self._text
         principal = context.principal
         duration = context.duration
         first_byte = context.first_byte
@@ -84,13 +85,13 @@ class RequestLog(RequestObserver):
         # in the order of its fields: by their names it costs twice as much
         return RequestRecord(
             iso_time(self._now() - duration),
-            self._text.request_id(context),
+            text.request_id(context),
             self._client_of(context),
             "" if principal is None else principal.name,
             "" if principal is None else principal.hash_prefix,
             context.head.method.decode("latin-1"),
-            clean(route_of(context).decode("latin-1")),
-            clean(context.model) if context.model else "",
+            text.route(context),
+            text.model(context),
             "" if context.server is None else context.server.name,
             context.status,
             context.outcome,

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.engine import WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.batch import References
 from twisted_vllm.storage.usage.writes import PeriodStart, RowsExist, delete_before, write
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
@@ -51,8 +52,10 @@ class UsageDatabase:
         self._period_start = period_start
         self._now = now
         self._engine: Engine = make_engine(parse_url(url))
+        watch_file(self._engine)
         self.single_writer = self._engine.dialect.name == "sqlite"
         self._references = References()
+        self._was_restored = False
         event.listen(self._engine, "connect", self._connected)
 
     def __repr__(self) -> str:
@@ -98,15 +101,28 @@ class UsageDatabase:
         """
         return self._transact(lambda connection: delete_before(connection, time, limit))
 
+    def forget_references(self) -> None:
+        """Assume from the next transaction on that no reference is stored: the database may have been restored.
+
+        Any thread may call it.
+        """
+        self._was_restored = True
+
     def close(self) -> None:
         """Close the connection."""
         self._engine.dispose()
 
     def _transact(self, work: Callable[[Connection], T]) -> T:
+        if self._was_restored:
+            self._was_restored = False
+            self._references.forget()
         self._references.trim()
         try:
             with self._engine.execution_options(**{WRITES: True}).begin() as connection:
-                return work(connection)
+                result = work(connection)
+            # The caller deletes what was stored from the spool.
+            check_file(self._engine)
+            return result
         except BaseException as error:
             # The transaction was rolled back.
             self._references.forget()

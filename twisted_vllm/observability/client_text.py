@@ -1,0 +1,107 @@
+"""Text of clients as the log and the ledger may show it: cut, and without keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+from twisted_vllm.auth.credentials import carried, decoded, strike_out
+from twisted_vllm.context import RequestContext
+from twisted_vllm.observability.logging.redaction import MASK
+from twisted_vllm.observability.route_templates import RouteTemplates
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: characters of a path, or of a model's name, to log
+TEXT_LIMIT = 512
+#: characters to search for secrets: a secret that is cut would not be recognised
+READ_LIMIT = 1024
+#: texts that are remembered, because paths and names of models repeat
+MAX_TEXTS = 1024
+#: results that are remembered for heads that repeat; each keeps a head of up to 2 KiB
+MAX_HEADS = 256
+
+
+class ClientText:
+    """Removes keys from text of clients: by their form, by their place in a path, and whatever the request carried."""
+
+    def __init__(self, redact: Callable[[str], str], templates: RouteTemplates | None = None) -> None:
+        """Set up.
+
+        Args:
+            redact: removes known secrets, and what has the form of one.
+            templates: shows the gateway's own paths.
+        """
+        self._redact = redact
+        show = RouteTemplates().show if templates is None else templates.show
+        self._clean = lru_cache(maxsize=MAX_TEXTS)(redact)
+        self._clean_path = lru_cache(maxsize=MAX_TEXTS)(lambda path: self._without_spelled(show(path)))
+        #: by the name and the head's template: heads that are alike carry the same credential
+        self._models: dict[tuple[str, object], str] = {}
+        self._carried: dict[object, tuple[str, ...]] = {}
+
+    def model(self, context: RequestContext) -> str:
+        """Return the name of the model that a request names."""
+        name, template = context.model[:READ_LIMIT], context.head.template
+        found = self._models.get((name, template))
+        if found is None:
+            found = self.text(context, name)
+            if template is not None:
+                _keep(self._models, (name, template), found)
+        return found
+
+    def route(self, context: RequestContext) -> str:
+        """Return the route that a request asked for, or its path if there is no such route.
+
+        Nothing is shown of a target that is not a path: it may hold a password (``http://user:password@host``).
+        """
+        authorization = context.authorization
+        if authorization is not None:
+            if authorization.route.name:
+                return authorization.route.name
+            path = authorization.path
+        else:
+            path = context.head.target.partition(b"?")[0]
+            if not path.startswith(b"/"):
+                return ""
+        shown = self._clean_path(path[:READ_LIMIT].decode("latin-1"))
+        return strike_out(shown, carried(context.head.first), MASK)[:TEXT_LIMIT]
+
+    def request_id(self, context: RequestContext) -> str:
+        """Return the id of a request; a client's id without keys."""
+        request_id = context.request_id.decode("ascii")
+        if b"x-request-id" not in context.head.first:
+            return request_id
+        head = context.head
+        secrets = self._carried.get(head.template)
+        if secrets is None:
+            secrets = carried(head.first)
+            if head.template is not None:
+                _keep(self._carried, head.template, secrets)
+        return strike_out(self._without_spelled(request_id), secrets, MASK)
+
+    def text(self, context: RequestContext, text: str) -> str:
+        """Return any other text that a request holds."""
+        text = self._clean(text[:READ_LIMIT])
+        for secret in carried(context.head.first):
+            if secret in text:
+                text = text.replace(secret, MASK)
+        return text[:TEXT_LIMIT]
+
+    def _without_spelled(self, text: str) -> str:
+        """Return a text of segments without secrets, in whatever spelling."""
+        text = self._redact(text)
+        if "%" not in text or self._redact(plain := decoded(text)) == plain:
+            return text
+        return "/".join(
+            segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK
+            for segment in text.split("/")
+        )
+
+
+def _keep(cache: dict[K, V], key: K, value: V) -> None:
+    if len(cache) >= MAX_HEADS:
+        del cache[next(iter(cache))]
+    cache[key] = value
