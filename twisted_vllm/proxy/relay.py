@@ -239,6 +239,7 @@ class Relay(Protocol):
             "The response to {request_id} was cut short: {reason}",
             request_id=self.context.request_id.decode("ascii"),
             reason=error.message,
+            once_a_second="" if self.context.server is None else self.context.server.name,
         )
         request.abort()
 

@@ -189,7 +189,10 @@ class UpstreamAgent:
         if exchange.result is None or failure.check(CancelledError, ConnectingCancelledError):
             return
         self._log.warn(
-            "No connection to {server}: {reason}", server=exchange.server.name, reason=failure.getErrorMessage()
+            "No connection to {server}: {reason}",
+            server=exchange.server.name,
+            reason=failure.getErrorMessage(),
+            once_a_second=exchange.server.name,
         )
         if failure.check(TimeoutError, TCPTimedOutError):
             exchange.fail(UpstreamTimeout("Connecting to the vLLM server took too long."))

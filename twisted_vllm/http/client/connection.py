@@ -117,7 +117,12 @@ class UpstreamConnection(Protocol):
 
     def _log_loss(self, reason: Failure) -> None:
         """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
-        self._log.warn("Lost {server}: {reason}", server=self.server.name, reason=reason.getErrorMessage())
+        self._log.warn(
+            "Lost {server}: {reason}",
+            server=self.server.name,
+            reason=reason.getErrorMessage(),
+            once_a_second=self.server.name,
+        )
 
     def close(self) -> None:
         """Close an idle connection; abort it if the server does not close its side within `KEEP`."""

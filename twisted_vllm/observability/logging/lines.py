@@ -14,6 +14,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from zope.interface import Interface, implementer
 
 from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.logging.repeats import LEFT_OUT
 from twisted_vllm.observability.request_record import RequestRecord
 
 REQUEST_NAMESPACE = "twisted_vllm.requests"
@@ -158,6 +159,8 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
         message = str(event.get("why") or "Unhandled error")
     if message is None:
         message = formatEvent(event)
+    if event.get(LEFT_OUT):
+        message += f" ({event[LEFT_OUT]} more like this were left out)"
     level = event.get("log_level")
     return _Event(
         time=iso_time(event.get("log_time") or seconds()),
