@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
-PLAIN = {"api_routes", "config", "errors", "field_policy", "http.headers", "money"}
+PLAIN = {"api_routes", "client_address", "config", "errors", "field_policy", "http.headers", "money"}
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 
@@ -22,6 +22,7 @@ SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 MAY_IMPORT = {
     "errors": set[str](),
     "money": set[str](),
+    "client_address": set[str](),
     "api_routes": {"errors"},
     "http.headers": {"errors"},
     "field_policy": {"errors"},
@@ -47,7 +48,7 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "config", "field_policy", "http.headers", "money"),
+    *("api_routes", "auth", "bodies", "client_address", "config", "field_policy", "http.headers", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),

@@ -21,6 +21,7 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 HOST = "192.0.2.7"
@@ -265,14 +266,16 @@ class Lab:
     Attributes:
         clock: the reactor.
         deadlines: the deadlines, checked by `advance`.
+        shortages: counts what failed for want of a descriptor or a port.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int | None = None) -> None:
         self.clock: Any = MemoryReactorClock()
         self.deadlines = DeadlineSweeper(self.clock)
-        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer())
+        self.shortages = Shortages()
+        self.agent = UpstreamAgent(self.clock, self.deadlines, WriteCoalescer(), self.shortages, max_connections)
         self.ends: list[ServerEnd] = []
 
     # the client

@@ -35,6 +35,7 @@ class UpstreamExchange:
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
         carrier: its connection, or the agent while that connects.
         response: the response, from its head to its end.
+        connect_by: until when it waits for a descriptor to connect with, in the reactor's seconds; None if it need not.
         retried: whether it was already resent after a dead connection.
         on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
         on_sent: called when it was first written to a connection, or None.
@@ -43,6 +44,7 @@ class UpstreamExchange:
     __slots__ = (
         "body",
         "carrier",
+        "connect_by",
         "data",
         "informational",
         "method",
@@ -75,6 +77,7 @@ class UpstreamExchange:
         self.result: Deferred[UpstreamResponse] | None = Deferred(self._cancelled)
         self.carrier: Carrier | None = None
         self.response: UpstreamResponse | None = None
+        self.connect_by: float | None = None
         self.retried = False
         self.on_ended = on_ended
         self.on_sent = on_sent
