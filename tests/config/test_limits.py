@@ -84,6 +84,7 @@ def test_entries_of_one_server_share_the_smallest_and_the_operator_is_told(load_
         ("limits: {max_connections_share: 0}", "limits.max_connections_share: must be above 0 and at most 1"),
         ("limits: {max_connections_share: 1.5}", "limits.max_connections_share: must be above 0 and at most 1"),
         ("limits: {max_connections_share: half}", "must be a number above 0, at most 1, not text"),
+        ("limits: {min_client_rate: 0}", "limits.min_client_rate: must be 1 or more"),
         ("timeouts: {queue: 0}", "timeouts.queue: must be a number of seconds above 0"),
         ("servers: {'http://gpu:8000': {max_concurrent_request: 5}}", "did you mean 'max_concurrent_requests'?"),
         ("servers: {'http://gpu:8000': {max_connections: 5}}", "move it to passthrough.limits"),

@@ -134,6 +134,15 @@ def test_what_is_closed_first_silent_then_kept_alive_then_slow_heads_and_never_a
     assert harness.site.connection_limit.refused == {"total": 5}
 
 
+def test_blank_lines_do_not_make_a_connection_less_silent(harness: SiteHarness) -> None:
+    silent = fill(harness, CAP)
+    for _ in range(4):
+        harness.pass_time(0.5)
+        for client in silent:
+            client.send(b"\r\n")
+    assert is_served(harness.connect(host=OTHER))
+
+
 def test_a_client_with_an_unread_answer_is_not_closed(harness: SiteHarness) -> None:
     served = fill(harness, CAP)
     for client in served:

@@ -142,6 +142,15 @@ class Limits:
         "too_many_connections. Addresses of trusted_proxies, of this machine and UNIX sockets may take all.",
         concerns="clients",
     )
+    min_client_rate: int | None = setting(
+        500,
+        optional(whole(), "any rate"),
+        "The bytes in a second that a client must send of a body, counted without the framing of chunks, once "
+        "timeouts.client_body is used up, and that it must read of a response that waits for it. A slower body is "
+        "answered 408.",
+        unit="bytes/s",
+        concerns="clients",
+    )
     max_spooled_form_bytes: int = setting(
         4_294_967_296,
         whole(),
@@ -221,13 +230,13 @@ class Timeouts:
     client_body: float = setting(
         60.0,
         seconds(),
-        "Between two pieces of a client's body.",
+        "Between two pieces of a client's body; limits.min_client_rate says how much must come.",
         concerns="clients",
     )
     keep_alive: float = setting(
         75.0,
         seconds(),
-        "For a client's next request on an idle connection.",
+        "For a client's next request on an idle connection; blank lines do not count.",
         concerns="clients",
     )
     redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")

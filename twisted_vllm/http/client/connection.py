@@ -248,7 +248,8 @@ class UpstreamConnection(Protocol):
         if complete:
             response.complete = True
             self._release()
-        elif not self._paused:
+        elif not self._paused and (data or existing is None):
+            # the framing of chunks is no progress
             self._await(self.server.timeouts.idle)
         try:
             if existing is None:

@@ -42,7 +42,7 @@ SLICE = 4_096
 #: closing with unread data resets the connection)
 LINGER = 2.0
 
-#: seconds in which a client must read some of the pending output
+#: seconds in which a client must read the pending output, or as much as `Limits.min_client_rate` requires
 STALL = 300.0
 
 
@@ -198,6 +198,14 @@ class DownstreamConnection(http.HTTPChannel):
             return timeouts.client_head if self._handshaking else timeouts.keep_alive
         return timeouts.client_head if self._parser.in_head else timeouts.client_body
 
+    def _extend_deadline(self, gained: int) -> None:
+        """Give more time for a body, of which `gained` bytes have arrived, up to its whole time."""
+        if self.deadline is None or self._waitingForTransport:
+            return
+        rate = self.site.limits.min_client_rate
+        whole = self.site.deadlines.now + INTERVAL + self.site.timeouts.client_body
+        self.deadline = whole if rate is None else min(whole, self.deadline + gained / rate)
+
     # from the client
 
     def dataReceived(self, data: bytes) -> None:
@@ -259,14 +267,18 @@ class DownstreamConnection(http.HTTPChannel):
     def _feed_piece(self, data: bytes) -> bool:
         """Parse `data`; return whether more may follow."""
         parser = self._parser
-        was_in_head = parser.in_head
+        was_in_head, before, begun = parser.in_head, parser.current, len(self.requests)
+        received = 0 if before is None else before.body_received
         error = parser.feed(data)
         if error is not None:
             self._fail(error)
             return False
-        if not (was_in_head and parser.in_head):
-            # the bytes of a slow head do not extend its deadline
+        # progress alone moves the deadline: no blank lines, no bytes of a slow head, no framing of chunks
+        current = parser.current
+        if current is not before or len(self.requests) > begun or was_in_head is not parser.in_head:
             self._set_deadline()
+        elif current is not None and current.body_received > received:
+            self._extend_deadline(current.body_received - received)
         return True
 
     # answering in order
@@ -427,9 +439,10 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _give_up_unless_it_reads(self) -> None:
-        """Abort the connection unless the client has read something since the last deadline."""
+        """Abort the connection unless the client has read enough since the last deadline."""
         unsent = unsent_bytes(self.transport)
-        if 0 < unsent < self._unsent:
+        enough = max(1, STALL * (self.site.limits.min_client_rate or 0))
+        if unsent and self._unsent - unsent >= enough:
             self._unsent = unsent
             self.deadline = self.site.deadlines.after(STALL)
         else:
