@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "twisted_vllm"
 
-PLAIN = {"api_routes", "bounded_cache", "config", "errors", "field_policy", "http.headers", "money"}
+PLAIN = {"api_routes", "bounded_cache", "client_address", "config", "errors", "field_policy", "http.headers", "money"}
 VALUES = PLAIN | {"auth", "bodies", "context", "lifecycle", "ratelimit", "usage"}
 SERVICES = VALUES | {"http", "observability", "storage", "upstreams"}
 
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "errors": set[str](),
     "money": set[str](),
     "bounded_cache": set[str](),
+    "client_address": set[str](),
     "api_routes": {"errors"},
     "http.headers": {"errors"},
     "field_policy": {"errors"},
@@ -48,8 +49,8 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "bounded_cache", "config", "field_policy", "http.headers", "http.web_pages"),
-    "money",
+    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
+    *("http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),

@@ -332,6 +332,20 @@ class TooManyConnections(GatewayError):
     code = "too_many_connections"
 
 
+class OutOfSockets(GatewayError):
+    """The gateway has no open file or port left for a connection to the vLLM server."""
+
+    status = 503
+    code = "out_of_sockets"
+
+
+class FormSpoolFull(GatewayError):
+    """The temporary files of large forms are full, in number or size, or cannot be written."""
+
+    status = 503
+    code = "form_spool_full"
+
+
 class ServerBusy(GatewayError):
     """The server is at its concurrency limit, and its queue is full or took too long."""
 

@@ -32,6 +32,16 @@ def test_by_default_clients_are_limited_and_servers_are_not(load_text: Loader) -
     assert (server.max_concurrent_requests, server.max_queued_requests, server.timeouts.queue) == (None, 100, 30)
 
 
+@pytest.mark.parametrize(("text", "share"), [("0.5", 0.5), ("1", 1.0), ("os.environ/SHARE", 0.1)])
+def test_the_share_of_one_address_is_a_part_of_the_whole(
+    load_text: Loader, monkeypatch: pytest.MonkeyPatch, text: str, share: float
+) -> None:
+    monkeypatch.setenv("SHARE", "0.1")
+    settings = load_text(f"passthrough: {{limits: {{max_connections_share: {text}}}}}", {**BASE, "SHARE": "0.1"})
+    assert settings.limits.max_connections_share == share
+    assert load_text("", BASE).limits.max_connections_share == 0.25
+
+
 def test_a_limit_for_all_servers_holds_for_each(load_text: Loader) -> None:
     settings = load_text(
         "passthrough: {limits: {max_concurrent_requests: 5, max_queued_requests: 0}, timeouts: {queue: null}}", BASE
@@ -71,6 +81,10 @@ def test_entries_of_one_server_share_the_smallest_and_the_operator_is_told(load_
         ("limits: {max_concurrent_requests: many}", "must be a whole number, 1 or more, not text"),
         ("limits: {max_queued_requests: null}", "must be a whole number, 0 or more, not nothing"),
         ("limits: {max_queued_request: 5}", "did you mean 'max_queued_requests'?"),
+        ("limits: {max_connections_share: 0}", "limits.max_connections_share: must be above 0 and at most 1"),
+        ("limits: {max_connections_share: 1.5}", "limits.max_connections_share: must be above 0 and at most 1"),
+        ("limits: {max_connections_share: half}", "must be a number above 0, at most 1, not text"),
+        ("limits: {min_client_rate: 0}", "limits.min_client_rate: must be 1 or more"),
         ("timeouts: {queue: 0}", "timeouts.queue: must be a number of seconds above 0"),
         ("servers: {'http://gpu:8000': {max_concurrent_request: 5}}", "did you mean 'max_concurrent_requests'?"),
         ("servers: {'http://gpu:8000': {max_connections: 5}}", "move it to passthrough.limits"),

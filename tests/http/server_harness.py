@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import attrs
 import msgspec
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import ISSLTransport, ITCPTransport
 from twisted.internet.task import Clock
@@ -22,6 +23,7 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
+from twisted_vllm.http.net.open_files import MAX_REFUSED
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
@@ -303,7 +305,12 @@ class Client:
         self.transport = transport
         self.gone = False
         self._inbox: list[bytes] = []
-        self.channel: Any = site.buildProtocol(None)
+        self.channel: Any = site.buildProtocol(transport.getPeer())
+        if self.channel is None:
+            # as Twisted's ports do
+            transport.abortConnection()
+            self.gone = True
+            return
         self.channel.makeConnection(transport)
 
     def send(self, *segments: bytes) -> None:
@@ -367,7 +374,13 @@ class SiteHarness:
         finished: the requests that the site was told of as over.
     """
 
-    def __init__(self, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        is_exempt: Callable[[str], bool] = lambda host: True,
+        max_refused: int = MAX_REFUSED,
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
         self.deadlines = DeadlineSweeper(self.clock)
@@ -378,6 +391,8 @@ class SiteHarness:
         self._drawn = 0
         self._limits = limits or Limits()
         self._timeouts = timeouts or Timeouts()
+        self._is_exempt = is_exempt
+        self._max_refused = max_refused
         self.site = self.make_site({b"vllm": self.streaming}, self.ordinary)
 
     def make_site(self, streaming: dict[bytes, IResource], other: IResource) -> GatewaySite:
@@ -393,14 +408,20 @@ class SiteHarness:
             timeouts=self._timeouts,
             ids=self.ids,
             lifecycle=Lifecycle([Finished(self.finished)]),
+            is_exempt=self._is_exempt,
+            max_refused=self._max_refused,
         )
 
     def _randbytes(self, size: int) -> bytes:
         self._drawn += 1
         return b"".join(b"%08d%08d" % (self._drawn, at) for at in range(size // 16 + 1))[:size]
 
-    def connect(self, transport: MemoryTransport | None = None) -> Client:
-        return Client(self.site, transport or TcpTransport())
+    def connect(self, transport: MemoryTransport | None = None, host: str | None = None) -> Client:
+        """Connect, from `host` or from the address that all others have."""
+        transport = transport or TcpTransport()
+        if host is not None:
+            transport.peerAddr = IPv4Address("TCP", host, 54_321)
+        return Client(self.site, transport)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and check the deadlines at their interval."""

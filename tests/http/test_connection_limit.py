@@ -11,7 +11,8 @@ from zope.interface import implementer
 
 from tests.http.server_harness import SiteHarness, TcpTransport, TlsTransport, get, read_answers
 from twisted_vllm.config.settings import Limits
-from twisted_vllm.http.server.connection_limit import MAX_REFUSED, PATIENCE
+from twisted_vllm.http.net.open_files import MAX_REFUSED
+from twisted_vllm.http.server.refused_connection import PATIENCE
 
 CAP = 10
 

@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from tests.descriptors import no_descriptor
 from tests.http.server_harness import TcpTransport
 from tests.self_signed import self_signed_pem
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -185,3 +186,16 @@ def test_a_transport_without_a_socket_is_not_watched(watcher: DisconnectWatcher)
 
 def test_the_reactor_can_read_it(watcher: DisconnectWatcher) -> None:
     assert verifyObject(IReadDescriptor, watcher)
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_descriptor_to_watch_with_the_connection_goes_on_unwatched(
+    watcher: DisconnectWatcher, pair: Pair
+) -> None:
+    async with pair() as (gateway, _):
+        with no_descriptor():
+            watcher.watch(gateway.transport)
+        assert len(watcher) == 0
+        watcher.watch(gateway.transport)
+        assert len(watcher) == 1
+        watcher.unwatch(gateway.transport)

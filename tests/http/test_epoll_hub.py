@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_vllm.http.net.epoll_hub import HAS_EPOLL, EpollHub, data_path_reactor
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer, unsent_bytes
 
 pytestmark = pytest.mark.skipif(not HAS_EPOLL, reason="there is no epoll here: the reactor serves alone")
@@ -64,7 +65,7 @@ class HubHarness:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.coalescer = WriteCoalescer()
-        self.hub = EpollHub(reactor, self.coalescer)
+        self.hub = EpollHub(reactor, self.coalescer, Shortages())
         self.ends: list[Line] = []
         self.on_data: Callable[[Line, bytes], None] | None = None
         self.make: Callable[[Callable[[Line, bytes], None] | None], Line] = Line
@@ -260,6 +261,8 @@ def test_a_reactor_that_watches_no_sockets_serves_alone() -> None:
         """A reactor with neither sockets nor time."""
 
     reactor = Timeless()
-    assert data_path_reactor(reactor, WriteCoalescer()) is reactor
+    assert data_path_reactor(reactor, WriteCoalescer(), Shortages()) is reactor
     memory = MemoryReactorClock()
-    assert isinstance(data_path_reactor(memory, WriteCoalescer()), EpollHub) is IReactorFDSet.providedBy(memory)
+    assert isinstance(data_path_reactor(memory, WriteCoalescer(), Shortages()), EpollHub) is IReactorFDSet.providedBy(
+        memory
+    )

@@ -146,3 +146,13 @@ def test_no_connection_is_ever_given_out_twice_or_lost(steps: list[tuple[str, st
                 del inside[mine[0]]
         assert len(pool) == len(inside)
     assert sorted(pool.clear("a") + pool.clear("b")) == sorted(inside)
+
+
+def test_those_that_were_idle_for_longest_make_room_whatever_server_they_belong_to() -> None:
+    pool: Pool[str] = Pool()
+    for now, (server, name) in enumerate([("one", "a"), ("two", "b"), ("one", "c"), ("two", "d")]):
+        pool.put(server, name, now)
+    assert pool.oldest(3) == ["a", "b", "c"]
+    assert len(pool) == 1
+    assert pool.oldest(3) == ["d"]
+    assert pool.oldest(3) == []

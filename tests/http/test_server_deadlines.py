@@ -105,11 +105,11 @@ def test_a_body_that_comes_slowly_but_surely_is_read() -> None:
     harness = SiteHarness(timeouts=TIMEOUTS)
     harness.streaming.behaviour = wait_on_the_body
     client = harness.connect()
-    data = post(b"/vllm/a", b"x" * 9)
-    client.send(data[:-9])
+    data = post(b"/vllm/a", b"x" * 270_000)
+    client.send(data[:-270_000])
     for _ in range(9):
         harness.pass_time(55)
-        client.send(b"x")
+        client.send(b"x" * 30_000)
     assert client.answer().status == 200
 
 

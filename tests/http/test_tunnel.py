@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.http.server_harness import Client, SiteHarness, TlsTransport, chunked, get, post, reply
 from tests.http.upstream_harness import MemoryTransport
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.http.headers import ResponseHead
-from twisted_vllm.http.tunnel import CLOSING, Tunnel
+from twisted_vllm.http.tunnel import CLOSING, LONGEST_CLOSING, Tunnel
 
 UPGRADE = (b"Connection: keep-alive, Upgrade", b"Upgrade: websocket")
 HEAD = ResponseHead(101, b"Switching Protocols", [(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")])
@@ -261,6 +263,32 @@ class DeafTransport(MemoryTransport):
 
     def loseConnection(self) -> None:
         self.disconnecting = True
+
+
+class Socket(FileDescriptor):
+    """A socket's queue, of which the server reads a byte at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(reactor=Clock())  # type: ignore[arg-type]  # it calls nothing of it
+        self.dataBuffer = bytes(1_000)
+
+
+def test_a_server_that_reads_a_byte_at_a_time_is_cut_in_the_end() -> None:
+    setting = Setting()
+    setting.server = DeafTransport(setting.harness.clock, setting)
+    below = setting.server.transport = Socket()  # type: ignore[attr-defined]  # where the layers of a transport are
+    setting.tunnel = Tunnel(
+        setting.server, setting.server.write, b"", setting.harness.deadlines, None, setting.on_closed
+    )
+    setting.ask().agree()
+    close(setting.client, ConnectionDone())
+    seconds = 0
+    while not setting.server.aborted and below.offset < 1_000:
+        setting.harness.pass_time(1)
+        below.offset += 1
+        seconds += 1
+    assert LONGEST_CLOSING - CLOSING <= seconds <= LONGEST_CLOSING + CLOSING + 2
+    setting.settle()
 
 
 def test_a_server_that_does_not_close_is_cut() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.error import (
     ConnectError,
@@ -11,6 +13,8 @@ from twisted.internet.error import (
     TCPTimedOutError,
     TimeoutError,
 )
+from twisted.internet.interfaces import IHostnameResolver
+from zope.interface import implementer
 
 from tests.http.upstream_harness import HOST, OK, PORT, Lab, Upload, make_server, second_attempt
 from twisted_vllm.config.settings import Timeouts
@@ -233,6 +237,29 @@ def test_a_body_that_is_cut_short_fails_after_the_pieces_that_came(raw: bytes, p
 
 
 # taking too long
+
+
+@implementer(IHostnameResolver)
+class SilentResolver:
+    """Never finds out what a name stands for."""
+
+    def resolveHostName(self, resolutionReceiver: Any, hostName: str, *args: Any, **kwargs: Any) -> Any:
+        resolutionReceiver.resolutionBegan(self)
+        return self
+
+    def cancel(self) -> None:
+        """Stop."""
+
+
+def test_a_name_that_is_not_resolved_in_time_is_given_up() -> None:
+    lab = Lab()
+    lab.clock.installNameResolver(SilentResolver())
+    asked = lab.ask(server=make_server(Timeouts(connect=5), host="gpu.example"))
+    lab.advance(4.5)
+    assert asked.is_pending
+    lab.advance(1)
+    assert isinstance(asked.error, UpstreamTimeout)
+    lab.assert_nothing_left()
 
 
 def test_a_server_that_does_not_answer_in_time_is_given_up() -> None:

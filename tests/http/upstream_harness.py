@@ -22,6 +22,7 @@ from twisted_vllm.http.client.interfaces import Again
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 HOST = "192.0.2.7"
@@ -267,15 +268,17 @@ class Lab:
         clock: the reactor.
         deadlines: the deadlines, checked by `advance`.
         coalescer: sends at the end of a turn, for tests that begin one with `hold` and end it with `release`.
+        shortages: counts what failed for want of a descriptor or a port.
         agent: what is tested.
         ends: the connections that were accepted, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_connections: int | None = None) -> None:
         self.clock: Any = MemoryReactorClock()
         self.deadlines = DeadlineSweeper(self.clock)
         self.coalescer = WriteCoalescer()
-        self.agent = UpstreamAgent(self.clock, self.deadlines, self.coalescer)
+        self.shortages = Shortages()
+        self.agent = UpstreamAgent(self.clock, self.deadlines, self.coalescer, self.shortages, max_connections)
         self.ends: list[ServerEnd] = []
 
     # the client

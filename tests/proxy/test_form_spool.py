@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from twisted_vllm.errors import BodyTooLarge
+from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import IN_MEMORY, FormSpool
 
 LIMIT = 100 * IN_MEMORY
@@ -60,7 +61,7 @@ def contents(spool: FormSpool, threads: Threads) -> bytes:
 
 def test_a_small_form_stays_in_memory() -> None:
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     assert spool.write(b"a" * 1_000) is None
     assert spool.write(b"b" * 1_000) is None
     assert not threads.waiting
@@ -69,7 +70,7 @@ def test_a_small_form_stays_in_memory() -> None:
 
 def test_the_writer_is_paused_while_the_file_is_written() -> None:
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     done = spool.write(bytes(IN_MEMORY))
     assert done is not None
     assert spool.busy
@@ -83,7 +84,7 @@ def test_the_writer_is_paused_while_the_file_is_written() -> None:
 
 def test_data_received_meanwhile_is_written_before_the_writer_resumes() -> None:
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     done = spool.write(b"a" * IN_MEMORY)
     spool.write(b"b" * IN_MEMORY)
     assert done is not None
@@ -100,7 +101,7 @@ def test_data_received_meanwhile_is_written_before_the_writer_resumes() -> None:
 @given(st.lists(st.tuples(st.integers(0, IN_MEMORY), st.booleans()), max_size=8))
 def test_what_was_written_comes_back_in_order(pieces: list[tuple[int, bool]]) -> None:
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     written = b""
     for number, (size, runs) in enumerate(pieces):
         data = bytes([number]) * size
@@ -115,7 +116,7 @@ def test_what_was_written_comes_back_in_order(pieces: list[tuple[int, bool]]) ->
 
 
 def test_more_than_the_limit_is_refused() -> None:
-    spool = FormSpool(Threads(), 10)
+    spool = FormSpool(Threads(), 10, FormFiles())
     spool.write(bytes(10))
     with pytest.raises(BodyTooLarge):
         spool.write(b"a")
@@ -125,7 +126,7 @@ def test_more_than_the_limit_is_refused() -> None:
 def test_the_file_is_gone_when_it_is_closed(when: str) -> None:
     before = unnamed_files()
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     spool.write(bytes(IN_MEMORY))
     if when != "while it is written":
         threads.run()
@@ -140,7 +141,7 @@ def test_the_file_is_gone_when_it_is_closed(when: str) -> None:
 def test_the_file_is_closed_with_an_unclosed_spool() -> None:
     before = unnamed_files()
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     spool.write(bytes(IN_MEMORY))
     threads.run()
     assert unnamed_files() == before + 1
@@ -152,7 +153,7 @@ def test_the_file_is_closed_with_an_unclosed_spool() -> None:
 def test_a_write_error_of_the_file_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     threads = Threads()
-    spool = FormSpool(threads, LIMIT)
+    spool = FormSpool(threads, LIMIT, FormFiles())
     done = spool.write(bytes(IN_MEMORY))
     assert done is not None
     failures: list[Any] = []

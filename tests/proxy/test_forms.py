@@ -15,8 +15,9 @@ from tests.bodies.test_form_scan import cut, field
 from tests.bodies.test_multipart import END, FILE, MODEL, TYPE
 from tests.proxy.gateway_fakes import FakeRequest
 from tests.proxy.test_form_spool import Threads
-from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.errors import FormSpoolFull, ModelUndetermined
 from twisted_vllm.proxy.form_body import MAX_BUFFERED, FormBody, streams
+from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import IN_MEMORY
 
 FORM = [(b"Content-Type", TYPE)]
@@ -44,14 +45,24 @@ class BufferedForm:
     """A request with a form, and the forms whose model became known."""
 
     def __init__(
-        self, length: int | None, headers: Any = FORM, limit: int = LIMIT, decide: Callable[[Any], None] | None = None
+        self,
+        length: int | None,
+        headers: Any = FORM,
+        limit: int = LIMIT,
+        decide: Callable[[Any], None] | None = None,
+        files: FormFiles | None = None,
     ) -> None:
         request: Any = FakeRequest(headers=headers, body_complete=False, body_length=length)
         self.request = request
         self.threads = Threads()
         self.known: list[FormBody] = []
         self.form = FormBody(
-            request, frozenset(), in_thread=self.threads, limit=limit, on_model=decide or self.known.append
+            request,
+            frozenset(),
+            in_thread=self.threads,
+            limit=limit,
+            files=FormFiles() if files is None else files,
+            on_model=decide or self.known.append,
         )
         self.form.hold_for_model()
 
@@ -236,12 +247,14 @@ def test_a_disconnect_while_the_form_is_buffered_leaves_nothing() -> None:
     assert held.known == []
 
 
-def test_a_write_error_of_the_file_is_an_internal_error() -> None:
+def test_a_file_that_cannot_be_written_is_a_503_and_no_traceback() -> None:
     held = BufferedForm(None)
     held.send(LONG)
     [(done, _, _)] = held.threads.waiting
-    done.errback(OSError("full"))
-    assert held.request.failures[0].check(OSError)
+    done.errback(OSError(24, "Too many open files"))
+    assert isinstance(held.request.answered, FormSpoolFull)
+    assert held.request.answered.retry_after == 1
+    assert held.request.failures == []
 
 
 def test_a_file_that_cannot_be_read_breaks_the_form_off() -> None:

@@ -12,7 +12,7 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface.verify import verifyObject
 
 from tests.proxy.gateway_fakes import FakeRequest, HeaderPairs, server
-from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.errors import OutOfSockets, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead
@@ -137,6 +137,14 @@ def test_an_unreachable_server_gets_an_error_response(relayed: Relayed) -> None:
     relayed.pending.errback(UpstreamUnreachable("not there"))
     assert relayed.request.answered.code == "upstream_unreachable"
     assert relayed.request.context.outcome == "upstream_failed"
+
+
+def test_a_request_without_a_socket_for_it_is_refused_and_was_not_sent(relayed: Relayed) -> None:
+    relayed.request.context.sent = True
+    relayed.pending.errback(OutOfSockets("none left", retry_after=1))
+    assert (relayed.request.answered.status, relayed.request.answered.code) == (503, "out_of_sockets")
+    context = relayed.request.context
+    assert (context.outcome, context.sent) == ("refused", False)
 
 
 def test_an_internal_error_gets_an_error_response(relayed: Relayed) -> None:

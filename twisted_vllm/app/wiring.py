@@ -30,7 +30,8 @@ from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
-from twisted_vllm.http.net.open_files import connections_within, open_file_limit
+from twisted_vllm.http.net.open_files import open_file_limit, share_out
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
@@ -44,9 +45,10 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
-from twisted_vllm.proxy.forwarded import address_of, is_allowed
+from twisted_vllm.proxy.form_files import FormFiles
+from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
 from twisted_vllm.proxy.ledger import LedgerRecorder
-from twisted_vllm.proxy.metrics import StaleConnectionCollector
+from twisted_vllm.proxy.metrics import ConnectionCollector, StaleConnectionCollector
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
@@ -75,6 +77,8 @@ class Wiring:
         deadlines: checks the deadlines of all connections.
         disconnects: detects clients that disconnect while they are not read from.
         agent: the connections to servers.
+        shortages: counts what failed for want of a descriptor or a port.
+        descriptors: how many descriptors clients, servers and forms may take.
         queues: the requests that wait for a busy server.
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
@@ -100,13 +104,15 @@ class Wiring:
             origins=settings.allowed_origins,
         )
         coalescer = WriteCoalescer()
-        sockets = data_path_reactor(reactor, coalescer)
+        self.shortages = shortages = Shortages()
+        self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
+        sockets = data_path_reactor(reactor, coalescer, shortages)
         ids = RequestIds(os.urandom)
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         servers = settings.servers
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer)
+        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
         self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url)
@@ -164,6 +170,7 @@ class Wiring:
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
             response_ids=ResponseIds(settings.servers, os.urandom),
         )
+        form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         pass_through = PassThroughResource(
             admission=admission,
             client=client,
@@ -171,6 +178,7 @@ class Wiring:
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            form_files=form_files,
             ask_models=served_models.ask,
             throttle=throttle,
             allows=allows,
@@ -211,13 +219,17 @@ class Wiring:
             coalescer=coalescer,
             disconnects=self.disconnects,
             reactor=reactor,
-            limits=attrs.evolve(limits, max_connections=connections_within(limits.max_connections, open_file_limit())),
+            limits=attrs.evolve(limits, max_connections=descriptors.clients),
             timeouts=settings.timeouts,
             ids=ids,
             lifecycle=self.lifecycle,
             web_pages=web_pages,
+            is_exempt=partial(may_take_all_connections, trusted=settings.trusted_proxies),
+            max_refused=descriptors.refused,
         )
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
+        shortages.add_maker(self.site.connection_limit.make_room)
+        self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

@@ -6,9 +6,9 @@ A valid key is always served, even after failures: tenants behind one NAT must n
 from __future__ import annotations
 
 from collections import OrderedDict
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 
+from twisted_vllm.client_address import client_of
 from twisted_vllm.errors import GatewayError, MissingApiKey, TooManyFailures
 
 #: how long failures are counted, in seconds from the first one
@@ -16,9 +16,6 @@ WINDOW_SECONDS = 60.0
 
 #: the maximum number of addresses to track; the one that failed longest ago is dropped first
 MAX_ADDRESSES = 4096
-
-#: bytes of an IPv6 address that name one client: providers assign a /64 to a line
-_IPV6_BYTES = 8
 
 
 class AuthenticationThrottle:
@@ -48,7 +45,7 @@ class AuthenticationThrottle:
         """
         if self._limit is None or type(error) is MissingApiKey:
             return error
-        client = _client(address)
+        client = client_of(address)
         start, count = self._windows.pop(client, (now, 0))
         if not 0 <= now - start < WINDOW_SECONDS:
             start, count = now, 0
@@ -62,15 +59,3 @@ class AuthenticationThrottle:
             "Too many requests from this address came with keys that are not valid. A valid key still works.",
             retry_after=max(1, ceil(start + WINDOW_SECONDS - now)),
         )
-
-
-def _client(address: str) -> str | bytes:
-    """Return a client's IPv4 address or IPv6 network."""
-    if ":" not in address:
-        return address
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address
-    assert isinstance(found, IPv6Address)
-    return found.packed[:_IPV6_BYTES] if found.ipv4_mapped is None else str(found.ipv4_mapped)

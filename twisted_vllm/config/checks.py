@@ -169,6 +169,18 @@ def seconds(*, zero: bool = False) -> Checker[float]:
     return check
 
 
+@checker("number", "above 0, at most 1")
+def share(value: object, place: Place) -> float:
+    """Check for a part of a whole."""
+    if isinstance(value, EnvironmentText) and re.fullmatch(r"[01](\.[0-9]{1,9})?", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Rejected(f"must be a number above 0, at most 1, not {kind_of(value)}")
+    if not 0 < value <= 1:
+        raise Rejected("must be above 0 and at most 1, such as 0.25")
+    return float(value)
+
+
 def duration(minimum: str) -> Checker[float]:
     """Return a checker for a duration such as ``90d``, not below ``minimum``; it converts to seconds."""
 

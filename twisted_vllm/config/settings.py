@@ -31,6 +31,7 @@ from twisted_vllm.config.checks import (
     price,
     route_rule,
     seconds,
+    share,
     text,
     url_scheme,
     whole,
@@ -128,10 +129,35 @@ class Limits:
     )
     max_connections: int | None = setting(
         10_000,
-        optional(whole(), "no limit"),
-        "Client connections at a time; one more is answered 503 too_many_connections. Each needs up to two open files: "
-        "where the open-file limit (ulimit -n) is too low, this limit is lowered at the start, which the log says.",
+        optional(whole(), "as many as the open-file limit allows"),
+        "Client connections at a time; for one more an idle one is closed, or it is answered 503 too_many_connections. "
+        "Each needs up to two open files: where the open-file limit (ulimit -n) is too low, this limit is lowered at "
+        "the start, which the log says.",
         unit="connections",
+        concerns="clients",
+    )
+    max_connections_share: float = setting(
+        0.25,
+        share,
+        "The share of max_connections that one address (IPv6: one /64) may take; more are answered 503 "
+        "too_many_connections. Addresses of trusted_proxies, of this machine and UNIX sockets may take all.",
+        concerns="clients",
+    )
+    min_client_rate: int | None = setting(
+        500,
+        optional(whole(), "any rate"),
+        "The bytes in a second that a client must send of a body, counted without the framing of chunks, once "
+        "timeouts.client_body is used up, and that it must read of a response that waits for it. A slower body is "
+        "answered 408.",
+        unit="bytes/s",
+        concerns="clients",
+    )
+    max_spooled_form_bytes: int = setting(
+        4_294_967_296,
+        whole(),
+        'The parts of multipart forms before their field "model" that wait in temporary files, of all requests '
+        "together; more are answered 503 form_spool_full.",
+        unit="bytes",
         concerns="clients",
     )
     max_concurrent_requests: int | None = setting(
@@ -197,11 +223,22 @@ class Timeouts:
         per_server="3600",
     )
     client_head: float = setting(
-        15.0, seconds(), "For the request line and all headers of a client's request.", concerns="clients"
+        15.0,
+        seconds(),
+        "For the request line and all headers of a client's request, and before them for the TLS handshake.",
+        concerns="clients",
     )
-    client_body: float = setting(60.0, seconds(), "Between two pieces of a client's body.", concerns="clients")
+    client_body: float = setting(
+        60.0,
+        seconds(),
+        "Between two pieces of a client's body; limits.min_client_rate says how much must come.",
+        concerns="clients",
+    )
     keep_alive: float = setting(
-        75.0, seconds(), "For a client's next request on an idle connection.", concerns="clients"
+        75.0,
+        seconds(),
+        "For a client's next request on an idle connection; blank lines do not count.",
+        concerns="clients",
     )
     redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")
 

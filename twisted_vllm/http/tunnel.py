@@ -25,6 +25,9 @@ from twisted_vllm.http.net.write_coalescing import unsent_bytes
 #: seconds in which a server must read some of the pending bytes, or close its side
 CLOSING = 10.0
 
+#: seconds in which a server must have read all of them, and have closed
+LONGEST_CLOSING = 120.0
+
 
 class ClientConnection(Protocol):
     """The part of the client's connection that a tunnel uses."""
@@ -104,6 +107,7 @@ class Tunnel:
         self._on_outcome: Callable[[str], None] | None = None
         self._paused = self._server_lost = False
         self._unsent = 0
+        self._end_by = 0.0
 
     @property
     def joined(self) -> bool:
@@ -185,7 +189,7 @@ class Tunnel:
         request = self._request
         if request is None:
             unsent = unsent_bytes(self._transport)
-            if 0 < unsent < self._unsent:
+            if 0 < unsent < self._unsent and self._deadlines.now < self._end_by:
                 self._await_end(unsent)
             else:
                 self._transport.abortConnection()
@@ -222,6 +226,7 @@ class Tunnel:
         transport.unregisterProducer()
         # read and drop the rest: closing with unread data would reset the connection and lose pending bytes
         transport.resumeProducing()
+        self._end_by = self._deadlines.now + LONGEST_CLOSING
         self._await_end(unsent_bytes(transport))
         if ITCPTransport.providedBy(transport) and not ISSLTransport.providedBy(transport):
             transport.loseWriteConnection()

@@ -365,6 +365,7 @@ class BackgroundResponses(RequestObserver):
                 "The background response {id} of {server} is lost: it is charged as an estimate",
                 id=work.id,
                 server=work.server,
+                once_a_second=work.server,
             )
         usage = charge.usage
         if followed.reservation is not None:

@@ -7,11 +7,13 @@ which the last of two equal fields wins).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from enum import Enum, auto
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.bodies.multipart import FormScan, content_for
@@ -19,6 +21,7 @@ from twisted_vllm.errors import GatewayError, ModelUndetermined
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form
 from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.proxy.form_files import FormFiles, full
 from twisted_vllm.proxy.form_spool import FormSpool, InThread
 from twisted_vllm.proxy.relay import RequestBody
 
@@ -49,6 +52,8 @@ class FormBody(RequestBody):
         fault: why its model cannot be determined, or None.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         request: GatewayRequest,
@@ -56,6 +61,7 @@ class FormBody(RequestBody):
         *,
         in_thread: InThread,
         limit: int,
+        files: FormFiles,
         on_model: Callable[[FormBody], None],
         fields: FormFields | None = None,
     ) -> None:
@@ -66,13 +72,14 @@ class FormBody(RequestBody):
             dropped: as for `RequestBody`.
             in_thread: runs a function in another thread.
             limit: the maximum number of bytes before the field "model".
+            files: bounds the files of all forms.
             on_model: called once, when `model` and `fault` are known.
             fields: checks the fields; None allows any.
         """
         super().__init__(request, dropped)
         self.model: str | None = None
         self.fault: ModelUndetermined | None = None
-        self._spool = FormSpool(in_thread, limit)
+        self._spool = FormSpool(in_thread, limit, files)
         self._on_model = on_model
         self._fields = fields
         self._scan: FormScan | None = None
@@ -150,11 +157,21 @@ class FormBody(RequestBody):
 
     def _spool_failed(self, failure: Failure) -> None:
         """Fail: the spool's file cannot be written or read."""
+        if failure.check(OSError):
+            self._log.error(
+                "A large form could not be buffered in {directory}: {reason}",
+                directory=tempfile.gettempdir(),
+                reason=failure.getErrorMessage(),
+                once_a_second=True,
+            )
         if self._state is _State.SENDING:
             self._break_off(failure)
         elif self._state is not _State.OVER:
             self.cancel()
-            self._request.processingFailed(failure)
+            if failure.check(OSError, GatewayError):
+                self._request.answer(failure.value if isinstance(failure.value, GatewayError) else full())
+            else:
+                self._request.processingFailed(failure)
 
     def _decide(self, fault: ModelUndetermined | None) -> None:
         self._state = _State.WAITING

@@ -6,15 +6,15 @@ The file is in the directory that Python's ``tempfile`` chooses (``TMPDIR``).
 from __future__ import annotations
 
 import os
-import tempfile
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
 from twisted_vllm.errors import BodyTooLarge
+from twisted_vllm.proxy.form_files import FormFile, FormFiles
 
 #: bytes kept in memory; as many again may be waiting for the file
 IN_MEMORY = 524_288
@@ -34,19 +34,21 @@ class FormSpool:
         size: bytes written.
     """
 
-    def __init__(self, in_thread: InThread, limit: int) -> None:
+    def __init__(self, in_thread: InThread, limit: int, files: FormFiles) -> None:
         """Make an empty spool; it opens a file when it needs one.
 
         Args:
             in_thread: runs a function in another thread.
             limit: the maximum number of bytes.
+            files: bounds the files of all spools.
         """
         self.size = 0
         self._in_thread = in_thread
         self._limit = limit
         self._memory: list[bytes] = []
         self._in_memory = 0
-        self._descriptor = -1
+        self._files = files
+        self._file: FormFile | None = None
         self._close_file: weakref.finalize[..., Any] | None = None
         self._in_file = self._read_to = 0
         self._busy: Deferred[Any] | None = None
@@ -58,11 +60,14 @@ class FormSpool:
         return self._busy is not None
 
     def write(self, data: bytes) -> Deferred[None] | None:
-        """Store `data`; return None, or a Deferred that fires when more may be written.
+        """Store `data`; return None, or a Deferred that fires when more may be written. After `close` it is dropped.
 
         Raises:
             BodyTooLarge: the limit is exceeded.
+            FormSpoolFull: there is no room for the file.
         """
+        if self._closed:
+            return None
         self.size += len(data)
         if self.size > self._limit:
             raise BodyTooLarge(f"This form names its model after more than {self._limit} bytes: send that field first.")
@@ -73,26 +78,18 @@ class FormSpool:
         return self._flush()
 
     def _flush(self) -> Deferred[None]:
+        taken, self._file = self._file, self._files.take(self._in_memory, self._file)
+        if taken is None:
+            # gives it back even if close() is never called
+            self._close_file = weakref.finalize(self, self._files.give_back, self._file)
         data = b"".join(self._memory)
         self._memory.clear()
         self._in_memory = 0
         done: Deferred[None] = Deferred()
-        self._busy = self._in_thread(self._write_file, data)
+        at, self._in_file = self._in_file, self._in_file + len(data)
+        self._busy = self._in_thread(self._file.write, data, at)
         self._busy.addCallbacks(lambda _: self._written(done), lambda failure: self._failed(failure, done))
         return done
-
-    def _write_file(self, data: bytes) -> None:
-        """Write to the file, in a thread."""
-        if self._descriptor < 0:
-            with tempfile.TemporaryFile(buffering=0) as file:
-                self._descriptor = os.dup(file.fileno())
-            # closes the file even if close() is never called
-            self._close_file = weakref.finalize(self, os.close, self._descriptor)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, self._in_file)
-            self._in_file += written
-            view = view[written:]
 
     def _written(self, done: Deferred[None]) -> None:
         self._busy = None
@@ -100,7 +97,7 @@ class FormSpool:
             self._discard_file()
             done.callback(None)
         elif self._in_memory >= IN_MEMORY:
-            self._flush().chainDeferred(done)
+            maybeDeferred(self._flush).chainDeferred(done)
         else:
             done.callback(None)
 
@@ -111,8 +108,8 @@ class FormSpool:
 
     def read(self) -> Deferred[bytes]:
         """Return the next piece, empty after the last. Do not write after the first call, nor call it while `busy`."""
-        if self._read_to < self._in_file:
-            self._busy = self._in_thread(os.pread, self._descriptor, PIECE, self._read_to)
+        if self._file is not None and self._read_to < self._in_file:
+            self._busy = self._in_thread(os.pread, self._file.descriptor, PIECE, self._read_to)
             return self._busy.addBoth(self._was_read)
         data = b"".join(self._memory)
         self._memory.clear()

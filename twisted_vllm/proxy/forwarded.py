@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from twisted_vllm.client_address import is_loopback
 from twisted_vllm.context import RequestContext
 
 Network = IPv4Network | IPv6Network
@@ -111,6 +112,11 @@ def is_allowed(context: RequestContext, trusted: Sequence[Network], allowed: tup
     A client on a UNIX socket has no address, and is in none.
     """
     return _is_trusted(address_of(context, trusted), allowed)
+
+
+def may_take_all_connections(host: str, trusted: Sequence[Network]) -> bool:
+    """Return whether an address stands for many clients: this machine, where proxies run, or a trusted proxy."""
+    return is_loopback(host) or _is_trusted(host, tuple(trusted))
 
 
 def _bare_address(entry: str) -> str:

@@ -4,13 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.retries import StaleRequest
+from twisted_vllm.http.net.shortages import Shortages
+from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.observability.metrics import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.form_files import FormFiles
+
+
+class ConnectionCollector(Collector):
+    """Reads on each scrape how many connections there are, and what limits and shortages did to them."""
+
+    def __init__(self, site: GatewaySite, agent: UpstreamAgent, shortages: Shortages, files: FormFiles) -> None:
+        """Collect from both sides, from the shortages of sockets, and from the files of forms."""
+        self._site = site
+        self._agent = agent
+        self._shortages = shortages
+        self._files = files
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current counts."""
+        limit = self._site.connection_limit
+        yield GaugeMetricFamily(f"{PREFIX}_client_connections", "Client connections that are served.", len(limit))
+        yield GaugeMetricFamily(
+            f"{PREFIX}_server_connections", "Connections to servers, idle ones included.", len(self._agent.connections)
+        )
+        refused = CounterMetricFamily(
+            f"{PREFIX}_refused_connections",
+            "Client connections over a limit, in all or of one address.",
+            labels=["limit"],
+        )
+        for name, count in limit.refused.items():
+            refused.add_metric([name], count)
+        yield refused
+        dropped = CounterMetricFamily(
+            f"{PREFIX}_dropped_connections", "Idle client connections that made room for others.", labels=["idle"]
+        )
+        for idle, count in limit.dropped.items():
+            dropped.add_metric([idle.name.lower()], count)
+        yield dropped
+        failed = CounterMetricFamily(
+            f"{PREFIX}_socket_shortages",
+            "What failed for want of an open file, a port or memory for a socket.",
+            labels=["operation", "error"],
+        )
+        for (operation, error), count in self._shortages.counts.items():
+            failed.add_metric([operation, error], count)
+        yield failed
+        yield GaugeMetricFamily(
+            f"{PREFIX}_form_spool_bytes", "Bytes of large forms that wait in temporary files.", self._files.bytes
+        )
 
 
 class PreflightCollector(Collector):

@@ -14,7 +14,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError, ServerBusy, UpstreamProtocolError
+from twisted_vllm.errors import GatewayError, OutOfSockets, ServerBusy, UpstreamProtocolError
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
@@ -168,8 +168,11 @@ class Relay(Protocol):
             self._broken(failure)
             return
         self._ended = True
+        if isinstance(error, OutOfSockets):
+            self.context.sent = False
         # a request with an unacceptable body counts as refused too
-        self.context.outcome = "refused" if error.status < 500 or isinstance(error, ServerBusy) else "upstream_failed"
+        is_refused = error.status < 500 or isinstance(error, (ServerBusy, OutOfSockets))
+        self.context.outcome = "refused" if is_refused else "upstream_failed"
         self._request.answer(error)
 
     def _broken(self, failure: Failure) -> None:
@@ -244,6 +247,7 @@ class Relay(Protocol):
             "The response to {request_id} was cut short: {reason}",
             request_id=self.context.request_id.decode("ascii"),
             reason=error.message,
+            once_a_second="" if self.context.server is None else self.context.server.name,
         )
         request.abort()
 

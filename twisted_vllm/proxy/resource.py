@@ -30,6 +30,7 @@ from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody, streams
+from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, one_less, own_answer
@@ -60,6 +61,7 @@ class PassThroughResource:
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
+        form_files: FormFiles | None = None,
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
         allows: Callable[[RequestContext], bool] | None = None,
@@ -79,6 +81,7 @@ class PassThroughResource:
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
+            form_files: bounds these files; None sets no bounds.
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
             allows: returns whether the address of a request is served; None serves all.
@@ -94,6 +97,7 @@ class PassThroughResource:
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
+        self._form_files = FormFiles() if form_files is None else form_files
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._allows = allows
@@ -196,6 +200,7 @@ class PassThroughResource:
             dropped_from(principal),
             in_thread=self._in_thread,
             limit=self._limits.max_held_body_bytes,
+            files=self._form_files,
             on_model=lambda form: self._collected(request, form),
             fields=None if authorization.fields is None else FormFields(authorization.fields),
         ).hold_for_model()

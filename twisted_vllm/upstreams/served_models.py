@@ -92,6 +92,7 @@ class ServedModels:
             "The server {server} does not say which model it serves: {reason}",
             server=server.name,
             reason=failure.getErrorMessage(),
+            once_a_second=server.name,
         )
         return _NOTHING
 

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
+from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
@@ -36,10 +37,13 @@ from twisted_vllm.http.client.retries import Retries, StaleRequest
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 #: seconds in which no connection to a server is reused that sent what nobody asked for
 DISTRUST = 60.0
+#: idle connections to cut at a time, to make room for others
+MADE_AT_ONCE = 16
 
 _SHUTTING_DOWN = "The gateway is shutting down."
 
@@ -56,13 +60,23 @@ class UpstreamAgent:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, deadlines: DeadlineSweeper, coalescer: WriteCoalescer) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        deadlines: DeadlineSweeper,
+        coalescer: WriteCoalescer,
+        shortages: Shortages | None = None,
+        max_connections: int | None = None,
+    ) -> None:
         """Make the agent.
 
         Args:
             reactor: a provider of IReactorTime, IReactorTCP and IReactorPluggableNameResolver.
             deadlines: checks the deadlines of all connections.
             coalescer: sends at the end of a reactor turn what was written in it.
+            shortages: is told when there is no descriptor or port for a connection.
+            max_connections: the most connections, idle ones included; more wait for one of them to end. None means no
+                limit.
         """
         self._reactor = reactor
         self._deadlines = deadlines
@@ -76,6 +90,10 @@ class UpstreamAgent:
         self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
+        self._shortages = Shortages() if shortages is None else shortages
+        self._shortages.add_maker(self.make_room)
+        self._max_connections = max_connections
+        self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
 
     @property
@@ -133,7 +151,7 @@ class UpstreamAgent:
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
         connection = self.pool.take(server, self._deadlines.now, self._coalescer.turn)
         if connection is None:
-            self._connect(exchange)
+            self._connect_or_wait(exchange)
         else:
             connection.send(exchange)
         return result
@@ -141,6 +159,7 @@ class UpstreamAgent:
     def close(self) -> None:
         """Abort every connection and every attempt to connect, and make no more."""
         self._closed = True
+        self._waiting.close(UpstreamUnreachable(_SHUTTING_DOWN))
         for exchange, connecting in list(self._connecting.items()):
             connecting.cancel()
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
@@ -148,6 +167,17 @@ class UpstreamAgent:
             connection.transport.abortConnection()
 
     # connections
+
+    def _has_room(self) -> bool:
+        most = self._max_connections
+        return most is None or len(self._connections) + len(self._connecting) < most
+
+    def _connect_or_wait(self, exchange: UpstreamExchange) -> None:
+        if self._waiting or not self._has_room():
+            self._wait(exchange)
+            self.make_room(1)
+        else:
+            self._connect(exchange)
 
     def _connect(self, exchange: UpstreamExchange) -> None:
         if self._closed:
@@ -170,6 +200,9 @@ class UpstreamAgent:
             )
         )
         connecting = self._endpoint(server).connect(factory)
+        if not (isIPAddress(server.host) or isIPv6Address(server.host)):
+            # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
+            connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
         exchange.carrier = self
         self._connecting[exchange] = connecting
         hold(exchange.body)
@@ -177,9 +210,23 @@ class UpstreamAgent:
 
     def give_up(self, exchange: UpstreamExchange) -> None:
         """Cancel the attempt to connect that `exchange` waits for."""
+        self._waiting.discard(exchange)
         connecting = self._connecting.get(exchange)
         if connecting is not None:
             connecting.cancel()
+
+    def make_room(self, most: int = MADE_AT_ONCE) -> int:
+        """Cut the connections that have been idle for longest, at most `most`; return how many."""
+        idle = self.pool.oldest(most)
+        for connection in idle:
+            connection.transport.abortConnection()
+        return len(idle)
+
+    def _wait(self, exchange: UpstreamExchange) -> None:
+        """Connect `exchange` later, when another connection has ended."""
+        exchange.carrier = self
+        hold(exchange.body)
+        self._waiting.add(exchange)
 
     def _endpoint(self, server: Server) -> IStreamClientEndpoint:
         endpoint = self._endpoints.get(server)
@@ -209,14 +256,24 @@ class UpstreamAgent:
     def _unreachable(self, failure: Failure, exchange: UpstreamExchange) -> None:
         self._connecting.pop(exchange, None)
         if exchange.result is None or failure.check(CancelledError, ConnectingCancelledError):
+            self._waiting.go_on()
+            return
+        shortage = None if failure.value is None else shortage_in(failure.value)
+        if shortage is not None:
+            self._shortages.note("connect", shortage)
+            self._wait(exchange)
             return
         self._log.warn(
-            "No connection to {server}: {reason}", server=exchange.server.name, reason=failure.getErrorMessage()
+            "No connection to {server}: {reason}",
+            server=exchange.server.name,
+            reason=failure.getErrorMessage(),
+            once_a_second=exchange.server.name,
         )
         if failure.check(TimeoutError, TCPTimedOutError):
             exchange.fail(UpstreamTimeout("Connecting to the vLLM server took too long."))
         else:
             exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
+        self._waiting.go_on()
 
     def _stray(self, connection: UpstreamConnection) -> None:
         """Reuse no connection of a server that sent what nobody asked for: the next client would get it."""
@@ -241,12 +298,17 @@ class UpstreamAgent:
             del self._distrusted[connection.server]
         for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
+        if self._waiting.deadline is not None:
+            # one of another server, perhaps: an idle connection is of no use to those that wait
+            self.make_room(1)
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
         self._connections.discard(connection)
         self.pool.discard(connection.server, connection)
         if resend is not None:
-            self._connect(resend)
+            self._connect_or_wait(resend)
+        if self._waiting:
+            self._waiting.go_on()
 
 
 def _complete(headers: Headers, host: bytes, body: bytes | IBodyProducer | None) -> bytes:

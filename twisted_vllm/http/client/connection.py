@@ -145,7 +145,12 @@ class UpstreamConnection(Protocol):
 
     def _log_loss(self, reason: Failure) -> None:
         """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
-        self._log.warn("Lost {server}: {reason}", server=self.server.name, reason=reason.getErrorMessage())
+        self._log.warn(
+            "Lost {server}: {reason}",
+            server=self.server.name,
+            reason=reason.getErrorMessage(),
+            once_a_second=self.server.name,
+        )
 
     def close(self) -> None:
         """Close an idle connection; abort it if the server does not close its side within `KEEP`."""
@@ -296,7 +301,8 @@ class UpstreamConnection(Protocol):
         if complete:
             response.complete = True
             self._release(exchange)
-        elif not self._paused:
+        elif not self._paused and (data or existing is None):
+            # the framing of chunks is no progress
             self._await(self.server.timeouts.idle)
         try:
             if existing is None:

@@ -35,6 +35,7 @@ class UpstreamExchange:
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
         carrier: its connection, or the agent while that connects.
         response: the response, from its head to its end.
+        connect_by: until when it waits for a descriptor to connect with, in the reactor's seconds; None if it need not.
         retried: whether it was already sent again.
         again: makes the headers of another attempt; None if it must not be sent again.
         on_ended: called once when it is over, however it ends; None after that, or if nobody listens.
@@ -45,6 +46,7 @@ class UpstreamExchange:
         "again",
         "body",
         "carrier",
+        "connect_by",
         "data",
         "informational",
         "method",
@@ -78,6 +80,7 @@ class UpstreamExchange:
         self.result: Deferred[UpstreamResponse] | None = Deferred(self._cancelled)
         self.carrier: Carrier | None = None
         self.response: UpstreamResponse | None = None
+        self.connect_by: float | None = None
         self.retried = False
         self.on_ended = on_ended
         self.on_sent = on_sent

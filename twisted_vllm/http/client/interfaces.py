@@ -80,5 +80,6 @@ class IUpstreamAgent(IAgent):
             UpstreamUnreachable: no connection could be made, or it closed before the response began.
             UpstreamTimeout: connecting, or waiting for the head of the response, took too long.
             UpstreamProtocolError: the response is not HTTP.
+            OutOfSockets: the gateway had no descriptor or port for a connection.
             ServerBusy: the request could not be queued, or waited too long.
         """

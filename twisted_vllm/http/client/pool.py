@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from heapq import nsmallest
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Connection = TypeVar("Connection")
@@ -68,6 +70,17 @@ class Pool(Generic[Connection]):
         """Remove a connection that the other side closed."""
         stack = self._idle.get(key, [])
         stack[:] = [entry for entry in stack if entry[2] is not connection]
+
+    def oldest(self, count: int) -> list[Connection]:
+        """Remove and return the connections that have been idle for longest, at most `count`."""
+        found = nsmallest(
+            count,
+            ((since, key, idle) for key, stack in self._idle.items() for since, _, idle in stack),
+            key=itemgetter(0),
+        )
+        for _, key, connection in found:
+            self.discard(key, connection)
+        return [connection for _, _, connection in found]
 
     def clear(self, key: Hashable) -> list[Connection]:
         """Remove and return all connections of a server."""

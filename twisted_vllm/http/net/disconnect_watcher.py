@@ -48,11 +48,16 @@ class DisconnectWatcher:
         descriptor = -1 if connection is None else connection.fileno()
         if descriptor < 0 or transport in self._descriptors or not hasattr(select, "epoll"):
             return
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
-        # level-triggered, so that an earlier disconnect is noticed too; EPOLLHUP and EPOLLERR are implied
-        self._epoll.register(descriptor, 0 if resets_only else select.EPOLLRDHUP)
+        try:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                self._reactor.addReader(self)
+            # level-triggered, so that an earlier disconnect is noticed too; EPOLLHUP and EPOLLERR are implied
+            self._epoll.register(descriptor, 0 if resets_only else select.EPOLLRDHUP)
+        except OSError as error:
+            # no descriptor or no memory: the disconnect is noticed at the next read or write
+            self._log.warn("A client cannot be watched: {reason}", reason=error.strerror, once_a_second=True)
+            return
         self._watched[descriptor] = transport
         self._descriptors[transport] = descriptor
 

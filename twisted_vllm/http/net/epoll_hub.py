@@ -11,6 +11,7 @@ the real reactor. Without ``epoll`` the real reactor is used directly.
 from __future__ import annotations
 
 import select
+import socket
 from typing import Any
 
 from twisted.internet import tcp
@@ -21,6 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
+from twisted_vllm.http.net.listening import TcpPort, TlsFactory, UnixPort
+from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 #: events per poll, and polls per turn, before the reactor gets to its other work
@@ -33,9 +36,9 @@ _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
-def data_path_reactor(reactor: Any, coalescer: WriteCoalescer) -> Any:
+def data_path_reactor(reactor: Any, coalescer: WriteCoalescer, shortages: Shortages) -> Any:
     """Return the reactor for the sockets of the data path: an `EpollHub`, or `reactor` itself without epoll."""
-    return EpollHub(reactor, coalescer) if HAS_EPOLL and IReactorFDSet.providedBy(reactor) else reactor
+    return EpollHub(reactor, coalescer, shortages) if HAS_EPOLL and IReactorFDSet.providedBy(reactor) else reactor
 
 
 @implementer(IReadDescriptor)
@@ -44,13 +47,15 @@ class EpollHub:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, coalescer: WriteCoalescer) -> None:
+    def __init__(self, reactor: Any, coalescer: WriteCoalescer, shortages: Shortages) -> None:
         """Create the hub; the reactor watches it while it has a socket.
 
         Args:
             reactor: the real reactor, an IReactorFDSet.
             coalescer: sends at the end of a turn what was written in it.
+            shortages: is told when a listening port has no descriptor for a connection.
         """
+        self._shortages = shortages
         self._reactor = reactor
         self._coalescer = coalescer
         self._epoll = select.epoll()
@@ -67,9 +72,27 @@ class EpollHub:
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """Listen; the hub is the reactor of the connections."""
-        listening = tcp.Port(port, factory, backlog, interface, self)
-        listening.startListening()
-        return listening
+        return self._start(TcpPort(port, factory, backlog, interface, self))
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """Listen with TLS; the real reactor is the connections' own."""
+        tls = TlsFactory(contextFactory, False, factory)
+        return self._start(TcpPort(port, tls, backlog, interface, self._reactor))
+
+    def listenUNIX(self, address: bytes, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: int = 0) -> Any:
+        """Listen on a UNIX socket; the real reactor is the connections' own."""
+        return self._start(UnixPort(address, factory, backlog, mode, self._reactor, wantPID))
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: Any, factory: Any) -> Any:
+        """Listen on a socket that another process opened, as systemd does; the real reactor is the connections' own."""
+        if addressFamily == socket.AF_UNIX:
+            return self._start(UnixPort._fromListeningDescriptor(self._reactor, fileDescriptor, factory))
+        return self._start(TcpPort._fromListeningDescriptor(self._reactor, fileDescriptor, addressFamily, factory))
+
+    def _start(self, port: Any) -> Any:
+        port.shortages = self._shortages
+        port.startListening()
+        return port
 
     def connectTCP(
         self, host: str, port: int, factory: Any, timeout: float = 30.0, bindAddress: tuple[str, int] | None = None

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
+from zope.interface import implementer
 
 from twisted_vllm.config.settings import Timeouts
 from twisted_vllm.context import Peer
 from twisted_vllm.errors import GatewayError, RequestTimeout
 from twisted_vllm.http.header_cache import RequestHeaderCache
-from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer, unsent_bytes
+from twisted_vllm.http.server.connection_limit import Idle
 from twisted_vllm.http.server.parser import RequestParser
 from twisted_vllm.http.server.request import GatewayRequest, RequestSite
 from twisted_vllm.http.tunnel import Tunnel
@@ -40,7 +42,7 @@ SLICE = 4_096
 #: closing with unread data resets the connection)
 LINGER = 2.0
 
-#: seconds in which a client must read some of the pending output
+#: seconds in which a client must read the pending output, or as much as `Limits.min_client_rate` requires
 STALL = 300.0
 
 
@@ -61,6 +63,7 @@ class ConnectionSite(RequestSite, Protocol):
         """Count a connection out."""
 
 
+@implementer(IHandshakeListener)
 class DownstreamConnection(http.HTTPChannel):
     """One client connection.
 
@@ -88,6 +91,9 @@ class DownstreamConnection(http.HTTPChannel):
         self.requests = []
         self._advancing = False
         self._lingering = False
+        self._handshaking = False
+        self._answered = False
+        self._closing_since: float | None = None
         self._held: list[bytes] = []
         self._held_size = 0
         self._unsent = 0
@@ -105,9 +111,16 @@ class DownstreamConnection(http.HTTPChannel):
         super().connectionMade()
         self.write, self.send_now = self.site.coalescer.writer(self.transport)
         self._parser = RequestParser(self._begin_request, self.site.limits, self.site.header_cache)
-        self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self.isSecure())
+        self._handshaking = self.isSecure()
+        self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self._handshaking)
+        self._set_deadline()
         self.site.connection_made(self)
-        self.deadline = self.site.deadlines.after(self.site.timeouts.keep_alive)
+
+    def handshakeCompleted(self) -> None:
+        """Wait for a request, now that TLS is established."""
+        self._handshaking = False
+        if not self._lingering:
+            self._set_deadline()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Notify the requests in flight that their client has disconnected."""
@@ -125,6 +138,35 @@ class DownstreamConnection(http.HTTPChannel):
     def is_idle(self) -> bool:
         """Return whether no request is in flight."""
         return not self.requests and self._parser.current is None and not self._lingering
+
+    def idle_for(self, now: float) -> tuple[Idle, float] | None:
+        """Return how it is idle and for how many seconds; None while it works on a request or has bytes to send."""
+        deadline = self.deadline
+        if deadline is None or self._waitingForTransport or self._read_pauses:
+            return None
+        if self._lingering:
+            if self._closing_since is None or unsent_bytes(self.transport):
+                return None
+            return Idle.CLOSING, now - self._closing_since
+        current = self._parser.current
+        if current is None:
+            if self.requests or unsent_bytes(self.transport):
+                return None
+            idle = Idle.KEPT_ALIVE if self._answered else Idle.SILENT
+        elif self._parser.in_head:
+            idle = Idle.SLOW_HEAD
+        else:
+            return None
+        return idle, now - (deadline - INTERVAL - self._patience())
+
+    def drop(self) -> None:
+        """Close it at once, without a response, to make room for another connection."""
+        if self.isSecure() or unsent_bytes(self.transport):
+            # its client would have to read, or to close its side of TLS
+            self._lingering = True
+            self.transport.abortConnection()
+        else:
+            self._close()
 
     def expired(self) -> None:
         """Close an idle connection, refuse a request that came too slowly, or cut a lingering connection."""
@@ -147,14 +189,22 @@ class DownstreamConnection(http.HTTPChannel):
         if self.requests and current is not self.requests[0]:
             self.deadline = None
             return
+        self.deadline = self.site.deadlines.after(self._patience())
+
+    def _patience(self) -> float:
+        """Return how many seconds the client has for its next step."""
         timeouts = self.site.timeouts
-        if current is None:
-            seconds = timeouts.keep_alive
-        elif self._parser.in_head:
-            seconds = timeouts.client_head
-        else:
-            seconds = timeouts.client_body
-        self.deadline = self.site.deadlines.after(seconds)
+        if self._parser.current is None:
+            return timeouts.client_head if self._handshaking else timeouts.keep_alive
+        return timeouts.client_head if self._parser.in_head else timeouts.client_body
+
+    def _extend_deadline(self, gained: int) -> None:
+        """Give more time for a body, of which `gained` bytes have arrived, up to its whole time."""
+        if self.deadline is None or self._waitingForTransport:
+            return
+        rate = self.site.limits.min_client_rate
+        whole = self.site.deadlines.now + INTERVAL + self.site.timeouts.client_body
+        self.deadline = whole if rate is None else min(whole, self.deadline + gained / rate)
 
     # from the client
 
@@ -217,14 +267,18 @@ class DownstreamConnection(http.HTTPChannel):
     def _feed_piece(self, data: bytes) -> bool:
         """Parse `data`; return whether more may follow."""
         parser = self._parser
-        was_in_head = parser.in_head
+        was_in_head, before, begun = parser.in_head, parser.current, len(self.requests)
+        received = 0 if before is None else before.body_received
         error = parser.feed(data)
         if error is not None:
             self._fail(error)
             return False
-        if not (was_in_head and parser.in_head):
-            # the bytes of a slow head do not extend its deadline
+        # progress alone moves the deadline: no blank lines, no bytes of a slow head, no framing of chunks
+        current = parser.current
+        if current is not before or len(self.requests) > begun or was_in_head is not parser.in_head:
             self._set_deadline()
+        elif current is not None and current.body_received > received:
+            self._extend_deadline(current.body_received - received)
         return True
 
     # answering in order
@@ -270,6 +324,7 @@ class DownstreamConnection(http.HTTPChannel):
     def requestDone(self, request: GatewayRequest) -> None:
         """Continue with the next request, or close the connection. A request calls it when its response is complete."""
         self.requests.remove(request)
+        self._answered = True
         if not request.keeps_connection():
             self._end(request)
             return
@@ -384,9 +439,10 @@ class DownstreamConnection(http.HTTPChannel):
         self._advance()
 
     def _give_up_unless_it_reads(self) -> None:
-        """Abort the connection unless the client has read something since the last deadline."""
+        """Abort the connection unless the client has read enough since the last deadline."""
         unsent = unsent_bytes(self.transport)
-        if 0 < unsent < self._unsent:
+        enough = max(1, STALL * (self.site.limits.min_client_rate or 0))
+        if unsent and self._unsent - unsent >= enough:
             self._unsent = unsent
             self.deadline = self.site.deadlines.after(STALL)
         else:
@@ -395,6 +451,7 @@ class DownstreamConnection(http.HTTPChannel):
     def _close(self) -> None:
         """Close once everything was written; abort if the client neither reads nor closes."""
         self._lingering = True
+        self._closing_since = self.site.deadlines.now
         self._await_reading(STALL)
         self.loseConnection()
 

@@ -1,144 +1,290 @@
-"""Rejects client connections over the limit with one small response, without buffering what they send."""
+"""Limits client connections, in all and of one address, and closes idle ones to make room."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from heapq import nsmallest
+from operator import itemgetter
+from typing import Protocol
 
-from twisted.internet.interfaces import ISSLTransport, ITCPTransport
-from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from twisted_vllm.client_address import client_of
+from twisted_vllm.context import Peer
 from twisted_vllm.errors import TooManyConnections
 from twisted_vllm.http.headers import write_response_head
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
-
-#: seconds for a connection over the limit to send its first bytes and read the response
-PATIENCE = 2.0
-
-#: connections over the limit to answer at a time; more are closed at once
-MAX_REFUSED = 128
+from twisted_vllm.http.net.open_files import MAX_REFUSED
+from twisted_vllm.http.server.refused_connection import RefusedConnection
 
 #: below this share of the limit, the log reports the end of the overload
 RESET_SHARE = 0.9
 
+#: idle connections are closed in batches of one in so many: looking for them takes milliseconds
+BATCH_SHARE = 100
 
-class RefusedConnection(Protocol):
-    """A connection over the limit. It gets an error response at its first bytes, which are dropped.
 
-    A client that gets a response before it has sent anything may report a protocol error.
+class Idle(IntEnum):
+    """Why a connection may be closed to make room for another; the lowest is closed first."""
+
+    #: nothing came since it was made, or only blank lines
+    SILENT = 0
+    #: its requests are answered
+    KEPT_ALIVE = 1
+    #: it was closed, and its client does not close its side of TLS
+    CLOSING = 2
+    #: the head of a request does not come to its end
+    SLOW_HEAD = 3
+
+
+#: seconds that a connection must have been idle before it is closed for another
+GRACE = {Idle.SILENT: 1.0, Idle.KEPT_ALIVE: 1.0, Idle.CLOSING: 5.0, Idle.SLOW_HEAD: 5.0}
+
+
+class ServedConnection(Protocol):
+    """The part of a client's connection that the limit uses.
 
     Attributes:
-        deadline: when `expired` is called, in the reactor's seconds.
+        peer: the client's address.
     """
 
-    transport: Any
+    peer: Peer
 
-    def __init__(
-        self, deadlines: DeadlineSweeper, answer: Callable[[], bytes], on_lost: Callable[[RefusedConnection], None]
-    ):
-        """Create the protocol.
+    def idle_for(self, now: float) -> tuple[Idle, float] | None:
+        """Return how it is idle and for how many seconds; None while it works on a request or has bytes to send."""
 
-        Args:
-            deadlines: checks the deadlines of all connections.
-            answer: returns the serialized response.
-            on_lost: called when the connection has ended.
-        """
-        self.deadline: float | None = deadlines.after(PATIENCE)
-        self._deadlines = deadlines
-        self._answer: Callable[[], bytes] | None = answer
-        self._on_lost = on_lost
-
-    def connectionMade(self) -> None:
-        """Wait for the client's first bytes."""
-        self._deadlines.add(self)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Respond, and drop further bytes: closing with unread data would reset the connection (RFC 9112 §9.6)."""
-        answer, self._answer = self._answer, None
-        if answer is None:
-            return
-        self.transport.write(answer())
-        if ITCPTransport.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport):
-            self.transport.loseWriteConnection()
-        else:
-            self.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Remove the connection from the deadlines."""
-        self._deadlines.discard(self)
-        self._on_lost(self)
-
-    def expired(self) -> None:
-        """Abort the connection."""
-        self.deadline = None
-        self.transport.abortConnection()
+    def drop(self) -> None:
+        """Close it at once, without a response."""
 
 
-class _ClosedConnection(Protocol):
-    """A connection that is closed as soon as it is made."""
+class _Client:
+    """The connections of one address.
 
-    transport: Any
+    Attributes:
+        connections: those that are not being closed.
+        exempt: whether the share of one address does not apply.
+        fruitless: when none could be closed for it; in the reactor's seconds.
+    """
 
-    def connectionMade(self) -> None:
-        self.transport.abortConnection()
+    __slots__ = ("connections", "exempt", "fruitless")
+
+    def __init__(self, exempt: bool) -> None:
+        self.connections: set[ServedConnection] = set()
+        self.exempt = exempt
+        self.fruitless = -1.0
 
 
 class ConnectionLimit:
-    """Refuses connections over the limit.
+    """Decides which connections are served.
 
     Attributes:
-        max_connections: the limit.
+        refused: how many were refused, by limit: ``total`` or ``address``.
+        dropped: how many idle ones were closed to make room, by kind.
     """
 
     _log = Logger()
 
     def __init__(
-        self, max_connections: int, deadlines: DeadlineSweeper, date: Callable[[], bytes], make_id: Callable[[], bytes]
+        self,
+        max_connections: int | None,
+        deadlines: DeadlineSweeper,
+        date: Callable[[], bytes],
+        make_id: Callable[[], bytes],
+        *,
+        share: float = 1.0,
+        is_exempt: Callable[[str], bool] = lambda host: True,
+        max_refused: int = MAX_REFUSED,
     ) -> None:
         """Create the limit.
 
         Args:
-            max_connections: the maximum number of connections to serve at a time.
+            max_connections: the maximum number of connections to serve at a time; None means no limit.
             deadlines: checks the deadlines of all connections.
             date: returns the value of a ``Date`` header.
             make_id: returns a new request id.
+            share: the part of them that one client may have, above 0 and at most 1.
+            is_exempt: returns whether an address may have more than that. A peer without an address always may.
+            max_refused: connections over the limit to answer at a time; half as many may be closing to make room.
         """
-        self.max_connections = max_connections
+        self._most = sys.maxsize if max_connections is None else max_connections
+        self._most_of_one = self._most if share == 1 else max(1, int(self._most * share))
         self._deadlines = deadlines
         self._date = date
         self._make_id = make_id
+        self._is_exempt = is_exempt
+        self._max_refused = max_refused
+        self._clients: dict[str | bytes, _Client] = {}
+        self._total = 0
         self._refused: set[RefusedConnection] = set()
-        self._count = 0
+        self._dropping: set[ServedConnection] = set()
+        self._fruitless = -1.0
+        # refused since the limit was reached
+        self._burst = 0
+        self.refused: Counter[str] = Counter()
+        self.dropped: Counter[Idle] = Counter()
 
-    def refuse(self) -> Protocol:
-        """Return a protocol that refuses one connection."""
-        if not self._count:
+    def __len__(self) -> int:
+        return self._total
+
+    # served connections
+
+    def admits(self, host: str) -> bool:
+        """Return whether a connection from `host` may be served; if not, `refuse` it. Idle ones may be closed for it.
+
+        Args:
+            host: the address it comes from, empty if it has none.
+        """
+        client = self._clients.get(client_of(host))
+        if (
+            client is not None
+            and len(client.connections) >= self._most_of_one
+            and not client.exempt
+            and not self._drop_of(client)
+        ):
+            self.refused["address"] += 1
             self._log.warn(
-                "Over {cap} client connections: more are refused until some have ended", cap=self.max_connections
+                "Over {most} client connections from {address}: more of it are refused until some have ended",
+                most=self._most_of_one,
+                address=host,
+                once_a_second=True,
             )
-        self._count += 1
-        if len(self._refused) >= MAX_REFUSED:
-            # None would close the connection as well, but not below TLS
-            return _ClosedConnection()
-        refused = RefusedConnection(self._deadlines, self._answer, self._refused.discard)
+            return False
+        if self._total < self._most or self._drop_for(client):
+            return True
+        self.refused["total"] += 1
+        if not self._burst:
+            self._log.warn(
+                "Over {cap} client connections: more are refused until some have ended",
+                cap=self._most,
+                once_a_second=True,
+            )
+        self._burst += 1
+        return False
+
+    def joined(self, connection: ServedConnection) -> None:
+        """Count a served connection in."""
+        host = connection.peer.host
+        name = client_of(host)
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = _Client(not host or self._is_exempt(host))
+        client.connections.add(connection)
+        self._total += 1
+
+    def left(self, connection: ServedConnection) -> None:
+        """Count a served connection out: it has ended."""
+        self._dropping.discard(connection)
+        self._forget(connection)
+        if self._burst and self._total < self._most * RESET_SHARE:
+            self._log.info(
+                "{count} client connections over the cap were refused", count=self._burst, once_a_second=True
+            )
+            self._burst = 0
+
+    def _forget(self, connection: ServedConnection) -> None:
+        name = client_of(connection.peer.host)
+        client = self._clients.get(name)
+        if client is not None and connection in client.connections:
+            client.connections.discard(connection)
+            self._total -= 1
+            if not client.connections:
+                del self._clients[name]
+
+    # making room
+
+    def make_room(self) -> int:
+        """Close some idle connections; return how many."""
+        return self._drop(self._candidates(None), self._batch(self._total))
+
+    def _drop_of(self, client: _Client) -> bool:
+        """Close idle connections of one client for another of its own; return whether any was."""
+        if client.fruitless == self._deadlines.now:
+            return False
+        found = self._idle_of(client, hurry=False)
+        if self._drop(found, self._batch(self._most_of_one)):
+            return True
+        client.fruitless = self._deadlines.now
+        return False
+
+    def _drop_for(self, client: _Client | None) -> bool:
+        """Close idle connections of anybody for one of `client`, or of an unknown one; return whether any was."""
+        now = self._deadlines.now
+        if now in (self._fruitless, -1.0 if client is None else client.fruitless):
+            return False
+        if self._drop(self._candidates(client), self._batch(self._most)):
+            return True
+        if client is not None and len(client.connections) > self._most_of_one:
+            # others may close its connections sooner than itself
+            client.fruitless = now
+        else:
+            self._fruitless = now
+        return False
+
+    def _batch(self, limit: int) -> int:
+        # apart from the refused: these must not keep idle connections from making room
+        return min(max(1, limit // BATCH_SHARE), max(1, self._max_refused // 2) - len(self._dropping))
+
+    def _candidates(self, newcomer: _Client | None) -> Iterable[tuple[Idle, int, float, ServedConnection]]:
+        for client in self._clients.values():
+            hurry = client is not newcomer and len(client.connections) > self._most_of_one
+            yield from self._idle_of(client, hurry=hurry)
+
+    def _idle_of(self, client: _Client, *, hurry: bool) -> Iterable[tuple[Idle, int, float, ServedConnection]]:
+        """Give the connections of a client that may be closed, with their order: by kind, its client's number, time.
+
+        Args:
+            client: the client.
+            hurry: whether its silent connections have no grace: it has more than its share.
+        """
+        now = self._deadlines.now
+        held = -len(client.connections)
+        for connection in client.connections:
+            idle = connection.idle_for(now)
+            if idle is not None and (idle[1] >= GRACE[idle[0]] or (hurry and idle[0] is Idle.SILENT)):
+                yield idle[0], held, -idle[1], connection
+
+    def _drop(self, found: Iterable[tuple[Idle, int, float, ServedConnection]], most: int) -> int:
+        if most < 1:
+            return 0
+        victims = nsmallest(most, found, key=itemgetter(0, 1, 2))
+        for kind, _, _, connection in victims:
+            self._forget(connection)
+            self._dropping.add(connection)
+            self.dropped[kind] += 1
+            connection.drop()
+        if victims:
+            self._log.warn(
+                "{count} idle client connections were closed to make room for others",
+                count=len(victims),
+                once_a_second=True,
+            )
+        return len(victims)
+
+    # refused connections
+
+    def refuse(self, host: str) -> RefusedConnection | None:
+        """Return a protocol that refuses one connection from `host`; None to close it without an answer."""
+        if len(self._refused) >= self._max_refused:
+            return None
+        client = self._clients.get(client_of(host))
+        whose = client is not None and not client.exempt and len(client.connections) >= self._most_of_one
+        refused = RefusedConnection(self._deadlines, lambda: self._answer(whose), self._refused.discard)
         self._refused.add(refused)
         return refused
-
-    def left(self, connections: int) -> None:
-        """Note that a served connection has ended and `connections` are left."""
-        if self._count and connections < self.max_connections * RESET_SHARE:
-            self._log.info("{count} client connections over the cap were refused", count=self._count)
-            self._count = 0
 
     def close(self) -> None:
         """Abort the connections that are being refused."""
         for refused in self._refused:
             refused.transport.abortConnection()
 
-    def _answer(self) -> bytes:
-        error = TooManyConnections("The gateway has too many connections; send the request again.", retry_after=1)
+    def _answer(self, of_one: bool) -> bytes:
+        text = "Too many connections come from your address; close some and send the request again."
+        if not of_one:
+            text = "The gateway has too many connections; send the request again."
+        error = TooManyConnections(text, retry_after=1)
         body = error.body()
         headers = error.headers()
         headers += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,6 +15,7 @@ from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.http.header_cache import RequestHeaderCache
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
+from twisted_vllm.http.net.open_files import MAX_REFUSED
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.connection_limit import ConnectionLimit
@@ -39,6 +41,7 @@ class GatewaySite(server.Site):
         web_pages: decides which web pages may read the gateway's own errors.
         header_cache: the parsed heads of earlier requests.
         ids: the request ids.
+        connection_limit: which connections are served.
         connections: the client connections that are open.
         draining: whether the gateway is shutting down; every response then closes its connection.
         aborted: whether the drain timed out and aborted the remaining connections.
@@ -62,6 +65,8 @@ class GatewaySite(server.Site):
         ids: RequestIds,
         lifecycle: Lifecycle,
         web_pages: WebPages = NO_WEB_PAGES,
+        is_exempt: Callable[[str], bool] = lambda host: True,
+        max_refused: int = MAX_REFUSED,
     ) -> None:
         """Make the site.
 
@@ -77,6 +82,8 @@ class GatewaySite(server.Site):
             ids: the request ids.
             lifecycle: the observers of requests.
             web_pages: decides which web pages may read the gateway's own errors.
+            is_exempt: returns whether an address may have more than its share of the connections.
+            max_refused: connections over the limit to answer at a time.
         """
         super().__init__(other, timeout=None, reactor=reactor)
         self.deadlines = deadlines
@@ -95,9 +102,14 @@ class GatewaySite(server.Site):
         self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None
-        cap = limits.max_connections
-        self._connection_limit = (
-            None if cap is None else ConnectionLimit(cap, deadlines, self.date, lambda: ids.make(self.seconds()))
+        self.connection_limit = ConnectionLimit(
+            limits.max_connections,
+            deadlines,
+            self.date,
+            lambda: ids.make(self.seconds()),
+            share=limits.max_connections_share,
+            is_exempt=is_exempt,
+            max_refused=max_refused,
         )
 
     def startFactory(self) -> None:
@@ -154,15 +166,16 @@ class GatewaySite(server.Site):
     # connections
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Return a protocol that serves the connection, or refuses it."""
-        limit = self._connection_limit
-        if limit is not None and len(self.connections) >= limit.max_connections:
-            return limit.refuse()
-        return super().buildProtocol(addr)
+        """Return a protocol that serves the connection, or refuses it; None closes it at once."""
+        host = getattr(addr, "host", "")
+        if self.connection_limit.admits(host):
+            return super().buildProtocol(addr)
+        return self.connection_limit.refuse(host)
 
     def connection_made(self, connection: DownstreamConnection) -> None:
         """Count a connection in."""
         self.connections.add(connection)
+        self.connection_limit.joined(connection)
         self.deadlines.add(connection)
         if self.draining:
             connection.drain()
@@ -171,8 +184,7 @@ class GatewaySite(server.Site):
         """Count a connection out."""
         self.connections.discard(connection)
         self.deadlines.discard(connection)
-        if self._connection_limit is not None:
-            self._connection_limit.left(len(self.connections))
+        self.connection_limit.left(connection)
         if self._drained is not None and not self.connections:
             self._drained.callback(None)
             self._drained = None
@@ -180,8 +192,7 @@ class GatewaySite(server.Site):
     def drain(self) -> Deferred[None]:
         """Close idle connections now and the others after their response; the Deferred fires when none is left."""
         self.draining = True
-        if self._connection_limit is not None:
-            self._connection_limit.close()
+        self.connection_limit.close()
         done: Deferred[None] = Deferred()
         for connection in list(self.connections):
             connection.drain()

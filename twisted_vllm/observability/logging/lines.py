@@ -14,6 +14,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from zope.interface import Interface, implementer
 
 from twisted_vllm.observability.logging.redaction import MASK, Redactor, spellings
+from twisted_vllm.observability.logging.repeats import LEFT_OUT
 from twisted_vllm.observability.request_record import RequestRecord
 
 REQUEST_NAMESPACE = "twisted_vllm.requests"
@@ -166,6 +167,8 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
     if message is None:
         message = formatEvent(event)
     secrets = frozenset(event.get(SECRETS_KEY, ()))
+    if event.get(LEFT_OUT):
+        message += f" ({event[LEFT_OUT]} more like this were left out)"
     level = event.get("log_level")
     return _Event(
         time=iso_time(event.get("log_time") or seconds()),

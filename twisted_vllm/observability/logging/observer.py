@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
 
 from twisted_vllm.observability.logging.lines import SECRETS_KEY, ILines
+from twisted_vllm.observability.logging.repeats import Repeats
 from twisted_vllm.observability.logging.writer import LogWriter
 from twisted_vllm.observability.request_record import RequestRecord
 
@@ -37,6 +39,8 @@ _OUTCOME_LEVELS = {"upstream_failed": "warn", "upstream_error": "warn", "failed"
 class LineObserver:
     """Formats events and queues them; safe to call from any thread, and never raises.
 
+    Lines that repeat are limited (`Repeats`); those of requests are not.
+
     Attributes:
         writer: takes the lines. The owner of the observer starts and stops it.
         secrets_in_flight: returns what no failure's line may show, in any thread. The owner of the requests sets it.
@@ -44,13 +48,21 @@ class LineObserver:
 
     secrets_in_flight: Callable[[], Iterable[str]] = staticmethod(lambda: ())
 
-    def __init__(self, writer: LogWriter, lines: ILines, level: str = "info") -> None:
+    def __init__(
+        self,
+        writer: LogWriter,
+        lines: ILines,
+        level: str = "info",
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Make an observer.
 
         Args:
             writer: takes the finished lines.
             lines: formats the lines.
             level: the lowest level that is written.
+            monotonic: the clock, in seconds.
 
         Raises:
             ValueError: the level does not exist.
@@ -60,9 +72,11 @@ class LineObserver:
         self.writer = writer
         self._lines = lines
         self._lowest = _LEVELS[level]
+        self._monotonic = monotonic
+        self._repeats = Repeats()
 
     def __call__(self, event: LogEvent) -> None:
-        """Write the event, if its level is high enough."""
+        """Write the event, if its level is high enough and its kind was not written too often."""
         record: RequestRecord | None = event.get(REQUEST_KEY)
         if record is not None:
             self.request(record)
@@ -70,10 +84,20 @@ class LineObserver:
             if SECRETS_KEY not in event and ("log_failure" in event or "failure" in event):
                 # an exception's text may hold whatever a client sent
                 event = {**event, SECRETS_KEY: self.secrets_in_flight()}
+            self._write(self._repeats.admit(event, self._monotonic()))
+
+    def finish(self) -> None:
+        """Write how many events were left out: the log ends."""
+        self._write(self._repeats.summaries(self._monotonic(), all_of_them=True))
+
+    def _write(self, events: list[LogEvent]) -> None:
+        for event in events:
             self.writer.write(self._lines.event(event))
 
     def request(self, record: RequestRecord) -> None:
         """Write the line of one request, if its level is high enough."""
+        if self._repeats.pending:
+            self._write(self._repeats.summaries(self._monotonic()))
         name = _OUTCOME_LEVELS.get(record.outcome, "info")
         if _LEVELS[name] >= self._lowest:
             self.writer.write(self._lines.request(record, name))

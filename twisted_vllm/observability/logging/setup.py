@@ -146,6 +146,7 @@ def install(observer: ILogObserver) -> None:
 def finish(observer: ILogObserver) -> None:
     """Write what is queued, and each later line at once. The root service's ``stopService`` ends with it."""
     if isinstance(observer, LineObserver):
+        observer.finish()
         observer.writer.finish()
 
 
@@ -158,6 +159,7 @@ def uninstall(observer: ILogObserver) -> None:
         return
     globalLogPublisher.removeObserver(observer)
     atexit.unregister(observer.writer.stop)
+    observer.finish()
     observer.writer.stop()
     if isinstance(observer.writer.sink, RotatedFile) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)

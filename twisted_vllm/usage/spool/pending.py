@@ -55,7 +55,12 @@ class PendingFiles:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._log.error("{directory} cannot be written: {reason}", directory=self._directory, reason=error.strerror)
+            self._log.error(
+                "{directory} cannot be written: {reason}",
+                directory=self._directory,
+                reason=error.strerror,
+                once_a_second=True,
+            )
 
     def remove(self, name: str) -> None:
         """Remove a file."""
