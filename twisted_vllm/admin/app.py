@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from twisted_vllm.admin import audit, customers, health
 from twisted_vllm.admin.authorization import AdminAuthenticator
-from twisted_vllm.admin.context import AdminContext, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -33,6 +33,7 @@ from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, InvalidRequest
 from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 
 WELCOME = {
@@ -119,6 +120,7 @@ class AdminApp:
         *,
         authenticator: Authenticator,
         registry: Registry,
+        reports: IReports,
         clock: IReactorTime,
         now: Callable[[], datetime],
         randbytes: Callable[[int], bytes],
@@ -129,12 +131,14 @@ class AdminApp:
         failures: AuthenticationThrottle | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
+        database_timeout: float = DATABASE_TIMEOUT,
     ) -> None:
         """Bind the routes to what they need.
 
         Args:
             authenticator: authenticates callers.
             registry: the keys in the database and in memory.
+            reports: reads the ledger.
             clock: measures how long a client waits for the database.
             now: returns the current time, with a time zone.
             randbytes: returns that many bytes, fit for secrets.
@@ -145,11 +149,13 @@ class AdminApp:
             failures: limits failed attempts to authenticate; None for no limit.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
+            database_timeout: seconds that a client waits for the database.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         context = AdminContext(
             authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle),
             registry=registry,
+            reports=reports,
             clock=clock,
             now=now,
             randbytes=randbytes,
@@ -157,6 +163,7 @@ class AdminApp:
             metrics=metrics,
             metrics_are_open=metrics_are_open,
             key_bounds=key_bounds,
+            database_timeout=database_timeout,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.

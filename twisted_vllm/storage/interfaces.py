@@ -11,6 +11,7 @@ from zope.interface import Interface
 
 from twisted_vllm.auth.grants import Changes, Snapshot
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
@@ -55,4 +56,15 @@ class IStore(Interface):
         """Return the current revision, and what changed after `revision`.
 
         The changes are ``None`` if nothing changed, and a `Snapshot` if the changes in between are no longer stored.
+        """
+
+
+class IReports(Interface):
+    """Reads reports: work that may take long, of which a few run at a time."""
+
+    def read(caller: ReportCaller, work: Callable[[Transaction], T], *, begun: bool = False) -> Deferred[T]:
+        """Read a report, or the next part of one that the caller has the beginning of.
+
+        To cancel the Deferred stops the work. It fails with TooManyReports, ReportsBusy, ReportTimeout or
+        StoreUnavailable of :mod:`twisted_vllm.errors`.
         """

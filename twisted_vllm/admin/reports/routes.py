@@ -45,8 +45,8 @@ routes = Routes()
 
 
 async def _read(call: AdminCall, work: Callable[[Transaction], object]) -> msgspec.Raw:
-    """Return the result of work as JSON. It is encoded in the database's thread, because it can be large."""
-    return msgspec.Raw(await call.read(lambda transaction: msgspec.json.encode(work(transaction))))
+    """Return the result of work as JSON. It is encoded in the report's thread, because it can be large."""
+    return msgspec.Raw(await call.report(lambda transaction: msgspec.json.encode(work(transaction))))
 
 
 @routes.get("/spend/logs", query=LogsQuery, response=tuple[Json, ...], access=Access.ANY_KEY)
