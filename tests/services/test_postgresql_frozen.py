@@ -1,4 +1,4 @@
-"""PostgreSQL is frozen, or the network swallows its packets: everything has a deadline, and everything goes on after."""
+"""PostgreSQL is frozen, or the network swallows its packets: all has a deadline, and all goes on afterwards."""
 
 from __future__ import annotations
 
@@ -110,49 +110,52 @@ def frozen_by(how: str, postgresql: PrivatePostgresql) -> Iterator[Frozen]:
 
 @pytest.mark.parametrize("how", ["a frozen server", "a silent network"])
 def test_everything_has_a_deadline_and_goes_on_after(tmp_path: Path, postgresql: PrivatePostgresql, how: str) -> None:
-    with served(serve) as server, frozen_by(how, postgresql) as database:
-        with Configured(tmp_path, server.port, SETTINGS, DATABASE_URL=database.url) as gateway:
-            port = gateway.port
-            key = json.loads(make_key(port, "first")[1])["key"]
-            chat(port, key)
-            database.begin()
-            began = time.monotonic()
-            refusals: list[tuple[float, int, str]] = []
+    with (
+        served(serve) as server,
+        frozen_by(how, postgresql) as database,
+        Configured(tmp_path, server.port, SETTINGS, DATABASE_URL=database.url) as gateway,
+    ):
+        port = gateway.port
+        key = json.loads(make_key(port, "first")[1])["key"]
+        chat(port, key)
+        database.begin()
+        began = time.monotonic()
+        refusals: list[tuple[float, int, str]] = []
 
-            def generate(number: int) -> None:
-                asked = time.monotonic()
-                status, body = make_key(port, f"lost-{number}")
-                refusals.append((time.monotonic() - asked, status, body))
+        def generate(number: int) -> None:
+            asked = time.monotonic()
+            status, body = make_key(port, f"lost-{number}")
+            refusals.append((time.monotonic() - asked, status, body))
 
-            acts = [threading.Thread(target=generate, args=(number,)) for number in range(10)]
-            for act in acts:
-                act.start()
-            slowest = max(chat(port, key) for _ in range(20))
-            wait_until(lambda: readiness(port) == (200, "unavailable"))
-            told = time.monotonic() - began
-            wait_until(lambda: metric(port, "database_up") == 0 and metric(port, "ledger_database_up") == 0)
-            measured = time.monotonic() - began
-            for act in acts:
-                act.join()
-            assert [(status, "database_unavailable" in body) for _, status, body in refusals] == [(503, True)] * 10
-            refused = max(seconds for seconds, _, _ in refusals)
-            chat(port, key)
-            database.end()
-            back = seconds_until(lambda: readiness(port) == (200, "available"))
-            made = seconds_until(lambda: make_key(port, "afterwards")[0] == 200)
-            wait_until(lambda: metric(port, "ledger_spool_rows") == 0)
-            # nothing was half done: no name is taken
-            assert [make_key(port, f"lost-{number}")[0] for number in range(10)] == [200] * 10
-            assert rows_in(database.url) == 22
-            assert logged(tmp_path, "the database failed") == logged(tmp_path, "the database is back") == 1
-            print(
-                f"{how}: served in {slowest * 1e3:.0f} ms, refused in {refused:.1f} s, readiness {told:.1f} s, metrics "
-                f"{measured:.1f} s, back after {back:.1f} s, acts after {back + made:.1f} s"
-            )
-            assert slowest < 1.0
-            assert refused < REFUSED
-            assert max(told, measured) < TOLD
-            assert back + made < BACK
+        acts = [threading.Thread(target=generate, args=(number,)) for number in range(10)]
+        for act in acts:
+            act.start()
+        slowest = max(chat(port, key) for _ in range(20))
+        wait_until(lambda: readiness(port) == (200, "unavailable"))
+        told = time.monotonic() - began
+        wait_until(lambda: metric(port, "database_up") == 0 and metric(port, "ledger_database_up") == 0)
+        measured = time.monotonic() - began
+        for act in acts:
+            act.join()
+        assert [(status, "database_unavailable" in body) for _, status, body in refusals] == [(503, True)] * 10
+        refused = max(seconds for seconds, _, _ in refusals)
+        chat(port, key)
+        database.end()
+        back = seconds_until(lambda: readiness(port) == (200, "available"))
+        made = seconds_until(lambda: make_key(port, "afterwards")[0] == 200)
+        wait_until(lambda: metric(port, "ledger_spool_rows") == 0)
+        # nothing was half done: no name is taken
+        assert [make_key(port, f"lost-{number}")[0] for number in range(10)] == [200] * 10
+        assert rows_in(database.url) == 22
+        assert logged(tmp_path, "the database failed") == logged(tmp_path, "the database is back") == 1
+        print(
+            f"{how}: served in {slowest * 1e3:.0f} ms, refused in {refused:.1f} s, readiness {told:.1f} s, metrics "
+            f"{measured:.1f} s, back after {back:.1f} s, acts after {back + made:.1f} s"
+        )
+        assert slowest < 1.0
+        assert refused < REFUSED
+        assert max(told, measured) < TOLD
+        assert back + made < BACK
 
 
 def test_a_stop_ends_in_time_and_the_rows_stay_in_the_spool(tmp_path: Path, postgresql: PrivatePostgresql) -> None:
@@ -178,11 +181,14 @@ def test_a_stop_ends_in_time_and_the_rows_stay_in_the_spool(tmp_path: Path, post
 
 def test_a_strict_gateway_is_not_ready_without_its_database(tmp_path: Path, postgresql: PrivatePostgresql) -> None:
     settings = "passthrough: {log: {file: gateway.log}, readiness_requires_database: true}"
-    with served(serve) as server, frozen_by("a frozen server", postgresql) as database:
-        with Configured(tmp_path, server.port, settings, DATABASE_URL=database.url) as gateway:
-            assert readiness(gateway.port) == (200, "available")
-            database.begin()
-            took = seconds_until(lambda: readiness(gateway.port) == (503, "unavailable"))
-            database.end()
-            wait_until(lambda: readiness(gateway.port) == (200, "available"))
+    with (
+        served(serve) as server,
+        frozen_by("a frozen server", postgresql) as database,
+        Configured(tmp_path, server.port, settings, DATABASE_URL=database.url) as gateway,
+    ):
+        assert readiness(gateway.port) == (200, "available")
+        database.begin()
+        took = seconds_until(lambda: readiness(gateway.port) == (503, "unavailable"))
+        database.end()
+        wait_until(lambda: readiness(gateway.port) == (200, "available"))
     assert took < TOLD

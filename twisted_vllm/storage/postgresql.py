@@ -17,7 +17,7 @@ from twisted_vllm.storage.deadline import Deadline
 
 RV = TypeVar("RV")
 
-#: seconds that a thread waits for an answer between two pieces of work: to the ping of an idle connection, to a rollback
+#: seconds that a thread waits for an answer between two pieces of work, as to the ping of an idle connection
 IDLE_SECONDS = 2.0
 #: seconds after its deadline that the server has for its own error, which says more
 GRACE_SECONDS = 1.0

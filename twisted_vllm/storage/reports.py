@@ -84,7 +84,7 @@ class ReportReader:
         self._engine: Engine | None = None
         self._lane: Lane | None = None
         self._log_file: WriteAheadLog | None = None
-        self._emptying = self._failing = False
+        self._pausing = self._emptying = self._failing = False
         self._ordinary_switching = sys.getswitchinterval()
 
     def open(self) -> None:
@@ -140,16 +140,28 @@ class ReportReader:
 
     def _start_more(self) -> None:
         lane, engine = self._lane, self._engine
-        while lane is not None and engine is not None and not self._emptying:
-            if self._log_file is not None and self._log_file.is_too_large():
-                self._emptying = True
-                break
+        while lane is not None and engine is not None and self._log_file_allows(lane):
             report = self.queue.take()
             if report is None:
                 return
             self._start(report, lane, engine)
-        if self._emptying and not self._running:
-            self._empty_log()
+
+    def _log_file_allows(self, lane: Lane) -> bool:
+        """Return whether a report may start; if not, empty the write-ahead log once no report runs."""
+        log_file = self._log_file
+        if log_file is None or self._emptying:
+            return not self._emptying
+        self._pausing = self._pausing or log_file.is_too_large()
+        if self._pausing and not self._running:
+            self._pausing, self._emptying = False, True
+            lane.run(log_file.empty).addBoth(self._emptied)
+        return not (self._pausing or self._emptying)
+
+    def _emptied(self, result: object) -> None:
+        if isinstance(result, Failure):
+            self._log.failure("The write-ahead log could not be emptied", result)
+        self._emptying = False
+        self._start_more()
 
     def _start(self, report: _Report[Any], lane: Lane, engine: Engine) -> None:
         self._no_longer_waits(report)
@@ -213,16 +225,3 @@ class ReportReader:
         waiting, report.waiting = report.waiting, None
         if waiting is not None:
             waiting.cancel()
-
-    def _empty_log(self) -> None:
-        lane, log_file = self._lane, self._log_file
-        if lane is None or log_file is None:
-            return
-
-        def done(result: object) -> None:
-            if isinstance(result, Failure):
-                self._log.failure("The write-ahead log could not be emptied", result)
-            self._emptying = False
-            self._start_more()
-
-        lane.run(log_file.empty).addBoth(done)
