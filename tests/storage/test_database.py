@@ -20,6 +20,7 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
+from tests.storage.asking import answers
 from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import ROOT, start_together
 from tests.storage.store_contract import all_keys, key_record, put
@@ -66,11 +67,11 @@ async def test_keys_outlast_a_restart(reactor: Any, tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_started_database_answers_and_a_stopped_one_does_not(reactor: Any, tmp_path: Path) -> None:
     database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
-    assert await database.ping() is False
+    assert await answers(database) is False
     database.open()
-    assert await database.ping() is True
+    assert await answers(database) is True
     await database.stop()
-    assert await database.ping() is False
+    assert await answers(database) is False
     with pytest.raises(StoreUnavailable):
         await all_keys(Store(database))
 
@@ -330,7 +331,7 @@ def test_a_process_that_forgets_to_stop_its_database_still_ends(tmp_path: Path) 
         "import sys; from twisted.internet import reactor\n"
         "from twisted_vllm.config.secret import Secret; from twisted_vllm.storage.database import Database\n"
         "database = Database(reactor, Secret(sys.argv[1])); database.open()\n"
-        "database.ping().addCallback(lambda _: reactor.stop()); reactor.run()\n"
+        "database.run(lambda _: None, writes=False).addCallback(lambda _: reactor.stop()); reactor.run()\n"
     )
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/keys.sqlite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred, fail, gatherResults, inlineCallbacks
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
@@ -161,15 +160,3 @@ class Database:
             self._log.debug("the database took too long: {reason}", reason=outcome.reason)
         message = _UNCERTAIN if outcome.uncertain else _MESSAGES[outcome.fault]
         raise StoreUnavailable(message, retry_after=_RETRY_SECONDS)
-
-    def ping(self) -> Deferred[bool]:
-        """Return whether the database is reachable."""
-
-        def ask(connection: Connection) -> bool:
-            return connection.execute(select(1)).scalar() == 1
-
-        def refused(failure: Failure) -> bool:
-            failure.trap(StoreUnavailable)
-            return False
-
-        return self.run(ask, writes=False).addErrback(refused)
