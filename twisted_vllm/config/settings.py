@@ -161,7 +161,7 @@ class Limits:
         concerns="clients",
     )
     max_reports_per_key: int = setting(
-        2,
+        1,
         whole(),
         "Reports at a time of one key, and of all keys of one user or one team together. Administrators have none but "
         "max_reports.",

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 #: seconds that a piece of work may take, with its wait for a thread
 DATABASE_SECONDS = 5.0
+#: seconds that the start may take to read the keys
+START_SECONDS = 300.0
 #: Threads, each with a connection: changes run one at a time in any case, and do not wait for what only reads.
 CHANGE_THREADS, READ_THREADS = 1, 3
 
@@ -117,15 +119,16 @@ class Database:
         """
         if self._engine is None:
             raise StoreUnavailable(_UNAVAILABLE)
-        outcome = transact(self._engine, self._url, work, Deadline(DEFAULT_SECONDS), writes=False)
+        outcome = transact(self._engine, self._url, work, Deadline(START_SECONDS, DEFAULT_SECONDS), writes=False)
         return self._result_of(outcome, False)
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+    def run(self, work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Do work in one transaction, in a thread, and commit it.
 
         Args:
             work: it must touch nothing but its connection.
             writes: whether it changes anything. Changes have a thread of their own, which does them in order.
+            seconds: how long it may take, with its wait for a thread; None for what the constructor was told.
 
         Raises:
             StoreUnavailable: the database failed, or is not open. Nothing was changed, unless the message says that it
@@ -134,7 +137,7 @@ class Database:
         engine, lane = self._engine, self._changes if writes else self._reads
         if engine is None or lane is None:
             return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
-        deadline = Deadline(self._seconds)
+        deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
         done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
         return done.addCallback(self._result_of, writes)
 

@@ -15,17 +15,22 @@ class Deadline:
 
     Attributes:
         seconds: the time between its making and its end.
+        answer: the longest wait for one answer of the database, in seconds.
         cancelled: whether nobody wants the work any more.
     """
 
-    def __init__(self, seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, answer: float | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         """Begin to count.
 
         Args:
             seconds: how long the work may take.
+            answer: how long it may wait for one answer; None for no less than that.
             monotonic: seconds, from any start.
         """
         self.seconds = seconds
+        self.answer = seconds if answer is None else answer
         self.cancelled = False
         self._monotonic = monotonic
         self._end = monotonic() + seconds

@@ -214,7 +214,7 @@ def _begin_postgresql(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     driver.deadline = deadline
     # SET LOCAL and not a startup option, which PgBouncer and other poolers refuse.
-    milliseconds = max(int(deadline.remaining * 1000), 1)
+    milliseconds = max(int(min(deadline.remaining, deadline.answer) * 1000), 1)
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
 
 

@@ -20,8 +20,13 @@ T = TypeVar("T")
 class IDatabase(Interface):
     """Runs work in transactions."""
 
-    def run(work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+    def run(work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Run work in one transaction in another thread, and commit it. Work that fails changes nothing.
+
+        Args:
+            work: what to do.
+            writes: whether it changes anything.
+            seconds: how long it may take, its wait for a thread included; None for the database's own limit.
 
         Raises:
             StoreUnavailable: the database failed.

@@ -47,7 +47,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     def _until_deadline(self, gen: PQGen[RV]) -> Generator[Any, Any, RV]:
         """Pass on what psycopg's generator and its loop exchange; the loop sends nothing when an interval is over."""
         deadline = self.deadline
-        last = Deadline(IDLE_SECONDS if deadline is None else deadline.remaining + GRACE_SECONDS)
+        last = Deadline(IDLE_SECONDS if deadline is None else min(deadline.remaining, deadline.answer) + GRACE_SECONDS)
         try:
             wanted = next(gen)
             while True:
@@ -64,5 +64,5 @@ class BoundedConnection(psycopg.Connection[Any]):
             with contextlib.suppress(psycopg.Error):
                 self.cancel_safe(timeout=CANCEL_SECONDS)
         self.pgconn.finish()
-        seconds = IDLE_SECONDS if deadline is None else deadline.seconds
+        seconds = IDLE_SECONDS if deadline is None else deadline.answer
         raise psycopg.OperationalError(f"no answer within {seconds:g} s")

@@ -59,7 +59,7 @@ class ReportLimits:
     """
 
     running: int = 4
-    running_per_key: int = 2
+    running_per_key: int = 1
     waiting: int = 100
 
 
