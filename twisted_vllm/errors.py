@@ -214,6 +214,14 @@ class TooManyBackgroundResponses(GatewayError):
     type = "rate_limit_error"
 
 
+class TooManyReports(GatewayError):
+    """So many reports of this key, its user or its team wait already that one more is refused."""
+
+    status = 429
+    code = "too_many_reports"
+    type = "rate_limit_error"
+
+
 class BudgetExceeded(GatewayError):
     """The budget of this period is spent, or reserved by requests in flight."""
 
@@ -311,6 +319,13 @@ class UpstreamProtocolError(GatewayError):
     code = "upstream_protocol_error"
 
 
+class ReportTimeout(GatewayError):
+    """A report took longer than the operator allows."""
+
+    status = 504
+    code = "report_timeout"
+
+
 class UpstreamTimeout(GatewayError):
     """A timeout of the vLLM server expired."""
 
@@ -365,3 +380,10 @@ class StoreUnavailable(GatewayError):
 
     status = 503
     code = "database_unavailable"
+
+
+class ReportsBusy(GatewayError):
+    """So many reports wait already that one more is refused."""
+
+    status = 503
+    code = "reports_busy"

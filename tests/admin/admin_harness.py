@@ -24,8 +24,9 @@ from twisted_vllm.auth.records import KeyRecord, Principal
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.context import Peer, RequestContext
 from twisted_vllm.observability.metrics import Metrics
-from twisted_vllm.storage.interfaces import IStore
+from twisted_vllm.storage.interfaces import IReports, IStore
 from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.store import Store
 
 MASTER_KEY = "sk-master-secret-0123"
@@ -103,6 +104,23 @@ class HeldStore:
         self.held.pop(0)[0].errback(error)
 
 
+@implementer(IReports)
+class StoreReports:
+    """Reports that the store reads as it reads everything else.
+
+    Attributes:
+        callers: who asked, and whether for the next part of a report.
+    """
+
+    def __init__(self, store: IStore) -> None:
+        self.callers: list[tuple[ReportCaller, bool]] = []
+        self._store = store
+
+    def read(self, caller: ReportCaller, work: Any, *, begun: bool = False) -> Deferred[Any]:
+        self.callers.append((caller, begun))
+        return self._store.read(work)
+
+
 class Recorded(Resource):
     """Gives requests the context that the gateway's own have, and keeps them, to see what the log would."""
 
@@ -133,12 +151,14 @@ class Gateway:
     ) -> None:
         self.clock = Clock()
         self.store = Store(MemoryDatabase()) if store is None else store
+        self.reports = StoreReports(self.store)
         self.index = KeyIndex()
         self.state = Readiness(draining=False, database=True)
         self._random = 0
         app = AdminApp(
             authenticator=Authenticator(None if master_key is None else Secret(master_key), self.index),
             registry=Registry(self.store, self.index),
+            reports=self.reports,
             clock=self.clock,
             now=self.now,
             randbytes=self._randbytes,

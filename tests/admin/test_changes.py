@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 
 from tests.admin.admin_harness import MASTER_KEY, Gateway, HeldStore
+from twisted_vllm.admin.context import DATABASE_TIMEOUT
 from twisted_vllm.errors import StoreUnavailable
 
 KEY = "sk-custom-0123456789"
@@ -128,7 +129,7 @@ def test_changes_are_made_one_after_the_other(held: Gateway, store: HeldStore) -
 
 def test_a_store_that_hangs_is_not_waited_for_without_end(held: Gateway, store: HeldStore) -> None:
     treq, answers, _ = begin(held, "/key/generate", {"key": KEY})
-    held.clock.advance(29)
+    held.clock.advance(DATABASE_TIMEOUT - 1)
     treq.flush()
     assert not answers
     held.clock.advance(1)

@@ -40,13 +40,21 @@ def test_a_dead_database_does_not_make_the_process_dead(gateway: Gateway) -> Non
 
 def test_a_ready_process_is_healthy_and_connected(gateway: Gateway) -> None:
     answer = gateway.get(READINESS, key=None)
-    assert (answer.status, answer.json) == (200, {"status": "healthy", "db": "connected", "draining": False})
+    told = {"status": "healthy", "db": "connected", "database": "available", "draining": False}
+    assert (answer.status, answer.json) == (200, told)
+
+
+def test_a_process_without_its_database_is_ready_and_tells_it(gateway: Gateway) -> None:
+    gateway.state = Readiness(draining=False, database=False)
+    answer = gateway.get(READINESS, key=None)
+    told = {"status": "healthy", "db": "disconnected", "database": "unavailable", "draining": False}
+    assert (answer.status, answer.json) == (200, told)
 
 
 @pytest.mark.parametrize(
     ("state", "code", "database"),
     [
-        (Readiness(draining=False, database=False), "database_unavailable", "disconnected"),
+        (Readiness(draining=False, database=False, requires_database=True), "database_unavailable", "disconnected"),
         (Readiness(draining=True, database=True), "draining", "connected"),
         (Readiness(draining=True, database=False), "draining", "disconnected"),
         (Readiness(draining=False, database=True, file_is_lost=True), "database_unavailable", "disconnected"),

@@ -39,7 +39,8 @@ def postgresql_url(postgresql: PrivatePostgresql) -> str:
 @pytest.fixture
 def postgresql_database(reactor: Any, postgresql_url: str) -> Iterator[Database]:
     """A started Database on an empty database."""
-    database = Database(reactor, Secret(postgresql_url))
+    # a machine that runs other tests as well may be slow
+    database = Database(reactor, Secret(postgresql_url), seconds=60.0)
     database.open()
     yield database
     pytest_twisted.blockon(database.stop())

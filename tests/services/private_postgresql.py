@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -106,6 +108,28 @@ class PrivatePostgresql:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def freeze(self) -> None:
+        """Stop the server's processes where they are: connections stay open, and nothing is answered."""
+        assert self._process is not None
+        # The first one first: it starts the others.
+        self._signal([self._process.pid], signal.SIGSTOP)
+        self._signal(self._children(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the processes go on."""
+        assert self._process is not None
+        self._signal([*self._children(), self._process.pid], signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
+        pid = self._process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def _signal(self, pids: list[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def remove(self) -> None:
         """Stop the server and remove its files."""

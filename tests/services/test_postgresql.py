@@ -10,6 +10,7 @@ from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
 from tests.services.private_postgresql import PrivatePostgresql
+from tests.storage.asking import answers
 from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import start_together
 from tests.storage.store_contract import StoreContract, all_keys, key_record, put
@@ -112,12 +113,12 @@ async def test_an_outage_refuses_and_the_database_is_used_again_when_it_is_back(
     with captured_logs() as events:
         postgresql.stop()
         try:
-            assert await postgresql_database.ping() is False
+            assert await answers(postgresql_database) is False
             with pytest.raises(StoreUnavailable):
                 await put(store, key_record(2))
         finally:
             postgresql.start()
-        assert await postgresql_database.ping() is True
+        assert await answers(postgresql_database) is True
         assert await all_keys(store) == [key_record(1)]
     assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
     assert postgresql.password not in texts(events)

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from tests.admin.admin_harness import Recorded
+from tests.admin.admin_harness import Recorded, StoreReports
 from twisted_vllm.admin.app import AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.auth.authenticator import Authenticator
@@ -41,6 +41,7 @@ class Client:
         app = AdminApp(
             authenticator=Authenticator(Secret(MASTER_KEY), self.index),
             registry=Registry(self.store, self.index),
+            reports=StoreReports(self.store),
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=secrets.token_bytes,

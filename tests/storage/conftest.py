@@ -13,7 +13,8 @@ from twisted_vllm.storage.database import Database
 
 @pytest.fixture
 def database(reactor: Any, tmp_path: Path) -> Iterator[Database]:
-    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
+    # a machine that runs other tests as well may be slow
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"), seconds=60.0)
     database.open()
     yield database
     pytest_twisted.blockon(database.stop())

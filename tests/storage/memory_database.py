@@ -23,7 +23,7 @@ class MemoryDatabase:
         self._engine = create_engine("sqlite+pysqlite://", poolclass=StaticPool)
         metadata.create_all(self._engine)
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+    def run(self, work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Do work in one transaction."""
         return execute(self.run_now, work)
 

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
+from tests.storage.asking import answers
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.database import Database
 
@@ -20,7 +21,7 @@ async def start(reactor: Any, url: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     database.open()
-    print("started" if await database.ping() else "does not answer", flush=True)
+    print("started" if await answers(database) else "does not answer", flush=True)
     await database.stop()
 
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,11 +20,13 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import LogEvent, eventAsText
 from twisted.logger import capturedLogs as captured_logs
 
+from tests.storage.asking import answers
 from tests.storage.migrations import differences, downgrade, upgrade
 from tests.storage.start_race import ROOT, start_together
 from tests.storage.store_contract import all_keys, key_record, put
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.storage import lane
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.engine import make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
@@ -64,11 +67,11 @@ async def test_keys_outlast_a_restart(reactor: Any, tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_started_database_answers_and_a_stopped_one_does_not(reactor: Any, tmp_path: Path) -> None:
     database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
-    assert await database.ping() is False
+    assert await answers(database) is False
     database.open()
-    assert await database.ping() is True
+    assert await answers(database) is True
     await database.stop()
-    assert await database.ping() is False
+    assert await answers(database) is False
     with pytest.raises(StoreUnavailable):
         await all_keys(Store(database))
 
@@ -328,8 +331,106 @@ def test_a_process_that_forgets_to_stop_its_database_still_ends(tmp_path: Path) 
         "import sys; from twisted.internet import reactor\n"
         "from twisted_vllm.config.secret import Secret; from twisted_vllm.storage.database import Database\n"
         "database = Database(reactor, Secret(sys.argv[1])); database.open()\n"
-        "database.ping().addCallback(lambda _: reactor.stop()); reactor.run()\n"
+        "database.run(lambda _: None, writes=False).addCallback(lambda _: reactor.stop()); reactor.run()\n"
     )
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path}/keys.sqlite"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_another_program_locks_refuses_changes_in_time_and_reads_go_on(
+    reactor: Any, tmp_path: Path
+) -> None:
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"), seconds=0.3)
+    database.open()
+    store = Store(database)
+    other = sqlite3.connect(tmp_path / "keys.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with captured_logs() as events:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="holds the lock of the database"):
+                await put(store, key_record(1))
+            assert time.monotonic() - began < 3
+        assert await all_keys(store) == []
+        assert database.reachable
+        other.execute("ROLLBACK")
+        other.close()
+        await put(store, key_record(1))
+    assert await all_keys(store) == [key_record(1)]
+    assert [event["log_level"].name for event in events] == ["error", "debug", "info"]
+    assert "takes no changes: OperationalError: database is locked" in texts(events)
+    await database.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk_refuses_changes_says_so_and_changes_nothing(database: Database) -> None:
+    store = Store(database)
+    await put(store, key_record(1))
+
+    def fill(connection: Connection) -> None:
+        # SQLite takes no more pages, as on a full disk
+        pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+        connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+    def free(connection: Connection) -> None:
+        connection.execute(text("PRAGMA max_page_count = 1000000"))
+
+    await database.run(fill, writes=True)
+    with captured_logs() as events:
+        with pytest.raises(StoreUnavailable, match="disk of the database is full"):
+            await put(store, key_record(2, metadata={"note": "x" * 100_000}))
+        assert await all_keys(store) == [key_record(1)]
+        assert database.reachable
+        await database.run(free, writes=True)
+    assert [event["log_level"].name for event in events] == ["error", "info"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_do_not_wait_for_what_only_reads(database: Database) -> None:
+    go_on = threading.Event()
+    slow = [database.run(lambda _: go_on.wait(30), writes=False) for _ in range(20)]
+    await put(Store(database), key_record(1))
+    assert not any(each.called for each in slow)
+    go_on.set()
+    assert await gatherResults(slow) == [True] * 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_work_that_does_not_end_in_time_is_undone_and_names_the_setting(reactor: Any, tmp_path: Path) -> None:
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"), seconds=0.3)
+    database.open()
+    endless = text("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+
+    def work(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO vllm_passthrough_changes VALUES (1, 'key', 'x')"))
+        connection.execute(endless)
+
+    waiting = [database.run(work, writes=True) for _ in range(10)]
+    began = time.monotonic()
+    for each in waiting:
+        with pytest.raises(StoreUnavailable, match=r"timeouts\.database"):
+            await each
+    # those that waited too long for the first were not begun
+    assert time.monotonic() - began < 3
+    assert database.reachable
+    count = text("SELECT count(*) FROM vllm_passthrough_changes")
+    assert await database.run(lambda connection: connection.execute(count).scalar(), writes=False) == 0
+    await database.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_does_not_wait_for_work_that_is_stuck(
+    reactor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "STOP_SECONDS", 0.2)
+    database = Database(reactor, Secret(f"sqlite:///{tmp_path}/keys.sqlite"))
+    database.open()
+    go_on = threading.Event()
+    stuck = database.run(lambda _: go_on.wait(30), writes=False)
+    began = time.monotonic()
+    await database.stop()
+    assert time.monotonic() - began < 5
+    go_on.set()
+    await stuck

@@ -11,15 +11,22 @@ import attrs
 import pytest
 import pytest_twisted
 from sqlalchemy import Connection
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import CREATED, key_record, put, token
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.database import Database
+from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.records import EndUserRecord
-from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.registry import MAX_OVERTAKING, Registry
 from twisted_vllm.storage.store import Store
 from twisted_vllm.storage.transaction import KEPT_CHANGES
 
@@ -205,3 +212,77 @@ async def test_who_has_spent_nothing_in_a_restored_database_has_spent_nothing(
     assert (told, gone, anew) == ([Spend("key", records[0].key_id, 7)], [("key", records[1].key_id)], [True])
     await registry.follow()
     assert len(anew) == 1
+
+
+@implementer(IStore)
+class SlowStore(Store):
+    """A store whose reads of changes, and whose changes, end when the test lets them."""
+
+    def __init__(self) -> None:
+        self.database = MemoryDatabase()
+        super().__init__(self.database)
+        self.reads: list[Deferred[Any]] = []
+        self.changes: list[Deferred[Any]] = []
+
+    def changes_since(self, revision: Any) -> Deferred[Any]:
+        return self._hold(self.reads, super().changes_since(revision))
+
+    def change(self, work: Any) -> Deferred[Any]:
+        return self._hold(self.changes, super().change(work))
+
+    @staticmethod
+    def _hold(held: list[Deferred[Any]], done: Deferred[Any]) -> Deferred[Any]:
+        gate: Deferred[Any] = Deferred()
+        held.append(gate)
+        return gate.addCallback(lambda _: done)
+
+
+def insert(number: int) -> Any:
+    return lambda transaction: transaction.keys.insert(key_record(number))
+
+
+def test_a_change_does_not_wait_for_a_read_that_hangs_and_the_read_is_thrown_away() -> None:
+    store = SlowStore()
+    registry = Registry(store, KeyIndex())
+    following = registry.follow()
+    changing = registry.change(insert(1))
+    store.changes.pop().callback(None)
+    assert changing.called
+    assert token(1) in registry.index
+    # it was read before the change: it must not undo it
+    store.reads.pop().callback(None)
+    assert following.called
+    assert token(1) in registry.index
+
+
+def test_a_read_gets_its_turn_among_changes_that_follow_each_other() -> None:
+    store = SlowStore()
+    registry = Registry(store, KeyIndex())
+    put(Store(store.database), key_record(100))
+    for number in range(MAX_OVERTAKING):
+        registry.follow()
+        registry.change(insert(number))
+        store.changes.pop().callback(None)
+        store.reads.pop().callback(None)
+    assert token(100) not in registry.index
+    registry.follow()
+    registry.change(insert(50))
+    assert store.changes == []
+    store.reads.pop().callback(None)
+    assert token(100) in registry.index
+    store.changes.pop().callback(None)
+    assert token(50) in registry.index
+
+
+def test_a_change_that_waited_too_long_for_others_is_not_begun() -> None:
+    store, clock = SlowStore(), Clock()
+    registry = Registry(store, KeyIndex(), patience=5.0, monotonic=clock.seconds)
+    first, second = registry.change(insert(1)), registry.change(insert(2))
+    refused: list[Failure] = []
+    second.addErrback(refused.append)
+    clock.advance(6)
+    store.changes.pop().callback(None)
+    assert first.called
+    assert refused[0].check(StoreUnavailable)
+    assert store.changes == []
+    assert token(2) not in registry.index

@@ -35,7 +35,7 @@ class Case:
         directory.mkdir()
         self.file = directory / "keys.sqlite"
         self.url = Secret(f"sqlite:///{self.file}")
-        self.database = Database(reactor, self.url, lambda: self.now)
+        self.database = Database(reactor, self.url, monotonic=lambda: self.now)
         self.database.open()
         self.store = Store(self.database)
         self.ledger = UsageDatabase(self.url, lambda kind, id, time: 0)

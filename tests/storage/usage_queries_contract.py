@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, event
 
 from tests.builders import usage_row
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.engine import make_engine, parse_url
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.usage.queries.plan import DIMENSIONS, Plan, Unanswerable, UsageQuery, plan
@@ -22,11 +24,13 @@ from twisted_vllm.storage.usage.queries.reports import (
     Group,
     keys_by_spend,
     page_of_days,
+    read_all,
     read_page,
+    read_totals,
     users_by_spend,
 )
 from twisted_vllm.storage.usage.queries.rows import RowFilter, count_rows, page_of_rows, rows_of
-from twisted_vllm.storage.usage.tables import SUMS
+from twisted_vllm.storage.usage.tables import DAY_US, SUMS
 from twisted_vllm.storage.usage.writes import write
 from twisted_vllm.usage.records import UsageRow, payer_of, target_of
 
@@ -91,6 +95,26 @@ def check_that_pages_make_up_the_whole(connection: Connection) -> None:
                 if "tag" not in group_by:
                     assert sum(group.sums[_COST] for group in found) == whole
     assert Counter(len(group.sums) for group in found) == {len(SUMS): len(found)}
+
+
+def check_that_totals_add_up(connection: Connection) -> None:
+    """The totals of a time are the sums of its intervals, the highest cost first, whichever tables they come from."""
+    keep(connection, some_rows())
+    span = START + 5 * DAY_US, END - 9 * DAY_US
+    for group_by in ((), ("key",), ("model",), ("tag",), ("key", "model"), ("team", "user")):
+        for equals in ({}, {"key": "k1"}) if "tag" not in group_by else ({},):
+            expected: dict[tuple[str, ...], list[int]] = {}
+            for group in read_all(connection, UsageQuery(group_by, "day", *span, equals)):
+                sums = expected.setdefault(group.values, [0] * len(SUMS))
+                expected[group.values] = [a + b for a, b in zip(sums, group.sums, strict=True)]
+            found = read_totals(connection, UsageQuery(group_by, "month", *span, equals))
+            assert {group.values: list(group.sums) for group in found} == expected
+            costs = [group.sums[_COST] for group in found]
+            assert costs == sorted(costs, reverse=True)
+            assert read_totals(connection, UsageQuery(group_by, "month", *span, equals), 1) == found[:1]
+    assert read_totals(connection, UsageQuery((), "month", START - 90 * DAY_US, START - DAY_US)) == []
+    with pytest.raises(InvalidRequest, match="too much"):
+        list(read_all(connection, UsageQuery(("key",), "day", START, END), 20))
 
 
 def check_that_rows_come_in_pages(connection: Connection) -> None:
@@ -219,6 +243,7 @@ def check_that_indexes_are_used(connection: Connection) -> None:
 #: what the queries promise on every database
 CHECKS = (
     check_that_pages_make_up_the_whole,
+    check_that_totals_add_up,
     check_that_rows_come_in_pages,
     check_that_a_request_is_found_by_its_id,
     check_that_days_come_in_pages,

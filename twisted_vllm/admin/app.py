@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from twisted_vllm.admin import audit, customers, health
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import AdminContext, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -36,6 +36,7 @@ from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
 
 WELCOME = {
@@ -122,6 +123,7 @@ class AdminApp:
         *,
         authenticator: Authenticator,
         registry: Registry,
+        reports: IReports,
         clock: IReactorTime,
         now: Callable[[], datetime],
         randbytes: Callable[[int], bytes],
@@ -134,12 +136,14 @@ class AdminApp:
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
+        database_timeout: float = DATABASE_TIMEOUT,
     ) -> None:
         """Bind the routes to what they need.
 
         Args:
             authenticator: authenticates callers.
             registry: the keys in the database and in memory.
+            reports: reads the ledger.
             clock: measures how long a client waits for the database.
             now: returns the current time, with a time zone.
             randbytes: returns that many bytes, fit for secrets.
@@ -152,11 +156,13 @@ class AdminApp:
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
+            database_timeout: seconds that a client waits for the database.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         context = AdminContext(
             authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle),
             registry=registry,
+            reports=reports,
             clock=clock,
             now=now,
             randbytes=randbytes,
@@ -166,6 +172,7 @@ class AdminApp:
             key_bounds=key_bounds,
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
+            database_timeout=database_timeout,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.

@@ -26,14 +26,16 @@ from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
-#: seconds that a client waits for the database; longer than the database's own timeouts, whose errors say more
-DATABASE_TIMEOUT = 30
+#: seconds that a client waits for the database; longer than the database's own deadline, whose errors say more
+DATABASE_TIMEOUT = 15.0
 
 #: text that looks like a key or its hash, for example in metadata
 _SECRET = re.compile(r"sk-[!-~]{13,}|\b[0-9a-fA-F]{64}\b")
@@ -47,12 +49,14 @@ class Readiness:
 
     Attributes:
         draining: whether it is shutting down.
-        database: whether the database answered the last ping.
+        database: whether the database answered the last time.
+        requires_database: whether it must, for the process to be ready.
         file_is_lost: whether SQLite's file was removed or replaced while the process runs.
     """
 
     draining: bool
     database: bool
+    requires_database: bool = False
     file_is_lost: bool = False
 
 
@@ -63,7 +67,8 @@ class AdminContext:
     Attributes:
         authenticator: authenticates requests.
         registry: the keys in the database and in memory.
-        clock: measures `DATABASE_TIMEOUT`.
+        reports: reads the ledger.
+        clock: measures `database_timeout`.
         now: returns the current time, with a time zone.
         randbytes: returns that many bytes, fit for secrets.
         readiness: returns the state of the process; it must not block.
@@ -72,10 +77,12 @@ class AdminContext:
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
         web_pages: decides about requests of web pages.
+        database_timeout: seconds that a client waits for the database.
     """
 
     authenticator: AdminAuthenticator
     registry: Registry
+    reports: IReports
     clock: IReactorTime
     now: Callable[[], datetime]
     randbytes: Callable[[int], bytes]
@@ -85,6 +92,7 @@ class AdminContext:
     text: ClientText
     key_bounds: KeyUpperBounds = NO_BOUNDS
     web_pages: WebPages = NO_WEB_PAGES
+    database_timeout: float = DATABASE_TIMEOUT
 
 
 @attrs.frozen
@@ -210,11 +218,21 @@ class AdminCall:
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads in a transaction."""
-        return _wait_without_cancelling(self.context.registry.read(work), self.context.clock, self._secrets)
+        return _wait_without_cancelling(self.context.registry.read(work), self.context, self._secrets)
+
+    def report(self, work: Callable[[Transaction], T], *, begun: bool = False) -> Deferred[T]:
+        """Read a report, or with `begun` its next part, when it is the caller's turn.
+
+        It is stopped when the client disconnects, which cancels the Deferred.
+
+        Raises:
+            TooManyReports, ReportsBusy, ReportTimeout, StoreUnavailable: as `IReports.read`.
+        """
+        return self.context.reports.read(ReportCaller.of(self.principal), work, begun=begun)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that changes something in a transaction. It completes even if the client disconnects."""
-        return _wait_without_cancelling(self.context.registry.change(work), self.context.clock, self._secrets)
+        return _wait_without_cancelling(self.context.registry.change(work), self.context, self._secrets)
 
 
 def _without_key(record: object | None) -> dict[str, Any] | None:
@@ -249,7 +267,7 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
-def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime, secrets: Iterable[str]) -> Deferred[T]:
+def _wait_without_cancelling(work: Deferred[T], context: AdminContext, secrets: Iterable[str]) -> Deferred[T]:
     """Return a Deferred that fires with the result of work, and whose cancellation does not cancel the work.
 
     A client that disconnects cancels its request. A change that it began must complete, or the database and the keys in
@@ -257,7 +275,7 @@ def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime, secrets: It
 
     Args:
         work: its failure is logged if nothing waits for it any more.
-        clock: measures `DATABASE_TIMEOUT`, after which the returned Deferred fails with StoreUnavailable.
+        context: says after which time the returned Deferred fails with StoreUnavailable.
         secrets: what the log must not show of the request.
     """
     waiting: Deferred[T] = Deferred()
@@ -274,9 +292,9 @@ def _wait_without_cancelling(work: Deferred[T], clock: IReactorTime, secrets: It
     def too_slow(_cancelled: object, _seconds: float) -> T:
         raise StoreUnavailable(
             "The database takes too long to answer. What was asked may still be done: look before trying again.",
-            retry_after=DATABASE_TIMEOUT,
+            retry_after=int(context.database_timeout),
         )
 
     work.addBoth(pass_on)
-    waiting.addTimeout(DATABASE_TIMEOUT, clock, onTimeoutCancel=too_slow)
+    waiting.addTimeout(context.database_timeout, context.clock, onTimeoutCancel=too_slow)
     return waiting

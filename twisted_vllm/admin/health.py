@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.admin.context import AdminContext
@@ -19,7 +20,16 @@ class ReadinessReport(Response, kw_only=True):
     """The state of the process."""
 
     status: Literal["healthy", "unhealthy"]
-    db: Literal["connected", "disconnected"]
+    db: Annotated[
+        Literal["connected", "disconnected"],
+        msgspec.Meta(description="LiteLLM's name for `database`."),
+    ]
+    database: Annotated[
+        Literal["available", "unavailable"],
+        msgspec.Meta(
+            description="Whether the database answers. Without it, keys that exist work; none can be made or deleted."
+        ),
+    ]
     draining: bool
 
 
@@ -42,7 +52,10 @@ async def liveliness(context: AdminContext, request: IRequest) -> str:
 
 @routes.open("/health/readiness", response=ReadinessReport, unavailable=Unready)
 async def readiness(context: AdminContext, request: IRequest) -> bytes:
-    """Return whether the gateway can serve new requests."""
+    """Return whether the gateway can serve new requests.
+
+    It can without its database, unless the operator says otherwise.
+    """
     state = context.readiness()
     problem: GatewayError | None = None
     if state.draining:
@@ -51,11 +64,16 @@ async def readiness(context: AdminContext, request: IRequest) -> bytes:
         problem = StoreUnavailable(
             "The database's file was removed or replaced. Keys that exist work, and nothing is stored: see the log."
         )
-    elif not state.database:
-        problem = StoreUnavailable("The database does not answer. Keys that exist work; none can be made or deleted.")
+    elif state.requires_database and not state.database:
+        problem = StoreUnavailable(
+            "The database does not answer, and passthrough.readiness_requires_database is true. Keys that exist work; "
+            "none can be made or deleted."
+        )
+    has_database = state.database and not state.file_is_lost
     body = {
         "status": "healthy" if problem is None else "unhealthy",
-        "db": "connected" if state.database and not state.file_is_lost else "disconnected",
+        "db": "connected" if has_database else "disconnected",
+        "database": "available" if has_database else "unavailable",
         "draining": state.draining,
     }
     if problem is None:

@@ -31,8 +31,9 @@ _ERRORS = {
     409: "The object exists already, or is in a state that does not allow this.",
     413: "The body is too large.",
     415: "The Content-Type is not JSON, and the gateway has no master key.",
-    429: "Too many invalid credentials came from this address.",
-    503: "The database does not respond.",
+    429: "Too many invalid credentials came from this address, or too many reports of this caller wait.",
+    503: "The database does not respond, or too many reports wait.",
+    504: "The report took too long.",
 }
 
 _ALWAYS = (400,)

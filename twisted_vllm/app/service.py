@@ -101,6 +101,7 @@ class GatewayService(Service):
             self._listen()
         try:
             self.wiring.database.open()
+            self.wiring.reports.open()
             self.wiring.registry.load(self.wiring.store.load_now())
             self.wiring.accounting.open(self.wiring.store.spend_now)
             self.wiring.background.recover()
@@ -115,7 +116,6 @@ class GatewayService(Service):
         self.wiring.deadlines.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
-        self.wiring.health.start()
         self._follower.start()
         if self._settings.revoke_running:
             self.wiring.revoker.start()
@@ -174,10 +174,11 @@ class GatewayService(Service):
         self.wiring.deadlines.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
-        self.wiring.health.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
-        yield self.wiring.accounting.stop()
-        yield self.wiring.database.stop()
+        # At the same time: each may wait a moment for a database that does not answer.
+        yield gatherResults(
+            [self.wiring.accounting.stop(), self.wiring.database.stop(), self.wiring.reports.stop()],
+        )
         self._log.info("Drained in {seconds:.1f} s", seconds=self._reactor.seconds() - began)
         if self._signals is not None:
             self._signals.restore()

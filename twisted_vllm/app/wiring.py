@@ -54,8 +54,10 @@ from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database
-from twisted_vllm.storage.health import DatabaseHealth
+from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
+from twisted_vllm.storage.report_queue import ReportLimits
+from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
@@ -68,7 +70,8 @@ class Wiring:
 
     Attributes:
         endpoints: the endpoints to listen on.
-        database: the database; `store` runs transactions on it, and `health` pings it.
+        database: the database; `store` runs transactions on it.
+        reports: reads the ledger for reports.
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
@@ -115,12 +118,18 @@ class Wiring:
         self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
         self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
-        self.database = Database(reactor, settings.database_url)
-        self.health = DatabaseHealth(self.database, reactor)
+        self.database = Database(reactor, settings.database_url, settings.timeouts.database)
+        self.reports = ReportReader(
+            reactor,
+            settings.database_url,
+            ReportLimits(limits.max_reports, limits.max_reports_per_key, limits.max_queued_reports),
+            settings.timeouts.report,
+        )
         self.store = Store(self.database)
         self.index = KeyIndex()
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
+        self.metrics.add(DatabaseCollector(self.database, self.reports))
         self.accounting = accounting = AccountingService(reactor, settings, self.index, self.metrics)
         self.registry = Registry(
             self.store,
@@ -128,6 +137,7 @@ class Wiring:
             accounting.spend_set,
             budget_gone=accounting.limiter.budget_forgotten,
             read_anew=accounting.read_anew,
+            patience=settings.timeouts.database,
         )
 
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -197,11 +207,15 @@ class Wiring:
         admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
+            reports=self.reports,
             clock=reactor,
             now=lambda: datetime.now(UTC),
             randbytes=os.urandom,
             readiness=lambda: Readiness(
-                draining=self.drain.begun, database=self.health.reachable, file_is_lost=self.database.file_is_lost
+                draining=self.drain.begun,
+                database=self.database.reachable,
+                requires_database=settings.readiness_requires_database,
+                file_is_lost=self.database.file_is_lost,
             ),
             metrics=self.metrics,
             metrics_are_open=settings.metrics_are_open,
@@ -211,6 +225,8 @@ class Wiring:
             key_bounds=settings.upperbound_key_generate_params,
             web_pages=web_pages,
             text=text,
+            # an earlier change, the connection and the change itself
+            database_timeout=3 * settings.timeouts.database,
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},

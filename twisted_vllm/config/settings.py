@@ -179,6 +179,30 @@ class Limits:
         unit="attempts",
         concerns="clients",
     )
+    max_reports: int = setting(
+        4,
+        whole(),
+        "Reports of usage that read the database at a time, such as GET /spend/logs. Each has a thread and a "
+        "connection. Others wait.",
+        unit="reports",
+        concerns="clients",
+    )
+    max_reports_per_key: int = setting(
+        1,
+        whole(),
+        "Reports at a time of one key, and of all keys of one user or one team together. Administrators have none but "
+        "max_reports.",
+        unit="reports",
+        concerns="clients",
+    )
+    max_queued_reports: int = setting(
+        100,
+        whole(),
+        "Reports that may wait; one more is answered 503 reports_busy. One key, user or team may take a quarter of the "
+        "places; one more of its own is answered 429 too_many_reports.",
+        unit="reports",
+        concerns="clients",
+    )
     assumed_output_tokens: int = setting(
         1024,
         whole(),
@@ -241,6 +265,20 @@ class Timeouts:
         concerns="clients",
     )
     redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")
+    database: float = setting(
+        5.0,
+        seconds(),
+        "For an administrative request in the database, its wait for others included; then it is undone and answered "
+        "503.",
+        concerns="the database",
+    )
+    report: float = setting(
+        30.0,
+        seconds(),
+        "For a report of usage, or for the next part of GET /usage/report: to wait for others, and again to be read. "
+        "Then it is stopped and answered 504.",
+        concerns="the database",
+    )
 
 
 @attrs.frozen
@@ -545,6 +583,12 @@ class Settings:
     )
     limits: Limits = setting(Limits(), section(Limits), "Limits that protect the process and the servers.")
     timeouts: Timeouts = setting(Timeouts(), section(Timeouts), "How long the gateway waits.")
+    readiness_requires_database: bool = setting(
+        False,
+        flag,
+        "Whether /health/readiness answers 503 while the database does not answer. Without it, the body says so and "
+        "the status is 200, because requests are served: a load balancer would take out every gateway at once.",
+    )
     drain_delay: float = setting(
         0.0,
         seconds(zero=True),

@@ -5,46 +5,52 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Generator
-from functools import partial
-from threading import Thread
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from twisted.internet.defer import Deferred, fail, inlineCallbacks
-from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
+from twisted.internet.defer import Deferred, fail, gatherResults, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
-from twisted_vllm.storage.engine import POSTGRESQL_CONNECTIONS, WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.storage.deadline import Deadline
+from twisted_vllm.storage.engine import DEFAULT_SECONDS, make_engine, parse_url, reason_of
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.interfaces import IDatabase
+from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
-from twisted_vllm.storage.sqlite_file import DatabaseFileLost, check_file, watch_file, write_back
+from twisted_vllm.storage.sqlite_file import watch_file, write_back
+from twisted_vllm.storage.transacting import Failed, Fault, transact
 
 T = TypeVar("T")
 
+#: seconds that a piece of work may take, with its wait for a thread
+DATABASE_SECONDS = 5.0
+#: seconds that the start may take to read the keys
+START_SECONDS = 300.0
+#: Threads, each with a connection: changes run one at a time in any case, and do not wait for what only reads.
+CHANGE_THREADS, READ_THREADS = 1, 3
+
 _UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
-_FILE_LOST = (
-    "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
-    "Its operator finds in the log what to do."
-)
+_MESSAGES = {
+    Fault.UNAVAILABLE: _UNAVAILABLE,
+    Fault.LOCKED: "Another program or transaction holds the lock of the database. Nothing was changed. Try again.",
+    Fault.FULL: "The disk of the database is full. Nothing was changed. Free it and try again.",
+    Fault.FILE_LOST: (
+        "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
+        "Its operator finds in the log what to do."
+    ),
+    Fault.TOO_SLOW: "The database took longer than timeouts.database allows. Nothing was changed. Try again.",
+}
+_UNCERTAIN = "The database does not answer. What was asked may have been done: look before trying again."
 _RETRY_SECONDS = 5
 
 #: seconds between two lines in the log about a file that is lost
 ALARM_INTERVAL = 300.0
-
-
-class _DaemonPool(ThreadPool):
-    """Daemon threads, which do not keep the process alive if its start fails after the database was opened."""
-
-    threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]  # called as the class is
 
 
 @implementer(IDatabase)
@@ -52,31 +58,38 @@ class Database:
     """A SQLite or PostgreSQL database. Each piece of work is one transaction.
 
     Attributes:
+        reachable: whether the last work found the database, changes that it refused (a lock, a full disk) included.
         file_is_lost: whether SQLite's file was removed or replaced, as the last transaction found.
     """
 
     _log = Logger()
 
     def __init__(
-        self, reactor: IReactorFromThreads, url: Secret, seconds: Callable[[], float] = time.monotonic
+        self,
+        reactor: Any,
+        url: Secret,
+        seconds: float = DATABASE_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up; :meth:`open` connects.
 
         Args:
             reactor: Deferreds fire in its thread.
             url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
-            seconds: the time in seconds, for `ALARM_INTERVAL`.
+            seconds: how long a piece of work may take, with its wait for a thread.
+            monotonic: seconds, from any start, for `ALARM_INTERVAL`.
         """
+        self.reachable = True
         self.file_is_lost = False
-        self._seconds = seconds
+        self._monotonic = monotonic
         self._next_alarm = 0.0
         self._reactor = reactor
         self._url = url
+        self._seconds = seconds
         self._engine: Engine | None = None
-        self._pool: ThreadPool | None = None
-        self._running = 0
-        self._idle: Deferred[None] | None = None
-        self._reachable = True
+        self._changes: Lane | None = None
+        self._reads: Lane | None = None
+        self._changeable = True
 
     def __repr__(self) -> str:
         return f"<Database {'started' if self._engine is not None else 'stopped'}>"
@@ -89,11 +102,10 @@ class Database:
         Raises:
             StoreError: it cannot be used; the message says why and names no password.
         """
-        if self._pool is not None:
+        if self._engine is not None:
             raise RuntimeError("the database was started already")
         url = parse_url(self._url)
-        threads = 1 if url.get_backend_name() == "sqlite" else POSTGRESQL_CONNECTIONS
-        engine = make_engine(url)
+        engine = make_engine(url, connections=CHANGE_THREADS + READ_THREADS, lock_seconds=self._seconds)
         try:
             migrate(engine)
             watch_file(engine)
@@ -105,8 +117,8 @@ class Database:
             problem = error
         else:
             self._engine = engine
-            self._pool = _DaemonPool(0, threads, name="database")
-            self._pool.start()
+            self._changes = Lane(self._reactor, "database-changes", CHANGE_THREADS)
+            self._reads = Lane(self._reactor, "database-reads", READ_THREADS)
             return
         engine.dispose()
         # Outside the except block, so that the driver's error, which may show secrets, is not the context.
@@ -114,21 +126,15 @@ class Database:
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], Any, None]:
-        """Finish accepted work, then close every connection. The Deferred fires with ``None``."""
+        """Finish accepted work, for a few seconds at most, and close the connections. The Deferred fires with None."""
         engine, self._engine = self._engine, None
-        if engine is None:
+        changes, reads = self._changes, self._reads
+        if engine is None or changes is None or reads is None:
             return
-        if self._running:
-            self._idle = Deferred()
-            yield self._idle
-        yield self._in_thread(engine.dispose)
-        self._stop_threads()
-
-    def _stop_threads(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            # This joins the threads, which are idle by now.
-            pool.stop()
+        self._changes = self._reads = None
+        yield gatherResults([changes.stop(self._reactor), reads.stop(self._reactor)])
+        # It does not wait: only connections that nothing uses are closed.
+        engine.dispose()
 
     def run_now(self, work: Callable[[Connection], T]) -> T:
         """Do work that only reads, blocking: for the start, before the reactor runs.
@@ -138,93 +144,67 @@ class Database:
         """
         if self._engine is None:
             raise StoreUnavailable(_UNAVAILABLE)
-        return self._result_of(self._transact(self._engine, work, False))
+        outcome = transact(self._engine, self._url, work, Deadline(START_SECONDS, DEFAULT_SECONDS), writes=False)
+        return self._result_of(outcome, False)
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+    def run(self, work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Do work in one transaction, in a thread, and commit it.
 
         Args:
             work: it must touch nothing but its connection.
-            writes: whether it changes anything.
+            writes: whether it changes anything. Changes have a thread of their own, which does them in order.
+            seconds: how long it may take, with its wait for a thread; None for what the constructor was told.
 
         Raises:
-            StoreUnavailable: the database failed, or is not open; nothing was changed.
+            StoreUnavailable: the database failed, or is not open. Nothing was changed, unless the message says that it
+                may have been.
         """
-        engine = self._engine
-        if engine is None:
+        engine, lane = self._engine, self._changes if writes else self._reads
+        if engine is None or lane is None:
             return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
+        deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
+        done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
+        return done.addCallback(self._result_of, writes)
 
-        return self._in_thread(lambda: self._transact(engine, work, writes)).addCallback(self._result_of)
-
-    def _transact(self, engine: Engine, work: Callable[[Connection], T], writes: bool) -> T | _Failed:
-        try:
-            with engine.execution_options(**{WRITES: writes}).begin() as connection:
-                result = work(connection)
-            if writes:
-                check_file(engine)
-            return result
-        except DatabaseFileLost as error:
-            return self._lost(engine, error)
-        except SQLAlchemyError as error:
-            return _Failed(reason_of(error, self._url))
-
-    def _lost(self, engine: Engine, error: DatabaseFileLost) -> _Failed:
-        if error.moved and not self.file_is_lost:
-            try:
-                write_back(engine)
-            except (SQLAlchemyError, sqlite3.Error) as failed:
-                return _Failed(f"{error} (Its write-ahead log could not be written back: {failed})", lost=True)
-        return _Failed(str(error), lost=True)
-
-    def _result_of(self, outcome: T | _Failed) -> T:
-        if not isinstance(outcome, _Failed):
+    def _result_of(self, outcome: T | Failed, writes: bool) -> T:
+        if not isinstance(outcome, Failed):
             self.file_is_lost = False
-            if not self._reachable:
-                self._reachable = True
+            if not self.reachable:
+                self.reachable = True
                 self._log.info("the database is back")
+            if writes and not self._changeable:
+                self._changeable = True
+                self._log.info("the database takes changes again")
             return outcome
-        if outcome.lost:
-            if not self.file_is_lost or self._seconds() >= self._next_alarm:
-                self._next_alarm = self._seconds() + ALARM_INTERVAL
-                self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
-            self.file_is_lost, self._reachable = True, False
-            raise StoreUnavailable(_FILE_LOST, retry_after=_RETRY_SECONDS)
-        if self._reachable:
-            self._reachable = False
-            self._log.error("the database failed: {reason}", reason=outcome.reason)
+        if outcome.fault is Fault.FILE_LOST:
+            self._note_lost_file(outcome)
+        elif outcome.fault is Fault.UNAVAILABLE:
+            level = self._log.error if self.reachable else self._log.debug
+            again = "" if self.reachable else " again"
+            self.reachable = False
+            level("the database failed{again}: {reason}", again=again, reason=outcome.reason)
+        elif writes and self.reachable:
+            level = self._log.error if self._changeable else self._log.debug
+            self._changeable = False
+            level("the database takes no changes: {reason}", reason=outcome.reason)
         else:
-            self._log.debug("the database failed again: {reason}", reason=outcome.reason)
-        raise StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS)
+            self._log.debug("the database took too long: {reason}", reason=outcome.reason)
+        message = _UNCERTAIN if outcome.uncertain else _MESSAGES[outcome.fault]
+        raise StoreUnavailable(message, retry_after=_RETRY_SECONDS)
 
-    def ping(self) -> Deferred[bool]:
-        """Return whether the database is reachable."""
+    def _note_lost_file(self, outcome: Failed) -> None:
+        """Say at once that nothing can be stored, and again from time to time."""
+        if not self.file_is_lost and outcome.moved and self._engine is not None and self._changes is not None:
+            engine = self._engine
+            self._changes.run(lambda: write_back(engine)).addErrback(self._not_written_back)
+        if not self.file_is_lost or self._monotonic() >= self._next_alarm:
+            self._next_alarm = self._monotonic() + ALARM_INTERVAL
+            self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
+        self.file_is_lost, self.reachable = True, False
 
-        def ask(connection: Connection) -> bool:
-            return connection.execute(select(1)).scalar() == 1
-
-        def refused(failure: Failure) -> bool:
-            failure.trap(StoreUnavailable)
-            return False
-
-        return self.run(ask, writes=False).addErrback(refused)
-
-    def _in_thread(self, work: Callable[[], T]) -> Deferred[T]:
-        assert self._pool is not None
-        self._running += 1
-        done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, work)
-        return done.addBoth(self._finished)
-
-    def _finished(self, result: T) -> T:
-        self._running -= 1
-        if self._running == 0 and self._idle is not None:
-            idle, self._idle = self._idle, None
-            self._reactor.callFromThread(idle.callback, None)
-        return result
-
-
-class _Failed:
-    """The outcome of a transaction that failed. A text, as the driver's error may show secrets."""
-
-    def __init__(self, reason: str, lost: bool = False) -> None:
-        self.reason = reason
-        self.lost = lost
+    def _not_written_back(self, failure: Failure) -> None:
+        failure.trap(SQLAlchemyError, sqlite3.Error, StoreUnavailable)
+        self._log.critical(
+            "the write-ahead log of the database's lost file could not be written back to it: {reason}",
+            reason=failure.getErrorMessage(),
+        )

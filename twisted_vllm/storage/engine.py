@@ -14,17 +14,26 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.errors import StoreError
 
-#: seconds that a statement waits for a lock, and a connection for its server, before it fails
-LOCK_SECONDS = 10
-CONNECT_SECONDS = 5
+#: seconds that a SQLite connection waits for a lock before it fails, unless it is told another time
+LOCK_SECONDS = 10.0
+#: seconds that a connection waits for PostgreSQL
+CONNECT_SECONDS = 3
+#: seconds of work that names no `DEADLINE`
+DEFAULT_SECONDS = 30.0
 
-#: connections to PostgreSQL, and threads that use them. SQLite, with one writer at a time, gets one thread.
-POSTGRESQL_CONNECTIONS = 4
+#: seconds until the kernel gives up a silent PostgreSQL; its own default is about 15 minutes
+_TCP_SECONDS = 5
 
 #: the execution option with which a SQLite transaction takes the write lock when it begins
 WRITES = "vllm_passthrough_writes"
+#: the execution option that holds the `Deadline` of a transaction
+DEADLINE = "vllm_passthrough_deadline"
+
+#: SQLite looks at the deadline after so many of its instructions, which take about a millisecond
+_SQLITE_STEPS = 20_000
 
 #: options in DATABASE_URL that Prisma, and so LiteLLM, reads and libpq refuses
 _PRISMA_OPTIONS = frozenset(
@@ -75,8 +84,16 @@ def _postgresql_url(url: URL) -> URL:
     return url.set(drivername="postgresql+psycopg", query=options)
 
 
-def make_engine(url: URL) -> Engine:
+def make_engine(
+    url: URL, *, connections: int = 4, read_only: bool = False, lock_seconds: float | None = None
+) -> Engine:
     """Return an engine, which connects on first use.
+
+    Args:
+        url: as `parse_url` returns it.
+        connections: how many may be open at a time.
+        read_only: whether the database refuses changes on these connections.
+        lock_seconds: how long SQLite waits for a lock; None for `LOCK_SECONDS`.
 
     Raises:
         StoreError: the database's file cannot be created.
@@ -85,26 +102,56 @@ def make_engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         assert url.database is not None
         _make_private_file(Path(url.database))
-        engine = create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
-        event.listen(engine, "connect", _prepare_sqlite)
+        timeout = LOCK_SECONDS if lock_seconds is None else lock_seconds
+        engine = create_engine(
+            url, hide_parameters=True, pool_size=connections, max_overflow=0, connect_args={"timeout": timeout}
+        )
+        event.listen(engine, "connect", _prepare_sqlite_reader if read_only else _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        return engine
+        event.listen(engine, "reset", _forget_sqlite_deadline)
+    else:
+        engine = _make_postgresql_engine(url, connections, read_only)
+    event.listen(engine, "before_cursor_execute", _check_deadline)
+    return engine
+
+
+def _make_postgresql_engine(url: URL, connections: int, read_only: bool) -> Engine:
+    # Imported here: only a gateway with PostgreSQL needs its driver, which takes 4 MB.
+    from twisted_vllm.storage.postgresql import BoundedConnection
+
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "vllm-passthrough",
-        # Milliseconds until a silent server is given up; the kernel's default is about 15 minutes.
-        "tcp_user_timeout": LOCK_SECONDS * 1000,
+        "tcp_user_timeout": _TCP_SECONDS * 1000,
+        "keepalives_idle": _TCP_SECONDS,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
     }
     engine = create_engine(
         url,
         hide_parameters=True,
         pool_pre_ping=True,
-        pool_size=POSTGRESQL_CONNECTIONS,
+        pool_size=connections,
         max_overflow=0,
         connect_args={name: value for name, value in defaults.items() if name not in url.query},
     )
+
+    def connect(_dialect: object, _record: object, arguments: Any, parameters: Any) -> BoundedConnection:
+        connection = BoundedConnection.connect(*arguments, **parameters)
+        # Not a startup option, which PgBouncer and other poolers refuse.
+        connection.read_only = read_only
+        return connection
+
+    event.listen(engine, "do_connect", connect)
     event.listen(engine, "begin", _begin_postgresql)
+    event.listen(engine, "reset", _forget_postgresql_deadline)
     return engine
+
+
+def _check_deadline(connection: Connection, *_arguments: object) -> None:
+    deadline = connection.get_execution_options().get(DEADLINE)
+    if deadline is not None:
+        deadline.check()
 
 
 def _make_private_file(path: Path) -> None:
@@ -141,15 +188,38 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA temp_store = MEMORY")
 
 
+def _prepare_sqlite_reader(connection: Any, record: object) -> None:
+    _prepare_sqlite(connection, record)
+    connection.execute("PRAGMA query_only = ON")
+    # What a report sorts may be larger than the memory for it.
+    connection.execute("PRAGMA temp_store = FILE")
+
+
 def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    deadline = options.get(DEADLINE)
+    if deadline is not None:
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: deadline.is_over, _SQLITE_STEPS)
     # A transaction that upgrades from reading to writing can fail at once with SQLITE_BUSY, despite the timeout.
-    writes = connection.get_execution_options().get(WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITES, False) else "BEGIN")
+
+
+def _forget_sqlite_deadline(connection: Any, _record: object, _state: object) -> None:
+    connection.set_progress_handler(None, 0)
 
 
 def _begin_postgresql(connection: Connection) -> None:
+    deadline = connection.get_execution_options().get(DEADLINE) or Deadline(DEFAULT_SECONDS)
+    driver: Any = connection.connection.driver_connection
+    driver.deadline = deadline
     # SET LOCAL and not a startup option, which PgBouncer and other poolers refuse.
-    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{LOCK_SECONDS}s'")
+    milliseconds = max(int(min(deadline.remaining, deadline.answer) * 1000), 1)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+
+
+def _forget_postgresql_deadline(connection: Any, _record: object, _state: object) -> None:
+    connection.deadline = None
 
 
 def reason_of(error: SQLAlchemyError, url: Secret) -> str:

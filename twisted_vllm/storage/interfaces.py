@@ -11,6 +11,7 @@ from zope.interface import Interface
 
 from twisted_vllm.auth.grants import Changes, Revision, Snapshot
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
@@ -19,8 +20,13 @@ T = TypeVar("T")
 class IDatabase(Interface):
     """Runs work in transactions."""
 
-    def run(work: Callable[[Connection], T], *, writes: bool) -> Deferred[T]:
+    def run(work: Callable[[Connection], T], *, writes: bool, seconds: float | None = None) -> Deferred[T]:
         """Run work in one transaction in another thread, and commit it. Work that fails changes nothing.
+
+        Args:
+            work: what to do.
+            writes: whether it changes anything.
+            seconds: how long it may take, its wait for a thread included; None for the database's own limit.
 
         Raises:
             StoreUnavailable: the database failed.
@@ -56,4 +62,15 @@ class IStore(Interface):
 
         The changes are ``None`` if nothing changed. They are a `Snapshot` if the changes in between are no longer
         stored, or if `revision` is not in the database's history, as after a restore.
+        """
+
+
+class IReports(Interface):
+    """Reads reports: work that may take long, of which a few run at a time."""
+
+    def read(caller: ReportCaller, work: Callable[[Transaction], T], *, begun: bool = False) -> Deferred[T]:
+        """Read a report, or the next part of one that the caller has the beginning of.
+
+        To cancel the Deferred stops the work. It fails with TooManyReports, ReportsBusy, ReportTimeout or
+        StoreUnavailable of :mod:`twisted_vllm.errors`.
         """

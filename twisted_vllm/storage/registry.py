@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
+from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -15,6 +16,7 @@ from twisted_vllm.auth.grants import NO_REVISION, Changes, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.storage.database import DATABASE_SECONDS
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.transaction import Transaction
 
@@ -22,6 +24,8 @@ T = TypeVar("T")
 
 #: seconds between reads of other processes' changes
 FOLLOW_INTERVAL = 0.5
+#: changes that may overtake a read of other processes' changes, before such a read makes the next change wait
+MAX_OVERTAKING = 3
 
 
 class Registry:
@@ -34,7 +38,8 @@ class Registry:
         store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
         process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
         a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
-        database was restored or too much was missed.
+        database was restored or too much was missed. patience: a change that had to wait for longer, in seconds, for
+        earlier ones is not begun. monotonic: seconds, from any start.
     """
 
     def __init__(
@@ -44,13 +49,19 @@ class Registry:
         spend_set: Callable[[Spend], None] = lambda spend: None,
         budget_gone: Callable[[str, str], None] = lambda kind, id: None,
         read_anew: Callable[[], None] = lambda: None,
+        *,
+        patience: float = DATABASE_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._index = index
         self._spend_set = spend_set
         self._budget_gone = budget_gone
         self._read_anew = read_anew
+        self._patience = patience
+        self._monotonic = monotonic
         self._lock = DeferredLock()
+        self._begun = self._overtaking = 0
         self._revision = NO_REVISION
 
     @property
@@ -68,12 +79,22 @@ class Registry:
         return self._store.read(work)
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[T]:
-        """Run work that changes something, after earlier changes, and update the index."""
-        return self._lock.run(self._change, work)
+        """Run work that changes something, after earlier changes, and update the index.
+
+        Raises:
+            StoreUnavailable: the database failed, or earlier changes take too long.
+        """
+        return self._lock.run(self._change, work, self._monotonic() + self._patience)
 
     @inlineCallbacks
-    def _change(self, work: Callable[[Transaction], T]) -> Generator[Deferred[Any], Any, T]:
+    def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
+        if self._monotonic() > latest:
+            raise StoreUnavailable(
+                "Earlier changes waited too long for the database, so this one was not begun. Try again.", retry_after=5
+            )
+        self._begun += 1
         result, changes = yield self._store.change(work)
+        self._overtaking += 1
         self._apply(changes)
         return result  # type: ignore[no-any-return]  # what a generator is sent has no type
 
@@ -82,12 +103,22 @@ class Registry:
 
         The Deferred fails with StoreUnavailable if the database is unavailable.
         """
-        # Under the lock: data that was read before a change must not be applied after it.
-        return self._lock.run(self._follow)
+        # Data that was read before a change must not be applied after it. The lock would see to that, but a database
+        # that does not answer would then hold back every change, so a read that a change overtook is thrown away.
+        if self._overtaking >= MAX_OVERTAKING:
+            return self._lock.run(self._follow)
+        return succeed(None) if self._lock.locked else self._follow()
 
     @inlineCallbacks
     def _follow(self) -> Generator[Deferred[Any], Any, None]:
+        begun = self._begun
+        spends: list[Spend] = []
         revision, update = yield self._store.changes_since(self._revision)
+        if isinstance(update, Snapshot):
+            spends = yield self._store.spend()
+        if self._begun != begun:
+            return
+        self._overtaking = 0
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:

@@ -20,6 +20,9 @@ from twisted_vllm.storage.transaction import Transaction
 
 T = TypeVar("T")
 
+#: seconds that a read of what other processes changed may take: it may have to read every key
+FOLLOW_SECONDS = 60.0
+
 #: PostgreSQL's advisory lock of transactions that change something; SQLite has one writer at a time anyway
 _CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
 
@@ -59,7 +62,7 @@ class Store:
 
     def load(self) -> Deferred[Snapshot]:
         """Return the content of the key index."""
-        return self._database.run(read_everything, writes=False)
+        return self._database.run(read_everything, writes=False, seconds=FOLLOW_SECONDS)
 
     def load_now(self) -> Snapshot:
         """Return the same, blocking: for the start, before the reactor runs.
@@ -71,7 +74,7 @@ class Store:
 
     def spend(self) -> Deferred[list[Spend]]:
         """Return every spend record."""
-        return self._database.run(all_spend, writes=False)
+        return self._database.run(all_spend, writes=False, seconds=FOLLOW_SECONDS)
 
     def spend_now(self) -> list[Spend]:
         """Return the same, blocking: for the start, before the reactor runs.
@@ -98,7 +101,7 @@ class Store:
             changed = dict.fromkeys((row.kind, row.name) for row in later)
             return Revision(later[-1].revision, later[-1].stamp), read_changed(connection, changed)
 
-        return self._database.run(read, writes=False)
+        return self._database.run(read, writes=False, seconds=FOLLOW_SECONDS)
 
 
 def _first(rows: Sequence[Row[Any]]) -> Revision:

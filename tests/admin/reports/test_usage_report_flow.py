@@ -128,3 +128,27 @@ def test_nothing_is_read_for_a_reader_that_is_gone(reader: Reader, paused: bool)
         reader.store.release()
         assert reader.store.held == []
     assert len(reader.harness.finished) == 1
+
+
+def test_a_report_that_nobody_waits_for_any_more_is_cancelled() -> None:
+    store = SlowStore()
+    gateway = Gateway(store)
+    client = Client(SiteHarness().make_site({}, gateway.recorded), TcpTransport())
+    store.slow = True
+    client.send(get(b"/spend/logs", b"Authorization: Bearer " + MASTER_KEY.encode()))
+    waiting, _ = store.held.pop(0)
+    assert not waiting.called
+    client.leave()
+    # by its cancellation: the store has not answered
+    assert waiting.called
+
+
+def test_a_report_is_counted_for_its_key_its_user_and_its_team_and_its_next_parts_are_marked() -> None:
+    gateway = Gateway()
+    made = gateway.make_key(user_id="ada", team_id=gateway.post("/team/new", {"team_alias": "red"}).json["team_id"])
+    assert gateway.get("/usage/report", made["key"]).status == 200
+    [(caller, begun), *parts] = gateway.reports.callers
+    assert [kind for kind, _ in caller.scopes] == ["key", "user", "team"]
+    assert not begun
+    assert set(parts) == {(caller, True)}
+    assert not caller.is_administrator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,10 +14,9 @@ from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.reports.models import Filters, PagedLogsQuery
 from twisted_vllm.admin.reports.scope import Span, UsageScope, iso
 from twisted_vllm.admin.users.operations import report_users
-from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.usage.queries.plan import MODEL, UsageQuery, moment_of
-from twisted_vllm.storage.usage.queries.reports import Group, keys_by_spend, read_all, users_by_spend
+from twisted_vllm.storage.usage.queries.reports import MAX_GROUPS, keys_by_spend, read_all, read_totals, users_by_spend
 from twisted_vllm.storage.usage.queries.rows import (
     MAX_COUNTED,
     KeyLabel,
@@ -34,8 +33,8 @@ PROVIDER = "hosted_vllm"
 #: teams with the highest spend in `/global/spend/teams`
 _TOP_TEAMS = 10
 
-#: `/spend/logs` by day is built in memory: limits for its sums, and for the empty days at its end
-_MAX_GROUPS, _MAX_EMPTY_DAYS = 200_000, 366
+#: the empty days at the end of `/spend/logs` by day
+_MAX_EMPTY_DAYS = 366
 
 _COST, _REQUESTS, _TOKENS = (SUMS.index(name) for name in ("cost", "requests", "total_tokens"))
 _INPUT, _OUTPUT = SUMS.index("prompt_tokens"), SUMS.index("completion_tokens")
@@ -175,15 +174,10 @@ def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, st
     days: dict[str, dict[str, Any]] = {}
     if equals is None:
         return []
-    left = _MAX_GROUPS
+    left = MAX_GROUPS
     for name in (KEY, USER, MODEL):
-        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals)):
+        for group in read_all(connection, UsageQuery((name,), DAY, start, end, equals), left):
             left -= 1
-            if left < 0:
-                raise InvalidRequest(
-                    "This is too much to add up in one answer: ask for fewer days, or /usage/report.",
-                    param="start_date",
-                )
             day = days.setdefault(group.start, {KEY: {}, USER: {}, MODEL: {}})
             day[name][group.values[0]] = group.sums[_COST]
     labels = key_labels(connection, sorted({key_id for day in days.values() for key_id in day[KEY]}))
@@ -219,14 +213,13 @@ def spend_of_users(transaction: Transaction, user_id: str, skip: int, limit: int
 
 def spend_of_tags(transaction: Transaction, start: int, end: int) -> list[Json]:
     """Return the spend of each tag, the highest first."""
-    found: dict[str, list[int]] = {}
-    for group in read_all(transaction.connection, UsageQuery((TAG,), MONTH, start, end, {})):
-        sums = found.setdefault(group.values[0], [0, 0])
-        sums[0] += group.sums[_REQUESTS]
-        sums[1] += group.sums[_COST]
     return [
-        {"individual_request_tag": tag, "log_count": count, "total_spend": money(cost)}
-        for tag, (count, cost) in sorted(found.items(), key=lambda each: -each[1][1])
+        {
+            "individual_request_tag": group.values[0],
+            "log_count": group.sums[_REQUESTS],
+            "total_spend": money(group.sums[_COST]),
+        }
+        for group in read_totals(transaction.connection, UsageQuery((TAG,), MONTH, start, end))
     ]
 
 
@@ -251,18 +244,16 @@ def costs_of_keys(transaction: Transaction, scope: UsageScope, api_key: str, sta
             return []
         equals[KEY] = key_id
     keys: dict[str, dict[str, list[int]]] = {}
-    for group in read_all(connection, UsageQuery((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
+    for group in read_totals(connection, UsageQuery((KEY, MODEL), MONTH, start, end, scope.restrict(equals))):
         key_id, model = group.values
-        sums = keys.setdefault(key_id, {}).setdefault(model, [0, 0, 0])
-        for place, number in enumerate((_COST, _INPUT, _OUTPUT)):
-            sums[place] += group.sums[number]
+        keys.setdefault(key_id, {})[model] = [group.sums[number] for number in (_COST, _INPUT, _OUTPUT)]
     labels = key_labels(connection, [key_id for key_id in keys if key_id])
     found = [
         (
             [sum(column) for column in zip(*models.values(), strict=True)],
             {
                 "api_key": name_of_key(key_id, labels),
-                "model_details": [{"model": model, **_costs(sums)} for model, sums in models.items()],
+                "model_details": [{"model": model, **_costs(sums)} for model, sums in sorted(models.items())],
             },
         )
         for key_id, models in keys.items()
@@ -277,7 +268,7 @@ def _costs(sums: list[int]) -> Json:
 
 def total_spend(transaction: Transaction, start: int, end: int) -> Json:
     """Return the total spend."""
-    groups = read_all(transaction.connection, UsageQuery((), MONTH, start, end))
+    groups = read_totals(transaction.connection, UsageQuery((), MONTH, start, end))
     return {"spend": money(sum(group.sums[_COST] for group in groups)), "max_budget": None}
 
 
@@ -298,17 +289,18 @@ def total_spend_by_day(transaction: Transaction, scope: UsageScope, api_key: str
 def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the keys with the highest spend."""
     connection = transaction.connection
-    top = _top(read_all(connection, UsageQuery((KEY,), MONTH, start, end)), limit)
-    labels = key_labels(connection, [key_id for key_id, _ in top])
+    top = read_totals(connection, UsageQuery((KEY,), MONTH, start, end), limit)
+    labels = key_labels(connection, [group.values[0] for group in top])
     found = []
-    for key_id, sums in top:
+    for group in top:
+        [key_id] = group.values
         label = labels.get(key_id)
         found.append(
             {
                 "api_key": name_of_key(key_id, labels),
                 "key_alias": None if label is None else label.key_alias,
                 "key_name": None if label is None else label.key_name,
-                "total_spend": money(sums[_COST]),
+                "total_spend": money(group.sums[_COST]),
             }
         )
     return found
@@ -316,19 +308,17 @@ def top_keys(transaction: Transaction, limit: int, start: int, end: int) -> list
 
 def top_models(transaction: Transaction, limit: int, start: int, end: int) -> list[Json]:
     """Return the models with the highest spend."""
-    groups = read_all(transaction.connection, UsageQuery((MODEL,), MONTH, start, end))
-    top = _top((group for group in groups if group.values[0]), limit)
-    return [{"model": model, "total_spend": money(sums[_COST]), "total_tokens": sums[_TOKENS]} for model, sums in top]
-
-
-def _top(groups: Iterable[Group], limit: int) -> list[tuple[str, list[int]]]:
-    """Return the values with the highest cost and their sums over all intervals."""
-    found: dict[str, list[int]] = {}
-    for group in groups:
-        value = group.values[0]
-        known = found.get(value)
-        found[value] = list(group.sums) if known is None else [a + b for a, b in zip(known, group.sums, strict=True)]
-    return sorted(found.items(), key=lambda each: -each[1][_COST])[:limit]
+    # One more: requests without a model are none of them.
+    groups = read_totals(transaction.connection, UsageQuery((MODEL,), MONTH, start, end), limit + 1)
+    return [
+        {
+            "model": group.values[0],
+            "total_spend": money(group.sums[_COST]),
+            "total_tokens": group.sums[_TOKENS],
+        }
+        for group in groups
+        if group.values[0]
+    ][:limit]
 
 
 def spend_of_teams(transaction: Transaction, start: int, end: int) -> Json:

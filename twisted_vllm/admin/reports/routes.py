@@ -45,11 +45,11 @@ routes = Routes()
 
 
 async def _read(call: AdminCall, work: Callable[[Transaction], object]) -> msgspec.Raw:
-    """Return the result of work as JSON. It is encoded in the database's thread, because it can be large."""
-    return msgspec.Raw(await call.read(lambda transaction: msgspec.json.encode(work(transaction))))
+    """Return the result of work as JSON. It is encoded in the report's thread, because it can be large."""
+    return msgspec.Raw(await call.report(lambda transaction: msgspec.json.encode(work(transaction))))
 
 
-@routes.get("/spend/logs", query=LogsQuery, response=tuple[Json, ...], access=Access.ANY_KEY)
+@routes.get("/spend/logs", query=LogsQuery, response=tuple[Json, ...], access=Access.ANY_KEY, errors=(504,))
 async def logs(call: AdminCall, query: LogsQuery) -> msgspec.Raw:
     """Return requests, the newest first, or sums by day if both dates are given and `summarize` is not false."""
     scope = UsageScope.of(call)
@@ -65,21 +65,21 @@ async def logs(call: AdminCall, query: LogsQuery) -> msgspec.Raw:
     )
 
 
-@routes.get("/spend/logs/v2", query=PagedLogsQuery, response=SpendLogPage, access=Access.ANY_KEY)
+@routes.get("/spend/logs/v2", query=PagedLogsQuery, response=SpendLogPage, access=Access.ANY_KEY, errors=(504,))
 async def paged_logs(call: AdminCall, query: PagedLogsQuery) -> msgspec.Raw:
     """Return a page of requests, the newest first, and their number."""
     scope, span = UsageScope.of(call), span_of(query.start_date, query.end_date)
     return await _read(call, lambda transaction: operations.page_of_logs(transaction, scope, query, span))
 
 
-@routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...])
+@routes.get("/spend/keys", query=SpendListQuery, response=tuple[KeyReport, ...], errors=(504,))
 async def spend_of_keys(call: AdminCall, query: SpendListQuery) -> msgspec.Raw:
     """Return a page of keys, the highest spend first."""
     skip = (query.page - 1) * query.page_size
     return await _read(call, lambda transaction: operations.spend_of_keys(transaction, skip, query.page_size, call.now))
 
 
-@routes.get("/spend/users", query=SpendUsersQuery, response=tuple[UserReport, ...])
+@routes.get("/spend/users", query=SpendUsersQuery, response=tuple[UserReport, ...], errors=(504,))
 async def spend_of_users(call: AdminCall, query: SpendUsersQuery) -> msgspec.Raw:
     """Return a page of users, the highest spend first, or one user."""
     skip = (query.page - 1) * query.page_size
@@ -89,28 +89,30 @@ async def spend_of_users(call: AdminCall, query: SpendUsersQuery) -> msgspec.Raw
     )
 
 
-@routes.get("/spend/tags", query=DatesQuery, response=tuple[TagSpend, ...])
+@routes.get("/spend/tags", query=DatesQuery, response=tuple[TagSpend, ...], errors=(504,))
 async def spend_of_tags(call: AdminCall, query: DatesQuery) -> msgspec.Raw:
     """Return the spend of each tag, the highest first. Without dates, of all time."""
     days = days_of(query.start_date or "1970-01-01", query.end_date, call.now)
     return await _read(call, lambda transaction: operations.spend_of_tags(transaction, *days))
 
 
-@routes.get("/key/spend/report", query=KeyReportQuery, response=tuple[KeySpendReport, ...], access=Access.ANY_KEY)
+@routes.get(
+    "/key/spend/report", query=KeyReportQuery, response=tuple[KeySpendReport, ...], access=Access.ANY_KEY, errors=(504,)
+)
 async def costs_of_keys(call: AdminCall, query: KeyReportQuery) -> msgspec.Raw:
     """Return the cost and tokens of a key by model. Administrators see every key."""
     scope, days = UsageScope.of(call), days_of(query.start_date, query.end_date, call.now)
     return await _read(call, lambda transaction: operations.costs_of_keys(transaction, scope, query.api_key, *days))
 
 
-@routes.get("/global/spend", query=NoQuery, response=GlobalSpendReport)
+@routes.get("/global/spend", query=NoQuery, response=GlobalSpendReport, errors=(504,))
 async def total_spend(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
     """Return the spend of everybody together, of the last 30 days and today."""
     days = days_of("", "", call.now)
     return await _read(call, lambda transaction: operations.total_spend(transaction, *days))
 
 
-@routes.get("/global/spend/logs", query=GlobalLogsQuery, response=tuple[DatedSpend, ...])
+@routes.get("/global/spend/logs", query=GlobalLogsQuery, response=tuple[DatedSpend, ...], errors=(504,))
 async def total_spend_by_day(call: AdminCall, query: GlobalLogsQuery) -> msgspec.Raw:
     """Return the spend of each of the last 30 days and today, of everybody together or of one key."""
     scope, days = UsageScope.of(call), days_of("", "", call.now)
@@ -119,42 +121,42 @@ async def total_spend_by_day(call: AdminCall, query: GlobalLogsQuery) -> msgspec
     )
 
 
-@routes.get("/global/spend/keys", query=TopQuery, response=tuple[TopKey, ...])
+@routes.get("/global/spend/keys", query=TopQuery, response=tuple[TopKey, ...], errors=(504,))
 async def top_keys(call: AdminCall, query: TopQuery) -> msgspec.Raw:
     """Return the keys with the highest spend of the last 30 days and today."""
     days = days_of("", "", call.now)
     return await _read(call, lambda transaction: operations.top_keys(transaction, query.limit, *days))
 
 
-@routes.get("/global/spend/teams", query=NoQuery, response=TeamsSpend)
+@routes.get("/global/spend/teams", query=NoQuery, response=TeamsSpend, errors=(504,))
 async def spend_of_teams(call: AdminCall, _query: NoQuery) -> msgspec.Raw:
     """Return the spend of teams in the last 30 days and today, by day and in total."""
     days = days_of("", "", call.now)
     return await _read(call, lambda transaction: operations.spend_of_teams(transaction, *days))
 
 
-@routes.get("/global/spend/models", query=TopQuery, response=tuple[TopModel, ...])
+@routes.get("/global/spend/models", query=TopQuery, response=tuple[TopModel, ...], errors=(504,))
 async def top_models(call: AdminCall, query: TopQuery) -> msgspec.Raw:
     """Return the models with the highest spend of the last 30 days and today."""
     days = days_of("", "", call.now)
     return await _read(call, lambda transaction: operations.top_models(transaction, query.limit, *days))
 
 
-@routes.get("/global/activity", query=ActivityQuery, response=Activity)
+@routes.get("/global/activity", query=ActivityQuery, response=Activity, errors=(504,))
 async def activity_of_all(call: AdminCall, query: ActivityQuery) -> msgspec.Raw:
     """Return requests and tokens by day."""
     days = days_of(query.start_date, query.end_date, call.now)
     return await _read(call, lambda transaction: activity.activity(transaction, *days))
 
 
-@routes.get("/global/activity/model", query=ActivityQuery, response=tuple[ModelActivity, ...])
+@routes.get("/global/activity/model", query=ActivityQuery, response=tuple[ModelActivity, ...], errors=(504,))
 async def activity_of_models(call: AdminCall, query: ActivityQuery) -> msgspec.Raw:
     """Return requests and tokens by day, of the models with the most requests."""
     days = days_of(query.start_date, query.end_date, call.now)
     return await _read(call, lambda transaction: activity.activity_of_models(transaction, *days))
 
 
-@routes.get("/user/daily/activity", query=DailyActivityQuery, response=DailyUses, access=Access.ANY_KEY)
+@routes.get("/user/daily/activity", query=DailyActivityQuery, response=DailyUses, access=Access.ANY_KEY, errors=(504,))
 async def daily_activity(call: AdminCall, query: DailyActivityQuery) -> msgspec.Raw:
     """Return usage by day, model and key.
 
@@ -165,7 +167,14 @@ async def daily_activity(call: AdminCall, query: DailyActivityQuery) -> msgspec.
     return await _read(call, lambda transaction: activity.daily_activity(transaction, scope, query, *days))
 
 
-@routes.get("/usage/report", query=ReportQuery, response=UsageReport, access=Access.ANY_KEY, media_types=("text/csv",))
+@routes.get(
+    "/usage/report",
+    query=ReportQuery,
+    response=UsageReport,
+    access=Access.ANY_KEY,
+    media_types=("text/csv",),
+    errors=(504,),
+)
 async def usage_report(call: AdminCall, query: ReportQuery) -> bytes:
     """Return usage by any dimensions and by hour, day or month, as JSON or CSV.
 

@@ -1,6 +1,6 @@
 """The usage report: usage by any of eight dimensions and by hour, day or month, of any size, as JSON or CSV.
 
-The groups are read a page at a time in the database's thread and encoded there. A page is read when the client has
+The groups are read a page at a time in a report's thread and encoded there. A page is read when the client has
 taken the one before, so a report needs no more memory than a page.
 """
 
@@ -72,7 +72,7 @@ async def send_report(call: AdminCall, query: ReportQuery) -> bytes:
     group_by = _group_by(query.group_by)
     if not scope.sees_all and (SERVER in group_by or query.server):
         raise RouteNotAllowed("Which server answered is for administrators.")
-    report = await call.read(lambda transaction: _open(transaction.connection, scope, query, group_by, call.now))
+    report = await call.report(lambda transaction: _open(transaction.connection, scope, query, group_by, call.now))
     request.setHeader(b"content-type", report.format.content_type)
     request.setHeader(b"cache-control", b"no-store")
     if query.format == "csv":
@@ -195,7 +195,7 @@ async def _write_groups(call: AdminCall, report: _Report, gate: _Gate) -> None:
                 ids = sorted({group.values[place] for group in found.groups} - {""})
             return report.format.groups(found.groups, key_labels(connection, ids)), found.cursor
 
-        body, cursor = await call.read(lambda transaction: page(transaction.connection))
+        body, cursor = await call.report(lambda transaction: page(transaction.connection), begun=True)
         if body:
             call.request.write(body)
 

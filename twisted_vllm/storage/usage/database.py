@@ -12,7 +12,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.storage.engine import WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.storage.deadline import Deadline, WorkStopped
+from twisted_vllm.storage.engine import DEADLINE, WRITES, make_engine, parse_url, reason_of
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.batch import References
 from twisted_vllm.storage.usage.writes import PeriodStart, RowsExist, delete_before, write
@@ -24,6 +25,9 @@ T = TypeVar("T")
 #: Each payer's rows end in a page of their own of SQLite's index, and every batch touches those pages: 16 MB of pages
 #: stay in memory, and the write-ahead log is copied into the file every 16 MB.
 _SQLITE_PRAGMAS = ("cache_size = -16000", "wal_autocheckpoint = 4000")
+
+#: Seconds for one transaction. The writer's batches take a tenth of one.
+_SECONDS = 8.0
 
 #: PostgreSQL's class of errors for what exceeds the size of an index entry or a row
 _PROGRAM_LIMIT_EXCEEDED = "54"
@@ -51,7 +55,7 @@ class UsageDatabase:
         self._url = url
         self._period_start = period_start
         self._now = now
-        self._engine: Engine = make_engine(parse_url(url))
+        self._engine: Engine = make_engine(parse_url(url), connections=1)
         watch_file(self._engine)
         self.single_writer = self._engine.dialect.name == "sqlite"
         self._references = References()
@@ -117,8 +121,9 @@ class UsageDatabase:
             self._was_restored = False
             self._references.forget()
         self._references.trim()
+        options = {WRITES: True, DEADLINE: Deadline(_SECONDS)}
         try:
-            with self._engine.execution_options(**{WRITES: True}).begin() as connection:
+            with self._engine.execution_options(**options).begin() as connection:
                 result = work(connection)
             # The caller deletes what was stored from the spool.
             check_file(self._engine)
@@ -133,6 +138,8 @@ class UsageDatabase:
         raise problem
 
     def _problem_of(self, error: BaseException) -> RowsRejected | DatabaseUnavailable | None:
+        if isinstance(error, WorkStopped):
+            return DatabaseUnavailable(f"a batch took longer than {_SECONDS:g} s")
         if isinstance(error, SQLAlchemyError):
             reason = reason_of(error, self._url)
             return RowsRejected(reason) if _is_rejection(error) else DatabaseUnavailable(reason)

@@ -30,8 +30,10 @@ from sqlalchemy import (
     select,
     tuple_,
     type_coerce,
+    union_all,
 )
 
+from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.tables import keys, spend, users
 from twisted_vllm.storage.usage.queries.plan import (
     DAILY,
@@ -67,6 +69,10 @@ PAGE = 5_000
 
 #: rows to sum per page, if a report is made from rows
 _PAGE_ROWS = 50_000
+#: groups of a report that is built in memory
+MAX_GROUPS = 200_000
+
+_COST = SUMS.index("cost")
 _MAX_WIDTH = 64 * DAY_US
 _EPOCH = date(1970, 1, 1).toordinal()
 
@@ -146,18 +152,54 @@ def read_page(connection: Connection, planned: Plan, cursor: Cursor, limit: int 
     return ReportPage(groups, Cursor(following) if following < len(planned.segments) else None)
 
 
-def read_all(connection: Connection, query: UsageQuery) -> Iterator[Group]:
+def read_all(connection: Connection, query: UsageQuery, limit: int = MAX_GROUPS) -> Iterator[Group]:
     """Return all groups of a small report.
 
     Raises:
         Unanswerable: nothing that is kept answers it.
+        InvalidRequest: there are more than `limit`.
     """
     planned = plan(query)
     cursor: Cursor | None = Cursor()
     while cursor is not None:
         page = read_page(connection, planned, cursor)
+        limit -= len(page.groups)
+        _check_size(limit)
         yield from page.groups
         cursor = page.cursor
+
+
+def read_totals(connection: Connection, query: UsageQuery, top: int | None = None) -> list[Group]:
+    """Return the sums of each group over the whole time, the highest cost first; their `start` is ``""``.
+
+    The database adds them up, as Python would hold up the process.
+
+    Args:
+        connection: of a transaction that reads.
+        query: of whole days, which the sums by day and month answer.
+        top: how many to return; None for all.
+
+    Raises:
+        Unanswerable: nothing that is kept answers it.
+        InvalidRequest: there are more than `MAX_GROUPS`.
+    """
+    planned = plan(query)
+    together = union_all(*(_sums_of_segment(planned, segment) for segment in planned.segments)).subquery()
+    names = [together.c[name] for name in query.group_by]
+    sums = _added(together.c)
+    statement = select(*names, *sums).group_by(*names).order_by(sums[_COST].desc(), *names)
+    rows = connection.execute(statement.limit(MAX_GROUPS + 1 if top is None else top)).all()
+    _check_size(MAX_GROUPS - len(rows))
+    count = len(names)
+    # Sums without GROUP BY return a row even without input.
+    return [Group("", row[:count], row[count:]) for row in rows if row[count]]
+
+
+def _check_size(left: int) -> None:
+    if left < 0:
+        raise InvalidRequest(
+            "This is too much to add up in one answer: ask for fewer days, or /usage/report.", param="start_date"
+        )
 
 
 def page_of_days(
@@ -299,6 +341,15 @@ def _literals(names: list[ColumnElement[Any]], after: tuple[Any, ...]) -> Iterat
     for name, value in zip(names, after, strict=True):
         is_date = name.type.python_type is date
         yield literal(date.fromisoformat(str(value)) if is_date else value, name.type)
+
+
+def _sums_of_segment(planned: Plan, segment: Segment) -> Select[Any]:
+    """Return the statement for the sums of each group over a segment."""
+    build = {TOTALS: _from_totals, DAILY: _from_combined}[planned.source]
+    _, columns, sums, conditions = build(planned, segment, segment.low, segment.high)
+    names = [columns[name].label(name) for name in planned.query.group_by]
+    labelled = [each.label(name) for name, each in zip(SUMS, sums, strict=True)]
+    return select(*names, *labelled).where(*conditions).group_by(*names)
 
 
 #: the interval's column, the dimensions' columns, the sums and the conditions of a statement
