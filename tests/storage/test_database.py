@@ -404,7 +404,7 @@ async def test_work_that_does_not_end_in_time_is_undone_and_names_the_setting(re
     endless = text("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
 
     def work(connection: Connection) -> None:
-        connection.execute(text("INSERT INTO vllm_passthrough_changes VALUES (1, 'key', 'x')"))
+        connection.execute(text("INSERT INTO vllm_passthrough_changes (revision, kind, name) VALUES (1, 'key', 'x')"))
         connection.execute(endless)
 
     waiting = [database.run(work, writes=True) for _ in range(10)]

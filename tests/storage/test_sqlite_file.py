@@ -49,6 +49,14 @@ class Case:
             return True
         return False
 
+    async def answers(self) -> bool:
+        """Read something; return whether that worked."""
+        try:
+            await all_keys(self.store)
+        except StoreUnavailable:
+            return False
+        return True
+
 
 @pytest.fixture
 def case(reactor: Any, tmp_path: Path, logged_failures: Any) -> Iterator[Case]:
@@ -134,7 +142,7 @@ async def test_a_lost_file_is_told_and_nothing_is_acknowledged(case: Case, lose:
     what = lose(case)
     assert not case.database.file_is_lost
     with captured_logs() as events:
-        assert await case.database.ping() is False
+        assert not await case.answers()
         assert case.database.file_is_lost
         assert await case.is_refused()
         with pytest.raises(StoreUnavailable):
@@ -153,11 +161,11 @@ async def test_a_lost_file_is_told_again_after_five_minutes_and_not_before(case:
     remove(case)
     with captured_logs() as events:
         for _ in range(20):
-            await case.database.ping()
+            await case.answers()
         assert len(criticals(events)) == 1
         case.now += ALARM_INTERVAL
         for _ in range(20):
-            await case.database.ping()
+            await case.answers()
     assert len(criticals(events)) == 2
 
 
@@ -181,7 +189,7 @@ async def test_the_same_file_may_come_back(case: Case) -> None:
     with pytest.raises(DatabaseUnavailable):
         case.ledger.write(usage_rows(3), own=True)
     os.rename(aside, case.file)
-    assert await case.database.ping() is True
+    assert await case.answers()
     assert not case.database.file_is_lost
     assert not await case.is_refused()
     case.ledger.write(usage_rows(3), own=True)
@@ -198,7 +206,7 @@ async def test_a_file_that_took_the_place_is_neither_written_nor_damaged_and_is_
         await put(case.store, key_record(number))
     os.rename(copy, case.file)
     assert await case.is_refused()
-    assert not await case.database.ping()
+    assert not await case.answers()
     await case.database.stop()
     case.ledger.close()
     restarted = Database(reactor, case.url)

@@ -122,7 +122,6 @@ class Registry:
         if isinstance(update, Changes):
             self._apply(update)
         elif update is not None:
-            spends: list[Spend] = yield self._store.spend()
             for kind, id in self._index.budgets() - {(spend.kind, spend.id) for spend in spends}:
                 self._budget_gone(kind, id)
             self._index.replace_all(update)
