@@ -48,6 +48,7 @@ MAY_IMPORT = {
 #: what decides: no reactor, no clock, no I/O
 PURE = (
     *("api_routes", "auth", "bodies", "config", "field_policy", "http.headers", "money"),
+    "http.server.held_bodies",
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),

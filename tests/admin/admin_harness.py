@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from treq.testing import RequestTraversalAgent, StubTreq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -103,7 +103,12 @@ class HeldStore:
 
 
 class Recorded(Resource):
-    """Gives requests the context that the gateway's own have, and keeps them, to see what the log would."""
+    """Gives requests the context and the body that the gateway's own have, and keeps them, to see what the log would.
+
+    Attributes:
+        requests: the requests.
+        bodies_read: how many of them were asked for their body.
+    """
 
     isLeaf = True
 
@@ -111,11 +116,17 @@ class Recorded(Resource):
         super().__init__()
         self._inner = inner
         self.requests: list[Any] = []
+        self.bodies_read = 0
+
+    def _read(self, request: Any) -> Deferred[bytes]:
+        self.bodies_read += 1
+        return succeed(request.content.read())
 
     def render(self, request: Any) -> Any:
         if not hasattr(request, "context"):
             request.context = RequestContext(Peer("192.0.2.1", False), 0.0)
             request.context.request_id = b"request-%d" % len(self.requests)
+            request.read_body = lambda: self._read(request)
         self.requests.append(request)
         return self._inner.render(request)
 

@@ -97,6 +97,7 @@ class FakeRequest:
         self.answered: GatewayError | None = None
         self.failures: list[Failure] = []
         self.events: list[Any] = []
+        self.asked_for_room: list[int] = []
         self.collecting: tuple[int, Callable[[bytes], None]] | None = None
         self.sink: Callable[[bytes, bool], None] | None = None
 
@@ -105,6 +106,13 @@ class FakeRequest:
         return self.head.length
 
     # what a resource asks
+
+    def ask_for_room(self, size: int, proceed: Callable[[], None]) -> None:
+        self.asked_for_room.append(size)
+        proceed()
+
+    def give_room_back(self) -> None:
+        self.events.append("give room back")
 
     def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
         self.collecting = (limit, done)

@@ -43,6 +43,7 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.forwarded import address_of, is_allowed
 from twisted_vllm.proxy.ledger import LedgerRecorder
+from twisted_vllm.proxy.metrics import HeldBodiesCollector
 from twisted_vllm.proxy.resource import MOUNT, PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
@@ -195,5 +196,6 @@ class Wiring:
             ids=ids,
             lifecycle=self.lifecycle,
         )
+        self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

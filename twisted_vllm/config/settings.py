@@ -125,6 +125,22 @@ class Limits:
         unit="bytes",
         concerns="clients",
     )
+    max_held_total_bytes: int = setting(
+        536_870_912,
+        whole(),
+        "The bodies in memory at a time that are read whole, and bodies of forms as far as they are in memory. More "
+        "wait unread for timeouts.held_body, then they are answered 503 no_room_for_body. Make it at least twice "
+        "max_held_body_bytes: one large body goes ahead alone whatever its size.",
+        unit="bytes",
+        concerns="clients",
+    )
+    max_held_bytes_per_key: int | None = setting(
+        None,
+        optional(whole(), "a quarter of max_held_total_bytes"),
+        "The share of one key. Its further requests wait, and those of other keys do not.",
+        unit="bytes",
+        concerns="clients",
+    )
     max_connections: int | None = setting(
         10_000,
         optional(whole(), "no limit"),
@@ -199,6 +215,12 @@ class Timeouts:
         15.0, seconds(), "For the request line and all headers of a client's request.", concerns="clients"
     )
     client_body: float = setting(60.0, seconds(), "Between two pieces of a client's body.", concerns="clients")
+    held_body: float | None = setting(
+        30.0,
+        optional(seconds(), "no limit"),
+        "For room in memory, for a body that must be read whole while limits.max_held_total_bytes are held.",
+        concerns="clients",
+    )
     keep_alive: float = setting(
         75.0, seconds(), "For a client's next request on an idle connection.", concerns="clients"
     )

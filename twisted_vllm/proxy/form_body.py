@@ -226,6 +226,7 @@ class FormBody(RequestBody):
             return
         self._replaying = False
         self._spool.close()
+        self._request.give_room_back()
         if self._name is not None:
             self._write(consumer, self._name)
         backlog, self._backlog = b"".join(self._backlog), []

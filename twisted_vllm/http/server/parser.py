@@ -148,7 +148,10 @@ class RequestParser:
         return request
 
     def _head_too_large(self) -> HeadTooLarge:
-        return HeadTooLarge(f"The request's head is over {self._limits.max_head_bytes} bytes.")
+        return HeadTooLarge(
+            f"The request line and the headers of this request have more than {self._limits.max_head_bytes} bytes: "
+            "send fewer or shorter headers, or ask the operator to raise passthrough.limits.max_head_bytes."
+        )
 
     def _judge_chunks(self, gained: int) -> GatewayError | None:
         """Refuse endless chunk extensions and trailers: llhttp has no limit and buffers a trailer until it ends."""
@@ -242,7 +245,10 @@ class RequestParser:
         first = head.first
         limits = self._limits
         if len(head.headers) > limits.max_header_count:
-            raise HeadTooLarge(f"The request has over {limits.max_header_count} headers.")
+            raise HeadTooLarge(
+                f"This request has more than {limits.max_header_count} headers: send fewer, or ask the operator to "
+                "raise passthrough.limits.max_header_count."
+            )
         # the fed bytes are an upper bound of the head's size that costs nothing to know
         if self._head_bound > limits.max_head_bytes and _size(head) > limits.max_head_bytes:
             raise self._head_too_large()
@@ -251,7 +257,7 @@ class RequestParser:
         if length is not None:
             head.length = int(length)
             if head.length > limits.max_body_bytes:
-                raise self._body_too_large()
+                raise self._body_too_large(head.length)
         elif b"transfer-encoding" in first:
             if version == "1.0" or first[b"transfer-encoding"].lower() != b"chunked":
                 # a coding that other servers on the path may or may not understand: RFC 9112 §6.1
@@ -259,8 +265,8 @@ class RequestParser:
             head.length = None
         head.keep_alive = not closes(version, first)
 
-    def _body_too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request's body is over {self._limits.max_body_bytes} bytes.")
+    def _body_too_large(self, size: int | None) -> BodyTooLarge:
+        return BodyTooLarge.over("max_body_bytes", self._limits.max_body_bytes, size)
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -271,7 +277,7 @@ class RequestParser:
         if request.finished:
             return
         if request.body_received > self._limits.max_body_bytes:
-            request.fault = request.fault or self._body_too_large()
+            request.fault = request.fault or self._body_too_large(None)
         else:
             request.body_pieces.append(data)
 
