@@ -268,6 +268,15 @@ def test_a_body_that_arrives_at_the_lowest_rate_is_not_cut_and_a_slower_one_is()
     assert not waiting.waits
 
 
+def test_a_body_that_the_gateway_does_not_read_is_not_cut() -> None:
+    account = Account(total=MIB, patience=None)
+    paused = account.ask("a", MIB, received=1)
+    account.ask("b", MIB)
+    paused.holding.stop_timing()
+    account.wait(1_000)
+    assert paused.error is None
+
+
 def test_a_silent_body_is_not_cut_for_another_key_that_waits_for_its_own_share() -> None:
     account = Account(patience=None)
     silent = account.ask("a", LARGE)

@@ -98,6 +98,7 @@ class FakeRequest:
         self.failures: list[Failure] = []
         self.events: list[Any] = []
         self.asked_for_room: list[int] = []
+        self.room = None
         self.collecting: tuple[int, Callable[[bytes], None]] | None = None
         self.sink: Callable[[bytes, bool], None] | None = None
 

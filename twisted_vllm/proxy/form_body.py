@@ -161,6 +161,8 @@ class FormBody(RequestBody):
         self.fault = fault
         # stop reading until the server takes the rest
         self._request.pause_body()
+        if self._request.room is not None:
+            self._request.room.stop_timing()
         self._request.work = None
         self._on_model(self)
         if self._request.finished:

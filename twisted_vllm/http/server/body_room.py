@@ -89,6 +89,11 @@ class BodyRoom:
         if self._holding is not None:
             self._holding.complete()
 
+    def stop_timing(self) -> None:
+        """The gateway does not read the rest yet: how fast the body comes says nothing any more."""
+        if self._holding is not None:
+            self._holding.stop_timing()
+
     def give_back(self) -> None:
         """Give the room back, or stop waiting. Idempotent."""
         self._proceed = None

@@ -140,6 +140,10 @@ class Holding:
         """The whole body arrived: keep room for exactly what came."""
         self._account.complete(self)
 
+    def stop_timing(self) -> None:
+        """The gateway does not read the rest yet: how fast the body comes says nothing any more."""
+        self._account.stop_timing(self)
+
     def release(self) -> None:
         """Give the room back, or stop waiting. Idempotent."""
         self._account.release(self)
@@ -219,13 +223,17 @@ class HeldBodies:
 
     def complete(self, holding: Holding) -> None:
         """As `Holding.complete`."""
-        self._arriving.pop(holding, None)
+        self.stop_timing(holding)
         surplus = holding.size - holding.holder.body_received
         if surplus and not holding.waiting:
             self._give_back(holding)
             holding.size -= surplus
             self._take(holding, holding._is_small)
             self._serve()
+
+    def stop_timing(self, holding: Holding) -> None:
+        """As `Holding.stop_timing`."""
+        self._arriving.pop(holding, None)
 
     def release(self, holding: Holding) -> None:
         """As `Holding.release`."""
@@ -295,7 +303,7 @@ class HeldBodies:
             self._arriving[holding] = None
 
     def _give_back(self, holding: Holding) -> None:
-        self._arriving.pop(holding, None)
+        self.stop_timing(holding)
         for pool in (holding._owner, self._total):
             if holding._is_small:
                 pool.small -= holding.size
