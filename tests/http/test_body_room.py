@@ -13,7 +13,7 @@ from twisted_vllm.errors import BlockedApiKey, GatewayError
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.server.connection import HELD_LIMIT
 from twisted_vllm.http.server.held_bodies import UNCOUNTED
-from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.http.server.request import LOOSE_PIECES, GatewayRequest
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 KIB = 1_024
@@ -50,7 +50,7 @@ class Room:
         request.collect_body(self._limit, arrived)
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         return self.harness.site.held_bodies.held
 
     @property
@@ -103,11 +103,11 @@ def test_100_continue_is_sent_when_there_is_room(room: Room) -> None:
 def test_a_small_body_that_came_with_its_head_needs_no_room(room: Room) -> None:
     client = room.harness.connect()
     client.send(post(b"/vllm/a/x", bytes(UNCOUNTED)))
-    assert (len(room.held), room.bytes) == (1, 0)
+    assert (len(room.held), room.held_bytes) == (1, 0)
     assert room.held[0].room is None
     room.answer()
     client.send(post(b"/vllm/a/x", bytes(UNCOUNTED + 1)))
-    assert (len(room.held), room.bytes) == (1, UNCOUNTED + 1)
+    assert (len(room.held), room.held_bytes) == (1, UNCOUNTED + 1)
 
 
 def test_a_chunked_body_grows_and_keeps_what_it_needs(room: Room) -> None:
@@ -115,12 +115,12 @@ def test_a_chunked_body_grows_and_keeps_what_it_needs(room: Room) -> None:
     data = chunked(b"/vllm/a/x", *[bytes(20 * KIB)] * 5)
     head, end, body = data.partition(b"\r\n\r\n")
     client.send(head + end)
-    assert room.bytes == SEGMENT
+    assert room.held_bytes == SEGMENT
     client.send(body[: 70 * KIB])
     client.send(body[70 * KIB : 80 * KIB])
-    assert room.bytes == 400 * KIB, "it may still have as much as is allowed"
+    assert room.held_bytes == 400 * KIB, "it may still have as much as is allowed"
     client.send(body[80 * KIB :])
-    assert (len(room.held), room.bytes) == (1, 100 * KIB)
+    assert (len(room.held), room.held_bytes) == (1, 100 * KIB)
 
 
 def test_a_chunked_body_waits_for_more_room_without_being_read(room: Room) -> None:
@@ -136,6 +136,40 @@ def test_a_chunked_body_waits_for_more_room_without_being_read(room: Room) -> No
     assert (client.unread, len(room.held)) == (0, 1)
     room.answer()
     assert client.answer().status == 200
+
+
+def test_a_body_that_is_read_in_pieces_gets_none_before_it_has_room_for_more(room: Room) -> None:
+    room.send()
+    pieces: list[bytes] = []
+
+    def hold(request: GatewayRequest) -> None:
+        request.context.principal = CALLERS[b"a"]
+        request.await_room(400 * KIB, lambda: request.stream_body(lambda data, last: pieces.append(data)))
+
+    room.harness.streaming.behaviour = hold
+    client = room.harness.connect()
+    data = chunked(b"/vllm/a/x", *[bytes(30 * KIB)] * 9)
+    client.send(data[:200])
+    client.send(data[200:])
+    before = sum(map(len, pieces))
+    assert before <= SEGMENT
+    assert (room.waiting, client.unread > 100 * KIB) == (1, True)
+    client.channel.requests[0].pause_body()
+    client.channel.requests[0].resume_body()
+    client.settle()
+    assert client.unread > 100 * KIB, "the pace of the reader does not undo the wait for room"
+    room.answer()
+    client.settle()
+    assert sum(map(len, pieces)) == 270 * KIB
+
+
+def test_many_tiny_pieces_of_a_body_that_waits_are_joined(room: Room) -> None:
+    room.send()
+    client = room.harness.connect()
+    client.send(chunked(b"/vllm/a/x", *[b"x"] * 20_000)[:60_000])
+    (waiting,) = client.channel.requests
+    assert waiting.body_received > 5_000
+    assert len(waiting.body_pieces) <= LOOSE_PIECES
 
 
 def test_a_request_that_waits_in_vain_gets_503_and_says_when_to_come_again(room: Room) -> None:
@@ -193,9 +227,9 @@ ENDINGS = [end_by_answer, end_by_disconnect, end_by_revocation, end_by_failure, 
 @pytest.mark.parametrize("end", ENDINGS)
 def test_the_room_of_a_held_body_is_given_back(room: Room, end: Callable[[Room, Client], None]) -> None:
     client = room.send()
-    assert room.bytes == 200 * KIB
+    assert room.held_bytes == 200 * KIB
     end(room, client)
-    assert (room.bytes, room.waiting) == (0, 0)
+    assert (room.held_bytes, room.waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("end", [end_by_disconnect, end_by_revocation, end_by_failure])
@@ -211,13 +245,13 @@ def test_a_request_that_waits_is_forgotten(room: Room, end: Callable[[Room, Clie
 def test_the_room_of_a_body_that_breaks_off_is_given_back(room: Room, rest: bytes | None) -> None:
     client = room.harness.connect()
     client.send(chunked(b"/vllm/a/x", bytes(10 * KIB))[:-5])
-    assert room.bytes > 0
+    assert room.held_bytes > 0
     if rest is None:
         room.harness.pass_time(62)
     else:
         client.send(rest)
     assert client.answer().status == (408 if rest is None else 400)
-    assert room.bytes == 0
+    assert room.held_bytes == 0
     client.leave()
     room.harness.assert_clean()
 
@@ -254,11 +288,11 @@ def test_all_pipelined_bytes_have_a_bound_and_the_connection_closes_after_its_an
     clients = [room.harness.connect() for _ in range(5)]
     for client in clients:
         client.send(get(b"/vllm/a/x"), bytes(HELD_LIMIT))
-    assert room.bytes == 3 * HELD_LIMIT
+    assert room.held_bytes == 3 * HELD_LIMIT
     for _ in range(5):
         room.answer()
     assert [client.answers()[0].closes for client in clients] == [False] * 3 + [True] * 2
-    assert room.bytes == 0
+    assert room.held_bytes == 0
 
 
 def test_the_body_of_a_request_is_not_read_before_its_client_reads_the_answers_before_it() -> None:

@@ -97,7 +97,6 @@ class FakeRequest:
         self.answered: GatewayError | None = None
         self.failures: list[Failure] = []
         self.events: list[Any] = []
-        self.asked_for_room: list[int] = []
         self.room = None
         self.collecting: tuple[int, Callable[[bytes], None]] | None = None
         self.sink: Callable[[bytes, bool], None] | None = None
@@ -108,8 +107,11 @@ class FakeRequest:
 
     # what a resource asks
 
-    def ask_for_room(self, size: int, proceed: Callable[[], None]) -> None:
-        self.asked_for_room.append(size)
+    def await_room(self, most: int, proceed: Callable[[], None]) -> None:
+        proceed()
+
+    def await_part_room(self, size: int, proceed: Callable[[], None]) -> None:
+        self.events.append(("room", size))
         proceed()
 
     def give_room_back(self) -> None:

@@ -20,9 +20,10 @@ from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeo
 from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.server.held_bodies import UNCOUNTED
 from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.form_body import MAX_BUFFERED
+from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 from twisted_vllm.upstreams.router import Router
@@ -223,13 +224,13 @@ def test_a_body_that_streams_is_not_read_while_the_server_is_asked_for_its_model
     assert isinstance(mounted.sent.body, RequestBody)
 
 
-@pytest.mark.parametrize(("size", "asked"), [(UNCOUNTED, []), (UNCOUNTED + 1, [UNCOUNTED + 1])])
-def test_a_body_that_came_with_its_head_asks_for_room_unless_it_is_small(size: int, asked: list[int]) -> None:
+@pytest.mark.parametrize(("length", "room"), [(MAX_BUFFERED, []), (MAX_BUFFERED + 1, [("room", MOST_IN_MEMORY)])])
+def test_a_large_form_asks_for_the_room_that_it_takes_in_memory(length: int, room: list[Any]) -> None:
     mounted = ResourceHarness(TENANT)
-    body = b'{"model": "m"}'.ljust(size)
-    request = mounted.render(headers=[JSON], body=body)
-    assert request.asked_for_room == asked
-    assert mounted.sent.body == body
+    request = mounted.render(
+        headers=[(b"Content-Type", b"multipart/form-data; boundary=b")], body_complete=False, body_length=length
+    )
+    assert [event for event in request.events if event[0] == "room"] == room
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding"])

@@ -128,16 +128,16 @@ class Limits:
     max_held_total_bytes: int = setting(
         536_870_912,
         whole(),
-        "The bodies in memory at a time that are read whole, and bodies of forms as far as they are in memory. More "
-        "wait unread for timeouts.held_body, then they are answered 503 no_room_for_body. Make it at least twice "
-        "max_held_body_bytes: one large body goes ahead alone whatever its size.",
+        "All bodies in memory at a time. Further requests wait unread for timeouts.held_body, then they are answered "
+        "503 no_room_for_body. Make it at least twice max_held_body_bytes: one body goes ahead alone whatever its "
+        "size.",
         unit="bytes",
         concerns="clients",
     )
     max_held_bytes_per_key: int | None = setting(
         None,
         optional(whole(), "a quarter of max_held_total_bytes"),
-        "The share of one key. Its further requests wait, and those of other keys do not.",
+        "The bodies of one key in memory at a time. Its further requests wait, and those of other keys do not.",
         unit="bytes",
         concerns="clients",
     )
@@ -218,7 +218,7 @@ class Timeouts:
     held_body: float | None = setting(
         30.0,
         optional(seconds(), "no limit"),
-        "For room in memory, for a body that must be read whole while limits.max_held_total_bytes are held.",
+        "For room in memory, for a body that must be read whole: see limits.max_held_total_bytes.",
         concerns="clients",
     )
     keep_alive: float = setting(

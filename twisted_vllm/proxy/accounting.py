@@ -145,7 +145,8 @@ class Accounting(RequestObserver):
             # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
             self.preflights += 1
             return None
-        self._check_ledger()
+        if self._fail_closed:
+            self._check_ledger()
         facts = admitted.facts
         head = context.head
         end_user = self._end_user_of(head) or facts.end_user
@@ -229,7 +230,8 @@ class Accounting(RequestObserver):
         """
         if authorization.principal is PREFLIGHT:
             return
-        self._check_ledger()
+        if self._fail_closed:
+            self._check_ledger()
         limited = authorization.principal.limited
         end_user = self._end_user_of(context.head)
         if end_user is not None:
@@ -283,7 +285,7 @@ class Accounting(RequestObserver):
                 self._limiter.settle(context.reservation, tokens, context.cost, self._now(), sent=context.sent)
 
     def _check_ledger(self) -> None:
-        if self._fail_closed and self._rows is not None and not self._rows.healthy:
+        if self._rows is not None and not self._rows.healthy:
             raise LedgerUnavailable(
                 "The gateway cannot write down what requests use at present, and serves none until it can.",
                 retry_after=5,

@@ -130,7 +130,7 @@ class PassThroughResource:
             self._admit(request, request.take_body(), cached)
         elif complete and received <= (most if authorization.needs_body else PEEK_LIMIT):
             self._check_limits(request, authorization)
-            request.ask_for_room(received, lambda: self._collected(request, request.take_body(), cached))
+            request.await_room(most, lambda: self._collected(request, request.take_body(), cached))
         elif self._admission.must_hold(authorization, context.head):
             self._check_limits(request, authorization)
             if streams(request):
@@ -200,7 +200,7 @@ class PassThroughResource:
             on_model=lambda form: self._collected(request, form),
             fields=None if authorization.fields is None else FormFields(authorization.fields),
         )
-        request.ask_for_room(MOST_IN_MEMORY, form.hold_for_model)
+        request.await_part_room(MOST_IN_MEMORY, form.hold_for_model)
 
     def _collected(
         self, request: GatewayRequest, body: bytes | FormBody, cached: CachedAuthorization | None = None

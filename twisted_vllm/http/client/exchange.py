@@ -28,7 +28,7 @@ class UpstreamExchange:
     Attributes:
         server: its server.
         method: the request's method.
-        data: the bytes to send: the head, and the body if it is not streamed; empty once the response's head arrived.
+        data: the bytes to send: the head, and the body if it is not streamed.
         body: the producer that streams the body, or None.
         protocols: the protocols that the server may switch to, in lower case.
         informational: receives interim responses, or None.
@@ -90,8 +90,7 @@ class UpstreamExchange:
         return bool(agreed) and self.protocols.issuperset(agreed)
 
     def respond(self, response: UpstreamResponse) -> None:
-        """Fire `result` with the response; the request is not sent again, and is dropped."""
-        self.data = b""
+        """Fire `result` with the response."""
         result, self.result = self.result, None
         if result is not None:
             result.callback(response)

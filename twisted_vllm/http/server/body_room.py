@@ -17,12 +17,16 @@ class RoomRequest(Protocol):
 
     context: RequestContext
     body_received: int
+    body_complete: bool
 
-    def pause_body(self) -> None:
+    def pause_body(self, why: str) -> None:
         """Stop reading the body from the client."""
 
-    def resume_body(self) -> None:
-        """Resume reading."""
+    def resume_body(self, why: str) -> None:
+        """Resume reading, unless there is another reason to pause."""
+
+    def body_arrived(self) -> None:
+        """Pass on the received pieces of the body."""
 
     def forget_body(self) -> None:
         """Drop the body, its receivers and its room."""
@@ -34,12 +38,20 @@ class RoomRequest(Protocol):
 class BodyRoom:
     """Asks for the room of one body, and waits for it. It is the body's `Holder`."""
 
-    __slots__ = ("_holding", "_proceed", "_refuse", "_request")
+    __slots__ = ("_holding", "_most", "_proceed", "_refuse", "_request")
 
-    def __init__(self, request: RoomRequest, refuse: Callable[[GatewayError], None]) -> None:
-        """Make it for `request`; `refuse` is called with the error if there is no room in time."""
+    def __init__(self, request: RoomRequest, refuse: Callable[[GatewayError], None], most: int | None) -> None:
+        """Make it.
+
+        Args:
+            request: the request.
+            refuse: called with the error if there is no room in time.
+            most: the most bytes that the whole body may have, and needs room for; None if the room is not for the
+                whole.
+        """
         self._request = request
         self._refuse = refuse
+        self._most = most
         self._holding: Holding | None = None
         self._proceed: Callable[[], None] | None = None
 
@@ -47,11 +59,6 @@ class BodyRoom:
     def body_received(self) -> int:
         """Bytes of the body that arrived."""
         return self._request.body_received
-
-    @property
-    def size(self) -> int:
-        """Bytes that the body may have."""
-        return 0 if self._holding is None else self._holding.size
 
     def ask(self, account: HeldBodies, size: int, proceed: Callable[[], None]) -> None:
         """Call `proceed` once there is room for `size` bytes; it may be at once."""
@@ -62,32 +69,36 @@ class BodyRoom:
             self._holding = account.ask(self, key, size)
         except NoRoomForBody as error:
             self.room_refused(error)
-        else:
-            self._await(self._holding, proceed)
-
-    def ask_for_more(self, size: int, proceed: Callable[[], None]) -> None:
-        """Call `proceed` once there is room for `size` bytes in all."""
-        holding = self._holding
-        if holding is None:
             return
-        try:
-            holding.grow(size)
-        except NoRoomForBody as error:
-            self.room_refused(error)
-        else:
-            self._await(holding, proceed)
-
-    def _await(self, holding: Holding, proceed: Callable[[], None]) -> None:
-        if holding.waiting:
-            self._proceed = proceed
-            self._request.pause_body()
+        if self._holding.waiting:
+            self._wait(proceed)
         else:
             proceed()
 
-    def complete(self) -> None:
-        """The whole body arrived: keep room for exactly what came."""
-        if self._holding is not None:
-            self._holding.complete()
+    def has_body(self) -> bool:
+        """Return whether what arrived may be passed on; a chunked body first asks for more room."""
+        holding, most, request = self._holding, self._most, self._request
+        if self._proceed is not None:
+            return False
+        if holding is None or most is None:
+            return True
+        if request.body_complete:
+            # keep room for exactly what came
+            holding.complete()
+        elif holding.size < request.body_received <= most:
+            try:
+                holding.grow(most)
+            except NoRoomForBody as error:
+                self.room_refused(error)
+                return False
+            if holding.waiting:
+                self._wait(request.body_arrived)
+                return False
+        return True
+
+    def _wait(self, proceed: Callable[[], None]) -> None:
+        self._proceed = proceed
+        self._request.pause_body("room")
 
     def stop_timing(self) -> None:
         """The gateway does not read the rest yet: how fast the body comes says nothing any more."""
@@ -96,7 +107,9 @@ class BodyRoom:
 
     def give_back(self) -> None:
         """Give the room back, or stop waiting. Idempotent."""
-        self._proceed = None
+        if self._proceed is not None:
+            self._proceed = None
+            self._request.resume_body("room")
         holding, self._holding = self._holding, None
         if holding is not None:
             holding.release()
@@ -108,7 +121,7 @@ class BodyRoom:
         proceed, self._proceed = self._proceed, None
         if proceed is None:
             return
-        self._request.resume_body()
+        self._request.resume_body("room")
         try:
             proceed()
         except Exception:

@@ -27,8 +27,8 @@ SMALL_BODY = 65_536
 #: small bodies, bodies that wait, and unparsed bytes may each use one part of so many
 PARTS = 8
 
-#: a large body that others wait for must arrive at this rate, in bytes per second (1 Mbit/s), after `GRACE` seconds
-MIN_RATE = 131_072
+#: a large body that others wait for must arrive at this rate, in bytes per second (0.5 Mbit/s), after `GRACE` seconds
+MIN_RATE = 65_536
 GRACE = 10.0
 
 #: what Retry-After says to a request that found no room, in seconds

@@ -237,21 +237,39 @@ class GatewayRequest(server.Request):
             self.ask_for_body()
             self.body_arrived()
 
-        if self.body_complete and self.body_received <= UNCOUNTED:
-            collect()
-        else:
-            # a chunked body asks again if it has more
-            self.ask_for_room(min(limit, SMALL_BODY) if length is None else length, collect, refuse)
+        self.await_room(limit, collect, refuse)
 
-    def ask_for_room(
-        self, size: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None] | None = None
+    def await_room(
+        self, most: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None] | None = None
     ) -> None:
-        """Call `proceed` once there is room for `size` bytes of the body in memory; until then it is not read.
+        """Call `proceed` once there is room in memory for the whole body; until then it is not read.
 
-        Without room in time, the request is refused by `refuse`, or answered with the error. The room is given back
-        with the first byte of the response, or at the end of the request.
+        A small body that is complete needs none. For a chunked body with more than it got room for, what arrives is
+        not passed on until there is more room. The room is given back with the first byte of the response, or at the
+        end of the request.
+
+        Args:
+            most: the most bytes that the body may have.
+            proceed: called once.
+            refuse: called with the error if there is no room in time; None answers with it.
         """
-        self.room = BodyRoom(self, refuse or self.answer)
+        if self.body_complete:
+            size = self.body_received
+        else:
+            size = min(most, SMALL_BODY) if self.body_length is None else self.body_length
+        if self.body_complete and size <= UNCOUNTED:
+            proceed()
+        else:
+            self._ask_for_room(size, proceed, refuse or self.answer, most)
+
+    def await_part_room(self, size: int, proceed: Callable[[], None]) -> None:
+        """As `await_room`, for `size` bytes in memory of a body that is not held whole."""
+        self._ask_for_room(size, proceed, self.answer, None)
+
+    def _ask_for_room(
+        self, size: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None], most: int | None
+    ) -> None:
+        self.room = BodyRoom(self, refuse, most)
         self.room.ask(self.channel.site.held_bodies, size, proceed)
 
     def give_room_back(self) -> None:
@@ -309,21 +327,23 @@ class GatewayRequest(server.Request):
             self.body_pieces.clear()
             self._gathered.clear()
 
-    def pause_body(self) -> None:
-        """Stop reading the body from the client."""
+    def pause_body(self, why: str = "body") -> None:
+        """Stop reading the body from the client, until `resume_body` is called with the same reason."""
         if not self.body_complete and self.channel is not None:
-            self.channel.pause_reading("body")
+            self.channel.pause_reading(why)
+        if len(self.body_pieces) > LOOSE_PIECES:
+            self.body_pieces = [b"".join(self.body_pieces)]
 
-    def resume_body(self) -> None:
-        """Resume reading."""
+    def resume_body(self, why: str = "body") -> None:
+        """Resume reading, unless there is another reason to pause."""
         if self.channel is not None:
-            self.channel.resume_reading("body")
+            self.channel.resume_reading(why)
 
     # from the connection
 
     def body_arrived(self) -> None:
         """Pass on the received pieces of the body."""
-        if self._body_ended or self.finished:
+        if self._body_ended or self.finished or (self.room is not None and not self.room.has_body()):
             return
         if self._body_sink is not None:
             pieces, self.body_pieces = self.body_pieces, []
@@ -332,17 +352,14 @@ class GatewayRequest(server.Request):
                 self._body_sink(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._body_ended)
         elif self._collect is not None:
             limit, done, setting, refuse = self._collect
-            room = self.room
             if self.body_received > limit:
                 self.forget_body()
                 refuse(BodyTooLarge.over(setting, limit, None, _WHOLE))
             elif self.body_complete:
                 self._body_ended = True
-                if room is not None:
-                    room.complete()
-                done(b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces))
-            elif room is not None and self.body_received > room.size:
-                room.ask_for_more(limit, self.body_arrived)
+                body = b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces)
+                self.body_pieces, self._gathered = [], bytearray()
+                done(body)
             elif len(self.body_pieces) > LOOSE_PIECES:
                 self._gathered += b"".join(self.body_pieces)
                 self.body_pieces.clear()
