@@ -11,6 +11,9 @@ from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, NoRoomForBody
 from twisted_vllm.http.server.held_bodies import HeldBodies, Holding
 
+#: a chunked body with more than it has room for asks for so many times what arrived
+GROWTH = 8
+
 
 class RoomRequest(Protocol):
     """The part of a request that its room uses."""
@@ -87,7 +90,7 @@ class BodyRoom:
             holding.complete()
         elif holding.size < request.body_received <= most:
             try:
-                holding.grow(most)
+                holding.grow(min(most, GROWTH * request.body_received))
             except NoRoomForBody as error:
                 self.room_refused(error)
                 return False

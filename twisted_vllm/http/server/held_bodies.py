@@ -6,7 +6,7 @@ and the keys take turns. A body that was given room needs nothing else from the 
 
 Of all, and of each key, three uses are counted (`Pool`):
 
-- large bodies, by their declared size, or by the most that a chunked one may have until it is complete;
+- large bodies, by their declared size, or by what a chunked one asks for until it is complete;
 - small bodies: they pass large ones that wait, as long as they use an eighth;
 - what arrived of bodies that wait: an eighth too. Beyond that a body is refused instead of waiting.
 """
