@@ -273,12 +273,33 @@ class Conflict(GatewayError):
     type = "invalid_request_error"
 
 
+def in_mib(size: int) -> str:
+    """Return a size in bytes for a message: in MiB, or in bytes if it is small."""
+    return f"{size / 1_048_576:.1f}".removesuffix(".0") + " MiB" if size >= 104_858 else f"{size} bytes"
+
+
 class BodyTooLarge(GatewayError):
     """The request's body is over the limit."""
 
     status = 413
     code = "body_too_large"
     type = "invalid_request_error"
+
+    @classmethod
+    def over(cls, setting: str, limit: int, size: int | None, why: str = "") -> BodyTooLarge:
+        """Return the error for a body over a limit.
+
+        Args:
+            setting: the limit's name in ``passthrough.limits``.
+            limit: its value, in bytes.
+            size: the body's declared size; None if it is chunked.
+            why: a sentence that says why the limit applies.
+        """
+        has = f"more than {in_mib(limit)}" if size is None else f"{in_mib(size)} ({size} bytes)"
+        return cls(
+            f"This request's body has {has}. {why}{' ' if why else ''}At most {in_mib(limit)} ({limit} bytes) are "
+            f"allowed: send less, or ask the operator to raise passthrough.limits.{setting}."
+        )
 
 
 class UnsupportedMediaType(GatewayError):
@@ -359,6 +380,13 @@ class FormSpoolFull(GatewayError):
 
     status = 503
     code = "form_spool_full"
+
+
+class NoRoomForBody(GatewayError):
+    """The bodies of other requests, or of other requests of the key, use the memory that bodies may use."""
+
+    status = 503
+    code = "no_room_for_body"
 
 
 class ServerBusy(GatewayError):

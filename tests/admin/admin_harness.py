@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
 from treq.testing import RequestTraversalAgent, StubTreq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -122,7 +123,13 @@ class StoreReports:
 
 
 class Recorded(Resource):
-    """Gives requests the context that the gateway's own have, and keeps them, to see what the log would."""
+    """Gives requests the context and the body that the gateway's own have, and keeps them, to see what the log would.
+
+    Attributes:
+        requests: the requests.
+        bodies_read: how many of them were asked for their body.
+        read: returns the body of a request, if not what came.
+    """
 
     isLeaf = True
 
@@ -130,11 +137,18 @@ class Recorded(Resource):
         super().__init__()
         self._inner = inner
         self.requests: list[Any] = []
+        self.bodies_read = 0
+        self.read: Callable[[Any], Deferred[bytes]] | None = None
+
+    def _read(self, request: Any) -> Deferred[bytes]:
+        self.bodies_read += 1
+        return succeed(request.content.read()) if self.read is None else self.read(request)
 
     def render(self, request: Any) -> Any:
         if not hasattr(request, "context"):
             request.context = RequestContext(Peer("192.0.2.1", False), 0.0)
             request.context.request_id = b"request-%d" % len(self.requests)
+            request.read_body = lambda: self._read(request)
         self.requests.append(request)
         return self._inner.render(request)
 
@@ -201,14 +215,31 @@ class Gateway:
         data: Any = None,
     ) -> Answer:
         """Ask and return the answer; `body` is sent as JSON, `data` as it is."""
+        response = value_of(self.ask(method, path, key, body, headers, data))
+        found = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
+        return Answer(response.code, found, value_of(response.content()), response.length)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        key: str | None = MASTER_KEY,
+        body: object = None,
+        headers: Any = None,
+        data: Any = None,
+    ) -> Deferred[Any]:
+        """As `call`; return treq's response, once it comes."""
         sent = dict(headers or {})
         if key is not None:
             sent["Authorization"] = f"Bearer {key}"
         if body is not None:
             data = json.dumps(body).encode()
-        response = value_of(self._treq.request(method, f"http://gateway:4000{path}", headers=sent, data=data))
-        found = {name.decode().lower(): values[-1].decode() for name, values in response.headers.getAllRawHeaders()}
-        return Answer(response.code, found, value_of(response.content()), response.length)
+        asked: Deferred[Any] = self._treq.request(method, f"http://gateway:4000{path}", headers=sent, data=data)
+        return asked
+
+    def deliver(self) -> None:
+        """Deliver the answers to requests that took longer than a call."""
+        self._treq.flush()
 
     def get(self, path: str, key: str | None = MASTER_KEY, **options: Any) -> Answer:
         return self.call("GET", path, key, **options)

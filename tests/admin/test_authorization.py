@@ -3,8 +3,9 @@ from __future__ import annotations
 import base64
 
 import pytest
+from twisted.internet.defer import Deferred
 
-from tests.admin.admin_harness import MASTER_KEY, Gateway
+from tests.admin.admin_harness import MASTER_KEY, Gateway, value_of
 from twisted_vllm.auth.records import MASTER
 
 CHANGING = [
@@ -46,6 +47,39 @@ def test_who_may_not_administer_learns_nothing_from_the_body(gateway: Gateway) -
     made = gateway.make_key()
     assert gateway.post("/key/generate", data=b"{", key=made["key"]).status == 403
     assert gateway.post("/key/generate", data=b"{", key=None).status == 401
+
+
+def test_no_body_is_read_before_it_is_known_who_asks_and_for_what(gateway: Gateway) -> None:
+    key = gateway.make_key()["key"]
+    gateway.recorded.bodies_read = 0
+    refused = [
+        *((401, "POST", path, None) for path in CHANGING),
+        *((401, "POST", path, "sk-unknown-0123456789") for path in CHANGING),
+        *((403, "POST", path, key) for path in CHANGING),
+        (404, "POST", "/nothing-here", None),
+        (404, "POST", "/nothing-here", MASTER_KEY),
+        (405, "POST", "/key/list", MASTER_KEY),
+        (405, "POST", "/health/liveliness", None),
+        (200, "GET", "/health/liveliness", None),
+        (200, "GET", "/metrics", None),
+        (200, "GET", "/key/list", MASTER_KEY),
+    ]
+    for status, method, path, caller in refused:
+        assert gateway.call(method, path, key=caller, data=b"{}").status == status, (method, path)
+    assert gateway.recorded.bodies_read == 0
+
+
+def test_a_key_that_is_blocked_while_its_body_arrives_changes_nothing(gateway: Gateway) -> None:
+    made = gateway.make_key(allowed_routes=["management"])
+    arriving: Deferred[bytes] = Deferred()
+    gateway.recorded.read = lambda request: arriving
+    asked = gateway.ask("POST", "/key/generate", key=made["key"])
+    gateway.recorded.read = None
+    assert gateway.post("/key/block", {"key": made["key"]}).status == 200
+    arriving.callback(b"{}")
+    gateway.deliver()
+    assert value_of(asked).code == 401
+    assert len(gateway.records()) == 1
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,20 @@ class MeasuredGateway(Configured):
     """``twistd -n vllm-passthrough`` in front of one server, with the kernel's figures of the process."""
 
     def __init__(
-        self, directory: Path, server: int, *arguments: str, settings: str = "", limits: str = "", **variables: str
+        self,
+        directory: Path,
+        server: int,
+        *arguments: str,
+        settings: str = "",
+        passthrough: str = "",
+        **variables: str,
     ) -> None:
+        """Make it; `settings` are whole lines, and `passthrough` are members of that mapping."""
         # a log file: the pipe of standard output is not read while it runs
         super().__init__(
             directory,
             server,
-            f"passthrough: {{log: {{file: gateway.log, format: json}}, limits: {{{limits}}}}}\n{settings}",
+            f"passthrough: {{log: {{file: gateway.log, format: json}}, {passthrough}}}\n{settings}",
             *arguments,
             **variables,
         )

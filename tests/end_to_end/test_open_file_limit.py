@@ -99,7 +99,10 @@ def test_with_256_files_and_200_clients_every_admitted_request_reaches_its_serve
 
 
 def test_silent_connections_of_one_host_lock_no_other_host_out(tmp_path: Path) -> None:
-    with served(answers) as server, MeasuredGateway(tmp_path, server.port, limits="max_connections: 40") as gateway:
+    with (
+        served(answers) as server,
+        MeasuredGateway(tmp_path, server.port, passthrough="limits: {max_connections: 40}") as gateway,
+    ):
         with ExitStack() as stack:
             # on this machine one address may have all connections, but keeps only its share, a quarter, against others
             for _ in range(100):

@@ -257,7 +257,7 @@ async def test_an_upload_is_refused_and_read_no_further(stand_in: Any, gateway_t
     server = stand_in()
     gateway = await with_keys(gateway_to(server.port, revoke_running=True))
     await done(gateway, "/key/update", key=KEY, models=models)
-    length = {"Content-Length": "9000000"}
+    length = {"Content-Length": "9000000", "Content-Type": "application/json"}
     upload = request_bytes("POST", "/vllm/v1/completions", KEY, headers=length) + b'{"prompt": "'
     if not models:
         # a large form goes on as soon as it has named its model

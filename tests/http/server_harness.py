@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.settings import Limits, Timeouts
 from twisted_vllm.context import RequestContext
+from twisted_vllm.errors import GatewayError
 from twisted_vllm.http.headers import ResponseHead
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
@@ -259,7 +260,7 @@ class Streaming(Resource):
 
 
 class Ordinary(Resource):
-    """A resource of twisted.web's usual kind: answers with the path and the body that it read from ``content``.
+    """A resource of twisted.web's usual kind: answers with the path and the body.
 
     Attributes:
         seen: what it was asked, in order.
@@ -274,16 +275,20 @@ class Ordinary(Resource):
         self.behaviour: Callable[[Any], Any] | None = None
 
     def render(self, request: Any) -> bytes | int:
-        body = request.content.read()
+        request.read_body().addCallback(self._respond, request).addErrback(
+            lambda failure: request.answer(failure.value) if failure.check(GatewayError) else failure
+        ).addErrback(request.processingFailed).addErrback(lambda _: None)
+        return NOT_DONE_YET
+
+    def _respond(self, body: bytes, request: Any) -> None:
         headers = [
             (name.lower(), value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values
         ]
         self.seen.append(Seen(request.method, request.uri, sorted(headers), body))
-        if self.behaviour is not None:
-            answered: bytes | int = self.behaviour(request)
-            return answered
-        answer: bytes = request.path + b" " + body
-        return answer
+        answer = request.path + b" " + body if self.behaviour is None else self.behaviour(request)
+        if answer != NOT_DONE_YET:
+            request.write(answer)
+            request.finish()
 
 
 class LoggedFailures(Protocol):
@@ -389,6 +394,7 @@ class SiteHarness:
         self.finished: list[RequestContext] = []
         self.ids = RequestIds(self._randbytes)
         self._drawn = 0
+        self._sites = 0
         self._limits = limits or Limits()
         self._timeouts = timeouts or Timeouts()
         self._is_exempt = is_exempt
@@ -397,6 +403,7 @@ class SiteHarness:
 
     def make_site(self, streaming: dict[bytes, IResource], other: IResource) -> GatewaySite:
         """Return a site with other resources, and everything else of this one."""
+        self._sites += 1
         return GatewaySite(
             streaming=streaming,
             other=other,
@@ -434,7 +441,10 @@ class SiteHarness:
         """Check that nothing of a past request or connection is left."""
         assert len(self.ids) == 0
         assert not self.site.connections
-        assert len(self.deadlines) == 0
+        # of each site, its account of held bodies
+        assert len(self.deadlines) == self._sites
+        account = self.site.held_bodies
+        assert (account.held, account.waiting, len(account)) == (0, 0, 0)
         assert len(self.finished) == len(set(map(id, self.finished)))
 
 

@@ -99,6 +99,7 @@ class FakeRequest:
         self.answered: GatewayError | None = None
         self.failures: list[Failure] = []
         self.events: list[Any] = []
+        self.room = None
         self.collecting: tuple[int, Callable[[bytes], None]] | None = None
         self.sink: Callable[[bytes, bool], None] | None = None
 
@@ -107,6 +108,16 @@ class FakeRequest:
         return self.head.length
 
     # what a resource asks
+
+    def await_room(self, most: int, proceed: Callable[[], None]) -> None:
+        proceed()
+
+    def await_part_room(self, size: int, proceed: Callable[[], None]) -> None:
+        self.events.append(("room", size))
+        proceed()
+
+    def give_room_back(self) -> None:
+        self.events.append("give room back")
 
     def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
         self.collecting = (limit, done)

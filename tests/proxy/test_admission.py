@@ -17,6 +17,7 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
+from twisted_vllm.bodies.json_body import MAX_SURE
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, TenantRoutes
 from twisted_vllm.errors import (
@@ -28,6 +29,7 @@ from twisted_vllm.errors import (
     ModelUndetermined,
     RouteNotAllowed,
 )
+from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.serving import LONGEST_NAME, BaseModelUnknown
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
@@ -635,3 +637,57 @@ def test_a_key_with_its_own_cache_is_salted_wherever_vllm_caches(row: VllmRoute)
     salted = attrs.evolve(SALTED, allowed_routes=("inference", "privileged"))
     found = admit(admission(), b'{"model": "m"}', salted, path=row.path.encode())
     assert (found.body == b'{"model": "m"}') is (row.prefix_cache is PrefixCache.UNUSED)
+
+
+# what a body must be held for
+
+
+def head_of(content_type: bytes | None, length: int | None) -> RequestHead:
+    headers = [] if content_type is None else [(b"Content-Type", content_type)]
+    head = RequestHead(b"POST", b"/vllm/v1/completions", b"HTTP/1.1", headers)
+    head.length = length
+    return head
+
+
+@pytest.mark.parametrize(
+    ("principal", "content_type", "held"),
+    [
+        (MASTER, b"application/json", True),
+        (MASTER, b"multipart/form-data; boundary=b", True),
+        (MASTER, b"text/plain", False),
+        (MASTER, None, False),
+        # the key's own rules: what vLLM would refuse by itself it may still refuse
+        (attrs.evolve(TENANT, priority=3), b"text/plain", True),
+    ],
+)
+def test_a_body_is_held_only_where_it_can_be_read_or_a_permission_depends_on_it(
+    principal: Principal, content_type: bytes | None, held: bool
+) -> None:
+    asked = admission(models=(ModelEntry("public", "public", DEFAULT),))
+    authorization = asked.authorize(principal, b"POST", b"/v1/completions")
+    assert asked.must_hold(authorization, head_of(content_type, 1_000)) is held
+
+
+@pytest.mark.parametrize(
+    ("principal", "length"),
+    [
+        (RESTRICTED, 10),
+        (RESTRICTED, None),
+        (attrs.evolve(TENANT, cache_salt="salt"), 10),
+        (attrs.evolve(TENANT, priority=3), MAX_SURE + 1),
+    ],
+)
+def test_a_body_that_will_be_refused_for_its_type_is_refused_by_its_head(
+    principal: Principal, length: int | None
+) -> None:
+    asked = admission()
+    authorization = asked.authorize(principal, b"POST", b"/v1/completions")
+    with pytest.raises(ModelUndetermined):
+        asked.must_hold(authorization, head_of(b"text/plain", length))
+
+
+def test_a_body_that_streams_for_its_type_is_still_known_to_be_unread() -> None:
+    """A limit of tokens depends on it."""
+    asked = admission(models=(ModelEntry("public", "public", DEFAULT),))
+    assert admit(asked, None, MASTER, {b"content-type": b"text/plain"}).unread is not None
+    assert admit(asked, b"{", MASTER, {b"content-type": b"application/json"}).unread is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
@@ -22,6 +22,8 @@ from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.form_body import MAX_BUFFERED
+from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 from twisted_vllm.upstreams.router import Router
@@ -51,7 +53,7 @@ class ResourceHarness:
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
             in_thread=maybeDeferred,
-            ask_models=self.base_models.ask,
+            ask_models=options.get("ask_models", self.base_models.ask),
             now=lambda: 1234.5,
         )
 
@@ -187,6 +189,48 @@ def test_the_model_s_name_is_changed_to_the_server_s_and_the_length_with_it() ->
     mounted.render(headers=[JSON, (b"Content-Length", b"13")], body=b'{"model":"m"}')
     assert mounted.sent.body == b'{"model":"longer"}'
     assert [value for name, value in mounted.sent.headers.pairs if name.lower() == b"content-length"] == [b"18"]
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", b"application/octet-stream", None])
+def test_a_body_of_a_type_that_says_nothing_streams_where_no_permission_depends_on_it(
+    content_type: bytes | None,
+) -> None:
+    mounted = ResourceHarness(models=(ModelEntry("m", "m", SERVER),))
+    headers = [] if content_type is None else [(b"Content-Type", content_type)]
+    request = mounted.render(headers=headers, body_complete=False, body_length=100_000_000)
+    assert request.collecting is None
+    assert isinstance(mounted.sent.body, RequestBody)
+
+
+@pytest.mark.parametrize("length", [10, 100_000_000, None])
+def test_a_key_with_certain_models_is_refused_a_body_of_another_type_before_it_is_read(length: int | None) -> None:
+    mounted = ResourceHarness(TENANT)
+    request = mounted.render(headers=[(b"Content-Type", b"text/plain")], body_complete=False, body_length=length)
+    assert request.answered.code == "model_undetermined"
+    assert request.collecting is None
+    assert mounted.agent.sent == []
+
+
+def test_a_body_that_streams_is_not_read_while_the_server_is_asked_for_its_model() -> None:
+    asked: Deferred[None] = Deferred()
+    mounted = ResourceHarness(base_models={"gpu-1": "m"}, ask_models=lambda server: asked)
+    request = mounted.render(
+        uri=b"/vllm/invocations", headers=[(b"Content-Type", b"text/plain")], body_complete=False, body_length=9
+    )
+    assert request.events == ["pause body"]
+    mounted.base_models.ask(SERVER)
+    asked.callback(None)
+    assert request.events == ["pause body", "resume body"]
+    assert isinstance(mounted.sent.body, RequestBody)
+
+
+@pytest.mark.parametrize(("length", "room"), [(MAX_BUFFERED, []), (MAX_BUFFERED + 1, [("room", MOST_IN_MEMORY)])])
+def test_a_large_form_asks_for_the_room_that_it_takes_in_memory(length: int, room: list[Any]) -> None:
+    mounted = ResourceHarness(TENANT)
+    request = mounted.render(
+        headers=[(b"Content-Type", b"multipart/form-data; boundary=b")], body_complete=False, body_length=length
+    )
+    assert [event for event in request.events if event[0] == "room"] == room
 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding"])

@@ -26,6 +26,8 @@ class Driver(Protocol):
 
     async def settle(self, reservation: Reservation, tokens: int, cost: int) -> None: ...
 
+    def check(self, limited: Any) -> None: ...
+
 
 def key(id: str = "k1", **allowance: Any) -> Limited:
     return Limited("key", id, Allowance(**allowance))
@@ -60,6 +62,19 @@ class LimiterContract:
         reservation = await self.admit(driver)
         assert reservation.headers == []
         await driver.settle(reservation, 10, 10)
+
+    @pytest.mark.parametrize("nothing", [{"rpm": 0}, {"tpm": 0}, {"parallel": 0}, {"max_budget": 0}])
+    def test_a_look_refuses_what_can_never_be_admitted(self, driver: Driver, nothing: dict[str, int]) -> None:
+        driver.check([key(rpm=1)])
+        with pytest.raises((RateLimitExceeded, BudgetExceeded)):
+            driver.check([key(rpm=1), team(**nothing)])
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_look_counts_nothing(self, driver: Driver) -> None:
+        who = key(rpm=1, tpm=5, parallel=1, max_budget=5)
+        for _ in range(3):
+            driver.check([who])
+        await self.admit(driver, who, tokens=5, cost=5)
 
     @pytest_twisted.ensureDeferred
     async def test_no_more_requests_than_allowed_begin_in_any_60_seconds(self, driver: Driver) -> None:

@@ -28,6 +28,9 @@ class LocalDriver:
     async def settle(self, reservation: Reservation, tokens: int, cost: int) -> None:
         self.limiter.settle(reservation, tokens, cost, self.now)
 
+    def check(self, limited: Sequence[Limited]) -> None:
+        self.limiter.check(limited, self.now)
+
 
 class TestLocalLimiter(LimiterContract):
     @pytest.fixture

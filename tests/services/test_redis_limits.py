@@ -62,6 +62,10 @@ class RedisDriver:
         self._tell_the_time()
         self.limiter.settle(reservation, tokens, cost, self.now)
 
+    def check(self, limited: Sequence[Limited]) -> None:
+        self._tell_the_time()
+        self.limiter.check(limited, self.now)
+
 
 class Stranger(Factory):
     """Keeps what it is sent."""
@@ -139,6 +143,27 @@ async def test_two_processes_share_every_limit(make_limiter: MakeLimiter) -> Non
     one.settle(spent, 0, 4, NOON)
     await admitted(one, key("flush"))
     await admitted(two, key("b", max_budget=10), cost=6)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_look_knows_the_spend_in_the_database_and_leaves_the_rest_to_redis(make_limiter: MakeLimiter) -> None:
+    limiter = await make_limiter()
+    limiter.budget_loaded("key", "k1", 10, 0)
+    await admitted(limiter, key("a", rpm=1))
+    limiter.check([key("a", rpm=1)], NOON)
+    with pytest.raises(BudgetExceeded):
+        limiter.check([key(max_budget=10)], NOON)
+    limiter.check([key(max_budget=11)], NOON)
+
+
+@pytest.mark.parametrize(("on_loss", "error"), [("refuse", LimitsUnavailable), ("local", RateLimitExceeded)])
+@pytest_twisted.ensureDeferred
+async def test_a_look_without_redis_does_as_on_loss_says(
+    make_limiter: MakeLimiter, on_loss: str, error: type[Exception]
+) -> None:
+    limiter = await make_limiter(wait=False, on_loss=on_loss)
+    with pytest.raises(error):
+        limiter.check([key(rpm=0)], NOON)
 
 
 @pytest_twisted.ensureDeferred

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -22,14 +22,17 @@ _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
 
 
-def read_object(request: IRequest) -> dict[str, Any]:
+async def read_object(request: IRequest) -> dict[str, Any]:
     """Return the JSON object in the body of a request. An empty body is an empty object.
+
+    The body is not read before this is called.
 
     Raises:
         InvalidRequest: the body is not a JSON object.
+        BodyTooLarge, NoRoomForBody, RequestTimeout: as from `GatewayRequest.read_body`.
     """
-    content = request.content
-    body: bytes = b"" if content is None else content.read()
+    # the type is not IRequest's: the gateway's own request arrives before its body
+    body: bytes = await cast(Any, request).read_body()
     if not body.strip():
         return {}
     try:

@@ -139,9 +139,13 @@ class Routes:
 
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
-                principal = context.authenticator.administrator_of(request)
+                authorize = context.authenticator.administrator_of
+                # before the body is read: a stranger's is never held
+                authorize(request)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
-                given = _with_path(read_object(request), path, body)
+                given = _with_path(await read_object(request), path, body)
+                # the key may have been blocked while the body arrived
+                principal = authorize(request)
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 

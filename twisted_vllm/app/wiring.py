@@ -48,7 +48,7 @@ from twisted_vllm.proxy.background_responses import BackgroundCollector, Backgro
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
 from twisted_vllm.proxy.ledger import LedgerRecorder
-from twisted_vllm.proxy.metrics import ConnectionCollector, StaleConnectionCollector
+from twisted_vllm.proxy.metrics import ConnectionCollector, HeldBodiesCollector, StaleConnectionCollector
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
@@ -247,5 +247,6 @@ class Wiring:
             observer.secrets_in_flight = self.site.secrets_in_flight
         shortages.add_maker(self.site.connection_limit.make_room)
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
+        self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)

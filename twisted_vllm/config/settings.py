@@ -127,6 +127,22 @@ class Limits:
         unit="bytes",
         concerns="clients",
     )
+    max_held_total_bytes: int = setting(
+        536_870_912,
+        whole(),
+        "All bodies in memory at a time. Further requests wait unread for timeouts.held_body, then they are answered "
+        "503 no_room_for_body. Make it at least twice max_held_body_bytes: one body goes ahead alone whatever its "
+        "size.",
+        unit="bytes",
+        concerns="clients",
+    )
+    max_held_bytes_per_key: int | None = setting(
+        None,
+        optional(whole(), "a quarter of max_held_total_bytes"),
+        "The bodies of one key in memory at a time. Its further requests wait, and those of other keys do not.",
+        unit="bytes",
+        concerns="clients",
+    )
     max_connections: int | None = setting(
         10_000,
         optional(whole(), "as many as the open-file limit allows"),
@@ -256,6 +272,12 @@ class Timeouts:
         60.0,
         seconds(),
         "Between two pieces of a client's body; limits.min_client_rate says how much must come.",
+        concerns="clients",
+    )
+    held_body: float | None = setting(
+        30.0,
+        optional(seconds(), "no limit"),
+        "For room in memory, for a body that must be read whole: see limits.max_held_total_bytes.",
         concerns="clients",
     )
     keep_alive: float = setting(

@@ -16,6 +16,7 @@ from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
+from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.ledger import UsageSink
@@ -146,28 +147,15 @@ class Accounting(RequestObserver):
             # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
             self.preflights += 1
             return None
-        if self._fail_closed and self._rows is not None and not self._rows.healthy:
-            raise LedgerUnavailable(
-                "The gateway cannot write down what requests use at present, and serves none until it can.",
-                retry_after=5,
-            )
+        if self._fail_closed:
+            self._check_ledger()
         facts = admitted.facts
         head = context.head
-        end_user = facts.end_user
-        for name in self._end_user_headers:
-            value = head.value(name)
-            if value is not None:
-                end_user = value.decode("latin-1").strip() or end_user
-                break
+        end_user = self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
         if end_user is not None:
             context.end_user = end_user = end_user[:TEXT_LIMIT]
-            record = self._find_end_user(end_user)
-            if record is not None:
-                if record.blocked:
-                    raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
-                if not record.limited.allowance.is_unlimited:
-                    limited = (*limited, record.limited)
+            limited = self._with_end_user(limited, end_user)
         elif self._requires_end_user and authorization.route.route_class is RouteClass.INFERENCE:
             raise InvalidRequest(
                 "The operator requires the end user of each request, and this one names none: send it "
@@ -212,8 +200,7 @@ class Accounting(RequestObserver):
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(admitted, route.path)
-        if not limited or route.route_class is RouteClass.READ_ONLY or authorization.response_id is not None:
-            # to look at a response or to cancel it must work while the response takes the last place
+        if not limited or not self._is_limited(authorization):
             return None
         if route.takes_model:
             self._check_known(admitted, limited)
@@ -233,6 +220,27 @@ class Accounting(RequestObserver):
             context.reservation = reserved
             return None
         return reserved
+
+    def check(self, context: RequestContext, authorization: Authorization) -> None:
+        """Refuse a request by its head that `open` would refuse whatever its body is. Reserves nothing.
+
+        Raises:
+            EndUserBlocked: an administrator blocked the end user that a header names.
+            RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
+            LimitsUnavailable: the limits cannot be counted.
+            LedgerUnavailable: ledger rows cannot be written.
+        """
+        if authorization.principal is PREFLIGHT:
+            return
+        if self._fail_closed:
+            self._check_ledger()
+        limited = authorization.principal.limited
+        end_user = self._end_user_of(context.head)
+        if end_user is not None:
+            context.end_user = end_user = end_user[:TEXT_LIMIT]
+            limited = self._with_end_user(limited, end_user)
+        if limited and self._is_limited(authorization):
+            self._limiter.check(limited, self._now())
 
     def finished(self, context: RequestContext) -> None:
         """Determine what a request used and what that costs, and settle its reservation."""
@@ -277,6 +285,42 @@ class Accounting(RequestObserver):
             if context.reservation is not None:
                 tokens = context.usage.prompt_tokens + context.usage.completion_tokens
                 self._limiter.settle(context.reservation, tokens, context.cost, self._now(), sent=context.sent)
+
+    def _check_ledger(self) -> None:
+        if self._rows is not None and not self._rows.healthy:
+            raise LedgerUnavailable(
+                "The gateway cannot write down what requests use at present, and serves none until it can.",
+                retry_after=5,
+            )
+
+    def _end_user_of(self, head: RequestHead) -> str | None:
+        """Return the end user that a header names, or None."""
+        for name in self._end_user_headers:
+            value = head.value(name)
+            if value is not None:
+                return value.decode("latin-1").strip() or None
+        return None
+
+    def _with_end_user(self, limited: tuple[Limited, ...], end_user: str) -> tuple[Limited, ...]:
+        """Return whose limits apply, with an end user's.
+
+        Raises:
+            EndUserBlocked: an administrator blocked it.
+        """
+        record = self._find_end_user(end_user)
+        if record is None:
+            return limited
+        if record.blocked:
+            raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
+        return limited if record.limited.allowance.is_unlimited else (*limited, record.limited)
+
+    @staticmethod
+    def _is_limited(authorization: Authorization) -> bool:
+        """Return whether requests of a route count towards limits.
+
+        To look at a response or to cancel it must work while the response takes the last place.
+        """
+        return authorization.route.route_class is not RouteClass.READ_ONLY and authorization.response_id is None
 
     @staticmethod
     def _limited_name(serving: Serving, limited: Sequence[Limited]) -> str:

@@ -26,7 +26,7 @@ from twisted_vllm.bodies.edits import (
     usage_edits,
     with_priority,
 )
-from twisted_vllm.bodies.json_body import UNREAD, BodyFacts, ModelField, is_no_object, read_body
+from twisted_vllm.bodies.json_body import MAX_SURE, UNREAD, BodyFacts, ModelField, is_no_object, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
 from twisted_vllm.config.settings import Server
@@ -34,7 +34,7 @@ from twisted_vllm.context import Authorization
 from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
-from twisted_vllm.http.headers import is_form, is_json
+from twisted_vllm.http.headers import RequestHead, is_form, is_json
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
@@ -215,13 +215,29 @@ class Admission:
             fields,
         )
 
+    @staticmethod
+    def must_hold(authorization: Authorization, head: RequestHead) -> bool:
+        """Return whether a body that is on its way must be held, by what its head says of it.
+
+        Raises:
+            ModelUndetermined: whatever the body is, a permission depends on it and it cannot be read.
+        """
+        if not authorization.needs_body or _is_readable(head.first):
+            return authorization.needs_body
+        if not _must_be_read(authorization):
+            # nothing can be found out from it
+            return False
+        if authorization.restricted or authorization.principal.cache_salt or (head.length or 0) > MAX_SURE:
+            raise _unreadable_type()
+        return True
+
     def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
         """Admit the whole request.
 
         Args:
             authorization: what `authorize` returned.
             headers: the first value of each header, by lower-case name.
-            body: the body, or None if it streams; required if `Authorization.needs_body` is set.
+            body: the body, or None if it streams; required if `must_hold` says so.
 
         Raises:
             ModelUndetermined: a permission depends on the model, and the body does not name it clearly.
@@ -364,11 +380,7 @@ class Admission:
                 elif is_json(headers):
                     facts = read_body(body, route.row.fields, authorization.fields)
                 else:
-                    raise ModelUndetermined(
-                        "The model cannot be told from a body of this Content-Type: send application/json, "
-                        "or multipart/form-data where vLLM takes files.",
-                        param="model",
-                    )
+                    raise _unreadable_type()
             except ModelUndetermined as error:
                 if not (restricted or principal.cache_salt) and _is_refused(headers, body):
                     # so that the error is the server's own
@@ -383,6 +395,8 @@ class Admission:
                 return facts, None
         if restricted and (route.takes_model or route.row.model is ModelPlace.EVENT):
             raise _no_model()
+        if body is None and authorization.needs_body and not _is_readable(headers):
+            return UNREAD, _unreadable_type()
         return UNREAD, None
 
 
@@ -433,6 +447,19 @@ def _payer_of(principal: Principal) -> msgspec.Raw:
         principal.tags,
     )
     return refer(payer)
+
+
+def _is_readable(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether the gateway can read a body of this type for its model."""
+    return is_json(headers) or is_form(headers)
+
+
+def _unreadable_type() -> ModelUndetermined:
+    return ModelUndetermined(
+        "The model cannot be told from a body of this Content-Type: send application/json, or multipart/form-data "
+        "where vLLM takes files.",
+        param="model",
+    )
 
 
 def _no_json() -> InvalidRequest:

@@ -178,6 +178,8 @@ class FormBody(RequestBody):
         self.fault = fault
         # stop reading until the server takes the rest
         self._request.pause_body()
+        if self._request.room is not None:
+            self._request.room.stop_timing()
         self._request.work = None
         self._on_model(self)
         if self._request.finished:
@@ -243,6 +245,7 @@ class FormBody(RequestBody):
             return
         self._replaying = False
         self._spool.close()
+        self._request.give_room_back()
         if self._name is not None:
             self._write(consumer, self._name)
         backlog, self._backlog = b"".join(self._backlog), []

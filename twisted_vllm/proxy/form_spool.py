@@ -13,11 +13,13 @@ from typing import Any
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
-from twisted_vllm.errors import BodyTooLarge
+from twisted_vllm.errors import BodyTooLarge, in_mib
 from twisted_vllm.proxy.form_files import FormFile, FormFiles
 
 #: bytes kept in memory; as many again may be waiting for the file
 IN_MEMORY = 524_288
+#: bytes of one form in memory, with those that arrive meanwhile
+MOST_IN_MEMORY = 2 * IN_MEMORY
 #: bytes per read of the file
 PIECE = 262_144
 
@@ -70,7 +72,10 @@ class FormSpool:
             return None
         self.size += len(data)
         if self.size > self._limit:
-            raise BodyTooLarge(f"This form names its model after more than {self._limit} bytes: send that field first.")
+            raise BodyTooLarge(
+                f'This form names its model after more than {in_mib(self._limit)}: send the field "model" first, or '
+                "ask the operator to raise passthrough.limits.max_held_body_bytes."
+            )
         self._memory.append(data)
         self._in_memory += len(data)
         if self._busy is not None or self._in_memory < IN_MEMORY:

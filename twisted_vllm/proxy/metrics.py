@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.retries import StaleRequest
 from twisted_vllm.http.net.shortages import Shortages
+from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.observability.metrics import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
@@ -93,3 +94,30 @@ class StaleConnectionCollector(Collector):
         for decision in StaleRequest:
             family.add_metric([decision.value], self._agent.stale_requests[decision])
         yield family
+
+
+class HeldBodiesCollector(Collector):
+    """Reads on each scrape what the bodies in memory take. No label: it would name keys."""
+
+    def __init__(self, held_bodies: HeldBodies) -> None:
+        """Collect from the account of a site."""
+        self._held_bodies = held_bodies
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current figures."""
+        held_bodies = self._held_bodies
+        yield GaugeMetricFamily(
+            f"{PREFIX}_held_body_bytes",
+            "Room that request bodies take in memory: what they have, or may still have.",
+            value=held_bodies.held,
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}_bodies_waiting",
+            "Requests whose body waits unread for room in memory.",
+            value=held_bodies.waiting,
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_bodies_without_room",
+            "Requests that were answered 503 no_room_for_body.",
+            value=held_bodies.refused,
+        )

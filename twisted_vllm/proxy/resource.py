@@ -16,12 +16,13 @@ from zope.interface import implementer
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.settings import Limits, Server
-from twisted_vllm.context import RequestContext
+from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_json
+from twisted_vllm.http.server.held_bodies import UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.lifecycle import Lifecycle
@@ -31,7 +32,7 @@ from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAut
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
-from twisted_vllm.proxy.form_spool import InThread
+from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, one_less, own_answer
 from twisted_vllm.proxy.paths import MOUNT
@@ -137,28 +138,39 @@ class PassThroughResource:
             request.relay_body(b"", True)
             return
         most = self._limits.max_held_body_bytes
-        needs_body = authorization.needs_body
-        if request.body_complete and request.body_received <= (most if needs_body else PEEK_LIMIT):
+        received, complete = request.body_received, request.body_complete
+        if complete and received <= UNCOUNTED and (received <= most or not authorization.needs_body):
             self._admit(request, request.take_body(), cached)
-        elif needs_body and streams(request):
-            self._hold_form(request)
-        elif (
-            needs_body
-            or (
-                # optional to read: it streams if it is too large
-                authorization.wants_body and head.length is not None and head.length <= most and is_json(head.first)
-            )
-            or (
-                # it may name an end user who is limited or blocked
-                authorization.route.takes_model
-                and self._accounting is not None
-                and self._accounting.needs_end_user
-                and is_json(head.first)
-            )
-        ):
+        elif complete and received <= (most if authorization.needs_body else PEEK_LIMIT):
+            self._check_limits(request, authorization)
+            request.await_room(most, lambda: self._collected(request, request.take_body(), cached))
+        elif self._admission.must_hold(authorization, context.head):
+            self._check_limits(request, authorization)
+            if streams(request):
+                self._hold_form(request)
+            else:
+                request.collect_body(most, lambda body: self._collected(request, body))
+        elif self._wants_body(context, authorization):
+            self._check_limits(request, authorization)
             request.collect_body(most, lambda body: self._collected(request, body))
         else:
             self._admit(request, None, None)
+
+    def _wants_body(self, context: RequestContext, authorization: Authorization) -> bool:
+        """Return whether to hold a body that decides nothing about the request's server."""
+        head, accounting = context.head, self._accounting
+        if not is_json(head.first):
+            return False
+        if authorization.wants_body and head.length is not None and head.length <= self._limits.max_held_body_bytes:
+            # optional to read: it streams if it is too large
+            return True
+        # it may name an end user who is limited or blocked
+        return authorization.route.takes_model and accounting is not None and accounting.needs_end_user
+
+    def _check_limits(self, request: GatewayRequest, authorization: Authorization) -> None:
+        """Refuse a request whose limits are used up before its body costs anything."""
+        if self._accounting is not None:
+            self._accounting.check(request.context, authorization)
 
     def _authorize(self, request: GatewayRequest) -> CachedAuthorization | None:
         """Authorize the request by its head; return the cache entry, or None if the head is not cached."""
@@ -195,7 +207,7 @@ class PassThroughResource:
         principal, authorization = request.context.principal, request.context.authorization
         assert principal is not None
         assert authorization is not None
-        FormBody(
+        form = FormBody(
             request,
             dropped_from(principal),
             in_thread=self._in_thread,
@@ -203,11 +215,14 @@ class PassThroughResource:
             files=self._form_files,
             on_model=lambda form: self._collected(request, form),
             fields=None if authorization.fields is None else FormFields(authorization.fields),
-        ).hold_for_model()
+        )
+        request.await_part_room(MOST_IN_MEMORY, form.hold_for_model)
 
-    def _collected(self, request: GatewayRequest, body: bytes | FormBody) -> None:
+    def _collected(
+        self, request: GatewayRequest, body: bytes | FormBody, cached: CachedAuthorization | None = None
+    ) -> None:
         try:
-            self._admit(request, body, None)
+            self._admit(request, body, cached)
         except GatewayError as error:
             request.answer(error)
         except Exception:
@@ -229,8 +244,7 @@ class PassThroughResource:
             try:
                 admitted = self._admission.admit(authorization, context.head.first, held)
             except BaseModelUnknown as error:
-                asked = self._ask_models(error.server)
-                PendingStep(request, held or b"", asked).then(lambda _: self._admit(request, held, cached))
+                self._ask_and_admit(request, held, cached, error.server)
                 return
             body = (
                 admitted.body
@@ -257,6 +271,20 @@ class PassThroughResource:
                 self._send(request, admitted, body, cached)
 
             PendingStep(request, body, reserved).then(proceed)
+
+    def _ask_and_admit(
+        self, request: GatewayRequest, held: bytes | None, cached: CachedAuthorization | None, server: Server
+    ) -> None:
+        """Admit a request once its server has told its base model; a body that streams waits unread."""
+        if held is None:
+            request.pause_body()
+
+        def admit(_: None) -> None:
+            if held is None:
+                request.resume_body()
+            self._admit(request, held, cached)
+
+        PendingStep(request, held or b"", self._ask_models(server)).then(admit)
 
     def _send(
         self,

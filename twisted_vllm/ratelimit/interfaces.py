@@ -19,6 +19,12 @@ class Limiter(Protocol):
     ) -> Reservation | Deferred[Reservation]:
         """Admit a request, or fail with the error of the limit that is reached."""
 
+    def check(self, limited: Sequence[Limited], now: float) -> None:
+        """Raise the error with which `admit` would refuse any request; count nothing.
+
+        It looks at what is known without asking anybody, so it may pass what `admit` refuses.
+        """
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage."""
 

@@ -29,7 +29,8 @@ from twisted_vllm.http.server.parser import RequestParser
 from twisted_vllm.http.server.request import GatewayRequest, RequestSite
 from twisted_vllm.http.tunnel import Tunnel
 
-#: bytes to hold while the request before them is processed; then reading stops
+#: bytes to hold while the request before them is processed; then reading stops. All connections together may hold an
+#: eighth of `Limits.max_held_total_bytes`
 HELD_LIMIT = 16_384
 
 #: pipelined requests to parse ahead on one connection: as objects they take fifty times the memory of their bytes
@@ -125,6 +126,7 @@ class DownstreamConnection(http.HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Notify the requests in flight that their client has disconnected."""
         self._end_pauses()
+        self._take_held()
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
         requests, self.requests = self.requests, []
@@ -228,8 +230,7 @@ class DownstreamConnection(http.HTTPChannel):
     def switch_to(self, tunnel: Tunnel) -> bytes:
         """Pass the client's bytes to `tunnel` until the first request is finished; return those already received."""
         self.tunnel = tunnel
-        data = b"".join([self.surplus, *self._held])
-        self._held.clear()
+        data = self.surplus + self._take_held()
         self.resume_reading("held")
         return data
 
@@ -237,10 +238,26 @@ class DownstreamConnection(http.HTTPChannel):
         if self.tunnel is not None:
             self.tunnel.client_sent(data)
             return
+        if not self.site.held_bodies.take_unparsed(len(data)):
+            # the client sends the requests again that were not answered (RFC 9112 §9.3.2)
+            self._take_held()
+            self._parser.final = True
+            for request in self.requests:
+                request.persistent = False
+            self.pause_reading("held")
+            return
         self._held.append(data)
         self._held_size += len(data)
         if self._held_size > HELD_LIMIT:
             self.pause_reading("held")
+
+    def _take_held(self) -> bytes:
+        """Return the held bytes, and hold none."""
+        held, self._held = self._held, []
+        if held:
+            self.site.held_bodies.drop_unparsed(self._held_size)
+            self._held_size = 0
+        return b"".join(held)
 
     def _feed(self, data: bytes) -> None:
         if len(data) > SLICE and not self._is_within_body(len(data)):
@@ -297,9 +314,7 @@ class DownstreamConnection(http.HTTPChannel):
         """Take one step; return whether another may follow."""
         if self._held and not self._lingering and (not self.requests or self._parser.current is self.requests[0]):
             # the held bytes start the next request, or continue the first
-            data = b"".join(self._held)
-            self._held.clear()
-            self._held_size = 0
+            data = self._take_held()
             self.resume_reading("held")
             self._feed(data)
         if self.requests:
@@ -308,6 +323,7 @@ class DownstreamConnection(http.HTTPChannel):
                 return False
             if self._waitingForTransport and not request.dispatched:
                 # the client must read the earlier responses first
+                self.pause_reading("unread")
                 return False
             if request.fault is not None:
                 if not request.failed:
@@ -339,7 +355,7 @@ class DownstreamConnection(http.HTTPChannel):
         self._parser.final = True
         self._lingering = True
         unread = not request.body_complete or self._held or self._read_pauses or self.tunnel is not None
-        self._held.clear()
+        self._take_held()
         self._end_pauses()
         if not unread:
             self._close()
@@ -355,7 +371,7 @@ class DownstreamConnection(http.HTTPChannel):
     def _fail(self, error: GatewayError) -> None:
         """Answer the unreadable request with `error`, and close."""
         request = self._parser.give_up()
-        self._held.clear()
+        self._take_held()
         request.fault = error
         request.head_complete = True
         if request.finished:

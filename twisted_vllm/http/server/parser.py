@@ -150,10 +150,16 @@ class RequestParser:
         return request
 
     def _head_too_large(self) -> HeadTooLarge:
-        return HeadTooLarge(f"The request's head is over {self._limits.max_head_bytes} bytes.")
+        return HeadTooLarge(
+            f"The request line and the headers of this request have more than {self._limits.max_head_bytes} bytes: "
+            "send fewer or shorter headers, or ask the operator to raise passthrough.limits.max_head_bytes."
+        )
 
     def _too_many_headers(self) -> HeadTooLarge:
-        return HeadTooLarge(f"The request has over {self._limits.max_header_count} headers.")
+        return HeadTooLarge(
+            f"This request has more than {self._limits.max_header_count} headers: send fewer, or ask the operator to "
+            "raise passthrough.limits.max_header_count."
+        )
 
     def _judge_chunks(self, gained: int) -> GatewayError | None:
         """Refuse endless chunk extensions and trailers: llhttp has no limit and buffers a trailer until it ends."""
@@ -260,7 +266,7 @@ class RequestParser:
         if length is not None:
             head.length = int(length)
             if head.length > limits.max_body_bytes:
-                raise self._body_too_large()
+                raise self._body_too_large(head.length)
         elif b"transfer-encoding" in first:
             if version == "1.0" or first[b"transfer-encoding"].lower() != b"chunked":
                 # a coding that other servers on the path may or may not understand: RFC 9112 §6.1
@@ -268,8 +274,8 @@ class RequestParser:
             head.length = None
         head.keep_alive = not closes(version, first)
 
-    def _body_too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The request's body is over {self._limits.max_body_bytes} bytes.")
+    def _body_too_large(self, size: int | None) -> BodyTooLarge:
+        return BodyTooLarge.over("max_body_bytes", self._limits.max_body_bytes, size)
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -280,7 +286,7 @@ class RequestParser:
         if request.finished:
             return
         if request.body_received > self._limits.max_body_bytes:
-            request.fault = request.fault or self._body_too_large()
+            request.fault = request.fault or self._body_too_large(None)
         else:
             request.body_pieces.append(data)
 

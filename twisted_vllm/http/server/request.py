@@ -1,19 +1,22 @@
 """A client's request and the response to it.
 
-A resource that provides `IStreamingResource` is rendered as soon as the head has arrived. It takes the body with
-`GatewayRequest.collect_body` or `GatewayRequest.stream_body`, and responds with `GatewayRequest.relay_head` and
-`GatewayRequest.relay_body`, or with `GatewayRequest.answer`. Any other resource gets an ordinary Twisted request with
-its body in memory.
+A resource is rendered as soon as the head has arrived: who asks, and for what, is decided before a body is held.
+One that provides `IStreamingResource` takes the body with `GatewayRequest.collect_body` or
+`GatewayRequest.stream_body`, and responds with `GatewayRequest.relay_head` and `GatewayRequest.relay_body`, or with
+`GatewayRequest.answer`. Any other resource gets an ordinary Twisted request without ``content``, and takes the body
+with `GatewayRequest.read_body`.
+
+A body that is held whole first asks for room (`twisted_vllm.http.server.held_bodies`). It is not read until it has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
-from io import BytesIO
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.defer import Deferred
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.web import http, server
@@ -33,6 +36,8 @@ from twisted_vllm.http.headers import (
     write_last_chunk,
     write_response_head,
 )
+from twisted_vllm.http.server.body_room import BodyRoom
+from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED, HeldBodies
 from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle
 
@@ -41,6 +46,8 @@ DISCARD_LIMIT = 262_144
 
 #: longer names of headers, in bytes, do not reach the gateway's own endpoints, which read none of them
 MAX_HEADER_NAME = 64
+#: why a body has a lower limit than others
+_WHOLE = "The gateway must read it whole."
 
 #: more pieces of a collected body are joined: many tiny chunks would take a multiple of their size
 LOOSE_PIECES = 256
@@ -61,6 +68,7 @@ class RequestSite(Protocol):
     """The part of the site that a request uses."""
 
     limits: Limits
+    held_bodies: HeldBodies
     lifecycle: Lifecycle
     web_pages: WebPages
     draining: bool
@@ -118,6 +126,7 @@ class GatewayRequest(server.Request):
         dispatched: whether it was passed to a resource.
         failed: whether it ended with an error response or was cut off.
         work: the resource's work for it, while there is any.
+        room: the room that its body has in memory, or waits for; None if it needs none.
         added: header lines that the gateway adds to the response.
     """
 
@@ -132,6 +141,7 @@ class GatewayRequest(server.Request):
     body_complete = False
     continued = False
     work: Work | None = None
+    room: BodyRoom | None = None
     added = b""
     _corked = b""
     _chunked_out = False
@@ -144,7 +154,7 @@ class GatewayRequest(server.Request):
         self.body_pieces: list[bytes] = []
         self.notifications: list[Any] = []
         self._body_sink: Callable[[bytes, bool], None] | None = None
-        self._collect: tuple[int, Callable[[bytes], None]] | None = None
+        self._collect: tuple[int, Callable[[bytes], None], str, Callable[[GatewayError], None]] | None = None
         self._gathered = bytearray()
         self._body_ended = False
 
@@ -185,12 +195,14 @@ class GatewayRequest(server.Request):
             if IStreamingResource.providedBy(resource):
                 resource.render(self)
             else:
-                self.collect_body(site.limits.max_admin_body_bytes, lambda body: self._render_whole(body, query))
+                # unread until `read_body`
+                self.pause_body()
+                self._render_ordinary(query)
         except Exception:
             self.processingFailed(Failure())
 
-    def _render_whole(self, body: bytes, query: bytes) -> None:
-        """Become an ordinary Twisted request, with its body in ``content``, and go through the resource tree."""
+    def _render_ordinary(self, query: bytes) -> None:
+        """Become an ordinary Twisted request, and go through the resource tree."""
         http.Request.__init__(self, self.channel, parsePOSTFormSubmission=False)
         Componentized.__init__(self)
         for name, value in self.head.complete_headers():
@@ -199,30 +211,94 @@ class GatewayRequest(server.Request):
                 self.requestHeaders.addRawHeader(name, value)
         self.responseHeaders = Headers()
         self.parseCookies()
-        self.content = BytesIO(body)
         self.args = http.parse_qs(query, True) if query else {}
         self.setHeader(b"server", b"twisted-vllm")
         self.setHeader(b"date", self.channel.site.date())
         self.setHeader(b"x-request-id", self.context.request_id)
-        if not self.keeps_connection():
-            self.setHeader(b"connection", b"close")
         self.prepath = []
         self.postpath = [unquote_to_bytes(segment) for segment in self.path[1:].split(b"/")]
-        try:
-            self.render(self.site.getResourceFor(self))
-        except Exception:
-            self.processingFailed(Failure())
+        self.render(self.site.getResourceFor(self))
 
     # the body
 
-    def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
-        """Call `done` with the whole body once it has arrived; answer 413 if it is over `limit` bytes."""
-        if self.body_length is not None and self.body_length > limit:
-            self.answer(self._too_large(limit))
+    def collect_body(
+        self,
+        limit: int,
+        done: Callable[[bytes], None],
+        *,
+        setting: str = "max_held_body_bytes",
+        refuse: Callable[[GatewayError], None] | None = None,
+    ) -> None:
+        """Call `done` with the whole body once it has arrived.
+
+        Args:
+            limit: the most bytes that it may have; else it is refused with 413.
+            done: called with the body.
+            setting: the name of the limit in ``passthrough.limits``.
+            refuse: called with the error of a body that is refused; None answers with it.
+        """
+        refuse = refuse or self.answer
+        length = self.body_length
+        if length is not None and length > limit:
+            refuse(BodyTooLarge.over(setting, limit, length, _WHOLE))
             return
-        self._collect = (limit, done)
-        self.ask_for_body()
-        self.body_arrived()
+
+        def collect() -> None:
+            self._collect = (limit, done, setting, refuse)
+            self.ask_for_body()
+            self.body_arrived()
+
+        self.await_room(limit, collect, refuse)
+
+    def await_room(
+        self, most: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None] | None = None
+    ) -> None:
+        """Call `proceed` once there is room in memory for the whole body; until then it is not read.
+
+        A small body that is complete needs none. For a chunked body with more than it got room for, what arrives is
+        not passed on until there is more room. The room is given back with the first byte of the response, or at the
+        end of the request.
+
+        Args:
+            most: the most bytes that the body may have.
+            proceed: called once.
+            refuse: called with the error if there is no room in time; None answers with it.
+        """
+        if self.body_complete:
+            size = self.body_received
+        else:
+            size = min(most, SMALL_BODY) if self.body_length is None else self.body_length
+        if self.body_complete and size <= UNCOUNTED:
+            proceed()
+        else:
+            self._ask_for_room(size, proceed, refuse or self.answer, most)
+
+    def await_part_room(self, size: int, proceed: Callable[[], None]) -> None:
+        """As `await_room`, for `size` bytes in memory of a body that is not held whole."""
+        self._ask_for_room(size, proceed, self.answer, None)
+
+    def _ask_for_room(
+        self, size: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None], most: int | None
+    ) -> None:
+        self.room = BodyRoom(self, refuse, most)
+        self.room.ask(self.channel.site.held_bodies, size, proceed)
+
+    def give_room_back(self) -> None:
+        """Give back the room of the body: it is not in memory any more. Idempotent."""
+        room, self.room = self.room, None
+        if room is not None:
+            room.give_back()
+
+    def read_body(self) -> Deferred[bytes]:
+        """Return the whole body of a request of an ordinary resource.
+
+        The Deferred fails with `BodyTooLarge` (``limits.max_admin_body_bytes``), or as `HeldBodies` says.
+        """
+        read: Deferred[bytes] = Deferred()
+        self.resume_body()
+        limit, setting = self.channel.site.limits.max_admin_body_bytes, "max_admin_body_bytes"
+        self.collect_body(limit, read.callback, setting=setting, refuse=read.errback)
+        return read
 
     def ask_for_body(self) -> None:
         """Send ``100 Continue`` if the client waits for it."""
@@ -254,28 +330,31 @@ class GatewayRequest(server.Request):
         self.body_arrived()
 
     def forget_body(self) -> None:
-        """Drop the body's receivers: the request is over."""
+        """Drop the body, its receivers and its room: the request is over."""
         self._body_sink = self._collect = None
+        if self.room is not None:
+            self.give_room_back()
+        if not self.body_complete:
+            self.body_pieces.clear()
+            self._gathered.clear()
 
-    def pause_body(self) -> None:
-        """Stop reading the body from the client."""
+    def pause_body(self, why: str = "body") -> None:
+        """Stop reading the body from the client, until `resume_body` is called with the same reason."""
         if not self.body_complete and self.channel is not None:
-            self.channel.pause_reading("body")
+            self.channel.pause_reading(why)
+        if len(self.body_pieces) > LOOSE_PIECES:
+            self.body_pieces = [b"".join(self.body_pieces)]
 
-    def resume_body(self) -> None:
-        """Resume reading."""
+    def resume_body(self, why: str = "body") -> None:
+        """Resume reading, unless there is another reason to pause."""
         if self.channel is not None:
-            self.channel.resume_reading("body")
-
-    @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
-        return BodyTooLarge(f"This request's body must be read whole, and is over {limit} bytes.")
+            self.channel.resume_reading(why)
 
     # from the connection
 
     def body_arrived(self) -> None:
         """Pass on the received pieces of the body."""
-        if self._body_ended or self.finished:
+        if self._body_ended or self.finished or (self.room is not None and not self.room.has_body()):
             return
         if self._body_sink is not None:
             pieces, self.body_pieces = self.body_pieces, []
@@ -283,13 +362,15 @@ class GatewayRequest(server.Request):
             if pieces or self._body_ended:
                 self._body_sink(pieces[0] if len(pieces) == 1 else b"".join(pieces), self._body_ended)
         elif self._collect is not None:
-            limit, done = self._collect
+            limit, done, setting, refuse = self._collect
             if self.body_received > limit:
-                self._collect = None
-                self.answer(self._too_large(limit))
+                self.forget_body()
+                refuse(BodyTooLarge.over(setting, limit, None, _WHOLE))
             elif self.body_complete:
                 self._body_ended = True
-                done(b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces))
+                body = b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces)
+                self.body_pieces, self._gathered = [], bytearray()
+                done(body)
             elif len(self.body_pieces) > LOOSE_PIECES:
                 self._gathered += b"".join(self.body_pieces)
                 self.body_pieces.clear()
@@ -435,6 +516,9 @@ class GatewayRequest(server.Request):
 
     def _note_first_byte(self) -> None:
         site = self.channel.site
+        if self.room is not None:
+            # the server has the body, and nobody sends it again
+            self.give_room_back()
         self.context.first_byte = site.seconds()
         for observe in site.lifecycle.first_byte:
             observe(self.context)
@@ -464,6 +548,9 @@ class GatewayRequest(server.Request):
         """Write a piece of an ordinary resource's response."""
         context = self.context
         if context.first_byte is None and not self._disconnected:
+            if not self.keeps_connection():
+                self.persistent = False
+                self.setHeader(b"connection", b"close")
             context.status = self.code
             if not context.error_code:
                 code = (self.responseHeaders.getRawHeaders(ERROR_HEADER) or [b""])[0]

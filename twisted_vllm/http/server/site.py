@@ -19,6 +19,7 @@ from twisted_vllm.http.net.open_files import MAX_REFUSED
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.connection_limit import ConnectionLimit
+from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
@@ -42,6 +43,7 @@ class GatewaySite(server.Site):
         header_cache: the parsed heads of earlier requests.
         ids: the request ids.
         connection_limit: which connections are served.
+        held_bodies: the account of the bodies in memory.
         connections: the client connections that are open.
         draining: whether the gateway is shutting down; every response then closes its connection.
         aborted: whether the drain timed out and aborted the remaining connections.
@@ -99,6 +101,10 @@ class GatewaySite(server.Site):
         self.ids = ids
         self.lifecycle = lifecycle
         self.web_pages = web_pages
+        self.held_bodies = HeldBodies(
+            limits.max_held_total_bytes, limits.max_held_bytes_per_key, timeouts.held_body, reactor.seconds
+        )
+        deadlines.add(self.held_bodies)
         self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None

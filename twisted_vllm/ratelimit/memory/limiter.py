@@ -112,6 +112,22 @@ class LocalLimiter:
         reservation.requests_left, reservation.tokens_left = tightest(all_windows, now)
         return reservation
 
+    def check(self, limited: Sequence[Limited], now: float) -> None:
+        """Check whether any request would be refused: by its limits of requests, or because one is used up.
+
+        Args:
+            limited: as for `admit`.
+            now: Unix seconds.
+
+        Raises:
+            RateLimitExceeded, BudgetExceeded: as from `admit` for a request that uses nothing, of no model.
+        """
+        wall, now = now, self._monotonic(now)
+        for subject in limited:
+            scope, allowance = self._scope(subject, wall, now), subject.allowance
+            if not scope.has_room(allowance, scope.window_limits(allowance, "", now), 1, 1):
+                raise self._refusal(limited, "", 1, 1, wall, now)
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage. Idempotent.
 

@@ -174,6 +174,23 @@ class RedisLimiter:
         answer.addCallbacks(answered, failed)
         return result
 
+    def check(self, limited: Sequence[Limited], now: float) -> None:
+        """As `LocalLimiter.check`, by what is known here: limits of 0, and the budgets' spend in the database.
+
+        What Redis counts is not asked twice. While it is away, `on_loss` decides.
+        """
+        if not self._ready:
+            if self._refuses:
+                raise _unavailable()
+            self._local.check(limited, now)
+            return
+        known = LocalLimiter()
+        for subject in limited:
+            if subject.allowance.max_budget is not None:
+                budget = self._local.budget_of(subject, now)
+                known.budget_loaded(subject.kind, subject.id, budget.spent, budget.start)
+        known.check(limited, now)
+
     def settle(self, reservation: Reservation, tokens: int, cost: int, now: float, *, sent: bool = True) -> None:
         """Replace a request's reservation by its actual usage, as `LocalLimiter.settle`; it does not wait for Redis."""
         if not isinstance(reservation, RedisReservation):
@@ -209,9 +226,7 @@ class RedisLimiter:
         self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float
     ) -> Deferred[Reservation]:
         if self._refuses:
-            return fail(
-                LimitsUnavailable("The limits of this key cannot be counted at present. Try again.", retry_after=1)
-            )
+            return fail(_unavailable())
         return maybeDeferred(self._local.admit, limited, model, tokens, cost, now)
 
     def _settle(self, number: int, settlement: Settlement) -> None:
@@ -275,6 +290,10 @@ class RedisLimiter:
     def _lost(self, reason: str) -> None:
         self._ready = False
         self._outage.begin(reason)
+
+
+def _unavailable() -> LimitsUnavailable:
+    return LimitsUnavailable("The limits of this key cannot be counted at present. Try again.", retry_after=1)
 
 
 class Unconfirmed:
