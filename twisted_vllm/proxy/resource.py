@@ -14,19 +14,23 @@ from zope.interface import implementer
 
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.bodies.held_body import HeldBody
+from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
+from twisted_vllm.http.client.held_body import Cooperate, HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_json
+from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.body_collector import SMALL_BODY, BodyCollector
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_spool import InThread
 from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
@@ -59,6 +63,7 @@ class PassThroughResource:
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
+        cooperate: Cooperate,
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
         allows: Callable[[RequestContext], bool] | None = None,
@@ -77,6 +82,7 @@ class PassThroughResource:
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
+            cooperate: runs an iterator in steps, for large bodies that are held.
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
             allows: returns whether the address of a request is served; None serves all.
@@ -91,6 +97,8 @@ class PassThroughResource:
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
+        self._cooperate = cooperate
+        self._small = min(limits.max_held_body_bytes, SMALL_BODY)
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._allows = allows
@@ -126,7 +134,7 @@ class PassThroughResource:
         head = context.head
         most = self._limits.max_held_body_bytes
         needs_body = authorization.needs_body
-        if request.body_complete and request.body_received <= (most if needs_body else PEEK_LIMIT):
+        if request.body_complete and request.body_received <= (self._small if needs_body else PEEK_LIMIT):
             self._admit(request, request.take_body(), cached)
         elif needs_body and streams(request):
             self._hold_form(request)
@@ -144,7 +152,7 @@ class PassThroughResource:
                 and is_json(head.first)
             )
         ):
-            request.collect_body(most, lambda body: self._collected(request, body))
+            self._hold(request, most)
         else:
             self._admit(request, None, None)
 
@@ -177,6 +185,22 @@ class PassThroughResource:
             refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
 
+    def _hold(self, request: GatewayRequest, most: int) -> None:
+        """Collect a body of at most `most` bytes, then admit the request."""
+        head, authorization = request.head, request.context.authorization
+        assert authorization is not None
+        if is_form(head.first) or (head.length is not None and head.length <= self._small):
+            request.collect_body(most, lambda body: self._collected(request, body))
+            return
+        BodyCollector(
+            request,
+            most,
+            lambda body: self._collected(request, body),
+            cooperate=self._cooperate,
+            is_json=authorization.reads and is_json(head.first),
+            policy=authorization.fields,
+        ).start()
+
     def _hold_form(self, request: GatewayRequest) -> None:
         principal, authorization = request.context.principal, request.context.authorization
         assert principal is not None
@@ -190,7 +214,7 @@ class PassThroughResource:
             fields=None if authorization.fields is None else FormFields(authorization.fields),
         ).hold_for_model()
 
-    def _collected(self, request: GatewayRequest, body: bytes | FormBody) -> None:
+    def _collected(self, request: GatewayRequest, body: bytes | HeldBody | FormBody) -> None:
         try:
             self._admit(request, body, None)
         except GatewayError as error:
@@ -200,12 +224,12 @@ class PassThroughResource:
             request.processingFailed(Failure())
 
     def _admit(
-        self, request: GatewayRequest, held: bytes | FormBody | None, cached: CachedAuthorization | None
+        self, request: GatewayRequest, held: bytes | HeldBody | FormBody | None, cached: CachedAuthorization | None
     ) -> None:
         context = request.context
         authorization = context.authorization
         assert authorization is not None
-        body: bytes | RequestBody
+        body: bytes | Rope | RequestBody
         if isinstance(held, FormBody):
             admitted = self._admission.admit_form(authorization, held.model, held.fault)
             held.name_model(admitted.renamed)
@@ -215,7 +239,7 @@ class PassThroughResource:
                 admitted = self._admission.admit(authorization, context.head.first, held)
             except BaseModelUnknown as error:
                 asked = self._ask_models(error.server)
-                PendingStep(request, held or b"", asked).then(lambda _: self._admit(request, held, cached))
+                PendingStep(request, held, asked).then(lambda _: self._admit(request, held, cached))
                 return
             body = (
                 admitted.body
@@ -229,10 +253,11 @@ class PassThroughResource:
             reserved = self._accounting.open(context, authorization, admitted)
             meter = context.meter
             if meter is not None and meter.audio is not None:
-                if isinstance(body, bytes):
-                    meter.audio.feed(body)
-                else:
+                if isinstance(body, RequestBody):
                     body.watch = meter.audio.feed
+                else:
+                    for piece in (body,) if isinstance(body, bytes) else body:
+                        meter.audio.feed(piece)
         if reserved is None:
             self._send(request, admitted, body, cached)
         else:
@@ -247,7 +272,7 @@ class PassThroughResource:
         self,
         request: GatewayRequest,
         admitted: Admitted,
-        body: bytes | RequestBody,
+        body: bytes | Rope | RequestBody,
         cached: CachedAuthorization | None,
     ) -> None:
         context = request.context
@@ -267,7 +292,7 @@ class PassThroughResource:
             url = form.url
             headers = form.write(len(admitted.body), context.request_id, first)
         else:
-            waits = not isinstance(body, bytes) and request.awaits_continue()
+            waits = isinstance(body, RequestBody) and request.awaits_continue()
             pairs = self._headers(context, server, _framing(body, first), expects_continue=waits)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
@@ -284,7 +309,7 @@ class PassThroughResource:
                 request.method,
                 url,
                 headers=headers,
-                data=body,
+                data=HeldBodyProducer(body, self._cooperate) if isinstance(body, Rope) else body,
                 server=server,
                 protocols=context.head.protocols,
                 informational=request.informational,
@@ -321,9 +346,9 @@ class PassThroughResource:
         )
 
 
-def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+def _framing(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
     """Return the header that frames the body, or None for a request without a body."""
-    if isinstance(body, bytes):
+    if not isinstance(body, RequestBody):
         if body or b"content-length" in head or b"transfer-encoding" in head:
             return (b"Content-Length", b"%d" % len(body))
         return None

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Informational, IRepeatableBody, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead, listed
 
@@ -82,7 +82,7 @@ class UpstreamExchange:
     @property
     def can_be_resent(self) -> bool:
         """Whether the whole request is still in memory, and was not resent before."""
-        return not self.retried and self.body is None
+        return not self.retried and (self.body is None or IRepeatableBody.providedBy(self.body))
 
     def allows_switch(self, head: ResponseHead) -> bool:
         """Return whether the client requested every protocol of a server's 101 (RFC 9110 §7.8)."""

@@ -206,7 +206,7 @@ class GatewayRequest(server.Request):
     def collect_body(self, limit: int, done: Callable[[bytes], None]) -> None:
         """Call `done` with the whole body once it has arrived; answer 413 if it is over `limit` bytes."""
         if self.body_length is not None and self.body_length > limit:
-            self.answer(self._too_large(limit))
+            self.answer(self.too_large(limit))
             return
         self._collect = (limit, done)
         self.ask_for_body()
@@ -256,7 +256,8 @@ class GatewayRequest(server.Request):
             self.channel.resume_reading("body")
 
     @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
+    def too_large(limit: int) -> BodyTooLarge:
+        """Return the error for a body over `limit` bytes that must be read whole."""
         return BodyTooLarge(f"This request's body must be read whole, and is over {limit} bytes.")
 
     # from the connection
@@ -274,7 +275,7 @@ class GatewayRequest(server.Request):
             limit, done = self._collect
             if self.body_received > limit:
                 self._collect = None
-                self.answer(self._too_large(limit))
+                self.answer(self.too_large(limit))
             elif self.body_complete:
                 self._body_ended = True
                 done(b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces))
