@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 from twisted_vllm.bodies.held_pieces import HeldPieces, Rope
 from twisted_vllm.bodies.json_reader import JsonReader, MalformedJson
@@ -78,7 +79,8 @@ class HeldBody:
         if isinstance(error, MalformedJson):
             self.is_no_object = error.certain
             error = undetermined(str(error))
-        self._error = error
+        # a copy: its traceback would refer to this body, and keep it until the next garbage collection
+        self._error = copy(error)
         # what was built
         self._reader = None
 
@@ -93,7 +95,7 @@ class HeldBody:
             FieldNotAllowed: the policy of the caller does not allow a field.
         """
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)
         return self.members
 
     @property

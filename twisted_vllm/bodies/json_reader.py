@@ -43,6 +43,8 @@ STEP = 500
 _WINDOW = 65_536
 #: bytes of a text with escapes that are looked at together
 _ESCAPED = 8_192
+#: bytes of a list of numbers that are looked at together
+_NUMBERS = 16_384
 #: escapes that cost as much as one value
 _ESCAPES_PER_VALUE = 8
 #: bytes of a text, and of numbers, that cost as much as one value
@@ -63,6 +65,8 @@ _SIMPLE = rb'(?:"(?P<text>[^"\\]{0,%d}+)"|(?P<literal>%b|true|false|null)|(?P<br
 )
 _quick_member = re.compile(rb'"([^"\\]{0,64}+)"%b:%b%b' % (_WS, _WS, _SIMPLE)).match
 _quick_value = re.compile(_SIMPLE).match
+# up to the beginning of a text that is not short
+_long_member = re.compile(rb'"([^"\\]{0,64}+)"%b:%b"' % (_WS, _WS)).match
 _whitespace = re.compile(_WS).match
 _key = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL).match
 _numbers = re.compile(rb"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?+[0-9]++)?+%b,%b)++" % (_WS, _WS)).match
@@ -75,6 +79,10 @@ _content = re.compile(
     rb'[^"\\]*+(?:\\(?:["\\/bfnrt]|u(?:(?![dD][89abAB])[0-9a-fA-F]{4}'
     rb'|[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4})))[^"\\]*+)*+'
 ).match
+#: escapes other than those of a backslash and of a code, the frequent ones first
+_SIMPLE_ESCAPES = (b"\\n", b'\\"', b"\\t", b"\\r", b"\\/", b"\\b", b"\\f")
+#: escaped quotes that are passed one by one
+_FEW_QUOTES = 16
 #: the longest escape: a pair of surrogates
 _ESCAPE_SIZE = 12
 _escapes = re.compile(
@@ -93,6 +101,7 @@ _LITERALS = {
 # what may come next
 _START, _FIRST_KEY, _KEY, _COLON, _FIRST_ITEM, _VALUE, _AFTER, _END, _TEXT = range(9)
 _QUOTE, _COMMA, _COLON_BYTE, _CLOSE_LIST, _OPEN, _CLOSE, _MINUS, _ZERO, _NINE, _SPACE = b'",:]{}-09 '
+_BACKSLASH = 92
 _WAIT = -1
 
 
@@ -250,6 +259,11 @@ class JsonReader:
             key = found[1]
             self._set_key(str(key, "utf-8"), len(key))
             return self._take_quick(found)
+        found = _long_member(window, at)
+        if found is not None:
+            key = found[1]
+            self._set_key(str(key, "utf-8"), len(key))
+            return self._begin_text(found.end())
         if window[at] == _CLOSE and self._state == _FIRST_KEY:
             return self._close(at)
         found = _key(window, at)
@@ -274,7 +288,7 @@ class JsonReader:
         if byte == _CLOSE_LIST and self._state == _FIRST_ITEM:
             return self._close(at)
         if (byte == _MINUS or _ZERO <= byte <= _NINE) and isinstance(self._stack[-1], list):
-            found = _numbers(window, at)
+            found = _numbers(window, at, at + _NUMBERS)
             if found is not None:
                 self._take_numbers(found[0])
                 self._state = _VALUE
@@ -283,9 +297,7 @@ class JsonReader:
         if found is not None:
             return self._take_quick(found)
         if byte == _QUOTE:
-            self._text = _LongText(self._base + at + 1)
-            self._state = _TEXT
-            return at + 1
+            return self._begin_text(at + 1)
         found = _literal(window, at)
         stop = at if found is None else found.end()
         if stop - at > MAX_NUMBER_SIZE:
@@ -306,14 +318,18 @@ class JsonReader:
     def _read_end(self, window: bytes, at: int) -> int:
         raise self._malformed()
 
+    def _begin_text(self, at: int) -> int:
+        self._text = _LongText(self._base + at)
+        self._state = _TEXT
+        return at
+
     def _read_text(self, window: bytes, at: int) -> int:
         stop = quote = window.find(b'"', at)
         if quote < 0:
             stop = len(window)
         escaped = window.find(b"\\", at, stop) >= 0
         if escaped:
-            found = _content(window, at, at + _ESCAPED)
-            stop = at if found is None else found.end()
+            stop = _end_of_content(window, at, min(at + _ESCAPED, len(window)))
             quote = stop if window[stop : stop + 1] == b'"' else -1
         self._extend_text(window, at, stop, escaped)
         if quote >= 0:
@@ -475,14 +491,33 @@ class JsonReader:
         text.seen += size
         text.size += size
         if escaped:
-            escapes = _escapes(window, at, stop)
-            self._room -= len(escapes) // _ESCAPES_PER_VALUE
-            # apart, so that two halves that are apart stay so
-            spelled = b" ".join(escapes)
-            shown = unescaped(spelled.decode("ascii"))
-            if not _is_whole(shown):
-                self.has_half = True
-            text.size += len(shown.encode("utf-8", "surrogatepass")) - len(spelled)
+            text.size -= self._saved_by_escapes(window[at:stop])
+
+    def _saved_by_escapes(self, spelled: bytes) -> int:
+        """Return by how many bytes a part of a text is shorter than it is spelled."""
+        backslashes = spelled.count(b"\\\\")
+        rest = spelled.replace(b"\\\\", b"") if backslashes else spelled
+        simple = rest.count(b"\\")
+        if b"\\u" not in rest:
+            for escape in _SIMPLE_ESCAPES:
+                simple -= rest.count(escape)
+                if not simple:
+                    break
+            if simple:
+                raise self._malformed()
+            saved = backslashes + rest.count(b"\\")
+            self._room -= saved // _ESCAPES_PER_VALUE
+            return saved
+        if _content(spelled + b'"')[0] != spelled:  # type: ignore[index]  # it matches anything
+            raise self._malformed()
+        escapes = _escapes(spelled)
+        self._room -= len(escapes) // _ESCAPES_PER_VALUE
+        # apart, so that two halves that are apart stay so
+        apart = b" ".join(escapes)
+        shown = unescaped(apart.decode("ascii"))
+        if not _is_whole(shown):
+            self.has_half = True
+        return len(apart) - len(shown.encode("utf-8", "surrogatepass"))
 
     def _end_text(self) -> None:
         text = self._text
@@ -490,13 +525,12 @@ class JsonReader:
         if text.base64 >= 0 and text.seen - text.base64 > _LONG_BASE64:
             self.media += 1
             self.media_size += text.seen - text.base64
+        head = text.head[:KEPT]
         if text.seen <= (KEPT_AT_TOP if len(self._stack) == 1 else KEPT):
             value = decoded(text.head)
         else:
-            head = text.head[:KEPT]
-            value = ShortenedText.of(
-                decoded(text.head if b"\\" in head else head), text.size, (text.start, end), self._read
-            )
+            begin = decoded(text.head) if b"\\" in head else str(head, "utf-8", "ignore")
+            value = ShortenedText.of(begin, text.size, (text.start, end), self._read)
         self._add(value, text.start - 1, end + 1)
         self._state = _AFTER
 
@@ -507,6 +541,34 @@ _READERS: tuple[Callable[[JsonReader, bytes, int], int], ...] = (
     *(JsonReader._read_value, JsonReader._read_value, JsonReader._read_after, JsonReader._read_end),
     JsonReader._read_text,
 )
+
+
+def _end_of_content(window: bytes, at: int, limit: int) -> int:
+    """Return the offset of the quote that ends a text with escapes; without one before `limit`, where it can be cut."""
+    quote = window.find(b'"', at, limit)
+    for _ in range(_FEW_QUOTES):
+        if quote < 0:
+            break
+        if (quote - _run_of_backslashes(window, at, quote)) % 2 == 0:
+            return quote
+        quote = window.find(b'"', quote + 1, limit)
+    if quote < 0:
+        last = window.rfind(b"\\", max(at, limit - _ESCAPE_SIZE), limit)
+        if last < 0:
+            return limit
+        # a backslash that none precedes begins an escape
+        start = _run_of_backslashes(window, at, last)
+        if start > at and window[start - 6 : start - 4] != b"\\u":
+            return start
+    found = _content(window, at, limit)
+    return at if found is None else found.end()
+
+
+def _run_of_backslashes(window: bytes, at: int, end: int) -> int:
+    """Return where the backslashes before `end` begin."""
+    while end > at and window[end - 1] == _BACKSLASH:
+        end -= 1
+    return end
 
 
 def _is_whole(text: str) -> bool:

@@ -248,6 +248,10 @@ class UpstreamConnection(Protocol):
         try:
             if existing is None:
                 exchange.response = response
+                if self._upload is None or self._upload.done:
+                    # it is not sent again, and the response may take minutes
+                    exchange.data = b""
+                    exchange.body = None
                 exchange.respond(response)
             if data:
                 response.received(data)

@@ -28,8 +28,8 @@ class UpstreamExchange:
     Attributes:
         server: its server.
         method: the request's method.
-        data: the bytes to send: the head, and the body if it is not streamed.
-        body: the producer that streams the body, or None.
+        data: the bytes to send: the head, and the body if it is not streamed; empty once the response has begun.
+        body: the producer that streams the body, or None; None once the response has begun.
         protocols: the protocols that the server may switch to, in lower case.
         informational: receives interim responses, or None.
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.

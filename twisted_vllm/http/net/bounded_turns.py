@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.task import Cooperator
 
 #: seconds of work in one turn of the reactor, of all tasks together; the last step may take some milliseconds more
-SLICE = 0.004
+SLICE = 0.003
 
 
 def turn_cooperator(reactor: Any) -> Cooperator:
