@@ -13,9 +13,10 @@ from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.context import Peer, RequestContext
-from twisted_vllm.errors import GatewayError
+from twisted_vllm.errors import BodyTooLarge, GatewayError
 from twisted_vllm.http.client.interfaces import IUpstreamAgent
 from twisted_vllm.http.headers import RequestHead, ResponseHead
+from twisted_vllm.http.server.request import GatewayRequest
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
@@ -110,6 +111,10 @@ class FakeRequest:
         self.collecting = (limit, done)
         if self.body_complete:
             done(self.body)
+
+    @staticmethod
+    def too_large(limit: int) -> BodyTooLarge:
+        return GatewayRequest.too_large(limit)
 
     def stream_body(self, sink: Callable[[bytes, bool], None]) -> None:
         self.sink = sink

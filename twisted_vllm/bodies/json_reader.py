@@ -216,7 +216,7 @@ class JsonReader:
     def _malformed(self) -> MalformedJson:
         # other encodings begin with a mark, or with a NUL among the first four bytes (RFC 4627 §3)
         begin = self._begin[:4]
-        certain = b"\0" not in begin and not begin.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+        certain = b"\0" not in begin and begin[:1] not in (b"\xef", b"\xff", b"\xfe")
         return MalformedJson("the body is not one valid JSON object", certain=certain)
 
     def _advance(self) -> bool:
@@ -478,20 +478,39 @@ class JsonReader:
         most = KEPT_AT_TOP if len(self._stack) == 1 else MOST_KEPT
         if len(text.head) < most:
             text.head += window[at : min(stop, at + most - len(text.head))]
-        if text.base64 < 0 and size:
-            seam = text.tail + window[at : at + len(_BASE64) - 1]
-            found = seam.find(_BASE64)
-            if found >= 0:
-                text.base64 = text.seen - len(text.tail) + found
-            else:
-                found = window.find(_BASE64, at, stop)
-                if found >= 0:
-                    text.base64 = text.seen + found - at
-            text.tail = (text.tail + window[max(at, stop - len(_BASE64) + 1) : stop])[1 - len(_BASE64) :]
+        self._find_media(text, window, at, stop)
         text.seen += size
         text.size += size
         if escaped:
             text.size -= self._saved_by_escapes(window[at:stop])
+
+    def _find_media(self, text: _LongText, window: bytes, at: int, stop: int) -> None:
+        """Look for base64 in a part of a text; it ends with the text, or before a quote."""
+        position = at
+        if text.base64 < 0 and text.tail:
+            found = (text.tail + window[at : min(at + len(_BASE64) - 1, stop)]).find(_BASE64)
+            if found >= 0:
+                text.base64 = text.seen - len(text.tail) + found
+        while True:
+            if text.base64 < 0:
+                found = window.find(_BASE64, position, stop)
+                if found < 0:
+                    break
+                text.base64 = text.seen + found - at
+                position = found
+            found = window.find(b'"', position, stop)
+            if found < 0:
+                break
+            self._end_medium(text, text.seen + found - at)
+            position = found
+        text.tail = (text.tail + window[max(at, stop - len(_BASE64) + 1) : stop])[1 - len(_BASE64) :]
+
+    def _end_medium(self, text: _LongText, end: int) -> None:
+        size = end - text.base64
+        if size > _LONG_BASE64:
+            self.media += 1
+            self.media_size += size
+        text.base64 = -1
 
     def _saved_by_escapes(self, spelled: bytes) -> int:
         """Return by how many bytes a part of a text is shorter than it is spelled."""
@@ -522,9 +541,8 @@ class JsonReader:
     def _end_text(self) -> None:
         text = self._text
         end = text.start + text.seen
-        if text.base64 >= 0 and text.seen - text.base64 > _LONG_BASE64:
-            self.media += 1
-            self.media_size += text.seen - text.base64
+        if text.base64 >= 0:
+            self._end_medium(text, text.seen)
         head = text.head[:KEPT]
         if text.seen <= (KEPT_AT_TOP if len(self._stack) == 1 else KEPT):
             value = decoded(text.head)
