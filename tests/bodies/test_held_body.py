@@ -25,7 +25,7 @@ from twisted_vllm.bodies.edits import (
     usage_edits,
 )
 from twisted_vllm.bodies.held_body import HeldBody
-from twisted_vllm.bodies.held_pieces import JOINED, HeldPieces
+from twisted_vllm.bodies.held_pieces import BLOCK, PIECE, HeldPieces
 from twisted_vllm.bodies.json_body import BodyFacts, is_no_object, read_body
 from twisted_vllm.bodies.json_reader import MAX_VALUES
 from twisted_vllm.bodies.response_fields import check_repeatable, read_response_fields
@@ -145,7 +145,7 @@ def test_a_stored_response_s_members_and_the_estimate_are_the_same(data: st.Data
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(st.binary(max_size=30), st.integers(0, 3 * JOINED).map(bytes)), max_size=9), st.data())
+@given(st.lists(st.one_of(st.binary(max_size=30), st.integers(0, 2 * BLOCK).map(bytes)), max_size=9), st.data())
 def test_pieces_give_back_every_byte(pieces: list[bytes], data: st.DataObject) -> None:
     found, whole = HeldPieces(), b""
     for piece in pieces:
@@ -158,12 +158,15 @@ def test_pieces_give_back_every_byte(pieces: list[bytes], data: st.DataObject) -
     assert all(found.slices(0, len(whole)))
 
 
-def test_large_pieces_are_kept_and_sent_without_a_copy() -> None:
-    piece = bytes(JOINED)
+def test_a_body_is_sent_in_small_pieces_as_often_as_need_be() -> None:
     body = HeldBody(is_json=False)
-    body.append(piece)
-    body.append(piece)
-    assert [each is piece for each in body.rope()] == [True, True]
+    for _ in range(9):
+        body.append(bytes(200_000))
+    rope = body.rope(((0, 7), b"new", (9, len(body))))
+    for _ in range(2):
+        sizes = [len(piece) for piece in rope]
+        assert sum(sizes) == len(rope) == len(body) + 1
+        assert max(sizes) <= PIECE
 
 
 def large(**members: Any) -> bytes:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,8 @@ from tests.end_to_end.twistd_harness import MASTER_KEY, ask
 
 #: bytes of a hostile body
 HOSTILE = 64 * MEBIBYTE - 1_024 if FULL else 20_000_000
-#: seconds that others may wait beside one: 20 ms on a machine that does nothing else
-LONGEST_WAIT = 0.1
+#: seconds that others may wait beside one: 20 ms, and what a machine takes longer whose cores are shared
+LONGEST_WAIT = 0.06
 #: the least of so many tries counts, because other work of the machine delays some
 TRIES = 4
 
@@ -92,8 +93,16 @@ def post(gateway: MeasuredGateway, key: str, body: bytes, route: str = "chat/com
         return b""
 
 
+def busy_seconds(gateway: MeasuredGateway) -> float:
+    """Return the time that the gateway's reactor has run, in seconds: proc(5), ``schedstat``."""
+    return int(Path(f"/proc/{gateway.pid}/task/{gateway.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def longest_wait(gateway: MeasuredGateway, attack: Callable[[], object]) -> float:
-    """Return how many seconds another client waits at most for an answer while `attack` runs."""
+    """Return how long another client waits at most for the gateway while `attack` runs, in seconds.
+
+    Only the time counts in which the gateway works: on a busy machine both also wait for the machine.
+    """
     over = threading.Event()
     longest = 0.0
 
@@ -107,11 +116,11 @@ def longest_wait(gateway: MeasuredGateway, attack: Callable[[], object]) -> floa
     attacking.start()
     with connected(gateway.port) as client:
         while not over.wait(0.002):
-            began = time.perf_counter()
+            began = busy_seconds(gateway)
             client.send(b"GET /health/liveliness HTTP/1.1\r\nHost: gateway\r\n\r\n")
             head = client.read_head()
             client.read(length_of(head))
-            longest = max(longest, time.perf_counter() - began)
+            longest = max(longest, busy_seconds(gateway) - began)
     attacking.join()
     return longest
 

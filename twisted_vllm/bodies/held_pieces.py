@@ -1,58 +1,49 @@
-"""A body in memory as the pieces that arrived, and what is sent of it: never joined, never copied."""
+"""A body in memory, and what is sent of it: never joined into one, so that it takes little more than its size."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
-#: smaller pieces are joined up to this size in bytes: tiny ones would take a multiple of their size
-JOINED = 65_536
+#: bytes of a block. Blocks are memory of their own: it goes back to the system when a body is dropped, and a heap with
+#: small objects between the pieces would keep it
+BLOCK = 1_048_576
+
+#: bytes of a piece that is sent
+PIECE = 65_536
 
 
 class HeldPieces:
-    """The pieces of one body. ``len()`` is their size in bytes."""
+    """The bytes of one body, which grows at its end. ``len()`` is their number."""
 
-    __slots__ = ("_length", "_pieces", "_small", "_starts")
+    __slots__ = ("_blocks", "_length")
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._starts: list[int] = []
-        self._small = bytearray()
+        self._blocks: list[mmap] = []
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, data: bytes) -> None:
-        """Add a piece at the end."""
-        if not data:
-            return
-        self._length += len(data)
-        if len(data) * 4 >= JOINED and not self._small:
-            self._add(data)
-            return
-        self._small += data
-        if len(self._small) >= JOINED:
-            small, self._small = self._small, bytearray()
-            self._add(bytes(small))
-
-    def _add(self, piece: bytes) -> None:
-        pieces, starts = self._pieces, self._starts
-        starts.append(starts[-1] + len(pieces[-1]) if pieces else 0)
-        pieces.append(piece)
+        """Add bytes at the end."""
+        view = memoryview(data)
+        while view:
+            offset = self._length % BLOCK
+            if not offset:
+                self._blocks.append(mmap(-1, BLOCK, MAP_PRIVATE | MAP_ANONYMOUS))
+            part = view[: BLOCK - offset]
+            self._blocks[-1][offset : offset + len(part)] = part
+            self._length += len(part)
+            view = view[len(part) :]
 
     def slices(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes between two offsets; whole pieces are not copied."""
-        if self._small:
-            small, self._small = self._small, bytearray()
-            self._add(bytes(small))
-        number = max(bisect_right(self._starts, start) - 1, 0)
-        while start < end and number < len(self._pieces):
-            piece, first = self._pieces[number], self._starts[number]
-            last = min(end - first, len(piece))
-            yield piece if start == first and last == len(piece) else piece[start - first : last]
-            start = first + last
-            number += 1
+        """Yield the bytes between two offsets, in pieces of at most `PIECE`."""
+        while start < end:
+            number, offset = divmod(start, BLOCK)
+            piece = self._blocks[number][offset : min(offset + PIECE, offset + end - start)]
+            yield piece
+            start += len(piece)
 
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes between two offsets; they are copied, so they should be few."""

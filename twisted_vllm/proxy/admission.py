@@ -377,7 +377,8 @@ class Admission:
                 # vLLM may still accept it, with its default model, in the shared prefix cache or with any field
                 if _must_be_read(authorization):
                     raise
-                return UNREAD, error
+                # its traceback refers to the body
+                return UNREAD, error.with_traceback(None)
             if facts.model_repeated and not principal.is_administrator:
                 raise ModelUndetermined('"model" is there more than once. Send it once.', param="model")
             if not restricted or not route.takes_model or (facts.model is not None and facts.model.name):
