@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from twisted_vllm.bodies.long_text import ESCAPE_SIZE, LongText, check_escapes, end_of_part, is_whole
 from twisted_vllm.bodies.members import MAX_MEMBERS, Member
 from twisted_vllm.errors import BodyTooComplex
 from twisted_vllm.field_policy.media import Repeated
@@ -21,9 +22,7 @@ from twisted_vllm.field_policy.shortened import (
     KEPT_NUMBERS,
     MOST_KEPT,
     ShortenedList,
-    ShortenedText,
     decoded,
-    unescaped,
 )
 
 #: objects, lists, texts and other values of a large body; numbers of a list in a row are one. The largest real requests
@@ -41,21 +40,11 @@ MAX_NUMBER_SIZE = 4_300
 STEP = 500
 #: bytes that are looked at together
 _WINDOW = 65_536
-#: bytes of a text with escapes that are looked at together
-_ESCAPED = 8_192
 #: bytes of a list of numbers that are looked at together
 _NUMBERS = 16_384
-#: escapes that cost as much as one value
-_ESCAPES_PER_VALUE = 8
-#: bytes of a text, and of numbers, that cost as much as one value
-_BYTES_PER_VALUE = 512
+#: digits, and kept numbers, that cost as much as one value
 _DIGITS_PER_VALUE = 64
-#: what this many kept numbers cost, in values
 _NUMBERS_PER_VALUE = 4
-#: base64 longer than this, in bytes, is a medium
-_LONG_BASE64 = 1_024
-_BASE64 = b";base64,"
-
 _WS = rb"[ \t\n\r]*+"
 _INTEGER = rb"-?(?:0|[1-9][0-9]{0,17}+)(?=[ \t\n\r,}\]])"
 _SIMPLE = rb'(?:"(?P<text>[^"\\]{0,%d}+)"|(?P<literal>%b|true|false|null)|(?P<bracket>[\[{]))%b(?P<after>[,}\]]?)' % (
@@ -74,21 +63,6 @@ _literal = re.compile(rb"[-+.0-9A-Za-z]*+").match
 _scalar = re.compile(
     rb"(-?(?:0|[1-9][0-9]*+))((?:\.[0-9]++)?+(?:[eE][-+]?+[0-9]++)?+)|(true|false|null|NaN|-?Infinity)"
 ).fullmatch
-# Half a pair of surrogates waits for what follows it: both are one character.
-_content = re.compile(
-    rb'[^"\\]*+(?:\\(?:["\\/bfnrt]|u(?:(?![dD][89abAB])[0-9a-fA-F]{4}'
-    rb'|[dD][89abAB][0-9a-fA-F]{2}(?=[^\\]|\\[^u]|\\u[0-9a-fA-F]{4})))[^"\\]*+)*+'
-).match
-#: escapes other than those of a backslash and of a code, the frequent ones first
-_SIMPLE_ESCAPES = (b"\\n", b'\\"', b"\\t", b"\\r", b"\\/", b"\\b", b"\\f")
-#: escaped quotes that are passed one by one
-_FEW_QUOTES = 16
-#: the longest escape: a pair of surrogates
-_ESCAPE_SIZE = 12
-_escapes = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\[^u]", re.DOTALL
-).findall
-
 _LITERALS = {
     b"true": True,
     b"false": False,
@@ -101,7 +75,6 @@ _LITERALS = {
 # what may come next
 _START, _FIRST_KEY, _KEY, _COLON, _FIRST_ITEM, _VALUE, _AFTER, _END, _TEXT = range(9)
 _QUOTE, _COMMA, _COLON_BYTE, _CLOSE_LIST, _OPEN, _CLOSE, _MINUS, _ZERO, _NINE, _SPACE = b'",:]{}-09 '
-_BACKSLASH = 92
 _WAIT = -1
 
 
@@ -115,21 +88,6 @@ class MalformedJson(ValueError):
     def __init__(self, reason: str, *, certain: bool) -> None:
         super().__init__(reason)
         self.certain = certain
-
-
-class _LongText:
-    """A text whose end has not arrived."""
-
-    __slots__ = ("base64", "head", "seen", "size", "start", "tail")
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-        self.seen = 0
-        self.size = 0
-        self.head = b""
-        self.tail = b""
-        # the offset in it where base64 begins
-        self.base64 = -1
 
 
 class JsonReader:
@@ -169,7 +127,7 @@ class JsonReader:
         self._keys: list[str] = []
         self._key = ""
         self._value_start = 0
-        self._text = _LongText(0)
+        self._text = LongText(0, 0, 0)
         self._room = 0
 
     def feed(self, data: bytes) -> Iterator[None]:
@@ -319,23 +277,29 @@ class JsonReader:
         raise self._malformed()
 
     def _begin_text(self, at: int) -> int:
-        self._text = _LongText(self._base + at)
+        if len(self._stack) == 1:
+            self._text = LongText(self._base + at, KEPT_AT_TOP, KEPT_AT_TOP)
+        else:
+            self._text = LongText(self._base + at, KEPT, MOST_KEPT)
         self._state = _TEXT
         return at
 
     def _read_text(self, window: bytes, at: int) -> int:
-        stop = quote = window.find(b'"', at)
-        if quote < 0:
-            stop = len(window)
-        escaped = window.find(b"\\", at, stop) >= 0
-        if escaped:
-            stop = _end_of_content(window, at, min(at + _ESCAPED, len(window)))
-            quote = stop if window[stop : stop + 1] == b'"' else -1
-        self._extend_text(window, at, stop, escaped)
-        if quote >= 0:
-            self._end_text()
+        text = self._text
+        stop = end_of_part(window, at)
+        try:
+            self._room -= text.extend(window, at, stop)
+        except ValueError:
+            raise self._malformed() from None
+        if window[stop : stop + 1] == b'"':
+            value = text.finish(self._read)
+            self.media += text.media
+            self.media_size += text.media_size
+            self.has_half = self.has_half or text.has_half
+            self._add(value, text.start - 1, self._base + stop + 1)
+            self._state = _AFTER
             return stop + 1
-        if stop == at and len(window) - stop >= _ESCAPE_SIZE:
+        if stop == at and len(window) - stop >= ESCAPE_SIZE:
             # no escape
             raise self._malformed()
         return stop if stop > at else _WAIT
@@ -461,96 +425,14 @@ class JsonReader:
 
     def _short_text(self, spelled: bytes) -> str:
         """Decode a text, and look whether it has half a pair of surrogates."""
-        if b"\\" in spelled and _content(spelled + b'"')[0] != spelled:  # type: ignore[index]  # it matches anything
-            raise self._malformed()
+        if b"\\" in spelled:
+            try:
+                check_escapes(spelled)
+            except ValueError:
+                raise self._malformed() from None
         text = decoded(spelled)
-        if not _is_whole(text):
-            self.has_half = True
+        self.has_half = self.has_half or not is_whole(text)
         return text
-
-    # long texts
-
-    def _extend_text(self, window: bytes, at: int, stop: int, escaped: bool) -> None:
-        """Take a part of a long text; it does not end within an escape."""
-        text = self._text
-        size = stop - at
-        self._room -= size // _BYTES_PER_VALUE
-        most = KEPT_AT_TOP if len(self._stack) == 1 else MOST_KEPT
-        if len(text.head) < most:
-            text.head += window[at : min(stop, at + most - len(text.head))]
-        self._find_media(text, window, at, stop)
-        text.seen += size
-        text.size += size
-        if escaped:
-            text.size -= self._saved_by_escapes(window[at:stop])
-
-    def _find_media(self, text: _LongText, window: bytes, at: int, stop: int) -> None:
-        """Look for base64 in a part of a text; it ends with the text, or before a quote."""
-        position = at
-        if text.base64 < 0 and text.tail:
-            found = (text.tail + window[at : min(at + len(_BASE64) - 1, stop)]).find(_BASE64)
-            if found >= 0:
-                text.base64 = text.seen - len(text.tail) + found
-        while True:
-            if text.base64 < 0:
-                found = window.find(_BASE64, position, stop)
-                if found < 0:
-                    break
-                text.base64 = text.seen + found - at
-                position = found
-            found = window.find(b'"', position, stop)
-            if found < 0:
-                break
-            self._end_medium(text, text.seen + found - at)
-            position = found
-        text.tail = (text.tail + window[max(at, stop - len(_BASE64) + 1) : stop])[1 - len(_BASE64) :]
-
-    def _end_medium(self, text: _LongText, end: int) -> None:
-        size = end - text.base64
-        if size > _LONG_BASE64:
-            self.media += 1
-            self.media_size += size
-        text.base64 = -1
-
-    def _saved_by_escapes(self, spelled: bytes) -> int:
-        """Return by how many bytes a part of a text is shorter than it is spelled."""
-        backslashes = spelled.count(b"\\\\")
-        rest = spelled.replace(b"\\\\", b"") if backslashes else spelled
-        simple = rest.count(b"\\")
-        if b"\\u" not in rest:
-            for escape in _SIMPLE_ESCAPES:
-                simple -= rest.count(escape)
-                if not simple:
-                    break
-            if simple:
-                raise self._malformed()
-            saved = backslashes + rest.count(b"\\")
-            self._room -= saved // _ESCAPES_PER_VALUE
-            return saved
-        if _content(spelled + b'"')[0] != spelled:  # type: ignore[index]  # it matches anything
-            raise self._malformed()
-        escapes = _escapes(spelled)
-        self._room -= len(escapes) // _ESCAPES_PER_VALUE
-        # apart, so that two halves that are apart stay so
-        apart = b" ".join(escapes)
-        shown = unescaped(apart.decode("ascii"))
-        if not _is_whole(shown):
-            self.has_half = True
-        return len(apart) - len(shown.encode("utf-8", "surrogatepass"))
-
-    def _end_text(self) -> None:
-        text = self._text
-        end = text.start + text.seen
-        if text.base64 >= 0:
-            self._end_medium(text, text.seen)
-        head = text.head[:KEPT]
-        if text.seen <= (KEPT_AT_TOP if len(self._stack) == 1 else KEPT):
-            value = decoded(text.head)
-        else:
-            begin = decoded(text.head) if b"\\" in head else str(head, "utf-8", "ignore")
-            value = ShortenedText.of(begin, text.size, (text.start, end), self._read)
-        self._add(value, text.start - 1, end + 1)
-        self._state = _AFTER
 
 
 #: by what may come next
@@ -559,43 +441,6 @@ _READERS: tuple[Callable[[JsonReader, bytes, int], int], ...] = (
     *(JsonReader._read_value, JsonReader._read_value, JsonReader._read_after, JsonReader._read_end),
     JsonReader._read_text,
 )
-
-
-def _end_of_content(window: bytes, at: int, limit: int) -> int:
-    """Return the offset of the quote that ends a text with escapes; without one before `limit`, where it can be cut."""
-    quote = window.find(b'"', at, limit)
-    for _ in range(_FEW_QUOTES):
-        if quote < 0:
-            break
-        if (quote - _run_of_backslashes(window, at, quote)) % 2 == 0:
-            return quote
-        quote = window.find(b'"', quote + 1, limit)
-    if quote < 0:
-        last = window.rfind(b"\\", max(at, limit - _ESCAPE_SIZE), limit)
-        if last < 0:
-            return limit
-        # a backslash that none precedes begins an escape
-        start = _run_of_backslashes(window, at, last)
-        if start > at and window[start - 6 : start - 4] != b"\\u":
-            return start
-    found = _content(window, at, limit)
-    return at if found is None else found.end()
-
-
-def _run_of_backslashes(window: bytes, at: int, end: int) -> int:
-    """Return where the backslashes before `end` begin."""
-    while end > at and window[end - 1] == _BACKSLASH:
-        end -= 1
-    return end
-
-
-def _is_whole(text: str) -> bool:
-    """Return whether a text has no half of a pair of surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _number(spelled: bytes) -> int | float:
