@@ -90,6 +90,12 @@ class ModelUndetermined(InvalidRequest):
     code = "model_undetermined"
 
 
+class BodyTooComplex(ModelUndetermined):
+    """A body has too many values, or is nested too deeply, to be read."""
+
+    code = "body_too_complex"
+
+
 class FieldNotAllowed(InvalidRequest):
     """A field of the body is forbidden to the key, or over its limit, or names a URL that the server must not fetch."""
 

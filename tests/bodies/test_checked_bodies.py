@@ -399,7 +399,7 @@ def test_the_fast_path_decides_as_the_parser_of_vllm_does(members: list[tuple[st
     body = b'{"model":"m"%b}' % (f",{inner}" if inner else "").encode()
     # an escaped key is always read whole
     whole = b'{"\\u006dodel":"m"%b}' % (f",{inner}" if inner else "").encode()
-    if route in WITHOUT_LISTS and body.count(b"[") == 1:
+    if route in WITHOUT_LISTS and body.count(b"[") <= 1:
         # without a list within a list the server fetches nothing; read whole, a URL is judged all the same
         assert passes(body, FIELDS_OF[route]) >= passes(whole, FIELDS_OF[route])
     else:

@@ -13,7 +13,7 @@ from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.context import Peer, RequestContext
-from twisted_vllm.errors import GatewayError
+from twisted_vllm.errors import BodyTooLarge, GatewayError
 from twisted_vllm.http.client.interfaces import IUpstreamAgent
 from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.http.server.ids import RequestIds
@@ -109,7 +109,9 @@ class FakeRequest:
 
     # what a resource asks
 
-    def await_room(self, most: int, proceed: Callable[[], None]) -> None:
+    def await_room(
+        self, most: int, proceed: Callable[[], None], refuse: Callable[[GatewayError], None] | None = None
+    ) -> None:
         proceed()
 
     def await_part_room(self, size: int, proceed: Callable[[], None]) -> None:
@@ -123,6 +125,9 @@ class FakeRequest:
         self.collecting = (limit, done)
         if self.body_complete:
             done(self.body)
+
+    def too_large(self, limit: int) -> BodyTooLarge:
+        return BodyTooLarge.over("max_held_body_bytes", limit, self.body_length)
 
     def stream_body(self, sink: Callable[[bytes, bool], None]) -> None:
         self.sink = sink

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
@@ -20,6 +21,7 @@ from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeo
 from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
 from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.form_body import MAX_BUFFERED
@@ -39,6 +41,7 @@ class ResourceHarness:
     def __init__(self, principal: Any = ANONYMOUS, models: Any = (), limits: Limits = Limits(), **options: Any) -> None:  # noqa: B008
         self.authenticator = FakeAuthenticator(principal)
         self.agent = FakeAgent()
+        self.clock = Clock()
         self.base_models = BaseModelsOf(answers=options.get("base_models"))
         admission = Admission(
             authenticator=self.authenticator,  # type: ignore[arg-type]  # it is asked for one thing
@@ -53,6 +56,7 @@ class ResourceHarness:
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
             in_thread=maybeDeferred,
+            cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),
             now=lambda: 1234.5,
         )
@@ -160,9 +164,9 @@ def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
     mounted = ResourceHarness(TENANT, limits=Limits(max_held_body_bytes=99))
     request = mounted.render(headers=[JSON, (b"transfer-encoding", b"chunked")], body_complete=False)
     assert mounted.agent.sent == []
-    limit, done = request.collecting
-    assert limit == 99
-    done(b'{"model": "m"}')
+    request.sink(b'{"model"', False)
+    assert mounted.agent.sent == []
+    request.sink(b': "m"}', True)
     assert mounted.sent.body == b'{"model": "m"}'
     assert mounted.headers[b"Content-Length"] == b"14"
     assert b"Transfer-Encoding" not in mounted.headers
@@ -171,7 +175,7 @@ def test_a_body_whose_model_decides_is_awaited_and_sent_whole() -> None:
 def test_a_body_with_a_model_that_is_not_allowed_is_refused_when_it_is_there() -> None:
     mounted = ResourceHarness(TENANT)
     request = mounted.render(headers=[JSON], body_complete=False)
-    request.collecting[1](b'{"model": "other"}')
+    request.sink(b'{"model": "other"}', True)
     assert request.answered.code == "model_not_allowed"
     assert mounted.agent.sent == []
 
@@ -180,7 +184,7 @@ def test_an_internal_error_after_the_body_arrived_gets_an_error_response() -> No
     mounted = ResourceHarness(TENANT)
     request = mounted.render(headers=[JSON], body_complete=False)
     mounted.agent.fault = TypeError()
-    request.collecting[1](b'{"model": "m"}')
+    request.sink(b'{"model": "m"}', True)
     assert request.failures[0].check(TypeError)
 
 

@@ -27,6 +27,7 @@ from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
@@ -189,6 +190,7 @@ class Wiring:
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             form_files=form_files,
+            cooperate=turn_cooperator(reactor).cooperate,
             ask_models=served_models.ask,
             throttle=throttle,
             allows=allows,

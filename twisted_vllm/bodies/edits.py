@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import overload
 
 import msgspec
 
-from twisted_vllm.bodies.json_body import (
-    MAX_MEMBERS,
-    BodyFacts,
-    Member,
-    ModelField,
-    TooManyMembers,
-    byte_offset,
-    last,
-    members_of,
-    only,
-)
+from twisted_vllm.bodies.held_body import MAX_AGAIN, HeldBody
+from twisted_vllm.bodies.held_pieces import Rope
+from twisted_vllm.bodies.json_body import BodyFacts, ModelField, TooManyMembers, byte_offset, members_of
+from twisted_vllm.bodies.members import MAX_MEMBERS, Member, last, only
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.bodies.response_fields import ResponseFields
 from twisted_vllm.errors import InvalidRequest
+from twisted_vllm.field_policy.shortened import ShortenedText
 
 _PRIORITY = b'"priority"'
 _EMPTY = re.compile(rb"[ \t\n\r]*\{[ \t\n\r]*\}")
@@ -46,23 +42,33 @@ class Edit(msgspec.Struct, frozen=True, gc=False):
     member: bool = False
 
 
-def splice(body: bytes, edits: Iterable[Edit]) -> bytes:
-    """Return `body` with all edits applied; they must not overlap."""
+@overload
+def splice(body: bytes, edits: Iterable[Edit]) -> bytes: ...
+
+
+@overload
+def splice(body: HeldBody, edits: Iterable[Edit]) -> Rope: ...
+
+
+def splice(body: bytes | HeldBody, edits: Iterable[Edit]) -> bytes | Rope:
+    """Return `body` with all edits applied; they must not overlap. A held body is not copied."""
     ordered = sorted(edits, key=lambda edit: (edit.start, edit.end))
     if not ordered:
-        return body
-    parts: list[bytes] = []
+        return body if isinstance(body, bytes) else body.rope()
+    parts: list[bytes | tuple[int, int]] = []
     offset = 0
     members = sum(edit.member for edit in ordered)
     for edit in ordered:
-        parts += (body[offset : edit.start], edit.new)
+        parts += ((offset, edit.start), edit.new)
         offset = edit.end
         if edit.member:
             members -= 1
             if members or not _is_empty(body):
                 parts.append(b",")
-    parts.append(body[offset:])
-    return b"".join(parts)
+    parts.append((offset, len(body)))
+    if isinstance(body, HeldBody):
+        return body.rope(tuple(parts))
+    return b"".join([part if isinstance(part, bytes) else body[part[0] : part[1]] for part in parts])
 
 
 def rename_edit(field: ModelField, new: str) -> Edit:
@@ -70,14 +76,14 @@ def rename_edit(field: ModelField, new: str) -> Edit:
     return Edit(field.start, field.end, msgspec.json.encode(new))
 
 
-def name_edit(body: bytes, facts: BodyFacts, name: str) -> Edit:
+def name_edit(body: bytes | HeldBody, facts: BodyFacts, name: str) -> Edit:
     """Return the edit that names the model in a body that names none, or null."""
     if facts.model is not None:
         return rename_edit(facts.model, name)
     return _member(body, b'"model":' + msgspec.json.encode(name))
 
 
-def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
+def usage_edits(body: bytes | HeldBody, facts: BodyFacts) -> tuple[Edit, ...]:
     """Return the edits that request the usage of a stream; none if the client requests it.
 
     vLLM 0.32 ignores ``continuous_usage_stats`` without ``include_usage`` (serve/utils/api_utils.py). If the client set
@@ -90,12 +96,12 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
         return ()
     if not facts.options:
         return (_member(body, b'"stream_options":{"include_usage":true}'),)
-    text = body.decode("utf-8")
     try:
-        options = last(members_of(text), "stream_options")
+        found, offset = _read(body)
+        options = last(found, "stream_options")
         if options is None or not options.value:
-            return () if options is None else (_replaced(text, options, b'{"include_usage":true}'),)
-        return _options_edits(text, options)
+            return () if options is None else (_replaced(offset, options, b'{"include_usage":true}'),)
+        return _options_edits(body, options, offset(options.start))
     except TooManyMembers:
         # without the edit, vLLM would not report the usage
         raise _too_many() from None
@@ -104,7 +110,7 @@ def usage_edits(body: bytes, facts: BodyFacts) -> tuple[Edit, ...]:
         return ()
 
 
-def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
+def salt_edit(body: bytes | HeldBody, facts: BodyFacts, salt: str) -> Edit:
     """Return the edit that isolates the prompt in vLLM's prefix cache.
 
     A salt from the client is combined with `salt`: it still separates the client's prompts, but cannot reach others'.
@@ -115,19 +121,24 @@ def salt_edit(body: bytes, facts: BodyFacts, salt: str) -> Edit:
     """
     if not facts.salted:
         return _member(body, b'"cache_salt":' + msgspec.json.encode(salt))
-    text = body.decode("utf-8")
+    found, offset = _members(body)
     try:
-        own = only(_members(text), "cache_salt")
+        own = only(found, "cache_salt")
     except LookupError:
         own = None
     if own is None or not isinstance(own.value, (str, type(None))):
         raise InvalidRequest('Send at most one "cache_salt", a string.', param="cache_salt")
-    if own.value is not None:
-        salt = hmac.digest(salt.encode("utf-8"), own.value.encode("utf-8", "surrogatepass"), "sha256").hex()
-    return _replaced(text, own, msgspec.json.encode(salt))
+    value = own.value
+    if isinstance(value, ShortenedText):
+        if value.spelled > MAX_AGAIN:
+            raise InvalidRequest(f'"cache_salt" has more than {MAX_AGAIN:,} bytes.', param="cache_salt")
+        value = value.beginning(MAX_AGAIN)
+    if value is not None:
+        salt = hmac.digest(salt.encode("utf-8"), value.encode("utf-8", "surrogatepass"), "sha256").hex()
+    return _replaced(offset, own, msgspec.json.encode(salt))
 
 
-def request_id_edit(body: bytes, fields: ResponseFields, response_id: str) -> Edit:
+def request_id_edit(body: bytes | HeldBody, fields: ResponseFields, response_id: str) -> Edit:
     """Return the edit that sets the id of a response, in place of the client's own if there is one."""
     new = b'"%b"' % response_id.encode("ascii")
     if fields.own_id is None:
@@ -135,19 +146,19 @@ def request_id_edit(body: bytes, fields: ResponseFields, response_id: str) -> Ed
     return Edit(*fields.own_id, new)
 
 
-def has_priority(body: bytes, facts: BodyFacts) -> bool:
+def has_priority(body: bytes | HeldBody, facts: BodyFacts) -> bool:
     """Return whether a body has the member ``priority``.
 
     Raises:
         InvalidRequest: ``json.loads`` cannot read the body.
     """
-    if facts.plain and _PRIORITY not in body:
+    if facts.plain and isinstance(body, bytes) and _PRIORITY not in body:
         return False
-    return any(member.key == "priority" for member in _members(body.decode("utf-8")))
+    return any(member.key == "priority" for member in _members(body)[0])
 
 
-def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool) -> bytes:
-    """Return a body with a key's priority in place of the client's.
+def priority_edits(body: bytes | HeldBody, facts: BodyFacts, priority: int, *, insert: bool) -> list[Edit]:
+    """Return the edits that set a key's priority in place of the client's.
 
     Args:
         body: the body.
@@ -160,15 +171,23 @@ def with_priority(body: bytes, facts: BodyFacts, priority: int, *, insert: bool)
     """
     new = b"%d" % priority
     if has_priority(body, facts):
-        text = body.decode("utf-8")
-        return splice(body, [_replaced(text, each, new) for each in _members(text) if each.key == "priority"])
-    return splice(body, [_member(body, _PRIORITY + b":" + new)]) if insert else body
+        found, offset = _members(body)
+        return [_replaced(offset, each, new) for each in found if each.key == "priority"]
+    return [_member(body, _PRIORITY + b":" + new)] if insert else []
 
 
-def _members(text: str) -> list[Member]:
-    """Return the members of a body that msgspec has read; a number of thousands of digits only msgspec reads."""
+def _read(body: bytes | HeldBody) -> tuple[list[Member], Callable[[int], int]]:
+    """Return the members of a body, and what makes bytes' offsets of theirs."""
+    if isinstance(body, HeldBody):
+        return body.members, int
+    text = body.decode("utf-8")
+    return members_of(text), partial(byte_offset, text)
+
+
+def _members(body: bytes | HeldBody) -> tuple[list[Member], Callable[[int], int]]:
+    """Do as `_read` for a body that msgspec has read; a number of thousands of digits only msgspec reads."""
     try:
-        return members_of(text)
+        return _read(body)
     except TooManyMembers:
         raise _too_many() from None
     except (ValueError, RecursionError):
@@ -176,32 +195,43 @@ def _members(text: str) -> list[Member]:
 
 
 def _too_many() -> InvalidRequest:
-    return InvalidRequest(f"An object of the body has more than {MAX_MEMBERS} members. Send fewer.")
+    return InvalidRequest(f"An object of the body has more than {MAX_MEMBERS:,} members. Send fewer.")
 
 
-def _member(body: bytes, new: bytes) -> Edit:
+def _member(body: bytes | HeldBody, new: bytes) -> Edit:
     """Return the edit that inserts a member before the others."""
-    offset = body.index(b"{") + 1
+    offset = body.opened if isinstance(body, HeldBody) else body.index(b"{") + 1
     return Edit(offset, offset, new, True)
 
 
-def _is_empty(body: bytes) -> bool:
-    return _EMPTY.match(body) is not None
+def _is_empty(body: bytes | HeldBody) -> bool:
+    return not body.members if isinstance(body, HeldBody) else _EMPTY.match(body) is not None
 
 
-def _replaced(text: str, member: Member, new: bytes) -> Edit:
-    return Edit(byte_offset(text, member.start), byte_offset(text, member.end), new)
+def _replaced(offset: Callable[[int], int], member: Member, new: bytes) -> Edit:
+    return Edit(offset(member.start), offset(member.end), new)
 
 
-def _options_edits(text: str, options: Member) -> tuple[Edit, ...]:
-    inner = members_of(text, options.start, whole=False)
+def _options_edits(body: bytes | HeldBody, options: Member, start: int) -> tuple[Edit, ...]:
+    """Return the edits within ``stream_options``, which begins at the byte `start`."""
+    if isinstance(body, HeldBody):
+        spelled = body.spelled(options)
+        if spelled is None:
+            raise InvalidRequest(f'"stream_options" has more than {MAX_AGAIN:,} bytes.', param="stream_options")
+        text = spelled.decode("utf-8")
+    else:
+        text = body[start:].decode("utf-8")
+    inner = members_of(text, whole=False)
+
+    def offset(within: int) -> int:
+        return start + byte_offset(text, within)
+
     include = last(inner, "include_usage")
     continuous = last(inner, "continuous_usage_stats")
     if include is not None:
-        edits = [_replaced(text, include, b"true")]
+        edits = [_replaced(offset, include, b"true")]
     else:
-        offset = byte_offset(text, options.start) + 1
-        edits = [Edit(offset, offset, b'"include_usage":true' + (b"," if inner else b""))]
+        edits = [Edit(start + 1, start + 1, b'"include_usage":true' + (b"," if inner else b""))]
     if continuous is not None and to_bool(continuous.value):
-        edits.append(_replaced(text, continuous, b"false"))
+        edits.append(_replaced(offset, continuous, b"false"))
     return tuple(edits)

@@ -21,10 +21,14 @@ import msgspec
 from twisted_vllm.api_routes import BATCH_FIELDS, CHAT_FIELDS, MESSAGE_FIELDS, BodyFields
 from twisted_vllm.bodies.checked_decoder import NO_VALUE as _NO_VALUE
 from twisted_vllm.bodies.checked_decoder import CheckedDecoder, checked_decoder
+from twisted_vllm.bodies.held_body import HeldBody
+from twisted_vllm.bodies.members import MAX_MEMBERS, Member, last, too_many_members, undetermined
 from twisted_vllm.bodies.pydantic_values import MAX_NUMBER, to_bool, to_count
-from twisted_vllm.errors import ModelUndetermined
+from twisted_vllm.errors import BodyTooComplex
 from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
+from twisted_vllm.field_policy.media import Repeated, settled
 from twisted_vllm.field_policy.policy import FieldPolicy
+from twisted_vllm.field_policy.shortened import KEPT_AT_TOP, ShortenedText, beginning_of, size_of
 
 
 class ModelField(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +81,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
 
 
 #: the size in bytes up to which a body that cannot be read is parsed as vLLM does
-MAX_SURE = 1_048_576
+MAX_SURE = 65_536
 
 #: stands for a body that was not read
 UNREAD = BodyFacts(include_usage=None)
@@ -134,11 +138,8 @@ def _checked(policy: FieldPolicy, fields: BodyFields) -> CheckedDecoder | None:
 
 
 class TooManyMembers(ValueError):
-    """An object has too many members to be read one by one."""
+    """An object has more than `MAX_MEMBERS`."""
 
-
-#: the members of an object that is read one by one, which takes 2 µs for each; real bodies have fewer than 100
-MAX_MEMBERS = 10_000
 
 _DECODERS = _Decoders()
 # characters of a member in which each of several equal keys counts
@@ -159,19 +160,22 @@ _scan_value = json.JSONDecoder().raw_decode
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
-def read_body(body: bytes, fields: BodyFields, policy: FieldPolicy | None = None) -> BodyFacts:
+def read_body(body: bytes | HeldBody, fields: BodyFields, policy: FieldPolicy | None = None) -> BodyFacts:
     """Return the facts in a body, and check its fields.
 
     Args:
-        body: the body.
+        body: the body. One that is held was read, and checked by the policy, while it arrived.
         fields: the members that decide how much the route generates.
         policy: which fields it may have; None if any.
 
     Raises:
+        BodyTooComplex: it was held, and has too many values or is nested too deeply.
         FieldNotAllowed: the policy does not allow a field.
         ModelUndetermined: it is not one JSON object in UTF-8 without a byte order mark, or its ``model`` is neither a
             string nor null.
     """
+    if isinstance(body, HeldBody):
+        return _facts_of_held(body, fields)
     first = body.find(_KEY)
     if body.rfind(_KEY) != first or fields.inside:
         return _read_by_scanning(body, fields, policy)
@@ -239,11 +243,13 @@ def _holds(checked: CheckedDecoder, found: Any, body: bytes) -> bool:
         return False
 
 
-def is_no_object(body: bytes) -> bool:
+def is_no_object(body: bytes | HeldBody) -> bool:
     """Return whether a body is certainly no JSON object for vLLM, which then answers with an error of its own.
 
-    A body over `MAX_SURE` bytes is never certain.
+    A body over `MAX_SURE` bytes that was not read while it arrived is never certain.
     """
+    if isinstance(body, HeldBody):
+        return body.is_no_object
     if len(body) > MAX_SURE:
         return False
     try:
@@ -262,11 +268,7 @@ def _decode_utf8(body: bytes) -> str:
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise ModelUndetermined(
-        f"The gateway cannot tell which model this request is for: {reason}. "
-        'Send one JSON object in UTF-8 with one "model", a string.',
-        param="model",
-    )
+    raise undetermined(reason)
 
 
 def _quick_bounds(found: Any, fields: BodyFields) -> tuple[int | None, int]:
@@ -331,7 +333,7 @@ def _members_of_body(text: str) -> list[Member]:
     try:
         return members_of(text)
     except TooManyMembers:
-        _refuse(f"the body has more than {MAX_MEMBERS} members")
+        _refuse(too_many_members())
     except ValueError:
         _refuse("the body is not one valid JSON object")
     except RecursionError:
@@ -357,21 +359,38 @@ def _check(policy: FieldPolicy, text: str, found: list[Member]) -> None:
         _refuse("the body has too many values to be checked")
 
 
+def _facts_of_held(body: HeldBody, fields: BodyFields) -> BodyFacts:
+    """Return the facts in a body that was read while it arrived."""
+    found = body.checked_members()
+    values = {member.key: member.value for member in found}
+    inner = values.get(fields.inside) if fields.inside else values
+    for name in (*fields.limits, *fields.choices, "min_tokens", "stream_interval"):
+        value = inner.get(name) if isinstance(inner, dict) else None
+        if any(isinstance(each, ShortenedText) for each in (value if isinstance(value, Repeated) else (value,))):
+            raise BodyTooComplex(f"`{name}` is a long text. Send a number.", param=name)
+    model = last(found, "model")
+    if model is None:
+        return _facts(found, None, fields)
+    if isinstance(model.value, ShortenedText):
+        _refuse(f'"model" has more than {KEPT_AT_TOP:,} bytes')
+    return _facts(found, ModelField(_checked_name(model.value), model.start, model.end), fields)
+
+
 def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) -> BodyFacts:
     values = {member.key: member.value for member in found}
     include_usage: bool | None = False
     options = values.get("stream_options")
     if options is not None:
-        asked = options.get("include_usage") if isinstance(options, dict) else options
+        asked = settled(options.get("include_usage")) if isinstance(options, dict) else options
         include_usage = False if asked is None else to_bool(asked) if isinstance(options, dict) else None
     metadata = values.get("metadata")
     users = (
         values.get("user"),
         values.get("safety_identifier"),
-        metadata.get("user_id") if isinstance(metadata, dict) else None,
+        settled(metadata.get("user_id")) if isinstance(metadata, dict) else None,
     )
     inner = values.get(fields.inside) if fields.inside else values
-    sampling = inner if isinstance(inner, dict) else {}
+    sampling = {name: settled(value) for name, value in inner.items()} if isinstance(inner, dict) else {}
     limit, each = _bounds(sampling, fields)
     prompts = sum(_prompts(values[name]) for name in fields.prompts if name in values) or 1
     sizes = {member.key: member.end - member.start for member in found}
@@ -392,7 +411,7 @@ def _facts(found: list[Member], field: ModelField | None, fields: BodyFields) ->
         to_count(sampling.get("min_tokens")) or 0,
         each * prompts,
         max(texts - 1, 0) * repeated,
-        next((user for user in users if isinstance(user, str) and user), None),
+        next((beginning_of(user) for user in users if isinstance(user, str) and user), None),
         "cache_salt" in values,
         to_count(sampling.get("stream_interval")) or 1,
     )
@@ -406,7 +425,7 @@ def _prompts(value: object) -> int:
         return len(value)
     if not isinstance(value, list) or not value or isinstance(value[0], (int, float)):
         return 1
-    return len(value)
+    return size_of(value)
 
 
 def _checked_name(value: object) -> str:
@@ -419,22 +438,6 @@ def _checked_name(value: object) -> str:
     except UnicodeEncodeError:
         _refuse('"model" holds half a character')
     return value
-
-
-class Member(msgspec.Struct, frozen=True):
-    """A member of a JSON object.
-
-    Attributes:
-        key: its name, decoded.
-        value: its value, decoded.
-        start: the offset of the value, in characters.
-        end: the offset just after it.
-    """
-
-    key: str
-    value: object
-    start: int
-    end: int
 
 
 def members_of(text: str, offset: int = 0, *, whole: bool = True) -> list[Member]:
@@ -483,23 +486,6 @@ def members_of(text: str, offset: int = 0, *, whole: bool = True) -> list[Member
     if whole and _after_whitespace(text, offset) != len(text):
         raise ValueError("more after the object")
     return found
-
-
-def only(found: list[Member], key: str) -> Member | None:
-    """Return the member with a key, or None if there is none.
-
-    Raises:
-        LookupError: the key is repeated.
-    """
-    same = [member for member in found if member.key == key]
-    if len(same) > 1:
-        raise LookupError(key)
-    return same[0] if same else None
-
-
-def last(found: list[Member], key: str) -> Member | None:
-    """Return the last member with a key, which vLLM uses, or None if there is none."""
-    return next((member for member in reversed(found) if member.key == key), None)
 
 
 def byte_offset(text: str, offset: int) -> int:

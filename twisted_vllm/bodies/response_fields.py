@@ -6,11 +6,15 @@ The parser is ``json.loads``: of equal keys the last counts, and keys may be esc
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 
 import msgspec
 
-from twisted_vllm.bodies.json_body import Member, byte_offset, members_of
+from twisted_vllm.bodies.held_body import HeldBody
+from twisted_vllm.bodies.json_body import byte_offset, members_of
+from twisted_vllm.bodies.members import Member
 from twisted_vllm.bodies.pydantic_values import to_bool
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.escapes import ESCAPED_LETTER
@@ -47,7 +51,7 @@ class ResponseFields(msgspec.Struct, frozen=True, gc=False):
 NO_FIELDS = ResponseFields()
 
 
-def read_response_fields(body: bytes) -> ResponseFields:
+def read_response_fields(body: bytes | HeldBody) -> ResponseFields:
     """Read a body that `read_body` has accepted.
 
     Raises:
@@ -55,15 +59,20 @@ def read_response_fields(body: bytes) -> ResponseFields:
             answer as null; or the response is to be generated in the background without being stored, so that nobody
             could learn what it used.
     """
-    # inside a string the key's quotes would be escaped
-    if not any(key in body for key in _KEYS) and not (b"\\" in body and ESCAPED_LETTER.search(body)):
-        return NO_FIELDS
-    text = body.decode("utf-8")
-    try:
-        found = members_of(text)
-    except (ValueError, RecursionError):
-        # a number of thousands of digits, say
-        raise InvalidRequest("The body is not one valid JSON object.") from None
+    offset: Callable[[int], int] = int
+    if isinstance(body, HeldBody):
+        found = body.members
+    else:
+        # inside a string the key's quotes would be escaped
+        if not any(key in body for key in _KEYS) and not (b"\\" in body and ESCAPED_LETTER.search(body)):
+            return NO_FIELDS
+        text = body.decode("utf-8")
+        offset = partial(byte_offset, text)
+        try:
+            found = members_of(text)
+        except (ValueError, RecursionError):
+            # a number of thousands of digits, say
+            raise InvalidRequest("The body is not one valid JSON object.") from None
     members: dict[str, Member] = {}
     for member in found:
         if member.key == "request_id" and "request_id" in members:
@@ -85,11 +94,11 @@ def read_response_fields(body: bytes) -> ResponseFields:
         # another type is refused by vLLM before it looks for a response
         previous.value if previous is not None and isinstance(previous.value, str) else None,
         background,
-        None if own_id is None else (byte_offset(text, own_id.start), byte_offset(text, own_id.end)),
+        None if own_id is None else (offset(own_id.start), offset(own_id.end)),
     )
 
 
-def check_repeatable(body: bytes) -> None:
+def check_repeatable(body: bytes | HeldBody) -> None:
     """Check that vLLM can write what a body contains into its answer.
 
     The answer repeats tools, metadata and other members. vLLM writes it when all is generated, and answers 400 if it
@@ -101,13 +110,23 @@ def check_repeatable(body: bytes) -> None:
     Raises:
         InvalidRequest: a text contains half a surrogate pair, or the body is nested too deeply.
     """
-    if (b"\\ud" in body or b"\\uD" in body) and any(found[1] for found in _ESCAPE.finditer(body)):
+    if isinstance(body, HeldBody):
+        has_half, depth = body.has_half, body.depth
+    else:
+        has_half, depth = _has_half(body), _depth(body)
+    if has_half:
         raise InvalidRequest("A text in the body contains half a character: a lone surrogate.")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+    if depth > MAX_DEPTH:
         raise InvalidRequest(f"The body is nested too deeply: at most {MAX_DEPTH} levels.")
 
 
+def _has_half(body: bytes) -> bool:
+    return (b"\\ud" in body or b"\\uD" in body) and any(found[1] for found in _ESCAPE.finditer(body))
+
+
 def _depth(body: bytes) -> int:
-    """Return how deeply the objects and lists of a valid body are nested."""
+    """Return how deeply the objects and lists of a valid body are nested; 0 if that is surely below `MAX_DEPTH`."""
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return 0
     steps = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
     return max(accumulate(memoryview(steps).cast("b")), default=0)

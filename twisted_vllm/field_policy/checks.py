@@ -12,6 +12,7 @@ import attrs
 from twisted_vllm.errors import FieldNotAllowed
 from twisted_vllm.field_policy.media import MAX_VALUES, Repeated
 from twisted_vllm.field_policy.rules import NEGATIVE_IS_ALL, NUMBERS, SCHEMAS, FieldPath, is_harmless
+from twisted_vllm.field_policy.shortened import ShortenedList, ShortenedText, bytes_of, size_of
 
 #: characters of a caller's value that a message repeats
 _CLIP = 40
@@ -104,6 +105,8 @@ class Forbidden:
                     raise self.refusal()
             else:
                 items = each if isinstance(each, list) else [each]
+                if may_be_literal and isinstance(each, ShortenedList):
+                    raise ValueError("too many numbers")
                 room -= len(items)
                 if room < 0:
                     raise ValueError("too many values")
@@ -186,11 +189,11 @@ class Limit:
         if value is None:
             return
         if isinstance(value, (list, dict)):
-            if len(value) > self.most:
-                raise self.refusal(f"has {len(value)} {'items' if isinstance(value, list) else 'members'}")
+            if size_of(value) > self.most:
+                raise self.refusal(f"has {size_of(value)} {'items' if isinstance(value, list) else 'members'}")
             return
         if isinstance(value, str) and name not in NUMBERS:
-            self.check_size(len(value.encode("utf-8", "surrogatepass")))
+            self.check_size(bytes_of(value))
             return
         number = number_of(value)
         if number is None:
@@ -220,7 +223,7 @@ def number_of(value: Any) -> float | None:
     pydantic reads ``"40"``, ``" 4_0 "`` and ``true`` as whole numbers.
     """
     if isinstance(value, str):
-        if len(value) > _MAX_DIGITS:
+        if len(value) > _MAX_DIGITS or isinstance(value, ShortenedText):
             return float("inf")
         try:
             return float(value)

@@ -38,6 +38,11 @@ URL_LISTS = ("images", "audio", "videos")
 MAX_VALUES = 300_000
 MAX_URLS = 4096
 
+#: objects and lists after which the search for URLs may pause
+PAUSE_AFTER = 2_000
+#: no URL: the search pauses
+PAUSE = ("", "")
+
 #: members at the top level that vLLM never looks into for media: a tool or a schema may have a member ``url``
 _NOT_MEDIA = frozenset(
     (
@@ -66,6 +71,11 @@ class Repeated(list[Any]):
     """All values of a key that an object repeats, in order."""
 
 
+def settled(value: Any) -> Any:
+    """Return the value that counts for vLLM: of a repeated key, the last."""
+    return value[-1] if isinstance(value, Repeated) else value
+
+
 def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object's members; the value of a repeated key is `Repeated`. For ``json.loads``."""
     found = dict(members)
@@ -79,6 +89,8 @@ def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def urls_in(members: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield the URLs that vLLM may fetch, and the names of cached media, each with the name of its member.
+
+    It yields `PAUSE` from time to time.
 
     Args:
         members: the members of the body, repeated ones included; their objects as `pairs` makes them.
@@ -101,6 +113,8 @@ def _urls_below(value: Any) -> Iterator[tuple[str, str]]:
         seen += 1
         if seen > MAX_VALUES:
             raise ValueError("too many values")
+        if seen % PAUSE_AFTER == 0:
+            yield PAUSE
         if isinstance(current, list):
             waiting += [each for each in current if isinstance(each, (dict, list))]
         elif isinstance(current, dict):

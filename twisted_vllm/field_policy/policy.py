@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ import msgspec
 from twisted_vllm.errors import FieldNotAllowed
 from twisted_vllm.field_policy import media
 from twisted_vllm.field_policy.checks import Forbidden, Level, Limit
-from twisted_vllm.field_policy.media_hosts import MediaRules
+from twisted_vllm.field_policy.media_hosts import MAX_URL, MediaRules
 from twisted_vllm.field_policy.rules import (
     DEFAULT_FORBIDDEN,
     DEFAULT_LIMITS,
@@ -24,12 +24,18 @@ from twisted_vllm.field_policy.rules import (
     covers,
     parse_path,
 )
+from twisted_vllm.field_policy.shortened import ShortenedText
 
 #: policies to keep; the least recently used is dropped first
 MAX_POLICIES = 512
 
 #: fields whose value is an object, so that members of it can be decoded by name
 _OBJECTS = frozenset(("chat_template_kwargs", "sampling_params"))
+
+#: bytes of a character in a JSON text: two escapes
+_LONGEST_CHARACTER = 12
+#: URLs that are judged in one step
+_URLS_IN_STEP = 64
 
 Check = Forbidden | Limit
 
@@ -130,25 +136,42 @@ class FieldPolicy:
             FieldNotAllowed: it is not allowed.
             ValueError: it has too many values in it.
         """
+        for _ in self.checking(name, value, size):
+            pass
+
+    def checking(self, name: str, value: Any, size: int) -> Iterator[None]:
+        """Check one member that is decoded, in steps; see `check_value`."""
         for each in self._checks.get(name, ()):
             each.check(value, size)
+            yield
         rules = self._media
         if rules is None or not (isinstance(value, (dict, list)) or name in media.URL_LISTS):
             return
-        for number, (member, url) in enumerate(media.urls_in([(name, value)])):
-            if number >= media.MAX_URLS:
+        number = 0
+        for found in media.urls_in([(name, value)]):
+            if found is media.PAUSE:
+                yield
+                continue
+            number += 1
+            if number > media.MAX_URLS:
                 raise ValueError("too many URLs")
+            member, url = found
             if member == media.CACHE_NAME:
                 raise FieldNotAllowed(
                     "`uuid` of an image, sound or video is not allowed: vLLM's cache of media is shared, and whoever "
                     "names an entry gets what another caller sent. Leave it out (passthrough.tenant_fields.media).",
                     param=member,
                 )
+            if isinstance(url, ShortenedText) and url[:5].lower() != "data:":
+                # more than these bytes are more than the longest URL, however they are spelled
+                url = url.beginning(MAX_URL * _LONGEST_CHARACTER)
             reason = rules.refusal(url)
             if member == media.PROCESSORS_IMAGE and url:
                 reason = "would be opened past the checks of the server; send image_url"
             if reason is not None:
                 raise _refused_url(member, reason)
+            if number % _URLS_IN_STEP == 0:
+                yield
 
     def check_raw(self, name: str, raw: bytes) -> None:
         """Check one of the members `raws`.

@@ -20,12 +20,14 @@ from twisted_vllm.bodies.edits import (
     Edit,
     has_priority,
     name_edit,
+    priority_edits,
     request_id_edit,
     salt_edit,
     splice,
     usage_edits,
-    with_priority,
 )
+from twisted_vllm.bodies.held_body import HeldBody
+from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.json_body import MAX_SURE, UNREAD, BodyFacts, ModelField, is_no_object, read_body
 from twisted_vllm.bodies.multipart import find_model_in_form, rename_in_form
 from twisted_vllm.bodies.response_fields import NO_FIELDS, ResponseFields, check_repeatable, read_response_fields
@@ -68,7 +70,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
 
     serving: Serving
     path: bytes
-    body: bytes | None
+    body: bytes | Rope | None
     facts: BodyFacts = UNREAD
     usage_injected: bool = False
     renamed: str | None = None
@@ -231,7 +233,9 @@ class Admission:
             raise _unreadable_type()
         return True
 
-    def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
+    def admit(
+        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | HeldBody | None
+    ) -> Admitted:
         """Admit the whole request.
 
         Args:
@@ -268,9 +272,10 @@ class Admission:
             serving = self._serving.by_body(authorization, named, facts is not UNREAD and not form, preferred)
         forwarded = authorization.forwarded
         if body is None or facts is UNREAD:
-            return Admitted(serving, forwarded, body, unread=unread)
+            return Admitted(serving, forwarded, _unedited(body), unread=unread)
         name = serving.name
         if form:
+            assert isinstance(body, bytes)
             if field is not None and name and name != named:
                 body = rename_in_form(body, field, name)
             return Admitted(serving, forwarded, body, facts)
@@ -296,14 +301,12 @@ class Admission:
             edits.append(request_id_edit(body, stored, response_id))
             if stored.background:
                 background_id = response_id
-        if edits:
-            body = splice(body, edits)
         if principal.priority is not None:
-            body = self._prioritised(principal, row, body, facts)
+            edits = self._priority_edits(principal, row, body, facts) + edits
         return Admitted(
             serving,
             forwarded,
-            body,
+            splice(body, edits) if edits else _unedited(body),
             facts,
             bool(injected),
             background_id=background_id,
@@ -311,7 +314,7 @@ class Admission:
             previous_id=previous_id,
         )
 
-    def _response_fields(self, principal: Principal, body: bytes) -> tuple[ResponseFields, Server | None]:
+    def _response_fields(self, principal: Principal, body: bytes | HeldBody) -> tuple[ResponseFields, Server | None]:
         """Return what a body says about stored responses, and the server that has the one to continue.
 
         Raises:
@@ -352,21 +355,21 @@ class Admission:
         return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
 
     @staticmethod
-    def _prioritised(principal: Principal, row: VllmRoute, body: bytes, facts: BodyFacts) -> bytes:
-        """Return a JSON body with the priority of the key, unless its callers may choose their own."""
+    def _priority_edits(principal: Principal, row: VllmRoute, body: bytes | HeldBody, facts: BodyFacts) -> list[Edit]:
+        """Return the edits that set the priority of the key, unless its callers may choose their own."""
         assert principal.priority is not None
         if PRIORITY in principal.granted_headers and has_priority(body, facts):
-            return body
-        return with_priority(body, facts, principal.priority, insert=row.priority_in_body)
+            return []
+        return priority_edits(body, facts, principal.priority, insert=row.priority_in_body)
 
-    def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | None) -> Admitted:
+    def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | HeldBody | None) -> Admitted:
         """Admit a request on a route that may use a model that its body names."""
         if named:
             self._serving.by_body(authorization, named, insertable=False)
-        return Admitted(self._serving.undetermined(), authorization.forwarded, body)
+        return Admitted(self._serving.undetermined(), authorization.forwarded, _unedited(body))
 
     def _facts(
-        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None, form: bool
+        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | HeldBody | None, form: bool
     ) -> tuple[BodyFacts, ModelUndetermined | None]:
         """Return the facts read from the body, or `UNREAD` and why it could not be read, or None if it need not be."""
         principal, route = authorization.principal, authorization.route
@@ -376,6 +379,7 @@ class Admission:
                 if form and authorization.stores and principal.kind == "key":
                     raise _no_json()
                 if form:
+                    assert isinstance(body, bytes)
                     facts = BodyFacts(model=_read_form(body, headers[b"content-type"], authorization.fields))
                 elif is_json(headers):
                     facts = read_body(body, route.row.fields, authorization.fields)
@@ -388,7 +392,8 @@ class Admission:
                 # vLLM may still accept it, with its default model, in the shared prefix cache or with any field
                 if _must_be_read(authorization):
                     raise
-                return UNREAD, error
+                # its traceback refers to the body
+                return UNREAD, error.with_traceback(None)
             if facts.model_repeated and not principal.is_administrator:
                 raise ModelUndetermined('"model" is there more than once. Send it once.', param="model")
             if not restricted or not route.takes_model or (facts.model is not None and facts.model.name):
@@ -398,6 +403,10 @@ class Admission:
         if body is None and authorization.needs_body and not _is_readable(headers):
             return UNREAD, _unreadable_type()
         return UNREAD, None
+
+
+def _unedited(body: bytes | HeldBody | None) -> bytes | Rope | None:
+    return body.rope() if isinstance(body, HeldBody) else body
 
 
 def _is_preflight(headers: Mapping[bytes, bytes]) -> bool:
@@ -420,7 +429,7 @@ def _must_be_read(authorization: Authorization) -> bool:
     )
 
 
-def _is_refused(headers: Mapping[bytes, bytes], body: bytes) -> bool:
+def _is_refused(headers: Mapping[bytes, bytes], body: bytes | HeldBody) -> bool:
     """Return whether vLLM certainly refuses a body: what is neither a form nor a JSON object."""
     content_type = headers.get(b"content-type", b"").lstrip().lower()
     return not content_type.startswith((b"multipart/", b"application/x-www-form-urlencoded")) and is_no_object(body)

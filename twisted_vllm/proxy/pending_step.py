@@ -19,14 +19,14 @@ class PendingStep:
     def __init__(
         self,
         request: GatewayRequest,
-        body: bytes | RequestBody,
+        body: object,
         step: Deferred[Any],
     ) -> None:
         """Start to wait.
 
         Args:
             request: the request.
-            body: its body, which is paused while the request waits.
+            body: its body, which is paused while the request waits if it streams.
             step: fires with the step's result; it is cancelled if the client disconnects.
         """
         self._request = request

@@ -15,13 +15,16 @@ from zope.interface import implementer
 
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.bodies.held_body import HeldBody
+from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
+from twisted_vllm.http.client.held_body import Cooperate, HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_json
+from twisted_vllm.http.headers import HeaderList, is_form, is_json
 from twisted_vllm.http.server.held_bodies import UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
@@ -30,6 +33,7 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.body_collector import SMALL_BODY, BodyCollector
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
@@ -63,6 +67,7 @@ class PassThroughResource:
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
         form_files: FormFiles | None = None,
+        cooperate: Cooperate,
         ask_models: Callable[[Server], Deferred[None]],
         throttle: AuthenticationThrottle | None = None,
         allows: Callable[[RequestContext], bool] | None = None,
@@ -83,6 +88,7 @@ class PassThroughResource:
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
             form_files: bounds these files; None sets no bounds.
+            cooperate: runs an iterator in steps, for large bodies that are held.
             ask_models: asks a server for its base model, for the admission.
             throttle: slows down guessing of keys.
             allows: returns whether the address of a request is served; None serves all.
@@ -99,6 +105,8 @@ class PassThroughResource:
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
         self._form_files = FormFiles() if form_files is None else form_files
+        self._cooperate = cooperate
+        self._small = min(limits.max_held_body_bytes, SMALL_BODY)
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._allows = allows
@@ -141,18 +149,18 @@ class PassThroughResource:
         received, complete = request.body_received, request.body_complete
         if complete and received <= UNCOUNTED and (received <= most or not authorization.needs_body):
             self._admit(request, request.take_body(), cached)
-        elif complete and received <= (most if authorization.needs_body else PEEK_LIMIT):
+        elif complete and received <= (self._small if authorization.needs_body else PEEK_LIMIT):
             self._check_limits(request, authorization)
             request.await_room(most, lambda: self._collected(request, request.take_body(), cached))
-        elif self._admission.must_hold(authorization, context.head):
+        elif self._admission.must_hold(authorization, head):
             self._check_limits(request, authorization)
             if streams(request):
                 self._hold_form(request)
             else:
-                request.collect_body(most, lambda body: self._collected(request, body))
+                self._hold(request, most)
         elif self._wants_body(context, authorization):
             self._check_limits(request, authorization)
-            request.collect_body(most, lambda body: self._collected(request, body))
+            self._hold(request, most)
         else:
             self._admit(request, None, None)
 
@@ -203,6 +211,22 @@ class PassThroughResource:
             refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
 
+    def _hold(self, request: GatewayRequest, most: int) -> None:
+        """Collect a body of at most `most` bytes, then admit the request."""
+        head, authorization = request.head, request.context.authorization
+        assert authorization is not None
+        if is_form(head.first) or (head.length is not None and head.length <= self._small):
+            request.collect_body(most, lambda body: self._collected(request, body))
+            return
+        BodyCollector(
+            request,
+            most,
+            lambda body: self._collected(request, body),
+            cooperate=self._cooperate,
+            is_json=authorization.reads and is_json(head.first),
+            policy=authorization.fields,
+        ).start()
+
     def _hold_form(self, request: GatewayRequest) -> None:
         principal, authorization = request.context.principal, request.context.authorization
         assert principal is not None
@@ -219,7 +243,7 @@ class PassThroughResource:
         request.await_part_room(MOST_IN_MEMORY, form.hold_for_model)
 
     def _collected(
-        self, request: GatewayRequest, body: bytes | FormBody, cached: CachedAuthorization | None = None
+        self, request: GatewayRequest, body: bytes | HeldBody | FormBody, cached: CachedAuthorization | None = None
     ) -> None:
         try:
             self._admit(request, body, cached)
@@ -230,12 +254,12 @@ class PassThroughResource:
             request.processingFailed(Failure())
 
     def _admit(
-        self, request: GatewayRequest, held: bytes | FormBody | None, cached: CachedAuthorization | None
+        self, request: GatewayRequest, held: bytes | HeldBody | FormBody | None, cached: CachedAuthorization | None
     ) -> None:
         context = request.context
         authorization = context.authorization
         assert authorization is not None
-        body: bytes | RequestBody
+        body: bytes | Rope | RequestBody
         if isinstance(held, FormBody):
             admitted = self._admission.admit_form(authorization, held.model, held.fault)
             held.name_model(admitted.renamed)
@@ -258,10 +282,11 @@ class PassThroughResource:
             reserved = self._accounting.open(context, authorization, admitted)
             meter = context.meter
             if meter is not None and meter.audio is not None:
-                if isinstance(body, bytes):
-                    meter.audio.feed(body)
-                else:
+                if isinstance(body, RequestBody):
                     body.watch = meter.audio.feed
+                else:
+                    for piece in (body,) if isinstance(body, bytes) else body:
+                        meter.audio.feed(piece)
         if reserved is None:
             self._send(request, admitted, body, cached)
         else:
@@ -273,7 +298,11 @@ class PassThroughResource:
             PendingStep(request, body, reserved).then(proceed)
 
     def _ask_and_admit(
-        self, request: GatewayRequest, held: bytes | None, cached: CachedAuthorization | None, server: Server
+        self,
+        request: GatewayRequest,
+        held: bytes | HeldBody | None,
+        cached: CachedAuthorization | None,
+        server: Server,
     ) -> None:
         """Admit a request once its server has told its base model; a body that streams waits unread."""
         if held is None:
@@ -284,13 +313,13 @@ class PassThroughResource:
                 request.resume_body()
             self._admit(request, held, cached)
 
-        PendingStep(request, held or b"", self._ask_models(server)).then(admit)
+        PendingStep(request, held, self._ask_models(server)).then(admit)
 
     def _send(
         self,
         request: GatewayRequest,
         admitted: Admitted,
-        body: bytes | RequestBody,
+        body: bytes | Rope | RequestBody,
         cached: CachedAuthorization | None,
     ) -> None:
         context = request.context
@@ -311,7 +340,7 @@ class PassThroughResource:
             url = form.url
             headers = form.write(len(admitted.body), context.request_id, first)
         else:
-            waits = not isinstance(body, bytes) and request.awaits_continue()
+            waits = isinstance(body, RequestBody) and request.awaits_continue()
             pairs = self._headers(context, server, _framing(body, first), expects_continue=waits)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
@@ -331,7 +360,7 @@ class PassThroughResource:
                 request.method,
                 url,
                 headers=headers,
-                data=body,
+                data=HeldBodyProducer(body, self._cooperate) if isinstance(body, Rope) else body,
                 server=server,
                 protocols=context.head.protocols,
                 informational=request.informational,
@@ -378,9 +407,9 @@ def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
     return headers.replacing(REQUEST_ID, request_id)
 
 
-def _framing(body: bytes | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+def _framing(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
     """Return the header that frames the body, or None for a request without a body."""
-    if isinstance(body, bytes):
+    if not isinstance(body, RequestBody):
         if body or b"content-length" in head or b"transfer-encoding" in head:
             return (b"Content-Length", b"%d" % len(body))
         return None

@@ -8,6 +8,8 @@ has a comma after each. The server's count replaces the estimate when the respon
 
 from __future__ import annotations
 
+from twisted_vllm.bodies.held_pieces import Rope
+
 #: bytes of a request's body per token of its prompt
 BYTES_PER_TOKEN = 4
 #: tokens of an image, sound or video in the body, whatever its size in bytes
@@ -24,7 +26,7 @@ _LONG = 1024
 _BASE64 = b";base64,"
 
 
-def estimate_prompt(body: bytes, repeated: int = 0, *, tokens: bool = False) -> int:
+def estimate_prompt(body: bytes | Rope, repeated: int = 0, *, tokens: bool = False) -> int:
     """Return the estimated tokens of the prompt in a JSON body.
 
     Args:
@@ -33,6 +35,9 @@ def estimate_prompt(body: bytes, repeated: int = 0, *, tokens: bool = False) -> 
         tokens: whether the prompt may be a list of tokens.
     """
     size = len(body) + repeated
+    if isinstance(body, Rope):
+        commas = body.commas if tokens else 0
+        return max((size - body.media_size) // BYTES_PER_TOKEN, commas) + 1 + body.media * TOKENS_PER_MEDIUM
     commas = body.count(b",") if tokens else 0
     # without a match, rfind takes a third of the time of find: 16 µs less for 65 KB
     if size <= _LONG or body.rfind(_BASE64) < 0:

@@ -90,7 +90,7 @@ class UpstreamConnection(Protocol):
         self._on_lost = on_lost
         self._parser = ResponseParser(header_cache)
         self._used = self._reused = self._unsent = self._aborting = False
-        self._closing = self._lost = self._paused = False
+        self._closing = self._lost = self._paused = self._sent_large = False
         self._upload: BodyUpload | None = None
         self._handshaking = server.tls
         self._total: float | None = None
@@ -307,6 +307,10 @@ class UpstreamConnection(Protocol):
         try:
             if existing is None:
                 exchange.response = response
+                if self._upload is None or self._upload.done:
+                    # it is not sent again, and the response may take minutes
+                    exchange.data = b""
+                    exchange.body = None
                 exchange.respond(response)
             if data:
                 response.received(data)
@@ -332,7 +336,7 @@ class UpstreamConnection(Protocol):
         if self._upload is not None:
             whole = self._upload.done
             self._upload.stop(lost=False)
-        elif len(exchange.data) > LARGE_REQUEST:
+        elif self._sent_large:
             whole = not unsent_bytes(self.transport)
         if self._parser.spoiled:
             self._on_stray(self)

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IRepeatableBody, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import ResponseHead, listed
 
@@ -28,8 +28,8 @@ class UpstreamExchange:
     Attributes:
         server: its server.
         method: the request's method.
-        data: the bytes to send: the head, and the body if it is not streamed.
-        body: the producer that streams the body, or None.
+        data: the bytes to send: the head, and the body if it is not streamed; empty once the response has begun.
+        body: the producer that streams the body, or None; None once the response has begun.
         protocols: the protocols that the server may switch to, in lower case.
         informational: receives interim responses, or None.
         result: fires with the response once its head arrived, or with a failure; None after it fired or was cancelled.
@@ -89,7 +89,9 @@ class UpstreamExchange:
     @property
     def is_repeatable(self) -> bool:
         """Whether it may be sent again, the whole request is still in memory, and it was not sent again before."""
-        return self.again is not None and not self.retried and self.body is None
+        if self.again is None or self.retried:
+            return False
+        return self.body is None or IRepeatableBody.providedBy(self.body)
 
     def repeat(self) -> None:
         """Prepare to be sent again: with headers of its own for this attempt."""

@@ -39,6 +39,10 @@ class IRelayedBody(IBodyProducer):
         """Stop reading from the client until `startProducing`: there is no connection to write to yet."""
 
 
+class IRepeatableBody(IBodyProducer):
+    """A body in memory: after `stopProducing` it can be sent again from its beginning."""
+
+
 class IUpstreamAgent(IAgent):
     """An agent with options for parts of HTTP that IAgent lacks."""
 
@@ -62,7 +66,8 @@ class IUpstreamAgent(IAgent):
             uri: the URL.
             headers: `RawHeaders` are sent unchanged; to others ``Host`` and the body's framing are added.
             bodyProducer: the body: bytes, which are sent in one write with the head, or a producer that streams it. An
-                `IRelayedBody` is held while the request waits for a connection.
+                `IRelayedBody` is held while the request waits for a connection; an `IRepeatableBody` may be sent again,
+                as bytes may.
             server: the configured server that the URL belongs to: its address, TLS and timeouts. None connects to the
                 host of the URL, with default timeouts.
             protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.

@@ -240,7 +240,7 @@ class GatewayRequest(server.Request):
         refuse = refuse or self.answer
         length = self.body_length
         if length is not None and length > limit:
-            refuse(BodyTooLarge.over(setting, limit, length, _WHOLE))
+            refuse(self.too_large(limit, setting))
             return
 
         def collect() -> None:
@@ -350,6 +350,15 @@ class GatewayRequest(server.Request):
         if self.channel is not None:
             self.channel.resume_reading(why)
 
+    def too_large(self, limit: int, setting: str = "max_held_body_bytes") -> BodyTooLarge:
+        """Return the error for a body that is over `limit` bytes and must be read whole.
+
+        Args:
+            limit: the limit, in bytes.
+            setting: its name in ``passthrough.limits``.
+        """
+        return BodyTooLarge.over(setting, limit, self.body_length, _WHOLE)
+
     # from the connection
 
     def body_arrived(self) -> None:
@@ -365,7 +374,7 @@ class GatewayRequest(server.Request):
             limit, done, setting, refuse = self._collect
             if self.body_received > limit:
                 self.forget_body()
-                refuse(BodyTooLarge.over(setting, limit, None, _WHOLE))
+                refuse(self.too_large(limit, setting))
             elif self.body_complete:
                 self._body_ended = True
                 body = b"".join([self._gathered, *self.body_pieces]) if self._gathered else b"".join(self.body_pieces)
