@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
-    "observability": PLAIN | {"context", "lifecycle"},
+    "observability": PLAIN | {"context", "lifecycle", "ratelimit"},
     "upstreams": PLAIN | {"context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
@@ -49,9 +49,10 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "config", "field_policy", "http.headers", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
-    *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
+    *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
+    "usage.repeated_rows",
 )
 
 #: paths of one person's machine

@@ -113,6 +113,7 @@ class GatewayService(Service):
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         self.wiring.deadlines.start()
+        self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
         self.wiring.health.start()
@@ -175,6 +176,7 @@ class GatewayService(Service):
         self._follower.stop()
         self.wiring.revoker.stop()
         self.wiring.health.stop()
+        self.wiring.each_minute.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         yield self.wiring.accounting.stop()
         yield self.wiring.database.stop()

@@ -5,20 +5,10 @@ A valid key is always served, even after failures: tenants behind one NAT must n
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 
 from twisted_vllm.errors import GatewayError, MissingApiKey, TooManyFailures
-
-#: how long failures are counted, in seconds from the first one
-WINDOW_SECONDS = 60.0
-
-#: the maximum number of addresses to track; the one that failed longest ago is dropped first
-MAX_ADDRESSES = 4096
-
-#: bytes of an IPv6 address that name one client: providers assign a /64 to a line
-_IPV6_BYTES = 8
+from twisted_vllm.ratelimit.minute_counts import MinuteCounts, client_of_address
 
 
 class AuthenticationThrottle:
@@ -30,10 +20,10 @@ class AuthenticationThrottle:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._windows: OrderedDict[str | bytes, tuple[float, int]] = OrderedDict()
+        self._failures = MinuteCounts()
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._failures)
 
     def record_failure(self, error: MissingApiKey, address: str, now: float) -> GatewayError:
         """Count a failure, and return the error for the client.
@@ -48,29 +38,10 @@ class AuthenticationThrottle:
         """
         if self._limit is None or type(error) is MissingApiKey:
             return error
-        client = _client(address)
-        start, count = self._windows.pop(client, (now, 0))
-        if not 0 <= now - start < WINDOW_SECONDS:
-            start, count = now, 0
-        over = count >= self._limit
-        self._windows[client] = (start, count if over else count + 1)
-        if len(self._windows) > MAX_ADDRESSES:
-            self._windows.popitem(last=False)
-        if not over:
+        failed, left = self._failures.add(client_of_address(address), now)
+        if failed <= self._limit:
             return error
         return TooManyFailures(
             "Too many requests from this address came with keys that are not valid. A valid key still works.",
-            retry_after=max(1, ceil(start + WINDOW_SECONDS - now)),
+            retry_after=max(1, ceil(left)),
         )
-
-
-def _client(address: str) -> str | bytes:
-    """Return a client's IPv4 address or IPv6 network."""
-    if ":" not in address:
-        return address
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address
-    assert isinstance(found, IPv6Address)
-    return found.packed[:_IPV6_BYTES] if found.ipv4_mapped is None else str(found.ipv4_mapped)

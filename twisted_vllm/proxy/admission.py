@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
+from twisted_vllm.api_routes import ModelPlace, PrefixCache, RouteClass, VllmRoute, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.fields import FieldPolicies
@@ -210,6 +210,7 @@ class Admission:
             response_id,
             response_server,
             fields,
+            route.route_class is RouteClass.READ_ONLY or response_id is not None,
         )
 
     def admit(self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | None) -> Admitted:
