@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.ratelimit.minute_counts import MINUTE, MinuteCounts, client_of_address
+from twisted_vllm.ratelimit.minute_counts import MINUTE, MinuteCounts
 
 NOW = 1_000_000.0
 
@@ -40,11 +39,3 @@ def test_no_name_has_more_than_twice_its_limit_in_any_minute(events: list[tuple[
     for name, start in passed:
         # two minutes may touch
         assert sum(other == name and start <= time < start + MINUTE for other, time in passed) <= 2 * limit
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("2001:db8::1", "2001:db8::ffff:1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::2%eth0")],
-)
-def test_addresses_of_one_client_have_one_name(one: str, other: str) -> None:
-    assert client_of_address(one) == client_of_address(other)

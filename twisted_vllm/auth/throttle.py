@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from math import ceil
 
+from twisted_vllm.client_address import client_of
 from twisted_vllm.errors import GatewayError, MissingApiKey, TooManyFailures
-from twisted_vllm.ratelimit.minute_counts import MinuteCounts, client_of_address
+from twisted_vllm.ratelimit.minute_counts import MinuteCounts
 
 
 class AuthenticationThrottle:
@@ -38,7 +39,7 @@ class AuthenticationThrottle:
         """
         if self._limit is None or type(error) is MissingApiKey:
             return error
-        failed, left = self._failures.add(client_of_address(address), now)
+        failed, left = self._failures.add(client_of(address), now)
         if failed <= self._limit:
             return error
         return TooManyFailures(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import ceil
 
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.client_address import client_of
 from twisted_vllm.errors import RateLimitExceeded
 from twisted_vllm.ratelimit.headers import limit_headers
-from twisted_vllm.ratelimit.minute_counts import MinuteCounts, client_of_address
+from twisted_vllm.ratelimit.minute_counts import MinuteCounts
 
 #: the keys, and the addresses, to count: a key more or an address more drops the one that asked longest ago
 MOST_KEYS = 10_000
@@ -53,7 +54,7 @@ class UncountedRequests:
         """
         if self._limit is None:
             return
-        counted, left = self._addresses.add(client_of_address(address), now)
+        counted, left = self._addresses.add(client_of(address), now)
         if counted > self._limit:
             raise self._refusal(
                 f"Too many preflights: an address may send {self._limit} in a minute", self._limit, left

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from ipaddress import IPv6Address, ip_address
 
 #: how long a count lasts, in seconds from the first one
 MINUTE = 60.0
 #: the names to count by default; 4,096 take about 1 MB
 MOST_NAMES = 4_096
-#: bytes of an IPv6 address that name one client: providers assign a /64 to a line
-_IPV6_BYTES = 8
 
 
 class MinuteCounts:
@@ -42,15 +39,3 @@ class MinuteCounts:
         if len(self._counts) > self._most:
             self._counts.popitem(last=False)
         return count + 1, start + MINUTE - now
-
-
-def client_of_address(address: str) -> str | bytes:
-    """Return a client's IPv4 address or IPv6 network, which names it in counts."""
-    if ":" not in address:
-        return address
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address
-    assert isinstance(found, IPv6Address)
-    return found.packed[:_IPV6_BYTES] if found.ipv4_mapped is None else str(found.ipv4_mapped)

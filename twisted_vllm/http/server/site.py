@@ -18,6 +18,7 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.connection_limit import ConnectionLimit
 from twisted_vllm.http.server.ids import RequestIds
+from twisted_vllm.http.server.pipelines import Pipelines
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.lifecycle import Lifecycle
 
@@ -34,6 +35,7 @@ class GatewaySite(server.Site):
         lifecycle: the observers of requests.
         header_cache: the parsed heads of earlier requests.
         ids: the request ids.
+        pipelines: the connections whose next pipelined request waits for a turn.
         connections: the client connections that are open.
         draining: whether the gateway is shutting down; every response then closes its connection.
         aborted: whether the drain timed out and aborted the remaining connections.
@@ -84,6 +86,7 @@ class GatewaySite(server.Site):
         self._streaming = streaming
         self.ids = ids
         self.lifecycle = lifecycle
+        self.pipelines = Pipelines(reactor)
         self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None

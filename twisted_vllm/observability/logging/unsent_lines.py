@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from twisted.logger import Logger
 
+from twisted_vllm.client_address import client_of
 from twisted_vllm.context import RequestContext
-from twisted_vllm.ratelimit.minute_counts import MinuteCounts, client_of_address
+from twisted_vllm.ratelimit.minute_counts import MinuteCounts
 
 #: as many times the limit are all requests without a key together
 STRANGERS = 10
@@ -57,7 +58,7 @@ class UnsentLines:
             self._leave_out(f"the key {principal.name}")
             return False
         address = self._client_of(context)
-        if self._counts.add((client_of_address(address),), now)[0] > limit:
+        if self._counts.add((client_of(address),), now)[0] > limit:
             self._leave_out(address)
             return False
         if self._counts.add(_ALL_STRANGERS, now)[0] > limit * STRANGERS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_requests"
+revision = "0004_requests"
 down_revision = "0002_fields"
 branch_labels = None
 depends_on = None
