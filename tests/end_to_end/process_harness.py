@@ -33,12 +33,20 @@ HEAD_END = b"\r\n\r\n"
 class MeasuredGateway(Configured):
     """``twistd -n vllm-passthrough`` in front of one server, with the kernel's figures of the process."""
 
-    def __init__(self, directory: Path, server: int, *arguments: str, settings: str = "", **variables: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        server: int,
+        *arguments: str,
+        settings: str = "",
+        passthrough: str = "",
+        **variables: str,
+    ) -> None:
         # a log file: the pipe of standard output is not read while it runs
         super().__init__(
             directory,
             server,
-            f"passthrough: {{log: {{file: gateway.log, format: json}}}}\n{settings}",
+            f"passthrough: {{log: {{file: gateway.log, format: json}}{passthrough}}}\n{settings}",
             *arguments,
             **variables,
         )

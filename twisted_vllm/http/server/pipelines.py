@@ -9,6 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 
 #: pipelined requests that are answered in one turn of the reactor, of all connections together
 PER_TURN = 32
+#: seconds after which a turn begins none: a large answer takes milliseconds
+SLICE = 0.005
 
 
 class Pipelines:
@@ -21,13 +23,15 @@ class Pipelines:
     def __init__(self, reactor: IReactorTime) -> None:
         """Use the reactor's turns."""
         self._reactor = reactor
+        self._seconds = reactor.seconds
         self._left = PER_TURN
+        self._ends = self._seconds() + SLICE
         self._waiting: deque[Callable[[], None]] = deque()
         self._is_scheduled = False
 
     def take(self) -> bool:
         """Return whether one more pipelined request may be answered in this turn."""
-        if not self._left:
+        if not self._left or self._seconds() >= self._ends:
             return False
         self._left -= 1
         return True
@@ -45,7 +49,10 @@ class Pipelines:
     def _turn(self) -> None:
         self._is_scheduled = False
         self._left = PER_TURN
-        while self._waiting and self._left:
+        self._ends = self._seconds() + SLICE
+        for _ in range(len(self._waiting)):
+            if not self._left or self._seconds() >= self._ends:
+                break
             self._waiting.popleft()()
         if self._waiting:
             self._schedule()
