@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 WITH_PROCESSES := tests/end_to_end tests/benchmarks
+SOAK := tests/end_to_end/test_soak.py
 SOURCES := twisted twisted_vllm tests $(wildcard benchmarks)
 
 export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-processes test-rest format reference live live-url bench wheel clean
+.PHONY: help run test style test-soak test-processes test-rest format reference live live-url bench wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -26,9 +27,10 @@ help:
 run: $(VENV)/installed
 	@exec $(BIN)/twistd -n --pidfile= vllm-passthrough --quickstart
 
-# Two jobs at a time, the long ones first: many tests wait for processes or clocks. Each job prints its output at its end.
+# Three jobs at a time, the long ones first: many tests wait for processes or clocks, and the soak rests most of the time.
+# Each job prints its output at its end.
 test: $(VENV)/installed-dev
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-rest test-processes style
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target test-soak test-rest test-processes style
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
@@ -37,7 +39,11 @@ style: $(VENV)/installed-dev
 
 # the tests that start gateways in processes of their own
 test-processes: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WITH_PROCESSES)
+	$(BIN)/python -m pytest $(WITH_PROCESSES) --ignore=$(SOAK)
+
+# all abuse at once beside honest traffic: SOAK_SECONDS=3600 make test-soak
+test-soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -s $(SOAK)
 
 test-rest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(WITH_PROCESSES:%=--ignore=%)

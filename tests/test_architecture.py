@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "context": PLAIN | {"auth", "bodies", "ratelimit", "usage"},
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
-    "observability": PLAIN | {"auth", "context", "lifecycle"},
+    "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
     "upstreams": PLAIN | {"context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
@@ -52,9 +52,10 @@ PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
     *("http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
-    *("ratelimit.allowance", "ratelimit.memory", "ratelimit.periods"),
+    *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
+    "usage.repeated_rows",
 )
 
 #: paths of one person's machine

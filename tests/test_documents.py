@@ -149,3 +149,19 @@ def test_every_log_message_that_is_quoted_can_be_logged() -> None:
     quoted = [message for first, *_ in rows(OPERATIONS, "By log message") for message in re.findall(r"`(.+?)`", first)]
     assert len(quoted) > 10
     assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
+def test_every_bound_is_held_by_a_test_that_exists() -> None:
+    known = {
+        node.name
+        for path in (REPOSITORY / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    page = read("docs/bounds.md")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named - known == set()
+    tables = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|") and "---" not in line]
+    inputs = [cells for cells in tables if cells[-1].strip() != "test"]
+    assert len(inputs) > 40
+    assert [cells[0] for cells in inputs if "test_" not in cells[-1]] == []

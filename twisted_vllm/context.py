@@ -51,6 +51,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         fields: which fields the body may have; None if any.
         reads: whether the body is read for its model.
         restricted: whether the caller may use certain models only.
+        uncounted: whether no limit of requests counts it: it only reads, or cancels a stored response.
     """
 
     principal: Principal
@@ -66,6 +67,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     response_id: str | None = None
     response_server: Server | None = None
     fields: FieldPolicy | None = None
+    uncounted: bool = False
 
 
 class _Answer(msgspec.Struct, gc=False):

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_vllm.auth.throttle import MAX_ADDRESSES, WINDOW_SECONDS, AuthenticationThrottle
+from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, InvalidApiKey, MissingApiKey, TooManyFailures
+from twisted_vllm.ratelimit.minute_counts import MINUTE, MOST_NAMES
 
 WRONG = InvalidApiKey("wrong")
 NOW = 1_000_000.0
@@ -66,10 +67,10 @@ def test_without_a_limit_nothing_is_counted() -> None:
 def test_what_is_remembered_is_bounded_and_who_fails_on_is_not_forgotten() -> None:
     failures = AuthenticationThrottle(1)
     failures.record_failure(WRONG, "192.0.2.1", NOW)
-    for number in range(2 * MAX_ADDRESSES):
+    for number in range(2 * MOST_NAMES):
         failures.record_failure(WRONG, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", NOW)
         assert isinstance(failures.record_failure(WRONG, "192.0.2.1", NOW), TooManyFailures)
-    assert len(failures) == MAX_ADDRESSES
+    assert len(failures) == MOST_NAMES
 
 
 def test_a_clock_that_was_set_back_does_not_keep_anybody_out() -> None:
@@ -85,4 +86,4 @@ def test_of_any_address_no_more_than_the_limit_is_answered_in_a_window(
     failures = AuthenticationThrottle(limit)
     answered = [time for time in times if failures.record_failure(WRONG, address, time) is WRONG]
     # two windows may touch
-    assert all(sum(start <= time < start + WINDOW_SECONDS for time in answered) <= 2 * limit for start in answered)
+    assert all(sum(start <= time < start + MINUTE for time in answered) <= 2 * limit for start in answered)

@@ -15,9 +15,10 @@ import pytest
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
 from twisted_vllm.auth.grants import KeyGrant, Snapshot, TeamGrant
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.throttle import MAX_ADDRESSES, AuthenticationThrottle
+from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, InvalidApiKey, MissingApiKey
+from twisted_vllm.ratelimit.minute_counts import MOST_NAMES
 
 NOW = 1_000_000.0
 KEYS = 1_000
@@ -127,15 +128,15 @@ def test_unknown_keys_fill_no_memory(authenticator: Authenticator) -> None:
     tracemalloc.start()
     try:
         # as many addresses as are remembered: from here on there is nothing left that could grow
-        guess(0, 2 * MAX_ADDRESSES)
+        guess(0, 2 * MOST_NAMES)
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        guess(2 * MAX_ADDRESSES, UNKNOWN)
+        guess(2 * MOST_NAMES, UNKNOWN)
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(failures) == MAX_ADDRESSES
+    assert len(failures) == MOST_NAMES
     # a byte for each of them would be more
     assert grown < UNKNOWN
 

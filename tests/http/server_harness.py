@@ -329,8 +329,15 @@ class Client:
         transport = self.transport
         while self._inbox and not transport.closing and transport.producerState == "producing":
             self.channel.dataReceived(self._inbox.pop(0))
+            self._later_turns()
+        self._later_turns()
         if transport.closing:
             self._lost(ConnectionAborted() if transport.aborted else ConnectionDone())
+
+    def _later_turns(self) -> None:
+        """Run what waits for the reactor's next turns."""
+        clock: Any = self.site.reactor
+        clock.advance(0)
 
     @property
     def unread(self) -> int:

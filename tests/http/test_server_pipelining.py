@@ -6,6 +6,7 @@ import pytest
 
 from tests.http.server_harness import SiteHarness, chunked, echo, get, post, reply
 from twisted_vllm.http.server.connection import HELD_LIMIT
+from twisted_vllm.http.server.pipelines import PER_TURN
 from twisted_vllm.http.server.request import GatewayRequest
 
 
@@ -47,6 +48,32 @@ def test_a_request_is_rendered_only_when_the_one_before_it_was_answered() -> Non
     reply(harness.streaming.rendered[1], b"third")
     assert [answer.body for answer in client.answers()] == [b"first", b"/other/2 ", b"third"]
     client.leave()
+    harness.assert_clean()
+
+
+def test_no_turn_answers_more_than_thirty_two_pipelined_requests_of_all_connections_together() -> None:
+    harness = SiteHarness()
+    clients = [harness.connect() for _ in range(20)]
+    for client in clients:
+        # as the reactor delivers what all of them sent, before its next turn
+        client.channel.dataReceived(get(b"/vllm/a") * 500)
+    # the first request of each connection is answered at once
+    assert len(harness.streaming.rendered) == len(clients) + PER_TURN
+    for client in clients:
+        client.settle()
+        assert [answer.body for answer in client.answers()] == [b"/vllm/a "] * 500
+        client.leave()
+    harness.assert_clean()
+
+
+def test_a_client_that_leaves_while_it_waits_for_a_turn_gets_none() -> None:
+    harness = SiteHarness()
+    client = harness.connect()
+    client.channel.dataReceived(get(b"/vllm/a") * 500)
+    answered = len(harness.streaming.rendered)
+    client.leave()
+    client.settle()
+    assert len(harness.streaming.rendered) == answered
     harness.assert_clean()
 
 

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 from prometheus_client.registry import Collector
 
-from twisted_vllm.observability.metrics import Metrics
+from twisted_vllm.observability.metrics import BURST, PER_SECOND, Metrics
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -82,6 +82,30 @@ def test_no_accept_is_an_error(accept: str) -> None:
     assert content_type.isascii()
     assert content_type.partition(";")[0] in ("text/plain", "application/openmetrics-text")
     assert b"vllm_passthrough_info" in body
+
+
+def test_a_flood_of_scrapes_collects_ten_times_a_second_and_gets_the_last_collection_otherwise() -> None:
+    now = 100.0
+    metrics, temperature = Metrics(lambda: now), Temperature()
+    metrics.add(temperature)
+    seen = set()
+    for tick in range(3_000):
+        now = 100.0 + tick / 1_000
+        temperature.degrees = float(tick)
+        body, content_type = metrics.expose("")
+        assert content_type == TEXT
+        seen.add(body)
+    assert len(seen) <= BURST + 3 * PER_SECOND
+    now += 1.0
+    assert b"degrees 2999.0" in metrics.expose("")[0]
+
+
+def test_each_format_has_its_own_last_collection() -> None:
+    metrics = Metrics(lambda: 100.0)
+    for accept, content_type in [("", TEXT), (PROMETHEUS, OPENMETRICS)] * 10:
+        body, found = metrics.expose(accept)
+        assert found.startswith(content_type)
+        assert body.endswith(b"# EOF\n") == (content_type == OPENMETRICS)
 
 
 def test_what_is_added_is_asked_anew_by_each_scrape_and_shared_with_nobody() -> None:

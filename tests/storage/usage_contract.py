@@ -71,6 +71,7 @@ EVERYTHING = usage_row(
     total_us=9,
     bytes_in=2**40,
     bytes_out=11,
+    requests=12,
 )
 
 
@@ -107,9 +108,10 @@ class Ledger:
 
 def expected_sums(rows: Iterable[UsageRow]) -> dict[str, int]:
     rows = list(rows)
-    successful = sum(row.outcome == "completed" and row.status < 400 for row in rows)
+    requests = sum(row.requests for row in rows)
+    successful = sum(row.requests for row in rows if row.outcome == "completed" and row.status < 400)
     sums = {name: sum(getattr(row, name) for row in rows) for name in (*SUMS, "total_us")}
-    return {"requests": len(rows), "successful": successful, "failed": len(rows) - successful, **sums}
+    return {"requests": requests, "successful": successful, "failed": requests - successful, **sums}
 
 
 def day_of(row: UsageRow) -> datetime:
@@ -135,6 +137,7 @@ def some_rows(count: int, seed: int) -> list[UsageRow]:
             audio_ms=chance.randrange(3),
             reasoning_tokens=chance.randrange(9),
             cached_tokens=chance.randrange(9),
+            requests=chance.choice([1, 1, 590]),
         )
         for number in range(count)
     ]
@@ -183,7 +186,9 @@ class UsageContract:
             kept = found[row.id]
             payer, target = payers[kept.pop("payer")], targets[kept.pop("target")]
             assert kept == {name: getattr(row, name) for name in kept} | {
-                name: getattr(row, name) or None for name in ("request_id", "error")
+                "request_id": row.request_id or None,
+                "error": row.error or None,
+                "requests": None if row.requests == 1 else row.requests,
             }
             assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
             assert target == msgspec.structs.asdict(target_of(row.target)) | {

@@ -55,6 +55,7 @@ def some_rows(count: int = 200) -> list[UsageRow]:
             server=chance.choice(("gpu-1", "gpu-2")),
             outcome=chance.choice(("completed", "client_disconnected")),
             cost=chance.randrange(10**13),
+            requests=chance.choice((1, 1, 590)),
         )
         for number in range(count)
     ]
@@ -80,6 +81,8 @@ def check_that_pages_make_up_the_whole(connection: Connection) -> None:
     rows = some_rows()
     keep(connection, rows)
     whole = sum(row.cost for row in rows)
+    requests = sum(row.requests for row in rows)
+    successful = sum(row.requests for row in rows if row.outcome == "completed" and row.status < 400)
     for size in (0, 1, 2):
         for group_by in combinations(DIMENSIONS, size):
             for interval in ("hour", "day", "month") if size < 2 else ("day", "month"):
@@ -94,6 +97,8 @@ def check_that_pages_make_up_the_whole(connection: Connection) -> None:
                 assert [name[0] for name in names] == sorted(name[0] for name in names)
                 if "tag" not in group_by:
                     assert sum(group.sums[_COST] for group in found) == whole
+                    counted = [sum(group.sums[place] for group in found) for place in range(3)]
+                    assert counted == [requests, successful, requests - successful]
     assert Counter(len(group.sums) for group in found) == {len(SUMS): len(found)}
 
 

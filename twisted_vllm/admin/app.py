@@ -30,6 +30,7 @@ from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
@@ -132,6 +133,7 @@ class AdminApp:
         metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
+        uncounted: UncountedRequests | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
@@ -152,6 +154,7 @@ class AdminApp:
             metrics_are_open: whether anyone may read them, or only administrators.
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
+            uncounted: limits what a virtual key reads; None for no limit.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
@@ -159,8 +162,9 @@ class AdminApp:
             database_timeout: seconds that a client waits for the database.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
+        reads = UncountedRequests(None) if uncounted is None else uncounted
         context = AdminContext(
-            authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle),
+            authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
             registry=registry,
             reports=reports,
             clock=clock,

@@ -14,6 +14,7 @@ from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
@@ -34,6 +35,7 @@ class AdminAuthenticator:
         now: Callable[[], datetime],
         client_of: Callable[[IRequest], str],
         throttle: AuthenticationThrottle,
+        uncounted: UncountedRequests,
     ) -> None:
         """Use the gateway's authenticator.
 
@@ -43,18 +45,21 @@ class AdminAuthenticator:
             now: returns the current time, with a time zone.
             client_of: returns the address that a request comes from.
             throttle: limits failed attempts per address.
+            uncounted: limits what a virtual key reads.
         """
         self._authenticator = authenticator
         self._index = index
         self._now = now
         self.client_of = client_of
         self._throttle = throttle
+        self._uncounted = uncounted
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return the principal of a request.
 
         Raises:
             MissingApiKey, InvalidApiKey, ExpiredApiKey, BlockedApiKey, TooManyFailures: as in the pass-through.
+            RateLimitExceeded: the key has read too often in this minute.
         """
         now = self._now().timestamp()
         try:
@@ -63,6 +68,7 @@ class AdminAuthenticator:
             raise self._throttle.record_failure(error, self.client_of(request), now) from None
         # for the log; the type is not IRequest's: the gateway's own request has a context
         cast(Any, request).context.principal = principal
+        self._uncounted.count(principal, now)
         return principal
 
     def administrator_of(self, request: IRequest) -> Principal:

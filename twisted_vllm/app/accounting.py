@@ -11,7 +11,9 @@ from twisted.logger import Logger
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.settings import Settings
+from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.metrics import PreflightCollector
@@ -48,6 +50,8 @@ class AccountingService:
         settings: Settings,
         index: KeyIndex,
         metrics: Metrics,
+        uncounted: UncountedRequests,
+        client_of: Callable[[RequestContext], str],
     ) -> None:
         """Create them; nothing is opened yet.
 
@@ -56,6 +60,8 @@ class AccountingService:
             settings: the settings.
             index: the keys, users, teams and end users with their limits.
             metrics: gets the collector of preflights, and the ledger's in `open`.
+            uncounted: limits the requests that the limiter does not count.
+            client_of: returns the address of a request's client.
         """
         self._index = index
         self._metrics = metrics
@@ -89,6 +95,8 @@ class AccountingService:
             assumed_output_tokens=settings.limits.assumed_output_tokens,
             end_user_headers=[name.encode("ascii") for name in settings.end_user_headers],
             requires_end_user=bool(settings.enforce_user_param),
+            uncounted=uncounted,
+            client_of=client_of,
         )
         metrics.add(PreflightCollector(self.observer))
 

@@ -114,6 +114,7 @@ class GatewayService(Service):
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         self.wiring.deadlines.start()
+        self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
         self._follower.start()
@@ -174,6 +175,7 @@ class GatewayService(Service):
         self.wiring.deadlines.stop()
         self._follower.stop()
         self.wiring.revoker.stop()
+        self.wiring.each_minute.stop()
         yield gatherResults([maybeDeferred(companion.stopService) for companion in self._companions])
         # At the same time: each may wait a moment for a database that does not answer.
         yield gatherResults(

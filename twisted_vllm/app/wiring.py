@@ -17,11 +17,13 @@ from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import Readiness
 from twisted_vllm.app.accounting import AccountingService
 from twisted_vllm.app.drain import Drain
+from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
@@ -42,6 +44,7 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
@@ -49,7 +52,12 @@ from twisted_vllm.proxy.background_responses import BackgroundCollector, Backgro
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
 from twisted_vllm.proxy.ledger import LedgerRecorder
-from twisted_vllm.proxy.metrics import ConnectionCollector, HeldBodiesCollector, StaleConnectionCollector
+from twisted_vllm.proxy.metrics import (
+    AbuseCollector,
+    ConnectionCollector,
+    HeldBodiesCollector,
+    StaleConnectionCollector,
+)
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
@@ -78,6 +86,7 @@ class Wiring:
         background: follows responses that servers generate in the background.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
+        each_minute: writes once a minute what was summed up.
         deadlines: checks the deadlines of all connections.
         disconnects: detects clients that disconnect while they are not read from.
         agent: the connections to servers.
@@ -131,7 +140,10 @@ class Wiring:
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
-        self.accounting = accounting = AccountingService(reactor, settings, self.index, self.metrics)
+        uncounted = UncountedRequests(limits.max_uncounted_requests)
+        self.accounting = accounting = AccountingService(
+            reactor, settings, self.index, self.metrics, uncounted, client_of
+        )
         self.registry = Registry(
             self.store,
             self.index,
@@ -141,6 +153,7 @@ class Wiring:
             patience=settings.timeouts.database,
         )
 
+        self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
         observers: list[RequestObserver] = [accounting.observer]
@@ -148,9 +161,11 @@ class Wiring:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
             usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
-            observers.append(
-                LedgerRecorder(accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer)
+            recorder = LedgerRecorder(
+                accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer
             )
+            observers.append(recorder)
+            self.each_minute.add(recorder.write_repeated)
         self.background = background = BackgroundResponses(
             reactor,
             # not queued: such a request takes no place of a response
@@ -163,7 +178,10 @@ class Wiring:
             assumed_output_tokens=limits.assumed_output_tokens,
         )
         self.metrics.add(BackgroundCollector(background))
-        observers += [background, RequestLog(observer, text, client_of)]
+        unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
+        self.metrics.add(AbuseCollector(uncounted, unsent))
+        self.each_minute.add(unsent.report)
+        observers += [background, RequestLog(observer, text, client_of, unsent)]
         self.lifecycle = Lifecycle(observers)
 
         authenticator = Authenticator(settings.master_key, self.index)
@@ -223,6 +241,7 @@ class Wiring:
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
+            uncounted=uncounted,
             allows=allows_admin,
             key_bounds=settings.upperbound_key_generate_params,
             web_pages=web_pages,

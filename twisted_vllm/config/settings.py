@@ -219,6 +219,15 @@ class Limits:
         unit="reports",
         concerns="clients",
     )
+    max_uncounted_requests: int | None = setting(
+        600,
+        optional(whole(), "no limit"),
+        "Requests of one key in a minute that no rpm_limit counts: read-only routes such as /v1/models and /metrics, "
+        "GET /v1/responses/{id} and its cancel, and what the key reads from the admin API; and preflights of one "
+        "address (IPv6: one /64) in a minute. More are answered 429. Keys that administer are not limited.",
+        unit="requests",
+        concerns="clients",
+    )
     assumed_output_tokens: int = setting(
         1024,
         whole(),
@@ -423,6 +432,14 @@ class LogSettings:
     )
     rotate_bytes: int = setting(100_000_000, whole(), "The size at which the file is rotated.", unit="bytes")
     keep_files: int = setting(10, whole(), "Rotated files to keep.", unit="files")
+    max_unsent_lines: int | None = setting(
+        600,
+        optional(whole(), "no limit"),
+        "Lines in a minute about requests of one key that reached no server, such as refused ones, or of one address "
+        "without a key; ten times as many about all requests without a key together. What more there were is counted, "
+        "and one line says it at the end of the minute. Requests of administrators always have their line.",
+        unit="lines",
+    )
     level: str = setting(
         "info", one_of("debug", "info", "warn", "error", "critical"), "The lowest level that is written."
     )

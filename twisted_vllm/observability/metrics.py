@@ -1,7 +1,12 @@
-"""The gateway's own metrics, in Prometheus' formats. They are collected at a scrape, and cost nothing between two."""
+"""The gateway's own metrics, in Prometheus' formats. They are collected at a scrape, and cost nothing between two.
+
+A collection takes milliseconds, and everybody may ask for one: whoever asks too often gets the last one again.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector
@@ -15,17 +20,31 @@ PREFIX = "vllm_passthrough"
 _VERSIONS = frozenset({"", "0.0.1", "0.0.4", "1.0.0"})
 
 
+#: collections at once, and in a second: 10 take 20 ms
+BURST = PER_SECOND = 10
+#: the forms of the last collection to keep: two formats with their versions
+_MOST_FORMS = 8
+
+
 class Metrics:
     """The metrics of one gateway. Each has its own registry, as a process may run several gateways."""
 
-    def __init__(self) -> None:
-        """Add the metrics of the process and of Python."""
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Add the metrics of the process and of Python.
+
+        Args:
+            monotonic: the clock, in seconds.
+        """
+        self._monotonic = monotonic
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         about = Info(PREFIX, "The gateway", registry=registry)
         about.info({"version": version("twisted-vllm")})
+        self._left = float(BURST)
+        self._asked = 0.0
+        self._last: dict[str, bytes] = {}
 
     def add(self, collector: Collector) -> None:
         """Add a collector."""
@@ -38,7 +57,17 @@ class Metrics:
             accept: the request's ``Accept`` header; what cannot be parsed is ignored.
         """
         encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
-        return encode(self._registry), content_type
+        now = self._monotonic()
+        self._left = min(self._left + (now - self._asked) * PER_SECOND, BURST)
+        self._asked = now
+        last = self._last.get(content_type)
+        if last is not None and self._left < 1:
+            return last, content_type
+        self._left -= 1
+        if last is None and len(self._last) >= _MOST_FORMS:
+            self._last.clear()
+        found = self._last[content_type] = encode(self._registry)
+        return found, content_type
 
 
 def _is_known(media_range: str) -> bool:

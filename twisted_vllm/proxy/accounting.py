@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import PREFLIGHT
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.context import Authorization, RequestContext
@@ -57,6 +58,10 @@ TEXT_LIMIT = 255
 PricingKey = tuple[str, str, str, str, bytes]
 
 
+def _peer_of(context: RequestContext) -> str:
+    return context.peer.host
+
+
 class Accounting(RequestObserver):
     """Meters each request to a server and enforces its limits.
 
@@ -77,6 +82,8 @@ class Accounting(RequestObserver):
         assumed_output_tokens: int = 1024,
         end_user_headers: Sequence[bytes] = (),
         requires_end_user: bool = False,
+        uncounted: UncountedRequests | None = None,
+        client_of: Callable[[RequestContext], str] = _peer_of,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Set up the accounting.
@@ -90,6 +97,8 @@ class Accounting(RequestObserver):
             assumed_output_tokens: output tokens to reserve if the client sets no limit.
             end_user_headers: lower-case names of the headers that may name the end user; the first one present counts.
             requires_end_user: refuse requests to inference routes that name no end user.
+            uncounted: limits the requests that the limiter does not count; None limits none.
+            client_of: returns the address of a request's client.
             now: returns the time in Unix seconds.
         """
         self._limiter = limiter
@@ -102,6 +111,8 @@ class Accounting(RequestObserver):
         self._end_user_headers = tuple(end_user_headers)
         self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
         self._requires_end_user = requires_end_user
+        self._uncounted = UncountedRequests(None) if uncounted is None else uncounted
+        self._client_of = client_of
         self._now = now
         self.preflights = 0
         self._fingerprints: BoundedCache[tuple[str, str, str], Fingerprint]
@@ -139,14 +150,17 @@ class Accounting(RequestObserver):
             InvalidRequest: the request must name its end user and does not.
             EndUserBlocked: an administrator blocked the end user.
             RouteNotAllowed: a limit applies that cannot be counted on this route.
-            RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted.
+            RateLimitExceeded, BudgetExceeded: a limit or a budget is exhausted, that of uncounted requests included.
             LedgerUnavailable: ledger rows cannot be written.
             ModelUndetermined: a limit depends on the request's model, tokens or cost, and those are unknown.
         """
         if authorization.principal is PREFLIGHT:
             # A stranger sends it: it must not spend or reveal what an end user may use, nor write to the ledger.
+            self._uncounted.count_preflight(self._client_of(context), self._now())
             self.preflights += 1
             return None
+        if authorization.uncounted:
+            self._uncounted.count(authorization.principal, self._now())
         if self._fail_closed:
             self._check_ledger()
         facts = admitted.facts
@@ -200,7 +214,8 @@ class Accounting(RequestObserver):
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(admitted, route.path)
-        if not limited or not self._is_limited(authorization):
+        if not limited or authorization.uncounted:
+            # to look at a response or to cancel it must work while the response takes the last place
             return None
         if route.takes_model:
             self._check_known(admitted, limited)
@@ -239,7 +254,7 @@ class Accounting(RequestObserver):
         if end_user is not None:
             context.end_user = end_user = end_user[:TEXT_LIMIT]
             limited = self._with_end_user(limited, end_user)
-        if limited and self._is_limited(authorization):
+        if limited and not authorization.uncounted:
             self._limiter.check(limited, self._now())
 
     def finished(self, context: RequestContext) -> None:
@@ -313,14 +328,6 @@ class Accounting(RequestObserver):
         if record.blocked:
             raise EndUserBlocked("This end user was blocked. Ask an administrator to unblock it.")
         return limited if record.limited.allowance.is_unlimited else (*limited, record.limited)
-
-    @staticmethod
-    def _is_limited(authorization: Authorization) -> bool:
-        """Return whether requests of a route count towards limits.
-
-        To look at a response or to cancel it must work while the response takes the last place.
-        """
-        return authorization.route.route_class is not RouteClass.READ_ONLY and authorization.response_id is None
 
     @staticmethod
     def _limited_name(serving: Serving, limited: Sequence[Limited]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from twisted_vllm.api_routes import ModelPlace, PrefixCache, VllmRoute, classify
+from twisted_vllm.api_routes import ModelPlace, PrefixCache, RouteClass, VllmRoute, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.fields import FieldPolicies
@@ -215,6 +215,7 @@ class Admission:
             response_id,
             response_server,
             fields,
+            route.route_class is RouteClass.READ_ONLY or response_id is not None,
         )
 
     @staticmethod

@@ -12,6 +12,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
+from twisted_vllm.usage.repeated_rows import RepeatedRows
 
 #: longer model names and header values are cut, in characters
 TEXT_LIMIT = 255
@@ -56,7 +57,7 @@ class LedgerRecorder(RequestObserver):
         usage_headers: Sequence[bytes] = (),
         coalescer: Coalescer | None = None,
     ) -> None:
-        """Make a recorder.
+        """Make a recorder. Call `write_repeated` once a minute and at the end.
 
         Args:
             rows: takes the rows.
@@ -72,6 +73,7 @@ class LedgerRecorder(RequestObserver):
         self._text = text
         self._make_id = make_id
         self._usage_headers = tuple(usage_headers)
+        self._repeated = RepeatedRows()
 
     def finished(self, context: RequestContext) -> None:
         """Append the row of a request, if it was sent."""
@@ -90,6 +92,8 @@ class LedgerRecorder(RequestObserver):
             row_id, request_id = self._make_id(started).decode("ascii"), row_id
         background = context.background
         append = self._append if background is None or not background.running else background.keep_row
+        if authorization.uncounted:
+            append = self._append_or_hold
         append(
             # positional, because keyword arguments cost twice as much
             UsageRow(
@@ -120,6 +124,17 @@ class LedgerRecorder(RequestObserver):
         )
         if self._coalescer is not None and not self._coalescer.holding:
             self._flush()
+
+    def write_repeated(self) -> None:
+        """Append the rows that stand for several requests, and write them."""
+        for row in self._repeated.end_round():
+            self._append(row)
+        self._flush()
+
+    def _append_or_hold(self, row: UsageRow) -> None:
+        found = self._repeated.add(row)
+        if found is not None:
+            self._append(found)
 
     def _target(self, pricing: RoutePricing, context: RequestContext) -> msgspec.Raw:
         """Return the `Target` that all requests with one pricing share."""

@@ -1,4 +1,4 @@
-"""The metrics of the pass-through for Prometheus."""
+"""The metrics of the pass-through for Prometheus. No label: a stranger would choose its values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.retries import StaleRequest
 from twisted_vllm.http.net.shortages import Shortages
 from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.site import GatewaySite
+from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import PREFIX
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.form_files import FormFiles
@@ -62,7 +64,7 @@ class ConnectionCollector(Collector):
 
 
 class PreflightCollector(Collector):
-    """Reads on each scrape how many preflights were admitted. No label: a stranger would choose its values."""
+    """Reads on each scrape how many preflights were admitted."""
 
     def __init__(self, accounting: Accounting) -> None:
         """Collect from the accounting."""
@@ -120,4 +122,26 @@ class HeldBodiesCollector(Collector):
             f"{PREFIX}_bodies_without_room",
             "Requests that were answered 503 no_room_for_body.",
             value=held_bodies.refused,
+        )
+
+
+class AbuseCollector(Collector):
+    """Reads on each scrape how much was refused or left out of the log because it came too often."""
+
+    def __init__(self, uncounted: UncountedRequests, unsent: UnsentLines) -> None:
+        """Collect from what counts it."""
+        self._uncounted = uncounted
+        self._unsent = unsent
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the current counts."""
+        yield CounterMetricFamily(
+            f"{PREFIX}_uncounted_requests_refused",
+            "Requests over limits.max_uncounted_requests, answered 429.",
+            value=self._uncounted.refused,
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_log_lines_left_out",
+            "Lines over log.max_unsent_lines, of requests that reached no server.",
+            value=self._unsent.left_out,
         )

@@ -17,7 +17,7 @@ from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0003_stamps"
+HEAD = "0004_requests"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(

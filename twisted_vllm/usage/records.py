@@ -89,7 +89,9 @@ class Target(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One request that reached a server. The spool keeps it as a JSON array: a field added later comes last.
+    """One request that reached a server, or several that cost nothing.
+
+    The spool keeps it as a JSON array: a field added later comes last.
 
     Attributes:
         id: the row's permanent id, made by the gateway, 32 hex digits: the second of `time`, and 96 random bits.
@@ -109,6 +111,8 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
         total_us: from the request's head to its end, in microseconds.
         bytes_in: the size of the request's body.
         bytes_out: the size of the response's body.
+        requests: the requests that the row stands for. If they are several, `time`, `id` and what describes a request
+            are those of the first, the sums are of all, and there is no `first_byte_us`.
     """
 
     id: str
@@ -134,6 +138,7 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     total_us: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    requests: int = 1
 
 
 _json = msgspec.json.Encoder().encode

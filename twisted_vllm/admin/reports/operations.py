@@ -107,7 +107,9 @@ def _report_rows(
 def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: bool) -> Json:
     """Return a row as `SpendLog` describes it."""
     label = labels.get(row.key_id)
-    end = row.time + row.total_us
+    requests = row.requests or 1
+    duration = row.total_us // requests
+    end = row.time + duration
     first = end if row.first_byte_us is None else row.time + row.first_byte_us
     success = row.outcome == "completed" and row.status < 400
     return {
@@ -120,7 +122,7 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
         "completion_tokens": row.completion_tokens,
         "startTime": iso(row.time),
         "endTime": iso(end),
-        "request_duration_ms": row.total_us // 1000,
+        "request_duration_ms": duration // 1000,
         "completionStartTime": iso(first),
         "model": row.model,
         "model_id": None,
@@ -158,6 +160,7 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
             "headers": row.headers or {},
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
+            "requests": requests,
         },
     }
 

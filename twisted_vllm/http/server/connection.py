@@ -26,6 +26,7 @@ from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer, unsent_bytes
 from twisted_vllm.http.server.connection_limit import Idle
 from twisted_vllm.http.server.parser import RequestParser
+from twisted_vllm.http.server.pipelines import Pipelines
 from twisted_vllm.http.server.request import GatewayRequest, RequestSite
 from twisted_vllm.http.tunnel import Tunnel
 
@@ -54,6 +55,7 @@ class ConnectionSite(RequestSite, Protocol):
 
     coalescer: WriteCoalescer
     disconnects: DisconnectWatcher
+    pipelines: Pipelines
     header_cache: RequestHeaderCache
     timeouts: Timeouts
 
@@ -90,7 +92,7 @@ class DownstreamConnection(http.HTTPChannel):
     def __init__(self) -> None:
         super().__init__()
         self.requests = []
-        self._advancing = False
+        self._advancing = self._follows = self._waits_for_turn = False
         self._lingering = False
         self._handshaking = False
         self._answered = False
@@ -129,6 +131,8 @@ class DownstreamConnection(http.HTTPChannel):
         self._take_held()
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
+        # it may still wait for a turn
+        self._held.clear()
         requests, self.requests = self.requests, []
         try:
             for request in requests:
@@ -301,9 +305,10 @@ class DownstreamConnection(http.HTTPChannel):
     # answering in order
 
     def _advance(self) -> None:
-        if self._advancing:
+        if self._advancing or self._waits_for_turn:
             return
         self._advancing = True
+        self._follows = False
         try:
             while self._advance_once():
                 pass
@@ -331,11 +336,20 @@ class DownstreamConnection(http.HTTPChannel):
                     request.persistent = False
                     request.fail(request.fault)
             elif not request.dispatched:
+                if self._follows and not self.site.pipelines.take():
+                    self._waits_for_turn = True
+                    self.site.pipelines.wait(self._go_on)
+                    return False
+                self._follows = True
                 request.dispatch()
             else:
                 request.body_arrived()
             return not (self.requests and self.requests[0] is request)
         return False
+
+    def _go_on(self) -> None:
+        self._waits_for_turn = False
+        self._advance()
 
     def requestDone(self, request: GatewayRequest) -> None:
         """Continue with the next request, or close the connection. A request calls it when its response is complete."""

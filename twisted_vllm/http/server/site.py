@@ -21,6 +21,7 @@ from twisted_vllm.http.server.connection import DownstreamConnection
 from twisted_vllm.http.server.connection_limit import ConnectionLimit
 from twisted_vllm.http.server.held_bodies import HeldBodies
 from twisted_vllm.http.server.ids import RequestIds
+from twisted_vllm.http.server.pipelines import Pipelines
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.lifecycle import Lifecycle
@@ -44,6 +45,7 @@ class GatewaySite(server.Site):
         ids: the request ids.
         connection_limit: which connections are served.
         held_bodies: the account of the bodies in memory.
+        pipelines: the connections whose next pipelined request waits for a turn.
         connections: the client connections that are open.
         draining: whether the gateway is shutting down; every response then closes its connection.
         aborted: whether the drain timed out and aborted the remaining connections.
@@ -105,6 +107,7 @@ class GatewaySite(server.Site):
             limits.max_held_total_bytes, limits.max_held_bytes_per_key, timeouts.held_body, reactor.seconds
         )
         deadlines.add(self.held_bodies)
+        self.pipelines = Pipelines(reactor)
         self.connections: set[DownstreamConnection] = set()
         self._date = (-1, b"")
         self._drained: Deferred[None] | None = None

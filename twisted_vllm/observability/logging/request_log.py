@@ -12,6 +12,7 @@ from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.lines import REQUEST_NAMESPACE, iso_time
 from twisted_vllm.observability.logging.observer import REQUEST_KEY, LineObserver
+from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.request_record import RequestRecord
 
 #: how an observer that does not know request records shows one
@@ -56,6 +57,7 @@ class RequestLog(RequestObserver):
         observer: ILogObserver,
         text: ClientText,
         client_of: Callable[[RequestContext], str],
+        unsent: UnsentLines | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make a request log.
@@ -64,15 +66,19 @@ class RequestLog(RequestObserver):
             observer: gets the records; see `record_emitter`.
             text: removes secrets from client-supplied text.
             client_of: returns the address of a request's client.
+            unsent: decides which requests that reached no server have a line; None gives all one.
             now: the time in Unix seconds.
         """
         self._text = text
         self._client_of = client_of
+        self._unsent = UnsentLines(None, client_of) if unsent is None else unsent
         self._now = now
         self._emit = record_emitter(observer, now)
 
     def finished(self, context: RequestContext) -> None:
         """Log a request."""
+        if not context.sent and not self._unsent.has_line(context, self._now()):
+            return
         self._emit(self.record(context))
 
     def record(self, context: RequestContext) -> RequestRecord:

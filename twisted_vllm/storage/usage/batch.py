@@ -134,12 +134,13 @@ class Group:
 
         Args:
             day: days since 1970.
-            measures: columns of the rows: their times, whether they were successful, and the values to add up.
+            measures: columns of the rows: their times, their requests, the successful ones of these, and the values to
+                add up.
         """
         self.day = day
-        times, successes, *added = measures
-        successful = sum(successes)
-        self.sums: Sums = [len(times), successful, len(times) - successful, *map(sum, added)]
+        times, requests, successes, *added = measures
+        counted, successful = sum(requests), sum(successes)
+        self.sums: Sums = [counted, successful, counted - successful, *map(sum, added)]
         self._times, self._costs = times, added[_COST]
         self.cost = self.sums[_COST_SUM]
 
@@ -180,11 +181,12 @@ class UsageBatch:
             zip(UsageRow.__struct_fields__, zip(*map(_astuple, rows), strict=True), strict=True)
         )
         times, end_users = column["time"], column["end_user"]
+        requests = column["requests"]
         successes = [
-            outcome == "completed" and status < 400
-            for outcome, status in zip(column["outcome"], column["status"], strict=True)
+            count if outcome == "completed" and status < 400 else 0
+            for outcome, status, count in zip(column["outcome"], column["status"], requests, strict=True)
         ]
-        measures = [times, successes, *(column[name] for name in SUMS[3:])]
+        measures = [times, requests, successes, *(column[name] for name in SUMS[3:])]
         days = [time // DAY_US for time in times]
         column["payer"] = [references.payers[bytes(text)] for text in column["payer"]]
         column["target"] = [references.targets[bytes(text)] for text in column["target"]]
@@ -202,6 +204,7 @@ class UsageBatch:
         column["request_id"] = [each or None for each in column["request_id"]]
         column["error"] = [each or None for each in column["error"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
+        column["requests"] = [None if each == 1 else each for each in requests]
         self.columns = list(column.values())
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Integer,
     Row,
     Select,
     String,
@@ -391,12 +390,13 @@ def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
     query = planned.query
     unit = HOUR_US if query.interval == HOUR else DAY_US
     interval = usage.c.time - usage.c.time % literal_column(str(unit), BigInteger)
-    successful = func.sum(case((and_(usage.c.outcome == "completed", usage.c.status < 400), 1), else_=0))
-    counted = func.count()
+    requests = func.coalesce(usage.c.requests, literal_column("1", BigInteger))
+    success = and_(usage.c.outcome == "completed", usage.c.status < 400)
+    successful, counted = func.sum(case((success, requests), else_=0)), func.sum(requests)
     sums: list[ColumnElement[Any]] = [
-        counted,
-        cast(successful, Integer),
-        cast(counted - successful, Integer),
+        cast(counted, BigInteger),
+        cast(successful, BigInteger),
+        cast(counted - successful, BigInteger),
         *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
     ]
     conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]

@@ -1,0 +1,41 @@
+"""Counts by name, each in its own minute, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+#: how long a count lasts, in seconds from the first one
+MINUTE = 60.0
+#: the names to count by default; 4,096 take about 1 MB
+MOST_NAMES = 4_096
+
+
+class MinuteCounts:
+    """Counts by name. Beyond `most` names, the one that was counted longest ago is dropped.
+
+    These counts slow down abuse. They are coarser than the windows of limits: a minute begins with its first count.
+    """
+
+    def __init__(self, most: int = MOST_NAMES) -> None:
+        """Begin with no name."""
+        self._most = most
+        self._counts: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, name: Hashable, now: float) -> tuple[int, float]:
+        """Count one; return the count of this name's minute, and the seconds until that minute ends.
+
+        Args:
+            name: of bounded size.
+            now: the time in seconds. It may go backwards.
+        """
+        start, count = self._counts.pop(name, (now, 0))
+        if not 0 <= now - start < MINUTE:
+            start, count = now, 0
+        self._counts[name] = (start, count + 1)
+        if len(self._counts) > self._most:
+            self._counts.popitem(last=False)
+        return count + 1, start + MINUTE - now
