@@ -46,7 +46,7 @@ class ScriptedServer:
     """A server that does with each request what its ``X-Script`` names.
 
     Attributes:
-        arrivals: how often each request's head came, by its id.
+        arrivals: how often each request's head came, by the id that its client gave it.
         port: where it listens.
     """
 
@@ -59,7 +59,11 @@ class ScriptedServer:
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():
-            name, request_id = header_of(head, "x-script"), header_of(head, "x-request-id")
+            # a second attempt has another X-Request-Id
+            name, request_id = (
+                header_of(head, "x-script"),
+                header_of(head, "x-own-id") or header_of(head, "x-request-id"),
+            )
             with self._lock:
                 times = self.arrivals[request_id]
                 self.arrivals[request_id] += 1
@@ -163,6 +167,7 @@ class Caller:
             "Host: gateway",
             f"Authorization: Bearer {self.key}",
             f"X-Request-Id: {name}",
+            f"X-Own-Id: {name}",
             f"X-Script: {script or name}",
             *lines,
         ]

@@ -13,7 +13,6 @@ from tests.end_to_end.endings.catalog import (
     Endings,
     ExpectedRows,
     estimated,
-    generated,
     then_closes,
     then_waits,
 )
@@ -42,23 +41,31 @@ def _dies_then_waits(connection: Connection, times: int) -> None:
         _ends(connection)
 
 
-@ending(_dies_again, is_kept=whole(b"{}"), retry_that_its_client_leaves=_dies_then_waits)
+@ending(
+    _dies_again,
+    generation_that_is_not_repeated=_dies_again,
+    is_kept=whole(b"{}"),
+    retry_that_its_client_leaves=_dies_then_waits,
+)
 def a_retry_that_fails(caller: Caller) -> ExpectedRows:
-    dies, leaves = "a_retry_that_fails", "retry_that_its_client_leaves"
+    once, dies, leaves = "generation_that_is_not_repeated", "a_retry_that_fails", "retry_that_its_client_leaves"
+    path = "/v1/embeddings"
     body = CHAT_BODY.replace(b'"m"', b'"frail"')
     usual = {"model": "frail", "bytes_in": len(body)}
     expected: ExpectedRows = {}
-    for number in range(2):
+    for number, name in enumerate((once, dies, leaves)):
         caller.answer(caller.request(f"is_kept_{number}", body, script="is_kept"), 200)
         expected[f"is_kept_{number}"] = {**estimated(body), **usual, "bytes_out": 2}
-        if number:
-            with caller.sent(caller.request(leaves, body)):
+        if name == leaves:
+            with caller.sent(caller.request(leaves, body, path=path)):
                 caller.until_arrived(leaves, 2)
-            expected[leaves] = {**DISCONNECTED, **generated(body), **usual, "status": 0}
-        else:
-            size = len(caller.answer(caller.request(dies, body), 502))
-            expected[dies] = upstream_failure("upstream_unreachable", **usual, status=502, bytes_out=size)
-    assert [caller.server.arrivals[name] for name in (dies, leaves)] == [2, 2]
+            expected[leaves] = {**DISCONNECTED, **estimated(body), **usual, "route": path, "status": 0}
+            continue
+        where: Columns = {} if name == once else {"route": path}
+        raw = caller.request(once, body) if name == once else caller.request(dies, body, path=path)
+        size = len(caller.answer(raw, 502))
+        expected[name] = upstream_failure("upstream_unreachable", **usual, **where, status=502, bytes_out=size)
+    assert [caller.server.arrivals[name] for name in (once, dies, leaves)] == [1, 2, 2]
     return expected
 
 

@@ -151,14 +151,17 @@ def _dies_once(connection: Connection, times: int) -> None:
 
 @ending(_dies_once, kept=whole(b"{}"))
 def a_kept_connection_that_is_dead(caller: Caller) -> ExpectedRows:
-    name = "a_kept_connection_that_is_dead"
+    name, path = "a_kept_connection_that_is_dead", "/v1/embeddings"
     body = CHAT_BODY.replace(b'"m"', b'"kept"')
     caller.answer(caller.request("kept", body), 200)
-    assert caller.answer(caller.request(name, body), 200) == ANSWER
+    assert caller.answer(caller.request(name, body, path=path), 200) == ANSWER
     # it was sent twice, and is one request
     assert caller.server.arrivals[name] == 2
     usual = {"model": "kept", "bytes_in": len(body)}
-    return {"kept": {**estimated(body), **usual, "bytes_out": 2}, name: {**REPORTED, **usual, "bytes_out": len(ANSWER)}}
+    return {
+        "kept": {**estimated(body), **usual, "bytes_out": 2},
+        name: {**REPORTED, **usual, "route": path, "bytes_out": len(ANSWER)},
+    }
 
 
 # responses that the server breaks off
