@@ -47,8 +47,9 @@ class SqliteFile:
         self._emptied = False
 
     def check(self) -> None:
-        """Check that the path leads to the file. It takes a few µs, and opens nothing: to close any descriptor of the file
-        would drop SQLite's locks.
+        """Check that the path leads to the file.
+
+        It takes a few µs, and opens nothing: to close any descriptor of the file would drop SQLite's locks.
 
         Raises:
             DatabaseFileLost: it does not, or the file is empty, or the path cannot be followed.
