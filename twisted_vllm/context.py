@@ -254,14 +254,16 @@ class RequestContext:
         It is what the credential headers carry, what the query gives as a key, and the segments below ``/key``. For
         refusals and failures: it costs a few microseconds.
         """
-        path, _, query = self.head.target.decode("latin-1").partition("?")
+        target, secrets = self.head.target, carried(self.head.first)
+        if b"?" not in target and b"/key/" not in target:
+            return secrets
+        path, _, query = target.decode("latin-1").partition("?")
         pairs = [pair.partition("=") for pair in query.split("&", _MOST_PARTS)[:_MOST_PARTS]]
         found = [value for name, _, value in pairs if _NAMES_A_KEY.search(name)]
         segments = path.partition("/key/")[2].split("/", _MOST_PARTS)[:_MOST_PARTS]
         found += [segment for segment in segments if not _ROUTE_WORD.fullmatch(segment)]
         found = [text for text in found if SHORTEST_SECRET <= len(text) <= _LONGEST_PART]
-        every = (*carried(self.head.first), *found, *map(unquote, found), *map(unquote_plus, found))
-        return tuple(dict.fromkeys(every))
+        return tuple(dict.fromkeys((*secrets, *found, *map(unquote, found), *map(unquote_plus, found))))
 
     def without_secrets(self, text: str) -> str:
         """Return a text for its client without `secrets`."""

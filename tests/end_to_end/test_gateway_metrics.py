@@ -26,7 +26,7 @@ async def names_of(gateway: Any) -> set[str]:
 
     A metric with labels is declared, but has no sample before something happened; any other metric has one.
     """
-    answer = await gateway.ask("GET", "/metrics", None)
+    answer = await gateway.ask("GET", "/metrics", None, headers={"Host": "localhost"})
     assert answer.status == 200
     text = answer.body.decode()
     declared = set(re.findall(r"^# TYPE (vllm_passthrough_\w+) ", text, re.MULTILINE))
