@@ -43,7 +43,7 @@ _WINDOW = 65_536
 #: bytes of a list of numbers that are looked at together
 _NUMBERS = 16_384
 #: digits, and kept numbers, that cost as much as one value
-_DIGITS_PER_VALUE = 64
+_DIGITS_PER_VALUE = 32
 _NUMBERS_PER_VALUE = 4
 _WS = rb"[ \t\n\r]*+"
 _INTEGER = rb"-?(?:0|[1-9][0-9]{0,17}+)(?=[ \t\n\r,}\]])"

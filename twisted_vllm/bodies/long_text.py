@@ -11,7 +11,7 @@ from twisted_vllm.field_policy.shortened import KEPT, ShortenedText, decoded, un
 _ESCAPED = 8_192
 #: what looking costs, in values of a body: so many bytes, and so many escapes, cost as much as one value
 _BYTES_PER_VALUE = 512
-_ESCAPES_PER_VALUE = 8
+_ESCAPES_PER_VALUE = 4
 #: base64 longer than this, in bytes, is a medium
 _LONG_BASE64 = 1_024
 _BASE64 = b";base64,"
