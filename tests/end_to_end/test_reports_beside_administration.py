@@ -18,7 +18,7 @@ from tests.end_to_end.twistd_harness import MASTER_KEY, ask, wait_until
 from tests.storage.usage_year import analyse, fill_rows, fill_sums
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline
-from twisted_vllm.storage.engine import DEADLINE, WRITES, make_engine, parse_url
+from twisted_vllm.storage.engine import begin, make_engine, parse_url
 
 #: of the ledger; the sums are those of each key with each model on each day
 ROWS, KEYS, MODELS, DAYS = (1_000_000, 100, 5, 365) if FULL else (100_000, 20, 3, 365)
@@ -58,7 +58,7 @@ def fill(connection: Connection) -> None:
 
 def fill_database(url: str) -> None:
     engine = make_engine(parse_url(Secret(url)))
-    with engine.execution_options(**{WRITES: True, DEADLINE: Deadline(600)}).begin() as connection:
+    with begin(engine, Deadline(600), writes=True) as connection:
         fill(connection)
     engine.dispose()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -146,6 +148,23 @@ def _make_postgresql_engine(url: URL, connections: int, read_only: bool) -> Engi
     event.listen(engine, "begin", _begin_postgresql)
     event.listen(engine, "reset", _forget_postgresql_deadline)
     return engine
+
+
+@contextmanager
+def begin(engine: Engine, deadline: Deadline | None, *, writes: bool) -> Iterator[Connection]:
+    """Begin a transaction, which is committed at the end of the block and rolled back if that fails.
+
+    Args:
+        engine: as `make_engine` returns it.
+        deadline: when it must end; None for SQLite's time for locks, or PostgreSQL's `DEFAULT_SECONDS`.
+        writes: whether it changes anything.
+
+    Raises:
+        WorkStopped: the deadline is over.
+        SQLAlchemyError: the database failed.
+    """
+    with engine.connect() as connection, connection.execution_options(**{WRITES: writes, DEADLINE: deadline}).begin():
+        yield connection
 
 
 def _check_deadline(connection: Connection, *_arguments: object) -> None:

@@ -61,7 +61,9 @@ class Lane:
                 StoreUnavailable("Too many administrative requests wait for the database. Try again.", retry_after=5)
             )
         self.unfinished += 1
-        done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, work)
+        # A thread of the pool holds its last task until the next one comes: let it hold nothing.
+        held = [work]
+        done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, lambda: held.pop()())
         return done.addBoth(self._finished)
 
     def stop(self, clock: IReactorTime) -> Deferred[None]:

@@ -99,8 +99,8 @@ class ReportQueue(Generic[ReportT]):
         """
         limits = self._limits
         if not begun:
-            share = limits.waiting if caller.is_administrator else max(limits.waiting // QUEUE_SHARE, 1)
-            if any(self._waiting_of[scope] >= share for scope in caller.scopes):
+            share = max(limits.waiting // QUEUE_SHARE, 1)
+            if not caller.is_administrator and any(self._waiting_of[scope] >= share for scope in caller.scopes):
                 self.refused += 1
                 raise TooManyReports(
                     f"{share} reports of this key, its user or its team wait already (a quarter of "

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from twisted_vllm.storage.deadline import Deadline
-from twisted_vllm.storage.engine import DEADLINE, LOCK_SECONDS, WRITES
+from twisted_vllm.storage.engine import LOCK_SECONDS, begin
 from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
@@ -49,8 +49,7 @@ def migrate(engine: Engine) -> None:
     sqlite = engine.dialect.name == "sqlite"
     if sqlite:
         _use_write_ahead_log(engine)
-    options = {WRITES: True, DEADLINE: Deadline(_MIGRATION_SECONDS)}
-    with _alembic_lock, engine.execution_options(**options).begin() as connection:
+    with _alembic_lock, begin(engine, Deadline(_MIGRATION_SECONDS), writes=True) as connection:
         if not sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         _upgrade(connection)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
-from twisted_vllm.storage.engine import DEADLINE, WRITES, reason_of
+from twisted_vllm.storage.engine import begin, reason_of
 from twisted_vllm.storage.sqlite_file import DatabaseFileLost, check_file
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def transact(
     committing = False
     try:
         deadline.check()
-        with engine.execution_options(**{WRITES: writes, DEADLINE: deadline}).begin() as connection:
+        with begin(engine, deadline, writes=writes) as connection:
             result = work(connection)
             if writes:
                 deadline.check()

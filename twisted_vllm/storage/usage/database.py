@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.storage.deadline import Deadline, WorkStopped
-from twisted_vllm.storage.engine import DEADLINE, WRITES, make_engine, parse_url, reason_of
+from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.batch import References
 from twisted_vllm.storage.usage.writes import PeriodStart, RowsExist, delete_before, write
@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: stay in memory, and the write-ahead log is copied into the file every 16 MB.
 _SQLITE_PRAGMAS = ("cache_size = -16000", "wal_autocheckpoint = 4000")
 
-#: Seconds for one transaction. The writer's batches take a tenth of one.
+#: Seconds for one transaction in PostgreSQL. The writer's batches take a tenth of one.
 _SECONDS = 8.0
 
 #: PostgreSQL's class of errors for what exceeds the size of an index entry or a row
@@ -121,9 +121,10 @@ class UsageDatabase:
             self._was_restored = False
             self._references.forget()
         self._references.trim()
-        options = {WRITES: True, DEADLINE: Deadline(_SECONDS)}
+        # SQLite would take the interpreter's lock to look at a deadline, and hold its own lock meanwhile.
+        deadline = None if self.single_writer else Deadline(_SECONDS)
         try:
-            with self._engine.execution_options(**options).begin() as connection:
+            with begin(self._engine, deadline, writes=True) as connection:
                 result = work(connection)
             # The caller deletes what was stored from the spool.
             check_file(self._engine)
