@@ -215,7 +215,7 @@ for _name in _BODIES:
 
 @kind
 def vision(abuser: Abuser) -> None:
-    _is(abuser.post(CHAT, _body("text")), (200, 413, 429, 503))
+    _is(abuser.post(CHAT, _body("vision")), (200, 413, 429, 503))
 
 
 @kind
