@@ -14,6 +14,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
+from twisted_vllm.app.heap import map_large_blocks
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.config.settings import Settings
@@ -95,6 +96,7 @@ class GatewayService(Service):
             StartError: the database cannot be used.
         """
         super().startService()
+        map_large_blocks()
         for companion in self._companions:
             companion.startService()
         if not self.ports:

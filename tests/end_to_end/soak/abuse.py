@@ -55,6 +55,13 @@ class Abuser:
         self.port = port
         self.key = key
         self.chance = random.Random(seed)
+        self._opened: list[Connection] = []
+
+    def let_go(self) -> None:
+        """Close what a kind has left open."""
+        for connection in self._opened:
+            connection.close()
+        self._opened.clear()
 
     def head(self, method: str, target: str, *lines: str, key: str | None = None, length: int | None = None) -> bytes:
         """Return a request's head with the tenant's key, another, or with none if that is empty."""
@@ -69,6 +76,7 @@ class Abuser:
     def send(self, raw: bytes, receive_buffer: int = 0) -> Connection:
         """Open a connection and send these bytes; the gateway may answer, and close, before it took them all."""
         connection = connect(self.port, receive_buffer)
+        self._opened.append(connection)
         with suppress(ConnectionError):
             connection.send(raw)
         return connection
@@ -93,7 +101,12 @@ class Abuser:
 
     def post(self, target: str, body: bytes, *lines: str, key: str | None = None) -> int:
         kind = () if any(line.startswith("Content-Type") for line in lines) else ("Content-Type: application/json",)
-        return self.ask(self.head("POST", target, *kind, *lines, key=key, length=len(body)) + body)
+        connection = self.send(self.head("POST", target, *kind, *lines, key=key, length=len(body)))
+        with suppress(ConnectionError):
+            connection.send(body)
+        status = self.status_of(connection)
+        connection.close()
+        return status
 
     def everything(self, raw: bytes) -> bytes:
         """Send a request; return the beginning and the end of what comes until the gateway closes or falls silent.
@@ -160,22 +173,32 @@ def _is(status: int, allowed: Sequence[int] | frozenset[int] = ANSWERED) -> None
 # bodies
 
 
+def _distinct() -> bytes:
+    return b",".join(b'"%d":1' % number for number in range(SIZE // 11))
+
+
+#: how each hostile body is made. The server behind them is not the honest clients' one, whose time they would take.
+_BODIES: dict[str, Callable[[], bytes]] = {
+    "members": lambda: b'{"model":"broken","\\u0061":1,' + b'"":0,' * (SIZE // 5) + b'"z":1}',
+    "lists": lambda: b'{"model":"broken","\\u0061":[' + b"[]," * (SIZE // 3) + b"[]]}",
+    "logit bias": lambda: b'{"model":"broken","prompt":"a","logit_bias":{' + _distinct() + b"}}",
+    "distinct members": lambda: b'{"model":"broken",' + _distinct() + b"}",
+    "deep": lambda: b'{"model":"broken","\\u0061":' + b"[" * (SIZE // 2) + b"]" * (SIZE // 2) + b"}",
+    "escaped keys": lambda: b'{"\\u006dodel":"broken",' + b'"\\u0061":0,' * (SIZE // 11) + b'"prompt":"a"}',
+    "messages": lambda: b'{"model":"broken","messages":[' + b"{}," * (SIZE // 3) + b"{}]}",
+    "number": lambda: b'{"model":"broken","prompt":"a","max_tokens":' + b"9" * SIZE + b"}",
+    "no end": lambda: b'{"model":"broken","messages":' + b"[" * SIZE,
+}
+_VISION = (
+    b'{"model":"broken","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image_url",'
+    b'"image_url":{"url":"data:image/png;base64,%b"}}]}]}'
+)
+
+
 @cache
 def _body(name: str) -> bytes:
-    distinct = b",".join(b'"%d":1' % number for number in range(SIZE // 11))
-    return {
-        "members": b'{"model":"good","\\u0061":1,' + b'"":0,' * (SIZE // 5) + b'"z":1}',
-        "lists": b'{"model":"good","\\u0061":[' + b"[]," * (SIZE // 3) + b"[]]}",
-        "logit bias": b'{"model":"good","prompt":"a","logit_bias":{' + distinct + b"}}",
-        "distinct members": b'{"model":"good",' + distinct + b"}",
-        "deep": b'{"model":"good","\\u0061":' + b"[" * (SIZE // 2) + b"]" * (SIZE // 2) + b"}",
-        "escaped keys": b'{"\\u006dodel":"good",' + b'"\\u0061":0,' * (SIZE // 11) + b'"prompt":"a"}',
-        "messages": b'{"model":"good","messages":[' + b"{}," * (SIZE // 3) + b"{}]}",
-        "number": b'{"model":"good","prompt":"a","max_tokens":' + b"9" * SIZE + b"}",
-        "no end": b'{"model":"good","messages":' + b"[" * SIZE,
-        "text": b'{"model":"good","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image_url",'
-        b'"image_url":{"url":"data:image/png;base64,' + b"QUJD" * (SIZE // 4) + b'"}}]}]}',
-    }[name]
+    """Return a body; it is made once."""
+    return _VISION % (b"QUJD" * (SIZE // 4)) if name == "vision" else _BODIES[name]()
 
 
 def _hostile(name: str) -> None:
@@ -186,23 +209,13 @@ def _hostile(name: str) -> None:
     kind(act)
 
 
-for _name in (
-    "members",
-    "lists",
-    "logit bias",
-    "distinct members",
-    "deep",
-    "escaped keys",
-    "messages",
-    "number",
-    "no end",
-):
+for _name in _BODIES:
     _hostile(_name)
 
 
 @kind
 def vision(abuser: Abuser) -> None:
-    _is(abuser.post(CHAT, _body("text")), (200, 413, 429, 503))
+    _is(abuser.post(CHAT, _body("vision")), (200, 413, 429, 503))
 
 
 @kind
@@ -283,7 +296,7 @@ def slow_trailers(abuser: Abuser) -> None:
 
 @kind
 def silent_sockets(abuser: Abuser) -> None:
-    held = [connect(abuser.port) for _ in range(60)]
+    held = [abuser.send(b"") for _ in range(60)]
     time.sleep(PATIENCE)
     for each in held:
         each.close()

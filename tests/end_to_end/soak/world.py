@@ -113,8 +113,7 @@ class SoakedGateway(MeasuredGateway):
         raw = abuser.head("POST", CHAT, "Content-Type: application/json", length=len(body)) + body
         held = [abuser.send(raw) for _ in range(PARALLEL + 1)]
         statuses = [abuser.status_of(each) for each in held]
-        for each in held:
-            each.close()
+        abuser.let_go()
         return statuses.count(200)
 
     def has_whole_budget(self, key: str) -> bool:
@@ -219,6 +218,7 @@ class Crowd:
                 KINDS[name](abuser)
             except Exception as error:
                 self.failures.setdefault(name, f"{type(error).__name__}: {error}"[:300])
+            abuser.let_go()
             self.acts[name] += 1
             self.times.append((began, time.time(), name))
             self._stopping.wait(REST)
@@ -229,5 +229,5 @@ class Crowd:
             thread.join()
 
     def during(self, moment: float, seconds: float) -> list[str]:
-        """Return what was done in the seconds before a moment."""
-        return sorted({name for began, ended, name in self.times if began <= moment and ended >= moment - seconds})
+        """Return what was begun in the seconds before a moment, or a little earlier."""
+        return [name for began, _, name in self.times if moment - seconds - 1.0 <= began <= moment]

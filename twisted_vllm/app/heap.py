@@ -1,0 +1,24 @@
+"""Gives the memory of large blocks back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+
+#: blocks of this size in bytes and more are mapped, each for itself, and unmapped when they are freed
+MAPPED = 131_072
+
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def map_large_blocks() -> None:
+    """Keep glibc's thresholds as they are at the start of a process; another C library is left as it is.
+
+    glibc raises them to the size of each mapped block that is freed, up to 32 MiB: after a few large bodies the next
+    ones lie in the heap, between small objects that live on, and their memory stays with the process for ever.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, MAPPED)
+        mallopt(_M_TRIM_THRESHOLD, MAPPED)
