@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,14 @@ def test_several_keys_are_looked_for_at_once() -> None:
     for size in range(1, len(body) + 1):
         parts = [body[at : at + size] for at in range(0, len(body), size)]
         assert scan(parts, (b"usage", b"duration")) == {b"usage": {"seconds": 2}, b"duration": 1.5}
+
+
+@pytest.mark.parametrize("body", [b'{"usage":"usage"}', b'{"usage":1,"duration":"usage"}', b'{"usage":"usage" ,"x":1}'])
+def test_a_value_that_is_spelled_like_a_key_is_none(body: bytes) -> None:
+    expected = {key.encode(): value for key, value in json.loads(body).items() if key != "x"}
+    for size in range(1, len(body) + 1):
+        parts = [body[at : at + size] for at in range(0, len(body), size)]
+        assert scan(parts, (b"usage", b"duration")) == expected
 
 
 def test_a_value_too_large_to_be_one_is_passed() -> None:

@@ -154,7 +154,7 @@ class ValueScanner:
     def _search(self, data: bytes) -> None:
         """Find the last of each key in a piece, and its value if that is complete."""
         last: dict[bytes, tuple[int, int]] = {}
-        offset = 0
+        offset, incomplete = 0, -1
         # inside a string, a quote at the very beginning ends that string
         for keys, match in enumerate(self._keys.finditer(data, 1 if self._in_string else 0)):
             position, end = match.span(1)
@@ -173,17 +173,24 @@ class ValueScanner:
                 self._give_up(data)
                 return
             if self._depth == self._target:
-                last[match[1]] = match.span()
+                if match[2]:
+                    last[match[1]] = match.span()
+                else:
+                    # what comes next shows whether it is a key or a value
+                    incomplete = position
         for name, (position, start) in last.items():
             end = _value_end(data, start)
-            if end >= 0 and data[start - 1] == 0x3A:
+            if end >= 0:
                 self.found[name[1:-1]] = data[start:end].strip()
             elif len(data) - position < MAX_VALUE:
-                # continue at the key once there is more
-                self._depth, self._in_string, self._escaped = self._target, False, False
-                self._carry = data[position:]
-                return
-        self._skip_rest(data[offset:])
+                # at most one of them is incomplete, and what follows its key is its value
+                incomplete = position
+        if incomplete >= 0 and len(data) - incomplete < MAX_VALUE:
+            # continue at the key once there is more
+            self._depth, self._in_string, self._escaped = self._target, False, False
+            self._carry = data[incomplete:]
+        else:
+            self._skip_rest(data[offset:])
 
     def _skip_rest(self, part: bytes) -> None:
         """Skip all of `part`, but carry over the beginning of a string that may become a key."""
