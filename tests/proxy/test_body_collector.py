@@ -12,7 +12,16 @@ from tests.turns import TurnClock
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.errors import BodyTooComplex, BodyTooLarge
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
-from twisted_vllm.proxy.body_collector import MAX_UNREAD, SMALL_BODY, BodyCollector
+from twisted_vllm.proxy.body_collector import (
+    LONG_BODY,
+    MAX_UNREAD,
+    QUICK_BODY,
+    QUICK_ESCAPES,
+    QUICK_MARKS,
+    SMALL_BODY,
+    BodyCollector,
+    takes_long,
+)
 
 PIECE = 65_536
 
@@ -53,7 +62,8 @@ class Collecting:
 
 
 def large(size: int = 1_000_000) -> bytes:
-    return b'{"model":"m","prompt":"' + b"x" * size + b'"}'
+    """A body that is not read at once: it has too many commas."""
+    return b'{"model":"m","x":[' + b"0," * QUICK_MARKS + b'0],"prompt":"' + b"x" * size + b'"}'
 
 
 def test_a_small_body_is_given_as_bytes_when_its_last_piece_arrives() -> None:
@@ -69,7 +79,7 @@ def test_a_large_body_is_held_and_has_been_read_when_it_is_given() -> None:
     collecting = Collecting()
     collecting.send(large())
     assert b"".join(collecting.body.rope()) == large()
-    assert [member.key for member in collecting.body.checked_members()] == ["model", "prompt"]
+    assert [member.key for member in collecting.body.checked_members()] == ["model", "x", "prompt"]
     assert collecting.request.work is None
 
 
@@ -134,10 +144,37 @@ def test_bodies_of_several_clients_take_turns() -> None:
     assert steps == ["a", "b", "a", "b", "a", "b"]
 
 
-def test_a_small_body_is_the_most_that_is_read_at_once() -> None:
+PLAIN = b'{"model":"m","prompt":"%b"}'
+
+
+@pytest.mark.parametrize("text", [b"x" * SMALL_BODY, b"\\n" * QUICK_ESCAPES, b"x" * (QUICK_BODY - len(PLAIN))])
+def test_a_larger_body_that_costs_little_is_read_at_once_in_a_step_of_its_own(text: bytes) -> None:
     collecting = Collecting()
-    body = b'{"model":"m","prompt":"' + b"x" * SMALL_BODY + b'"}'
+    body = PLAIN % text
     collecting.send(body, turns=False)
     assert collecting.found == []
     collecting.clock.advance(0)
-    assert len(collecting.body) == len(body)
+    assert collecting.found == [body]
+    assert collecting.request.work is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PLAIN % (b"x" * QUICK_BODY),
+        PLAIN % (b"\\n" * (QUICK_ESCAPES + 1)),
+        *(b'{"x":[%b0],"y":"%b"}' % (unit * (QUICK_MARKS + 1), b"x" * SMALL_BODY) for unit in (b"0,", b"[],", b"{},")),
+    ],
+)
+def test_a_body_that_may_cost_more_is_read_in_steps(body: bytes) -> None:
+    collecting = Collecting()
+    collecting.send(body)
+    collecting.clock.pump([0] * 200)
+    assert b"".join(collecting.body.rope()) == body
+
+
+def test_a_small_body_takes_long_if_it_has_many_values() -> None:
+    assert not takes_long(b"{" * 1_000)
+    assert not takes_long(b"x" * SMALL_BODY)
+    assert takes_long(b"[" + b"0," * (LONG_BODY // 2) + b"0]")
+    assert takes_long(b"[" + b"{}" * (LONG_BODY // 2) + b"0]")

@@ -80,8 +80,8 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     plain: bool = False
 
 
-#: the size in bytes up to which a body that cannot be read is parsed as vLLM does
-MAX_SURE = 65_536
+#: the size in bytes up to which a body that cannot be read is parsed as vLLM does; larger ones are read in steps
+MAX_SURE = 2_097_152
 
 #: stands for a body that was not read
 UNREAD = BodyFacts(include_usage=None)

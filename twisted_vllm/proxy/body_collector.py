@@ -18,8 +18,21 @@ from twisted_vllm.http.server.request import GatewayRequest
 #: a body up to this size in bytes is read at once when it is complete: the worst takes less than 20 ms
 SMALL_BODY = 65_536
 
+#: a body over this size in bytes, with more commas and braces than this, may take some milliseconds
+LONG_BODY, LONG_MARKS = 16_384, 2_048
+
+#: A larger JSON body is read at once too, up to this size in bytes, if it has at most so many commas, brackets and
+#: braces, and so many backslashes. That takes less than 20 ms, and a tenth of the time that reading in steps takes.
+QUICK_BODY = 2_097_152
+QUICK_MARKS, QUICK_ESCAPES = 6_144, 65_536
+
 #: bytes that have arrived and are not read yet; with more the client waits
 MAX_UNREAD = 262_144
+
+
+def takes_long(body: bytes) -> bool:
+    """Return whether a body of at most `SMALL_BODY` bytes may take some milliseconds to read."""
+    return len(body) > LONG_BODY and body.count(b",") + body.count(b"{") > LONG_MARKS
 
 
 class BodyCollector:
@@ -40,7 +53,7 @@ class BodyCollector:
         Args:
             request: the request.
             limit: the maximum number of bytes.
-            done: called once with the complete body, as bytes if it is at most `SMALL_BODY`.
+            done: called once with the complete body, as bytes if it can be read at once.
             cooperate: runs the steps in which a larger body is read.
             is_json: whether to read it.
             policy: which fields it may have; None if any.
@@ -55,6 +68,8 @@ class BodyCollector:
         self._unread: deque[bytes] = deque()
         self._unread_size = 0
         self._complete = self._paused = False
+        self._is_quick = True
+        self._marks = self._escapes = 0
         self._task: CooperativeTask[Any] | None = None
         self._waiting: Deferred[None] | None = None
 
@@ -91,15 +106,18 @@ class BodyCollector:
             self._refuse(self._request.too_large(self._limit))
             return
         self._complete = last
-        is_small = len(body) <= SMALL_BODY
-        if last and (is_small or not self._is_json):
-            self._finish()
+        self._is_quick = self._is_quick and self._stays_quick(data)
+        if last and (self._is_quick or not self._is_json):
+            if len(body) <= SMALL_BODY or not self._is_json:
+                self._finish()
+            else:
+                self._task = self._cooperate(self._read_at_once())
             return
         if not self._is_json:
             return
         self._unread.append(data)
         self._unread_size += len(data)
-        if is_small:
+        if self._is_quick:
             # it may end so
             return
         if self._unread_size > MAX_UNREAD and not self._paused:
@@ -112,6 +130,22 @@ class BodyCollector:
         elif self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)
+
+    def _stays_quick(self, data: bytes) -> bool:
+        """Return whether the body can still be read at once, with its next piece."""
+        size = len(self._body)
+        if not self._is_json:
+            return size <= SMALL_BODY
+        self._marks += data.count(b",") + data.count(b"[") + data.count(b"{")
+        self._escapes += data.count(b"\\")
+        few = self._marks <= QUICK_MARKS and self._escapes <= QUICK_ESCAPES
+        return size <= SMALL_BODY or (few and size <= QUICK_BODY)
+
+    def _read_at_once(self) -> Iterator[Any]:
+        """Give the body on in a step of its own: others may be complete in the same turn."""
+        self._task = None
+        self._finish()
+        yield
 
     def _read(self) -> Iterator[Any]:
         """Read what has arrived, and wait for more, until the body is complete; then check it."""
@@ -135,4 +169,4 @@ class BodyCollector:
     def _finish(self) -> None:
         body = self._body
         self._request.work = None
-        self._done(body.whole() if len(body) <= SMALL_BODY else body)
+        self._done(body.whole() if self._is_quick else body)

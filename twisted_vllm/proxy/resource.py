@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
@@ -33,7 +33,7 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
-from twisted_vllm.proxy.body_collector import SMALL_BODY, BodyCollector
+from twisted_vllm.proxy.body_collector import SMALL_BODY, BodyCollector, takes_long
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
@@ -151,7 +151,7 @@ class PassThroughResource:
             self._admit(request, request.take_body(), cached)
         elif complete and received <= (self._small if authorization.needs_body else PEEK_LIMIT):
             self._check_limits(request, authorization)
-            request.await_room(most, lambda: self._collected(request, request.take_body(), cached))
+            request.await_room(most, lambda: self._take(request, cached))
         elif self._admission.must_hold(authorization, head):
             self._check_limits(request, authorization)
             if streams(request):
@@ -210,6 +210,21 @@ class PassThroughResource:
         except MissingApiKey as error:
             refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
+
+    def _take(self, request: GatewayRequest, cached: CachedAuthorization | None) -> None:
+        """Take a small body that is complete; one that takes long to read has a step of its own in a turn."""
+        body = request.take_body()
+        if not takes_long(body):
+            self._collected(request, body, cached)
+            return
+        turn: Deferred[None] = Deferred()
+
+        def step() -> Iterator[None]:
+            turn.callback(None)
+            yield
+
+        PendingStep(request, body, turn).then(lambda _: self._collected(request, body, cached))
+        self._cooperate(step())
 
     def _hold(self, request: GatewayRequest, most: int) -> None:
         """Collect a body of at most `most` bytes, then admit the request."""
