@@ -55,14 +55,6 @@ def extra_response(connection: Connection) -> bool:
 
 
 @script
-def late_extra_response(connection: Connection) -> bool:
-    connection.send(ANSWER)
-    time.sleep(0.02)
-    connection.send(POISON)
-    return True
-
-
-@script
 def framing_nominated(connection: Connection) -> bool:
     connection.send(b"HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 2\r\n\r\n{}")
     return True
