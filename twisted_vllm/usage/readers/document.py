@@ -20,7 +20,7 @@ MAX_VALUE = 16_384
 MAX_PIECES = 64
 #: keys and quotes to look at in one piece of a large value, which takes up to 15 ms. The 64 KiB that are read from a
 #: connection at once have fewer, whatever they are; only decompressed pieces may have more.
-MAX_KEYS, MAX_QUOTES = 12_288, 131_072
+MAX_KEYS, MAX_QUOTES = 9_216, 98_304
 # all bytes that neither begin nor end a string, an object or a list
 _INERT = bytes(set(range(256)) - set(b'"[]{}'))
 _STEP_OF = {b"{": 1, b"[": 1, b"}": -1, b"]": -1, b'""': 0}
