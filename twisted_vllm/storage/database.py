@@ -24,7 +24,7 @@ from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
 from twisted_vllm.storage.sqlite_file import watch_file, write_back
-from twisted_vllm.storage.transacting import Failed, Fault, transact
+from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 
 T = TypeVar("T")
 
@@ -35,17 +35,6 @@ START_SECONDS = 300.0
 #: Threads, each with a connection: changes run one at a time in any case, and do not wait for what only reads.
 CHANGE_THREADS, READ_THREADS = 1, 3
 
-_UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
-_MESSAGES = {
-    Fault.UNAVAILABLE: _UNAVAILABLE,
-    Fault.LOCKED: "Another program or transaction holds the lock of the database. Nothing was changed. Try again.",
-    Fault.FULL: "The disk of the database is full. Nothing was changed. Free it and try again.",
-    Fault.FILE_LOST: (
-        "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
-        "Its operator finds in the log what to do."
-    ),
-    Fault.TOO_SLOW: "The database took longer than timeouts.database allows. Nothing was changed. Try again.",
-}
 _UNCERTAIN = "The database does not answer. What was asked may have been done: look before trying again."
 _RETRY_SECONDS = 5
 
@@ -143,7 +132,7 @@ class Database:
             StoreUnavailable: the database failed, or is not open.
         """
         if self._engine is None:
-            raise StoreUnavailable(_UNAVAILABLE)
+            raise StoreUnavailable(NO_ANSWER)
         outcome = transact(self._engine, self._url, work, Deadline(START_SECONDS, DEFAULT_SECONDS), writes=False)
         return self._result_of(outcome, False)
 
@@ -161,7 +150,7 @@ class Database:
         """
         engine, lane = self._engine, self._changes if writes else self._reads
         if engine is None or lane is None:
-            return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
+            return fail(StoreUnavailable(NO_ANSWER, retry_after=_RETRY_SECONDS))
         deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
         done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
         return done.addCallback(self._result_of, writes)
@@ -189,7 +178,7 @@ class Database:
             level("the database takes no changes: {reason}", reason=outcome.reason)
         else:
             self._log.debug("the database took too long: {reason}", reason=outcome.reason)
-        message = _UNCERTAIN if outcome.uncertain else _MESSAGES[outcome.fault]
+        message = _UNCERTAIN if outcome.uncertain else FAULT_MESSAGES[outcome.fault]
         raise StoreUnavailable(message, retry_after=_RETRY_SECONDS)
 
     def _note_lost_file(self, outcome: Failed) -> None:
