@@ -112,7 +112,7 @@ def test_a_burst_is_one_warning_however_many_it_refuses(harness: SiteHarness, lo
     assert log == [("warn", f"Over {CAP} client connections: more are refused until some have ended")]
     for client in served[:5]:
         client.leave()
-    assert log[1:] == [("info", f"{3 * MAX_REFUSED + 1} client connections over the cap were refused")]
+    assert log[1:] == [("info", f"{3 * MAX_REFUSED + 1} client connections over the limit were refused")]
     for _ in range(CAP):
         harness.connect()
     assert [level for level, _ in log] == ["warn", "info", "warn"]

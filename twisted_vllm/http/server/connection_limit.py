@@ -157,8 +157,8 @@ class ConnectionLimit:
         self.refused["total"] += 1
         if not self._burst:
             self._log.warn(
-                "Over {cap} client connections: more are refused until some have ended",
-                cap=self._most,
+                "Over {limit} client connections: more are refused until some have ended",
+                limit=self._most,
                 once_a_second=True,
             )
         self._burst += 1
@@ -180,7 +180,7 @@ class ConnectionLimit:
         self._forget(connection)
         if self._burst and self._total < self._most * RESET_SHARE:
             self._log.info(
-                "{count} client connections over the cap were refused", count=self._burst, once_a_second=True
+                "{count} client connections over the limit were refused", count=self._burst, once_a_second=True
             )
             self._burst = 0
 
