@@ -64,7 +64,8 @@ class UncountedRequests:
         self.refused += 1
         seconds = max(1, ceil(left))
         return RateLimitExceeded(
-            f"{what} (passthrough.limits.max_uncounted_requests). Try again in {seconds} second{'' if seconds == 1 else 's'}.",
+            f"{what} (passthrough.limits.max_uncounted_requests). "
+            f"Try again in {seconds} second{'' if seconds == 1 else 's'}.",
             retry_after=seconds,
             limit_headers=limit_headers((limit, 0, left), None),
         )
