@@ -39,7 +39,7 @@ BOUNDED_OTHERWISE = {
     "_NameEncoder._canonicalHeaderCache": 10_000,
     "References.targets": 25_000,
     "References.payers": 25_000,
-    "AuthenticationThrottle._windows": 4_096,
+    "MinuteCounts._counts": 10_000,
     # the cursors of sqlite3, which drops those of old after 200
     "_ConnectionRecord.dbapi_connection": 256,
 }

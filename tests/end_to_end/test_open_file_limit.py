@@ -8,8 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.end_to_end.end_to_end_harness import HOST
@@ -35,17 +34,6 @@ def closes_each_time(connection: Connection) -> None:
     if connection.read_head():
         time.sleep(0.05)
         connection.send(CLOSING)
-
-
-@contextmanager
-def open_files(count: int) -> Iterator[None]:
-    """Let a process that is started meanwhile open so many files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def ask_until(end: float, port: int, found: Counter[str]) -> None:
@@ -76,8 +64,10 @@ def test_with_256_files_and_200_clients_every_admitted_request_reaches_its_serve
     """It was 62 times a 502, and 18,000 lines of the log."""
     found: Counter[str] = Counter()
     with served(closes_each_time) as server:
-        with open_files(OPEN_FILES):
-            gateway = MeasuredGateway(tmp_path, server.port)
+        gateway = MeasuredGateway(tmp_path, server.port)
+        # while it loads its modules: it reads the limit after that
+        _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
         with gateway:
             end = time.monotonic() + SECONDS
             clients = [threading.Thread(target=ask_until, args=(end, gateway.port, found)) for _ in range(CLIENTS)]

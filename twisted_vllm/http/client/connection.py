@@ -217,6 +217,7 @@ class UpstreamConnection(Protocol):
         self._retries.requests += 1
         try:
             self._write(exchange.data)
+            self._sent_large = len(exchange.data) > LARGE_REQUEST
             if exchange.on_sent is not None and not exchange.retried:
                 exchange.on_sent(self._deadlines.seconds())
             if exchange.body is not None:
