@@ -11,29 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, Logger, LogLevel
-from zope.interface import implementer
 
 from tests.builders import RECORD
+from tests.observability.memory_sink import MemorySink
 from twisted_vllm.observability.logging.lines import JsonLines, TextLines
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.repeats import LEFT_OUT, MAX_KINDS, MOST_A_SECOND, Repeats
-from twisted_vllm.observability.logging.sinks import ISink
 from twisted_vllm.observability.logging.writer import LogWriter
-
-
-@implementer(ISink)
-class Memory:
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def reopen(self) -> None:
-        """Nothing to reopen."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 class Log:
@@ -41,7 +25,7 @@ class Log:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self._sink = Memory()
+        self._sink = MemorySink()
         lines = JsonLines()
         self.observer = LineObserver(LogWriter(self._sink, lines.dropped), lines, monotonic=self.clock.seconds)
         self.logger = Logger(namespace="here", observer=self.observer)
