@@ -23,8 +23,9 @@ from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
-from twisted_vllm.storage.sqlite_file import watch_file, write_back
+from twisted_vllm.storage.sqlite_file import watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
+from twisted_vllm.storage.write_ahead_log import write_back
 
 T = TypeVar("T")
 
@@ -185,6 +186,7 @@ class Database:
         """Say at once that nothing can be stored, and again from time to time."""
         if not self.file_is_lost and outcome.moved and self._engine is not None and self._changes is not None:
             engine = self._engine
+            # The next start would apply what is left of the log to the file that is at the path then.
             self._changes.run(lambda: write_back(engine)).addErrback(self._not_written_back)
         if not self.file_is_lost or self._monotonic() >= self._next_alarm:
             self._next_alarm = self._monotonic() + ALARM_INTERVAL

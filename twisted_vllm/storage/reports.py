@@ -191,8 +191,8 @@ class ReportReader:
         if failed.fault is Fault.TOO_SLOW:
             self.stopped += 1
             return ReportTimeout(
-                f"The report was stopped after {self._seconds:g} s (timeouts.report). Ask for fewer days, for a "
-                "coarser interval or for one key."
+                f"The report was stopped after {self._seconds:g} s (passthrough.timeouts.report). Ask for fewer days, "
+                "for a coarser interval or for one key."
             )
         level = self._log.debug if self._failing else self._log.error
         self._failing = True
@@ -216,7 +216,8 @@ class ReportReader:
         self.queue.remove(report.caller, report)
         report.refuse(
             ReportsBusy(
-                f"The report waited {self._seconds:g} s (timeouts.report) for others to end. Try again later.",
+                f"The report waited {self._seconds:g} s (passthrough.timeouts.report) for others to end. Try again "
+                "later.",
                 retry_after=RETRY_SECONDS,
             )
         )

@@ -47,12 +47,21 @@ class WriteAheadLog:
         return True
 
     def empty(self) -> None:
-        """Copy the log into the database and cut it to nothing, in the calling thread; or give up after a moment.
+        """As `write_back`, in the calling thread."""
+        write_back(self._engine)
 
-        It fails quietly while another connection reads or writes: the next attempt is soon.
-        """
-        connection = self._engine.raw_connection()
-        try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        finally:
-            connection.close()
+
+def write_back(engine: Engine) -> None:
+    """Copy the write-ahead log into the file that is open, and cut the log to nothing; or give up after a moment.
+
+    It fails quietly while another connection reads or writes.
+
+    Raises:
+        SQLAlchemyError: there is no open connection.
+        sqlite3.Error: the log cannot be copied.
+    """
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        connection.close()

@@ -50,7 +50,7 @@ class Shortages:
         freed = next((freed for make_room in self._makers if (freed := make_room())), 0)
         self._log.error(
             "Out of sockets or files: {failed} ({reason}). Raise the limit on open files (ulimit -n, LimitNOFILE) or "
-            "lower limits.max_connections; {freed} idle connections are closed to make room.",
+            "lower passthrough.limits.max_connections; {freed} idle connections are closed to make room.",
             failed=_FAILED[operation],
             reason=os.strerror(number),
             freed=freed,

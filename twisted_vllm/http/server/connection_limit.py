@@ -281,9 +281,16 @@ class ConnectionLimit:
             refused.transport.abortConnection()
 
     def _answer(self, of_one: bool) -> bytes:
-        text = "Too many connections come from your address; close some and send the request again."
-        if not of_one:
-            text = "The gateway has too many connections; send the request again."
+        if of_one:
+            text = (
+                "Too many connections come from your address; close some and send the request again. The operator sets "
+                "its share in passthrough.limits.max_connections_share."
+            )
+        else:
+            text = (
+                "The gateway has too many connections; send the request again. The operator sets how many in "
+                "passthrough.limits.max_connections."
+            )
         error = TooManyConnections(text, retry_after=1)
         body = error.body()
         headers = error.headers()
