@@ -44,7 +44,9 @@ FAULT_MESSAGES = {
         "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
         "Its operator finds in the log what to do."
     ),
-    Fault.TOO_SLOW: "The database took longer than passthrough.timeouts.database allows. Nothing was changed. Try again.",
+    Fault.TOO_SLOW: (
+        "The database took longer than passthrough.timeouts.database allows. Nothing was changed. Try again."
+    ),
 }
 
 
