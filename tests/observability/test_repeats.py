@@ -75,7 +75,7 @@ def test_without_a_next_one_any_other_line_brings_the_count(log: Log) -> None:
     log.clock.advance(1)
     log.logger.info("something else")
     assert log.messages[1:] == [
-        "4 more like this were left out: No connection to {server} (a:1)",
+        "4 more like this were left out: No connection to … (a:1)",
         "something else",
     ]
     assert [line["level"] for line in log.lines] == ["warn", "warn", "info"]
@@ -96,7 +96,7 @@ def test_the_end_of_the_log_brings_the_count(log: Log) -> None:
     unreachable(log, "a:1")
     log.observer.finish()
     log.observer.finish()
-    assert log.messages[1:] == ["1 more like this were left out: No connection to {server} (a:1)"]
+    assert log.messages[1:] == ["1 more like this were left out: No connection to … (a:1)"]
 
 
 def test_each_server_has_its_own_line(log: Log) -> None:
