@@ -280,7 +280,7 @@ class UpstreamAgent:
         server, now = connection.server, self._deadlines.seconds()
         if self._distrusted.get(server, now) <= now:
             self._log.warn(
-                "{server} sent what nobody asked for: its connections are not reused for {seconds:g} s",
+                "{server} sent bytes that no request asked for: its connections are not reused for {seconds:g} s",
                 server=server.name,
                 seconds=DISTRUST,
             )

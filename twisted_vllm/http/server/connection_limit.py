@@ -146,7 +146,7 @@ class ConnectionLimit:
         ):
             self.refused["address"] += 1
             self._log.warn(
-                "Over {most} client connections from {address}: more of it are refused until some have ended",
+                "Over {most} client connections from {address}: more from there are refused until some have ended",
                 most=self._most_of_one,
                 address=host,
                 once_a_second=True,
