@@ -8,11 +8,11 @@ from typing import Any
 
 from twisted.internet.task import CooperativeTask, Cooperator
 
-#: runs an iterator in steps, between which the reactor serves others
-Cooperate = Callable[[Iterator[Any]], CooperativeTask[Any]]
-
 #: seconds of work in one turn of the reactor, of all tasks together; the last step may take some milliseconds more
 SLICE = 0.003
+
+#: runs an iterator in steps, between which the reactor serves others
+Cooperate = Callable[[Iterator[Any]], CooperativeTask[Any]]
 
 
 def turn_cooperator(reactor: Any) -> Cooperator:
