@@ -110,10 +110,17 @@ def check_file(engine: Engine) -> None:
         file.check()
 
 
-def write_back(engine: Engine) -> None:
+def write_back(engine: Engine, *, patient: bool) -> bool:
     """Copy the write-ahead log into the file that is open, and empty it.
 
     Otherwise the next start would apply what is left of it to the file that is at the path then.
+
+    Args:
+        engine: SQLite's.
+        patient: whether to wait for other connections, as long as for any lock.
+
+    Returns:
+        Whether it is empty now. It cannot be emptied while another connection reads or writes.
 
     Raises:
         SQLAlchemyError: there is no open connection.
@@ -121,6 +128,14 @@ def write_back(engine: Engine) -> None:
     """
     connection = engine.raw_connection()
     try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        cursor = connection.cursor()
+        (milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        if not patient:
+            cursor.execute("PRAGMA busy_timeout = 0").fetchall()
+        try:
+            (is_busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
+        return not is_busy
     finally:
         connection.close()
