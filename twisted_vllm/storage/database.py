@@ -73,6 +73,8 @@ class Database:
         self.file_is_lost = False
         self._monotonic = monotonic
         self._next_alarm = 0.0
+        # of the lost file: whether it is whole, and whether its write-ahead log is known to hold something
+        self._is_whole = self._log_is_left = False
         self._reactor = reactor
         self._url = url
         self._seconds = seconds
@@ -122,6 +124,9 @@ class Database:
         if engine is None or changes is None or reads is None:
             return
         self._changes = self._reads = None
+        if self.file_is_lost and self._is_whole:
+            # The reports end at the same time.
+            changes.run(lambda: write_back(engine, patient=True)).addErrback(self._not_written_back)
         yield gatherResults([changes.stop(self._reactor), reads.stop(self._reactor)])
         # It does not wait: only connections that nothing uses are closed.
         engine.dispose()
@@ -184,18 +189,34 @@ class Database:
 
     def _note_lost_file(self, outcome: Failed) -> None:
         """Say at once that nothing can be stored, and again from time to time."""
-        if not self.file_is_lost and outcome.moved and self._engine is not None and self._changes is not None:
-            engine = self._engine
-            # The next start would apply what is left of the log to the file that is at the path then.
-            self._changes.run(lambda: write_back(engine)).addErrback(self._not_written_back)
+        engine, changes = self._engine, self._changes
+        self._is_whole = outcome.moved
+        if outcome.moved and engine is not None and changes is not None:
+            # The next start would apply what is left of the log to the file that is at the path then. At each failure:
+            # a report may still read the file, and then its log cannot be emptied.
+            done = changes.run(lambda: write_back(engine, patient=False))
+            done.addCallbacks(self._written_back, self._not_written_back)
         if not self.file_is_lost or self._monotonic() >= self._next_alarm:
             self._next_alarm = self._monotonic() + ALARM_INTERVAL
             self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
         self.file_is_lost, self.reachable = True, False
 
+    def _written_back(self, is_empty: bool) -> None:
+        if is_empty == self._log_is_left:
+            if is_empty:
+                self._log.info("the write-ahead log of the database's lost file is written back to it")
+            else:
+                self._log.warn(
+                    "the write-ahead log of the database's lost file is in use, by a report or another process: do not "
+                    "restart before it is written back, or it is applied to the file that is there now"
+                )
+            self._log_is_left = not is_empty
+
     def _not_written_back(self, failure: Failure) -> None:
         failure.trap(SQLAlchemyError, sqlite3.Error, StoreUnavailable)
-        self._log.critical(
+        level = self._log.debug if self._log_is_left else self._log.critical
+        self._log_is_left = True
+        level(
             "the write-ahead log of the database's lost file could not be written back to it: {reason}",
             reason=failure.getErrorMessage(),
         )

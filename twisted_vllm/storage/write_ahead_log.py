@@ -47,14 +47,19 @@ class WriteAheadLog:
         return True
 
     def empty(self) -> None:
-        """As `write_back`, in the calling thread."""
-        write_back(self._engine)
+        """As `write_back`, in the calling thread; in vain while another connection reads: the next attempt is soon."""
+        write_back(self._engine, patient=True)
 
 
-def write_back(engine: Engine) -> None:
-    """Copy the write-ahead log into the file that is open, and cut the log to nothing; or give up after a moment.
+def write_back(engine: Engine, *, patient: bool) -> bool:
+    """Copy the write-ahead log into the file that is open, and empty it.
 
-    It fails quietly while another connection reads or writes.
+    Args:
+        engine: SQLite's.
+        patient: whether to wait for other connections, as long as for any lock.
+
+    Returns:
+        Whether it is empty now. It cannot be emptied while another connection reads or writes.
 
     Raises:
         SQLAlchemyError: there is no open connection.
@@ -62,6 +67,14 @@ def write_back(engine: Engine) -> None:
     """
     connection = engine.raw_connection()
     try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        cursor = connection.cursor()
+        (milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        if not patient:
+            cursor.execute("PRAGMA busy_timeout = 0").fetchall()
+        try:
+            (is_busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
+        return not is_busy
     finally:
         connection.close()
