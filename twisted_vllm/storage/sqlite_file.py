@@ -108,34 +108,3 @@ def check_file(engine: Engine) -> None:
     file: SqliteFile | None = engine.get_execution_options().get(_FILE)
     if file is not None:
         file.check()
-
-
-def write_back(engine: Engine, *, patient: bool) -> bool:
-    """Copy the write-ahead log into the file that is open, and empty it.
-
-    Otherwise the next start would apply what is left of it to the file that is at the path then.
-
-    Args:
-        engine: SQLite's.
-        patient: whether to wait for other connections, as long as for any lock.
-
-    Returns:
-        Whether it is empty now. It cannot be emptied while another connection reads or writes.
-
-    Raises:
-        SQLAlchemyError: there is no open connection.
-        sqlite3.Error: the log cannot be copied.
-    """
-    connection = engine.raw_connection()
-    try:
-        cursor = connection.cursor()
-        (milliseconds,) = cursor.execute("PRAGMA busy_timeout").fetchone()
-        if not patient:
-            cursor.execute("PRAGMA busy_timeout = 0").fetchall()
-        try:
-            (is_busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}").fetchall()
-        return not is_busy
-    finally:
-        connection.close()
