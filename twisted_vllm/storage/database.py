@@ -23,9 +23,9 @@ from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
-from twisted_vllm.storage.sqlite_file import watch_file
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost, watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
-from twisted_vllm.storage.write_ahead_log import write_back
+from twisted_vllm.storage.write_ahead_log import empty_log
 
 T = TypeVar("T")
 
@@ -38,6 +38,9 @@ CHANGE_THREADS, READ_THREADS = 1, 3
 
 _UNCERTAIN = "The database does not answer. What was asked may have been done: look before trying again."
 _RETRY_SECONDS = 5
+
+#: milliseconds that the end of the process waits for reports that read from the log of a file that is lost
+_LAST_PATIENCE = 1_000
 
 #: seconds between two lines in the log about a file that is lost
 ALARM_INTERVAL = 300.0
@@ -75,6 +78,7 @@ class Database:
         self._next_alarm = 0.0
         # of the lost file: whether it is whole, and whether its write-ahead log is known to hold something
         self._is_whole = self._log_is_left = False
+        self._is_emptying = False
         self._reactor = reactor
         self._url = url
         self._seconds = seconds
@@ -125,8 +129,9 @@ class Database:
             return
         self._changes = self._reads = None
         if self.file_is_lost and self._is_whole:
-            # The reports end at the same time.
-            changes.run(lambda: write_back(engine, patient=True)).addErrback(self._not_written_back)
+            # The next start would apply what is left of the log to the file that is at the path then. The reports that
+            # read from it end at the same time.
+            changes.run(lambda: empty_log(engine, patience=_LAST_PATIENCE)).addErrback(self._not_emptied)
         yield gatherResults([changes.stop(self._reactor), reads.stop(self._reactor)])
         # It does not wait: only connections that nothing uses are closed.
         engine.dispose()
@@ -191,29 +196,35 @@ class Database:
         """Say at once that nothing can be stored, and again from time to time."""
         engine, changes = self._engine, self._changes
         self._is_whole = outcome.moved
-        if outcome.moved and engine is not None and changes is not None:
+        if outcome.moved and not self._is_emptying and engine is not None and changes is not None:
             # The next start would apply what is left of the log to the file that is at the path then. At each failure:
             # a report may still read the file, and then its log cannot be emptied.
-            done = changes.run(lambda: write_back(engine, patient=False))
-            done.addCallbacks(self._written_back, self._not_written_back)
+            self._is_emptying = True
+            changes.run(lambda: empty_log(engine, patience=0)).addBoth(self._emptied)
         if not self.file_is_lost or self._monotonic() >= self._next_alarm:
             self._next_alarm = self._monotonic() + ALARM_INTERVAL
             self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
         self.file_is_lost, self.reachable = True, False
 
-    def _written_back(self, is_empty: bool) -> None:
-        if is_empty == self._log_is_left:
-            if is_empty:
-                self._log.info("the write-ahead log of the database's lost file is written back to it")
-            else:
-                self._log.warn(
-                    "the write-ahead log of the database's lost file is in use, by a report or another process: do not "
-                    "restart before it is written back, or it is applied to the file that is there now"
-                )
-            self._log_is_left = not is_empty
+    def _emptied(self, result: bool | Failure) -> None:
+        self._is_emptying = False
+        if isinstance(result, Failure):
+            self._not_emptied(result)
+        elif result and self._log_is_left:
+            self._log_is_left = False
+            self._log.info("the write-ahead log of the database's lost file is written back to it")
+        elif not result and not self._log_is_left:
+            self._log_is_left = True
+            self._log.warn(
+                "the write-ahead log of the database's lost file is in use, by a report or another process: do not "
+                "restart before it is written back, or it is applied to the file that is there now"
+            )
 
-    def _not_written_back(self, failure: Failure) -> None:
+    def _not_emptied(self, failure: Failure) -> None:
         failure.trap(SQLAlchemyError, sqlite3.Error, StoreUnavailable)
+        if failure.check(DatabaseFileLost):
+            # All connections were in use, and no other may be made: the next failure tries again.
+            return
         level = self._log.debug if self._log_is_left else self._log.critical
         self._log_is_left = True
         level(
