@@ -147,8 +147,8 @@ class ConnectionLimit:
         ):
             self.refused["address"] += 1
             self._log.warn(
-                "Over {most} client connections from {address}: more from there are refused until some have ended. If it "
-                "is a proxy, name it in passthrough.trusted_proxies; see passthrough.limits.max_connections_share",
+                "Over {most} client connections from {address}: more from there are refused until some have ended. If "
+                "it is a proxy, name it in passthrough.trusted_proxies; see passthrough.limits.max_connections_share",
                 most=self.most_of_one,
                 address=host,
                 once_a_second=True,
@@ -159,7 +159,8 @@ class ConnectionLimit:
         self.refused["total"] += 1
         if not self._burst:
             self._log.warn(
-                "Over {limit} client connections: more are refused until some have ended; see passthrough.limits.max_connections",
+                "Over {limit} client connections: more are refused until some have ended; see "
+                "passthrough.limits.max_connections",
                 limit=self._most,
                 once_a_second=True,
             )
