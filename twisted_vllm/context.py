@@ -11,7 +11,7 @@ from twisted_vllm.api_routes import Route
 from twisted_vllm.auth.credentials import SHORTEST_SECRET, carried, strike_out
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import Draining, UpstreamUnreachable
+from twisted_vllm.errors import TURNED_AWAY, Draining, UpstreamUnreachable
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import NO_REQUEST_HEAD, RequestHead
 from twisted_vllm.ratelimit.reservation import Reservation
@@ -316,6 +316,6 @@ class RequestContext:
         """Return the outcome of a request that no server answered."""
         if not answered:
             return "client_disconnected"
-        if self.status >= 500 and self.error_code != Draining.code:
+        if self.status >= 500 and self.error_code not in TURNED_AWAY:
             return "failed"
         return "refused" if self.error_code else "completed"

@@ -421,3 +421,10 @@ class ReportsBusy(GatewayError):
 
     status = 503
     code = "reports_busy"
+
+
+#: codes of 5xx with which the gateway turns a request away because it is full or stops: it does what it should
+TURNED_AWAY = frozenset(
+    error.code
+    for error in (Draining, TooManyConnections, OutOfSockets, FormSpoolFull, NoRoomForBody, ServerBusy, ReportsBusy)
+)

@@ -42,6 +42,26 @@ def test_the_share_of_one_address_is_a_part_of_the_whole(
     assert load_text("", BASE).limits.max_connections_share == 0.25
 
 
+@pytest.mark.parametrize(
+    ("limits", "warning"),
+    [
+        ("{max_held_total_bytes: 100000000}", "max_held_total_bytes: does not bound the memory of bodies"),
+        ("{max_held_body_bytes: 268435457}", "at least twice max_held_body_bytes (536870914)"),
+        ("{max_held_bytes_per_key: 536870913}", "max_held_bytes_per_key: is more than max_held_total_bytes"),
+        ("{max_reports_per_key: 5}", "max_reports_per_key: is more than max_reports"),
+    ],
+)
+def test_a_limit_that_another_makes_void_is_warned_of(load_text: Loader, limits: str, warning: str) -> None:
+    settings = load_text(f"passthrough: {{limits: {limits}}}", BASE)
+    assert [warning in line for line in settings.warnings] == [True]
+    assert any(line.startswith("warning:") and warning in line for line in describe(settings))
+
+
+def test_limits_at_the_edge_are_not_warned_of(load_text: Loader) -> None:
+    limits = "{max_held_body_bytes: 268435456, max_held_bytes_per_key: 536870912, max_reports_per_key: 4}"
+    assert load_text(f"passthrough: {{limits: {limits}}}", BASE).warnings == ()
+
+
 def test_a_limit_for_all_servers_holds_for_each(load_text: Loader) -> None:
     settings = load_text(
         "passthrough: {limits: {max_concurrent_requests: 5, max_queued_requests: 0}, timeouts: {queue: null}}", BASE

@@ -85,6 +85,7 @@ def test_with_256_files_and_200_clients_every_admitted_request_reaches_its_serve
     assert "socket_shortages_total{" not in metrics
     told = Counter(line["message"] for line in lines_of(tmp_path) if "message" in line)
     assert max(told.values()) <= SECONDS + 2, told
+    assert any("At most 72 client connections at once, and 18 of one address" in message for message in told)
     assert not any("EMFILE" in message or "Too many open files" in message for message in told)
 
 

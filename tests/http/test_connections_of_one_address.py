@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 import pytest
+from twisted.logger import capturedLogs as captured_logs
+from twisted.logger import formatEvent
 
 from tests.http.server_harness import Client, SiteHarness, TlsTransport, get, post, reply
 from twisted_vllm.client_address import client_of, is_loopback
@@ -58,6 +60,15 @@ def test_one_address_gets_its_share_and_others_are_let_in(harness: SiteHarness) 
     assert (answer.status, answer.error()["code"], answer.header(b"retry-after")) == (503, "too_many_connections", b"1")
     assert "your address" in answer.error()["message"]
     assert harness.site.connection_limit.refused == {"address": 495}
+
+
+def test_the_line_about_an_address_over_its_share_names_what_to_set(harness: SiteHarness) -> None:
+    with captured_logs() as events:
+        fill(harness, MOST_OF_ONE + 1, ATTACKER)
+    [text] = map(formatEvent, events)
+    assert f"Over {MOST_OF_ONE} client connections from {ATTACKER}" in text
+    assert "passthrough.trusted_proxies" in text
+    assert "limits.max_connections_share" in text
 
 
 def test_the_addresses_of_one_ipv6_network_share_their_part(harness: SiteHarness) -> None:

@@ -129,7 +129,7 @@ async def test_with_idle_connections_they_are_closed_and_what_waits_is_served_a_
         made.append(1)
         return 1
 
-    listening.shortages.add_maker(make_room)
+    listening.shortages.add_reclaimer(make_room)
     client = listening.connect()
     with no_descriptor():
         listening.port.doRead()

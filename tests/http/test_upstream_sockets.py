@@ -243,14 +243,16 @@ async def test_giving_up_closes_the_server_s_connection_at_once(lab: SocketLab, 
     assert upload is None or upload.stopped
 
 
+def answer_once(end: End) -> None:
+    """Answer the first request of a connection, and close it when the second has come."""
+    if end.received.count(b"\r\n\r\n") == 1:
+        end.transport.write(OK)
+    else:
+        end.transport.loseConnection()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_repeatable_request_that_a_server_read_before_it_closed_is_sent_again(lab: SocketLab) -> None:
-    def answer_once(end: End) -> None:
-        if end.received.count(b"\r\n\r\n") == 1:
-            end.transport.write(OK)
-        else:
-            end.transport.loseConnection()
-
     server = lab.serve(answer_once)
     for _ in range(3):
         reader = await lab.read(await lab.ask(server, again=second_attempt))
@@ -260,12 +262,6 @@ async def test_a_repeatable_request_that_a_server_read_before_it_closed_is_sent_
 
 @pytest_twisted.ensureDeferred
 async def test_a_post_that_a_server_read_before_it_closed_is_sent_once(lab: SocketLab) -> None:
-    def answer_once(end: End) -> None:
-        if end.received.count(b"\r\n\r\n") == 1:
-            end.transport.write(OK)
-        else:
-            end.transport.loseConnection()
-
     server = lab.serve(answer_once)
     await lab.read(await lab.ask(server, b"held"))
     with pytest.raises(UpstreamUnreachable):

@@ -7,37 +7,21 @@ import msgspec
 import pytest
 from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, formatEvent
 from twisted.python import log as old_log
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.builders import RECORD
+from tests.observability.memory_sink import MemorySink
 from twisted_vllm.observability.logging.lines import JsonLines
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.request_log import record_emitter
-from twisted_vllm.observability.logging.sinks import ISink
 from twisted_vllm.observability.logging.writer import LogWriter
-
-
-@implementer(ISink)
-class Memory:
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def reopen(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Log:
     """An observer and what it wrote."""
 
     def __init__(self, level: str = "info") -> None:
-        self._sink = Memory()
+        self._sink = MemorySink()
         lines = JsonLines()
         self.observer = LineObserver(LogWriter(self._sink, lines.dropped), lines, level)
 

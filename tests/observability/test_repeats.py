@@ -11,29 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, Logger, LogLevel
-from zope.interface import implementer
 
 from tests.builders import RECORD
+from tests.observability.memory_sink import MemorySink
 from twisted_vllm.observability.logging.lines import JsonLines, TextLines
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.repeats import LEFT_OUT, MAX_KINDS, MOST_A_SECOND, Repeats
-from twisted_vllm.observability.logging.sinks import ISink
 from twisted_vllm.observability.logging.writer import LogWriter
-
-
-@implementer(ISink)
-class Memory:
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def reopen(self) -> None:
-        """Nothing to reopen."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 class Log:
@@ -41,7 +25,7 @@ class Log:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self._sink = Memory()
+        self._sink = MemorySink()
         lines = JsonLines()
         self.observer = LineObserver(LogWriter(self._sink, lines.dropped), lines, monotonic=self.clock.seconds)
         self.logger = Logger(namespace="here", observer=self.observer)
@@ -91,7 +75,7 @@ def test_without_a_next_one_any_other_line_brings_the_count(log: Log) -> None:
     log.clock.advance(1)
     log.logger.info("something else")
     assert log.messages[1:] == [
-        "4 more like this were left out: No connection to {server} (a:1)",
+        "4 more like this were left out: No connection to … (a:1)",
         "something else",
     ]
     assert [line["level"] for line in log.lines] == ["warn", "warn", "info"]
@@ -112,7 +96,7 @@ def test_the_end_of_the_log_brings_the_count(log: Log) -> None:
     unreachable(log, "a:1")
     log.observer.finish()
     log.observer.finish()
-    assert log.messages[1:] == ["1 more like this were left out: No connection to {server} (a:1)"]
+    assert log.messages[1:] == ["1 more like this were left out: No connection to … (a:1)"]
 
 
 def test_each_server_has_its_own_line(log: Log) -> None:

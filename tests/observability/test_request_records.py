@@ -112,6 +112,10 @@ def test_a_target_that_is_no_path_is_not_shown(uri: bytes) -> None:
     assert record(request(uri=uri)).route == ""
 
 
+#: with these codes the gateway turns requests away because it is full, which is no fault
+FULL = ["server_busy", "out_of_sockets", "no_room_for_body", "form_spool_full", "reports_busy"]
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [
@@ -119,6 +123,9 @@ def test_a_target_that_is_no_path_is_not_shown(uri: bytes) -> None:
         ({"status": 404}, "completed"),
         ({"status": 401, "error_code": "invalid_api_key"}, "refused"),
         ({"status": 503, "error_code": "draining"}, "refused"),
+        *(({"status": 503, "error_code": code}, "refused") for code in FULL),
+        ({"status": 504, "error_code": "report_timeout"}, "failed"),
+        ({"status": 503, "error_code": "limits_unavailable"}, "failed"),
         ({"status": 503, "error_code": "database_unavailable"}, "failed"),
         ({"status": 500, "error_code": "internal_error"}, "failed"),
         ({"answered": False, "status": 0, "first_byte": None}, "client_disconnected"),

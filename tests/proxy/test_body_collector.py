@@ -12,13 +12,13 @@ from tests.turns import TurnClock
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.errors import BodyTooComplex, BodyTooLarge
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
+from twisted_vllm.http.server.held_bodies import SMALL_BODY
 from twisted_vllm.proxy.body_collector import (
     LONG_BODY,
     MAX_UNREAD,
     QUICK_BODY,
     QUICK_ESCAPES,
     QUICK_MARKS,
-    SMALL_BODY,
     BodyCollector,
     takes_long,
 )

@@ -186,6 +186,14 @@ async def test_what_a_report_raises_is_passed_on(make: Make) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_report_of_a_database_whose_file_is_lost_says_so(tmp_path: Path, make: Make) -> None:
+    reports = make()
+    (tmp_path / "keys.sqlite").rename(tmp_path / "aside.sqlite")
+    with pytest.raises(StoreUnavailable, match="file was removed or replaced"):
+        await reports.read(ADMINISTRATOR, count)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_stop_ends_what_runs_and_refuses_what_waits(make: Make) -> None:
     reports = make()
     running, waiting = reports.read(TENANT, endless), reports.read(TENANT, count)

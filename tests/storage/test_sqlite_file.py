@@ -217,6 +217,37 @@ async def test_a_file_that_took_the_place_is_neither_written_nor_damaged_and_is_
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.parametrize("ends", ["while the gateway runs", "when the gateway stops"])
+@pytest_twisted.ensureDeferred
+async def test_a_report_that_reads_the_lost_file_does_not_leave_its_log_to_the_next_one(
+    reactor: Any, case: Case, ends: str
+) -> None:
+    copy = another_file(case)
+    for number in range(3, 40):
+        await put(case.store, key_record(number))
+    with closing(sqlite3.connect(case.file, isolation_level=None)) as report, captured_logs() as events:
+        report.execute("BEGIN")
+        report.execute("SELECT count(*) FROM vllm_passthrough_keys").fetchall()
+        os.rename(copy, case.file)
+        assert await case.is_refused()
+        # an act is refused at once all the same, and not after it waited for the report
+        assert await case.is_refused()
+        if ends == "while the gateway runs":
+            report.rollback()
+            assert await case.is_refused()
+        else:
+            reactor.callLater(0.05, report.rollback)
+        await case.database.stop()
+    case.ledger.close()
+    restarted = Database(reactor, case.url)
+    restarted.open()
+    assert await all_keys(Store(restarted)) == [key_record(1)]
+    await restarted.stop()
+    told = [eventAsText(event) for event in events]
+    assert sum("do not restart before it is written back" in line for line in told) == 1
+    assert sum("is written back to it" in line for line in told) == (ends == "while the gateway runs")
+
+
 @pytest_twisted.ensureDeferred
 async def test_what_fills_an_emptied_file_is_not_trusted(case: Case) -> None:
     copy = another_file(case)

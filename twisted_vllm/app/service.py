@@ -127,8 +127,10 @@ class GatewayService(Service):
         cap = self.site.limits.max_connections
         if cap != self._settings.limits.max_connections:
             self._log.info(
-                "At most {cap} client connections at once: the process may open {files} files",
+                "At most {cap} client connections at once, and {share} of one address that is no trusted proxy: the "
+                "process may open {files} files",
                 cap=cap,
+                share=self.site.connection_limit.most_of_one,
                 files=open_file_limit(),
             )
         for port in self.ports:

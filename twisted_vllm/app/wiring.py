@@ -266,7 +266,7 @@ class Wiring:
         )
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
-        shortages.add_maker(self.site.connection_limit.make_room)
+        shortages.add_reclaimer(self.site.connection_limit.make_room)
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)

@@ -41,7 +41,7 @@ class UncountedRequests:
         counted, left = self._keys.add(principal.key_id, now)
         if counted > self._limit:
             raise self._refusal(
-                f"Too many requests: this key may read {self._limit} times in a minute, which no rpm_limit counts",
+                f"Too many requests that only read: this key may send {self._limit} of them in a minute",
                 self._limit,
                 left,
             )
@@ -64,7 +64,8 @@ class UncountedRequests:
         self.refused += 1
         seconds = max(1, ceil(left))
         return RateLimitExceeded(
-            f"{what} (limits.max_uncounted_requests). Try again in {seconds} second{'' if seconds == 1 else 's'}.",
+            f"{what} (passthrough.limits.max_uncounted_requests). "
+            f"Try again in {seconds} second{'' if seconds == 1 else 's'}.",
             retry_after=seconds,
             limit_headers=limit_headers((limit, 0, left), None),
         )

@@ -165,6 +165,8 @@ def load(
         )
     if found.get("allowed_ips") and not found.get("trusted_proxies"):
         _refuse_untold_addresses(written.get("general_settings"), root)
+    if found.get("limits") is not None:
+        _warn_of_limits(found["limits"], root)
     fleet = _fleet(document.model_list, found, default_api_base, root)
     if found["database_url"] is None:
         found["database_url"] = root.at("default_database_url").attempt(database_url, default_database_url)
@@ -216,6 +218,20 @@ def _refuse_untold_addresses(written: object, root: Place) -> None:
             "says that clients come through a proxy, whose address allowed_ips would be compared with (name the proxy "
             "in passthrough.trusted_proxies)"
         )
+
+
+def _warn_of_limits(limits: Limits, root: Place) -> None:
+    """Warn of limits that another limit makes void."""
+    at = root.at(_DECLARED["limits"].path)
+    if limits.max_held_total_bytes < 2 * limits.max_held_body_bytes:
+        at.key("max_held_total_bytes").warn(
+            "does not bound the memory of bodies: make it at least twice max_held_body_bytes "
+            f"({2 * limits.max_held_body_bytes})"
+        )
+    if limits.max_held_bytes_per_key is not None and limits.max_held_bytes_per_key > limits.max_held_total_bytes:
+        at.key("max_held_bytes_per_key").warn("is more than max_held_total_bytes, so one key may take all of it")
+    if limits.max_reports_per_key > limits.max_reports:
+        at.key("max_reports_per_key").warn("is more than max_reports, so one key may take all of them")
 
 
 def _needs_default(table: Sequence[Row]) -> bool:

@@ -105,7 +105,10 @@ class WebPages:
             UnsupportedMediaType: it is not JSON, in open mode.
         """
         if self.is_open and not is_json:
-            raise UnsupportedMediaType("Send the header Content-Type: application/json.")
+            raise UnsupportedMediaType(
+                "Send the header Content-Type: application/json. Without a master key the gateway takes no other "
+                "administrative POST, because a web page could send it."
+            )
 
     def response_headers(self, headers: Mapping[bytes, bytes]) -> Headers:
         """Return the CORS headers of an answer of the gateway's own; none unless the page's origin is allowed."""
@@ -141,7 +144,8 @@ class WebPages:
             # RFC 6761 §6.3: nobody else can give these names an address.
             return True
         address = _address_in(name)
-        if address is not None and (self._any_address or address.is_loopback):
+        if address is not None and (self._any_address or address.is_loopback or address.is_unspecified):
+            # 0.0.0.0 and [::] lead to this machine too: a client that is told to listen there connects there.
             return True
         return self._hosts is not None and self._hosts.fullmatch(name) is not None
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
 
 from twisted_vllm.auth.credentials import carried, decoded, strike_out
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.context import RequestContext
 from twisted_vllm.observability.logging.redaction import MASK
 from twisted_vllm.observability.route_templates import RouteTemplates
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 #: characters of a path, or of a model's name, to log
 TEXT_LIMIT = 512
@@ -20,8 +17,8 @@ TEXT_LIMIT = 512
 READ_LIMIT = 1024
 #: texts that are remembered, because paths and names of models repeat
 MAX_TEXTS = 1024
-#: results that are remembered for heads that repeat; each keeps a head of up to 2 KiB
-MAX_HEADS = 256
+#: results that are remembered for heads that repeat; each keeps a head of up to 2 KiB, and characters of text
+MAX_HEADS, MAX_HEAD = 256, 2_048
 
 
 class ClientText:
@@ -39,8 +36,8 @@ class ClientText:
         self._clean = lru_cache(maxsize=MAX_TEXTS)(redact)
         self._clean_path = lru_cache(maxsize=MAX_TEXTS)(lambda path: self._without_spelled(show(path)))
         #: by the name and the head's template: heads that are alike carry the same credential
-        self._models: dict[tuple[str, object], str] = {}
-        self._carried: dict[object, tuple[str, ...]] = {}
+        self._models: BoundedCache[tuple[str, object], str] = BoundedCache(MAX_HEADS, MAX_HEAD)
+        self._carried: BoundedCache[object, tuple[str, ...]] = BoundedCache(MAX_HEADS, MAX_HEAD)
 
     def model(self, context: RequestContext) -> str:
         """Return the name of the model that a request names."""
@@ -49,7 +46,7 @@ class ClientText:
         if found is None:
             found = self.text(context, name)
             if template is not None:
-                _keep(self._models, (name, template), found)
+                self._models.keep((name, template), found, len(name) + len(found))
         return found
 
     def route(self, context: RequestContext) -> str:
@@ -79,7 +76,7 @@ class ClientText:
         if secrets is None:
             secrets = carried(head.first)
             if head.template is not None:
-                _keep(self._carried, head.template, secrets)
+                self._carried.keep(head.template, secrets, sum(map(len, secrets)))
         return strike_out(self._without_spelled(request_id), secrets, MASK)
 
     def text(self, context: RequestContext, text: str) -> str:
@@ -99,9 +96,3 @@ class ClientText:
             segment if "%" not in segment or self._redact(plain := decoded(segment)) == plain else MASK
             for segment in text.split("/")
         )
-
-
-def _keep(cache: dict[K, V], key: K, value: V) -> None:
-    if len(cache) >= MAX_HEADS:
-        del cache[next(iter(cache))]
-    cache[key] = value

@@ -12,11 +12,9 @@ from twisted.internet.task import CooperativeTask
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.errors import GatewayError
 from twisted_vllm.field_policy.policy import FieldPolicy
-from twisted_vllm.http.client.held_body import Cooperate
+from twisted_vllm.http.net.bounded_turns import Cooperate
+from twisted_vllm.http.server.held_bodies import SMALL_BODY
 from twisted_vllm.http.server.request import GatewayRequest
-
-#: a body up to this size in bytes is read at once when it is complete: the worst takes less than 20 ms
-SMALL_BODY = 65_536
 
 #: a body over this size in bytes, with more commas and braces than this, may take some milliseconds
 LONG_BODY, LONG_MARKS = 16_384, 2_048

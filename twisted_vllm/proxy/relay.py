@@ -14,7 +14,7 @@ from twisted.web.client import ResponseDone, ResponseFailed
 from twisted.web.iweb import UNKNOWN_LENGTH
 from zope.interface import implementer
 
-from twisted_vllm.errors import GatewayError, OutOfSockets, ServerBusy, UpstreamProtocolError
+from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, UpstreamProtocolError
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.headers import HeaderList, relayed_trailers
@@ -171,7 +171,7 @@ class Relay(Protocol):
         if isinstance(error, OutOfSockets):
             self.context.sent = False
         # a request with an unacceptable body counts as refused too
-        is_refused = error.status < 500 or isinstance(error, (ServerBusy, OutOfSockets))
+        is_refused = error.status < 500 or error.code in TURNED_AWAY
         self.context.outcome = "refused" if is_refused else "upstream_failed"
         self._request.answer(error)
 

@@ -21,11 +21,12 @@ from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
-from twisted_vllm.http.client.held_body import Cooperate, HeldBodyProducer
+from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_form, is_json
-from twisted_vllm.http.server.held_bodies import UNCOUNTED
+from twisted_vllm.http.net.bounded_turns import Cooperate
+from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.lifecycle import Lifecycle
@@ -33,7 +34,7 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
-from twisted_vllm.proxy.body_collector import SMALL_BODY, BodyCollector, takes_long
+from twisted_vllm.proxy.body_collector import BodyCollector, takes_long
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread

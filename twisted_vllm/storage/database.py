@@ -23,8 +23,9 @@ from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
-from twisted_vllm.storage.sqlite_file import watch_file, write_back
-from twisted_vllm.storage.transacting import Failed, Fault, transact
+from twisted_vllm.storage.sqlite_file import DatabaseFileLost, watch_file
+from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
+from twisted_vllm.storage.write_ahead_log import empty_log
 
 T = TypeVar("T")
 
@@ -35,19 +36,11 @@ START_SECONDS = 300.0
 #: Threads, each with a connection: changes run one at a time in any case, and do not wait for what only reads.
 CHANGE_THREADS, READ_THREADS = 1, 3
 
-_UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
-_MESSAGES = {
-    Fault.UNAVAILABLE: _UNAVAILABLE,
-    Fault.LOCKED: "Another program or transaction holds the lock of the database. Nothing was changed. Try again.",
-    Fault.FULL: "The disk of the database is full. Nothing was changed. Free it and try again.",
-    Fault.FILE_LOST: (
-        "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
-        "Its operator finds in the log what to do."
-    ),
-    Fault.TOO_SLOW: "The database took longer than timeouts.database allows. Nothing was changed. Try again.",
-}
 _UNCERTAIN = "The database does not answer. What was asked may have been done: look before trying again."
 _RETRY_SECONDS = 5
+
+#: milliseconds that the end of the process waits for reports that read from the log of a file that is lost
+_LAST_PATIENCE = 1_000
 
 #: seconds between two lines in the log about a file that is lost
 ALARM_INTERVAL = 300.0
@@ -83,6 +76,9 @@ class Database:
         self.file_is_lost = False
         self._monotonic = monotonic
         self._next_alarm = 0.0
+        # of the lost file: whether it is whole, and whether its write-ahead log is known to hold something
+        self._is_whole = self._log_is_left = False
+        self._is_emptying = False
         self._reactor = reactor
         self._url = url
         self._seconds = seconds
@@ -132,6 +128,10 @@ class Database:
         if engine is None or changes is None or reads is None:
             return
         self._changes = self._reads = None
+        if self.file_is_lost and self._is_whole:
+            # The next start would apply what is left of the log to the file that is at the path then. The reports that
+            # read from it end at the same time.
+            changes.run(lambda: empty_log(engine, patience=_LAST_PATIENCE)).addErrback(self._not_emptied)
         yield gatherResults([changes.stop(self._reactor), reads.stop(self._reactor)])
         # It does not wait: only connections that nothing uses are closed.
         engine.dispose()
@@ -143,7 +143,7 @@ class Database:
             StoreUnavailable: the database failed, or is not open.
         """
         if self._engine is None:
-            raise StoreUnavailable(_UNAVAILABLE)
+            raise StoreUnavailable(NO_ANSWER)
         outcome = transact(self._engine, self._url, work, Deadline(START_SECONDS, DEFAULT_SECONDS), writes=False)
         return self._result_of(outcome, False)
 
@@ -161,7 +161,7 @@ class Database:
         """
         engine, lane = self._engine, self._changes if writes else self._reads
         if engine is None or lane is None:
-            return fail(StoreUnavailable(_UNAVAILABLE, retry_after=_RETRY_SECONDS))
+            return fail(StoreUnavailable(NO_ANSWER, retry_after=_RETRY_SECONDS))
         deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
         done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
         return done.addCallback(self._result_of, writes)
@@ -189,22 +189,45 @@ class Database:
             level("the database takes no changes: {reason}", reason=outcome.reason)
         else:
             self._log.debug("the database took too long: {reason}", reason=outcome.reason)
-        message = _UNCERTAIN if outcome.uncertain else _MESSAGES[outcome.fault]
+        message = _UNCERTAIN if outcome.uncertain else FAULT_MESSAGES[outcome.fault]
         raise StoreUnavailable(message, retry_after=_RETRY_SECONDS)
 
     def _note_lost_file(self, outcome: Failed) -> None:
         """Say at once that nothing can be stored, and again from time to time."""
-        if not self.file_is_lost and outcome.moved and self._engine is not None and self._changes is not None:
-            engine = self._engine
-            self._changes.run(lambda: write_back(engine)).addErrback(self._not_written_back)
+        engine, changes = self._engine, self._changes
+        self._is_whole = outcome.moved
+        if outcome.moved and not self._is_emptying and engine is not None and changes is not None:
+            # The next start would apply what is left of the log to the file that is at the path then. At each failure:
+            # a report may still read the file, and then its log cannot be emptied.
+            self._is_emptying = True
+            changes.run(lambda: empty_log(engine, patience=0)).addBoth(self._emptied)
         if not self.file_is_lost or self._monotonic() >= self._next_alarm:
             self._next_alarm = self._monotonic() + ALARM_INTERVAL
             self._log.critical("the database's file is lost: {reason}", reason=outcome.reason)
         self.file_is_lost, self.reachable = True, False
 
-    def _not_written_back(self, failure: Failure) -> None:
+    def _emptied(self, result: bool | Failure) -> None:
+        self._is_emptying = False
+        if isinstance(result, Failure):
+            self._not_emptied(result)
+        elif result and self._log_is_left:
+            self._log_is_left = False
+            self._log.info("the write-ahead log of the database's lost file is written back to it")
+        elif not result and not self._log_is_left:
+            self._log_is_left = True
+            self._log.warn(
+                "the write-ahead log of the database's lost file is in use, by a report or another process: do not "
+                "restart before it is written back, or it is applied to the file that is there now"
+            )
+
+    def _not_emptied(self, failure: Failure) -> None:
         failure.trap(SQLAlchemyError, sqlite3.Error, StoreUnavailable)
-        self._log.critical(
+        if failure.check(DatabaseFileLost):
+            # All connections were in use, and no other may be made: the next failure tries again.
+            return
+        level = self._log.debug if self._log_is_left else self._log.critical
+        self._log_is_left = True
+        level(
             "the write-ahead log of the database's lost file could not be written back to it: {reason}",
             reason=failure.getErrorMessage(),
         )

@@ -103,14 +103,16 @@ class ReportQueue(Generic[ReportT]):
             if not caller.is_administrator and any(self._waiting_of[scope] >= share for scope in caller.scopes):
                 self.refused += 1
                 raise TooManyReports(
-                    f"{share} reports of this key, its user or its team wait already (a quarter of "
-                    "limits.max_queued_reports). Wait for their answers, or ask for one report over a longer time.",
+                    f"Too many reports of this key, its user or its team wait already: {share}, a quarter of "
+                    "passthrough.limits.max_queued_reports. Wait for their answers, or ask for one report over a "
+                    "longer time.",
                     retry_after=RETRY_SECONDS,
                 )
             if self.waiting >= limits.waiting:
                 self.refused += 1
                 raise ReportsBusy(
-                    f"{limits.waiting} reports wait already (limits.max_queued_reports). Try again in a few seconds.",
+                    f"Too many reports wait already: {limits.waiting} (passthrough.limits.max_queued_reports). Try "
+                    "again in a few seconds.",
                     retry_after=RETRY_SECONDS,
                 )
         self._waiting[not caller.is_administrator].append((caller, report))

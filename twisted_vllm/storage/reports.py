@@ -22,7 +22,7 @@ from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.report_queue import RETRY_SECONDS, ReportCaller, ReportLimits, ReportQueue
 from twisted_vllm.storage.sqlite_file import watch_file
-from twisted_vllm.storage.transacting import Failed, Fault, transact
+from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.storage.write_ahead_log import WriteAheadLog
 
@@ -31,8 +31,6 @@ T = TypeVar("T")
 #: Seconds after which a thread that runs Python gives way to another, while reports run. Python's own 5 ms would delay
 #: the reactor and the changes by 5 ms at each step, and they take many steps.
 _SWITCH_SECONDS = 0.0005
-
-_UNAVAILABLE = "The database does not answer at the moment. Try again in a few seconds."
 
 
 class _Report(Generic[T]):
@@ -109,7 +107,7 @@ class ReportReader:
             return succeed(None)
         for report in self.queue.clear():
             self._no_longer_waits(report)
-            report.refuse(StoreUnavailable(_UNAVAILABLE))
+            report.refuse(StoreUnavailable(NO_ANSWER))
         for report in self._running:
             if report.deadline is not None:
                 report.deadline.cancel()
@@ -129,7 +127,7 @@ class ReportReader:
             StoreUnavailable: the database failed, or is not open.
         """
         if self._lane is None:
-            return fail(StoreUnavailable(_UNAVAILABLE, retry_after=RETRY_SECONDS))
+            return fail(StoreUnavailable(NO_ANSWER, retry_after=RETRY_SECONDS))
         report = _Report(caller, work, self._cancel)
         try:
             self.queue.add(caller, report, begun=begun)
@@ -193,13 +191,13 @@ class ReportReader:
         if failed.fault is Fault.TOO_SLOW:
             self.stopped += 1
             return ReportTimeout(
-                f"The report was stopped after {self._seconds:g} s (timeouts.report). Ask for fewer days, for a "
-                "coarser interval or for one key."
+                f"The report was stopped after {self._seconds:g} s (passthrough.timeouts.report). Ask for fewer days, "
+                "for a coarser interval or for one key."
             )
         level = self._log.debug if self._failing else self._log.error
         self._failing = True
         level("reports cannot be read: {reason}", reason=failed.reason)
-        return StoreUnavailable(_UNAVAILABLE, retry_after=RETRY_SECONDS)
+        return StoreUnavailable(FAULT_MESSAGES[failed.fault], retry_after=RETRY_SECONDS)
 
     def _works(self) -> None:
         if self._failing:
@@ -218,7 +216,8 @@ class ReportReader:
         self.queue.remove(report.caller, report)
         report.refuse(
             ReportsBusy(
-                f"The report waited {self._seconds:g} s (timeouts.report) for others to end. Try again later.",
+                f"The report waited {self._seconds:g} s (passthrough.timeouts.report) for others to end. Try again "
+                "later.",
                 retry_after=RETRY_SECONDS,
             )
         )

@@ -108,19 +108,3 @@ def check_file(engine: Engine) -> None:
     file: SqliteFile | None = engine.get_execution_options().get(_FILE)
     if file is not None:
         file.check()
-
-
-def write_back(engine: Engine) -> None:
-    """Copy the write-ahead log into the file that is open, and empty it.
-
-    Otherwise the next start would apply what is left of it to the file that is at the path then.
-
-    Raises:
-        SQLAlchemyError: there is no open connection.
-        sqlite3.Error: the log cannot be copied.
-    """
-    connection = engine.raw_connection()
-    try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-    finally:
-        connection.close()

@@ -34,6 +34,22 @@ class Fault(Enum):
     TOO_SLOW = "too slow"
 
 
+#: what a client is told of each
+NO_ANSWER = "The database does not answer at the moment. Try again in a few seconds."
+FAULT_MESSAGES = {
+    Fault.UNAVAILABLE: NO_ANSWER,
+    Fault.LOCKED: "Another program or transaction holds the lock of the database. Nothing was changed. Try again.",
+    Fault.FULL: "The disk of the database is full. Nothing was changed. Free it and try again.",
+    Fault.FILE_LOST: (
+        "The database's file was removed or replaced while the gateway runs, so nothing is stored. "
+        "Its operator finds in the log what to do."
+    ),
+    Fault.TOO_SLOW: (
+        "The database took longer than passthrough.timeouts.database allows. Nothing was changed. Try again."
+    ),
+}
+
+
 @attrs.frozen
 class Failed:
     """The outcome of a transaction that failed. A text, as the driver's error may show secrets.

@@ -15,6 +15,8 @@ from sqlalchemy.engine import Engine
 WAL_LIMIT = 64 * 1024 * 1024
 #: seconds between two attempts: another process may hold the log
 WAL_INTERVAL = 5.0
+#: milliseconds that changes may wait for another process that reads from the log
+PATIENCE = 20
 
 
 class WriteAheadLog:
@@ -47,12 +49,36 @@ class WriteAheadLog:
         return True
 
     def empty(self) -> None:
-        """Copy the log into the database and cut it to nothing, in the calling thread; or give up after a moment.
+        """Empty it in the calling thread, or give up after a moment: the next attempt is soon."""
+        empty_log(self._engine, patience=PATIENCE)
 
-        It fails quietly while another connection reads or writes: the next attempt is soon.
-        """
-        connection = self._engine.raw_connection()
+
+def empty_log(engine: Engine, *, patience: int) -> bool:
+    """Copy SQLite's write-ahead log into the database, and cut it to nothing, in the calling thread.
+
+    Nearly all is copied while others write. Only what came meanwhile is copied under the lock of changes.
+
+    Args:
+        engine: SQLite's.
+        patience: milliseconds to wait for connections that read from the log; changes wait as long.
+
+    Returns:
+        Whether the log is empty. It is not while another connection reads from it or writes.
+
+    Raises:
+        SQLAlchemyError: there is no connection to the database.
+        sqlite3.Error: the log cannot be copied.
+    """
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        (usual,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout = {patience}").fetchall()
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            (is_busy, _, _) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
-            connection.close()
+            cursor.execute(f"PRAGMA busy_timeout = {usual}").fetchall()
+        return not is_busy
+    finally:
+        connection.close()

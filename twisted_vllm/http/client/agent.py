@@ -91,7 +91,7 @@ class UpstreamAgent:
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
         self._shortages = Shortages() if shortages is None else shortages
-        self._shortages.add_maker(self.make_room)
+        self._shortages.add_reclaimer(self.make_room)
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
@@ -280,7 +280,7 @@ class UpstreamAgent:
         server, now = connection.server, self._deadlines.seconds()
         if self._distrusted.get(server, now) <= now:
             self._log.warn(
-                "{server} sent what nobody asked for: its connections are not reused for {seconds:g} s",
+                "{server} sent bytes that no request asked for: its connections are not reused for {seconds:g} s",
                 server=server.name,
                 seconds=DISTRUST,
             )

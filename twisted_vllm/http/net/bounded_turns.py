@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from twisted.internet.task import Cooperator
+from twisted.internet.task import CooperativeTask, Cooperator
 
 #: seconds of work in one turn of the reactor, of all tasks together; the last step may take some milliseconds more
 SLICE = 0.003
+
+#: runs an iterator in steps, between which the reactor serves others
+Cooperate = Callable[[Iterator[Any]], CooperativeTask[Any]]
 
 
 def turn_cooperator(reactor: Any) -> Cooperator:

@@ -30,11 +30,11 @@ class Shortages:
     def __init__(self) -> None:
         """Start at zero."""
         self.counts: Counter[tuple[Operation, str]] = Counter()
-        self._makers: list[Callable[[], int]] = []
+        self._reclaimers: list[Callable[[], int]] = []
 
-    def add_maker(self, make_room: Callable[[], int]) -> None:
+    def add_reclaimer(self, make_room: Callable[[], int]) -> None:
         """Add a function that closes idle connections and returns how many; the first that closes some is enough."""
-        self._makers.append(make_room)
+        self._reclaimers.append(make_room)
 
     def note(self, operation: Operation, number: int) -> int:
         """Note that an operation failed.
@@ -47,10 +47,10 @@ class Shortages:
             How many connections are being closed to make room.
         """
         self.counts[operation, errorcode.get(number, str(number))] += 1
-        freed = next((freed for make_room in self._makers if (freed := make_room())), 0)
+        freed = next((freed for make_room in self._reclaimers if (freed := make_room())), 0)
         self._log.error(
             "Out of sockets or files: {failed} ({reason}). Raise the limit on open files (ulimit -n, LimitNOFILE) or "
-            "lower limits.max_connections; {freed} idle connections are closed to make room.",
+            "lower passthrough.limits.max_connections; {freed} idle connections are closed to make room.",
             failed=_FAILED[operation],
             reason=os.strerror(number),
             freed=freed,

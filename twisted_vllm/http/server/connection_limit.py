@@ -81,6 +81,7 @@ class ConnectionLimit:
     """Decides which connections are served.
 
     Attributes:
+        most_of_one: the most connections of one address.
         refused: how many were refused, by limit: ``total`` or ``address``.
         dropped: how many idle ones were closed to make room, by kind.
     """
@@ -110,7 +111,7 @@ class ConnectionLimit:
             max_refused: connections over the limit to answer at a time; half as many may be closing to make room.
         """
         self._most = sys.maxsize if max_connections is None else max_connections
-        self._most_of_one = self._most if share == 1 else max(1, int(self._most * share))
+        self.most_of_one = self._most if share == 1 else max(1, int(self._most * share))
         self._deadlines = deadlines
         self._date = date
         self._make_id = make_id
@@ -140,14 +141,15 @@ class ConnectionLimit:
         client = self._clients.get(client_of(host))
         if (
             client is not None
-            and len(client.connections) >= self._most_of_one
+            and len(client.connections) >= self.most_of_one
             and not client.exempt
             and not self._drop_of(client)
         ):
             self.refused["address"] += 1
             self._log.warn(
-                "Over {most} client connections from {address}: more of it are refused until some have ended",
-                most=self._most_of_one,
+                "Over {most} client connections from {address}: more from there are refused until some have ended. If "
+                "it is a proxy, name it in passthrough.trusted_proxies; see passthrough.limits.max_connections_share",
+                most=self.most_of_one,
                 address=host,
                 once_a_second=True,
             )
@@ -157,8 +159,9 @@ class ConnectionLimit:
         self.refused["total"] += 1
         if not self._burst:
             self._log.warn(
-                "Over {cap} client connections: more are refused until some have ended",
-                cap=self._most,
+                "Over {limit} client connections: more are refused until some have ended; see "
+                "passthrough.limits.max_connections",
+                limit=self._most,
                 once_a_second=True,
             )
         self._burst += 1
@@ -180,7 +183,7 @@ class ConnectionLimit:
         self._forget(connection)
         if self._burst and self._total < self._most * RESET_SHARE:
             self._log.info(
-                "{count} client connections over the cap were refused", count=self._burst, once_a_second=True
+                "{count} client connections over the limit were refused", count=self._burst, once_a_second=True
             )
             self._burst = 0
 
@@ -204,7 +207,7 @@ class ConnectionLimit:
         if client.fruitless == self._deadlines.now:
             return False
         found = self._idle_of(client, hurry=False)
-        if self._drop(found, self._batch(self._most_of_one)):
+        if self._drop(found, self._batch(self.most_of_one)):
             return True
         client.fruitless = self._deadlines.now
         return False
@@ -216,7 +219,7 @@ class ConnectionLimit:
             return False
         if self._drop(self._candidates(client), self._batch(self._most)):
             return True
-        if client is not None and len(client.connections) > self._most_of_one:
+        if client is not None and len(client.connections) > self.most_of_one:
             # others may close its connections sooner than itself
             client.fruitless = now
         else:
@@ -229,7 +232,7 @@ class ConnectionLimit:
 
     def _candidates(self, newcomer: _Client | None) -> Iterable[tuple[Idle, int, float, ServedConnection]]:
         for client in self._clients.values():
-            hurry = client is not newcomer and len(client.connections) > self._most_of_one
+            hurry = client is not newcomer and len(client.connections) > self.most_of_one
             yield from self._idle_of(client, hurry=hurry)
 
     def _idle_of(self, client: _Client, *, hurry: bool) -> Iterable[tuple[Idle, int, float, ServedConnection]]:
@@ -270,7 +273,7 @@ class ConnectionLimit:
         if len(self._refused) >= self._max_refused:
             return None
         client = self._clients.get(client_of(host))
-        whose = client is not None and not client.exempt and len(client.connections) >= self._most_of_one
+        whose = client is not None and not client.exempt and len(client.connections) >= self.most_of_one
         refused = RefusedConnection(self._deadlines, lambda: self._answer(whose), self._refused.discard)
         self._refused.add(refused)
         return refused
@@ -281,9 +284,16 @@ class ConnectionLimit:
             refused.transport.abortConnection()
 
     def _answer(self, of_one: bool) -> bytes:
-        text = "Too many connections come from your address; close some and send the request again."
-        if not of_one:
-            text = "The gateway has too many connections; send the request again."
+        if of_one:
+            text = (
+                "Too many connections come from your address; close some and send the request again. The operator sets "
+                "its share in passthrough.limits.max_connections_share."
+            )
+        else:
+            text = (
+                "The gateway has too many connections; send the request again. The operator sets how many in "
+                "passthrough.limits.max_connections."
+            )
         error = TooManyConnections(text, retry_after=1)
         body = error.body()
         headers = error.headers()

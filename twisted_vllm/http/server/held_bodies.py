@@ -21,7 +21,8 @@ from twisted_vllm.errors import GatewayError, NoRoomForBody, RequestTimeout
 #: a whole body up to this size, in bytes, is not counted: with `max_connections` it has a bound of its own
 UNCOUNTED = 8_192
 
-#: a body up to this size, in bytes, need not wait behind large ones
+#: a body up to this size, in bytes, is small: it need not wait behind large ones, and whatever is in it, it is read in
+#: less than 20 ms
 SMALL_BODY = 65_536
 
 #: small bodies, bodies that wait, and unparsed bytes may each use one part of so many

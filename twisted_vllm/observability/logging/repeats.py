@@ -6,6 +6,7 @@ what else it says.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -28,6 +29,9 @@ MAX_KINDS = 256
 #: seconds in which lines are counted
 WINDOW = 1.0
 
+#: the place of a value in an event's format
+_VALUE = re.compile(r"\{[^{}]*\}")
+
 
 class _Kind:
     """One kind of event: its current second, and what is needed to say how many were left out."""
@@ -43,8 +47,8 @@ class _Kind:
         self.event = {name: event.get(name) for name in ("log_level", "log_namespace", "log_format")}
 
     def summary(self) -> LogEvent:
-        """Return an event that says how many were left out; the kind is named by its format."""
-        text = str(self.event["log_format"] or "an event without a text")
+        """Return an event that says how many were left out; the kind is named by its text without the values."""
+        text = _VALUE.sub("…", str(self.event["log_format"] or "an event without a text"))
         return {
             "log_level": self.event["log_level"],
             "log_namespace": self.event["log_namespace"],
