@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -11,12 +11,10 @@ from twisted.internet.task import CooperativeTask
 from zope.interface import implementer
 
 from twisted_vllm.http.client.interfaces import IRepeatableBody
+from twisted_vllm.http.net.bounded_turns import Cooperate
 
 #: bytes that are written in one step: what the socket's buffer may take at once
 STEP = 262_144
-
-#: runs an iterator in steps, between which the reactor serves others
-Cooperate = Callable[[Iterator[Any]], CooperativeTask[Any]]
 
 
 class HeldBytes(Protocol):
