@@ -182,3 +182,40 @@ def test_of_many_small_requests_in_one_segment_few_become_objects_before_their_t
     assert client.channel.is_idle()
     client.leave()
     harness.assert_clean()
+
+
+def test_bodies_in_tiny_chunks_share_a_turn_and_arrive_whole() -> None:
+    harness = SiteHarness()
+    body = b"ab" * 15_000
+    clients = [harness.connect() for _ in range(5)]
+    for client in clients:
+        client.channel.dataReceived(
+            chunked(b"/other/a", *[body[at : at + 1] for at in range(len(body))]) + get(b"/other/b")
+        )
+    received = [client.channel.requests[0].body_received for client in clients]
+    # the first slice of each is parsed at once
+    assert sum(received) <= (len(clients) + PER_TURN) * 4_096 / 6
+    assert all(received)
+    for client in clients:
+        client.settle()
+        assert [answer.body for answer in client.answers()] == [b"/other/a " + body, b"/other/b "]
+        client.leave()
+    harness.assert_clean()
+
+
+def test_a_wait_for_a_turn_gives_a_body_in_tiny_chunks_no_more_time() -> None:
+    harness = SiteHarness()
+    clients = [harness.connect() for _ in range(2)]
+    body = chunked(b"/other/a", *[b"x"] * 60_000)[:-5]
+    for client in clients:
+        client.channel.dataReceived(body)
+    before = clients[1].channel.deadline
+    assert before is not None
+    clients[1].settle()
+    after = clients[1].channel.deadline
+    assert after is not None
+    assert after <= before + 60_000 / 500
+    for client in clients:
+        client.leave()
+        client.settle()
+    harness.assert_clean()

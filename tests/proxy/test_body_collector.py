@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +13,11 @@ from tests.proxy.gateway_fakes import FakeRequest
 from tests.turns import TurnClock
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.errors import BodyTooComplex, BodyTooLarge
-from twisted_vllm.http.net.bounded_turns import turn_cooperator
+from twisted_vllm.http.net.bounded_turns import OWNERS, Job, Jobs, turn_cooperator
 from twisted_vllm.http.server.held_bodies import SMALL_BODY
 from twisted_vllm.proxy.body_collector import (
     LONG_BODY,
-    MAX_UNREAD,
+    LONG_MARKS,
     QUICK_BODY,
     QUICK_ESCAPES,
     QUICK_MARKS,
@@ -42,7 +44,7 @@ class Collecting:
             request,
             limit,
             self.found.append,
-            cooperate=turn_cooperator(self.clock).cooperate,
+            work=partial(Jobs(turn_cooperator(self.clock).cooperate).run, "key"),
             is_json=is_json,
             policy=None,
         ).start()
@@ -78,6 +80,7 @@ def test_a_small_body_is_given_as_bytes_when_its_last_piece_arrives() -> None:
 def test_a_large_body_is_held_and_has_been_read_when_it_is_given() -> None:
     collecting = Collecting()
     collecting.send(large())
+    collecting.clock.pump([0] * 50)
     assert b"".join(collecting.body.rope()) == large()
     assert [member.key for member in collecting.body.checked_members()] == ["model", "x", "prompt"]
     assert collecting.request.work is None
@@ -89,19 +92,19 @@ def test_a_body_that_is_not_json_is_held_unread() -> None:
     assert b"".join(collecting.body.rope()) == bytes(200_000)
 
 
-def test_a_client_waits_while_much_is_unread() -> None:
+def test_nothing_is_built_of_a_body_that_is_not_complete() -> None:
     collecting = Collecting()
-    collecting.send(large(MAX_UNREAD + PIECE), last=False, turns=False)
-    assert collecting.request.events[-1] == "pause body"
-    collecting.clock.advance(0)
-    assert collecting.request.events[-1] == "resume body"
+    collecting.send(large(), last=False)
+    assert collecting.clock.getDelayedCalls() == []
     collecting.send(b" ")
-    assert len(collecting.body) == len(large(MAX_UNREAD + PIECE)) + 1
+    collecting.clock.pump([0] * 200)
+    assert len(collecting.body) == len(large()) + 1
 
 
 def test_what_is_wrong_is_told_when_the_body_is_complete() -> None:
     collecting = Collecting()
     collecting.send(b'{"a":' + b"[" * 100_000)
+    collecting.clock.pump([0] * 10)
     with pytest.raises(BodyTooComplex, match="at most 200 levels"):
         collecting.body.checked_members()
 
@@ -119,29 +122,91 @@ def test_a_body_over_the_limit_is_refused(length: int | None) -> None:
 
 def test_nothing_runs_on_when_the_client_has_left() -> None:
     collecting = Collecting()
-    collecting.send(large(), last=False, turns=False)
+    collecting.send(large(), turns=False)
     collecting.request.work.cancel()
     assert collecting.clock.getDelayedCalls() == []
     assert collecting.found == []
 
 
-def test_bodies_of_several_clients_take_turns() -> None:
-    clock = TurnClock()
-    cooperator = turn_cooperator(clock)
-    steps: list[str] = []
+class Working:
+    """Jobs of several owners, of three steps each.
 
-    def work(name: str) -> Any:
-        for _ in range(3):
-            steps.append(name)
-            yield
+    Attributes:
+        steps: the names of the jobs whose steps were done.
+    """
 
-    cooperator.cooperate(work("a"))
-    cooperator.cooperate(work("b"))
-    while clock.getDelayedCalls():
-        before = len(steps)
-        clock.turn()
-        assert len(steps) <= before + 1
-    assert steps == ["a", "b", "a", "b", "a", "b"]
+    def __init__(self) -> None:
+        self.clock = TurnClock()
+        self.jobs = Jobs(turn_cooperator(self.clock).cooperate)
+        self.steps: list[str] = []
+
+    def begin(self, owner: str, name: str) -> Job:
+        def work() -> Iterator[None]:
+            for _ in range(3):
+                self.steps.append(name)
+                yield
+
+        return self.jobs.run(owner, work())
+
+    def finish(self) -> list[str]:
+        while self.clock.getDelayedCalls():
+            before = len(self.steps)
+            self.clock.turn()
+            assert len(self.steps) <= before + 1
+        return self.steps
+
+
+def test_bodies_of_several_keys_take_turns() -> None:
+    working = Working()
+    working.begin("a", "a")
+    working.begin("b", "b")
+    assert working.finish() == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_many_bodies_of_one_key_delay_another_key_s_as_little_as_one() -> None:
+    working = Working()
+    for number in range(100):
+        working.begin("many", f"many{number}")
+    working.begin("one", "one")
+    steps = working.finish()
+    assert len(steps) == 303
+    assert steps.index("one") <= 2
+    assert [name for name in steps if name != "one"] == [f"many{number}" for number in range(100) for _ in range(3)]
+
+
+def test_few_bodies_are_being_read_at_the_same_time_and_every_key_has_its_turn() -> None:
+    working = Working()
+    for number in range(3):
+        for owner in "abcdefgh":
+            working.begin(owner, f"{owner}{number}")
+    steps = working.finish()
+    for at in range(len(steps)):
+        assert len(set(steps[:at]) & set(steps[at:])) <= OWNERS
+    first = list(dict.fromkeys(steps))
+    assert {name[0] for name in first[:8]} == set("abcdefgh")
+
+
+def test_a_body_that_is_given_up_lets_the_next_one_in_whether_it_waited_or_not() -> None:
+    working = Working()
+    begun, waiting, last = (working.begin("a", name) for name in ("begun", "waiting", "last"))
+    working.clock.turn()
+    waiting.stop()
+    begun.stop()
+    begun.stop()
+    assert working.finish() == ["begun", "last", "last", "last"]
+    last.stop()
+
+
+def test_a_body_that_fails_lets_the_next_one_in() -> None:
+    working = Working()
+
+    def fail() -> Iterator[None]:
+        yield
+        raise ValueError
+
+    working.jobs.run("a", fail())
+    working.begin("a", "next")
+    assert working.finish() == ["next"] * 3
 
 
 PLAIN = b'{"model":"m","prompt":"%b"}'
@@ -176,5 +241,5 @@ def test_a_body_that_may_cost_more_is_read_in_steps(body: bytes) -> None:
 def test_a_small_body_takes_long_if_it_has_many_values() -> None:
     assert not takes_long(b"{" * 1_000)
     assert not takes_long(b"x" * SMALL_BODY)
-    assert takes_long(b"[" + b"0," * (LONG_BODY // 2) + b"0]")
-    assert takes_long(b"[" + b"{}" * (LONG_BODY // 2) + b"0]")
+    assert not takes_long(b"[" + b" " * LONG_BODY + b"0," * LONG_MARKS + b"0]")
+    assert takes_long(b"[" + b" " * LONG_BODY + b"0," * (LONG_MARKS + 1) + b"0]")

@@ -1,4 +1,4 @@
-"""A large body: held in the pieces that arrived and, if it is JSON, read and checked while it arrives."""
+"""A large body: held as it arrives and, if it is JSON, read and checked in steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a large JSON body while it arrives, in bounded steps, and keeps only what decisions need.
+"""Reads a large JSON body piece by piece, in bounded steps, and keeps only what decisions need.
 
 It reads as ``json.loads`` does, which vLLM uses; what it refuses as malformed, that refuses too. Objects, lists and
 short values are built; of a long text and of a list of numbers only the beginning is kept. A text is skipped at the

@@ -25,7 +25,8 @@ from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.headers import HeaderList, is_form, is_json
-from twisted_vllm.http.net.bounded_turns import Cooperate
+from twisted_vllm.http.net.bounded_turns import Cooperate, Jobs
+from twisted_vllm.http.server.body_room import owner_of
 from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
@@ -107,6 +108,7 @@ class PassThroughResource:
         self._in_thread = in_thread
         self._form_files = FormFiles() if form_files is None else form_files
         self._cooperate = cooperate
+        self._jobs = Jobs(cooperate)
         self._small = min(limits.max_held_body_bytes, SMALL_BODY)
         self._ask_models = ask_models
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
@@ -149,10 +151,14 @@ class PassThroughResource:
         most = self._limits.max_held_body_bytes
         received, complete = request.body_received, request.body_complete
         if complete and received <= UNCOUNTED and (received <= most or not authorization.needs_body):
-            self._admit(request, request.take_body(), cached)
+            body = request.take_body()
+            if takes_long(body):
+                self._admit_later(request, body, cached)
+            else:
+                self._admit(request, body, cached)
         elif complete and received <= (self._small if authorization.needs_body else PEEK_LIMIT):
             self._check_limits(request, authorization)
-            request.await_room(most, lambda: self._take(request, cached))
+            request.await_room(most, lambda: self._take(request, request.take_body(), cached))
         elif self._admission.must_hold(authorization, head):
             self._check_limits(request, authorization)
             if streams(request):
@@ -212,12 +218,15 @@ class PassThroughResource:
             refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
         raise refusal
 
-    def _take(self, request: GatewayRequest, cached: CachedAuthorization | None) -> None:
-        """Take a small body that is complete; one that takes long to read has a step of its own in a turn."""
-        body = request.take_body()
-        if not takes_long(body):
+    def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:
+        """Take a small body that is complete."""
+        if takes_long(body):
+            self._admit_later(request, body, cached)
+        else:
             self._collected(request, body, cached)
-            return
+
+    def _admit_later(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None) -> None:
+        """Admit a request in a step of its own: many such bodies may be complete in the same turn."""
         turn: Deferred[None] = Deferred()
 
         def step() -> Iterator[None]:
@@ -225,20 +234,20 @@ class PassThroughResource:
             yield
 
         PendingStep(request, body, turn).then(lambda _: self._collected(request, body, cached))
-        self._cooperate(step())
+        self._jobs.run(owner_of(request.context), step())
 
     def _hold(self, request: GatewayRequest, most: int) -> None:
         """Collect a body of at most `most` bytes, then admit the request."""
         head, authorization = request.head, request.context.authorization
         assert authorization is not None
         if is_form(head.first) or (head.length is not None and head.length <= self._small):
-            request.collect_body(most, lambda body: self._collected(request, body))
+            request.collect_body(most, lambda body: self._take(request, body))
             return
         BodyCollector(
             request,
             most,
             lambda body: self._collected(request, body),
-            cooperate=self._cooperate,
+            work=partial(self._jobs.run, owner_of(request.context)),
             is_json=authorization.reads and is_json(head.first),
             policy=authorization.fields,
         ).start()

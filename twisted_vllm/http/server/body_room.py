@@ -38,6 +38,12 @@ class RoomRequest(Protocol):
         """Log an exception, and answer 500 without its details."""
 
 
+def owner_of(context: RequestContext) -> str:
+    """Return the id of the key to which a body belongs; empty in open mode, where nobody has a key or a share."""
+    principal = context.principal
+    return "" if principal is None or principal.kind == "anonymous" else principal.key_id or principal.kind
+
+
 class BodyRoom:
     """Asks for the room of one body, and waits for it. It is the body's `Holder`."""
 
@@ -65,11 +71,8 @@ class BodyRoom:
 
     def ask(self, account: HeldBodies, size: int, proceed: Callable[[], None]) -> None:
         """Call `proceed` once there is room for `size` bytes; it may be at once."""
-        principal = self._request.context.principal
-        # in open mode nobody has a key, and so nobody a share
-        key = "" if principal is None or principal.kind == "anonymous" else principal.key_id or principal.kind
         try:
-            self._holding = account.ask(self, key, size)
+            self._holding = account.ask(self, owner_of(self._request.context), size)
         except NoRoomForBody as error:
             self.room_refused(error)
             return

@@ -40,6 +40,9 @@ MAX_REQUESTS = 16
 #: bytes to parse at once if they may be many requests
 SLICE = 4_096
 
+#: a slice with more pieces of bodies than this is slow to parse: each costs some microseconds
+FINE = 16
+
 #: seconds to read and drop the rest of a refused request, so that the client can read the response (RFC 9112 §9.6:
 #: closing with unread data resets the connection)
 LINGER = 2.0
@@ -99,6 +102,9 @@ class DownstreamConnection(http.HTTPChannel):
         self._closing_since: float | None = None
         self._held: list[bytes] = []
         self._held_size = 0
+        # bytes of a body in many small chunks, until it is their turn
+        self._rest = b""
+        self._slice_pieces = 0
         self._unsent = 0
         self._read_pauses: set[str] = set()
 
@@ -129,6 +135,7 @@ class DownstreamConnection(http.HTTPChannel):
         """Notify the requests in flight that their client has disconnected."""
         self._end_pauses()
         self._take_held()
+        self._rest = b""
         if self.tunnel is not None:
             self.tunnel.client_lost(reason)
         # it may still wait for a turn
@@ -218,6 +225,10 @@ class DownstreamConnection(http.HTTPChannel):
         """Parse `data`, or hold it until the request before it is answered."""
         if self._lingering:
             return
+        if self._rest:
+            # TLS may pass on what it has read already
+            self._rest += data
+            return
         requests = self.requests
         if requests and (len(requests) > 1 or requests[0].body_complete):
             self._hold(data)
@@ -264,12 +275,17 @@ class DownstreamConnection(http.HTTPChannel):
         return b"".join(held)
 
     def _feed(self, data: bytes) -> None:
-        if len(data) > SLICE and not self._is_within_body(len(data)):
+        if self._slice_pieces > FINE:
+            self._feed_fine(data)
+        elif len(data) > SLICE and not self._is_within_body(len(data)):
             for offset in range(0, len(data), SLICE):
                 if len(self.requests) > MAX_REQUESTS:
                     self._hold(data[offset:])
                     return
                 if not self._feed_piece(data[offset : offset + SLICE]):
+                    return
+                if self._slice_pieces > FINE:
+                    self._feed_fine(data[offset + SLICE :])
                     return
                 rest = len(data) - offset - SLICE
                 if rest > 0 and self._is_within_body(rest):
@@ -277,6 +293,26 @@ class DownstreamConnection(http.HTTPChannel):
                     return
         else:
             self._feed_piece(data)
+
+    def _feed_fine(self, data: bytes) -> None:
+        """Parse a body in many small chunks while such bodies have time left in this turn; the rest waits."""
+        while data and self._slice_pieces > FINE and self.site.pipelines.take():
+            if not self._feed_piece(data[:SLICE]):
+                return
+            data = data[SLICE:]
+        if data:
+            self._rest = data
+            self.pause_reading("turn")
+            self.site.pipelines.wait(self._feed_rest)
+
+    def _feed_rest(self) -> None:
+        rest, self._rest = self._rest, b""
+        if rest and not self._lingering:
+            # to wait for a turn is no progress
+            deadline = self.deadline
+            self.resume_reading("turn")
+            self.deadline = deadline
+            self.dataReceived(rest)
 
     def _is_within_body(self, size: int) -> bool:
         """Return whether the next `size` bytes all belong to the current body."""
@@ -290,7 +326,9 @@ class DownstreamConnection(http.HTTPChannel):
         parser = self._parser
         was_in_head, before, begun = parser.in_head, parser.current, len(self.requests)
         received = 0 if before is None else before.body_received
+        pieces = parser.pieces
         error = parser.feed(data)
+        self._slice_pieces = parser.pieces - pieces
         if error is not None:
             self._fail(error)
             return False

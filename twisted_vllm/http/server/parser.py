@@ -26,6 +26,7 @@ class RequestParser:
         in_head: whether its head is being parsed.
         final: whether no further request is parsed.
         surplus: the bytes after a request for an upgrade, in the TCP segment that ended its head.
+        pieces: of bodies, since the connection began. Each chunk has at least one, and costs time whatever its size.
     """
 
     def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, header_cache: RequestHeaderCache) -> None:
@@ -40,6 +41,7 @@ class RequestParser:
         self.in_head = False
         self.final = False
         self.surplus = b""
+        self.pieces = 0
         self._begin = begin
         self._limits = limits
         self._header_cache = header_cache
@@ -282,6 +284,7 @@ class RequestParser:
         request = self.current
         if request is None:
             return
+        self.pieces += 1
         request.body_received += len(data)
         if request.finished:
             return
