@@ -15,11 +15,16 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, settings
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+# how long an example takes says more about the machine than about the code
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # the assertions of harnesses and contracts tell what they saw, as those of test modules do
 pytest.register_assert_rewrite(

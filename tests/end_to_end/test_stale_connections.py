@@ -175,5 +175,5 @@ async def test_no_client_gets_the_second_answer_to_another_s_request(
         await client.until(lambda client=client: is_whole(client.received, False))
     answers = [parse_answer(client.received) for client in clients]
     assert [answer.json["number"] for answer in answers] == list(range(TRIES))
-    warnings = [line["message"] for line in gateway.log_lines() if "nobody asked for" in line.get("message", "")]
+    warnings = [line["message"] for line in gateway.log_lines() if "no request asked for" in line.get("message", "")]
     assert len(warnings) == 1
