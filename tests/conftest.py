@@ -10,6 +10,7 @@ Nothing here imports the reactor while it is loaded: pytest-twisted installs it 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 # how long an example takes says more about the machine than about the code
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=100 if os.environ.get("FULL_LOAD") else 50,
+)
 settings.load_profile("any machine")
 
 # the assertions of harnesses and contracts tell what they saw, as those of test modules do

@@ -21,7 +21,7 @@ from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import begin, make_engine, parse_url
 
 #: of the ledger; the sums are those of each key with each model on each day
-ROWS, KEYS, MODELS, DAYS = (1_000_000, 100, 5, 365) if FULL else (100_000, 20, 3, 365)
+ROWS, KEYS, MODELS, DAYS = (1_000_000, 100, 5, 365) if FULL else (50_000, 20, 3, 365)
 REPORTS = 20
 #: how often an administrator acts, the seconds that an act may take, and those that the slowest one may
 ACTS, SOON, LATE = 40, 0.1, 1.0
