@@ -18,6 +18,7 @@ from twisted.logger import capturedLogs as captured_logs
 
 from tests.builders import usage_rows
 from tests.storage.store_contract import all_keys, key_record, put
+from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import ALARM_INTERVAL, Database
@@ -31,6 +32,7 @@ class Case:
 
     def __init__(self, reactor: Any, directory: Path) -> None:
         self.now = 0.0
+        self.reactor = reactor
         self.directory = directory
         directory.mkdir()
         self.file = directory / "keys.sqlite"
@@ -48,6 +50,15 @@ class Case:
             assert "removed or replaced" in error.message
             return True
         return False
+
+    async def keys_after_a_restart(self) -> list[KeyRecord]:
+        """Return what the next process finds at the path; the database was stopped."""
+        self.ledger.close()
+        restarted = Database(self.reactor, self.url)
+        restarted.open()
+        found = await all_keys(Store(restarted))
+        await restarted.stop()
+        return found
 
     async def answers(self) -> bool:
         """Read something; return whether that worked."""
@@ -198,7 +209,7 @@ async def test_the_same_file_may_come_back(case: Case) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_file_that_took_the_place_is_neither_written_nor_damaged_and_is_used_after_a_restart(
-    reactor: Any, case: Case
+    case: Case,
 ) -> None:
     copy = another_file(case)
     # what comes after the copy is in the write-ahead log, which the next start finds beside the copy
@@ -208,11 +219,7 @@ async def test_a_file_that_took_the_place_is_neither_written_nor_damaged_and_is_
     assert await case.is_refused()
     assert not await case.answers()
     await case.database.stop()
-    case.ledger.close()
-    restarted = Database(reactor, case.url)
-    restarted.open()
-    assert await all_keys(Store(restarted)) == [key_record(1)]
-    await restarted.stop()
+    assert await case.keys_after_a_restart() == [key_record(1)]
     with closing(sqlite3.connect(case.file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -238,11 +245,7 @@ async def test_a_report_that_reads_the_lost_file_does_not_leave_its_log_to_the_n
         else:
             reactor.callLater(0.05, report.rollback)
         await case.database.stop()
-    case.ledger.close()
-    restarted = Database(reactor, case.url)
-    restarted.open()
-    assert await all_keys(Store(restarted)) == [key_record(1)]
-    await restarted.stop()
+    assert await case.keys_after_a_restart() == [key_record(1)]
     told = [eventAsText(event) for event in events]
     assert sum("do not restart before it is written back" in line for line in told) == 1
     assert sum("is written back to it" in line for line in told) == (ends == "while the gateway runs")

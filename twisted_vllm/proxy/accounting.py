@@ -20,7 +20,7 @@ from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailabl
 from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.lifecycle import RequestObserver
 from twisted_vllm.proxy.admission import Admitted
-from twisted_vllm.proxy.ledger import UsageSink
+from twisted_vllm.proxy.ledger import TEXT_LIMIT, UsageSink
 from twisted_vllm.proxy.serving import Serving
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
@@ -49,9 +49,6 @@ MAX_KEY_LENGTH = 512
 LEARNING_INTERVAL = 0.05
 #: a server that fails before it answered has done nothing within this time, in seconds
 FAILED_AT_ONCE = 1.0
-
-#: longer end-user names are cut, in characters
-TEXT_LIMIT = 255
 
 
 #: what requests with one pricing share: the model, the server, its name of the model, the path and the method

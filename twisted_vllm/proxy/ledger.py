@@ -14,7 +14,7 @@ from twisted_vllm.usage.pricing import RoutePricing
 from twisted_vllm.usage.records import Target, UsageRow, refer
 from twisted_vllm.usage.repeated_rows import RepeatedRows
 
-#: longer model names and header values are cut, in characters
+#: longer names of models and end users, and header values, are cut, in characters
 TEXT_LIMIT = 255
 
 

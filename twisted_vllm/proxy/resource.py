@@ -151,11 +151,7 @@ class PassThroughResource:
         most = self._limits.max_held_body_bytes
         received, complete = request.body_received, request.body_complete
         if complete and received <= UNCOUNTED and (received <= most or not authorization.needs_body):
-            body = request.take_body()
-            if takes_long(body):
-                self._admit_later(request, body, cached)
-            else:
-                self._admit(request, body, cached)
+            self._take(request, request.take_body(), cached)
         elif complete and received <= (self._small if authorization.needs_body else PEEK_LIMIT):
             self._check_limits(request, authorization)
             request.await_room(most, lambda: self._take(request, request.take_body(), cached))

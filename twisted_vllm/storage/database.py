@@ -19,7 +19,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import DEFAULT_SECONDS, make_engine, parse_url, reason_of
-from twisted_vllm.storage.errors import StoreError
+from twisted_vllm.storage.errors import RETRY_SECONDS, StoreError
 from twisted_vllm.storage.interfaces import IDatabase
 from twisted_vllm.storage.lane import Lane
 from twisted_vllm.storage.schema import migrate
@@ -37,7 +37,6 @@ START_SECONDS = 300.0
 CHANGE_THREADS, READ_THREADS = 1, 3
 
 _UNCERTAIN = "The database does not answer. What was asked may have been done: look before trying again."
-_RETRY_SECONDS = 5
 
 #: milliseconds that the end of the process waits for reports that read from the log of a file that is lost
 _LAST_PATIENCE = 1_000
@@ -161,7 +160,7 @@ class Database:
         """
         engine, lane = self._engine, self._changes if writes else self._reads
         if engine is None or lane is None:
-            return fail(StoreUnavailable(NO_ANSWER, retry_after=_RETRY_SECONDS))
+            return fail(StoreUnavailable(NO_ANSWER, retry_after=RETRY_SECONDS))
         deadline = Deadline(self._seconds if seconds is None else seconds, self._seconds)
         done = lane.run(lambda: transact(engine, self._url, work, deadline, writes=writes))
         return done.addCallback(self._result_of, writes)
@@ -190,7 +189,7 @@ class Database:
         else:
             self._log.debug("the database took too long: {reason}", reason=outcome.reason)
         message = _UNCERTAIN if outcome.uncertain else FAULT_MESSAGES[outcome.fault]
-        raise StoreUnavailable(message, retry_after=_RETRY_SECONDS)
+        raise StoreUnavailable(message, retry_after=RETRY_SECONDS)
 
     def _note_lost_file(self, outcome: Failed) -> None:
         """Say at once that nothing can be stored, and again from time to time."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from twisted_vllm.errors import Conflict
 
+#: the seconds after which what the storage refused may be tried again
+RETRY_SECONDS = 5
+
 
 class StoreError(Exception):
     """The database cannot be used as configured. The message is for the operator and holds no password."""

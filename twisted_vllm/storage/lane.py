@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from twisted_vllm.errors import StoreUnavailable
+from twisted_vllm.storage.errors import RETRY_SECONDS
 
 T = TypeVar("T")
 
@@ -58,7 +59,9 @@ class Lane:
         """
         if self.unfinished >= self._threads + MAX_WAITING:
             return fail(
-                StoreUnavailable("Too many administrative requests wait for the database. Try again.", retry_after=5)
+                StoreUnavailable(
+                    "Too many administrative requests wait for the database. Try again.", retry_after=RETRY_SECONDS
+                )
             )
         self.unfinished += 1
         # A thread of the pool holds its last task until the next one comes: let it hold nothing.

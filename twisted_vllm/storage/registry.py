@@ -17,6 +17,7 @@ from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import DATABASE_SECONDS
+from twisted_vllm.storage.errors import RETRY_SECONDS
 from twisted_vllm.storage.interfaces import IStore
 from twisted_vllm.storage.transaction import Transaction
 
@@ -90,7 +91,8 @@ class Registry:
     def _change(self, work: Callable[[Transaction], T], latest: float) -> Generator[Deferred[Any], Any, T]:
         if self._monotonic() > latest:
             raise StoreUnavailable(
-                "Earlier changes waited too long for the database, so this one was not begun. Try again.", retry_after=5
+                "Earlier changes waited too long for the database, so this one was not begun. Try again.",
+                retry_after=RETRY_SECONDS,
             )
         self._begun += 1
         result, changes = yield self._store.change(work)

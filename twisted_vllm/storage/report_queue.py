@@ -13,6 +13,7 @@ import attrs
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.errors import ReportsBusy, TooManyReports
+from twisted_vllm.storage.errors import RETRY_SECONDS
 
 ReportT = TypeVar("ReportT")
 
@@ -21,8 +22,6 @@ Scope = tuple[str, str]
 
 #: the share of the queue that the reports of one key, user or team may take
 QUEUE_SHARE = 4
-#: the seconds after which a refused report may be tried again
-RETRY_SECONDS = 5
 
 _ADMINISTRATORS = ("administrators", "")
 

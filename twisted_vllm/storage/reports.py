@@ -18,9 +18,10 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.errors import GatewayError, ReportsBusy, ReportTimeout, StoreUnavailable
 from twisted_vllm.storage.deadline import Deadline
 from twisted_vllm.storage.engine import make_engine, parse_url
+from twisted_vllm.storage.errors import RETRY_SECONDS
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.lane import Lane
-from twisted_vllm.storage.report_queue import RETRY_SECONDS, ReportCaller, ReportLimits, ReportQueue
+from twisted_vllm.storage.report_queue import ReportCaller, ReportLimits, ReportQueue
 from twisted_vllm.storage.sqlite_file import watch_file
 from twisted_vllm.storage.transacting import FAULT_MESSAGES, NO_ANSWER, Failed, Fault, transact
 from twisted_vllm.storage.transaction import Transaction

@@ -69,14 +69,15 @@ class UnsentLines:
     def report(self) -> None:
         """Log how many lines were left out since the last report."""
         left_out, self._left_out = self._left_out, Counter()
-        for sender, count in left_out.most_common(MAX_NAMED):
+        named = left_out.most_common(MAX_NAMED)
+        for sender, count in named:
             self._log.warn(
                 "{count} more requests from {sender} reached no server and have no line of their own "
                 "(passthrough.log.max_unsent_lines)",
                 count=count,
                 sender=sender,
             )
-        others = left_out.total() - sum(count for _, count in left_out.most_common(MAX_NAMED))
+        others = left_out.total() - sum(count for _, count in named)
         if others:
             self._log.warn("{count} more requests from others reached no server and have no line either", count=others)
 
