@@ -56,8 +56,8 @@ class Breaker:
         state: `CLOSED`, `OPEN`, `HALF_OPEN` or `DEAD`.
         reason: Why it is in this state; empty before the first change.
         since: When it came into this state, in seconds.
-        retry_at: When the server can get its next request, in seconds; 0.0 while closed. While a trial runs, one cool-down
-            after it began.
+        retry_at: When the server can get its next request, in seconds; 0.0 while closed. While a trial runs, one
+            cool-down after it began.
         last_resort: It is not closed, but its server answered, though with errors. A request for which there is no
             other server is better sent there than refused.
         ticket: The ticket of requests that begin while it is closed.
