@@ -29,7 +29,7 @@ from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Ended, Informational, IUpstreamAgent, Sent
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -111,17 +111,11 @@ class UpstreamAgent:
         server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
-        left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
         again: Again | None = None,
-        on_ended: Callable[[], None] | None = None,
+        on_ended: Ended | None = None,
     ) -> Deferred[UpstreamResponse]:
-        """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
-
-        Args:
-            on_ended: called once when the exchange is over: its response is complete, failed or was given up, or its
-                tunnel is closed.
-        """
+        """Send a request; see `IUpstreamAgent`."""
         if server is None:
             server, target = server_of(uri)
         else:

@@ -1,0 +1,408 @@
+"""Places each request on a server: now, or when one has room.
+
+A request that is placed counts as in flight at its server until its exchange is over. What becomes of it is reported to
+the server's circuit breaker, latency and limits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy
+from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.upstreams.policies import RoutingRequest, ServerSnapshot
+from twisted_vllm.upstreams.router import Destination, ModelGroup
+from twisted_vllm.upstreams.server_state import ServerState
+
+#: what a request says of itself to a policy if no policy asks
+NO_ROUTING = RoutingRequest()
+#: the longest ``Retry-After`` while no server is healthy, in seconds
+MOST_RETRY_AFTER = 60
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """What a request needs of a server.
+
+    Attributes:
+        key: whose request it is, for fairness.
+        priority: how urgent it is; lower numbers are more urgent.
+        routing: what the policy may look at.
+        tokens: the tokens that it may use, estimated, for the limits of an entry.
+        tried: the servers that failed it.
+        server: the server that has what it continues: it goes there if a destination names it.
+        unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+    """
+
+    key: str = ""
+    priority: int = 0
+    routing: RoutingRequest = NO_ROUTING
+    tokens: int = 0
+    tried: tuple[ServerState, ...] = ()
+    server: Server | None = None
+    unlimited: bool = False
+
+
+class Placement:
+    """A request that is placed on a server.
+
+    Attributes:
+        destination: where.
+        group: the model group that it was asked of.
+        began: when it was placed, in the reactor's seconds.
+        queued: the seconds that it waited for room; None if it did not.
+    """
+
+    __slots__ = ("_ask", "_dispatcher", "_ended", "_ticket", "_told", "began", "destination", "group", "queued")
+
+    def __init__(
+        self, dispatcher: Dispatcher, group: ModelGroup, destination: Destination, ask: Ask, ticket: int, began: float
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._ask = ask
+        self._ticket = ticket
+        self.began = began
+        self._told = self._ended = False
+        self.group = group
+        self.destination = destination
+        self.queued: float | None = None
+
+    def responded(self, status: int, now: float) -> None:
+        """The server's answer began.
+
+        Args:
+            status: its status.
+            now: the time in the reactor's seconds.
+        """
+        state = self.destination.state
+        self._told = True
+        state.latency.observe(now - self.began, now)
+        if status < 500:
+            state.last_alive = now
+            state.breaker.succeeded(now, self._ticket)
+        else:
+            state.breaker.failed(now, f"status_{status}", self._ticket, answered=True)
+
+    def failed(self, reason: str, now: float) -> None:
+        """The server failed, before its answer began or within it.
+
+        Args:
+            reason: why, as metrics and the log name it.
+            now: the time in the reactor's seconds.
+        """
+        self._told = True
+        self.destination.state.breaker.failed(now, reason, self._ticket)
+
+    def used(self, tokens: int, now: float) -> None:
+        """Tell how many tokens it used, for the limits of its entry."""
+        limits = self.destination.limits
+        if limits is not None:
+            limits.settle(self._ask.tokens, tokens, now)
+
+    def ended(self) -> None:
+        """The exchange is over, or never began. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._dispatcher.ended(self, self._told)
+
+
+class _Waiting:
+    """A request that waits for room.
+
+    Attributes:
+        deadline: when `expired` is called, in the reactor's seconds.
+    """
+
+    __slots__ = ("_dispatcher", "ask", "deadline", "group", "result", "since")
+
+    def __init__(self, dispatcher: Dispatcher, group: ModelGroup, ask: Ask, since: float, deadline: float | None) -> None:
+        self._dispatcher = dispatcher
+        self.group = group
+        self.ask = ask
+        self.since = since
+        self.deadline = deadline
+        self.result: Deferred[Placement] = Deferred(partial(dispatcher.cancelled, self))
+
+    def expired(self) -> None:
+        """Refuse it: it has waited too long."""
+        self.deadline = None
+        self._dispatcher.refuse(self, "the model's servers took no request in time")
+
+
+class _Ticker:
+    """Looks after the queues at each check of the deadlines, while anything waits.
+
+    Room may also come from a server that recovers or is added, and from a minute that is over.
+    """
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.deadline: float | None = 0.0
+        self._tick = tick
+
+    def expired(self) -> None:
+        """Look after the queues."""
+        self._tick()
+
+
+class Dispatcher:
+    """Places requests on servers. ``len()`` is the number of requests that wait for room."""
+
+    _log = Logger()
+
+    def __init__(self, deadlines: DeadlineSweeper) -> None:
+        """Start with nothing in flight.
+
+        Args:
+            deadlines: the deadlines of queued requests.
+        """
+        self._deadlines = deadlines
+        self._seconds = deadlines.seconds
+        # the groups with queued requests; the first is served next
+        self._queues: dict[ModelGroup, None] = {}
+        self._ticker = _Ticker(self._tick)
+        self._granted: deque[tuple[_Waiting, Placement]] = deque()
+        self._granting = False
+        self._queued = 0
+
+    def __len__(self) -> int:
+        return self._queued
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self._queued} queued>"
+
+    def place(self, group: ModelGroup, ask: Ask) -> Placement | Deferred[Placement]:
+        """Place a request on a server of a group.
+
+        Returns:
+            Its placement, or a Deferred of it if it waits for room. Cancelling that gives up the place in the queue.
+            It fails with the errors below.
+
+        Raises:
+            NoHealthyUpstream: no server of the group gets requests at present.
+            ServerBusy: no server has room, and the queue is full; or none had in time.
+        """
+        now = self._seconds()
+        lone = group.lone
+        if lone is not None:
+            state = lone.state
+            # the usual case, in a microsecond
+            if state.limit is None and state.breaker.closed and not state.sleeping:
+                return self._take(group, lone, ask, now)
+        found = self._choose(group, ask, now)
+        if found is not None:
+            return self._take(group, found, ask, now)
+        return self._wait(group, ask, now)
+
+    def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
+        """Return whether another server of a group gets requests, beside those that were tried."""
+        now = self._seconds()
+        return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
+
+    # choosing
+
+    def _choose(self, group: ModelGroup, ask: Ask, now: float) -> Destination | None:
+        """Return the destination that the policy chooses among those with room; None if none has.
+
+        Raises:
+            NoHealthyUpstream: none gets requests.
+        """
+        usable = False
+        for tier in group.tiers:
+            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+            if not healthy:
+                continue
+            usable = True
+            if ask.server is not None:
+                bound = [each for each in healthy if each.server.url == ask.server.url]
+                if bound:
+                    healthy = bound
+            free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
+            if free:
+                return self._chosen(group, free, ask, now)
+        if usable:
+            return None
+        # no server is well: one that answers, though with errors, may still serve this request
+        resorts = [
+            each
+            for each in group.destinations
+            if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
+        ]
+        if not resorts:
+            raise self._no_healthy(group, now)
+        free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
+        return self._chosen(group, free, ask, now) if free else None
+
+    @staticmethod
+    def _chosen(group: ModelGroup, free: list[Destination], ask: Ask, now: float) -> Destination:
+        if len(free) == 1:
+            return free[0]
+        snapshots = []
+        for each in free:
+            state = each.state
+            breaker = state.breaker
+            snapshots.append(
+                ServerSnapshot(
+                    state.name,
+                    each.weight * breaker.share(now),
+                    state.in_flight,
+                    state.waiting,
+                    state.latency.value(now),
+                    state.kv_usage,
+                )
+            )
+        return free[group.policy.choose(snapshots, ask.routing)]
+
+    @staticmethod
+    def _no_healthy(group: ModelGroup, now: float) -> NoHealthyUpstream:
+        soonest = min((each.state.breaker.retry_at for each in group.destinations), default=now)
+        return NoHealthyUpstream(
+            "No server of this model can answer at present; send the request again.",
+            retry_after=min(max(1, int(soonest - now) + 1), MOST_RETRY_AFTER),
+        )
+
+    def _take(self, group: ModelGroup, destination: Destination, ask: Ask, now: float) -> Placement:
+        state = destination.state
+        if not ask.unlimited:
+            state.in_flight += 1
+            if destination.limits is not None:
+                destination.limits.reserve(ask.tokens, now)
+        if group.lone is None:
+            group.policy.sent(state.name, ask.routing)
+        return Placement(self, group, destination, ask, state.breaker.begin(now), now)
+
+    # the end
+
+    def ended(self, placement: Placement, told: bool) -> None:
+        """Free the place of a request that is over, and give it to one that waits."""
+        state, ask = placement.destination.state, placement._ask
+        if not told:
+            state.breaker.abandoned(self._seconds(), placement._ticket)
+        if ask.unlimited:
+            return
+        state.in_flight -= 1
+        if state.limit is not None:
+            placement.group.rate.held(self._seconds() - placement.began)
+        if self._queues:
+            self._serve()
+
+    # the queues
+
+    def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
+        seconds = group.destinations[0].server.timeouts.queue
+        waiting = _Waiting(self, group, ask, now, self._deadlines.after(seconds))
+        # such a request can wait for some of the servers only
+        where = (ask.tried, ask.server) if ask.tried or ask.server is not None else None
+        pushed_out = group.queue.push(waiting, ask.key, ask.priority, now, where)
+        if pushed_out is waiting:
+            raise self._busy(group, "too many requests wait for the model's servers")
+        self._queued += 1
+        if group not in self._queues:
+            self._queues[group] = None
+            group.rate.waiting(now)
+        self._deadlines.add(waiting)
+        self._deadlines.add(self._ticker)
+        if pushed_out is not None:
+            self._dequeued(pushed_out)
+            pushed_out.result.errback(self._busy(group, "too many requests of this key wait for the model's servers"))
+        return waiting.result
+
+    def _dequeued(self, waiting: _Waiting) -> None:
+        self._queued -= 1
+        self._deadlines.discard(waiting)
+        if not waiting.group.queue:
+            self._queues.pop(waiting.group, None)
+            waiting.group.rate.empty(self._seconds())
+            if not self._queues:
+                self._deadlines.discard(self._ticker)
+
+    def cancelled(self, waiting: _Waiting, _: object) -> None:
+        """Take out a request that was given up."""
+        if waiting.group.queue.discard(waiting):
+            self._dequeued(waiting)
+
+    def refuse(self, waiting: _Waiting, reason: str) -> None:
+        """Refuse a request that waits."""
+        if waiting.group.queue.discard(waiting):
+            self._dequeued(waiting)
+            waiting.result.errback(self._busy(waiting.group, reason))
+
+    def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
+        now = self._seconds()
+        limits = {each.state: each.state.limit or 1 for each in group.destinations if each.state.is_usable(now)}
+        seconds = group.rate.promise(len(group.queue), sum(limits.values()) or 1, now)
+        return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
+
+    def _tick(self) -> None:
+        now = self._seconds()
+        for group in list(self._queues):
+            try:
+                self._choose(group, Ask(), now)
+            except NoHealthyUpstream as error:
+                while (waiting := group.queue.pop(lambda _: True, now)) is not None:
+                    self._dequeued(waiting)
+                    waiting.result.errback(error)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give the free places to those that wait, one group after the other."""
+        now = self._seconds()
+        idle = 0
+        while self._queues and idle < len(self._queues):
+            group = next(iter(self._queues))
+            # the next group has its turn after this one
+            del self._queues[group]
+            self._queues[group] = None
+            if self._serve_next(group, now):
+                idle = 0
+            else:
+                idle += 1
+        if self._granting:
+            return
+        # a request that fails at once frees a place: a loop, because recursion could get too deep
+        self._granting = True
+        try:
+            while self._granted:
+                waiting, placement = self._granted.popleft()
+                self._grant(waiting, placement)
+        finally:
+            self._granting = False
+
+    def _serve_next(self, group: ModelGroup, now: float) -> bool:
+        """Place the next request of a group; return whether there was room for one."""
+        chosen: list[Destination] = []
+
+        def accepts(waiting: _Waiting) -> bool:
+            try:
+                found = self._choose(group, waiting.ask, now)
+            except NoHealthyUpstream:
+                return False
+            if found is not None:
+                chosen.append(found)
+            return found is not None
+
+        waiting = group.queue.pop(accepts, now)
+        if waiting is None:
+            return False
+        group.rate.served(now)
+        placement = self._take(group, chosen[-1], waiting.ask, now)
+        placement.queued = now - waiting.since
+        self._dequeued(waiting)
+        self._granted.append((waiting, placement))
+        return True
+
+    def _grant(self, waiting: _Waiting, placement: Placement) -> None:
+        if waiting.result.called:
+            # cancelled meanwhile
+            placement.ended()
+            return
+        waiting.result.callback(placement)
+
+
+def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
+    return destination.state.has_room and (destination.limits is None or destination.limits.has_room(ask.tokens, now))
