@@ -19,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
+from twisted_vllm.upstreams.service_rate import ServiceRate
+
 Item = TypeVar("Item", bound=Hashable)
 
 #: seconds after which a request of a less urgent priority may leave before more urgent ones
@@ -159,9 +161,11 @@ class FairQueue(Generic[Item]):
 
     Attributes:
         capacity: the most requests; a change does not push out those that wait.
+        rate: how fast they leave for a server. It must be told with `ServiceRate.began` and `ServiceRate.ended` of each
+            request at a server, whether or not it had to wait.
     """
 
-    __slots__ = ("_aged", "_entries", "_keys", "_levels", "_number", "_priorities", "_since_aged", "capacity")
+    __slots__ = ("_aged", "_entries", "_keys", "_levels", "_number", "_priorities", "_since_aged", "capacity", "rate")
 
     def __init__(self, capacity: int) -> None:
         """Create an empty queue.
@@ -170,6 +174,7 @@ class FairQueue(Generic[Item]):
             capacity: the most requests, 0 or more: the sum of what the model's servers allow.
         """
         self.capacity = capacity
+        self.rate = ServiceRate()
         self._entries: dict[Item, _Entry[Item]] = {}
         self._keys: dict[str, _Key[Item]] = {}
         self._levels: dict[int, _Level[Item]] = {}
@@ -214,6 +219,8 @@ class FairQueue(Generic[Item]):
                 return item
             self._remove(newest)
             pushed_out = newest.item
+        if not self._entries:
+            self.rate.waiting(now)
         level = self._levels.get(priority)
         if level is None:
             level = self._levels[priority] = _Level(priority)
@@ -268,15 +275,29 @@ class FairQueue(Generic[Item]):
         lane = found.lane
         self._remove(found)
         lane.level.take_turn(lane)
+        self.rate.served(now)
+        if not self._entries:
+            self.rate.empty(now)
         return found.item
 
-    def discard(self, item: Item) -> bool:
+    def discard(self, item: Item, now: float) -> bool:
         """Take a request out, because its client left or it has waited too long; return whether it was in."""
         entry = self._entries.get(item)
         if entry is None:
             return False
         self._remove(entry)
+        if not self._entries:
+            self.rate.empty(now)
         return True
+
+    def retry_after(self, places: int, now: float) -> int:
+        """Return what ``Retry-After`` says to a request that is refused now, in seconds; see `ServiceRate.promise`.
+
+        Args:
+            places: the requests that the model's servers serve at a time, those in use alone.
+            now: the time.
+        """
+        return self.rate.promise(len(self._entries), self.capacity, places, now)
 
     def _first_aged(self, accepts: Callable[[Item], bool], refused: set[Hashable], now: float) -> _Entry[Item] | None:
         """Return the next request of a less urgent priority that must not wait any longer."""

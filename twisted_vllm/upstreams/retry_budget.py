@@ -34,18 +34,17 @@ class RetryBudget:
 
     __slots__ = ("_debt", "_settled", "denied", "in_flight", "share", "taken")
 
-    def __init__(self, share: float, now: float) -> None:
+    def __init__(self, share: float) -> None:
         """Create a budget without debt.
 
         Args:
             share: retries for each request, 0 to 1; 0 allows only those that are not counted.
-            now: the time, in seconds.
         """
         self.share = share
         self.in_flight = 0
         self.denied = self.taken = 0
         self._debt = 0.0
-        self._settled = now
+        self._settled = 0.0
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self._debt:.1f} of {self._most} used, {self.in_flight} requests in flight>"

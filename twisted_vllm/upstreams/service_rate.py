@@ -1,9 +1,9 @@
 """How fast a queue is served, and so what ``Retry-After`` says to a request that found no room. It does no I/O.
 
-Two measurements are joined. While requests wait, every one that leaves for a server tells the rate itself. Before
-that, the servers' places divided by the time for which a request holds one (Little's law) tell what it will be; so
-the first refusal of a burst is already told the truth. The rate without a queue would say how much was asked, and
-not how much can be served.
+Two measurements are joined. While requests wait, those that leave for a server tell the rate itself. Before that, how
+often a place of a server becomes free, times the places, tells what it will be; so the first refusals of a burst are
+already told the truth. The rate of all requests would say how much was asked, and not how much can be served, and the
+mean time of those that ended would be too short after a start, when only the shortest have ended.
 
 Each refused request is promised a time of its own, one after the other, as if it stood behind the queue. If all were
 told the same, all would come back at once, and most would find the queue full again.
@@ -11,33 +11,45 @@ told the same, all would come back at once, and most would find the queue full a
 
 from __future__ import annotations
 
-from math import ceil, exp
+from math import ceil
 
-#: seconds after which a measurement counts a third (1/e)
+#: seconds after which a measurement counts half
 MEMORY = 30.0
-#: seconds of waiting after which the measured rate counts as much as the one of Little's law
+#: seconds of waiting after which the measured rate counts as much as what the places tell
 TRUSTED = 1.0
-#: how much the latest request changes the mean of the times
-NEWEST = 0.1
 #: the least and the most that is promised, in seconds. OpenAI's clients ignore more than 60
 #: (``_calculate_retry_timeout`` of ``openai/_base_client.py``)
 LEAST, MOST = 1, 60
 
 
 class ServiceRate:
-    """Measures one queue. Times are in seconds; a clock that is set back measures nothing meanwhile."""
+    """Measures one queue and the servers behind it. Times are in seconds; a clock that is set back measures nothing."""
 
-    __slots__ = ("_at", "_duration", "_promised", "_served", "_waited", "_waiting")
+    __slots__ = ("_at", "_ended", "_held", "_in_flight", "_promised", "_served", "_waited", "_waiting")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         """Start with nothing known."""
-        self._at = now
+        self._at = 0.0
+        self._in_flight = 0
         self._waiting = False
-        # sums that decay: requests that left the queue for a server, and seconds in which requests waited
+        # these decay: requests that left the queue for a server, and the seconds in which requests waited
         self._served = 0.0
         self._waited = 0.0
-        self._duration = 0.0
-        self._promised = now
+        # and requests that ended, and the seconds that all held a place together
+        self._ended = 0.0
+        self._held = 0.0
+        self._promised = 0.0
+
+    def began(self, now: float) -> None:
+        """A request got a place of a server, whether or not it had waited."""
+        self._advance(now)
+        self._in_flight += 1
+
+    def ended(self, now: float) -> None:
+        """A request gave its place back."""
+        self._advance(now)
+        self._in_flight -= 1
+        self._ended += 1.0
 
     def waiting(self, now: float) -> None:
         """The queue is no longer empty."""
@@ -54,29 +66,24 @@ class ServiceRate:
         self._advance(now)
         self._waiting = False
 
-    def held(self, seconds: float) -> None:
-        """A request, queued before or not, has held a place of a server for so long."""
-        self._duration += (seconds - self._duration) * (NEWEST if self._duration else 1.0)
-
     def rate(self, places: int, now: float) -> float:
-        """Return the requests a second that leave the queue while requests wait; 0.0 if nothing is known.
+        """Return the requests a second that leave the queue for a server, while requests wait.
 
         Args:
-            places: the requests that the servers that are in use serve at a time.
+            places: the requests that the servers in use serve at a time.
             now: the time.
         """
         self._advance(now)
-        served, waited = self._served, self._waited
-        if self._duration > 0.0:
-            served += places / self._duration * TRUSTED
-            waited += TRUSTED
-        return served / waited if waited > 0.0 else 0.0
+        # as if one more had ended, after a second: until something is known, that is the guess
+        expected = places * (self._ended + 1.0) / (self._held + 1.0)
+        return (self._served + expected * TRUSTED) / (self._waited + TRUSTED)
 
-    def promise(self, ahead: int, places: int, now: float) -> int:
+    def promise(self, ahead: int, capacity: int, places: int, now: float) -> int:
         """Return the seconds until a request that is refused now would have been served.
 
         Args:
             ahead: the requests that wait.
+            capacity: the most requests that may wait.
             places: as in `rate`.
             now: the time.
 
@@ -85,20 +92,28 @@ class ServiceRate:
         """
         rate = self.rate(places, now)
         if rate * MOST <= 1.0:
-            # unknown, or nothing is served
-            return MOST if self._waited > TRUSTED else LEAST
+            return MOST
         latest = now + MOST
-        instant = max(min(self._promised, latest), now + ahead / rate) + 1.0 / rate
+        instant = max(min(self._promised, latest), now + ahead / rate)
+        # all that are told the same second come back at once, and must find room together
+        instant += 1.0 / min(rate, max(capacity + places, 1))
         self._promised = min(instant, latest)
         return max(LEAST, min(MOST, ceil(instant - now)))
 
     def _advance(self, now: float) -> None:
         passed = now - self._at
-        self._at = now
-        if passed <= 0.0:
+        if passed == 0.0:
             return
-        kept = exp(-passed / MEMORY)
+        self._at = now
+        if passed < 0.0:
+            return
+        # many short steps decay like an exponential function, which costs more
+        kept = MEMORY / (MEMORY + passed)
         self._served *= kept
-        self._waited *= kept
+        self._ended *= kept
+        self._held = (self._held + self._in_flight * passed) * kept
         if self._waiting:
-            self._waited += MEMORY * (1.0 - kept)
+            passed += self._waited
+            self._waited = passed * kept
+        else:
+            self._waited *= kept
