@@ -390,9 +390,7 @@ class Accounting(RequestObserver):
                 param="model",
             )
 
-    def _pricing_at(
-        self, destination: Destination, serving: Serving, route: Route, method: bytes
-    ) -> RoutePricing:
+    def _pricing_at(self, destination: Destination, serving: Serving, route: Route, method: bytes) -> RoutePricing:
         """Return the pricing of all requests with one model, server, route and method."""
         key = (serving.model, destination.server.name, serving.name_at(destination), route.path, method)
         return self._pricings.get(key) or self._new_pricing(key, route, destination.entry)

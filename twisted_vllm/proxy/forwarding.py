@@ -70,9 +70,9 @@ class Forwarder:
         accounting: Accounting | None = None,
         lifecycle: Lifecycle | None = None,
         background: BackgroundResponses | None = None,
-        routing: RoutingSettings = RoutingSettings(),
-        retry: RetrySettings = RetrySettings(),
-        session_header: str = "x-session-id",
+        routing: RoutingSettings,
+        retry: RetrySettings,
+        session_header: str,
     ) -> None:
         """Set up.
 
@@ -209,6 +209,7 @@ class Forwarding:
         self._admitted = admitted
         self._group = admitted.serving.group
         forwarder, context = self._forwarder, self._request.context
+        self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
         context.model = admitted.serving.model
         if admitted.background and forwarder.background is not None:
@@ -282,7 +283,7 @@ class Forwarding:
 
     def _routing(self, principal: Principal) -> RoutingRequest:
         admitted, policy = self._admitted, self._admitted.serving.group.policy
-        session, prefix = b"", ()
+        session, prefix = b"", tuple[int, ...]()
         if policy.reads_session:
             named = self._request.context.head.first.get(self._forwarder.session_header, b"")
             # a session of one key is not that of another
@@ -404,7 +405,7 @@ class Forwarding:
         # without a socket, it is the gateway's own fault
         if not isinstance(error, OutOfSockets):
             now = self._forwarder.clock.seconds()
-            placement.failed(error.code, now)
+            placement.failed(error, now)
             if self._goes_on(error.code, now):
                 return True
         self._over()
@@ -412,7 +413,7 @@ class Forwarding:
 
     def cut(self, error: GatewayError) -> None:
         """The answer was cut short."""
-        self._placement.failed(error.code, self._forwarder.clock.seconds())
+        self._placement.failed(error, self._forwarder.clock.seconds())
 
     def cancelled(self) -> None:
         """The client has disconnected."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
@@ -13,41 +13,34 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.bodies.held_body import HeldBody
-from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
-from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
-from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_form, is_json
+from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate, Jobs
 from twisted_vllm.http.server.body_room import owner_of
 from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
-from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.admission import Admission, Admitted
-from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
-from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization
 from twisted_vllm.proxy.body_collector import BodyCollector, takes_long
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
-from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
-from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, one_less, own_answer
+from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarding import Forwarder
+from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
-from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
-from twisted_vllm.proxy.upstream_headers import REQUEST_ID, dropped_from, outgoing_headers
-from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.proxy.upstream_headers import dropped_from
 
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536

@@ -17,6 +17,9 @@ from twisted.logger import Logger
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.upstreams.breaker import fault_of_status
+from twisted_vllm.upstreams.entry_limits import Share
+from twisted_vllm.upstreams.faults import fault_of_request
 from twisted_vllm.upstreams.policies import RoutingRequest, ServerSnapshot
 from twisted_vllm.upstreams.router import Destination, ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
@@ -59,13 +62,31 @@ class Placement:
         queued: the seconds that it waited for room; None if it did not.
     """
 
-    __slots__ = ("_ask", "_dispatcher", "_ended", "_ticket", "_told", "began", "destination", "group", "queued")
+    __slots__ = (
+        "_dispatcher",
+        "_ended",
+        "_share",
+        "_ticket",
+        "_told",
+        "began",
+        "destination",
+        "group",
+        "queued",
+        "unlimited",
+    )
 
     def __init__(
-        self, dispatcher: Dispatcher, group: ModelGroup, destination: Destination, ask: Ask, ticket: int, began: float
+        self,
+        dispatcher: Dispatcher,
+        group: ModelGroup,
+        destination: Destination,
+        share: Share | None,
+        ticket: int,
+        began: float,
     ) -> None:
         self._dispatcher = dispatcher
-        self._ask = ask
+        self._share = share
+        self.unlimited = False
         self._ticket = ticket
         self.began = began
         self._told = self._ended = False
@@ -83,33 +104,51 @@ class Placement:
         state = self.destination.state
         self._told = True
         state.latency.observe(now - self.began, now)
-        if status < 500:
+        fault = None if status < 500 else fault_of_status(status)
+        if fault is None:
             state.last_alive = now
             state.breaker.succeeded(now, self._ticket)
         else:
-            state.breaker.failed(now, f"status_{status}", self._ticket, answered=True)
+            state.breaker.failed(now, fault, self._ticket, answered=True)
 
-    def failed(self, reason: str, now: float) -> None:
-        """The server failed, before its answer began or within it.
+    def failed(self, error: GatewayError, now: float) -> None:
+        """The request failed, before its answer began or within it.
 
         Args:
-            reason: why, as metrics and the log name it.
+            error: why.
             now: the time in the reactor's seconds.
         """
-        self._told = True
-        self.destination.state.breaker.failed(now, reason, self._ticket)
+        state = self.destination.state
+        fault = fault_of_request(error, sent=self.began, last_alive=state.last_alive)
+        if fault is not None:
+            self._told = True
+            state.breaker.failed(now, fault, self._ticket)
 
-    def used(self, tokens: int, now: float) -> None:
-        """Tell how many tokens it used, for the limits of its entry."""
+    @property
+    def counts(self) -> bool:
+        """Whether its entry has limits, and wants to know what it used."""
+        return self._share is not None
+
+    def used(self, tokens: int, *, sent: bool) -> None:
+        """Tell how many tokens it used, for the limits of its entry. Idempotent."""
         limits = self.destination.limits
-        if limits is not None:
-            limits.settle(self._ask.tokens, tokens, now)
+        if limits is not None and self._share is not None:
+            limits.settle(self._share, tokens, self._dispatcher.seconds(), sent=sent)
 
     def ended(self) -> None:
         """The exchange is over, or never began. Idempotent."""
-        if not self._ended:
-            self._ended = True
-            self._dispatcher.ended(self, self._told)
+        if self._ended:
+            return
+        self._ended = True
+        dispatcher = self._dispatcher
+        state = self.destination.state
+        if not self._told:
+            state.breaker.abandoned(dispatcher.seconds(), self._ticket)
+        if not self.unlimited:
+            state.in_flight -= 1
+            if state.limit is not None:
+                self.group.queue.rate.ended(dispatcher.seconds())
+            dispatcher.freed()
 
 
 class _Waiting:
@@ -121,7 +160,9 @@ class _Waiting:
 
     __slots__ = ("_dispatcher", "ask", "deadline", "group", "result", "since")
 
-    def __init__(self, dispatcher: Dispatcher, group: ModelGroup, ask: Ask, since: float, deadline: float | None) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, group: ModelGroup, ask: Ask, since: float, deadline: float | None
+    ) -> None:
         self._dispatcher = dispatcher
         self.group = group
         self.ask = ask
@@ -151,7 +192,11 @@ class _Ticker:
 
 
 class Dispatcher:
-    """Places requests on servers. ``len()`` is the number of requests that wait for room."""
+    """Places requests on servers. ``len()`` is the number of requests that wait for room.
+
+    Attributes:
+        seconds: returns the reactor's time.
+    """
 
     _log = Logger()
 
@@ -162,7 +207,7 @@ class Dispatcher:
             deadlines: the deadlines of queued requests.
         """
         self._deadlines = deadlines
-        self._seconds = deadlines.seconds
+        self.seconds = deadlines.seconds
         # the groups with queued requests; the first is served next
         self._queues: dict[ModelGroup, None] = {}
         self._ticker = _Ticker(self._tick)
@@ -187,7 +232,7 @@ class Dispatcher:
             NoHealthyUpstream: no server of the group gets requests at present.
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
-        now = self._seconds()
+        now = self.seconds()
         lone = group.lone
         if lone is not None:
             state = lone.state
@@ -201,7 +246,7 @@ class Dispatcher:
 
     def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
         """Return whether another server of a group gets requests, beside those that were tried."""
-        now = self._seconds()
+        now = self.seconds()
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
     # choosing
@@ -268,28 +313,24 @@ class Dispatcher:
 
     def _take(self, group: ModelGroup, destination: Destination, ask: Ask, now: float) -> Placement:
         state = destination.state
-        if not ask.unlimited:
-            state.in_flight += 1
-            if destination.limits is not None:
-                destination.limits.reserve(ask.tokens, now)
+        limits, share = destination.limits, None
+        if limits is not None and not ask.unlimited:
+            share = limits.take(ask.tokens, now)
         if group.lone is None:
             group.policy.sent(state.name, ask.routing)
-        return Placement(self, group, destination, ask, state.breaker.begin(now), now)
-
-    # the end
-
-    def ended(self, placement: Placement, told: bool) -> None:
-        """Free the place of a request that is over, and give it to one that waits."""
-        state, ask = placement.destination.state, placement._ask
-        if not told:
-            state.breaker.abandoned(self._seconds(), placement._ticket)
+        placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
         if ask.unlimited:
-            return
-        state.in_flight -= 1
-        if state.limit is not None:
-            placement.group.rate.held(self._seconds() - placement.began)
+            placement.unlimited = True
+        else:
+            state.in_flight += 1
+            if state.limit is not None:
+                group.queue.rate.began(now)
+        return placement
+
+    def freed(self) -> None:
+        """A place is free: give it to a request that waits."""
         if self._queues:
-            self._serve()
+            self.serve()
 
     # the queues
 
@@ -302,9 +343,7 @@ class Dispatcher:
         if pushed_out is waiting:
             raise self._busy(group, "too many requests wait for the model's servers")
         self._queued += 1
-        if group not in self._queues:
-            self._queues[group] = None
-            group.rate.waiting(now)
+        self._queues[group] = None
         self._deadlines.add(waiting)
         self._deadlines.add(self._ticker)
         if pushed_out is not None:
@@ -317,29 +356,32 @@ class Dispatcher:
         self._deadlines.discard(waiting)
         if not waiting.group.queue:
             self._queues.pop(waiting.group, None)
-            waiting.group.rate.empty(self._seconds())
             if not self._queues:
                 self._deadlines.discard(self._ticker)
 
     def cancelled(self, waiting: _Waiting, _: object) -> None:
         """Take out a request that was given up."""
-        if waiting.group.queue.discard(waiting):
+        if waiting.group.queue.discard(waiting, self.seconds()):
             self._dequeued(waiting)
 
     def refuse(self, waiting: _Waiting, reason: str) -> None:
         """Refuse a request that waits."""
-        if waiting.group.queue.discard(waiting):
+        if waiting.group.queue.discard(waiting, self.seconds()):
             self._dequeued(waiting)
             waiting.result.errback(self._busy(waiting.group, reason))
 
     def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
-        now = self._seconds()
+        now = self.seconds()
         limits = {each.state: each.state.limit or 1 for each in group.destinations if each.state.is_usable(now)}
-        seconds = group.rate.promise(len(group.queue), sum(limits.values()) or 1, now)
+        seconds = group.queue.retry_after(sum(limits.values()) or 1, now)
+        entries = [each.limits.wait(0, now) for each in group.destinations if each.limits is not None]
+        if len(entries) == len(group.destinations):
+            # all entries have limits of their own
+            seconds = max(seconds, min(entries))
         return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
 
     def _tick(self) -> None:
-        now = self._seconds()
+        now = self.seconds()
         for group in list(self._queues):
             try:
                 self._choose(group, Ask(), now)
@@ -347,11 +389,11 @@ class Dispatcher:
                 while (waiting := group.queue.pop(lambda _: True, now)) is not None:
                     self._dequeued(waiting)
                     waiting.result.errback(error)
-        self._serve()
+        self.serve()
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
         """Give the free places to those that wait, one group after the other."""
-        now = self._seconds()
+        now = self.seconds()
         idle = 0
         while self._queues and idle < len(self._queues):
             group = next(iter(self._queues))
@@ -389,7 +431,6 @@ class Dispatcher:
         waiting = group.queue.pop(accepts, now)
         if waiting is None:
             return False
-        group.rate.served(now)
         placement = self._take(group, chosen[-1], waiting.ask, now)
         placement.queued = now - waiting.since
         self._dequeued(waiting)
@@ -405,4 +446,4 @@ class Dispatcher:
 
 
 def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
-    return destination.state.has_room and (destination.limits is None or destination.limits.has_room(ask.tokens, now))
+    return destination.state.has_room and (destination.limits is None or not destination.limits.wait(ask.tokens, now))

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from twisted_vllm.config.settings import ModelEntry, RoutingSettings, Server
+from twisted_vllm.config.settings import ModelEntry, RetrySettings, RoutingSettings, Server
 from twisted_vllm.errors import ModelNotFound
 from twisted_vllm.upstreams.entry_limits import EntryLimits
 from twisted_vllm.upstreams.fair_queue import FairQueue
 from twisted_vllm.upstreams.policies import Policy, make_policy
 from twisted_vllm.upstreams.retry_budget import RetryBudget
 from twisted_vllm.upstreams.server_state import Servers, ServerState
-from twisted_vllm.upstreams.service_rate import ServiceRate
 
 #: characters of a caller's model name to quote in a message
 CLIP = 100
@@ -67,9 +66,9 @@ class ModelGroup:
         tiers: the same by `Destination.order`, the first to be used first.
         lone: the destination, if there is only one and it has no limit of its own; else None.
         dearest: the destination with the highest price.
+        strategy: the name of its routing strategy.
         policy: chooses among destinations.
         queue: the requests that wait for one of its servers.
-        rate: how fast its queue is served.
         budget: how many of its requests may be sent again.
         fallbacks: the models to try in its place.
         context_fallbacks: the models to try when a prompt is too long for it.
@@ -85,7 +84,7 @@ class ModelGroup:
         "name",
         "policy",
         "queue",
-        "rate",
+        "strategy",
         "tiers",
     )
 
@@ -93,10 +92,11 @@ class ModelGroup:
         self,
         name: str,
         destinations: Iterable[Destination],
+        strategy: str,
         policy: Policy,
         fallbacks: tuple[str, ...] = (),
         context_fallbacks: tuple[str, ...] = (),
-        retries: float = 0.2,
+        retry_share: float = 0.0,
     ) -> None:
         self.name = name
         self.destinations = tuple(destinations)
@@ -105,12 +105,12 @@ class ModelGroup:
         first = self.destinations[0]
         self.lone = first if len(self.destinations) == 1 and first.limits is None else None
         self.dearest = max(self.destinations, key=lambda each: _price(each.entry))
+        self.strategy = strategy
         self.policy = policy
         # two entries may be of one server
         servers = {each.server.url: each.server for each in self.destinations}
         self.queue: FairQueue[Any] = FairQueue(sum(server.max_queued_requests for server in servers.values()))
-        self.rate = ServiceRate(0.0)
-        self.budget = RetryBudget(retries, 0.0)
+        self.budget = RetryBudget(retry_share, 0.0)
         self.fallbacks = fallbacks
         self.context_fallbacks = context_fallbacks
 
@@ -156,6 +156,7 @@ class Router:
         servers: Servers,
         routing: RoutingSettings,
         random: Callable[[], float],
+        retry_share: float = RetrySettings().budget,
     ) -> None:
         """Set up; the arguments are those of `update`, and:
 
@@ -167,16 +168,24 @@ class Router:
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
         self._limits: dict[ModelEntry, EntryLimits] = {}
-        self.update(models, default_server, routing)
+        self.update(models, default_server, routing, retry_share)
 
-    def update(self, models: Sequence[ModelEntry], default_server: Server | None, routing: RoutingSettings) -> None:
+    def update(
+        self,
+        models: Sequence[ModelEntry],
+        default_server: Server | None,
+        routing: RoutingSettings,
+        retry_share: float = RetrySettings().budget,
+    ) -> None:
         """Replace all model groups. Requests that were routed keep the group that they have.
 
         Args:
             models: the rows of ``model_list``, in order.
             default_server: the server for models without a row and for requests without a model; None for none.
             routing: the strategies, fallbacks and aliases.
+            retry_share: the most retries, as a share of a group's requests.
         """
+        self._retry_share = retry_share
         servers = [] if default_server is None else [default_server]
         for state in self.servers.configure([*servers, *(entry.server for entry in models)]):
             self._left(state)
@@ -310,21 +319,24 @@ class Router:
     ) -> ModelGroup:
         routing = self._routing
         strategy = strategy or routing.routing_strategy
-        policy = previous.policy if previous is not None and previous.policy.strategy == strategy else None
+        # what a policy learned is kept
+        policy = previous.policy if previous is not None and previous.strategy == strategy else None
         group = ModelGroup(
             name,
             destinations,
+            strategy,
             policy or make_policy(strategy, self._random),
             routing.fallbacks.get(name, tuple(each for each in routing.default_fallbacks if each != name)),
             routing.context_window_fallbacks.get(name, ()),
+            self._retry_share,
         )
         if previous is not None:
-            group.rate = previous.rate
+            group.queue.rate = previous.queue.rate
         return group
 
     @staticmethod
     def _only(destination: Destination, name: str = "", fallbacks: tuple[str, ...] = ()) -> ModelGroup:
-        return ModelGroup(name, (destination,), _LONE, fallbacks)
+        return ModelGroup(name, (destination,), _LONE_STRATEGY, _LONE, fallbacks)
 
     def _left(self, state: ServerState) -> None:
         for group in self._groups.values():
@@ -332,4 +344,5 @@ class Router:
 
 
 # a group of one never asks its policy
-_LONE = make_policy("simple-shuffle", lambda: 0.0)
+_LONE_STRATEGY = "simple-shuffle"
+_LONE = make_policy(_LONE_STRATEGY, lambda: 0.0)
