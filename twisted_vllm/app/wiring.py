@@ -72,9 +72,11 @@ from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
+from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
-from twisted_vllm.upstreams.server_state import Servers
+from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -83,6 +85,7 @@ class Wiring:
 
     Attributes:
         endpoints: the endpoints to listen on.
+        health: checks the servers.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -148,6 +151,15 @@ class Wiring:
             routing=routing,
             random=random,
             retry_share=settings.retry.budget,
+        )
+
+        self.health = HealthChecks(
+            self.servers,
+            Prober(self.agent.endpoint_of, reactor),
+            reactor,
+            health,
+            on_dead=_send_elsewhere,
+            on_alive=lambda state: dispatcher.freed(),
         )
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
@@ -305,3 +317,9 @@ class Wiring:
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
+
+
+def _send_elsewhere(state: ServerState, reason: str) -> None:
+    """End the attempts that wait for a dead server to begin its answer."""
+    for attempt in tuple(state.awaiting):
+        attempt.server_died(reason)

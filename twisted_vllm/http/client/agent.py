@@ -192,7 +192,7 @@ class UpstreamAgent:
                 self._lost,
             )
         )
-        connecting = self._endpoint(server).connect(factory)
+        connecting = self.endpoint_of(server).connect(factory)
         if not (isIPAddress(server.host) or isIPv6Address(server.host)):
             # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
             connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
@@ -221,7 +221,8 @@ class UpstreamAgent:
         hold(exchange.body)
         self._waiting.add(exchange)
 
-    def _endpoint(self, server: Server) -> IStreamClientEndpoint:
+    def endpoint_of(self, server: Server) -> IStreamClientEndpoint:
+        """Return what connects to a server."""
         endpoint = self._endpoints.get(server)
         if endpoint is None:
             arguments = (self._reactor, server.host, server.port)
