@@ -322,7 +322,7 @@ SCENARIOS = {
 def main(seeds: int, names: Sequence[str]) -> None:
     policies: dict[str, Callable[[random.Random], Policy]] = {
         name: (lambda source, name=name: make_policy(name, source.random))  # type: ignore[misc]
-        for name in ("prefix", "bounded", "session", "least-busy")
+        for name in ("prefix", "session", "least-busy", "latency-based-routing", "round-robin")
     }
     policies["cache_aware"] = lambda source: CacheAware()
     for title, scenario in SCENARIOS.items():
