@@ -73,7 +73,8 @@ class HealthReport(Response, kw_only=True):
 class HealthQuery(Query, frozen=True, kw_only=True):
     """Which entries to show."""
 
-    model: Annotated[str | None, msgspec.Meta(description="A model_name: only its entries.")] = None
+    #: a model_name: only its entries
+    model: str | None = None
 
 
 routes = Routes()
