@@ -119,7 +119,7 @@ def fleet_of(reactor: Any, stand_in: Any, gateway_to: Any) -> Callable[..., Flee
 @pytest_twisted.ensureDeferred
 async def test_a_client_of_a_server_that_freezes_is_answered_by_another_in_time(fleet_of: Any) -> None:
     fleet = fleet_of(2)
-    first, second = fleet.servers
+    first = fleet.servers[0]
     assert [await fleet.complete() for _ in range(2)] == [(200, "gpu-1"), (200, "gpu-2")]
     first.frozen = True
     clients = [await fleet.gateway.send(COMPLETION) for _ in range(10)]
@@ -133,7 +133,8 @@ async def test_a_client_of_a_server_that_freezes_is_answered_by_another_in_time(
     [down] = report["unhealthy_endpoints"]
     assert (down["state"], down["reason"], down["in_flight"]) == ("dead", "timeout", 0)
     first.frozen = False
-    await fleet.wait(3.0)
+    # a check may just be waiting for an answer that does not come any more
+    await fleet.wait(HEALTH.timeout + 2.0)
     assert (await fleet.health())["healthy_count"] == 2
     assert "gpu-1" in {(await fleet.complete())[1] for _ in range(40)}
 
