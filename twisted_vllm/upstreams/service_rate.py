@@ -17,6 +17,8 @@ from math import ceil
 MEMORY = 30.0
 #: seconds of waiting after which the measured rate counts as much as what the places tell
 TRUSTED = 1.0
+#: place-seconds to divide by at least, because a clock has steps
+SHORTEST = 0.001
 #: the least and the most that is promised, in seconds. OpenAI's clients ignore more than 60
 #: (``_calculate_retry_timeout`` of ``openai/_base_client.py``)
 LEAST, MOST = 1, 60
@@ -74,8 +76,9 @@ class ServiceRate:
             now: the time.
         """
         self._advance(now)
-        # as if one more had ended, after a second: until something is known, that is the guess
-        expected = places * (self._ended + 1.0) / (self._held + 1.0)
+        # before one has ended, the guess is that one does after a second
+        guess = max(1.0 - self._ended, 0.0)
+        expected = places * (self._ended + guess) / max(self._held + guess, SHORTEST)
         return (self._served + expected * TRUSTED) / (self._waited + TRUSTED)
 
     def promise(self, ahead: int, capacity: int, places: int, now: float) -> int:
