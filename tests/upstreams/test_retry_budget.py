@@ -9,69 +9,59 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted_vllm.upstreams.retry_budget import BURST, FORGIVEN, RetryBudget
 
 
-def with_in_flight(requests: int, share: float = 0.2) -> RetryBudget:
-    budget = RetryBudget(share)
-    for _ in range(requests):
-        budget.began()
-    return budget
-
-
-def granted(budget: RetryBudget, times: int, now: float = 1000.0) -> int:
-    return sum(budget.take(now, sent=True) for _ in range(times))
+def granted(budget: RetryBudget, times: int, *, in_flight: int = 0, now: float = 1000.0) -> int:
+    """Ask for retries of requests that were sent; return how many were allowed."""
+    return sum(budget.take(now, sent=True, in_flight=in_flight) for _ in range(times))
 
 
 def test_all_requests_of_a_server_that_dies_are_sent_again_without_a_single_request_before() -> None:
-    budget = with_in_flight(100)
-    assert granted(budget, 50) == 50
+    budget = RetryBudget(0.2, 0.0)
+    assert granted(budget, 50, in_flight=100) == 50
     assert budget.denied == 0
 
 
 def test_a_second_server_that_dies_soon_after_has_what_is_left() -> None:
-    budget = with_in_flight(100)
-    assert granted(budget, 80) + granted(budget, 80) == 100
+    budget = RetryBudget(0.2, 0.0)
+    assert granted(budget, 80, in_flight=100) + granted(budget, 80, in_flight=100) == 100
     assert (budget.taken, budget.denied) == (100, 60)
 
 
 def test_few_requests_in_flight_have_a_few_retries() -> None:
-    assert granted(with_in_flight(1), 100) == BURST
+    assert granted(RetryBudget(0.2, 0.0), 100, in_flight=1) == BURST
 
 
 def test_what_was_never_sent_costs_nothing() -> None:
-    budget = with_in_flight(1)
-    assert all(budget.take(0.0, sent=False) for _ in range(1000))
-    assert granted(budget, 100) == BURST
+    budget = RetryBudget(0.2, 0.0)
+    assert all(budget.take(0.0, sent=False, in_flight=1) for _ in range(1000))
+    assert granted(budget, 100, in_flight=1) == BURST
 
 
 def test_a_share_of_nothing_allows_only_what_was_never_sent() -> None:
-    budget = with_in_flight(10, share=0.0)
-    assert granted(budget, 10) == 0
-    assert budget.take(0.0, sent=False)
+    budget = RetryBudget(0.0, 0.0)
+    assert granted(budget, 10, in_flight=10) == 0
+    assert budget.take(0.0, sent=False, in_flight=10)
 
 
 def test_under_a_lasting_fault_a_fifth_of_the_requests_are_sent_again() -> None:
-    budget = RetryBudget(0.2)
+    budget = RetryBudget(0.2, 0.0)
     for _ in range(10_000):
         budget.began()
-        budget.take(0.0, sent=True)
-        budget.ended()
+        granted(budget, 1, in_flight=1, now=0.0)
     assert 2_000 <= budget.taken <= 2_000 + BURST
 
 
 def test_a_gateway_with_little_traffic_has_retries_again_after_a_while() -> None:
-    budget = with_in_flight(100)
-    granted(budget, 100, now=1000.0)
-    for _ in range(100):
-        budget.ended()
-    budget.began()
-    assert not budget.take(1001.0, sent=True)
-    assert granted(budget, 100, now=1000.0 + 100 / FORGIVEN) == BURST
+    budget = RetryBudget(0.2, 0.0)
+    granted(budget, 100, in_flight=100, now=1000.0)
+    assert granted(budget, 1, in_flight=1, now=1001.0) == 0
+    assert granted(budget, 100, in_flight=1, now=1000.0 + 100 / FORGIVEN) == BURST
 
 
 def test_a_clock_that_is_set_back_forgives_nothing() -> None:
-    budget = with_in_flight(10)
-    assert granted(budget, 20, now=5000.0) == 10
-    assert granted(budget, 20, now=0.0) == 0
-    assert granted(budget, 20, now=1 / FORGIVEN) == 1
+    budget = RetryBudget(0.2, 5000.0)
+    assert granted(budget, 20, in_flight=10, now=5000.0) == 10
+    assert granted(budget, 20, in_flight=10, now=0.0) == 0
+    assert granted(budget, 20, in_flight=10, now=1 / FORGIVEN) == 1
 
 
 class AnyTraffic(RuleBasedStateMachine):
@@ -81,27 +71,27 @@ class AnyTraffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget = RetryBudget(self.SHARE)
         self.now = self.start = 100.0
-        self.requests = self.retries = self.most = 0
+        self.budget = RetryBudget(self.SHARE, self.now)
+        self.requests = self.retries = self.in_flight = self.most = 0
 
     @rule(number=st.integers(1, 60))
     def begin(self, number: int) -> None:
         for _ in range(number):
             self.budget.began()
         self.requests += number
-        self.most = max(self.most, self.budget.in_flight)
+        self.in_flight += number
+        self.most = max(self.most, self.in_flight)
 
-    @precondition(lambda self: self.budget.in_flight)
+    @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
-        for _ in range(data.draw(st.integers(1, self.budget.in_flight))):
-            self.budget.ended()
+        self.in_flight -= data.draw(st.integers(1, self.in_flight))
 
     @rule(number=st.integers(1, 60))
     def fail(self, number: int) -> None:
         for _ in range(number):
-            self.retries += self.budget.take(self.now, sent=True)
+            self.retries += self.budget.take(self.now, sent=True, in_flight=self.in_flight)
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 30.0, 600.0]))
     def pass_time(self, seconds: float) -> None:
@@ -109,7 +99,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @rule()
     def look_at_what_follows_alone(self) -> None:
-        self.start, self.most = self.now, self.budget.in_flight
+        self.start, self.most = self.now, self.in_flight
         self.requests = self.retries = 0
 
     @invariant()
@@ -124,10 +114,7 @@ TestAnyTraffic = AnyTraffic.TestCase
 
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_every_request_in_flight_can_be_sent_again_once_if_nothing_failed_before(before: int, in_flight: int) -> None:
-    budget = RetryBudget(0.2)
+    budget = RetryBudget(0.2, 0.0)
     for _ in range(before):
         budget.began()
-        budget.ended()
-    for _ in range(in_flight):
-        budget.began()
-    assert granted(budget, in_flight) == in_flight
+    assert granted(budget, in_flight, in_flight=in_flight) == in_flight

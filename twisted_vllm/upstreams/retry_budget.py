@@ -27,49 +27,41 @@ class RetryBudget:
     """The retries of one model's requests.
 
     Attributes:
-        in_flight: requests that began and have not ended, each once, however often it is sent.
+        share: retries for each request, 0 to 1; 0 allows only those that are not counted.
         denied: retries that were not allowed.
         taken: retries that were allowed and counted.
     """
 
-    __slots__ = ("_debt", "_settled", "denied", "in_flight", "share", "taken")
+    __slots__ = ("_debt", "_settled", "denied", "share", "taken")
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, now: float) -> None:
         """Create a budget without debt.
 
         Args:
-            share: retries for each request, 0 to 1; 0 allows only those that are not counted.
+            share: retries for each request, 0 to 1.
+            now: the time, in seconds.
         """
         self.share = share
-        self.in_flight = 0
         self.denied = self.taken = 0
         self._debt = 0.0
-        self._settled = 0.0
+        self._settled = now
 
     def __repr__(self) -> str:
-        return f"<RetryBudget {self._debt:.1f} of {self._most} used, {self.in_flight} requests in flight>"
-
-    @property
-    def _most(self) -> int:
-        return max(BURST, self.in_flight)
+        return f"<RetryBudget {self._debt:.1f} used, {self.taken} taken, {self.denied} denied>"
 
     def began(self) -> None:
         """Count a client's request, once."""
-        self.in_flight += 1
         debt = self._debt
         if debt:
             self._debt = debt - self.share if debt > self.share else 0.0
 
-    def ended(self) -> None:
-        """Count its end, once."""
-        self.in_flight -= 1
-
-    def take(self, now: float, *, sent: bool) -> bool:
-        """Decide whether a request that is in flight may be sent again, and count it.
+    def take(self, now: float, *, sent: bool, in_flight: int) -> bool:
+        """Decide whether a request may be sent again, and count it.
 
         Args:
             now: the time, in seconds.
             sent: whether any byte of it may have reached a server.
+            in_flight: the model's requests in flight.
         """
         if not sent:
             return True
@@ -78,7 +70,7 @@ class RetryBudget:
         self._settled = now
         if forgiven > 0.0:
             self._debt = max(0.0, self._debt - forgiven)
-        if not self.share or self._debt + 1.0 > self._most:
+        if not self.share or self._debt + 1.0 > max(BURST, in_flight):
             self.denied += 1
             return False
         self._debt += 1.0
