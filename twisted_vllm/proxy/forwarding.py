@@ -450,7 +450,8 @@ class Forwarding:
         if not self._is_in_hand or (sent and not self._authorization.route.repeatable):
             return False
         tried = (*self._tried, state)
-        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
+        # one that waits for its second attempt is not in flight at a server
+        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
         again = (
             self._attempts <= forwarder.retries
             and forwarder.dispatcher.can_place(group, tried)
