@@ -56,6 +56,8 @@ PURE = (
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.entry_limits", "upstreams.fair_queue", "upstreams.retry_budget"),
     *("upstreams.router", "upstreams.service_rate"),
+    *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
+    *("upstreams.concurrency", "upstreams.router"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )

@@ -100,7 +100,7 @@ class Placement:
         self.queued: float | None = None
 
     def responded(self, status: int, now: float) -> None:
-        """The server's answer began.
+        """The head of the server's answer came.
 
         Args:
             status: its status.
@@ -108,13 +108,16 @@ class Placement:
         """
         state = self.destination.state
         self._told = True
-        state.latency.observe(now - self.began, now)
         fault = None if status < 500 else fault_of_status(status)
         if fault is None:
             state.last_alive = now
             state.breaker.succeeded(now, self._ticket)
         else:
             state.breaker.failed(now, fault, self._ticket, answered=True)
+
+    def began_to_answer(self, now: float) -> None:
+        """The first byte of the answer's body came, or its head if nobody waits for that."""
+        self.destination.state.latency.observe(now - self.began, now)
 
     def failed(self, error: GatewayError, now: float) -> None:
         """The request failed, before its answer began or within it.
@@ -226,6 +229,21 @@ class Dispatcher:
     def __repr__(self) -> str:
         return f"<Dispatcher {self._queued} queued>"
 
+    def place_at_once(self, group: ModelGroup) -> Placement | None:
+        """Place a request of a group with one server that is well and has no limit; None for any other group.
+
+        It is the usual case, and takes a microsecond.
+        """
+        lone = group.lone
+        if lone is None:
+            return None
+        state = lone.state
+        breaker = state.breaker
+        if state.limit is not None or not breaker.closed or state.sleeping:
+            return None
+        state.in_flight += 1
+        return Placement(self, group, lone, None, breaker.ticket, self.seconds())
+
     def place(self, group: ModelGroup, ask: Ask) -> Placement | Deferred[Placement]:
         """Place a request on a server of a group.
 
@@ -238,12 +256,6 @@ class Dispatcher:
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
         now = self.seconds()
-        lone = group.lone
-        if lone is not None:
-            state = lone.state
-            # the usual case, in a microsecond
-            if state.limit is None and state.breaker.closed and not state.sleeping:
-                return self._take(group, lone, ask, now)
         if group.queue:
             # room that came with time alone, such as the next minute of an entry, is for those that wait
             self.serve()
@@ -301,7 +313,7 @@ class Dispatcher:
             breaker = state.breaker
             snapshots.append(
                 ServerSnapshot(
-                    state.name,
+                    each.key,
                     each.weight * breaker.share(now),
                     state.in_flight,
                     state.waiting,
@@ -325,7 +337,7 @@ class Dispatcher:
         if limits is not None and not ask.unlimited:
             share = limits.take(ask.tokens, now)
         if group.lone is None:
-            group.policy.sent(state.name, ask.routing)
+            group.policy.sent(destination.key, ask.routing)
         placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
         if ask.unlimited:
             placement.unlimited = True
