@@ -49,6 +49,7 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
@@ -199,7 +200,8 @@ class Wiring:
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
+        attempts = AttemptMetrics()
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
@@ -258,6 +260,7 @@ class Wiring:
             retry=settings.retry,
             session_header=settings.session_header,
         )
+        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
         pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,

@@ -104,6 +104,8 @@ class Forwarder:
         self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self.background = background
         self.retries = routing.num_retries
+        #: attempts that the budget of retries did not allow
+        self.retries_denied = 0
         self.retry_after = routing.retry_after
         self.statuses = frozenset(retry.statuses)
         self.session_header = session_header.lower().encode("ascii")
@@ -474,12 +476,12 @@ class Forwarding:
         if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
         tried = (*self._tried, state)
-        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
-        again = (
-            self._attempts <= forwarder.retries
-            and forwarder.dispatcher.can_place(group, tried)
-            and group.budget.take(now, sent=sent, in_flight=in_flight)
-        )
+        # one that waits for its second attempt is not in flight at a server
+        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
+        again = self._attempts <= forwarder.retries and forwarder.dispatcher.can_place(group, tried)
+        if again and not group.budget.take(now, sent=sent, in_flight=in_flight):
+            forwarder.retries_denied += 1
+            again = False
         if not again and not self._other_models(group.fallbacks):
             return False
         self._log.info(
