@@ -35,7 +35,7 @@ from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
@@ -53,6 +53,10 @@ MOST_REFUSAL = 1_048_576
 _TOO_LONG = re.compile(
     rb"maximum (context|model) length|longer than the maximum|context_length_exceeded|max_model_len", re.IGNORECASE
 )
+
+
+#: stands for a request of which nothing is sent again
+_DROPPED: Any = None
 
 
 class Forwarder:
@@ -251,7 +255,7 @@ class Forwarding:
         """
         forwarder, group = self._forwarder, self._group
         try:
-            placed = forwarder.dispatcher.place(group, self._ask())
+            placed = forwarder.dispatcher.place_at_once(group) or forwarder.dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
                 raise error
@@ -270,12 +274,14 @@ class Forwarding:
         policy = group.policy
         if group.lone is None and (policy.reads_session or policy.reads_prompt):
             routing = self._routing(principal)
-        reservation = self._request.context.reservation
+        tokens = 0
+        if group.counts_tokens and self._forwarder.accounting is not None:
+            tokens = self._forwarder.accounting.expected_tokens(self._request.context)
         return Ask(
             principal.key_id or principal.kind,
             principal.priority or 0,
             routing,
-            0 if reservation is None else reservation.tokens,
+            tokens,
             self._tried,
             serving.server,
             principal is PREFLIGHT,
@@ -309,6 +315,8 @@ class Forwarding:
             GatewayError: it cannot be written for that server.
         """
         self._placement = placement
+        if placement.counts:
+            self._request.context.entry_share = placement
         try:
             self._attempt(placement)
         except BaseException:
@@ -381,22 +389,32 @@ class Forwarding:
 
     # what became of it
 
-    def answered(self, response: UpstreamResponse) -> bool:
-        """The head of an answer came; return whether another takes its place."""
+    def answered(self, response: UpstreamResponse) -> Verdict:
+        """The head of an answer came; return what becomes of it."""
         placement = self._placement
-        placement.destination.state.awaiting.discard(self)
         status = response.head.status
         now = self._forwarder.clock.seconds()
         placement.responded(status, now)
+        if status < 300 and not response.complete and self._may_go_on:
+            # vLLM sends the head of a stream before it begins to compute
+            return Verdict.HELD
+        placement.destination.state.awaiting.discard(self)
         if status >= 400:
             if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now):
                 response.stopProducing()
-                return True
+                return Verdict.TAKEN
             if status == 400 and self._group.context_fallbacks and self._is_in_hand:
                 self._read_refusal(response)
-                return True
+                return Verdict.TAKEN
+        self.began()
+        return Verdict.RELAYED
+
+    def began(self) -> None:
+        """The answer goes to the client: nothing is sent again."""
+        placement = self._placement
+        placement.destination.state.awaiting.discard(self)
+        placement.began_to_answer(self._forwarder.clock.seconds())
         self._over()
-        return False
 
     def failed(self, error: GatewayError) -> bool:
         """The attempt failed before the head of an answer came; return whether another takes its place."""
@@ -427,7 +445,7 @@ class Forwarding:
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""
-        self._admitted = self._admitted.without_body()
+        self._admitted = _DROPPED
         self._relay = self._streamed = self._cached = None
 
     # another attempt
@@ -437,13 +455,20 @@ class Forwarding:
         """Whether the whole request can be sent again."""
         return self._streamed is None and not self._request.context.head.protocols
 
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether there is another server or model for it, should this server fail."""
+        group = self._group
+        elsewhere = group.lone is None or bool(group.fallbacks)
+        return elsewhere and self._is_in_hand and self._authorization.route.fails_over
+
     def _goes_on(self, reason: str, now: float) -> bool:
         """Send the request to another server, or for another model; return whether that may be done."""
         forwarder, group = self._forwarder, self._group
         state = self._placement.destination.state
         context = self._request.context
         sent = context.sent_at is not None
-        if not self._is_in_hand or (sent and not self._authorization.route.repeatable):
+        if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
         tried = (*self._tried, state)
         in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
@@ -464,12 +489,20 @@ class Forwarding:
         before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
         if again:
             self._tried = tried
+            self._withdraw_share()
             self._try_again()
             return True
         if self._fall_back(group.fallbacks):
             return True
         context.attempts = before
         return False
+
+    def _withdraw_share(self) -> None:
+        """Settle what the failed attempt took of its entry's limits."""
+        context = self._request.context
+        share, context.entry_share = context.entry_share, None
+        if share is not None:
+            share.used(0, sent=context.sent_at is not None)
 
     def _try_again(self) -> None:
         """Send the request to another server, after ``retry_after``."""
@@ -507,6 +540,7 @@ class Forwarding:
                 continue
             if forwarder.accounting is not None:
                 forwarder.accounting.withdraw(context)
+            self._withdraw_share()
             context.fallback = name
             self._attempts, self._tried = 0, ()
             try:
