@@ -266,4 +266,5 @@ def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: s
         found.get("timeouts", Timeouts()),
         found.get("limits", Limits()),
         found.get("default_prices", PriceList()),
+        root,
     )
