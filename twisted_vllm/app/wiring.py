@@ -125,7 +125,9 @@ class Wiring:
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
         servers = settings.servers
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
+        self.agent = UpstreamAgent(
+            sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
+        )
         self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)

@@ -6,16 +6,12 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError, TCPTimedOutError, TimeoutError
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import URI
@@ -26,8 +22,10 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
+from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, explain
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
+from twisted_vllm.http.client.endpoints import Endpoints, NamedServer
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
 from twisted_vllm.http.client.pool import Pool
@@ -42,6 +40,8 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 #: seconds in which no connection to a server is reused that sent what nobody asked for
 DISTRUST = 60.0
+#: seconds in which a server with http:// is asked once whether it speaks TLS, if it closes connections without a byte
+ASK_FOR_TLS = 60.0
 #: idle connections to cut at a time, to make room for others
 MADE_AT_ONCE = 16
 
@@ -67,6 +67,8 @@ class UpstreamAgent:
         coalescer: WriteCoalescer,
         shortages: Shortages | None = None,
         max_connections: int | None = None,
+        *,
+        asks_for_tls: bool = False,
     ) -> None:
         """Make the agent.
 
@@ -77,8 +79,11 @@ class UpstreamAgent:
             shortages: is told when there is no descriptor or port for a connection.
             max_connections: the most connections, idle ones included; more wait for one of them to end. None means no
                 limit.
+            asks_for_tls: whether a server with http:// that closes connections without a byte is asked, once in
+                `ASK_FOR_TLS` seconds, whether it speaks TLS.
         """
         self._reactor = reactor
+        self._asks_for_tls = asks_for_tls
         self._deadlines = deadlines
         self._coalescer = coalescer
         self.header_cache = ResponseHeaderCache()
@@ -94,7 +99,13 @@ class UpstreamAgent:
         self._shortages.add_reclaimer(self.make_room)
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
-        self._endpoints: dict[Server, IStreamClientEndpoint] = {}
+        self._endpoints = Endpoints(reactor, deadlines, self._loads, self._addresses_changed)
+        # when a server was asked whether it speaks TLS, in the reactor's seconds
+        self._asked: dict[Server, float] = {}
+        self._asking: set[Deferred[None]] = set()
+        # the servers with several addresses, and the open connections by address
+        self._spread: dict[Server, NamedServer] = {}
+        self._open: dict[Server, Counter[str]] = {}
 
     @property
     def connections(self) -> frozenset[UpstreamConnection]:
@@ -149,7 +160,12 @@ class UpstreamAgent:
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
-        connection = self.pool.take(server, self._deadlines.now, self._coalescer.turn)
+        key: Hashable = server
+        if self._spread:
+            spread = self._spread.get(server)
+            if spread is not None:
+                key = spread.key(self._deadlines.now)
+        connection = self.pool.take(key, self._deadlines.now, self._coalescer.turn)
         if connection is None:
             self._connect_or_wait(exchange)
         else:
@@ -163,8 +179,34 @@ class UpstreamAgent:
         for exchange, connecting in list(self._connecting.items()):
             connecting.cancel()
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
+        self._endpoints.close()
+        for asking in list(self._asking):
+            asking.cancel()
         for connection in list(self._connections):
             connection.transport.abortConnection()
+
+    def reload(self, servers: Iterable[Server]) -> None:
+        """Read the files of TLS again, resolve all names again, and forget the servers that are not used any more.
+
+        What runs goes on. A connection of which files, addresses or server are gone takes no other request.
+
+        Args:
+            servers: those in use from now on.
+
+        Raises:
+            TlsFileError: a file cannot be used; nothing has changed.
+        """
+        used = frozenset(servers)
+        changed = self._endpoints.read(used)
+        gone = {connection.server for connection in self._connections} | self._retries.keys() - used
+        for server in (*changed, *(gone - used)):
+            for connection in [each for each in self._connections if each.server == server]:
+                self._retire(connection)
+        for server in gone - used:
+            self._endpoints.forget(server)
+            for known in (self._retries, self._distrusted, self._spread, self._asked):
+                known.pop(server, None)
+        self._endpoints.resolve()
 
     # connections
 
@@ -199,10 +241,7 @@ class UpstreamAgent:
                 self._lost,
             )
         )
-        connecting = self._endpoint(server).connect(factory)
-        if not (isIPAddress(server.host) or isIPv6Address(server.host)):
-            # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
-            connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
+        connecting = self._endpoints.connect(server, factory)
         exchange.carrier = self
         self._connecting[exchange] = connecting
         hold(exchange.body)
@@ -228,25 +267,63 @@ class UpstreamAgent:
         hold(exchange.body)
         self._waiting.add(exchange)
 
-    def _endpoint(self, server: Server) -> IStreamClientEndpoint:
-        endpoint = self._endpoints.get(server)
-        if endpoint is None:
-            arguments = (self._reactor, server.host, server.port)
-            seconds = server.timeouts.connect
-            if isIPAddress(server.host):
-                endpoint = TCP4ClientEndpoint(*arguments, timeout=seconds)
-            elif isIPv6Address(server.host):
-                endpoint = TCP6ClientEndpoint(*arguments, timeout=seconds)
-            else:
-                endpoint = HostnameEndpoint(*arguments, timeout=seconds)
-            if server.tls:
-                endpoint = wrapClientTLS(optionsForClientTLS(server.host), endpoint)
-            self._endpoints[server] = endpoint
-        return endpoint
+    def _loads(self, server: Server) -> Mapping[str, int]:
+        """Return how many connections of each address are in use."""
+        opened = self._open.get(server) or Counter[str]()
+        return {address: count - self.pool.count((server, address)) for address, count in opened.items()}
+
+    def _addresses_changed(self, server: Server) -> None:
+        """Use the connections to addresses that are gone no more, and know the others by their addresses."""
+        named = self._endpoints.named[server]
+        if len(named.name.addresses.known) > 1:
+            self._spread[server] = named
+        else:
+            self._spread.pop(server, None)
+        for connection in [each for each in self._connections if each.server == server]:
+            key = named.key_of(connection.address)
+            if key is None:
+                self._retire(connection)
+            elif key != connection.key and connection.key is not None:
+                was_idle = self.pool.discard(connection.key, connection)
+                connection.key = key
+                if was_idle:
+                    self._idle(connection)
+
+    def _retire(self, connection: UpstreamConnection) -> None:
+        """Send no other request on a connection."""
+        was_idle = self.pool.discard(connection.key, connection)
+        connection.key = None
+        if was_idle:
+            connection.close()
+
+    def _opened(self, connection: UpstreamConnection) -> None:
+        """Know a connection by its address, if its server has several."""
+        self._connections.add(connection)
+        named = self._endpoints.named.get(connection.server)
+        if named is not None:
+            self._open.setdefault(connection.server, Counter())[connection.address] += 1
+            connection.key = named.key_of(connection.address)
+            named.name.use(True)
+
+    def _closed_one(self, connection: UpstreamConnection) -> None:
+        server, address = connection.server, connection.address
+        if not address or connection not in self._connections:
+            return
+        opened = self._open[server]
+        opened[address] -= 1
+        if not opened[address]:
+            del opened[address]
+        named = self._endpoints.named.get(server)
+        if named is not None and connection.is_handshaking:
+            named.failed(address, "TLS was not established")
+        if not opened:
+            del self._open[server]
+            if named is not None:
+                named.name.use(False)
 
     def _connected(self, connection: UpstreamConnection, exchange: UpstreamExchange) -> None:
         self._connecting.pop(exchange, None)
-        self._connections.add(connection)
+        self._opened(connection)
         if exchange.result is None:
             # cancelled in the same reactor turn
             connection.close()
@@ -266,7 +343,7 @@ class UpstreamAgent:
         self._log.warn(
             "No connection to {server}: {reason}",
             server=exchange.server.name,
-            reason=failure.getErrorMessage(),
+            reason=failure.getErrorMessage() if failure.value is None else explain(failure.value, exchange.server),
             once_a_second=exchange.server.name,
         )
         if failure.check(TimeoutError, TCPTimedOutError):
@@ -285,9 +362,10 @@ class UpstreamAgent:
                 seconds=DISTRUST,
             )
         self._distrusted[server] = now + DISTRUST
-        for idle in self.pool.clear(server):
-            if idle is not connection:
-                idle.close()
+        for other in [each for each in self._connections if each.server == server and each is not connection]:
+            if self.pool.discard(other.key, other):
+                other.close()
+        self.pool.discard(connection.key, connection)
 
     def _idle(self, connection: UpstreamConnection) -> None:
         until = self._distrusted.get(connection.server) if self._distrusted else None
@@ -296,15 +374,36 @@ class UpstreamAgent:
                 connection.close()
                 return
             del self._distrusted[connection.server]
-        for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
+        if connection.key is None:
+            connection.close()
+            return
+        for surplus in self.pool.put(connection.key, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
         if self._waiting.deadline is not None:
             # one of another server, perhaps: an idle connection is of no use to those that wait
             self.make_room(1)
 
+    def _ask_for_tls(self, server: Server) -> None:
+        """Tell the operator if a server that closes connections without a word speaks TLS, as Python's servers do."""
+        now = self._deadlines.seconds()
+        if self._closed or self._asked.get(server, -ASK_FOR_TLS) + ASK_FOR_TLS > now:
+            return
+        self._asked[server] = now
+
+        def told(speaks_tls: bool) -> None:
+            if speaks_tls:
+                self._log.warn("Lost {server}: {reason}", server=server.name, reason=SPEAKS_TLS)
+
+        asking = self._endpoints.speaks_tls(server).addCallback(told)
+        self._asking.add(asking)
+        asking.addBoth(lambda _: self._asking.discard(asking))
+
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
+        self._closed_one(connection)
+        if connection.was_silent and self._asks_for_tls:
+            self._ask_for_tls(connection.server)
         self._connections.discard(connection)
-        self.pool.discard(connection.server, connection)
+        self.pool.discard(connection.key, connection)
         if resend is not None:
             self._connect_or_wait(resend)
         if self._waiting:

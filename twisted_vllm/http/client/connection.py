@@ -6,9 +6,10 @@ chunk, leaves the gateway in one write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -19,6 +20,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import BodyUpload
+from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.client.pool import KEEP
@@ -36,6 +38,7 @@ LARGE_REQUEST = 16_384
 #: the status that some servers send before they close an idle connection (RFC 9110 §15.5.9)
 _REQUEST_TIMEOUT = b"408"
 
+_UNREACHABLE = "The vLLM server cannot be reached."
 _NO_ANSWER = (
     "The vLLM server closed the connection before it answered. It may have begun to work, so the gateway did not send "
     "the request twice."
@@ -50,6 +53,11 @@ class UpstreamConnection(Protocol):
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: the exchange in flight, or None while idle.
         tunnel: the tunnel, once the server agreed to an upgrade.
+        address: the address that it goes to, if the server is reached by its name; else empty.
+        key: what the pool knows it by; None if it takes no other request.
+        is_handshaking: whether TLS is not yet established.
+        certificate_fault: what is wrong with the server's certificate; set before the connection is lost.
+        was_silent: whether the server closed it, without TLS, before it ever sent a byte.
     """
 
     transport: Any
@@ -82,6 +90,11 @@ class UpstreamConnection(Protocol):
         self.deadline: float | None = None
         self.exchange: UpstreamExchange | None = None
         self.tunnel: Tunnel | None = None
+        self.address = ""
+        self.key: Hashable | None = server
+        self.is_handshaking = server.tls
+        self.certificate_fault = ""
+        self.was_silent = False
         self._deadlines = deadlines
         self._coalescer = coalescer
         self._retries = retries
@@ -92,7 +105,6 @@ class UpstreamConnection(Protocol):
         self._used = self._reused = self._unsent = self._aborting = False
         self._closing = self._lost = self._paused = self._sent_large = False
         self._upload: BodyUpload | None = None
-        self._handshaking = server.tls
         self._total: float | None = None
 
     # connection
@@ -107,7 +119,7 @@ class UpstreamConnection(Protocol):
 
     def handshakeCompleted(self) -> None:
         """Wait for the response, now that TLS is established."""
-        self._handshaking = False
+        self.is_handshaking = False
         if self.exchange is not None:
             self._await(self.server.timeouts.response_head)
 
@@ -128,7 +140,9 @@ class UpstreamConnection(Protocol):
                 self._stop_upload()
             elif not parser.any_bytes:
                 self._log_loss(reason)
-                self._fail(UpstreamUnreachable(_NO_ANSWER))
+                self.was_silent = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
+                no_tls = self.is_handshaking or reason.check(SSL.Error)
+                self._fail(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER))
             else:
                 self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
@@ -145,10 +159,11 @@ class UpstreamConnection(Protocol):
 
     def _log_loss(self, reason: Failure) -> None:
         """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
+        error = reason.value or ConnectionDone()
         self._log.warn(
             "Lost {server}: {reason}",
             server=self.server.name,
-            reason=reason.getErrorMessage(),
+            reason=explain(error, self.server, handshaking=self.is_handshaking, certificate=self.certificate_fault),
             once_a_second=self.server.name,
         )
 
@@ -197,7 +212,7 @@ class UpstreamConnection(Protocol):
         timeouts = self.server.timeouts
         self._total = self._deadlines.after(timeouts.total)
         # a server that does not complete the TLS handshake counts as unreachable
-        self._await(timeouts.connect if self._handshaking else timeouts.response_head)
+        self._await(timeouts.connect if self.is_handshaking else timeouts.response_head)
         self._upload = None
         self._unsent = True
         self._coalescer.at_send(self._begin)
@@ -233,7 +248,7 @@ class UpstreamConnection(Protocol):
         """A piece of the body was sent: restart the timeout for the response's head."""
         if self.exchange is not None and self.exchange.on_sent is not None:
             self.exchange.on_sent(self._deadlines.seconds())
-        if not self._parser.head_arrived and not self._handshaking:
+        if not self._parser.head_arrived and not self.is_handshaking:
             self._await(self.server.timeouts.response_head)
 
     def _stop_upload(self) -> None:
@@ -272,6 +287,15 @@ class UpstreamConnection(Protocol):
             return
         if self._parser.switched and self.exchange.allows_switch(self._parser.head):
             self._switch(self.exchange)
+            return
+        if data.startswith(TLS_ALERT) and not self._parser.head_arrived and not self.server.tls:
+            self._log.warn(
+                "Lost {server}: {reason}",
+                server=self.server.name,
+                reason=SPEAKS_TLS,
+                once_a_second=self.server.name,
+            )
+            self.fail(UpstreamUnreachable(_UNREACHABLE))
             return
         # deliver what arrived before the fault, then abort
         self._deliver()
