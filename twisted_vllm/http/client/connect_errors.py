@@ -25,6 +25,8 @@ TLS_ALERT = b"\x15\x03"
 
 SPEAKS_TLS = "it speaks TLS, and its api_base begins with http:// (write https://)"
 SPEAKS_HTTP = "it speaks plain HTTP, or no TLS at all, and its api_base begins with https:// (write http://)"
+_DEMANDED = "it demands a certificate of the gateway (name one in ssl_certificate)"
+_NOT_ACCEPTED = "it does not accept the gateway's certificate, ssl_certificate"
 
 #: characters of a server's certificate that are repeated
 _SHOWN = 200
@@ -63,7 +65,9 @@ class TlsFileError(Exception):
     """A file of the settings of TLS cannot be used. The message says which, and why."""
 
 
-def explain(error: BaseException, server: Server, *, handshaking: bool = False, certificate: str = "") -> str:
+def explain(
+    error: BaseException, server: Server, *, handshaking: bool = False, certificate: str = "", wanted: bool = False
+) -> str:
     """Return why a connection to a server was not made, or was lost.
 
     Args:
@@ -71,9 +75,12 @@ def explain(error: BaseException, server: Server, *, handshaking: bool = False, 
         server: the server.
         handshaking: whether the connection was lost before TLS was established.
         certificate: what is wrong with the server's certificate, as `certificate_fault` returns it.
+        wanted: whether the server asked for a certificate, and then closed the connection without a byte.
     """
     if certificate:
         return certificate
+    if wanted and isinstance(error, (SSL.Error, ConnectionClosed)):
+        return _NOT_ACCEPTED if server.tls_options.certificate_file else _DEMANDED
     if isinstance(error, SSL.Error):
         return _tls_fault(error)
     if isinstance(error, (DNSLookupError, UnknownHostError)):
@@ -128,9 +135,9 @@ def _tls_fault(error: SSL.Error) -> str:
     if any(each in said for each in _NO_TLS):
         return SPEAKS_HTTP
     if "certificate required" in said:
-        return "it demands a certificate of the gateway (name one in ssl_certificate)"
+        return _DEMANDED
     if "alert" in said and any(each in said for each in _UNWANTED):
-        return f"it does not accept the gateway's certificate, ssl_certificate ({reasons[-1]})"
+        return _NOT_ACCEPTED
     if "protocol version" in said or "unsupported protocol" in said:
         return "it speaks no version of TLS that the gateway speaks (1.2 and later)"
     if "unrecognized name" in said:

@@ -57,6 +57,7 @@ class UpstreamConnection(Protocol):
         key: what the pool knows it by; None if it takes no other request.
         is_handshaking: whether TLS is not yet established.
         certificate_fault: what is wrong with the server's certificate; set before the connection is lost.
+        certificate_wanted: whether the server asked for a certificate.
         was_silent: whether the server closed it, without TLS, before it ever sent a byte.
     """
 
@@ -94,6 +95,7 @@ class UpstreamConnection(Protocol):
         self.key: Hashable | None = server
         self.is_handshaking = server.tls
         self.certificate_fault = ""
+        self.certificate_wanted = False
         self.was_silent = False
         self._deadlines = deadlines
         self._coalescer = coalescer
@@ -141,7 +143,7 @@ class UpstreamConnection(Protocol):
             elif not parser.any_bytes:
                 self._log_loss(reason)
                 self.was_silent = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
-                no_tls = self.is_handshaking or reason.check(SSL.Error)
+                no_tls = self.is_handshaking or reason.check(SSL.Error) or self._shown_in_vain
                 self._fail(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER))
             else:
                 self._log_loss(reason)
@@ -159,13 +161,24 @@ class UpstreamConnection(Protocol):
 
     def _log_loss(self, reason: Failure) -> None:
         """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
-        error = reason.value or ConnectionDone()
+        reason_in_words = explain(
+            reason.value or ConnectionDone(),
+            self.server,
+            handshaking=self.is_handshaking,
+            certificate=self.certificate_fault,
+            wanted=self._shown_in_vain,
+        )
         self._log.warn(
             "Lost {server}: {reason}",
             server=self.server.name,
-            reason=explain(error, self.server, handshaking=self.is_handshaking, certificate=self.certificate_fault),
+            reason=reason_in_words,
             once_a_second=self.server.name,
         )
+
+    @property
+    def _shown_in_vain(self) -> bool:
+        """Whether the server asked for a certificate and then sent nothing: in TLS 1.3 it looks after the handshake."""
+        return self.certificate_wanted and not self._reused and not self._parser.any_bytes
 
     def close(self) -> None:
         """Close an idle connection; abort it if the server does not close its side within `KEEP`."""

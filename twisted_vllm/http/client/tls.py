@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 import attrs
 from cryptography import x509
@@ -54,6 +53,7 @@ def read_files(options: ServerTls) -> TlsFiles:
         TlsFileError: one of them cannot be used.
     """
     context = CertificateOptions().getContext()
+    context.set_info_callback(_note_request)
     digest = sha256()
     if options.ca_file is not None:
         digest.update(_certificates("ssl_ca", options.ca_file)[0])
@@ -72,6 +72,13 @@ def read_files(options: ServerTls) -> TlsFiles:
             context.add_extra_chain_cert(each)
         digest.update(_use_key(context, options.certificate_file, options.key_file))
     return TlsFiles(context, digest.digest())
+
+
+def _note_request(connection: SSL.Connection, where: int, _: int) -> None:
+    """Note that the server asks for a certificate: many close the connection without a word if they get none."""
+    if where == SSL.SSL_CB_CONNECT_LOOP and b"certificate request" in connection.get_state_string():
+        # Twisted's data of a connection is its TLS protocol
+        connection.get_app_data().wrappedProtocol.certificate_wanted = True
 
 
 def file_problems(servers: Iterable[Server]) -> list[str]:
@@ -174,7 +181,8 @@ def ask_for_tls(host: str) -> tuple[TlsQuestion, TLSMemoryBIOFactory]:
 class ServerTlsCreator:
     """Makes the TLS connections to one server, and checks its certificate.
 
-    What is wrong with the certificate is told to the application's protocol: its attribute ``certificate_fault``.
+    The application's protocol is told what is wrong with the certificate (its attribute ``certificate_fault``), and
+    that the server asks for one (``certificate_wanted``).
 
     Attributes:
         context: OpenSSL's context, which may be replaced.
@@ -199,31 +207,26 @@ class ServerTlsCreator:
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """Return a new connection."""
         connection = SSL.Connection(self.context, None)
+        connection.set_app_data(tlsProtocol)
         if not self._is_address:
             connection.set_tlsext_host_name(self._host.rstrip(".").encode("ascii"))
         if self._verify:
             wanted = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-            connection.set_verify(wanted, self._checker(ref(tlsProtocol)))
+            connection.set_verify(wanted, self._check)
         else:
             connection.set_verify(SSL.VERIFY_NONE, None)
         return connection
 
-    def _checker(self, protocol: Callable[[], Any]) -> Callable[[SSL.Connection, X509, int, int, int], bool]:
-        # a weak reference: the connection holds this function, and the protocol the connection
-        def check(_: SSL.Connection, certificate: X509, code: int, depth: int, is_valid: int) -> bool:
-            try:
-                fault = self._fault(certificate, code, depth, is_valid)
-                if not fault:
-                    return True
-                tls = protocol()
-                if tls is not None:
-                    tls.wrappedProtocol.certificate_fault = fault
-            except Exception:
-                # OpenSSL would drop it
-                self._log.failure("The certificate of a server could not be checked")
+    def _check(self, connection: SSL.Connection, certificate: X509, code: int, depth: int, is_valid: int) -> bool:
+        try:
+            fault = self._fault(certificate, code, depth, is_valid)
+            if fault:
+                connection.get_app_data().wrappedProtocol.certificate_fault = fault
+            return not fault
+        except Exception:
+            # OpenSSL would drop it
+            self._log.failure("The certificate of a server could not be checked")
             return False
-
-        return check
 
     def _fault(self, certificate: X509, code: int, depth: int, is_valid: int) -> str:
         if not is_valid:
