@@ -6,11 +6,12 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, TCPTimedOutError, TimeoutError
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,16 +23,18 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
-from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, explain
+from twisted_vllm.http.client.connect_errors import explain
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
-from twisted_vllm.http.client.endpoints import Endpoints, NamedServer
+from twisted_vllm.http.client.endpoints import Endpoints
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Ended, Informational, IUpstreamAgent, Sent
+from twisted_vllm.http.client.open_connections import OpenConnections
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.retries import Retries, StaleRequest
+from twisted_vllm.http.client.tls_question import TlsQuestions
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -40,8 +43,6 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
 #: seconds in which no connection to a server is reused that sent what nobody asked for
 DISTRUST = 60.0
-#: seconds in which a server with http:// is asked once whether it speaks TLS, if it closes connections without a byte
-ASK_FOR_TLS = 60.0
 #: idle connections to cut at a time, to make room for others
 MADE_AT_ONCE = 16
 
@@ -80,10 +81,9 @@ class UpstreamAgent:
             max_connections: the most connections, idle ones included; more wait for one of them to end. None means no
                 limit.
             asks_for_tls: whether a server with http:// that closes connections without a byte is asked, once in
-                `ASK_FOR_TLS` seconds, whether it speaks TLS.
+                `tls_question.INTERVAL` seconds, whether it speaks TLS.
         """
         self._reactor = reactor
-        self._asks_for_tls = asks_for_tls
         self._deadlines = deadlines
         self._coalescer = coalescer
         self.header_cache = ResponseHeaderCache()
@@ -92,25 +92,20 @@ class UpstreamAgent:
         self._retries: dict[Server, Retries] = {}
         # until when a server is not trusted, in the reactor's seconds
         self._distrusted: dict[Server, float] = {}
-        self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
         self._shortages = Shortages() if shortages is None else shortages
         self._shortages.add_reclaimer(self.make_room)
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
-        self._endpoints = Endpoints(reactor, deadlines, self._loads, self._addresses_changed)
-        # when a server was asked whether it speaks TLS, in the reactor's seconds
-        self._asked: dict[Server, float] = {}
-        self._asking: set[Deferred[None]] = set()
-        # the servers with several addresses, and the open connections by address
-        self._spread: dict[Server, NamedServer] = {}
-        self._open: dict[Server, Counter[str]] = {}
+        self._open = opened = OpenConnections(self.pool, self._idle)
+        self._endpoints = Endpoints(reactor, deadlines, opened.named, opened.loads, opened.addresses_changed)
+        self._tls_questions = TlsQuestions(reactor, self._endpoints) if asks_for_tls else None
 
     @property
     def connections(self) -> frozenset[UpstreamConnection]:
         """All connections, idle ones included."""
-        return frozenset(self._connections)
+        return frozenset(self._open.every)
 
     def request(
         self,
@@ -122,17 +117,11 @@ class UpstreamAgent:
         server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
-        left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
         again: Again | None = None,
-        on_ended: Callable[[], None] | None = None,
+        on_ended: Ended | None = None,
     ) -> Deferred[UpstreamResponse]:
-        """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
-
-        Args:
-            on_ended: called once when the exchange is over: its response is complete, failed or was given up, or its
-                tunnel is closed.
-        """
+        """Send a request; see `IUpstreamAgent`."""
         if server is None:
             server, target = server_of(uri)
         else:
@@ -160,11 +149,7 @@ class UpstreamAgent:
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
-        key: Hashable = server
-        if self._spread:
-            spread = self._spread.get(server)
-            if spread is not None:
-                key = spread.key(self._deadlines.now)
+        key = self._open.key(server, self._deadlines.now) if self._open.spread else server
         connection = self.pool.take(key, self._deadlines.now, self._coalescer.turn)
         if connection is None:
             self._connect_or_wait(exchange)
@@ -180,9 +165,9 @@ class UpstreamAgent:
             connecting.cancel()
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
         self._endpoints.close()
-        for asking in list(self._asking):
-            asking.cancel()
-        for connection in list(self._connections):
+        if self._tls_questions is not None:
+            self._tls_questions.close()
+        for connection in list(self._open.every):
             connection.transport.abortConnection()
 
     def reload(self, servers: Iterable[Server]) -> None:
@@ -197,22 +182,22 @@ class UpstreamAgent:
             TlsFileError: a file cannot be used; nothing has changed.
         """
         used = frozenset(servers)
-        changed = self._endpoints.read(used)
-        gone = {connection.server for connection in self._connections} | self._retries.keys() - used
-        for server in (*changed, *(gone - used)):
-            for connection in [each for each in self._connections if each.server == server]:
-                self._retire(connection)
-        for server in gone - used:
+        for server in self._endpoints.read(used):
+            self._open.retire(server)
+        for server in self._retries.keys() - used:
+            self._open.forget(server)
             self._endpoints.forget(server)
-            for known in (self._retries, self._distrusted, self._spread, self._asked):
-                known.pop(server, None)
+            if self._tls_questions is not None:
+                self._tls_questions.forget(server)
+            del self._retries[server]
+            self._distrusted.pop(server, None)
         self._endpoints.resolve()
 
     # connections
 
     def _has_room(self) -> bool:
         most = self._max_connections
-        return most is None or len(self._connections) + len(self._connecting) < most
+        return most is None or len(self._open.every) + len(self._connecting) < most
 
     def _connect_or_wait(self, exchange: UpstreamExchange) -> None:
         if self._waiting or not self._has_room():
@@ -241,7 +226,7 @@ class UpstreamAgent:
                 self._lost,
             )
         )
-        connecting = self._endpoints.connect(server, factory)
+        connecting = self._endpoints.of(server).connect(factory)
         exchange.carrier = self
         self._connecting[exchange] = connecting
         hold(exchange.body)
@@ -267,63 +252,13 @@ class UpstreamAgent:
         hold(exchange.body)
         self._waiting.add(exchange)
 
-    def _loads(self, server: Server) -> Mapping[str, int]:
-        """Return how many connections of each address are in use."""
-        opened = self._open.get(server) or Counter[str]()
-        return {address: count - self.pool.count((server, address)) for address, count in opened.items()}
-
-    def _addresses_changed(self, server: Server) -> None:
-        """Use the connections to addresses that are gone no more, and know the others by their addresses."""
-        named = self._endpoints.named[server]
-        if len(named.name.addresses.known) > 1:
-            self._spread[server] = named
-        else:
-            self._spread.pop(server, None)
-        for connection in [each for each in self._connections if each.server == server]:
-            key = named.key_of(connection.address)
-            if key is None:
-                self._retire(connection)
-            elif key != connection.key and connection.key is not None:
-                was_idle = self.pool.discard(connection.key, connection)
-                connection.key = key
-                if was_idle:
-                    self._idle(connection)
-
-    def _retire(self, connection: UpstreamConnection) -> None:
-        """Send no other request on a connection."""
-        was_idle = self.pool.discard(connection.key, connection)
-        connection.key = None
-        if was_idle:
-            connection.close()
-
-    def _opened(self, connection: UpstreamConnection) -> None:
-        """Know a connection by its address, if its server has several."""
-        self._connections.add(connection)
-        named = self._endpoints.named.get(connection.server)
-        if named is not None:
-            self._open.setdefault(connection.server, Counter())[connection.address] += 1
-            connection.key = named.key_of(connection.address)
-            named.name.use(True)
-
-    def _closed_one(self, connection: UpstreamConnection) -> None:
-        server, address = connection.server, connection.address
-        if not address or connection not in self._connections:
-            return
-        opened = self._open[server]
-        opened[address] -= 1
-        if not opened[address]:
-            del opened[address]
-        named = self._endpoints.named.get(server)
-        if named is not None and connection.is_handshaking:
-            named.failed(address, "TLS was not established")
-        if not opened:
-            del self._open[server]
-            if named is not None:
-                named.name.use(False)
+    def endpoint_of(self, server: Server) -> IStreamClientEndpoint:
+        """Return what connects to a server."""
+        return cast(IStreamClientEndpoint, self._endpoints.of(server))
 
     def _connected(self, connection: UpstreamConnection, exchange: UpstreamExchange) -> None:
         self._connecting.pop(exchange, None)
-        self._opened(connection)
+        self._open.add(connection)
         if exchange.result is None:
             # cancelled in the same reactor turn
             connection.close()
@@ -362,10 +297,9 @@ class UpstreamAgent:
                 seconds=DISTRUST,
             )
         self._distrusted[server] = now + DISTRUST
-        for other in [each for each in self._connections if each.server == server and each is not connection]:
-            if self.pool.discard(other.key, other):
+        for other in self._open.of(server):
+            if self.pool.discard(other.key, other) and other is not connection:
                 other.close()
-        self.pool.discard(connection.key, connection)
 
     def _idle(self, connection: UpstreamConnection) -> None:
         until = self._distrusted.get(connection.server) if self._distrusted else None
@@ -383,27 +317,10 @@ class UpstreamAgent:
             # one of another server, perhaps: an idle connection is of no use to those that wait
             self.make_room(1)
 
-    def _ask_for_tls(self, server: Server) -> None:
-        """Tell the operator if a server that closes connections without a word speaks TLS, as Python's servers do."""
-        now = self._deadlines.seconds()
-        if self._closed or self._asked.get(server, -ASK_FOR_TLS) + ASK_FOR_TLS > now:
-            return
-        self._asked[server] = now
-
-        def told(speaks_tls: bool) -> None:
-            if speaks_tls:
-                self._log.warn("Lost {server}: {reason}", server=server.name, reason=SPEAKS_TLS)
-
-        asking = self._endpoints.speaks_tls(server).addCallback(told)
-        self._asking.add(asking)
-        asking.addBoth(lambda _: self._asking.discard(asking))
-
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
-        self._closed_one(connection)
-        if connection.was_silent and self._asks_for_tls:
-            self._ask_for_tls(connection.server)
-        self._connections.discard(connection)
-        self.pool.discard(connection.key, connection)
+        self._open.remove(connection)
+        if connection.was_silent and self._tls_questions is not None and not self._closed:
+            self._tls_questions.ask(connection.server)
         if resend is not None:
             self._connect_or_wait(resend)
         if self._waiting:

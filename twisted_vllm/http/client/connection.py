@@ -58,6 +58,7 @@ class UpstreamConnection(Protocol):
         is_handshaking: whether TLS is not yet established.
         certificate_fault: what is wrong with the server's certificate; set before the connection is lost.
         certificate_wanted: whether the server asked for a certificate.
+        tls_failed: whether TLS was not established, without the client's doing.
         was_silent: whether the server closed it, without TLS, before it ever sent a byte.
     """
 
@@ -96,6 +97,7 @@ class UpstreamConnection(Protocol):
         self.is_handshaking = server.tls
         self.certificate_fault = ""
         self.certificate_wanted = False
+        self.tls_failed = False
         self.was_silent = False
         self._deadlines = deadlines
         self._coalescer = coalescer
@@ -133,6 +135,7 @@ class UpstreamConnection(Protocol):
         parser = self._parser
         resend = None
         if exchange is not None:
+            self.tls_failed = self.is_handshaking
             if parser.until_eof and reason.check(ConnectionDone):
                 parser.complete = True
                 self._deliver()
@@ -194,6 +197,7 @@ class UpstreamConnection(Protocol):
         elif self.exchange is None:
             self.close()
         else:
+            self.tls_failed = self.is_handshaking
             self.fail(UpstreamTimeout("The vLLM server took too long."))
 
     def fail(self, error: BaseException) -> None:

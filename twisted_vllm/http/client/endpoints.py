@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
@@ -19,7 +19,7 @@ from twisted_vllm.http.client.connect_errors import TlsFileError, explain
 from twisted_vllm.http.client.connect_queue import shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.names import ResolvedName, Resolver
-from twisted_vllm.http.client.tls import ServerTlsCreator, TlsFiles, ask_for_tls, read_files
+from twisted_vllm.http.client.tls import ServerTlsCreator, TlsFiles, read_files
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 
 #: seconds after which the next address is tried as well (RFC 8305 §5: 250 ms)
@@ -28,7 +28,9 @@ ATTEMPT_DELAY = 0.25
 Connecting = Deferred[UpstreamConnection]
 
 
-class _Connects(Protocol):
+class Connects(Protocol):
+    """Connects to a server."""
+
     def connect(self, factory: Any) -> Connecting:
         """Return a Deferred of a new connection."""
 
@@ -90,7 +92,9 @@ class NamedServer:
 
     def connect(self, factory: Any) -> Connecting:
         """Connect to the best address; if it does not accept, to the next."""
-        return self.name.ready().addCallback(lambda _: self._race(factory))
+        connecting = self.name.ready().addCallback(lambda _: self._race(factory))
+        # each attempt is limited, but neither the resolution of the name nor all of them together
+        return connecting.addTimeout(self._server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
 
     def _race(self, factory: Any) -> Connecting:
         addresses = self.name.addresses.order(self._loads(self._server), self._reactor.seconds())
@@ -187,17 +191,24 @@ class _Race:
             connecting.cancel()
 
 
-class Endpoints:
-    """How each server is connected to. What is read of files and asked of the resolver is kept.
+class _Unusable:
+    """What a server is connected with whose files cannot be used. Its error tells which."""
 
-    Attributes:
-        named: the servers that are reached by a name.
-    """
+    def __init__(self, error: TlsFileError) -> None:
+        self._error = error
+
+    def connect(self, factory: Any) -> Connecting:
+        return fail(self._error)
+
+
+class Endpoints:
+    """How each server is connected to. What is read of files and asked of the resolver is kept."""
 
     def __init__(
         self,
         reactor: Any,
         deadlines: DeadlineSweeper,
+        named: dict[Server, NamedServer],
         loads: Callable[[Server], Mapping[str, int]],
         changed: Callable[[Server], None],
     ) -> None:
@@ -206,6 +217,7 @@ class Endpoints:
         Args:
             reactor: a provider of IReactorTCP, IReactorUNIX, IReactorTime and IReactorPluggableNameResolver.
             deadlines: checks when names are resolved again.
+            named: keeps the servers that are reached by a name.
             loads: returns the connections in use to a server, by address.
             changed: called when the addresses of a server have changed.
         """
@@ -215,37 +227,22 @@ class Endpoints:
         self._changed = changed
         self._resolver = Resolver(reactor)
         self._files: dict[ServerTls, TlsFiles] = {}
-        self._known: dict[Server, _Connects] = {}
+        self._known: dict[Server, Connects] = {}
         self._creators: dict[Server, ServerTlsCreator] = {}
-        self.named: dict[Server, NamedServer] = {}
+        self._named = named
 
-    def connect(self, server: Server, factory: Any) -> Connecting:
-        """Return a Deferred of a new connection to `server`.
+    def of(self, server: Server) -> Connects:
+        """Return what connects to a server.
 
-        It fails with `TlsFileError` if a file cannot be used, and as Twisted's endpoints do.
+        Its Deferred fails as those of Twisted's endpoints do, and with `TlsFileError` if a file cannot be used.
         """
         known = self._known.get(server)
         if known is None:
             try:
                 known = self._known[server] = self._make(server)
-            except TlsFileError:
-                return fail(Failure())
-        connecting = known.connect(factory)
-        if server in self.named:
-            # each attempt is limited, but neither the resolution of the name nor all of them together
-            connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
-        return connecting
-
-    def speaks_tls(self, server: Server) -> Deferred[bool]:
-        """Find out whether a server with http:// speaks TLS; fires with False if it cannot be asked."""
-        known = self._known.get(server)
-        if known is None or server.tls:
-            return succeed(False)
-        question, factory = ask_for_tls(server.host)
-        connecting = known.connect(factory).addTimeout(server.timeouts.connect, self._reactor)
-        asked = connecting.addCallback(lambda _: question.answer.addTimeout(server.timeouts.connect, self._reactor))
-        # why it cannot be asked is why a request cannot be sent, which the next request tells
-        return asked.addErrback(lambda _: False)
+            except TlsFileError as error:
+                return _Unusable(error)
+        return known
 
     def read(self, servers: Iterable[Server]) -> list[Server]:
         """Read the files of TLS of servers, again if they were read before; forget all others.
@@ -270,7 +267,7 @@ class Endpoints:
 
     def resolve(self) -> None:
         """Resolve the names of all servers now."""
-        for named in self.named.values():
+        for named in self._named.values():
             named.name.resolve()
 
     def close(self) -> None:
@@ -281,15 +278,15 @@ class Endpoints:
         """Forget what is known of a server that is not used any more."""
         self._known.pop(server, None)
         self._creators.pop(server, None)
-        named = self.named.pop(server, None)
+        named = self._named.pop(server, None)
         if named is not None:
             named.name.use(False)
 
-    def _make(self, server: Server) -> _Connects:
+    def _make(self, server: Server) -> Connects:
         seconds = server.timeouts.connect
         wrap = self._tls(server)
         if server.socket:
-            endpoint: _Connects = UNIXClientEndpoint(self._reactor, server.socket, timeout=seconds)
+            endpoint: Connects = UNIXClientEndpoint(self._reactor, server.socket, timeout=seconds)
             return endpoint
 
         def by_address(address: str) -> Any:
@@ -297,7 +294,7 @@ class Endpoints:
             return wrap(kind(self._reactor, address, server.port, timeout=seconds))
 
         if isIPAddress(server.host) or isIPv6Address(server.host):
-            literal: _Connects = by_address(server.host)
+            literal: Connects = by_address(server.host)
             return literal
         name = ResolvedName(
             self._reactor,
@@ -307,7 +304,7 @@ class Endpoints:
             server.port,
             lambda _: self._changed(server),
         )
-        named = self.named[server] = NamedServer(self._reactor, server, name, by_address, self._loads)
+        named = self._named[server] = NamedServer(self._reactor, server, name, by_address, self._loads)
         return named
 
     def _tls(self, server: Server) -> Callable[[Any], Any]:

@@ -16,13 +16,9 @@ from service_identity import VerificationError
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, IOpenSSLClientConnectionCreator
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twisted_vllm.config.server_tls import ServerTls
@@ -132,49 +128,6 @@ def _use_key(context: SSL.Context, certificate_file: str, key_file: str | None) 
     except (SSL.Error, TypeError):
         raise TlsFileError(f"{setting}: the key in {file} is not that of the certificate") from None
     return content
-
-
-@implementer(IHandshakeListener)
-class TlsQuestion(Protocol):
-    """Finds out whether the other side speaks TLS at all, whatever its certificate; sends nothing.
-
-    Attributes:
-        answer: fires with whether it does; cancelling it closes the connection.
-        certificate_fault: is not looked at.
-    """
-
-    transport: Any
-
-    def __init__(self) -> None:
-        """Ask, once it is connected."""
-        self.answer: Deferred[bool] = Deferred(lambda _: self._close())
-        self.certificate_fault = ""
-
-    def handshakeCompleted(self) -> None:
-        """It does."""
-        self._tell(True)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """An alert is TLS as well; anything else is not."""
-        self._tell(isinstance(reason.value, SSL.Error) and "alert" in str(reason.value))
-
-    def _tell(self, answer: bool) -> None:
-        if not self.answer.called:
-            self.answer.callback(answer)
-        self._close()
-
-    def _close(self) -> None:
-        if self.transport is not None:
-            self.transport.abortConnection()
-
-
-def ask_for_tls(host: str) -> tuple[TlsQuestion, TLSMemoryBIOFactory]:
-    """Return a `TlsQuestion`, and the factory of the connection on which it is asked."""
-    question = TlsQuestion()
-    factory = Factory.forProtocol(lambda: question)
-    factory.noisy = False
-    creator = ServerTlsCreator(CertificateOptions().getContext(), host, verify=False)
-    return question, TLSMemoryBIOFactory(creator, True, factory)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
