@@ -126,8 +126,13 @@ def _priced(prices: PriceList) -> str:
 
 
 def _server(server: Server) -> str:
+    return f"{url_of(server)}{', with its own key' if server.api_key else ''}{_tls(server.tls_options)}"
+
+
+def url_of(server: Server) -> str:
+    """Return the ``api_base`` of a server in its canonical form."""
     scheme = "" if server.socket else "https://" if server.tls else "http://"
-    return f"{scheme}{server.name}{', with its own key' if server.api_key else ''}{_tls(server.tls_options)}"
+    return f"{scheme}{server.name}"
 
 
 def _tls(options: ServerTls) -> str:

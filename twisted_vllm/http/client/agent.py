@@ -23,7 +23,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
-from twisted_vllm.http.client.connect_errors import explain
+from twisted_vllm.http.client.connect_errors import explain, with_words
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.endpoints import Endpoints
@@ -100,7 +100,8 @@ class UpstreamAgent:
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._open = opened = OpenConnections(self.pool, self._idle)
         self._endpoints = Endpoints(reactor, deadlines, opened.named, opened.loads, opened.addresses_changed)
-        self._tls_questions = TlsQuestions(reactor, self._endpoints) if asks_for_tls else None
+        self._tls_questions = TlsQuestions(reactor, self._endpoints)
+        self._asks_for_tls = asks_for_tls
 
     @property
     def connections(self) -> frozenset[UpstreamConnection]:
@@ -165,8 +166,7 @@ class UpstreamAgent:
             connecting.cancel()
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
         self._endpoints.close()
-        if self._tls_questions is not None:
-            self._tls_questions.close()
+        self._tls_questions.close()
         for connection in list(self._open.every):
             connection.transport.abortConnection()
 
@@ -187,11 +187,14 @@ class UpstreamAgent:
         for server in self._retries.keys() - used:
             self._open.forget(server)
             self._endpoints.forget(server)
-            if self._tls_questions is not None:
-                self._tls_questions.forget(server)
+            self._tls_questions.forget(server)
             del self._retries[server]
             self._distrusted.pop(server, None)
         self._endpoints.resolve()
+
+    def speaks_tls(self, server: Server) -> Deferred[bool]:
+        """Return whether a server with http:// speaks TLS; False if it cannot be asked."""
+        return self._tls_questions.speaks_tls(server)
 
     # connections
 
@@ -275,16 +278,17 @@ class UpstreamAgent:
             self._shortages.note("connect", shortage)
             self._wait(exchange)
             return
+        words = failure.getErrorMessage() if failure.value is None else explain(failure.value, exchange.server)
         self._log.warn(
             "No connection to {server}: {reason}",
             server=exchange.server.name,
-            reason=failure.getErrorMessage() if failure.value is None else explain(failure.value, exchange.server),
+            reason=words,
             once_a_second=exchange.server.name,
         )
         if failure.check(TimeoutError, TCPTimedOutError):
-            exchange.fail(UpstreamTimeout("Connecting to the vLLM server took too long."))
+            exchange.fail(with_words(UpstreamTimeout("Connecting to the vLLM server took too long."), words))
         else:
-            exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
+            exchange.fail(with_words(UpstreamUnreachable("The vLLM server cannot be reached."), words))
         self._waiting.go_on()
 
     def _stray(self, connection: UpstreamConnection) -> None:
@@ -319,7 +323,7 @@ class UpstreamAgent:
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
         self._open.remove(connection)
-        if connection.was_silent and self._tls_questions is not None and not self._closed:
+        if connection.was_silent and self._asks_for_tls and not self._closed:
             self._tls_questions.ask(connection.server)
         if resend is not None:
             self._connect_or_wait(resend)

@@ -19,6 +19,7 @@ from twisted.internet.error import (
 )
 
 from twisted_vllm.config.settings import Server
+from twisted_vllm.errors import GatewayError
 
 #: what a TLS record of the type alert begins with (RFC 8446 §5.1)
 TLS_ALERT = b"\x15\x03"
@@ -61,8 +62,20 @@ _SYSTEM_ERRORS = {
 }
 
 
-class TlsFileError(Exception):
+class TlsFileError(OSError):
     """A file of the settings of TLS cannot be used. The message says which, and why."""
+
+
+def with_words(error: GatewayError, words: str) -> GatewayError:
+    """Return an error with a note for the operator, which `words_of` returns and no client gets."""
+    error.add_note(words)
+    return error
+
+
+def words_of(error: BaseException) -> str:
+    """Return why a server cannot be reached, or the error's own message."""
+    notes = getattr(error, "__notes__", [])
+    return str(notes[-1]) if notes else str(error)
 
 
 def explain(

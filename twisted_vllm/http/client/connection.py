@@ -20,7 +20,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import BodyUpload
-from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain
+from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain, with_words
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.client.pool import KEEP
@@ -144,10 +144,10 @@ class UpstreamConnection(Protocol):
                 self.exchange = None
                 self._stop_upload()
             elif not parser.any_bytes:
-                self._log_loss(reason)
+                words = self._log_loss(reason)
                 self.was_silent = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
                 no_tls = self.is_handshaking or reason.check(SSL.Error) or self._shown_in_vain
-                self._fail(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER))
+                self._fail(with_words(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER), words))
             else:
                 self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
@@ -162,8 +162,8 @@ class UpstreamConnection(Protocol):
             exchange.repeat()
         return decision in (StaleRequest.MOVED, StaleRequest.REPEATED)
 
-    def _log_loss(self, reason: Failure) -> None:
-        """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
+    def _log_loss(self, reason: Failure) -> str:
+        """Log and return why the connection was lost, such as an untrusted certificate. Clients do not get it."""
         reason_in_words = explain(
             reason.value or ConnectionDone(),
             self.server,
@@ -177,6 +177,7 @@ class UpstreamConnection(Protocol):
             reason=reason_in_words,
             once_a_second=self.server.name,
         )
+        return reason_in_words
 
     @property
     def _shown_in_vain(self) -> bool:
@@ -312,7 +313,7 @@ class UpstreamConnection(Protocol):
                 reason=SPEAKS_TLS,
                 once_a_second=self.server.name,
             )
-            self.fail(UpstreamUnreachable(_UNREACHABLE))
+            self.fail(with_words(UpstreamUnreachable(_UNREACHABLE), SPEAKS_TLS))
             return
         # deliver what arrived before the fault, then abort
         self._deliver()
