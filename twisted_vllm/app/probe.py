@@ -7,8 +7,7 @@ from typing import Any
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
-from twisted.internet.error import TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults, inlineCallbacks
 from twisted.internet.task import deferLater
 
 from twisted_vllm.config.describe import url_of

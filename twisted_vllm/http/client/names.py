@@ -6,8 +6,8 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.error import DNSLookupError, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, succeed
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHostResolution, IResolutionReceiver
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -236,10 +236,8 @@ class ResolvedName:
                 each.callback(outcome)
 
     def _go_on_with_known(self, failure: Failure) -> None:
-        failure.trap(TimeoutError, CancelledError)
-        if failure.check(CancelledError):
-            # the request was given up
-            failure.raiseException()
+        # anything else is that the request was given up
+        failure.trap(TimeoutError)
         if self._resolving and not self._overdue:
             self._overdue = True
             self._log.warn(
