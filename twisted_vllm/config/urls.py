@@ -27,6 +27,8 @@ _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\.?")
 #: RFC 3986 §3.3, without empty segments
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 _SOCKET = re.compile(r"(?:/[^/?#%@]+)+")
+#: what makes no difference after the path of a socket
+_END = re.compile(r"(?:/|/v1)+\Z")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 
 _POSTGRESQL = "postgresql+psycopg"
@@ -124,17 +126,20 @@ def api_base(value: object, place: Place) -> Address:
 
 def _unix(found: str) -> Address:
     """Return the address of ``unix:``, which was cut off; ``unix://`` before the path is the same."""
-    socket, colon, base = found.removeprefix("//").partition(":")
-    if not colon:
-        base, socket = "", socket.rstrip("/").removesuffix("/v1").rstrip("/")
+    socket, _, base = found.removeprefix("//").partition(":")
+    if not base:
+        socket = _END.sub("", socket)
     if not _SOCKET.fullmatch(socket) or _DOTS.search(socket):
         raise Rejected(
             f"must name the whole path of the socket, as it is in the file system (such as {_EXAMPLE_SOCKET})"
         )
     if len(socket) > _MAX_SOCKET:
         raise Rejected(f"has a path of more than {_MAX_SOCKET} bytes, which no UNIX socket can have")
+    path = _base_path(base)
+    if base and not path:
+        return _unix(socket)
     # What the server sees in Host, and may redirect to.
-    return Address(tls=False, host="localhost", port=80, base_path=_base_path(base), socket=socket)
+    return Address(tls=False, host="localhost", port=80, base_path=path, socket=socket)
 
 
 def _host(parts: SplitResult) -> str:
