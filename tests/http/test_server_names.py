@@ -6,12 +6,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectError, ConnectionRefusedError
-from twisted.internet.interfaces import IHostnameResolver
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
-from zope.interface import implementer
 
+from tests.http.fake_resolver import FakeResolver
 from tests.http.upstream_harness import OK, Asked, Lab, ServerEnd, make_server
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
@@ -21,47 +19,6 @@ from twisted_vllm.http.client.names import FRESH, GIVE_UP, MAX_RESOLUTIONS, PATI
 NAME = "gpu.example"
 A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 SERVER = make_server(Timeouts(connect=5.0), host=NAME)
-
-
-@implementer(IHostnameResolver)
-class FakeResolver:
-    """Answers as the test says.
-
-    Attributes:
-        addresses: the answer for every name; None to hold it back.
-        asked: the names it was asked for.
-    """
-
-    def __init__(self, *addresses: str) -> None:
-        self.addresses: tuple[str, ...] | None = addresses
-        self.asked: list[str] = []
-        self._held: list[Any] = []
-
-    def resolveHostName(
-        self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, *args: Any, **kwargs: Any
-    ) -> Any:
-        self.asked.append(hostName)
-        resolutionReceiver.resolutionBegan(self)
-        if self.addresses is None:
-            self._held.append(resolutionReceiver)
-        else:
-            _answer(resolutionReceiver, self.addresses)
-        return self
-
-    def release(self, *addresses: str) -> None:
-        """Answer what was held back."""
-        held, self._held = self._held, []
-        for receiver in held:
-            _answer(receiver, addresses)
-
-    def cancel(self) -> None:
-        """Stop."""
-
-
-def _answer(receiver: Any, addresses: tuple[str, ...]) -> None:
-    for address in addresses:
-        receiver.addressResolved(IPv4Address("TCP", address, 8000))
-    receiver.resolutionComplete()
 
 
 class NamedLab(Lab):

@@ -51,25 +51,28 @@ class Addresses:
         return gone
 
     def best(self, load: Mapping[str, int], now: float) -> str:
-        """Return the address for a request: of those that are not passed over, the least loaded, in turn.
+        """Return the address for the next request: of those that are not passed over, the least loaded, in turn.
 
         Args:
             load: the connections in use, by address; 0 if it is missing.
             now: the time in seconds.
         """
+        self._turn += 1
+        return self._best(load, now)
+
+    def _best(self, load: Mapping[str, int], now: float) -> str:
         candidates = self._candidates(now)
         if len(candidates) == 1:
             return candidates[0]
-        self._turn += 1
         start = self._turn % len(candidates)
         return min(candidates[start:] + candidates[:start], key=lambda address: load.get(address, 0))
 
     def order(self, load: Mapping[str, int], now: float) -> tuple[str, ...]:
-        """Return all addresses in the order in which to try them for a connection; the arguments are `best`'s.
+        """Return all addresses in the order in which to try them for a connection, the same one as `best` first.
 
         An address whose time is over is tried by one connection, and is passed over again meanwhile.
         """
-        first = self.best(load, now)
+        first = self._best(load, now)
         if first in self._dead:
             pause = self._dead[first].pause
             self._dead[first] = _Dead(now + pause, pause, on_trial=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ class NamedServer:
 
     Attributes:
         name: resolves it.
+        connecting: the attempts to connect, by address.
     """
 
     _log = Logger()
@@ -62,14 +64,11 @@ class NamedServer:
             loads: returns the connections in use, by address.
         """
         self.name = name
+        self.connecting: Counter[str] = Counter()
         self._reactor = reactor
         self._server = server
         self._endpoint = endpoint
         self._loads = loads
-
-    def key(self, now: float) -> Hashable:
-        """Return what the pool knows the connections to the best address by, in a server with several."""
-        return (self._server, self.name.addresses.best(self._loads(self._server), now))
 
     def key_of(self, address: str) -> Hashable | None:
         """Return what the pool knows connections to an address by; None if the address is gone."""
@@ -110,7 +109,15 @@ class NamedServer:
             made: UpstreamConnection = connection
             return made
 
-        return self._endpoint(address).connect(factory).addCallback(connected)
+        def ended(result: Any) -> Any:
+            self.connecting[address] -= 1
+            if not self.connecting[address]:
+                # a name may have ever new addresses
+                del self.connecting[address]
+            return result
+
+        self.connecting[address] += 1
+        return self._endpoint(address).connect(factory).addBoth(ended).addCallback(connected)
 
     def _not_accepted(self, address: str, failure: Failure) -> None:
         reason = failure.value

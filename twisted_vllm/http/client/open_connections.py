@@ -40,9 +40,12 @@ class OpenConnections:
         return server if named is None else (server, named.name.addresses.best(self.loads(server), now))
 
     def loads(self, server: Server) -> Mapping[str, int]:
-        """Return how many connections of each address are in use."""
-        opened = self._open.get(server) or Counter[str]()
-        return {address: count - self._pool.count((server, address)) for address, count in opened.items()}
+        """Return how many connections of each address are in use, or being made."""
+        named = self.named.get(server)
+        found = Counter[str]() if named is None else named.connecting.copy()
+        for address, count in self._open.get(server, {}).items():
+            found[address] += count - self._pool.count((server, address))
+        return found
 
     def of(self, server: Server) -> Iterator[UpstreamConnection]:
         """Yield the connections to a server."""
