@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from websockets.sync.client import connect
 
 from benchmarks.free_ports import free_port
 from tests.certificates import Authority
@@ -66,6 +68,14 @@ def chat(served: Foreground) -> tuple[int, str]:
     return ask(served.port, "/vllm/v1/chat/completions", MASTER_KEY, "POST", CHAT)
 
 
+def begin_session(served: Foreground) -> object:
+    """Open a WebSocket; return the type of the server's first message."""
+    headers = {"Authorization": f"Bearer {MASTER_KEY}"}
+    address = f"ws://{LOOPBACK}:{served.port}/vllm/v1/realtime"
+    with connect(address, additional_headers=headers, open_timeout=PATIENCE, proxy=None) as socket:
+        return json.loads(socket.recv(PATIENCE))["type"]
+
+
 def probe(directory: Path) -> tuple[int, list[str]]:
     """Return the exit status of ``--check --probe``, and its last lines: one for each thing that it looked at."""
     ended = run(
@@ -98,12 +108,13 @@ def test_a_server_at_a_unix_socket_answers(tmp_path: Path) -> None:
             status, body = chat(served)
             assert (status, body[-14:]) == (200, "data: [DONE]\n\n")
             assert ask(served.port, "/vllm/v1/models", MASTER_KEY)[0] == 200
+            assert begin_session(served) == "session.created"
     assert probe(tmp_path)[1][0] == (f"FAILED  unix:{socket}: it refuses connections: nothing listens on its socket")
     socket.unlink()
     assert probe(tmp_path)[1][0] == f"FAILED  unix:{socket}: there is no socket of this name"
 
 
-def test_a_server_of_a_private_authority_that_demands_a_certificate_answers(tmp_path: Path) -> None:
+def test_a_server_of_a_private_authority_answers(tmp_path: Path) -> None:
     port = free_port()
     certificate, key = AUTHORITY.sign(LOOPBACK)
     (tmp_path / "server.pem").write_bytes(certificate)
@@ -120,6 +131,7 @@ def test_a_server_of_a_private_authority_that_demands_a_certificate_answers(tmp_
         assert probe(tmp_path)[0] == 0
         with gateway(tmp_path) as served:
             assert chat(served)[0] == 200
+            assert begin_session(served) == "session.created"
         config(tmp_path, {"api_base": f"http://{LOOPBACK}:{port}"})
         assert probe(tmp_path)[1][0] == (
             f"FAILED  http://{LOOPBACK}:{port}: it speaks TLS, and its api_base begins with http:// (write https://)"

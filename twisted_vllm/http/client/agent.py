@@ -184,11 +184,11 @@ class UpstreamAgent:
         used = frozenset(servers)
         for server in self._endpoints.read(used):
             self._open.retire(server)
-        for server in self._retries.keys() - used:
+        for server in (self._endpoints.servers | self._retries.keys()) - used:
             self._open.forget(server)
             self._endpoints.forget(server)
             self._tls_questions.forget(server)
-            del self._retries[server]
+            self._retries.pop(server, None)
             self._distrusted.pop(server, None)
         self._endpoints.resolve()
 

@@ -143,7 +143,9 @@ def wrong_name(host: str, certificate: x509.Certificate) -> str:
 
 
 def _tls_fault(error: SSL.Error) -> str:
-    reasons = [str(entry[-1]) for entry in (error.args[0] if error.args else ()) if entry]
+    queue = error.args[0] if error.args else []
+    # a failed system call has its number in place of OpenSSL's queue of errors
+    reasons = [str(entry[-1]) for entry in queue if entry] if isinstance(queue, list) else [str(error.args[-1])]
     said = " ".join(reasons).lower()
     if any(each in said for each in _NO_TLS):
         return SPEAKS_HTTP

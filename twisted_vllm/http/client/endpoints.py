@@ -238,6 +238,11 @@ class Endpoints:
         self._creators: dict[Server, ServerTlsCreator] = {}
         self._named = named
 
+    @property
+    def servers(self) -> frozenset[Server]:
+        """The servers that were connected to."""
+        return frozenset(self._known)
+
     def of(self, server: Server) -> Connects:
         """Return what connects to a server.
 
