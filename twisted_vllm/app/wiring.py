@@ -117,6 +117,7 @@ class Wiring:
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+            TlsFileError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
@@ -140,6 +141,8 @@ class Wiring:
         self.agent = UpstreamAgent(
             sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
         )
+        # now, while twistd still has the privileges to read the files
+        self.agent.reload(settings.servers)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
         self.servers = Servers(
@@ -161,7 +164,7 @@ class Wiring:
             retry_share=settings.retry.budget,
         )
 
-        prober = Prober(self.agent.endpoint_of, reactor)
+        prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
         self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,

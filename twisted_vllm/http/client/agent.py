@@ -171,7 +171,7 @@ class UpstreamAgent:
             connection.transport.abortConnection()
 
     def reload(self, servers: Iterable[Server]) -> None:
-        """Read the files of TLS again, resolve all names again, and forget the servers that are not used any more.
+        """Read the files of TLS (again), resolve the known names again, and forget servers that are not used any more.
 
         What runs goes on. A connection of which files, addresses or server are gone takes no other request.
 
@@ -191,6 +191,11 @@ class UpstreamAgent:
             self._retries.pop(server, None)
             self._distrusted.pop(server, None)
         self._endpoints.resolve()
+
+    def ask_for_tls(self, server: Server) -> None:
+        """Find out whether a server with http:// speaks TLS, and tell the operator; once in a minute at most."""
+        if self._asks_for_tls and not self._closed:
+            self._tls_questions.ask(server)
 
     def speaks_tls(self, server: Server) -> Deferred[bool]:
         """Return whether a server with http:// speaks TLS; False if it cannot be asked."""
@@ -323,8 +328,8 @@ class UpstreamAgent:
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
         self._open.remove(connection)
-        if connection.was_silent and self._asks_for_tls and not self._closed:
-            self._tls_questions.ask(connection.server)
+        if connection.was_silent:
+            self.ask_for_tls(connection.server)
         if resend is not None:
             self._connect_or_wait(resend)
         if self._waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import TypeVar
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -19,7 +20,8 @@ from twisted.internet.error import (
 )
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import GatewayError
+
+E = TypeVar("E", bound=BaseException)
 
 #: what a TLS record of the type alert begins with (RFC 8446 §5.1)
 TLS_ALERT = b"\x15\x03"
@@ -66,7 +68,7 @@ class TlsFileError(OSError):
     """A file of the settings of TLS cannot be used. The message says which, and why."""
 
 
-def with_words(error: GatewayError, words: str) -> GatewayError:
+def with_words(error: E, words: str) -> E:
     """Return an error with a note for the operator, which `words_of` returns and no client gets."""
     error.add_note(words)
     return error
