@@ -20,6 +20,7 @@ from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import GatewayError
+from twisted_vllm.http.client.tls import file_problems
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
 
 _MORE_HELP = f"""
@@ -51,6 +52,7 @@ class Options(usage.Options):
 
     optFlags = [
         ("check", None, "Check the configuration, print what it would do, and start nothing."),
+        ("probe", None, "With --check: connect to every server, the database and Redis, and say what was found."),
         ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
     ]
 
@@ -83,6 +85,8 @@ class Options(usage.Options):
             raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
         if self["quickstart"] and self["check"]:
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
+        if self["probe"] and not self["check"]:
+            raise usage.UsageError("--probe goes with --check: a gateway that starts looks at its servers by itself")
 
     def postOptions(self) -> None:
         """Load the configuration, and report its errors before anything starts.
@@ -104,7 +108,7 @@ class Options(usage.Options):
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
         if self["check"]:
             print("\n".join(describe(self.settings)))
-            raise SystemExit(0)
+            raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
     def _load(self, environ: dict[str, str]) -> Settings:
         chosen = self.quickstart
@@ -118,9 +122,17 @@ class Options(usage.Options):
             default_api_base=chosen.api_base,
         )
 
+    def _probe(self, settings: Settings) -> bool:
+        # imported here: twistd has now installed the reactor that --reactor names
+        from twisted.internet import reactor
+
+        from twisted_vllm.app.probe import probe
+
+        return probe(reactor, settings)
+
     def _check(self, settings: Settings) -> None:
-        """Check what only Twisted's and the gateway's own parsers can check."""
-        problems = []
+        """Check what only Twisted's and the gateway's own parsers can check, and the files of TLS."""
+        problems = file_problems(settings.servers)
         for text in settings.listen:
             try:
                 # parsing does not use the reactor, which twistd installs later

@@ -118,6 +118,7 @@ class Wiring:
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+            TlsFileError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
@@ -138,7 +139,11 @@ class Wiring:
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
+        self.agent = UpstreamAgent(
+            sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
+        )
+        # now, while twistd still has the privileges to read the files
+        self.agent.reload(settings.servers)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
         self.servers = Servers(
@@ -160,7 +165,7 @@ class Wiring:
             retry_share=settings.retry.budget,
         )
 
-        prober = Prober(self.agent.endpoint_of, reactor)
+        prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
         self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,

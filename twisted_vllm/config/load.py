@@ -305,4 +305,5 @@ def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str 
         timeouts,
         found.get("limits", Limits()),
         found.get("default_prices", PriceList()),
+        root,
     )

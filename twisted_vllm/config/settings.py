@@ -48,6 +48,7 @@ from twisted_vllm.config.routing import (
     routing_strategy,
 )
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls
 from twisted_vllm.config.urls import RedisServer, database_url, redis_url
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -595,6 +596,8 @@ class Server:
         timeouts: how long to wait for this server.
         max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
+        socket: the path of its UNIX socket; empty if it is reached by TCP.
+        tls_options: how to speak TLS to it.
     """
 
     name: str
@@ -607,6 +610,8 @@ class Server:
     timeouts: Timeouts
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
+    socket: str = ""
+    tls_options: ServerTls = DEFAULT_TLS
 
     #: the scheme and authority of its URLs; for `url`, the base path follows
     origin: bytes = attrs.field(init=False, eq=False, repr=False)
@@ -615,6 +620,8 @@ class Server:
 
     @origin.default
     def _origin(self) -> bytes:
+        if self.socket:
+            return b"http+unix://%b" % quote(self.socket, safe="").encode("ascii")
         return b"%b://%b" % (b"https" if self.tls else b"http", self.host_header)
 
     @url.default
