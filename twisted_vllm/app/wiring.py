@@ -68,6 +68,7 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
+from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.queue import QueueingAgent
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
@@ -218,6 +219,10 @@ class Wiring:
             background=background,
         )
 
+        metrics_of_servers = MetricsOfServers(
+            PassThroughClient(self.agent), reactor, turn_cooperator(reactor).cooperate, lambda: settings.servers
+        )
+
         def client_of_admin(request: Any) -> str:
             return client_of(request.context)
 
@@ -238,6 +243,7 @@ class Wiring:
                 file_is_lost=self.database.file_is_lost,
             ),
             metrics=self.metrics,
+            metrics_of_servers=metrics_of_servers.expose,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,

@@ -24,7 +24,7 @@ LABEL, PREFIX = "server", "exported_"
 SCRAPE_UP = "vllm_passthrough_upstream_scrape_up"
 SCRAPE_UP_HELP = "Whether the metrics of this server could be read."
 #: lines in one step, which take about a millisecond
-LINES_IN_STEP = 400
+LINES_IN_STEP = 100
 
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*+[ \t]*+=[ \t]*+"(?:[^"\\\n]++|\\[\\"n])*+"'

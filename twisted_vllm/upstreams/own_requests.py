@@ -17,17 +17,23 @@ from twisted_vllm.http.client.treq_client import PassThroughClient
 
 
 def get_json(client: PassThroughClient, server: Server, path: bytes) -> Deferred[UpstreamResponse]:
-    """Ask a server for JSON, with its own key.
+    """As `get`, for JSON."""
+    return get(client, server, path, b"application/json")
+
+
+def get(client: PassThroughClient, server: Server, path: bytes, accept: bytes) -> Deferred[UpstreamResponse]:
+    """Ask a server, with its own key.
 
     Args:
         client: sends the request.
         server: the server.
         path: the path below its base path.
+        accept: the media types that the answer may have.
 
     Returns:
         The response, as from `PassThroughClient.request`.
     """
-    pairs = [(b"Host", server.host_header), (b"Accept", b"application/json")]
+    pairs = [(b"Host", server.host_header), (b"Accept", accept)]
     if server.api_key is not None:
         pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
     headers = RawHeaders.from_pairs(pairs)
