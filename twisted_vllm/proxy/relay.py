@@ -231,7 +231,7 @@ class Relay(Protocol):
             return
         self._ended = True
         self.context.outcome = "upstream_failed"
-        error = _cause(reason)
+        error = cause_of_cut(reason)
         request = self._request
         meter = self.context.meter
         try:
@@ -270,7 +270,7 @@ class Relay(Protocol):
         self.cancel()
 
 
-def _cause(reason: Failure) -> GatewayError:
+def cause_of_cut(reason: Failure) -> GatewayError:
     """Return why a response ended early."""
     if isinstance(reason.value, ResponseFailed):
         for cause in reason.value.reasons:
