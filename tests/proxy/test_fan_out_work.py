@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
 from tests.proxy.gateway_fakes import FakeRequest, server
+from tests.upstreams.fleets import make_servers
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamUnreachable
 from twisted_vllm.http.client.response import failed
 from twisted_vllm.proxy.fan_out import MAX_ANSWER
-from twisted_vllm.proxy.fan_out_work import FanOutWork
+from twisted_vllm.proxy.fan_out_work import UNWELL_TIMEOUT, FanOutWork
 
 SERVERS = [server("gpu-1:8000"), server("gpu-2:8000")]
 
@@ -48,12 +50,23 @@ class Lab:
         cancelled: the servers whose request was given up.
     """
 
-    def __init__(self, *, named: bool = True) -> None:
+    def __init__(self, *, named: bool = True, dead: tuple[str, ...] = ()) -> None:
+        self.clock = Clock()
+        servers = make_servers()
+        self.states = [servers.state_of(each) for each in SERVERS]
+        for state in self.states:
+            if state.name in dead:
+                state.breaker.declare_dead(0.0, "refused", 5.0)
         self.asked: dict[str, Deferred[Any]] = {}
         self.cancelled: list[str] = []
         self.request = FakeRequest(uri=b"/vllm/sleep")
-        work = FanOutWork(self.request, SERVERS, self._send, named=named)  # type: ignore[arg-type]  # a fake
-        work.start()
+        FanOutWork(
+            self.request,  # type: ignore[arg-type]  # a fake
+            self.states,
+            self._send,
+            self.clock,
+            named=named,
+        ).start()
 
     def _send(self, server: Server) -> Deferred[Any]:
         asked: Deferred[Any] = Deferred(lambda _: self.cancelled.append(server.name))
@@ -137,3 +150,33 @@ def test_a_client_that_leaves_ends_all_requests() -> None:
     assert lab.cancelled == ["gpu-2:8000"]
     assert lab.answered == []
     assert lab.request.context.outcome == "client_disconnected"
+    assert not any(state.awaiting for state in lab.states)
+
+
+def test_a_server_that_is_found_dead_is_not_waited_for() -> None:
+    lab = Lab()
+    lab.answer(0).end()
+    [attempt] = lab.states[1].awaiting
+    attempt.server_died("silent")
+    [(status, document)] = lab.answered
+    assert status == 502
+    assert document["servers"][1]["error"]["code"] == "upstream_unreachable"
+    assert lab.cancelled == ["gpu-2:8000"]
+    assert not any(state.awaiting for state in lab.states)
+
+
+def test_a_server_that_was_unwell_before_has_less_time() -> None:
+    lab = Lab(dead=("gpu-2:8000",))
+    lab.answer(0).end()
+    assert lab.answered == []
+    lab.clock.advance(UNWELL_TIMEOUT)
+    [(status, document)] = lab.answered
+    assert (status, document["servers"][1]["error"]["code"]) == (502, "upstream_timeout")
+
+
+def test_a_server_that_was_unwell_may_still_do_it() -> None:
+    lab = Lab(dead=("gpu-2:8000",))
+    lab.answer(0).end()
+    lab.answer(1).end()
+    assert lab.answered[0][0] == 200
+    assert not lab.clock.getDelayedCalls()

@@ -263,6 +263,13 @@ class Accounting(RequestObserver):
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(destination.server, admitted.model, route.path)
 
+    def placed_everywhere(self, context: RequestContext, authorization: Authorization) -> None:
+        """Meter a request that goes to several servers: its ledger row names none."""
+        if context.meter is not None:
+            route, method = authorization.route, context.head.method
+            key = ("", "", "", route.path, method)
+            context.meter.pricing = self._pricings.get(key) or self._new_pricing(key, route, None)
+
     def withdraw(self, context: RequestContext) -> None:
         """Give back what a request reserved: another model is asked in its place."""
         reservation, context.reservation = context.reservation, None

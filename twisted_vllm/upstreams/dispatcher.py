@@ -41,6 +41,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
         tried: the servers that failed it.
         server: the server that has what it continues: it goes there if a destination names it.
         unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+        asleep: whether it may go to a sleeping server: it uses no model.
+        unwell: whether it may go to a server that gets no other requests: an operator names it, or acts on it.
     """
 
     key: str = ""
@@ -50,6 +52,16 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tried: tuple[ServerState, ...] = ()
     server: Server | None = None
     unlimited: bool = False
+    asleep: bool = False
+    unwell: bool = False
+
+    def may_use(self, state: ServerState, now: float) -> bool:
+        """Return whether it may go to a server."""
+        return (
+            (self.asleep or not state.sleeping)
+            and (self.unwell or state.breaker.allows(now))
+            and state not in self.tried
+        )
 
 
 class Placement:
@@ -259,7 +271,7 @@ class Dispatcher:
         """
         usable = False
         for tier in group.tiers:
-            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+            healthy = [each for each in tier if ask.may_use(each.state, now)]
             if not healthy:
                 continue
             usable = True
