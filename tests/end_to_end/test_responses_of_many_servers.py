@@ -10,7 +10,7 @@ import pytest_twisted
 
 from tests.end_to_end.end_to_end_harness import request_bytes, server_at
 from tests.end_to_end.response_store import ResponseStore
-from twisted_vllm.config.settings import ModelEntry
+from twisted_vllm.config.settings import ModelEntry, RoutingSettings
 from twisted_vllm.upstreams.response_locator import TIMEOUT
 
 RESPONSES = "/vllm/v1/responses"
@@ -25,7 +25,8 @@ def fleet(stand_in: Any, gateway_to: Any) -> Callable[..., Fleet]:
     def make(servers: list[ResponseStore] | None = None, **settings: Any) -> Fleet:
         servers = servers or [ResponseStore(stand_in()) for _ in range(2)]
         entries = tuple(ModelEntry("m", "m", server_at(each.port)) for each in servers)
-        return servers, gateway_to(None, models=entries, **settings)
+        routing = RoutingSettings(routing_strategy="round-robin")
+        return servers, gateway_to(None, models=entries, routing=routing, **settings)
 
     return make
 
@@ -57,7 +58,9 @@ def on(servers: list[ResponseStore], response_id: str) -> tuple[ResponseStore, R
 async def test_a_response_that_passed_is_asked_of_its_server_alone(
     fleet: Callable[..., Fleet], stream: bool, master_key: str
 ) -> None:
-    servers, gateway = fleet(**({} if master_key == "master" else {"master_key": None, "allowed_hosts": ("gateway.example",)}))
+    servers, gateway = fleet(
+        **({} if master_key == "master" else {"master_key": None, "allowed_hosts": ("gateway.example",)})
+    )
     made = [await create(gateway, stream=stream) for _ in range(4)]
     assert [len(each.responses) for each in servers] == [2, 2]
     for each in servers:
@@ -120,9 +123,10 @@ async def test_a_frozen_server_does_not_hide_the_response_of_another(fleet: Call
     other.mute = True
     assert (await gateway.ask("GET", f"{RESPONSES}/{made[0]}")).json["id"] == made[0]
     # what is on no server that answers may be on the one that does not
-    wire = await gateway.send(request_bytes("GET", f"{RESPONSES}/{made[1]}"))
     came = len(here.requests)
-    await other.stand_in.connections[-1].until(lambda: len(here.requests) > came)
+    wire = await gateway.send(request_bytes("GET", f"{RESPONSES}/{made[1]}"))
+    while len(here.requests) == came:
+        await wire.next_turn()
     gateway.clock.advance(TIMEOUT)
     await wire.until_received(b"response_not_located")
     assert wire.received.startswith(b"HTTP/1.1 503 ")
@@ -147,8 +151,10 @@ async def test_a_background_response_is_followed_on_its_server(fleet: Callable[.
     for response_id, (here, _) in zip(made, places, strict=True):
         here.finish(response_id)
     gateway.clock.advance(2.0)
+    wire = await gateway.connect()
+    while not all(here.requests for here, _ in places):
+        await wire.next_turn()
     for response_id, (here, _) in zip(made, places, strict=True):
-        await here.stand_in.connections[0].until(lambda here=here: here.requests)
         assert here.requests == [("GET", f"/v1/responses/{response_id}")]
 
 
