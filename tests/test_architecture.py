@@ -51,7 +51,8 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
     *("http.server.held_bodies", "http.web_pages", "money"),
-    *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
+    *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
+    *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.merged_metrics", "upstreams.response_places", "upstreams.router"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
