@@ -54,7 +54,7 @@ PURE = (
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
-    *("upstreams.concurrency", "upstreams.merged_metrics", "upstreams.response_places", "upstreams.router"),
+    *("upstreams.merged_metrics", "upstreams.response_places", "upstreams.router"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )
