@@ -323,7 +323,7 @@ class Relay(Protocol):
         if self._held is not None:
             # nothing reached the client yet
             self._held = self._response = None
-            self._failed(Failure(_cause(reason)))
+            self._failed(Failure(cause_of_cut(reason)))
             return
         self._ended = True
         self.context.outcome = "upstream_failed"
