@@ -18,12 +18,12 @@ class LearningRelay(Relay):
 
     def dataReceived(self, data: bytes) -> None:
         """Write a piece, and look for the id in the first of them."""
-        places, context = self._places, self.context
-        if places is not None:
+        places, server, response = self._places, self.context.server, self._response
+        if places is not None and server is not None and response is not None:
             self._beginning += data[:BEGINNING]
             found = id_at_beginning(self._beginning)
-            if found is not None and context.status == 200 and context.server is not None:
-                places.keep(found, context.server.name)
+            if found is not None and response.code == 200:
+                places.keep(found, server.name)
             if found is not None or len(self._beginning) >= BEGINNING:
                 self._places, self._beginning = None, b""
         super().dataReceived(data)
