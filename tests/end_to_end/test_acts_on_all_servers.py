@@ -260,6 +260,18 @@ async def test_a_named_server_is_asked_although_it_is_down(fleet: Callable[..., 
 
 
 @pytest_twisted.ensureDeferred
+async def test_no_other_model_answers_for_a_server(fleet: Callable[..., Fleet]) -> None:
+    one, _, _ = fleet()
+    entries = (ModelEntry("n", "n", server_at(one.port)),)
+    routing = RoutingSettings(routing_strategy="round-robin", default_fallbacks=("n",))
+    _, _, gateway = fleet(default=DOWN, models=entries, routing=routing)
+    assert (await gateway.ask("POST", "/vllm/v1/completions", body={"model": "x"})).status == 200
+    for path in ("/metrics", "/health", "/unheard/of"):
+        assert (await gateway.ask("GET", f"/vllm{path}")).status in (502, 503)
+    assert len(one.requests) == 1
+
+
+@pytest_twisted.ensureDeferred
 async def test_who_may_name_a_server(fleet: Callable[..., Fleet]) -> None:
     one, two, gateway = fleet()
     plain = await gateway.make_key()

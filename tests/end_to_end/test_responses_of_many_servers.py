@@ -158,6 +158,21 @@ async def test_a_background_response_is_followed_on_its_server(fleet: Callable[.
         assert here.requests == [("GET", f"/v1/responses/{response_id}")]
 
 
+@pytest.mark.parametrize("virtual", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_response_is_not_continued_on_another_server(fleet: Callable[..., Fleet], virtual: bool) -> None:
+    servers, gateway = fleet()
+    options = {"key": await gateway.make_key()} if virtual else {}
+    body = {"model": "m", "input": "hi"}
+    made = (await gateway.ask("POST", RESPONSES, body=body, **options)).json["id"]
+    here, other = on(servers, made)
+    [state] = [state for state in gateway.service.wiring.servers if state.server.port == here.port]
+    state.breaker.declare_dead(gateway.clock.seconds(), "refused", 1e9)
+    answer = await gateway.ask("POST", RESPONSES, body={**body, "previous_response_id": made}, **options)
+    assert (answer.status, answer.error["code"]) == (503, "no_healthy_upstream")
+    assert other.requests == []
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_named_server_is_asked_whatever_was_learned(fleet: Callable[..., Fleet]) -> None:
     servers, gateway = fleet()

@@ -487,6 +487,7 @@ class Forwarding:
         in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
         again = (
             self._attempts <= forwarder.retries
+            and not self._is_bound
             and forwarder.dispatcher.can_place(group, tried)
             and group.budget.take(now, sent=sent, in_flight=in_flight)
         )
@@ -525,8 +526,17 @@ class Forwarding:
 
     # another model
 
+    @property
+    def _is_bound(self) -> bool:
+        """Whether only one server of the model has what the request continues."""
+        server = self._admitted.serving.server
+        return server is not None and any(each.server.url == server.url for each in self._group.destinations)
+
     def _other_models(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return which models may still be tried in place of this one; `names` if none was tried yet."""
+        if not self._authorization.route.takes_model or self._is_bound:
+            # it asks a server, and not a model
+            return ()
         if self._fallbacks is None:
             self._fallbacks = names[:MOST_FALLBACKS]
         return self._fallbacks

@@ -273,15 +273,17 @@ class Dispatcher:
             NoHealthyUpstream: none gets requests.
         """
         usable = False
-        for tier in group.tiers:
+        tiers, destinations = group.tiers, group.destinations
+        if ask.server is not None:
+            # no other server has what it continues
+            bound = tuple(each for each in destinations if each.server.url == ask.server.url)
+            if bound:
+                tiers, destinations = (bound,), bound
+        for tier in tiers:
             healthy = [each for each in tier if ask.may_use(each.state, now)]
             if not healthy:
                 continue
             usable = True
-            if ask.server is not None:
-                bound = [each for each in healthy if each.server.url == ask.server.url]
-                if bound:
-                    healthy = bound
             free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
             if free:
                 return self._chosen(group, free, ask, now)
@@ -290,7 +292,7 @@ class Dispatcher:
         # no server is well: one that answers, though with errors, may still serve this request
         resorts = [
             each
-            for each in group.destinations
+            for each in destinations
             if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
         ]
         if not resorts:
