@@ -51,6 +51,7 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
 from twisted_vllm.proxy.forwarding import Forwarder
@@ -65,6 +66,7 @@ from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
+from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -74,6 +76,8 @@ from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.response_locator import ResponseLocator
@@ -90,6 +94,7 @@ class Wiring:
     Attributes:
         endpoints: the endpoints to listen on.
         health: checks the servers.
+        load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -146,6 +151,7 @@ class Wiring:
                 max_cooldown=health.max_cooldown,
                 slow_start=health.slow_start,
                 random=random,
+                now=reactor.seconds(),
             )
         )
         self.router = router = Router(
@@ -157,9 +163,11 @@ class Wiring:
             retry_share=settings.retry.budget,
         )
 
+        prober = Prober(self.agent.endpoint_of, reactor)
+        self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,
-            Prober(self.agent.endpoint_of, reactor),
+            prober,
             reactor,
             health,
             on_dead=_send_elsewhere,
@@ -177,6 +185,7 @@ class Wiring:
         self.index = KeyIndex()
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
+        self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
@@ -194,7 +203,7 @@ class Wiring:
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
@@ -300,6 +309,7 @@ class Wiring:
                 requires_database=settings.readiness_requires_database,
                 file_is_lost=self.database.file_is_lost,
             ),
+            endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
             metrics_of_servers=metrics_of_servers.expose,
             metrics_are_open=settings.metrics_are_open,

@@ -95,10 +95,6 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         """The model's name, as in `Serving`."""
         return self.serving.model
 
-    def without_body(self) -> Admitted:
-        """Return the same without what takes memory."""
-        return Admitted(self.serving, self.path, None)
-
 
 class ResponseUnlocated(Exception):
     """All servers must be asked for a stored response.
