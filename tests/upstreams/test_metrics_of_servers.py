@@ -103,13 +103,14 @@ def test_every_server_is_asked_with_its_own_path() -> None:
         (b"http://a:80/metrics", b"text/plain;version=0.0.4"),
         (b"http://b:80/prefix/metrics", b"text/plain;version=0.0.4"),
     ]
-    lab.answer("a:80", b"x 1\n")
+    # in the order of the configuration, whoever answers first
     lab.answer("b:80", b"x_total 2\n# EOF\n", media_type=b"application/openmetrics-text; version=1.0.0")
+    lab.answer("a:80", b"x 1\n")
     lab.turn()
     assert found[0].endswith(
-        b'# TYPE x_total untyped\nx_total{server="b:80"} 2\n# TYPE x untyped\nx{server="a:80"} 1\n'
+        b'# TYPE x untyped\nx{server="a:80"} 1\n# TYPE x_total untyped\nx_total{server="b:80"} 2\n'
     )
-    assert ups(found[0]) == ['server="b:80"} 1', 'server="a:80"} 1']
+    assert ups(found[0]) == ['server="a:80"} 1', 'server="b:80"} 1']
 
 
 @pytest.mark.parametrize("how", ["refused", "silent", "status", "nonsense", "large", "slow"])
