@@ -222,6 +222,9 @@ class Forwarding:
         self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
         context.model = admitted.serving.model
+        destinations = self._group.destinations
+        if len(destinations) == 1:
+            context.server = destinations[0].server
         if admitted.background and forwarder.background is not None:
             context.background = forwarder.background.begin(self._authorization, admitted)
         reserved = None

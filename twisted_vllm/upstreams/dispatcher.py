@@ -230,8 +230,8 @@ class Dispatcher:
         self.seconds = deadlines.seconds
         # the groups with queued requests; the first is served next
         self._queues: dict[ModelGroup, None] = {}
-        self._ticker = _Ticker(self._tick)
-        self._granted: deque[tuple[_Waiting, Placement]] = deque()
+        self._ticker = _Ticker(self.serve)
+        self._granted: deque[tuple[_Waiting, Placement | GatewayError]] = deque()
         self._granting = False
         self._queued = 0
 
@@ -307,11 +307,7 @@ class Dispatcher:
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [
-            each
-            for each in destinations
-            if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
-        ]
+        resorts = [each for each in destinations if _serves(each.state, now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
@@ -416,17 +412,6 @@ class Dispatcher:
         seconds = group.queue.retry_after(places, now, most=most, earliest=_wait_for_entries(group, 0, now))
         return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
 
-    def _tick(self) -> None:
-        now = self.seconds()
-        for group in list(self._queues):
-            try:
-                self._choose(group, NOTHING_ASKED, now)
-            except NoHealthyUpstream as error:
-                while (waiting := group.queue.pop(lambda _: True, now)) is not None:
-                    self._dequeued(waiting)
-                    waiting.result.errback(error)
-        self.serve()
-
     def serve(self) -> None:
         """Give the free places to those that wait, one group after the other."""
         now = self.seconds()
@@ -453,6 +438,12 @@ class Dispatcher:
 
     def _serve_next(self, group: ModelGroup, now: float) -> bool:
         """Place the next request of a group; return whether there was room for one."""
+        if not any(_serves(each.state, now) for each in group.destinations):
+            error = self._no_healthy(group, now)
+            while (lost := group.queue.pop(lambda _: True, now)) is not None:
+                self._dequeued(lost)
+                self._granted.append((lost, error))
+            return False
         if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
             # do not ask all that wait
             return False
@@ -476,12 +467,21 @@ class Dispatcher:
         self._granted.append((waiting, placement))
         return True
 
-    def _grant(self, waiting: _Waiting, placement: Placement) -> None:
-        if waiting.result.called:
+    @staticmethod
+    def _grant(waiting: _Waiting, placement: Placement | GatewayError) -> None:
+        if isinstance(placement, GatewayError):
+            if not waiting.result.called:
+                waiting.result.errback(placement)
+        elif waiting.result.called:
             # cancelled meanwhile
             placement.ended()
-            return
-        waiting.result.callback(placement)
+        else:
+            waiting.result.callback(placement)
+
+
+def _serves(state: ServerState, now: float) -> bool:
+    """Return whether a server may serve anything, were it as a last resort."""
+    return state.is_usable(now) or (state.breaker.last_resort and not state.sleeping)
 
 
 def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
