@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.end_to_end.end_to_end_harness import HOST, lower, parse_head, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import HOST, capped, lower, parse_head, request_bytes, server_at
 from tests.end_to_end.ledger_harness import rows_in
 from tests.end_to_end.messages import whole
 from twisted_vllm.config.settings import ModelEntry, RoutingSettings
@@ -257,6 +257,21 @@ async def test_a_named_server_is_asked_although_it_is_down(fleet: Callable[..., 
     assert (await gateway.ask("POST", "/vllm/wake_up", body=b"")).status == 200
     # a sleeping server answers what uses no model
     assert (await gateway.ask("GET", "/vllm/v1/models")).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_uses_no_model_does_not_wait_for_those_that_do(fleet: Callable[..., Fleet], stand_in: Any) -> None:
+    busy = Scripted(stand_in(), b"")
+    busy.answer = None
+    _, _, gateway = fleet(models=(ModelEntry("m", "m", capped(busy.port)),))
+    for _ in range(2):
+        await gateway.send(request_bytes("POST", "/vllm/v1/completions", body={"model": "m"}))
+    while not gateway.queued:
+        await (await gateway.connect()).next_turn()
+    busy.answer = whole(b"{}")
+    for method, path in (("GET", "/metrics"), ("POST", "/sleep"), ("POST", "/abort_requests")):
+        assert (await gateway.ask(method, f"/vllm{path}", body=b"")).status == 200
+    assert gateway.queued == 1
 
 
 @pytest_twisted.ensureDeferred

@@ -41,6 +41,7 @@ class FanOut(Forwarding):
     def _place(self) -> None:
         request, forwarder = self._request, self._forwarder
         context = request.context
+        context.server = None
         if forwarder.accounting is not None:
             forwarder.accounting.placed_everywhere(context, self._authorization)
         for observe in forwarder.lifecycle.admitted:

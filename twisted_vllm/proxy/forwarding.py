@@ -285,8 +285,10 @@ class Forwarding:
             routing = self._routing(principal)
         route = self._authorization.route
         asleep = unwell = admitted.steered
+        unlimited = principal is PREFLIGHT
         if not route.takes_model and route.row.model is not ModelPlace.EVENT:
-            asleep = True
+            # it must work while the model's requests wait
+            asleep = unlimited = True
             unwell = unwell or route.route_class is RouteClass.PRIVILEGED
         tokens = 0
         if group.counts_tokens and self._forwarder.accounting is not None:
@@ -298,7 +300,7 @@ class Forwarding:
             tokens,
             self._tried,
             serving.server,
-            principal is PREFLIGHT,
+            unlimited,
             asleep,
             unwell,
         )
