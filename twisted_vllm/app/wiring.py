@@ -10,6 +10,7 @@ from random import random
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
@@ -26,7 +27,7 @@ from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
-from twisted_vllm.config.settings import Settings
+from twisted_vllm.config.settings import Server, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
@@ -78,7 +79,10 @@ from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
 from twisted_vllm.upstreams.load_scraper import LoadScraper
+from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.probe import Prober
+from twisted_vllm.upstreams.response_locator import ResponseLocator
+from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
@@ -238,6 +242,12 @@ class Wiring:
         throttle = AuthenticationThrottle(limits.max_failed_authentications)
         client = PassThroughClient(self.agent)
         served_models = ServedModels(client, reactor)
+        places = ResponsePlaces()
+        locator = ResponseLocator(client, reactor, places)
+
+        def locate(response_id: str) -> Deferred[Server | None]:
+            return locator.locate(response_id, [state.server for state in self.servers])
+
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
@@ -248,6 +258,7 @@ class Wiring:
             reads_bodies=settings.ledger.enabled,
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
             response_ids=ResponseIds(settings.servers, os.urandom),
+            places=places,
         )
         form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
@@ -264,6 +275,7 @@ class Wiring:
             routing=routing,
             retry=settings.retry,
             session_header=settings.session_header,
+            places=places,
         )
         self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
         pass_through = PassThroughResource(
@@ -275,10 +287,15 @@ class Wiring:
             form_files=form_files,
             cooperate=cooperate,
             ask_models=served_models.ask,
+            locate=locate,
             throttle=throttle,
             allows=allows,
             web_pages=web_pages,
             accounting=accounting.observer,
+        )
+
+        metrics_of_servers = MetricsOfServers(
+            client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
 
         def client_of_admin(request: Any) -> str:
@@ -302,6 +319,7 @@ class Wiring:
             ),
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
+            metrics_of_servers=metrics_of_servers.expose,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
