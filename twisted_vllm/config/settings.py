@@ -39,7 +39,7 @@ from twisted_vllm.config.checks import (
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.urls import RedisServer, database_url, redis_url
+from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
 DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
@@ -445,6 +445,28 @@ class LogSettings:
     )
 
 
+@attrs.frozen
+class DiscoverySettings:
+    """How servers are found by DNS, for entries of ``model_list`` with ``discovery``."""
+
+    interval: float = setting(
+        10.0,
+        seconds(),
+        "A name is resolved again at the latest after this time, and earlier where DNS says that its answer is valid "
+        "for less.",
+    )
+    timeout: float = setting(5.0, seconds(), "For all answers about one name.")
+    resolver: ResolverAddress | None = setting(
+        None,
+        optional(resolver_address, "the resolvers of /etc/resolv.conf, after /etc/hosts", empty=True),
+        "The DNS server to ask, over TCP: an address, with a port unless it is 53, such as 10.96.0.10 or "
+        "127.0.0.1:5353.",
+    )
+    max_servers: int = setting(
+        256, whole(), "Servers behind one name; of a longer answer the rest is left out.", unit="servers"
+    )
+
+
 @attrs.frozen(cache_hash=True)
 class Server:
     """One vLLM server.
@@ -460,6 +482,8 @@ class Server:
         timeouts: how long to wait for this server.
         max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
+        address: the address to connect to, of a server that discovery found below the name `host`; ``None`` resolves
+            `host` at each connection.
     """
 
     name: str
@@ -472,15 +496,21 @@ class Server:
     timeouts: Timeouts
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
+    address: str | None = None
 
-    #: the scheme and authority of its URLs; for `url`, the base path follows
+    #: the scheme and authority of its URLs; for `url`, the base path follows. Of a server that discovery found it has
+    #: the address, which tells it from the others of its name.
     origin: bytes = attrs.field(init=False, eq=False, repr=False)
     #: the URL that the path of a request is appended to
     url: bytes = attrs.field(init=False, eq=False, repr=False)
 
     @origin.default
     def _origin(self) -> bytes:
-        return b"%b://%b" % (b"https" if self.tls else b"http", self.host_header)
+        authority = self.host_header
+        if self.address is not None:
+            host = f"[{self.address}]" if ":" in self.address else self.address
+            authority = f"{host}:{self.port}".encode("ascii")
+        return b"%b://%b" % (b"https" if self.tls else b"http", authority)
 
     @url.default
     def _url(self) -> bytes:
@@ -497,6 +527,7 @@ class ModelEntry:
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
+        discovery: how servers are found below the server's name: ``dns`` or ``srv``; ``None`` if it is one server.
     """
 
     model_name: str
@@ -504,6 +535,7 @@ class ModelEntry:
     server: Server
     weight: int = 1
     prices: PriceList = PriceList()
+    discovery: str | None = None
 
 
 @attrs.frozen
@@ -670,6 +702,9 @@ class Settings:
     )
     end_users: EndUserSettings = setting(
         EndUserSettings(), section(EndUserSettings), "How a caller names the end user that it asks for."
+    )
+    discovery: DiscoverySettings = setting(
+        DiscoverySettings(), section(DiscoverySettings), "Servers that are found by DNS."
     )
     default_prices: PriceList = setting(
         PriceList(),

@@ -200,7 +200,7 @@ class UpstreamAgent:
             )
         )
         connecting = self._endpoint(server).connect(factory)
-        if not (isIPAddress(server.host) or isIPv6Address(server.host)):
+        if server.address is None and not (isIPAddress(server.host) or isIPv6Address(server.host)):
             # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
             connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
         exchange.carrier = self
@@ -231,11 +231,12 @@ class UpstreamAgent:
     def _endpoint(self, server: Server) -> IStreamClientEndpoint:
         endpoint = self._endpoints.get(server)
         if endpoint is None:
-            arguments = (self._reactor, server.host, server.port)
+            host = server.address or server.host
+            arguments = (self._reactor, host, server.port)
             seconds = server.timeouts.connect
-            if isIPAddress(server.host):
+            if isIPAddress(host):
                 endpoint = TCP4ClientEndpoint(*arguments, timeout=seconds)
-            elif isIPv6Address(server.host):
+            elif isIPv6Address(host):
                 endpoint = TCP6ClientEndpoint(*arguments, timeout=seconds)
             else:
                 endpoint = HostnameEndpoint(*arguments, timeout=seconds)
