@@ -56,9 +56,10 @@ def test_each_address_is_a_server_of_its_own_with_the_name_of_the_service() -> N
 def test_an_srv_record_gives_the_port_and_its_domain_the_host() -> None:
     service = entry(SRV_NAME, "srv", tls=True)
     service = attrs.evolve(service, server=attrs.evolve(service.server, port=443))
-    known = {ServiceName("srv", SRV_NAME): (Found(0, "fd00::1", 8443, 5), Found(0, "10.0.0.2", 443))}
+    known = {ServiceName("srv", SRV_NAME): (Found(0, "fd00::1", 8443, 5), Found(1, "10.0.0.2", 443))}
     one, other = expand([service], known)
     assert (one.server.port, one.server.host, one.weight) == (8443, PODS, 15)
+    assert (one.order, other.order) == (1, 2)
     assert one.server.name == f"{PODS}:8443/fd00::1"
     assert one.server.url == b"https://[fd00::1]:8443"
     assert one.server.host_header == f"{PODS}:8443".encode()

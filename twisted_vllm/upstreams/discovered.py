@@ -146,7 +146,12 @@ def expand(entries: Sequence[ModelEntry], known: Mapping[ServiceName, Sequence[F
 
 
 def _entry_of(entry: ModelEntry, found: Found) -> ModelEntry:
-    return attrs.evolve(entry, server=_server_of(entry, found), weight=entry.weight * found.weight)
+    return attrs.evolve(
+        entry,
+        server=_server_of(entry, found),
+        weight=entry.weight * found.weight,
+        order=entry.order + found.order,
+    )
 
 
 def _server_of(entry: ModelEntry, found: Found) -> Server:
