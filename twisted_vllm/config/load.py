@@ -284,7 +284,7 @@ def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str 
     elif servers.api_base is None and default_api_base is not None and _needs_default(table):
         servers = attrs.evolve(servers, api_base=root.at("default_api_base").attempt(api_base, default_api_base))
     complete = not (base_refused or root.report.refused_below("model_list"))
-    if complete and servers.api_base is None and not table:
+    if complete and servers.api_base is None and not table and not found.get("store_model_in_db"):
         root.refuse(
             "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
             "to try without one: --quickstart)"

@@ -207,6 +207,10 @@ ENTRY_SECTION = section(
 )
 
 
+#: the settings of ``litellm_params``
+PARAM_NAMES = frozenset(each.name for each in (*settings_of(ModelParams), *_PRICES))
+
+
 @attrs.frozen
 class Row:
     """An entry of ``model_list`` and its place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from twisted_vllm.config.checks import (
     price,
     route_rule,
     seconds,
+    secret,
     share,
     status,
     text,
@@ -47,7 +49,7 @@ from twisted_vllm.config.routing import (
     model_names,
     routing_strategy,
 )
-from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.secret import Secret, hash_of
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -699,6 +701,23 @@ class Settings:
         example="os.environ/LITELLM_MASTER_KEY",
         environment=("VLLM_PASSTHROUGH_MASTER_KEY", "VLLM_PASSTHROUGH_LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY"),
     )
+    salt_key: Secret | None = setting(
+        None,
+        optional(secret, "the master key", empty=True),
+        "Encrypts the api_key of models that are added with POST /model/new. Set it before the master key changes: "
+        "keys that were encrypted with another one cannot be read, and their models are not served.",
+        block="general_settings",
+        example="os.environ/LITELLM_SALT_KEY",
+        environment=("VLLM_PASSTHROUGH_SALT_KEY", "LITELLM_SALT_KEY"),
+    )
+    store_model_in_db: bool | None = setting(
+        None,
+        optional(flag, "true, and at least one server must be configured"),
+        "Whether administrators may add models with POST /model/new; the database keeps them. true lets the gateway "
+        "also start without any server.",
+        block="general_settings",
+        environment=("VLLM_PASSTHROUGH_STORE_MODEL_IN_DB", "STORE_MODEL_IN_DB"),
+    )
     database_url: Secret = setting(
         Secret(DEFAULT_DATABASE_URL),
         database_url,
@@ -871,6 +890,16 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
     @property
+    def sealing_secret(self) -> Secret | None:
+        """What the keys of stored models are encrypted with: the salt key, else the SHA-256 of the master key.
+
+        The hash, so that a master key and its hash in the file mean the same here as well.
+        """
+        if self.salt_key is not None or self.master_key is None:
+            return self.salt_key
+        return Secret(hash_of(self.master_key) or sha256(self.master_key.reveal().encode("utf-8")).hexdigest())
+
+    @property
     def metrics_are_open(self) -> bool:
         """Whether anyone may read ``GET /metrics``, not only administrators."""
         return not self.require_auth_for_metrics_endpoint
@@ -900,6 +929,8 @@ class Settings:
             found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
         if self.master_key is not None:
             found.append(self.master_key.reveal())
+        if self.salt_key is not None:
+            found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
         return found
 

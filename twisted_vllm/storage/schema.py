@@ -17,7 +17,7 @@ from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
 
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0004_requests"
+HEAD = "0005_models"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
