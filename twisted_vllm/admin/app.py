@@ -17,9 +17,9 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, customers, health
+from twisted_vllm.admin import audit, customers, health, model_entries
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -29,9 +29,10 @@ from twisted_vllm.admin.routing import Route, Routes
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
@@ -49,6 +50,7 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/health/liveliness, /health/readiness": "health",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -93,6 +95,7 @@ ROUTES: tuple[Route, ...] = (
     *users.routes,
     *teams.routes,
     *customers.routes,
+    *model_entries.routes,
     *audit.routes,
     *reports.routes,
     *health.routes,
@@ -138,6 +141,7 @@ class AdminApp:
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
+        model_source: Callable[[], ModelSource] | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
     ) -> None:
         """Bind the routes to what they need.
@@ -159,6 +163,8 @@ class AdminApp:
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
+            model_source: returns what entries of the model list are checked against; None for a gateway without a file
+                and without a key to encrypt with.
             database_timeout: seconds that a client waits for the database.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
@@ -176,6 +182,7 @@ class AdminApp:
             key_bounds=key_bounds,
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
+            model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
             database_timeout=database_timeout,
         )
         app = Klein()

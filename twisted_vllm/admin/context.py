@@ -20,7 +20,8 @@ from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
-from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
@@ -60,6 +61,19 @@ class Readiness:
     file_is_lost: bool = False
 
 
+@attrs.frozen
+class ModelSource:
+    """What entries that are added to the model list are checked against.
+
+    Attributes:
+        settings: the settings, with the entries of the file.
+        sealer: encrypts the keys of servers.
+    """
+
+    settings: Settings
+    sealer: Sealer
+
+
 @attrs.frozen(kw_only=True)
 class AdminContext:
     """What all handlers of an admin app share.
@@ -76,6 +90,7 @@ class AdminContext:
         metrics_are_open: whether anyone may read them, or only administrators.
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
+        model_source: returns what entries of the model list are checked against, which a reload changes.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
     """
@@ -90,6 +105,7 @@ class AdminContext:
     metrics: Metrics
     metrics_are_open: bool
     text: ClientText
+    model_source: Callable[[], ModelSource]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT

@@ -11,11 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.stored_models import StoredModel
 
 #: the form of a sealed text
 _VERSION = "v1."
 _NONCE_BYTES = 12
 _PURPOSE = b"twisted_vllm: keys of servers"
+
+
+_OTHER_SECRET = (
+    "was encrypted with another key (set VLLM_PASSTHROUGH_SALT_KEY to the salt key of that time, or send the api_key "
+    "again with POST /model/update)"
+)
 
 
 class Unsealable(Exception):
@@ -75,6 +82,19 @@ class Sealer:
             return Secret(found.decode("utf-8"))
         except (InvalidTag, ValueError):
             raise Unsealable from None
+
+    def key_of(self, model: StoredModel) -> Secret | None:
+        """Return the key of a stored model's server; None if it has none.
+
+        Raises:
+            ValueError: it was sealed with another secret; the message says what to do.
+        """
+        if model.api_key is None:
+            return None
+        try:
+            return self.open(model.api_key, model.model_id)
+        except Unsealable:
+            raise ValueError(_OTHER_SECRET) from None
 
     def _aes(self) -> Any:
         if self._secret is None:

@@ -130,7 +130,7 @@ class WebPages:
         if method != b"OPTIONS" or origin is None or ASKED_METHOD not in headers or not self._is_allowed(origin):
             return None
         return [
-            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH"),
             (b"access-control-allow-headers", headers.get(ASKED_HEADERS, b"authorization, content-type")),
             (b"access-control-max-age", _MAX_AGE),
         ]
