@@ -27,6 +27,7 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.form_body import MAX_BUFFERED
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
 from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 from twisted_vllm.upstreams.router import Router
 
@@ -54,7 +55,7 @@ class ResourceHarness:
             admission=admission,
             client=PassThroughClient(self.agent),
             limits=limits,
-            trusted_proxies=options.get("trusted_proxies", ()),
+            addresses=ClientAddresses(options.get("trusted_proxies", ())),
             in_thread=maybeDeferred,
             cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),

@@ -84,6 +84,10 @@ class Router:
     """
 
     def __init__(self, models: Sequence[ModelEntry], default_server: Server | None) -> None:
+        self.update(models, default_server)
+
+    def update(self, models: Sequence[ModelEntry], default_server: Server | None) -> None:
+        """Use other servers from now on; the arguments are the constructor's."""
         grouped: dict[str, list[ModelEntry]] = {}
         for entry in models:
             grouped.setdefault(entry.model_name, []).append(entry)
