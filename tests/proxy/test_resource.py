@@ -26,8 +26,8 @@ from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.form_body import MAX_BUFFERED
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
-from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.forwarded import ClientAddresses
+from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 from twisted_vllm.upstreams.router import Router
 

@@ -11,15 +11,16 @@ from functools import cache
 
 import msgspec
 from klein import Klein
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, customers, health
+from twisted_vllm.admin import audit, configuration, customers, health
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -31,6 +32,7 @@ from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
@@ -50,6 +52,7 @@ WELCOME = {
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
+        "/config/reload": "the configuration, read again",
         "/health/liveliness, /health/readiness": "health",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/openapi.json": "what each of these takes and answers",
@@ -94,6 +97,7 @@ ROUTES: tuple[Route, ...] = (
     *teams.routes,
     *customers.routes,
     *audit.routes,
+    *configuration.routes,
     *reports.routes,
     *health.routes,
     *about,
@@ -139,6 +143,7 @@ class AdminApp:
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
+        reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -160,10 +165,11 @@ class AdminApp:
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
             database_timeout: seconds that a client waits for the database.
+            reload: reads the configuration again.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
-        context = AdminContext(
+        self._context = context = AdminContext(
             authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
             registry=registry,
             reports=reports,
@@ -177,6 +183,7 @@ class AdminApp:
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
             database_timeout=database_timeout,
+            reload=reload,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
@@ -191,6 +198,12 @@ class AdminApp:
         self._app = app
         self._allows = allows
         self._web_pages = web_pages
+
+    def reconfigure(self, *, metrics_are_open: bool, key_bounds: KeyUpperBounds, database_timeout: float) -> None:
+        """Use other settings from the next request on; the arguments are the constructor's."""
+        self._context.metrics_are_open = metrics_are_open
+        self._context.key_bounds = key_bounds
+        self._context.database_timeout = database_timeout
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""
