@@ -132,15 +132,15 @@ def test_a_list_of_skipped_entries_alone_is_no_server(problems_of: Refusal) -> N
 
 
 def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text: Loader) -> None:
-    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", order=3, n=4) for _ in range(3)))
+    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", seed=3, n=4) for _ in range(3)))
     assert load_text(text, BASE).warnings == (
-        "model_list[0].litellm_params.order: not implemented yet: ignored (and in 2 more)",
+        "model_list[0].litellm_params.seed: not implemented yet: ignored (and in 2 more)",
         "model_list[0].litellm_params.n: not implemented yet: ignored (and in 2 more)",
         "model_list[0].model_info.output_cost_per_second: not implemented yet: ignored (and in 2 more)",
     )
 
 
-@pytest.mark.parametrize("name", ["order", "stream_timeout", "max_retries", "output_cost_per_second", "tags"])
+@pytest.mark.parametrize("name", ["seed", "stream_timeout", "max_retries", "output_cost_per_second", "tags"])
 def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text: Loader, name: str) -> None:
     assert load_text(listed(entry("a", "hosted_vllm/m", "{}", **{name: 1})), BASE).warnings == (
         f"model_list[0].litellm_params.{name}: not implemented yet: ignored",
@@ -151,8 +151,8 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
     settings = load_text(
         """
         general_settings: {block_robots: true, alertin: []}
-        litellm_settings: {drop_params: true, num_retrys: 3}
-        router_settings: {routing_strategy: least-busy, zzzzzz: 1}
+        litellm_settings: {drop_params: true, modify_parms: 3}
+        router_settings: {retry_policy: {}, zzzzzz: 1}
         callback_settings: {}
         """,
         BASE,
@@ -161,8 +161,8 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
         "general_settings.block_robots: not implemented yet: ignored",
         "general_settings.alertin: not a known setting: ignored; did you mean 'alerting'?",
         "litellm_settings.drop_params: not implemented yet: ignored",
-        "litellm_settings.num_retrys: not a known setting: ignored; did you mean 'num_retries'?",
-        "router_settings.routing_strategy: not implemented yet: ignored",
+        "litellm_settings.modify_parms: not a known setting: ignored; did you mean 'modify_params'?",
+        "router_settings.retry_policy: not implemented yet: ignored",
         "router_settings.zzzzzz: not a known setting: ignored",
         "callback_settings: not implemented yet: ignored",
     )

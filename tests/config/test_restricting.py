@@ -122,7 +122,9 @@ def test_python_of_the_operators_own_among_the_callbacks_may_refuse(problems_of:
     assert line.startswith("litellm_settings.callbacks: would run guardrails, limiters or Python of your own")
 
 
-@pytest.mark.parametrize("name", ["routing_strategy", "num_retries", "fallbacks", "cooldown_time", "allowed_fails"])
+@pytest.mark.parametrize(
+    "name", ["retry_policy", "allowed_fails_policy", "enable_pre_call_checks", "routing_strategy_args"]
+)
 def test_what_only_chooses_servers_is_a_warning(load_text: Loader, name: str) -> None:
     settings = load_text(f"router_settings: {{{name}: 3}}", BASE)
     assert settings.warnings == (f"router_settings.{name}: not implemented yet: ignored",)

@@ -126,6 +126,7 @@ class GatewayService(Service):
         if self._hang_up is not None:
             self._hang_up.install(self.wiring.reloader.reload_for, self._drain.signalled)
         self.wiring.deadlines.start()
+        self.wiring.health.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
@@ -184,6 +185,7 @@ class GatewayService(Service):
         self.wiring.reloader.stop()
         yield self._drain.run(self.ports)
         self.wiring.background.stop()
+        self.wiring.health.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from random import random
 from typing import Any, TypedDict
 
 import attrs
@@ -54,6 +55,7 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
+from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
@@ -71,9 +73,13 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
-from twisted_vllm.upstreams.queue import QueueingAgent
+from twisted_vllm.upstreams.breaker import Breaker
+from twisted_vllm.upstreams.dispatcher import Dispatcher
+from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
+from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -82,6 +88,7 @@ class Wiring:
 
     Attributes:
         endpoints: the endpoints to listen on.
+        health: checks the servers.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -95,7 +102,8 @@ class Wiring:
         agent: the connections to servers.
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
-        queues: the requests that wait for a busy server.
+        servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
+            them.
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
@@ -138,9 +146,28 @@ class Wiring:
         self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        servers = settings.servers
         self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
-        self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
+        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        routing, health = settings.routing, settings.health
+        self._breaker = _breaker_of(settings)
+        self.servers = Servers(lambda: Breaker(**self._breaker, random=random))
+        self.router = router = Router(
+            settings.models,
+            settings.default_server,
+            servers=self.servers,
+            routing=routing,
+            random=random,
+            retry_share=settings.retry.budget,
+        )
+
+        self.health = HealthChecks(
+            self.servers,
+            Prober(self.agent.endpoint_of, reactor),
+            reactor,
+            health,
+            on_dead=_send_elsewhere,
+            on_alive=lambda state: dispatcher.freed(),
+        )
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
         self.reports = ReportReader(
@@ -201,34 +228,45 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(queues if queues.needed else self.agent)
+        client = PassThroughClient(self.agent)
         served_models = ServedModels(client, reactor)
-        self._router = Router(settings.models, settings.default_server)
         self._response_ids = ResponseIds(settings.servers, os.urandom)
         self._admission = admission = Admission(
             authenticator=authenticator,
-            router=self._router,
+            router=router,
             base_models=served_models,
             reads_bodies=settings.ledger.enabled,
             response_ids=self._response_ids,
             **_admission_of(settings),
         )
         self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
+        cooperate = turn_cooperator(reactor).cooperate
+        self._forwarder = forwarder = Forwarder(
+            admission=admission,
+            dispatcher=dispatcher,
+            client=client,
+            addresses=addresses,
+            cooperate=cooperate,
+            clock=reactor,
+            accounting=accounting.observer,
+            lifecycle=self.lifecycle,
+            background=background,
+            routing=routing,
+            retry=settings.retry,
+            session_header=settings.session_header,
+        )
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
-            client=client,
-            preflight_client=PassThroughClient(self.agent),
+            forwarder=forwarder,
             limits=limits,
             addresses=addresses,
             in_thread=in_thread,
             form_files=form_files,
-            cooperate=turn_cooperator(reactor).cooperate,
+            cooperate=cooperate,
             ask_models=served_models.ask,
             throttle=throttle,
             web_pages=web_pages,
             accounting=accounting.observer,
-            lifecycle=self.lifecycle,
-            background=background,
         )
 
         def client_of_admin(request: Any) -> str:
@@ -317,7 +355,12 @@ class Wiring:
         self._throttle.reconfigure(limits.max_failed_authentications)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
-        self._router.update(settings.models, settings.default_server)
+        self._breaker = _breaker_of(settings)
+        self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
+        for state in self.servers:
+            state.breaker.reconfigure(**self._breaker)
+        self.health.update(settings.health)
+        self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._response_ids.reconfigure(settings.servers)
         self._admission.reconfigure(**admission)
         self.accounting.reconfigure(settings)
@@ -336,6 +379,22 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.settings_changed()
+
+
+class _BreakerSettings(TypedDict):
+    allowed_fails: int
+    cooldown: float
+    max_cooldown: float
+    slow_start: float
+
+
+def _breaker_of(settings: Settings) -> _BreakerSettings:
+    return _BreakerSettings(
+        allowed_fails=settings.routing.allowed_fails,
+        cooldown=settings.routing.cooldown_time,
+        max_cooldown=settings.health.max_cooldown,
+        slow_start=settings.health.slow_start,
+    )
 
 
 class _WebPagesSettings(TypedDict):
@@ -391,3 +450,9 @@ def _report_limits_of(limits: Limits) -> ReportLimits:
 
 def _usage_headers_of(settings: Settings) -> list[bytes]:
     return [name.encode("ascii") for name in settings.ledger.usage_headers]
+
+
+def _send_elsewhere(state: ServerState, reason: str) -> None:
+    """End the attempts that wait for a dead server to begin its answer."""
+    for attempt in tuple(state.awaiting):
+        attempt.server_died(reason)

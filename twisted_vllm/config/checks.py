@@ -351,6 +351,24 @@ def network(value: object, place: Place) -> IPv4Network | IPv6Network:
         raise Rejected(f"has bits set after its prefix (write {loose})") from None
 
 
+@checker("status", "100 to 599")
+def status(value: object, place: Place) -> int:
+    """Check for an HTTP status."""
+    found = whole(100)(value, place)
+    if found > 599:
+        raise Rejected("must be an HTTP status, at most 599")
+    return found
+
+
+@checker("path", "begins with /")
+def url_path(value: object, place: Place) -> str:
+    """Check for the path of a URL, in visible ASCII and without a query."""
+    found = text(value, place)
+    if not found.startswith("/") or not found.isascii() or not found.isprintable() or set(found) & set(" ?#"):
+        raise Rejected("must be a path that begins with /, without spaces, ? and #")
+    return found
+
+
 def one_of(*names: str) -> Checker[str]:
     """Return a checker for one of a few words."""
 

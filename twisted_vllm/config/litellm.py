@@ -20,11 +20,9 @@ BLOCKS = names(
 )
 
 _SHARED = """
-    allowed_fails allowed_fails_policy cache_responses content_policy_fallbacks context_window_fallbacks
-    cooldown_time default_fallbacks disable_cooldowns enable_pre_call_checks fallbacks max_fallbacks
-    model_group_alias model_group_retry_policy num_retries redis_db redis_host redis_password redis_port
-    redis_url request_timeout retry_after retry_policy set_verbose stream_timeout tag_filtering_match_any
-    timeout
+    allowed_fails_policy cache_responses content_policy_fallbacks disable_cooldowns enable_pre_call_checks
+    max_fallbacks model_group_retry_policy redis_db redis_host redis_password redis_port redis_url
+    request_timeout retry_policy set_verbose stream_timeout tag_filtering_match_any
 """
 
 LITELLM_SETTINGS = names(
@@ -51,7 +49,7 @@ ROUTER_SETTINGS = names(
     + """
     alerting_config assistants_config cache_kwargs caching_groups client_ttl debug_level default_litellm_params
     default_priority deployment_affinity_ttl_seconds enable_pre_call_check fallback_depth
-    ignore_invalid_deployments max_retries polling_interval router_general_settings routing_strategy
+    ignore_invalid_deployments max_retries polling_interval router_general_settings
     routing_strategy_args search_tools
     """
 )
@@ -90,8 +88,8 @@ ENTRY_PARAMS = names(
     budget_duration cache_creation_input_token_cost configurable_clientside_auth_params custom_llm_provider
     drop_params extra_body extra_headers frequency_penalty headers litellm_credential_name logprobs
     max_completion_tokens max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
-    num_retries order organization output_cost_per_second presence_penalty region_name response_format rpm seed
-    stop stream stream_timeout tag_regex tags temperature tool_choice tools top_k top_p tpm
+    num_retries organization output_cost_per_second presence_penalty region_name response_format seed
+    stop stream stream_timeout tag_regex tags temperature tool_choice tools top_k top_p
     use_chat_completions_api use_in_pass_through use_litellm_proxy user
     """
 )

@@ -9,12 +9,22 @@ import attrs
 
 from twisted_vllm.config import litellm, restricting
 from twisted_vllm.config.checks import ANY_ORIGIN, Checker, checker, optional
-from twisted_vllm.config.declaration import OWN_BLOCK, Items, Section, Setting, Unknown, section, setting, settings_of
+from twisted_vllm.config.declaration import (
+    OWN_BLOCK,
+    Inherited,
+    Items,
+    Section,
+    Setting,
+    Unknown,
+    section,
+    setting,
+    settings_of,
+)
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
-from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, Settings, Timeouts
+from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
 from twisted_vllm.config.urls import api_base, database_url
 
@@ -25,7 +35,22 @@ _LISTEN_OPTION = "--listen"
 _FORWARDED = "use_x_forwarded_for"
 
 #: every setting in a block of the file, by attribute
-_DECLARED = {each.attribute: each for each in (*settings_of(ServerSettings), *settings_of(Settings))}
+_DECLARED = {
+    each.attribute: each for holder in (ServerSettings, RoutingSettings, Settings) for each in settings_of(holder)
+}
+
+#: router settings that LiteLLM also takes below ``litellm_settings``
+_TWICE = tuple(
+    attrs.evolve(
+        each,
+        block="litellm_settings",
+        check=optional(each.check, each.path),
+        default=Inherited(each.path),
+        doc=f"As {each.path}, which wins.",
+    )
+    for each in settings_of(RoutingSettings)
+    if each.name != "routing_strategy" and isinstance(each.check, Checker)
+)
 
 #: without these the gateway is open, or loses its keys: a misspelling of them is an error, not a warning
 _GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to general_settings")
@@ -40,7 +65,7 @@ def _block(
     unknown: Unknown = Unknown.WARN,
 ) -> Section[dict[str, Any]]:
     """Return the checker of a top-level mapping; it returns the values by attribute."""
-    held = tuple(_nullable(each) for each in _DECLARED.values() if each.block == name)
+    held = tuple(_nullable(each) for each in (*_DECLARED.values(), *_TWICE) if each.block == name)
     return Section(dict, held, ignored, restrictions, hints or {}, unknown)
 
 
@@ -99,7 +124,8 @@ class Document:
             restrictions=restricting.ROUTER_SETTINGS,
             hints=_GENERAL_ONLY,
         ),
-        "LiteLLM's router settings. Each causes a warning, or an error if it restricts somebody.",
+        "Which server gets a request, and what happens if it fails. LiteLLM's router settings that are not listed here "
+        "cause a warning, or an error if they restrict somebody.",
         block="",
     )
     passthrough: dict[str, Any] = setting(
@@ -151,7 +177,13 @@ def load(
     warn_of_misspelt(root.environ, variables(), report)
 
     document = root.attempt(DOCUMENT, written) or Document()
-    found = {**document.general_settings, **document.litellm_settings, **document.passthrough}
+    twice = {each.attribute for each in _TWICE}
+    found = {
+        **document.general_settings,
+        **{name: value for name, value in document.litellm_settings.items() if value is not None or name not in twice},
+        **document.router_settings,
+        **document.passthrough,
+    }
     for each in variables():
         if found.get(each.attribute) is None:
             found[each.attribute] = from_environment(each, root)
@@ -174,7 +206,11 @@ def load(
     if report.problems:
         raise ConfigError(report.problems)
     return Settings(
-        **_values(Settings, found), default_server=fleet.default, models=fleet.models, warnings=report.warnings()
+        **_values(Settings, found),
+        routing=RoutingSettings(**_values(RoutingSettings, found)),
+        default_server=fleet.default,
+        models=fleet.models,
+        warnings=report.warnings(),
     )
 
 
@@ -238,7 +274,7 @@ def _needs_default(table: Sequence[Row]) -> bool:
     return not table or not all(row.entry.litellm_params.api_base for row in table)
 
 
-def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: str | None, root: Place) -> Fleet:
+def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str | None, root: Place) -> Fleet:
     servers = ServerSettings(**_values(ServerSettings, found))
     base = _DECLARED["api_base"]
     base_refused = root.report.refused_below(base.path, *base.environment)
@@ -260,10 +296,13 @@ def _fleet(table: tuple[Row, ...], found: Mapping[str, Any], default_api_base: s
         )
     if not complete:
         servers = attrs.evolve(servers, servers={})
+    timeouts = found.get("timeouts", Timeouts())
+    if timeouts.total is None and found.get("timeout") is not None:
+        timeouts = found["timeouts"] = attrs.evolve(timeouts, total=found["timeout"])
     return assemble(
         table,
         servers,
-        found.get("timeouts", Timeouts()),
+        timeouts,
         found.get("limits", Limits()),
         found.get("default_prices", PriceList()),
     )

@@ -23,6 +23,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.problems import Place, Rejected, nearest
+from twisted_vllm.config.routing import routing_strategy
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
 from twisted_vllm.config.urls import Address, api_base
@@ -109,12 +110,44 @@ class ModelParams:
         example="64",
     )
     weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    order: int = setting(
+        1,
+        whole(),
+        "Entries of a model_name with the lowest number are used; the others only while none of these can serve.",
+    )
+    rpm: int | None = setting(
+        None,
+        optional(whole(), "no limit"),
+        "Requests in a minute that this entry gets, whoever sends them. Others go to the model's other entries, or "
+        "wait.",
+        unit="requests",
+        example="600",
+    )
+    tpm: int | None = setting(
+        None,
+        optional(whole(), "no limit"),
+        "Tokens in a minute that this entry gets.",
+        unit="tokens",
+        example="1000000",
+    )
     prices: PriceList = attrs.field(factory=PriceList)
 
 
 def _model_params(**found: Any) -> ModelParams:
     prices = PriceList(**{each.attribute: found.pop(each.attribute, None) for each in _PRICES})
     return ModelParams(prices=prices, **found)
+
+
+@attrs.frozen
+class ModelInfo(PriceList):
+    """The ``model_info`` of an entry."""
+
+    routing_strategy: str | None = setting(
+        None,
+        optional(routing_strategy, "router_settings.routing_strategy"),
+        "How the servers of this model share its requests. The same in all entries of a model_name that name one.",
+        example="session",
+    )
 
 
 @attrs.frozen
@@ -140,9 +173,9 @@ class Entry:
         "Where the model runs, and what it costs in US dollars: exact decimals, with or without quotes. An entry that "
         "names no price has passthrough.default_prices.",
     )
-    model_info: PriceList = setting(
-        PriceList(),
-        section(PriceList, ignored=litellm.MODEL_INFO, restricting=restricting.MODEL_INFO, unknown=Unknown.ACCEPT),
+    model_info: ModelInfo = setting(
+        ModelInfo(),
+        section(ModelInfo, ignored=litellm.MODEL_INFO, restricting=restricting.MODEL_INFO, unknown=Unknown.ACCEPT),
         "LiteLLM's description of the model. Prices may stand here as well; those of litellm_params win.",
         example="{}",
     )
@@ -360,6 +393,7 @@ def assemble(
 
     longest = _longest_timeouts(placed)
     smallest = _smallest_limits(placed)
+    strategies = _strategies(placed)
     _refuse_two_prices(placed, default_prices)
     _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
 
@@ -394,10 +428,26 @@ def assemble(
                 server=server(each.address, each.key),
                 weight=each.entry.litellm_params.weight,
                 prices=each.entry.prices,
+                order=each.entry.litellm_params.order,
+                rpm=each.entry.litellm_params.rpm,
+                tpm=each.entry.litellm_params.tpm,
+                strategy=strategies.get(each.entry.model_name),
             )
             for each in placed
         ),
     )
+
+
+def _strategies(placed: Sequence[_Placed]) -> dict[str, str]:
+    """Return the strategy of each model_name whose entries name one."""
+    found: dict[str, str] = {}
+    for each in placed:
+        own = each.entry.model_info.routing_strategy
+        if own is not None and found.setdefault(each.entry.model_name, own) != own:
+            each.place.key("model_info").key("routing_strategy").refuse(
+                f"differs from another entry's of the same model_name: {found[each.entry.model_name]}"
+            )
+    return found
 
 
 def _longest_timeouts(placed: Sequence[_Placed]) -> dict[tuple[Address, Secret | None], float]:

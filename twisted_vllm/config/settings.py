@@ -32,12 +32,21 @@ from twisted_vllm.config.checks import (
     route_rule,
     seconds,
     share,
+    status,
     text,
+    url_path,
     url_scheme,
     whole,
 )
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.routing import (
+    DEFAULT_STRATEGY,
+    aliases,
+    fallback_lists,
+    model_names,
+    routing_strategy,
+)
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.urls import RedisServer, database_url, redis_url
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
@@ -449,6 +458,127 @@ class LogSettings:
     )
 
 
+@attrs.frozen
+class HealthSettings:
+    """How the gateway finds out whether a server works."""
+
+    path: str = setting(
+        "/health",
+        url_path,
+        "The path of a check, below the server's base path. Every answer but 5xx says that the server works: one that "
+        "does not have this path answers 404.",
+    )
+    interval: float | None = setting(
+        5.0, optional(seconds(), "no checks"), "Between two checks of a server that no request has just proved alive."
+    )
+    timeout: float = setting(2.0, seconds(), "For the answer to a check.")
+    rise: int = setting(2, whole(), "Good checks in a row after which a dead server is used again.", unit="checks")
+    fall: int = setting(
+        3,
+        whole(),
+        "Failed checks in a row after which a server counts as dead. Requests that wait there for the first byte of "
+        "their answers are then sent to another.",
+        unit="checks",
+    )
+    slow_start: float = setting(
+        30.0,
+        seconds(zero=True),
+        "How long a server's share of the requests grows, from a tenth, after it came back. 0 gives it all at once.",
+    )
+    max_cooldown: float = setting(
+        60.0, seconds(), "The most that router_settings.cooldown_time grows to: it doubles with each trial that fails."
+    )
+    scrape_metrics: bool = setting(
+        False,
+        flag,
+        "Whether to read vllm:num_requests_waiting and vllm:kv_cache_usage_perc from each server's /metrics at every "
+        "interval: with other gateways or direct clients of a server, they show what this gateway cannot count.",
+    )
+
+
+@attrs.frozen
+class RetrySettings:
+    """Which attempts are followed by another, on another server."""
+
+    statuses: tuple[int, ...] = setting(
+        (502, 503, 504),
+        list_of(status),
+        "A server's answers that are not relayed while another server of the model may give a better one.",
+    )
+    budget: float = setting(
+        0.2,
+        share,
+        "The most retries, as a share of the requests. It keeps a fleet in trouble from getting twice the load.",
+    )
+
+
+@attrs.frozen
+class RoutingSettings:
+    """Which server gets a request, and what happens if it fails."""
+
+    routing_strategy: str = setting(
+        DEFAULT_STRATEGY,
+        routing_strategy,
+        "How the servers of a model share its requests. prefix: a conversation goes where its beginning is in the "
+        "prefix cache, as far as the load allows. least-busy: fewest requests in flight for its weight. "
+        "latency-based-routing: first bytes come soonest. session: each session (passthrough.session_header, else the "
+        "key) stays on one server. round-robin: in turn, by weight. simple-shuffle: at random, by weight.",
+        block="router_settings",
+    )
+    num_retries: int = setting(
+        2,
+        whole(0),
+        "Further attempts, each on another server of the model, if one fails before the first byte of its answer.",
+        unit="attempts",
+        block="router_settings",
+    )
+    allowed_fails: int = setting(
+        3,
+        whole(0),
+        "Failures of a server in a row; after one more it gets no requests for cooldown_time.",
+        unit="failures",
+        block="router_settings",
+    )
+    cooldown_time: float = setting(
+        5.0,
+        seconds(),
+        "Until a server that failed gets one request as a trial. It doubles with each trial that fails, up to "
+        "passthrough.health.max_cooldown.",
+        block="router_settings",
+    )
+    retry_after: float = setting(
+        0.0, seconds(zero=True), "Between a failed attempt and the next.", block="router_settings"
+    )
+    timeout: float | None = setting(
+        None,
+        optional(seconds(), "no limit"),
+        "For a whole exchange with a server, as passthrough.timeouts.total, which wins.",
+        block="router_settings",
+    )
+    fallbacks: Mapping[str, tuple[str, ...]] = setting(
+        {},
+        fallback_lists,
+        "Models to try, in order, when no server of a model can answer: [{qwen: [qwen-small]}]. The key must be "
+        "allowed to use them. The answer names the model that served in x-litellm-model-group.",
+        block="router_settings",
+    )
+    context_window_fallbacks: Mapping[str, tuple[str, ...]] = setting(
+        {},
+        fallback_lists,
+        "Models to try, in order, when a prompt is too long for a model: [{qwen: [qwen-long]}].",
+        block="router_settings",
+    )
+    default_fallbacks: tuple[str, ...] = setting(
+        (), model_names, "Models to try, in order, for models without fallbacks.", block="router_settings"
+    )
+    model_group_alias: Mapping[str, str] = setting(
+        {},
+        aliases,
+        "Further names of models: {gpt-4o: qwen}. A request that uses one is a request for the model.",
+        block="router_settings",
+    )
+
+
 @attrs.frozen(cache_hash=True)
 class Server:
     """One vLLM server.
@@ -501,6 +631,10 @@ class ModelEntry:
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
+        order: entries with a lower number are used first, the others when none of these can serve.
+        rpm: the most requests in a minute; None means no limit.
+        tpm: the most tokens in a minute; None means no limit.
+        strategy: the routing strategy of its ``model_name``; None for the general one.
     """
 
     model_name: str
@@ -508,6 +642,10 @@ class ModelEntry:
     server: Server
     weight: int = 1
     prices: PriceList = PriceList()
+    order: int = 1
+    rpm: int | None = None
+    tpm: int | None = None
+    strategy: str | None = None
 
 
 @attrs.frozen
@@ -684,7 +822,22 @@ class Settings:
         "What models cost in US dollars whose entries name no price, and those that are in no entry.",
     )
     log: LogSettings = setting(LogSettings(), section(LogSettings), "The log: of requests, and of the gateway itself.")
+    health: HealthSettings = setting(
+        HealthSettings(), section(HealthSettings), "How the gateway finds out whether a server works."
+    )
+    retry: RetrySettings = setting(
+        RetrySettings(),
+        section(RetrySettings),
+        "When a request is sent to another server: while no byte of an answer reached the client, its body is in hand, "
+        "and its route is safe to repeat. A server that cannot be reached, or that breaks the connection, counts too.",
+    )
+    session_header: str = setting(
+        "x-session-id",
+        header_name,
+        "The request header that names the session, for routing_strategy: session. Without it, the key is the session.",
+    )
 
+    routing: RoutingSettings = RoutingSettings()
     default_server: Server | None = None
     models: tuple[ModelEntry, ...] = ()
     warnings: tuple[str, ...] = ()
