@@ -11,15 +11,16 @@ from functools import cache
 
 import msgspec
 from klein import Klein
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, customers, health, model_entries
+from twisted_vllm.admin import audit, configuration, customers, health, model_entries
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -32,6 +33,7 @@ from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
@@ -52,6 +54,7 @@ WELCOME = {
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
+        "/config/reload": "the configuration, read again",
         "/health/liveliness, /health/readiness": "health",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/openapi.json": "what each of these takes and answers",
@@ -97,6 +100,7 @@ ROUTES: tuple[Route, ...] = (
     *customers.routes,
     *model_entries.routes,
     *audit.routes,
+    *configuration.routes,
     *reports.routes,
     *health.routes,
     *about,
@@ -143,6 +147,7 @@ class AdminApp:
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
+        reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -166,10 +171,11 @@ class AdminApp:
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
             database_timeout: seconds that a client waits for the database.
+            reload: reads the configuration again.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
-        context = AdminContext(
+        self._context = context = AdminContext(
             authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
             registry=registry,
             reports=reports,
@@ -184,6 +190,7 @@ class AdminApp:
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
             database_timeout=database_timeout,
+            reload=reload,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
@@ -198,6 +205,12 @@ class AdminApp:
         self._app = app
         self._allows = allows
         self._web_pages = web_pages
+
+    def reconfigure(self, *, metrics_are_open: bool, key_bounds: KeyUpperBounds, database_timeout: float) -> None:
+        """Use other settings from the next request on; the arguments are the constructor's."""
+        self._context.metrics_are_open = metrics_are_open
+        self._context.key_bounds = key_bounds
+        self._context.database_timeout = database_timeout
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""

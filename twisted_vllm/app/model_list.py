@@ -14,6 +14,7 @@ from twisted_vllm.config.stored_models import Joined, StoredModel, join
 from twisted_vllm.upstreams.discovered import expand, services_of
 from twisted_vllm.upstreams.discovery import Discovery, LookUp
 
+
 class ModelList:
     """Joins the entries of the file and of the database, and resolves the services that they name.
 

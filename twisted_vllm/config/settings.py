@@ -213,6 +213,7 @@ class Limits:
         "connection. Others wait.",
         unit="reports",
         concerns="clients",
+        reload=False,
     )
     max_reports_per_key: int = setting(
         1,
@@ -306,7 +307,9 @@ class Timeouts:
         "For a client's next request on an idle connection; blank lines do not count.",
         concerns="clients",
     )
-    redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")
+    redis: float = setting(
+        0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis", reload=False
+    )
     database: float = setting(
         5.0,
         seconds(),
@@ -327,7 +330,7 @@ class Timeouts:
 class LedgerSettings:
     """How the usage of requests is counted and stored; times are in seconds."""
 
-    enabled: bool = setting(True, flag, "Whether usage is recorded. Budgets and reports need it.")
+    enabled: bool = setting(True, flag, "Whether usage is recorded. Budgets and reports need it.", reload=False)
     spool_directory: str | None = setting(
         None,
         optional(
@@ -335,6 +338,7 @@ class LedgerSettings:
         ),
         "Where rows wait until the database has them: a directory on a local disk, relative to the run directory. "
         "Processes may share it or have one each.",
+        reload=False,
     )
     usage_retention: float | None = setting(
         None,
@@ -725,6 +729,7 @@ class Settings:
         "run directory) or sqlite:////DIRECTORY/FILE.",
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
+        reload=False,
     )
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
         (),
@@ -769,6 +774,7 @@ class Settings:
         "ssl:443:privateKey=key.pem:certKey=cert.pem, unix:/run/vllm.sock and systemd:domain=INET:index=0 work as "
         "well. The colons of an IPv6 address need a backslash each. The backlog is 4096 unless the endpoint names one "
         "(tcp:4000:backlog=50). The option --listen wins over it.",
+        reload=False,
     )
     allow_anonymous: bool = setting(
         False, flag, "Whether a gateway without a master key may listen on addresses that other machines reach."
@@ -845,6 +851,7 @@ class Settings:
         # a REDIS_URL in the environment may be meant for another program
         environment=("VLLM_PASSTHROUGH_REDIS_URL",),
         litellm="router_settings.redis_url",
+        reload=False,
     )
     limits_on_redis_loss: str = setting(
         "local",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -32,7 +31,7 @@ from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody
-from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
+from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody
@@ -64,7 +63,7 @@ class Forwarder:
         admission: Admission,
         dispatcher: Dispatcher,
         client: PassThroughClient,
-        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        addresses: ClientAddresses = EVERYBODY,
         cooperate: Cooperate,
         clock: Any,
         accounting: Accounting | None = None,
@@ -80,7 +79,7 @@ class Forwarder:
             admission: writes a request for a server, and admits it for another model.
             dispatcher: places requests on servers.
             client: sends requests to servers.
-            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
+            addresses: knows which proxies are trusted.
             cooperate: runs an iterator in steps, for large bodies that are held.
             clock: the reactor's clock (``IReactorTime``).
             accounting: meters and limits requests; None does neither.
@@ -93,12 +92,16 @@ class Forwarder:
         self.admission = admission
         self.dispatcher = dispatcher
         self.client = client
-        self.trusted_proxies = tuple(trusted_proxies)
+        self.addresses = addresses
         self.cooperate = cooperate
         self.clock = clock
         self.accounting = accounting
         self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self.background = background
+        self.reconfigure(routing, retry, session_header)
+
+    def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
+        """Use other settings from now on; the arguments are the constructor's."""
         self.retries = routing.num_retries
         self.retry_after = routing.retry_after
         self.statuses = frozenset(retry.statuses)
@@ -138,7 +141,7 @@ class Forwarder:
         principal = context.principal
         assert principal is not None
         peer = context.peer
-        proxies = self.trusted_proxies
+        proxies = self.addresses.trusted
         head = context.head
         counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
         return outgoing_headers(

@@ -68,8 +68,13 @@ class ResponseIds:
             servers: all configured servers.
             randbytes: a random source.
         """
-        self._servers = {server.name: server for server in reversed(tuple(servers))}
+        self._servers: dict[str, Server] = {}
         self._randbytes = randbytes
+        self.reconfigure(servers)
+
+    def reconfigure(self, servers: Iterable[Server]) -> None:
+        """Use other servers from now on; responses on a server that is gone are not found."""
+        self._servers = {server.name: server for server in reversed(tuple(servers))}
 
     def make(self, principal: Principal, server: Server) -> str:
         """Return the id of a new response."""

@@ -64,11 +64,15 @@ class Registry:
         self._read_anew = read_anew
         self._models_set = models_set
         self._models: dict[str, StoredModel] = {}
-        self._patience = patience
+        self.reconfigure(patience)
         self._monotonic = monotonic
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
+
+    def reconfigure(self, patience: float) -> None:
+        """Let changes wait for another time from now on."""
+        self._patience = patience
 
     @property
     def index(self) -> KeyIndex:

@@ -293,7 +293,7 @@ class Dispatcher:
             breaker = state.breaker
             snapshots.append(
                 ServerSnapshot(
-                    state.name,
+                    each.key,
                     each.weight * breaker.share(now),
                     state.in_flight,
                     state.waiting,
@@ -317,7 +317,7 @@ class Dispatcher:
         if limits is not None and not ask.unlimited:
             share = limits.take(ask.tokens, now)
         if group.lone is None:
-            group.policy.sent(state.name, ask.routing)
+            group.policy.sent(destination.key, ask.routing)
         placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
         if ask.unlimited:
             placement.unlimited = True

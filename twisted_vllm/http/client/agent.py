@@ -6,6 +6,7 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -94,6 +95,25 @@ class UpstreamAgent:
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._endpoints: dict[Server, IStreamClientEndpoint] = {}
+
+    def reconfigure(self, servers: Iterable[Server], max_connections: int | None) -> None:
+        """Use other settings from now on; requests in flight keep their connections.
+
+        Args:
+            servers: all servers; idle connections to any other are closed. Names are resolved and files of TLS are read
+                again for the next connection.
+            max_connections: the most connections, as in the constructor.
+        """
+        self._max_connections = max_connections
+        self._endpoints.clear()
+        known = frozenset(servers)
+        for gone in [server for server in self._retries if server not in known]:
+            del self._retries[gone]
+        for gone in [server for server in self._distrusted if server not in known]:
+            del self._distrusted[gone]
+        for connection in self.pool.keep_only(known):
+            connection.transport.abortConnection()
+        self._waiting.go_on()
 
     @property
     def connections(self) -> frozenset[UpstreamConnection]:

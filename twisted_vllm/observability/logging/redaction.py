@@ -12,6 +12,9 @@ MASK = "***"
 #: shorter secrets are masked only as whole words: the database password "vllm" must not mask part of "twisted_vllm"
 SHORT_SECRET_LENGTH = 8
 
+#: secrets of earlier settings that are masked still, the latest of them
+MOST_FORMER = 100
+
 #: what looks like a credential; a group is what stays in front of the mask. A key may hold any visible character; the
 #: punctuation at its end may belong to the sentence. Its prefix may be percent-encoded, once or more often.
 _CREDENTIALS = re.compile(
@@ -34,6 +37,14 @@ class Redactor:
             secrets: the configured secrets, such as the master key and the servers' keys. Of a URL, only the password
                 is masked.
         """
+        self._known: tuple[str, ...] = ()
+        self.reconfigure(secrets)
+
+    def reconfigure(self, secrets: Iterable[str]) -> None:
+        """Mask other secrets from now on, and some former ones as well: requests in flight may still have them."""
+        current = tuple(dict.fromkeys(secrets))
+        former = [secret for secret in self._known if secret not in current]
+        self._known = secrets = (*former[-MOST_FORMER:], *current)
         every = {spelling for secret in secrets for value in _values(secret) for spelling in spellings(value)}
         # The longest first, to mask a secret whole that begins with another one.
         ordered = sorted(every, key=len, reverse=True)
