@@ -54,6 +54,7 @@ PURE = (
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
+    *("upstreams.discovered", "upstreams.resolv_conf"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )
