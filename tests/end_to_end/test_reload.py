@@ -280,11 +280,11 @@ async def test_fifty_reloads_drop_no_stream_no_connection_and_no_count(
         await clients[0].until(lambda: clients[0].received.count(b"0\r\n\r\n") == 2)
         clients[1].send(chat(key))
         await clients[1].until_received(b"}}")
+        assert [client for client in clients if client.lost is not None] == []
     finally:
         await deferToThread(gateway.__exit__)
     assert b"parallel" in refused.received
     assert b"HTTP/1.1 429" in clients[1].received
-    assert all(client.lost is None or b"429" in client.received for client in clients)
     assert [status for status, _ in answers_of_reloads] == [200] * RELOADS
     assert any("passthrough.timeouts.idle" in answer["changed"] for _, answer in answers_of_reloads)
     lines = [json.loads(line) for line in gateway.log.splitlines() if '"route":"/v1/chat/completions"' in line]
