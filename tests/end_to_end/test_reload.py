@@ -51,7 +51,7 @@ class Reloadable(Foreground):
         """Send SIGHUP; return what the log says until the reload is over."""
         before = len(self.log)
         self.signal(signal.SIGHUP)
-        wait_until(lambda: re.search("was read again|cannot be used|be read again|not read again|in part only", self.log[before:]))
+        wait_until(lambda: re.search("was read again|cannot be used|not read again", self.log[before:]))
         return self.log[before:]
 
 

@@ -331,21 +331,20 @@ class Wiring:
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""
         admission = admission_of(settings)
+        prepared = [self._redact.prepare(settings.secrets), self.accounting.prepare(settings)]
         differs, certify = self._listeners.prepare([with_backlog(text) for text in settings.listen])
-        log_anew: Callable[[], None] | None = None
+        prepared.append(certify)
         if isinstance(self._observer, GatewayLog):
             try:
-                log_anew = self._observer.prepare(settings.log)
+                prepared.append(self._observer.prepare(settings.log))
             except OSError as error:
                 raise ConfigError([Problem("passthrough.log.file", f"cannot be opened: {error.strerror}")]) from None
             except LogTargetError as error:
                 raise ConfigError([Problem("passthrough.log.file", str(error))]) from None
 
         def apply() -> None:
-            certify()
-            self._redact.reconfigure(settings.secrets)
-            if log_anew is not None:
-                log_anew()
+            for part in prepared:
+                part()
             self._reconfigure(settings, admission)
 
         return (LISTEN,) if differs else (), apply
@@ -369,7 +368,6 @@ class Wiring:
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._response_ids.reconfigure(settings.servers)
         self._admission.reconfigure(**admission)
-        self.accounting.reconfigure(settings)
         self.background.reconfigure(settings.servers, limits.assumed_output_tokens)
         if self._recorder is not None:
             self._recorder.reconfigure(usage_headers_of(settings))

@@ -220,9 +220,7 @@ class Session:
         total, weights = sum(loads) + 1.0, sum([each.weight for each in servers])
         order = sorted(range(len(servers)), key=scores.__getitem__, reverse=True)
         # the least loaded one is never over its bound
-        return next(
-            index for index in order if loads[index] + 1.0 <= most_load(total, servers[index].weight / weights)
-        )
+        return next(index for index in order if loads[index] + 1.0 <= most_load(total, servers[index].weight / weights))
 
     def _hash_of(self, name: str) -> int:
         found = self._hashes.get(name)
