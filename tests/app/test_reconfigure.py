@@ -17,39 +17,19 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from tests.config.other_values import other_value
 from twisted_vllm.app.wiring import Wiring
-from twisted_vllm.config.checks import Checker
-from twisted_vllm.config.declaration import Section, Setting, settings_of
-from twisted_vllm.config.problems import Place, Report
+from twisted_vllm.config.declaration import Section, settings_of
 from twisted_vllm.config.reload import plan_reload
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
 from twisted_vllm.observability.logging.setup import GatewayLog, TwistdLog
-
-#: values of every kind of setting, of which the checkers take what they accept
-OTHERS: tuple[Any, ...] = (
-    *(True, False, 7, 2, 0.5, 11.5, "7d", "warn", "text", "refuse", "passive", "json", "other.log", "x-other"),
-    *(["x-other"], ["10.0.0.0/8"], ["https://other.example.com"], ["other.example.com"], ["/metrics"], ["https"]),
-    *("session", "round-robin", [503], {"n": 3}, {"m": ["other"]}, {"other": "m"}, [{"m": ["other"]}], ["other"]),
-    *("/other", "x", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
-)
 
 #: what is counted or remembered, and times and descriptors: these differ
 COUNTED = re.compile(
     r"\.index\.changes|\._redact\._|\._changes_seen|\.reloader\._read\.|\.health\._(count|checked)|\.deadlines\.now|"
     r"\.pipelines\._ends|\.sink\._(descriptor|next_check)|\._attrs_cached_hash"
 )
-
-
-def other_value(each: Setting, value: object) -> object:
-    """Return a value that is valid for a setting and differs from the one that it has."""
-    assert isinstance(each.check, Checker)
-    for candidate in OTHERS:
-        place = Place("here", Report(), {})
-        found = place.attempt(each.check, candidate)
-        if not place.report.problems and found is not None and found != value:
-            return found
-    raise AssertionError(f"no other value is known for {each.path}: add one to OTHERS")
 
 
 def changed(value: Any) -> Any:
