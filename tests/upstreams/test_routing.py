@@ -170,11 +170,8 @@ def test_an_update_keeps_what_is_known_of_the_servers_that_stay() -> None:
     before, policy = router.find("m").destinations, router.find("m").policy
     before[0].state.in_flight = 7
     slower = attrs.evolve(A, max_concurrent_requests=9)
-    router.update(
-        [attrs.evolve(limited, server=slower), ModelEntry("m", "m", C)],
-        None,
-        RoutingSettings(routing_strategy="round-robin"),
-    )
+    models = [attrs.evolve(limited, server=slower, rpm=8), ModelEntry("m", "m", C)]
+    router.update(models, None, RoutingSettings(routing_strategy="round-robin"))
     after = router.find("m").destinations
     assert after[0].state is before[0].state
     assert (after[0].state.in_flight, after[0].state.limit) == (7, 9)

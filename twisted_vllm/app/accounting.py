@@ -116,14 +116,23 @@ class AccountingService:
         )
         metrics.add(PreflightCollector(self.observer))
 
-    def reconfigure(self, settings: Settings) -> None:
-        """Use other settings from the next request on."""
-        self.observer.reconfigure(**_rules_of(settings))
-        if self._redis is not None:
-            self._redis.reconfigure(settings.limits_on_redis_loss)
-        if self.writer is not None:
-            self.writer.reconfigure(settings.ledger.usage_retention)
-        self._settings = settings
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
+        rules = _rules_of(settings)
+
+        def apply() -> None:
+            self.observer.reconfigure(**rules)
+            if self._redis is not None:
+                self._redis.reconfigure(settings.limits_on_redis_loss)
+            if self.writer is not None:
+                self.writer.reconfigure(settings.ledger.usage_retention)
+            self._settings = settings
+
+        return apply
+
+    def use_models(self, settings: Settings) -> None:
+        """Use the prices of another model list, and nothing else of the settings."""
+        self.observer.use_prices(PriceTable(settings.models, settings.default_prices))
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
         """Open the spool, move the rows of former runs, and then load the spend from the database.

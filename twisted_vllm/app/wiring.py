@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from random import random
-from typing import Any, TypedDict
+from typing import Any
 
 import attrs
 from twisted.internet.threads import deferToThreadPool
@@ -16,20 +16,27 @@ from twisted.logger import ILogObserver
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
 from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.app.component_settings import (
+    AdmissionSettings,
+    admin_of,
+    admission_of,
+    breaker_of,
+    report_limits_of,
+    usage_headers_of,
+    web_pages_of,
+)
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
 from twisted_vllm.auth.authenticator import Authenticator
-from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
-from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
+from twisted_vllm.config.settings import Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
@@ -71,7 +78,6 @@ from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
-from twisted_vllm.storage.report_queue import ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
@@ -138,7 +144,7 @@ class Wiring:
         self._observer = observer
         self._addresses = addresses = ClientAddresses(settings.trusted_proxies, settings.allowed_ips)
         client_of = addresses.of
-        self._web_pages = web_pages = WebPages(**_web_pages_of(settings))
+        self._web_pages = web_pages = WebPages(**web_pages_of(settings))
         in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
         coalescer = WriteCoalescer()
         self.shortages = shortages = Shortages()
@@ -152,7 +158,7 @@ class Wiring:
         self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
-        self._breaker = _breaker_of(settings)
+        self._breaker = breaker_of(settings)
         self.servers = Servers(lambda: Breaker(**self._breaker, random=random))
         self.router = router = Router(
             settings.models,
@@ -176,7 +182,7 @@ class Wiring:
         self.reports = ReportReader(
             reactor,
             settings.database_url,
-            _report_limits_of(limits),
+            report_limits_of(limits),
             settings.timeouts.report,
         )
         self.store = Store(self.database)
@@ -203,6 +209,7 @@ class Wiring:
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
+        self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
         observers: list[RequestObserver] = [accounting.observer]
@@ -211,7 +218,7 @@ class Wiring:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
             self._recorder = recorder = LedgerRecorder(
-                accounting.spool, text, ids.make, usage_headers=_usage_headers_of(settings), coalescer=coalescer
+                accounting.spool, text, ids.make, usage_headers=usage_headers_of(settings), coalescer=coalescer
             )
             observers.append(recorder)
             self.each_minute.add(recorder.write_repeated)
@@ -244,7 +251,7 @@ class Wiring:
             base_models=served_models,
             reads_bodies=settings.ledger.enabled,
             response_ids=self._response_ids,
-            **_admission_of(settings),
+            **admission_of(settings),
         )
         self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
@@ -304,7 +311,7 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
-            **_admin_of(settings),
+            **admin_of(settings),
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
@@ -328,52 +335,54 @@ class Wiring:
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
-        self.reloader = Reloader(settings, read_again or (lambda: settings), self._prepare, in_thread)
+        self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread)
 
-    def _prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
+    def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""
-        admission = _admission_of(settings)
+        admission = admission_of(settings)
+        prepared = [self._redact.prepare(settings.secrets), self.accounting.prepare(settings)]
         differs, certify = self._listeners.prepare([with_backlog(text) for text in settings.listen])
-        log_anew: Callable[[], None] | None = None
+        prepared.append(certify)
         if isinstance(self._observer, GatewayLog):
             try:
-                log_anew = self._observer.prepare(settings.log)
+                prepared.append(self._observer.prepare(settings.log))
             except OSError as error:
                 raise ConfigError([Problem("passthrough.log.file", f"cannot be opened: {error.strerror}")]) from None
             except LogTargetError as error:
                 raise ConfigError([Problem("passthrough.log.file", str(error))]) from None
 
         def apply() -> None:
-            certify()
-            if log_anew is not None:
-                log_anew()
+            for part in prepared:
+                part()
+            self._secrets = settings.secrets
+            self._text.secrets_changed()
             self._reconfigure(settings, admission)
 
         return (LISTEN,) if differs else (), apply
 
-    def _reconfigure(self, settings: Settings, admission: _AdmissionSettings) -> None:
+    def _reconfigure(self, settings: Settings, admission: AdmissionSettings) -> None:
         """Give each component what the settings say now. What is in flight goes on as it began."""
         limits, timeouts = settings.limits, settings.timeouts
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         self._addresses.reconfigure(settings.trusted_proxies, settings.allowed_ips)
-        self._web_pages.reconfigure(**_web_pages_of(settings))
+        self._web_pages.reconfigure(**web_pages_of(settings))
         self._authenticator.reconfigure(settings.master_key)
         self._throttle.reconfigure(limits.max_failed_authentications)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
-        self._breaker = _breaker_of(settings)
+        self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
         for state in self.servers:
             state.breaker.reconfigure(**self._breaker)
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._admission.reconfigure(**admission)
         if self._recorder is not None:
-            self._recorder.reconfigure(_usage_headers_of(settings))
+            self._recorder.reconfigure(usage_headers_of(settings))
         self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
         self._pass_through.reconfigure(limits)
-        self._admin.reconfigure(**_admin_of(settings))
+        self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)
-        self.reports.reconfigure(_report_limits_of(limits), timeouts.report)
+        self.reports.reconfigure(report_limits_of(limits), timeouts.report)
         self.registry.reconfigure(timeouts.database)
         self.site.reconfigure(attrs.evolve(limits, max_connections=descriptors.clients), timeouts, descriptors.refused)
         self.revoker.reconfigure(settings.revoke_running)
@@ -383,86 +392,18 @@ class Wiring:
 
     def _use_models(self, settings: Settings) -> None:
         """Give the components the models and servers as they are now, of the file, the database and DNS."""
-        self._redact.reconfigure(settings.secrets)
-        self._text.secrets_changed()
+        secrets = settings.secrets
+        if secrets != self._secrets:
+            self._secrets = secrets
+            self._redact.prepare(secrets)()
+            self._text.secrets_changed()
         self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
         self.health.update(settings.health)
         self._served_models.keep_only(settings.servers)
         self._response_ids.reconfigure(settings.servers)
-        self.accounting.reconfigure(settings)
+        self.accounting.use_models(settings)
         self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
         self.agent.reconfigure(settings.servers, self.descriptors.upstreams)
-
-
-class _BreakerSettings(TypedDict):
-    allowed_fails: int
-    cooldown: float
-    max_cooldown: float
-    slow_start: float
-
-
-def _breaker_of(settings: Settings) -> _BreakerSettings:
-    return _BreakerSettings(
-        allowed_fails=settings.routing.allowed_fails,
-        cooldown=settings.routing.cooldown_time,
-        max_cooldown=settings.health.max_cooldown,
-        slow_start=settings.health.slow_start,
-    )
-
-
-class _WebPagesSettings(TypedDict):
-    is_open: bool
-    any_address: bool
-    hosts: Sequence[str]
-    origins: Sequence[str]
-
-
-def _web_pages_of(settings: Settings) -> _WebPagesSettings:
-    return _WebPagesSettings(
-        is_open=settings.master_key is None,
-        any_address=settings.allow_anonymous,
-        hosts=settings.allowed_hosts,
-        origins=settings.allowed_origins,
-    )
-
-
-class _AdmissionSettings(TypedDict):
-    policy: RoutePolicy
-    path_aliases: bool
-    fields: FieldPolicies
-    inject_usage: bool
-
-
-def _admission_of(settings: Settings) -> _AdmissionSettings:
-    return _AdmissionSettings(
-        policy=RoutePolicy(settings.tenant_routes),
-        path_aliases=settings.path_aliases,
-        fields=FieldPolicies(settings.tenant_fields),
-        inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
-    )
-
-
-class _AdminSettings(TypedDict):
-    metrics_are_open: bool
-    key_bounds: KeyUpperBounds
-    database_timeout: float
-
-
-def _admin_of(settings: Settings) -> _AdminSettings:
-    return _AdminSettings(
-        metrics_are_open=settings.metrics_are_open,
-        key_bounds=settings.upperbound_key_generate_params,
-        # an earlier change, the connection and the change itself
-        database_timeout=3 * settings.timeouts.database,
-    )
-
-
-def _report_limits_of(limits: Limits) -> ReportLimits:
-    return ReportLimits(limits.max_reports, limits.max_reports_per_key, limits.max_queued_reports)
-
-
-def _usage_headers_of(settings: Settings) -> list[bytes]:
-    return [name.encode("ascii") for name in settings.ledger.usage_headers]
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

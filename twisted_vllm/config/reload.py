@@ -62,7 +62,8 @@ def plan_reload(current: Settings, wanted: Settings) -> ReloadPlan:
     """
     changed: list[str] = []
     restart_needed: list[str] = []
-    settings = _merged(current, wanted, "", changed, restart_needed)
+    routing = _merged(current.routing, wanted.routing, "", changed, restart_needed)
+    settings = attrs.evolve(_merged(current, wanted, "", changed, restart_needed), routing=routing)
     if LISTEN in restart_needed and _same_places(current.listen, wanted.listen):
         # only files of certificates have other names
         restart_needed.remove(LISTEN)

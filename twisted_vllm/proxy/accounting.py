@@ -134,7 +134,7 @@ class Accounting(RequestObserver):
 
         A request in flight costs what it cost when it began.
         """
-        self._prices_of = prices.of
+        self._prices, self._prices_of = prices, prices.of
         self._fail_closed = fail_closed
         self._assumed = assumed_output_tokens
         self._response_sizes.reconfigure(assumed_output_tokens)
@@ -142,6 +142,12 @@ class Accounting(RequestObserver):
         self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
         self._requires_end_user = requires_end_user
         self._pricings.clear()
+
+    def use_prices(self, prices: PriceTable) -> None:
+        """Use the prices of another model list. What was learned of models is kept, unless one costs something else."""
+        if not prices.keeps(self._prices):
+            self._pricings.clear()
+        self._prices, self._prices_of = prices, prices.of
 
     @property
     def pricings(self) -> int:

@@ -23,6 +23,9 @@ from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import write_header_lines
 from twisted_vllm.upstreams.own_requests import own_headers
 
+#: Seconds after a timeout in which an answer that has arrived is read.
+GRACE = 0.01
+
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a server answered: the status, and the body if it was asked for."""
@@ -75,7 +78,7 @@ def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[A
         nonlocal timer
         # Timers come before input in a turn of the reactor. A gateway that was busy or stopped itself may have the
         # answer already.
-        timer = clock.callLater(0, give_up)
+        timer = clock.callLater(GRACE, give_up)
 
     def give_up() -> None:
         nonlocal expired

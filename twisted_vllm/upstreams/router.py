@@ -351,6 +351,8 @@ class Router:
         )
         if previous is not None:
             group.queue.rate = previous.queue.rate
+            group.budget = previous.budget
+            group.budget.share = self._retry_share
         return group
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
@@ -38,17 +38,26 @@ class Redactor:
                 is masked.
         """
         self._known: tuple[str, ...] = ()
-        self.reconfigure(secrets)
+        self._secrets: re.Pattern[str] | None = None
+        self.prepare(secrets)()
 
-    def reconfigure(self, secrets: Iterable[str]) -> None:
-        """Mask other secrets from now on, and some former ones as well: requests in flight may still have them."""
+    def prepare(self, secrets: Iterable[str]) -> Callable[[], None]:
+        """Return what has other secrets masked, in place of those that are known. In any thread: it may take long.
+
+        Some former ones are masked still: requests in flight may have them.
+        """
         current = tuple(dict.fromkeys(secrets))
         former = [secret for secret in self._known if secret not in current]
-        self._known = secrets = (*former[-MOST_FORMER:], *current)
-        every = {spelling for secret in secrets for value in _values(secret) for spelling in spellings(value)}
+        known = (*former[-MOST_FORMER:], *current)
+        every = {spelling for secret in known for value in _values(secret) for spelling in spellings(value)}
         # The longest first, to mask a secret whole that begins with another one.
         ordered = sorted(every, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(_pattern, ordered))) if ordered else None
+        pattern = re.compile("|".join(map(_pattern, ordered))) if ordered else None
+
+        def apply() -> None:
+            self._known, self._secrets = known, pattern
+
+        return apply
 
     def __call__(self, text: str) -> str:
         """Return the text with its secrets masked."""
