@@ -382,6 +382,7 @@ class Wiring:
         self.models.set_configured(settings)
         for state in self.servers:
             state.breaker.reconfigure(**self._breaker)
+        self.load_scraper.update(settings.health)
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._admission.reconfigure(**admission)
         if self._recorder is not None:
