@@ -227,3 +227,11 @@ def test_the_operator_may_close_it(lab: Lab) -> None:
     assert "store_model_in_db" in lab.new(400)["message"]
     # what is there can still be taken out
     assert lab.gateway.post("/model/delete", {"id": "one"}).status == 200
+
+
+def test_there_is_a_most(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twisted_vllm.admin.model_entries.MAX_MODELS", 2)
+    lab.new(model_info={"id": "one"})
+    lab.new(model_info={"id": "two"})
+    assert "the most that are kept" in lab.new(400)["message"]
+    assert lab.gateway.post("/model/update", {"model_info": {"id": "one"}, "model_name": "x"}).status == 200

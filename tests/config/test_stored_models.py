@@ -12,7 +12,7 @@ from tests.config.config_harness import Loader
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.config.stored_models import StoredModel, check_model, join
+from twisted_vllm.config.stored_models import MAX_MODELS, CheckedEntries, StoredModel, check_model, join
 
 FILE = """
 model_list:
@@ -106,9 +106,23 @@ def test_one_strategy_holds_for_all_entries_of_a_name(settings: Settings) -> Non
     assert [entry.strategy for entry in joined.models] == ["session", "session"]
 
 
-def test_a_thousand_unusable_entries_take_a_moment(settings: Settings) -> None:
-    joined = join(settings, [stored(str(number), api_base="nonsense") for number in range(1000)], no_key)
-    assert len(joined.problems) == 1000
+def test_entries_are_checked_once(settings: Settings) -> None:
+    models = [stored(str(number), api_base=f"http://gpu-{number}") for number in range(MAX_MODELS)]
+    checked = CheckedEntries()
+    first = join(settings, models, no_key, checked)
+    changed = [*models[1:], stored("0", api_base="http://other")]
+    second = join(settings, changed, no_key, checked)
+    assert (len(first.models), first.problems) == (MAX_MODELS + 1, {})
+    assert {entry.server.name for entry in second.models} - {entry.server.name for entry in first.models} == {
+        "other:80"
+    }
+    checked.keep_only([])
+    assert join(settings, changed, no_key, checked) == second
+
+
+def test_many_unusable_entries_are_all_named(settings: Settings) -> None:
+    joined = join(settings, [stored(str(number), api_base="nonsense") for number in range(MAX_MODELS)], no_key)
+    assert len(joined.problems) == MAX_MODELS
 
 
 def test_an_entry_is_checked_by_itself_as_in_the_file() -> None:

@@ -161,6 +161,8 @@ def add_model(
         api_key=_sealed(checked, model_id, source),
         **audit.created,
     )
+    if transaction.models.count() >= MAX_MODELS:
+        raise InvalidRequest(f"There are {MAX_MODELS} models already, which is the most that are kept.")
     _check_together(transaction, record, source)
     transaction.models.insert(record)
     audit.record(transaction, _KIND, model_id, None, _report(record))
@@ -256,11 +258,9 @@ def _sealed(checked: CheckedModel, model_id: str, source: ModelSource) -> str | 
 
 
 def _check_together(transaction: Transaction, record: ModelRecord, source: ModelSource) -> None:
-    """Check that an entry can be used together with all others, and that these still can."""
-    known = [_stored(each) for each in transaction.models.find()]
+    """Check that an entry can be used together with those of its name, and that these still can."""
+    known = [_stored(each) for each in transaction.models.find(model_name=record.model_name)]
     others = [each for each in known if each.model_id != record.model_id]
-    if len(others) >= MAX_MODELS:
-        raise InvalidRequest(f"There are {MAX_MODELS} models already, which is the most that are kept.")
     unseal = source.sealer.key_of
     before = join(source.settings, known, unseal).problems
     after = join(source.settings, (*others, _stored(record)), unseal).problems

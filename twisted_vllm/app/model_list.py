@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.config.stored_models import Joined, StoredModel, join
+from twisted_vllm.config.stored_models import CheckedEntries, Joined, StoredModel, join
 from twisted_vllm.upstreams.discovered import expand, services_of
 from twisted_vllm.upstreams.discovery import Discovery, LookUp
 
@@ -50,6 +50,7 @@ class ModelList:
         self.sealer = Sealer(settings.sealing_secret, randbytes)
         self.discovery = Discovery(look_up, clock, settings.discovery, self._resolved)
         self._stored: tuple[StoredModel, ...] = ()
+        self._checked = CheckedEntries()
         self._joined = Joined(settings.models, {})
         self._used = settings
         self.discovery.follow(services_of(settings.models))
@@ -82,7 +83,8 @@ class ModelList:
 
     def _join(self, *, force: bool = False) -> None:
         before = self._joined.problems
-        self._joined = join(self.configured, self._stored, self.sealer.key_of)
+        self._checked.keep_only(self._stored)
+        self._joined = join(self.configured, self._stored, self.sealer.key_of, self._checked)
         for identity, problems in self._joined.problems.items():
             if before.get(identity) != problems:
                 self._log.error(

@@ -403,13 +403,15 @@ class PriceList:
 
     def named(self) -> Mapping[str, Decimal | None]:
         """Return the prices by name."""
-        return {field.name: getattr(self, field.name) for field in attrs.fields(PriceList)}
+        return {name: getattr(self, name) for name in _PRICES}
 
     def over(self, other: PriceList) -> PriceList:
         """Return these prices, completed by the other's."""
-        return PriceList(
-            **{name: other.named()[name] if found is None else found for name, found in self.named().items()}
-        )
+        others = other.named()
+        return PriceList(**{name: others[name] if found is None else found for name, found in self.named().items()})
+
+
+_PRICES = tuple(field.name for field in attrs.fields(PriceList))
 
 
 @attrs.frozen

@@ -10,12 +10,12 @@ import msgspec
 
 from twisted_vllm.config.problems import REFERENCE, ConfigError, Place, Problem, Report
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.servers import ENTRY_SECTION, PARAM_NAMES, Row, ServerSettings, assemble
+from twisted_vllm.config.servers import ENTRY_SECTION, PARAM_NAMES, Entry, Row, ServerSettings, assemble
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import Address
 
 #: the entries that the database may hold
-MAX_MODELS = 1000
+MAX_MODELS = 500
 
 #: where a server's key stands; it is kept apart, encrypted
 API_KEY = "api_key"
@@ -99,7 +99,37 @@ def check_model(model_name: str, litellm_params: Mapping[str, Any], model_info: 
     )
 
 
-def join(settings: Settings, stored: Iterable[StoredModel], unseal: Unseal) -> Joined:
+class CheckedEntries:
+    """The entries of stored models, which are checked once."""
+
+    def __init__(self) -> None:
+        """Nothing is checked yet."""
+        self._known: dict[str, tuple[StoredModel, Entry]] = {}
+
+    def keep_only(self, models: Iterable[StoredModel]) -> None:
+        """Forget all other models."""
+        ids = {model.model_id for model in models}
+        self._known = {identity: found for identity, found in self._known.items() if identity in ids}
+
+    def of(self, model: StoredModel, place: Place) -> Entry | None:
+        """Return the entry of a model; None, with the reason in the report, if it cannot be used."""
+        known = self._known.get(model.model_id)
+        if known is not None and known[0] == model:
+            return known[1]
+        written = {
+            "model_name": model.model_name,
+            "litellm_params": dict(model.litellm_params),
+            "model_info": dict(model.model_info),
+        }
+        entry = place.attempt(ENTRY_SECTION, written)
+        if entry is not None:
+            self._known[model.model_id] = (model, entry)
+        return entry
+
+
+def join(
+    settings: Settings, stored: Iterable[StoredModel], unseal: Unseal, checked: CheckedEntries | None = None
+) -> Joined:
     """Return the entries of the file with those of the database that can be used.
 
     A server that the file names as well has the file's timeouts and limits.
@@ -108,13 +138,15 @@ def join(settings: Settings, stored: Iterable[StoredModel], unseal: Unseal) -> J
         settings: the settings, with the file's entries.
         stored: the entries of the database.
         unseal: returns the key of a stored entry's server.
+        checked: the entries that were checked before.
     """
+    checked = CheckedEntries() if checked is None else checked
     ordered = sorted(stored, key=lambda model: (model.created, model.model_id))
     problems: dict[str, tuple[Problem, ...]] = {}
     while True:
         report = Report()
         models = {f"[{index}]": model for index, model in enumerate(ordered)}
-        rows = [row for path, model in models.items() if (row := _row(model, Place(path, report, {}), unseal))]
+        rows = [row for path, model in models.items() if (row := _row(model, Place(path, report, {}), unseal, checked))]
         found = _assembled(settings, rows)
         if not report.problems:
             return Joined(_with_one_strategy((*settings.models, *found)), problems)
@@ -138,14 +170,9 @@ def _references(value: object, path: str) -> Iterator[str]:
             yield from _references(inner, f"{path}[{index}]")
 
 
-def _row(model: StoredModel, place: Place, unseal: Unseal) -> Row | None:
+def _row(model: StoredModel, place: Place, unseal: Unseal, checked: CheckedEntries) -> Row | None:
     """Return a stored entry as a row of the list; None, with the reason in the report, if it cannot be used."""
-    written = {
-        "model_name": model.model_name,
-        "litellm_params": dict(model.litellm_params),
-        "model_info": dict(model.model_info),
-    }
-    entry = place.attempt(ENTRY_SECTION, written)
+    entry = checked.of(model, place)
     if entry is None:
         return None
     try:
