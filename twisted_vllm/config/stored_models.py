@@ -89,6 +89,11 @@ def check_model(model_name: str, litellm_params: Mapping[str, Any], model_info: 
             f"must be the value itself: {REFERENCE}NAME is read in the file alone, because a variable of the gateway "
             "could be sent to any server",
         )
+    for path in _files(params):
+        report.refuse(
+            f"litellm_params.{path}",
+            "names a file or socket of the gateway's machine, which is for the configuration file alone",
+        )
     entry = None if report.problems else place.attempt(ENTRY_SECTION, written)
     if entry is None or report.problems:
         raise ConfigError(report.problems)
@@ -156,6 +161,13 @@ def join(
             problems[identity] = (*problems.get(identity, ()), Problem(rest.removeprefix("."), each.message))
         # what is left may now be all right
         ordered = [model for model in ordered if model.model_id not in problems]
+
+
+def _files(params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the settings that name a file or a socket: administrators are not the operator of the machine."""
+    for name, value in params.items():
+        if isinstance(value, str) and (name.startswith("ssl_") or (name == "api_base" and value.startswith("unix:"))):
+            yield name
 
 
 def _references(value: object, path: str) -> Iterator[str]:
