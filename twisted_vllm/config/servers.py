@@ -206,9 +206,13 @@ ENTRY_SECTION = section(
     unknown=Unknown.WARN,
 )
 
-
-#: the settings of ``litellm_params``
-PARAM_NAMES = frozenset(each.name for each in (*settings_of(ModelParams), *_PRICES))
+#: the names of the settings of ``litellm_params``
+PARAM_NAMES = frozenset(
+    name
+    for each in settings_of(Entry)
+    if each.name == "litellm_params" and isinstance(each.check, Section)
+    for name in each.check.names
+)
 
 
 @attrs.frozen
