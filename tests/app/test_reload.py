@@ -71,7 +71,13 @@ def harness() -> Harness:
 def outcome(deferred: Deferred[Any]) -> Any:
     """Return what a Deferred fired with, or the error; None if it has not fired."""
     found: list[Any] = []
-    deferred.addCallbacks(lambda result: found.append(result) or result, lambda failure: found.append(failure.value))
+
+    def keep(result: Any) -> Any:
+        found.append(result.value if isinstance(result, Failure) else result)
+        # for the next look
+        return found[0]
+
+    deferred.addBoth(keep)
     return found[0] if found else None
 
 

@@ -329,7 +329,11 @@ def main(seeds: int, names: Sequence[str]) -> None:
         if names and title not in names:
             continue
         one = [
-            simulate(attrs.evolve(scenario, servers=1, away=None, weights=()), make_policy("round-robin", random.Random(0).random), seed).hits
+            simulate(
+                attrs.evolve(scenario, servers=1, away=None, weights=()),
+                make_policy("round-robin", random.Random(0).random),
+                seed,
+            ).hits
             for seed in range(seeds)
         ]
         print(f"{title}: one server {sum(one) / seeds:.3f}")

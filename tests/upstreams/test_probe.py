@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError, TimeoutError
+from twisted.internet.error import (
+    ConnectingCancelledError,
+    ConnectionDone,
+    ConnectionLost,
+    ConnectionRefusedError,
+    TimeoutError,
+)
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -40,8 +46,10 @@ class Endpoint:
         self.connecting: Deferred[Any] = Deferred(self._cancelled)
         self.transport = Transport()
 
-    def _cancelled(self, _: object) -> None:
+    def _cancelled(self, connecting: Deferred[Any]) -> None:
         self.given_up = True
+        # as Twisted's endpoints do
+        connecting.errback(ConnectingCancelledError(None))
 
     def connect(self, factory: Any) -> Deferred[Any]:
         self.factory = factory
@@ -195,6 +203,14 @@ def test_an_answer_that_lay_there_while_the_gateway_was_busy_is_read() -> None:
     protocol.dataReceived(OK)
     assert asked.results == [Answer(200)]
     asked.over()
+
+
+def test_it_can_be_given_up_while_it_connects() -> None:
+    asked = Asked()
+    asked.asking.cancel()
+    assert asked.error is CancelledError
+    assert asked.endpoint.given_up
+    assert asked.clock.getDelayedCalls() == []
 
 
 def test_it_can_be_given_up() -> None:

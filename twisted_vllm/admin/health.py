@@ -73,7 +73,7 @@ class HealthReport(Response, kw_only=True):
 class HealthQuery(Query, frozen=True, kw_only=True):
     """Which entries to show."""
 
-    model: Annotated[str | None, msgspec.Meta(description="A model_name: only its entries.")] = None
+    model: Annotated[str, msgspec.Meta(description="A model_name: only its entries.")] = ""
 
 
 routes = Routes()
@@ -85,7 +85,7 @@ async def servers(call: AdminCall, query: HealthQuery) -> Json:
 
     It tells what requests and health checks found out, and sends nothing to a server.
     """
-    found = [each for each in call.context.endpoints() if query.model in (None, each.model_name)]
+    found = [each for each in call.context.endpoints() if query.model in ("", each.model_name)]
     healthy = [_report(each) for each in found if each.is_healthy]
     unhealthy = [_report(each) for each in found if not each.is_healthy]
     return {

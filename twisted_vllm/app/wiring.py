@@ -74,6 +74,7 @@ from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
+from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -82,6 +83,8 @@ from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
@@ -95,6 +98,7 @@ class Wiring:
     Attributes:
         endpoints: the endpoints to listen on.
         health: checks the servers.
+        load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -156,7 +160,7 @@ class Wiring:
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
-        self.servers = Servers(lambda: Breaker(**self._breaker, random=random))
+        self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
         self.router = router = Router(
             settings.models,
             settings.default_server,
@@ -166,9 +170,11 @@ class Wiring:
             retry_share=settings.retry.budget,
         )
 
+        prober = Prober(self.agent.endpoint_of, reactor)
+        self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,
-            Prober(self.agent.endpoint_of, reactor),
+            prober,
             reactor,
             health,
             on_dead=_send_elsewhere,
@@ -186,6 +192,7 @@ class Wiring:
         self.index = KeyIndex()
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
+        self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
@@ -294,6 +301,7 @@ class Wiring:
                 requires_database=self.reloader.settings.readiness_requires_database,
                 file_is_lost=self.database.file_is_lost,
             ),
+            endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
             client_of=client_of_admin,
             failures=throttle,

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone, TimeoutError
+from twisted.internet.error import ConnectingCancelledError, ConnectionDone, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -88,8 +88,9 @@ def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[A
     def ended(result: Answer | Failure) -> Answer | Failure:
         if timer.active():
             timer.cancel()
-        if expired and isinstance(result, Failure) and result.check(CancelledError):
-            return Failure(TimeoutError())
+        if isinstance(result, Failure) and result.check(CancelledError, ConnectingCancelledError):
+            # a connection is cancelled by a name of its own
+            return Failure(TimeoutError() if expired else CancelledError())
         return result
 
     answer.addBoth(ended)
