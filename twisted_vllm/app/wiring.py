@@ -373,6 +373,7 @@ class Wiring:
         for state in self.servers:
             state.breaker.reconfigure(**self._breaker)
         self.health.update(settings.health)
+        self.load_scraper.update(settings.health)
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._response_ids.reconfigure(settings.servers)
         self._admission.reconfigure(**admission)
