@@ -252,7 +252,8 @@ async def test_fifty_reloads_drop_no_stream_no_connection_and_no_count(
         made = json.dumps({"max_parallel_requests": STREAMS, "rpm_limit": STREAMS + 1})
         _, body = await deferToThread(ask, gateway.port, "/key/generate", MASTER_KEY, "POST", made)
         key = json.loads(body)["key"]
-        clients, servers = [], []
+        clients: list[Wire] = []
+        servers: list[Wire] = []
         for _ in range(STREAMS):
             clients.append(await connect(reactor, gateway.port))
             clients[-1].send(chat(key))

@@ -54,6 +54,10 @@ _TOO_LONG = re.compile(
 )
 
 
+#: stands for a request of which nothing is sent again
+_DROPPED: Any = None
+
+
 class Forwarder:
     """Sends requests to servers. It has what all requests share."""
 
@@ -254,7 +258,7 @@ class Forwarding:
         """
         forwarder, group = self._forwarder, self._group
         try:
-            placed = forwarder.dispatcher.place(group, self._ask())
+            placed = forwarder.dispatcher.place_at_once(group) or forwarder.dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
                 raise error
@@ -440,7 +444,7 @@ class Forwarding:
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""
-        self._admitted = self._admitted.without_body()
+        self._admitted = _DROPPED
         self._relay = self._streamed = self._cached = None
 
     # another attempt
