@@ -51,7 +51,7 @@ MAY_IMPORT = {
 #: what decides: no reactor, no clock, no I/O
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
-    *("http.server.held_bodies", "http.web_pages", "money"),
+    *("http.client.addresses", "http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),

@@ -55,6 +55,11 @@ class ModelList:
         self._used = settings
         self.discovery.follow(services_of(settings.models))
 
+    @property
+    def current(self) -> Settings:
+        """The settings with all entries as they are used now."""
+        return self._used
+
     def start(self) -> None:
         """Resolve the names of services, from now on."""
         self.discovery.start()

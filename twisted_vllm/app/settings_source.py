@@ -15,6 +15,7 @@ from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
 from twisted_vllm.errors import GatewayError
+from twisted_vllm.http.client.tls import file_problems
 
 
 @attrs.frozen
@@ -60,13 +61,13 @@ class SettingsSource:
 
 
 def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem]:
-    """Return the problems that only Twisted's and the gateway's own parsers find.
+    """Return the problems that only Twisted's and the gateway's own parsers find, and those of the files of TLS.
 
     Args:
         settings: the settings.
         directory: where the names of certificates begin; None for the working directory.
     """
-    problems = []
+    problems = [Problem("", text) for text in file_problems(settings.servers)]
     for text in settings.listen:
         try:
             # parsing does not use the reactor, which twistd installs later

@@ -51,6 +51,7 @@ class Options(usage.Options):
 
     optFlags = [
         ("check", None, "Check the configuration, print what it would do, and start nothing."),
+        ("probe", None, "With --check: connect to every server, the database and Redis, and say what was found."),
         ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
     ]
 
@@ -84,6 +85,8 @@ class Options(usage.Options):
             raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
         if self["quickstart"] and self["check"]:
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
+        if self["probe"] and not self["check"]:
+            raise usage.UsageError("--probe goes with --check: a gateway that starts looks at its servers by itself")
 
     def postOptions(self) -> None:
         """Load the configuration, and report its errors before anything starts.
@@ -105,7 +108,15 @@ class Options(usage.Options):
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
         if self["check"]:
             print("\n".join(describe(self.settings)))
-            raise SystemExit(0)
+            raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
+
+    def _probe(self, settings: Settings) -> bool:
+        # imported here: twistd has now installed the reactor that --reactor names
+        from twisted.internet import reactor
+
+        from twisted_vllm.app.probe import probe
+
+        return probe(reactor, settings)
 
 
 def _indented(text: str) -> str:

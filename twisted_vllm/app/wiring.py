@@ -144,6 +144,7 @@ class Wiring:
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+            TlsFileError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
         self._observer = observer
@@ -160,7 +161,11 @@ class Wiring:
         self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
+        self.agent = UpstreamAgent(
+            sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
+        )
+        # now, while twistd still has the privileges to read the files
+        self.agent.reload(settings.servers)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
@@ -174,7 +179,7 @@ class Wiring:
             retry_share=settings.retry.budget,
         )
 
-        prober = Prober(self.agent.endpoint_of, reactor)
+        prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
         self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,
@@ -381,6 +386,7 @@ class Wiring:
         self._unsent.reconfigure(settings.log.max_unsent_lines)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
+        self.agent.reconfigure(self.models.current.servers, descriptors.upstreams)
         for state in self.servers:
             state.breaker.reconfigure(**self._breaker)
         self.load_scraper.update(settings.health)
@@ -413,7 +419,7 @@ class Wiring:
         self._response_ids.reconfigure(settings.servers)
         self.accounting.use_models(settings)
         self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
-        self.agent.reconfigure(settings.servers, self.descriptors.upstreams)
+        self.agent.keep_only(settings.servers)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

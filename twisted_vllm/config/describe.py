@@ -15,6 +15,7 @@ import attrs
 
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
+from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
 from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import describe_database
@@ -134,8 +135,24 @@ def _priced(prices: PriceList) -> str:
 
 
 def _server(server: Server) -> str:
-    scheme = "https" if server.tls else "http"
-    return f"{scheme}://{server.name}{', with its own key' if server.api_key else ''}"
+    return f"{url_of(server)}{', with its own key' if server.api_key else ''}{_tls(server.tls_options)}"
+
+
+def url_of(server: Server) -> str:
+    """Return the ``api_base`` of a server in its canonical form."""
+    scheme = "" if server.socket else "https://" if server.tls else "http://"
+    return f"{scheme}{server.name}"
+
+
+def _tls(options: ServerTls) -> str:
+    says = []
+    if not options.verify:
+        says.append(", certificate not checked")
+    if options.ca_file is not None:
+        says.append(f", certificate of {options.ca_file}")
+    if options.certificate_file is not None:
+        says.append(f", shown {options.certificate_file}")
+    return "".join(says)
 
 
 def _limits(settings: Settings) -> Iterator[str]:

@@ -38,7 +38,7 @@ LITELLM_SETTINGS = names(
     force_ipv4 forward_traceparent_to_llm_provider input_callback internal_user_budget_duration json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
-    redact_user_api_key_info s3_callback_params service_callback service_callbacks ssl_certificate ssl_verify
+    redact_user_api_key_info s3_callback_params service_callback service_callbacks
     success_callback suppress_debug_info telemetry turn_off_message_logging
     use_chat_completions_url_for_anthropic_messages user_url_validation
     """

@@ -25,6 +25,7 @@ from twisted_vllm.config.declaration import (
 from twisted_vllm.config.problems import Place, Rejected, nearest
 from twisted_vllm.config.routing import routing_strategy
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
 from twisted_vllm.config.urls import Address, api_base, is_name
 
@@ -91,7 +92,8 @@ class ModelParams:
     api_base: Address | None = setting(
         None,
         optional(api_base, "the server of passthrough.api_base", empty=True),
-        "The URL of the server. A trailing /v1 makes no difference.",
+        "The URL of the server, or unix: and the path of its socket (vLLM's --uds): unix:/run/vllm.sock. A trailing "
+        "/v1 makes no difference.",
         example=_EXAMPLE_BASE,
     )
     api_key: Secret | None = setting(
@@ -144,11 +146,17 @@ class ModelParams:
         example="1000000",
     )
     prices: PriceList = attrs.field(factory=PriceList)
+    tls: TlsParams = attrs.field(factory=TlsParams)
 
 
 def _model_params(**found: Any) -> ModelParams:
     prices = PriceList(**{each.attribute: found.pop(each.attribute, None) for each in _PRICES})
-    return ModelParams(prices=prices, **found)
+    return ModelParams(prices=prices, tls=_tls_params(found), **found)
+
+
+def _tls_params(found: dict[str, Any]) -> TlsParams:
+    """Take the settings of TLS out of others, by attribute."""
+    return TlsParams(**{each.attribute: found.pop(each.attribute, None) for each in TLS_SETTINGS})
 
 
 @attrs.frozen
@@ -177,7 +185,7 @@ class Entry:
         Required(f"write model: {PROVIDER}/NAME and api_base below it"),
         Section(
             _model_params,
-            (*settings_of(ModelParams), *_PRICES),
+            (*settings_of(ModelParams), *TLS_SETTINGS, *_PRICES),
             ignored=litellm.ENTRY_PARAMS,
             restricting=restricting.ENTRY_PARAMS,
             hints={"base_url": "write api_base"},
@@ -300,6 +308,7 @@ OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
             attribute="timeouts",
         ),
         *SERVER_LIMITS,
+        *(attrs.evolve(each, example="null") for each in TLS_SETTINGS),
     ),
     hints=_hints(Limits, "passthrough.limits"),
 )
@@ -313,11 +322,13 @@ class Override:
         place: its place.
         timeouts: the timeouts that differ for it, by name.
         limits: the limits that differ for it, by name.
+        tls: how to speak TLS to it.
     """
 
     place: Place
     timeouts: Mapping[str, Any]
     limits: Mapping[str, Any]
+    tls: TlsParams
 
 
 @checker("mapping of api_base to settings")
@@ -335,7 +346,7 @@ def overrides(value: object, place: Place) -> Mapping[Address, Override]:
         if address in found:
             here.refuse("stands twice, in two spellings (keep one)")
         limits = here.attempt(OVERRIDE_SECTION, content) or {}
-        found[address] = Override(here, limits.pop("timeouts", {}), limits)
+        found[address] = Override(here, limits.pop("timeouts", {}), tls=_tls_params(limits), limits=limits)
     return found
 
 
@@ -365,9 +376,21 @@ class ServerSettings:
     servers: Mapping[Address, Override] = setting(
         {},
         overrides,
-        "What differs for one server, by its api_base: timeouts that concern servers, and two of the limits. "
-        "max_concurrent_requests wins over an entry's max_parallel_requests.",
+        "What differs for one server, by its api_base: timeouts that concern servers, two of the limits, and TLS. "
+        "max_concurrent_requests wins over an entry's max_parallel_requests, and ssl_... over the entries' own.",
         items=Items(OVERRIDE_SECTION, ".API_BASE", key=_EXAMPLE_BASE),
+    )
+    ssl_verify: bool | str | None = setting(
+        None,
+        optional(flag_or_file, "true"),
+        "ssl_verify of all servers with https:// that do not say it themselves: true, false or a file.",
+        block="litellm_settings",
+    )
+    ssl_certificate: str | None = setting(
+        None,
+        optional(text, "none", empty=True),
+        "ssl_certificate of all servers with https:// that do not say it themselves: a file that holds the key too.",
+        block="litellm_settings",
     )
 
 
@@ -395,9 +418,14 @@ class _Placed:
 
 
 def assemble(
-    table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits, default_prices: PriceList
+    table: Sequence[Row],
+    servers: ServerSettings,
+    timeouts: Timeouts,
+    limits: Limits,
+    default_prices: PriceList,
+    root: Place,
 ) -> Fleet:
-    """Assign each entry its server; report problems at the place of the entry or of the override."""
+    """Assign each entry its server; report problems at the place of the entry or of the override, from `root` on."""
     default = servers.api_base
     placed: list[_Placed] = []
     for row in table:
@@ -418,6 +446,7 @@ def assemble(
     strategies = _strategies(placed)
     _refuse_two_prices(placed, default_prices)
     _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
+    tls = _tls_of(placed, servers, root)
 
     def server(address: Address, key: Secret | None) -> Server:
         own_timeouts: dict[str, Any] = {}
@@ -438,6 +467,8 @@ def assemble(
             host_header=address.host_header,
             api_key=key,
             timeouts=attrs.evolve(timeouts, **own_timeouts),
+            socket=address.socket,
+            tls_options=tls[address],
             **own_limits,
         )
 
@@ -465,7 +496,7 @@ def _check_discovery(discovery: str | None, address: Address, params: Place) -> 
     """Refuse what `discovery` cannot resolve."""
     if discovery is None:
         return
-    if not is_name(address.host):
+    if address.socket or not is_name(address.host):
         params.key("discovery").refuse("finds servers by a name, and api_base has an address (take it out)")
     elif discovery == SRV and not _SERVICE.match(address.host):
         params.key("api_base").refuse(
@@ -517,6 +548,23 @@ def _smallest_limits(placed: Sequence[_Placed]) -> dict[Address, int]:
                 "differs from another entry's of the same server: the smallest is used for both"
             )
     return smallest
+
+
+def _tls_of(placed: Sequence[_Placed], servers: ServerSettings, root: Place) -> dict[Address, ServerTls]:
+    """Return how TLS is spoken to each address."""
+    entries: dict[Address, list[tuple[Place, TlsParams]]] = {}
+    for each in placed:
+        params = each.entry.litellm_params.tls
+        entries.setdefault(each.address, []).append((each.place.key("litellm_params"), params))
+    if servers.api_base is not None:
+        entries.setdefault(servers.api_base, [])
+    usual = TlsParams(verify=servers.ssl_verify, certificate=servers.ssl_certificate)
+    nothing = Override(root.at("passthrough.servers"), {}, {}, TlsParams())
+    found = {}
+    for address, named in entries.items():
+        own = servers.servers.get(address, nothing)
+        found[address] = resolve_tls(address.tls, address.name, named, (own.place, own.tls), usual)
+    return found
 
 
 def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:

@@ -50,6 +50,7 @@ from twisted_vllm.config.routing import (
     routing_strategy,
 )
 from twisted_vllm.config.secret import Secret, hash_of
+from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
 from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
@@ -620,6 +621,8 @@ class Server:
         timeouts: how long to wait for this server.
         max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
+        socket: the path of its UNIX socket; empty if it is reached by TCP.
+        tls_options: how to speak TLS to it.
         address: the address to connect to, of a server that discovery found below the name `host`; ``None`` resolves
             `host` at each connection.
     """
@@ -634,6 +637,8 @@ class Server:
     timeouts: Timeouts
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
+    socket: str = ""
+    tls_options: ServerTls = DEFAULT_TLS
     address: str | None = None
 
     #: the scheme and authority of its URLs; for `url`, the base path follows. Of a server that discovery found it has
@@ -644,6 +649,8 @@ class Server:
 
     @origin.default
     def _origin(self) -> bytes:
+        if self.socket:
+            return b"http+unix://%b" % quote(self.socket, safe="").encode("ascii")
         authority = self.host_header
         if self.address is not None:
             host = f"[{self.address}]" if ":" in self.address else self.address
@@ -684,6 +691,9 @@ class ModelEntry:
     discovery: str | None = None
 
 
+_NO_TLS = TlsParams()
+
+
 @attrs.frozen
 class Settings:
     """All settings, checked and resolved.
@@ -694,6 +704,7 @@ class Settings:
     Attributes:
         default_server: serves requests for models without an entry in ``models``.
         models: the entries of ``model_list``, in order.
+        usual_tls: how TLS is spoken to servers that do not say it themselves.
         warnings: one line for each setting that is accepted but not used.
     """
 
@@ -896,6 +907,7 @@ class Settings:
     routing: RoutingSettings = RoutingSettings()
     default_server: Server | None = None
     models: tuple[ModelEntry, ...] = ()
+    usual_tls: TlsParams = _NO_TLS
     warnings: tuple[str, ...] = ()
 
     @property

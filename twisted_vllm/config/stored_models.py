@@ -152,7 +152,7 @@ def join(
         report = Report()
         models = {f"[{index}]": model for index, model in enumerate(ordered)}
         rows = [row for path, model in models.items() if (row := _row(model, Place(path, report, {}), unseal, checked))]
-        found = _assembled(settings, rows)
+        found = _assembled(settings, rows, Place("", report, {}))
         if not report.problems:
             return Joined(_with_one_strategy((*settings.models, *found)), problems)
         for each in report.problems:
@@ -195,12 +195,17 @@ def _row(model: StoredModel, place: Place, unseal: Unseal, checked: CheckedEntri
     return Row(place, attrs.evolve(entry, litellm_params=attrs.evolve(entry.litellm_params, api_key=key)))
 
 
-def _assembled(settings: Settings, rows: Sequence[Row]) -> list[ModelEntry]:
+def _assembled(settings: Settings, rows: Sequence[Row], root: Place) -> list[ModelEntry]:
     """Return the entries of rows, each with its server. What does not fit is refused at the row's place."""
     default = settings.default_server
     address = None if default is None else _address_of(default)
-    servers = ServerSettings(address, None if default is None else default.api_key)
-    fleet = assemble(rows, servers, settings.timeouts, settings.limits, settings.default_prices)
+    servers = ServerSettings(
+        address,
+        None if default is None else default.api_key,
+        ssl_verify=settings.usual_tls.verify,
+        ssl_certificate=settings.usual_tls.certificate,
+    )
+    fleet = assemble(rows, servers, settings.timeouts, settings.limits, settings.default_prices, root)
     of_file = {server.url: server for server in settings.servers}
     found = [
         attrs.evolve(entry, server=attrs.evolve(known, api_key=entry.server.api_key))
@@ -214,7 +219,7 @@ def _assembled(settings: Settings, rows: Sequence[Row]) -> list[ModelEntry]:
 
 
 def _address_of(server: Server) -> Address:
-    return Address(server.tls, server.host, server.port, server.base_path.decode("ascii"))
+    return Address(server.tls, server.host, server.port, server.base_path.decode("ascii"), server.socket)
 
 
 def _refuse_differences(settings: Settings, found: Iterable[tuple[Row, ModelEntry]]) -> None:

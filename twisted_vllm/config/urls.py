@@ -19,10 +19,16 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _EXAMPLE_BASE = "http://gpu-1:8000"
+_EXAMPLE_SOCKET = "unix:/run/vllm.sock"
+#: bytes of a socket's path (unix(7): sun_path, with the zero byte at its end)
+_MAX_SOCKET = 107
 #: RFC 1123 names, and the underscore that container networks use
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\.?")
 #: RFC 3986 §3.3, without empty segments
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
+_SOCKET = re.compile(r"(?:/[^/?#%@]+)+")
+#: what makes no difference after the path of a socket
+_END = re.compile(r"(?:/|/v1)+\Z")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 
 _POSTGRESQL = "postgresql+psycopg"
@@ -51,22 +57,26 @@ class Address:
         host: a name in lower case, or an address without brackets.
         port: the TCP port.
         base_path: the prefix of every path, without a trailing slash and without ``/v1``.
+        socket: the path of a UNIX socket; empty for a TCP port.
     """
 
     tls: bool
     host: str
     port: int
     base_path: str
+    socket: str = ""
 
     @property
     def name(self) -> str:
-        """The name for logs: ``host:port`` and the base path."""
+        """The name for logs: ``host:port`` or ``unix:/path/of/socket``, and the base path."""
+        if self.socket:
+            return f"unix:{self.socket}{f':{self.base_path}' if self.base_path else ''}"
         return f"{self._bracketed}:{self.port}{self.base_path}"
 
     @property
     def url(self) -> str:
         """The ``api_base`` in its canonical form."""
-        return f"{self._scheme}://{self.name}"
+        return self.name if self.socket else f"{self._scheme}://{self.name}"
 
     @property
     def host_header(self) -> bytes:
@@ -117,18 +127,23 @@ def resolver_address(value: object, place: Place) -> ResolverAddress:
     return ResolverAddress(host, int(port))
 
 
-@checker("URL", "http:// or https://")
+@checker("URL", "http://, https:// or unix:")
 def api_base(value: object, place: Place) -> Address:
     """Check for the URL of a vLLM server; a trailing ``/`` or ``/v1`` makes no difference.
 
+    ``unix:/run/vllm.sock`` is the server at a UNIX socket; a base path follows a second colon, as in nginx.
     No message repeats the URL: it may contain a password.
     """
     found = text(value, place)
     if re.search(r"[^\x21-\x7e]|\\", found):
         raise Rejected("holds a space, a backslash or a character outside ASCII (write the URL in its ASCII form)")
     scheme, separator, _ = found.partition("://")
+    if found.lower().startswith("unix:"):
+        return _unix(found[5:])
+    if re.match(r"(?i)http\+unix:|https?://unix:", found):
+        raise Rejected(f"is another program's spelling of a UNIX socket (write {_EXAMPLE_SOCKET})")
     if not separator or scheme.lower() not in _DEFAULT_PORTS:
-        raise Rejected(f"must begin with http:// or https:// (such as {_EXAMPLE_BASE})")
+        raise Rejected(f"must begin with http://, https:// or unix: (such as {_EXAMPLE_BASE} or {_EXAMPLE_SOCKET})")
     try:
         parts = urlsplit(found)
         port = parts.port
@@ -146,6 +161,24 @@ def api_base(value: object, place: Place) -> Address:
         port=port or _DEFAULT_PORTS[parts.scheme],
         base_path=_base_path(parts.path),
     )
+
+
+def _unix(found: str) -> Address:
+    """Return the address of ``unix:``, which was cut off; ``unix://`` before the path is the same."""
+    socket, _, base = found.removeprefix("//").partition(":")
+    if not base:
+        socket = _END.sub("", socket)
+    if not _SOCKET.fullmatch(socket) or _DOTS.search(socket):
+        raise Rejected(
+            f"must name the whole path of the socket, as it is in the file system (such as {_EXAMPLE_SOCKET})"
+        )
+    if len(socket) > _MAX_SOCKET:
+        raise Rejected(f"has a path of more than {_MAX_SOCKET} bytes, which no UNIX socket can have")
+    path = _base_path(base)
+    if base and not path:
+        return _unix(socket)
+    # What the server sees in Host, and may redirect to.
+    return Address(tls=False, host="localhost", port=80, base_path=path, socket=socket)
 
 
 def _host(parts: SplitResult) -> str:

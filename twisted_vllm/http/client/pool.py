@@ -66,10 +66,16 @@ class Pool(Generic[Connection]):
         del stack[: len(surplus)]
         return [connection for _, _, connection in surplus]
 
-    def discard(self, key: Hashable, connection: Connection) -> None:
-        """Remove a connection that the other side closed."""
+    def discard(self, key: Hashable, connection: Connection) -> bool:
+        """Remove a connection that the other side closed, or that is not to be used; return whether it was idle."""
         stack = self._idle.get(key, [])
+        before = len(stack)
         stack[:] = [entry for entry in stack if entry[2] is not connection]
+        return len(stack) < before
+
+    def count(self, key: Hashable) -> int:
+        """Return how many connections are idle, those that have been idle for too long included."""
+        return len(self._idle.get(key, ()))
 
     def oldest(self, count: int) -> list[Connection]:
         """Remove and return the connections that have been idle for longest, at most `count`."""
