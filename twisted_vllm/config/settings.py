@@ -724,7 +724,6 @@ class Settings:
         "Encrypts the api_key of models that are added with POST /model/new. Set it before the master key changes: "
         "keys that were encrypted with another one cannot be read, and their models are not served.",
         block="general_settings",
-        example="os.environ/LITELLM_SALT_KEY",
         environment=("VLLM_PASSTHROUGH_SALT_KEY", "LITELLM_SALT_KEY"),
     )
     store_model_in_db: bool | None = setting(
