@@ -414,6 +414,7 @@ class Wiring:
             self._redact.prepare(secrets)()
             self._text.secrets_changed()
         self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
+        self.dispatcher.regroup()
         self.health.update(settings.health)
         self._served_models.keep_only(settings.servers)
         self._response_ids.reconfigure(settings.servers)
