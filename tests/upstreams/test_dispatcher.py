@@ -468,9 +468,13 @@ class AnyRequests(RuleBasedStateMachine):
     def begin(self, limits: list[int], places: int) -> None:
         self.limits = {f"s{number}:{number + 1}": limit for number, limit in enumerate(limits)}
         self.places = places
-        self.fleet = Fleet(*(capped(limit, places=places, name=name) for name, limit in self.limits.items()))
+        self.configured = set(self.limits)
+        self.fleet = Fleet(*self.servers())
         self.asked: list[Asked] = []
         self.dead: set[str] = set()
+
+    def servers(self) -> list[Server]:
+        return [capped(self.limits[name], places=self.places, name=name) for name in sorted(self.configured)]
 
     @property
     def running(self) -> list[Asked]:
@@ -503,13 +507,21 @@ class AnyRequests(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def break_or_mend(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.limits)))
+        name = data.draw(st.sampled_from(sorted(self.configured)))
         if name in self.dead:
             self.dead.remove(name)
             self.fleet.mend_server(name)
         else:
             self.dead.add(name)
             self.fleet.break_server(name)
+
+    @rule(data=st.data())
+    def change_servers(self, data: st.DataObject) -> None:
+        self.configured = data.draw(st.sets(st.sampled_from(sorted(self.limits)), min_size=1))
+        for name in self.dead - self.configured:
+            self.dead.remove(name)
+            self.fleet.mend_server(name)
+        self.fleet.configure(*self.servers())
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 31.0]))
     def pass_time(self, seconds: float) -> None:
