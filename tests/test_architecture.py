@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
-    "upstreams": PLAIN | {"context", "http", "lifecycle"},
+    # an entry's limits are windows, as those of keys
+    "upstreams": PLAIN | {"context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -53,8 +54,9 @@ PURE = (
     *("http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
-    *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
-    *("upstreams.concurrency", "upstreams.router"),
+    *("upstreams.breaker", "upstreams.entry_limits", "upstreams.fair_queue", "upstreams.health_report"),
+    *("upstreams.latency", "upstreams.load_reports", "upstreams.retry_budget", "upstreams.router"),
+    "upstreams.service_rate",
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )

@@ -60,6 +60,7 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
@@ -211,7 +212,7 @@ class Wiring:
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool

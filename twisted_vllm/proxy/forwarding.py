@@ -219,6 +219,9 @@ class Forwarding:
         self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
         context.model = admitted.serving.model
+        destinations = self._group.destinations
+        if len(destinations) == 1:
+            context.server = destinations[0].server
         if admitted.background and forwarder.background is not None:
             context.background = forwarder.background.begin(self._authorization, admitted)
         reserved = None
@@ -277,12 +280,14 @@ class Forwarding:
         policy = group.policy
         if group.lone is None and (policy.reads_session or policy.reads_prompt):
             routing = self._routing(principal)
-        reservation = self._request.context.reservation
+        tokens = 0
+        if group.counts_tokens and self._forwarder.accounting is not None:
+            tokens = self._forwarder.accounting.expected_tokens(self._request.context)
         return Ask(
             principal.key_id or principal.kind,
             principal.priority or 0,
             routing,
-            0 if reservation is None else reservation.tokens,
+            tokens,
             self._tried,
             serving.server,
             principal is PREFLIGHT,
@@ -316,6 +321,8 @@ class Forwarding:
             GatewayError: it cannot be written for that server.
         """
         self._placement = placement
+        if placement.counts:
+            self._request.context.entry_share = placement
         try:
             self._attempt(placement)
         except BaseException:
@@ -488,12 +495,20 @@ class Forwarding:
         before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
         if again:
             self._tried = tried
+            self._withdraw_share()
             self._try_again()
             return True
         if self._fall_back(group.fallbacks):
             return True
         context.attempts = before
         return False
+
+    def _withdraw_share(self) -> None:
+        """Settle what the failed attempt took of its entry's limits."""
+        context = self._request.context
+        share, context.entry_share = context.entry_share, None
+        if share is not None:
+            share.used(0, sent=context.sent_at is not None)
 
     def _try_again(self) -> None:
         """Send the request to another server, after ``retry_after``."""
@@ -531,6 +546,7 @@ class Forwarding:
                 continue
             if forwarder.accounting is not None:
                 forwarder.accounting.withdraw(context)
+            self._withdraw_share()
             context.fallback = name
             self._attempts, self._tried = 0, ()
             try:
