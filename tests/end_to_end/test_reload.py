@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import HOST, Wire, request_bytes
 from tests.end_to_end.messages import STREAM
-from tests.end_to_end.twistd_harness import MASTER_KEY, Foreground, answers, ask, run, wait_until
+from tests.end_to_end.twistd_harness import MASTER_KEY, PATIENCE, Foreground, answers, ask, run, wait_until
 from tests.self_signed import self_signed_pem
 
 STREAMS, RELOADS = 200, 50
@@ -290,3 +290,20 @@ async def test_fifty_reloads_drop_no_stream_no_connection_and_no_count(
     assert any("passthrough.timeouts.idle" in answer["changed"] for _, answer in answers_of_reloads)
     lines = [json.loads(line) for line in gateway.log.splitlines() if '"route":"/v1/chat/completions"' in line]
     assert [line["outcome"] for line in lines if line["status"] == 200] == ["completed"] * (STREAMS + 1)
+
+
+def test_systemd_is_told_when_the_gateway_serves_reloads_and_stops(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        with Reloadable(tmp_path, settings(), NOTIFY_SOCKET=str(tmp_path / "notify")) as gateway:
+            assert manager.recv(100) == b"READY=1"
+            assert gateway.reload()[0] == 200
+            assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=[0-9]+", manager.recv(100))
+            assert manager.recv(100) == b"READY=1"
+            gateway.write("nothing: usable")
+            assert gateway.reload()[0] == 400
+            assert manager.recv(100).startswith(b"RELOADING=1\n")
+            assert manager.recv(100) == b"READY=1"
+            gateway.terminate()
+        assert manager.recv(100) == b"STOPPING=1"

@@ -50,13 +50,12 @@ class ResourceHarness:
             base_models=self.base_models,
             path_aliases=True,
         )
+        addresses = ClientAddresses(options.get("trusted_proxies", ()))
         self.resource = PassThroughResource(
             admission=admission,
-            forwarder=make_forwarder(
-                admission, self.agent, self.clock, trusted_proxies=options.get("trusted_proxies", ())
-            ),
+            forwarder=make_forwarder(admission, self.agent, self.clock, addresses=addresses),
             limits=limits,
-            addresses=ClientAddresses(options.get("trusted_proxies", ())),
+            addresses=addresses,
             in_thread=maybeDeferred,
             cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.reload import Reloaded, ReloadPlan, plan_reload
 from twisted_vllm.config.settings import Settings
@@ -51,6 +52,7 @@ class Reloader:
         read: Callable[[], Settings],
         prepare: Prepare,
         in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
+        manager: ServiceManager = NO_MANAGER,
     ) -> None:
         """Set up.
 
@@ -59,11 +61,13 @@ class Reloader:
             read: reads the settings, in another thread; it may raise `ConfigError`.
             prepare: prepares settings, in another thread.
             in_thread: runs a function in another thread.
+            manager: is told when a reload begins and ends.
         """
         self.settings = settings
         self._read = read
         self._prepare = prepare
         self._in_thread = in_thread
+        self._manager = manager
         self._waiting: list[Deferred[Reloaded]] = []
         self._running = self._stopped = False
         self._ordinary_switching = sys.getswitchinterval()
@@ -94,6 +98,7 @@ class Reloader:
     @inlineCallbacks
     def _run(self) -> Any:
         self._running = True
+        self._manager.reloading()
         while self._waiting:
             waiting, self._waiting = self._waiting, []
             try:
@@ -105,6 +110,8 @@ class Reloader:
                 if not done.called:
                     done.callback(result)
         self._running = False
+        if not self._stopped:
+            self._manager.ready()
 
     @inlineCallbacks
     def _reload(self) -> Any:

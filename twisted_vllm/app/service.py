@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.heap import map_large_blocks
 from twisted_vllm.app.reload import HangUp
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.config.settings import Settings
@@ -47,6 +48,7 @@ class GatewayService(Service):
         hang_up: HangUp | None = None,
         read_again: Callable[[], Settings] | None = None,
         directory: str = "",
+        manager: ServiceManager = NO_MANAGER,
     ) -> None:
         """Build the gateway; nothing is opened yet.
 
@@ -59,6 +61,7 @@ class GatewayService(Service):
             hang_up: the signal to reload.
             read_again: reads the settings again, as `Wiring` says.
             directory: where the names of files in them begin.
+            manager: is told when the gateway serves, reloads and stops.
 
         Raises:
             ValueError: a listen string is not an endpoint.
@@ -71,7 +74,8 @@ class GatewayService(Service):
         self._companions = companions
         self._signals = signals
         self._hang_up = hang_up
-        wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory)
+        wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager)
+        self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain
         self._follower = ChangeFollower(wiring.registry, reactor)
@@ -154,6 +158,8 @@ class GatewayService(Service):
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
 
+        self._manager.ready()
+
     def _listen(self) -> None:
         failures: list[Failure] = []
         starting = True
@@ -185,6 +191,7 @@ class GatewayService(Service):
         super().stopService()
         began = self._reactor.seconds()
         self.wiring.reloader.stop()
+        self._manager.stopping()
         yield self._drain.run(self.ports)
         self.wiring.background.stop()
         self.wiring.health.stop()

@@ -13,6 +13,7 @@ from twisted.python import usage
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
 from twisted_vllm.app.reload import HangUp, has_terminal
+from twisted_vllm.app.service_manager import ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import explain_start_errors
 from twisted_vllm.auth.authenticator import generate_key
@@ -162,4 +163,5 @@ def makeService(options: Options) -> IService:
         hang_up,
         read_again=lambda: options.source.read(dict(os.environ)),
         directory=options.source.directory,
+        manager=ServiceManager(os.environ.get("NOTIFY_SOCKET")),
     )

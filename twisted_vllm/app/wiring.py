@@ -29,6 +29,7 @@ from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.app.reload import Reloader
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import AuthenticationThrottle
@@ -131,6 +132,7 @@ class Wiring:
         observer: ILogObserver,
         read_again: Callable[[], Settings] | None = None,
         directory: str = "",
+        manager: ServiceManager = NO_MANAGER,
     ) -> None:
         """Create the components.
 
@@ -140,6 +142,7 @@ class Wiring:
             observer: the log observer.
             read_again: reads the settings again, in another thread; None where nothing can be read again.
             directory: where the names of files in the settings begin, if they are read again.
+            manager: is told when a reload begins and ends.
 
         Raises:
             ValueError: a listen string is not an endpoint.
@@ -349,7 +352,7 @@ class Wiring:
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
-        self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread)
+        self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread, manager)
 
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
         """Open and read what other settings need, in another thread; see `Prepare`."""
