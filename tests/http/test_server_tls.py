@@ -17,6 +17,7 @@ import pytest_twisted
 from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from tests.certificates import Authority, pem_of
@@ -26,6 +27,7 @@ from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import GatewayError, UpstreamUnreachable
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.connect_errors import TlsFileError
+from twisted_vllm.http.client.endpoints import Endpoints
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.tls import file_problems, read_files
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -314,7 +316,7 @@ async def test_where_nothing_listens_that_is_what_the_operator_reads(lab: Lab) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reload_reads_the_files_again_and_keeps_the_connections_of_the_others(lab: Lab, tmp_path: Path) -> None:
+async def test_a_reload_reads_the_files_again(lab: Lab, tmp_path: Path) -> None:
     certificate = AUTHORITY.write(tmp_path, "server", LOOPBACK)
     options = ServerTls(ca_file=str(Authority("Somebody").write_own(tmp_path, "trusted")))
     with serving(lambda _: OK, certificate) as port:
@@ -337,6 +339,26 @@ async def test_a_reload_that_cannot_read_a_file_changes_nothing(lab: Lab, tmp_pa
         with pytest.raises(TlsFileError, match=r"ssl_ca: the file .*authority.pem cannot be read \(No such file"):
             lab.agent.reload([server])
         assert await lab.get(server) == b"ok"
+
+
+def test_only_servers_whose_files_have_changed_are_connected_to_anew(tmp_path: Path) -> None:
+    reactor: Any = MemoryReactorClock()
+    endpoints = Endpoints(reactor, DeadlineSweeper(reactor), {}, lambda _: {}, lambda _: None)
+    servers = [
+        attrs.evolve(
+            make_server(host=f"192.0.2.{number}"),
+            tls=True,
+            tls_options=ServerTls(ca_file=str(AUTHORITY.write_own(tmp_path, f"authority-{number}"))),
+        )
+        for number in range(3)
+    ]
+    assert endpoints.read(servers) == []
+    for server in servers:
+        endpoints.of(server)
+    assert endpoints.read(servers) == []
+    Authority("Somebody").write_own(tmp_path, "authority-1")
+    assert endpoints.read(servers) == [servers[1]]
+    assert endpoints.read(servers) == []
 
 
 def test_each_fault_of_a_file_is_told(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ class TlsQuestion(Protocol):
 
     Attributes:
         answer: fires with whether it does; cancelling it closes the connection.
-        certificate_fault: is not looked at.
     """
 
     transport: Any
@@ -40,7 +39,6 @@ class TlsQuestion(Protocol):
     def __init__(self) -> None:
         """Ask, once it is connected."""
         self.answer: Deferred[bool] = Deferred(lambda _: self._close())
-        self.certificate_fault = ""
 
     def handshakeCompleted(self) -> None:
         """It does."""
