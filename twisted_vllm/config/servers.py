@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from twisted_vllm.config import litellm, restricting
-from twisted_vllm.config.checks import checker, kind_of, list_of, optional, seconds, secret, text, whole
+from twisted_vllm.config.checks import checker, kind_of, list_of, one_of, optional, seconds, secret, text, whole
 from twisted_vllm.config.declaration import (
     Inherited,
     Items,
@@ -27,12 +27,17 @@ from twisted_vllm.config.routing import routing_strategy
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
-from twisted_vllm.config.urls import Address, api_base
+from twisted_vllm.config.urls import Address, api_base, is_name
 
 #: LiteLLM's name of vLLM servers, the only supported provider
 PROVIDER = "hosted_vllm"
 
+#: the values of ``discovery``
+DNS, SRV = DISCOVERIES = ("dns", "srv")
+
 _WILDCARD = re.compile(r"[*?]")
+#: the name of an SRV record (RFC 2782)
+_SERVICE = re.compile(r"_[a-z0-9-]+\._(?:tcp|udp)\.[a-z0-9]")
 _PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
 _EXAMPLE_BASE = "http://gpu-1:8000"
 #: for the example: two servers share a model's requests
@@ -112,6 +117,14 @@ class ModelParams:
         example="64",
     )
     weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    discovery: str | None = setting(
+        None,
+        optional(one_of(*DISCOVERIES), "api_base is one server"),
+        "How servers are found by DNS. dns: every address of api_base's host is a server of its own, such as the pods "
+        "of a headless Kubernetes service. srv: api_base names an SRV record (http://_http._tcp.vllm.default.svc), "
+        "which gives ports, priorities and weights.",
+        example="dns",
+    )
     order: int = setting(
         1,
         whole(),
@@ -199,6 +212,14 @@ ENTRY_SECTION = section(
     ignored=litellm.ENTRY,
     hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
     unknown=Unknown.WARN,
+)
+
+#: the names of the settings of ``litellm_params``
+PARAM_NAMES = frozenset(
+    name
+    for each in settings_of(Entry)
+    if each.name == "litellm_params" and isinstance(each.check, Section)
+    for name in each.check.names
 )
 
 
@@ -415,6 +436,7 @@ def assemble(
                 "is missing (write it, or set HOSTED_VLLM_API_BASE for all entries without one)"
             )
             continue
+        _check_discovery(params.discovery, address, row.place.key("litellm_params"))
         # The default server's key goes to that server alone.
         key = params.api_key or (servers.api_key if address == default else None)
         placed.append(_Placed(row.place, row.entry, address, key))
@@ -459,6 +481,7 @@ def assemble(
                 server=server(each.address, each.key),
                 weight=each.entry.litellm_params.weight,
                 prices=each.entry.prices,
+                discovery=each.entry.litellm_params.discovery,
                 order=each.entry.litellm_params.order,
                 rpm=each.entry.litellm_params.rpm,
                 tpm=each.entry.litellm_params.tpm,
@@ -467,6 +490,20 @@ def assemble(
             for each in placed
         ),
     )
+
+
+def _check_discovery(discovery: str | None, address: Address, params: Place) -> None:
+    """Refuse what `discovery` cannot resolve."""
+    if discovery is None:
+        return
+    if address.socket or not is_name(address.host):
+        params.key("discovery").refuse("finds servers by a name, and api_base has an address (take it out)")
+    elif discovery == SRV and not _SERVICE.match(address.host):
+        params.key("api_base").refuse(
+            "must name a service with discovery: srv (such as http://_http._tcp.vllm.default.svc)"
+        )
+    elif discovery == SRV and address.port != address.default_port:
+        params.key("api_base").refuse("must not have a port with discovery: srv, as DNS gives the ports (take it out)")
 
 
 def _strategies(placed: Sequence[_Placed]) -> dict[str, str]:

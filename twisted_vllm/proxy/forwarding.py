@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,7 +32,7 @@ from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody
-from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
+from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
@@ -71,7 +70,7 @@ class Forwarder:
         admission: Admission,
         dispatcher: Dispatcher,
         client: PassThroughClient,
-        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        addresses: ClientAddresses = EVERYBODY,
         cooperate: Cooperate,
         clock: Any,
         accounting: Accounting | None = None,
@@ -88,7 +87,7 @@ class Forwarder:
             admission: writes a request for a server, and admits it for another model.
             dispatcher: places requests on servers.
             client: sends requests to servers.
-            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
+            addresses: knows which proxies are trusted.
             cooperate: runs an iterator in steps, for large bodies that are held.
             clock: the reactor's clock (``IReactorTime``).
             accounting: meters and limits requests; None does neither.
@@ -102,18 +101,22 @@ class Forwarder:
         self.admission = admission
         self.dispatcher = dispatcher
         self.client = client
-        self.trusted_proxies = tuple(trusted_proxies)
+        self.addresses = addresses
         self.cooperate = cooperate
         self.clock = clock
         self.accounting = accounting
         self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self.background = background
-        self.retries = routing.num_retries
         #: attempts that the budget of retries did not allow
         self.retries_denied = 0
+        self.places = places
+        self.reconfigure(routing, retry, session_header)
+
+    def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
+        """Use other settings from now on; the arguments are the constructor's."""
+        self.retries = routing.num_retries
         self.retry_after = routing.retry_after
         self.statuses = frozenset(retry.statuses)
-        self.places = places
         self.session_header = session_header.lower().encode("ascii")
 
     def forward(
@@ -150,7 +153,7 @@ class Forwarder:
         principal = context.principal
         assert principal is not None
         peer = context.peer
-        proxies = self.trusted_proxies
+        proxies = self.addresses.trusted
         head = context.head
         counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
         return outgoing_headers(
@@ -502,9 +505,7 @@ class Forwarding:
         # one that waits for its second attempt is not in flight at a server
         in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
         again = (
-            self._attempts <= forwarder.retries
-            and not self._is_bound
-            and forwarder.dispatcher.can_place(group, tried)
+            self._attempts <= forwarder.retries and not self._is_bound and forwarder.dispatcher.can_place(group, tried)
         )
         if again and not group.budget.take(now, sent=sent, in_flight=in_flight):
             forwarder.retries_denied += 1

@@ -170,6 +170,12 @@ class UpstreamAgent:
         for connection in list(self._open.every):
             connection.transport.abortConnection()
 
+    def reconfigure(self, servers: Iterable[Server], max_connections: int | None) -> None:
+        """Use other settings from now on: as `reload`, with another limit of connections."""
+        self._max_connections = max_connections
+        self.reload(servers)
+        self._waiting.go_on()
+
     def reload(self, servers: Iterable[Server]) -> None:
         """Read the files of TLS (again), resolve the known names again, and forget servers that are not used any more.
 
@@ -184,13 +190,17 @@ class UpstreamAgent:
         used = frozenset(servers)
         for server in self._endpoints.read(used):
             self._open.retire(server)
-        for server in (self._endpoints.servers | self._retries.keys()) - used:
+        self.keep_only(used)
+        self._endpoints.resolve()
+
+    def keep_only(self, servers: Iterable[Server]) -> None:
+        """Forget servers that are not used any more: their connections take no other request."""
+        for server in (self._endpoints.servers | self._retries.keys()) - frozenset(servers):
             self._open.forget(server)
             self._endpoints.forget(server)
             self._tls_questions.forget(server)
             self._retries.pop(server, None)
             self._distrusted.pop(server, None)
-        self._endpoints.resolve()
 
     def ask_for_tls(self, server: Server) -> None:
         """Find out whether a server with http:// speaks TLS, and tell the operator; once in a minute at most."""

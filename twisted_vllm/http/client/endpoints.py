@@ -305,8 +305,9 @@ class Endpoints:
             kind = TCP6ClientEndpoint if isIPv6Address(address) else TCP4ClientEndpoint
             return wrap(kind(self._reactor, address, server.port, timeout=seconds))
 
-        if isIPAddress(server.host) or isIPv6Address(server.host):
-            literal: Connects = by_address(server.host)
+        host = server.host if server.address is None else server.address
+        if isIPAddress(host) or isIPv6Address(host):
+            literal: Connects = by_address(host)
             return literal
         name = ResolvedName(
             self._reactor,
