@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
-    "upstreams": PLAIN | {"context", "http", "lifecycle"},
+    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -54,6 +54,7 @@ PURE = (
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.concurrency", "upstreams.router"),
+    *("upstreams.kv_index", "upstreams.kv_messages", "upstreams.kv_prompts", "upstreams.kv_sequence"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )

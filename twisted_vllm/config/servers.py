@@ -23,7 +23,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.problems import Place, Rejected, nearest
-from twisted_vllm.config.routing import routing_strategy
+from twisted_vllm.config.routing import routing_strategy, zmq_endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
 from twisted_vllm.config.urls import Address, api_base
@@ -268,6 +268,27 @@ def _hints(holder: type[attrs.AttrsInstance], place: str) -> dict[str, str]:
 SERVER_TIMEOUTS = _per_server(Timeouts, "passthrough.timeouts")
 SERVER_LIMITS = _per_server(Limits, "passthrough.limits")
 
+#: where a server tells what is in its prefix cache
+KV_EVENTS = (
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where this server publishes the events of its prefix cache (the endpoint of vLLM's --kv-events-config), for "
+        "routing_strategy: prefix, which then knows what is cached there. Needs the extra kv-events.",
+        name="kv_events",
+        attribute="kv_events",
+        example="tcp://gpu-1:5557",
+    ),
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where it sends events again that were missed (its replay_endpoint).",
+        name="kv_events_replay",
+        attribute="kv_events_replay",
+        example="tcp://gpu-1:5558",
+    ),
+)
+
 OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
     dict,
     (
@@ -279,6 +300,7 @@ OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
             attribute="timeouts",
         ),
         *SERVER_LIMITS,
+        *KV_EVENTS,
     ),
     hints=_hints(Limits, "passthrough.limits"),
 )
@@ -292,11 +314,13 @@ class Override:
         place: its place.
         timeouts: the timeouts that differ for it, by name.
         limits: the limits that differ for it, by name.
+        kv_events: where it publishes the events of its prefix cache, and replays them, by name.
     """
 
     place: Place
     timeouts: Mapping[str, Any]
     limits: Mapping[str, Any]
+    kv_events: Mapping[str, str | None]
 
 
 @checker("mapping of api_base to settings")
@@ -314,7 +338,10 @@ def overrides(value: object, place: Place) -> Mapping[Address, Override]:
         if address in found:
             here.refuse("stands twice, in two spellings (keep one)")
         limits = here.attempt(OVERRIDE_SECTION, content) or {}
-        found[address] = Override(here, limits.pop("timeouts", {}), limits)
+        events = {each.attribute: limits.pop(each.attribute, None) for each in KV_EVENTS}
+        if events["kv_events_replay"] is not None and events["kv_events"] is None:
+            here.key("kv_events_replay").refuse("needs kv_events")
+        found[address] = Override(here, limits.pop("timeouts", {}), limits, events)
     return found
 
 
@@ -401,12 +428,14 @@ def assemble(
         own_timeouts: dict[str, Any] = {}
         if (address, key) in longest:
             own_timeouts["total"] = longest[address, key]
+        events: Mapping[str, str | None] = {}
         own_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
         if address in smallest:
             own_limits["max_concurrent_requests"] = smallest[address]
         if address in servers.servers:
             own_timeouts |= servers.servers[address].timeouts
             own_limits |= servers.servers[address].limits
+            events = servers.servers[address].kv_events
         return Server(
             name=address.name,
             host=address.host,
@@ -416,6 +445,8 @@ def assemble(
             host_header=address.host_header,
             api_key=key,
             timeouts=attrs.evolve(timeouts, **own_timeouts),
+            kv_events=events.get("kv_events"),
+            kv_events_replay=events.get("kv_events_replay"),
             **own_limits,
         )
 

@@ -590,6 +590,8 @@ class Server:
         timeouts: how long to wait for this server.
         max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
+        kv_events: where it publishes the events of its prefix cache; None if it does not.
+        kv_events_replay: where it sends them again; None if it does not.
     """
 
     name: str
@@ -602,6 +604,8 @@ class Server:
     timeouts: Timeouts
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
 
     #: the scheme and authority of its URLs; for `url`, the base path follows
     origin: bytes = attrs.field(init=False, eq=False, repr=False)
