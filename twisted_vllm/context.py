@@ -147,6 +147,18 @@ class BackgroundResponse:
         self.row = row
 
 
+class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
+    """An attempt that another followed.
+
+    Attributes:
+        server: the name of its server.
+        reason: why it failed: the code of an error, or ``status_503``.
+    """
+
+    server: str
+    reason: str
+
+
 class RequestContext:
     """The context of one request.
 
@@ -169,7 +181,9 @@ class RequestContext:
         queued: seconds that it waited for a busy server; None if it did not.
         first_byte: when the response began; None before.
         status: the status sent to the client; 0 before.
-        repeated_as: the ``X-Request-Id`` of its second attempt, which the server saw; empty if it was sent once.
+        repeated_as: the ``X-Request-Id`` of its last attempt, which the server saw; empty if it was sent once.
+        attempts: the attempts before the last one, which failed.
+        fallback: the model that was asked in place of the one that it names; empty if none was.
         error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
             ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
@@ -185,6 +199,7 @@ class RequestContext:
     """
 
     __slots__ = (
+        "attempts",
         "authorization",
         "background",
         "body_complete",
@@ -194,6 +209,7 @@ class RequestContext:
         "end_user",
         "ended",
         "error_code",
+        "fallback",
         "first_byte",
         "head",
         "meter",
@@ -232,6 +248,8 @@ class RequestContext:
         self.first_byte: float | None = None
         self.status = 0
         self.repeated_as = ""
+        self.attempts: tuple[FailedAttempt, ...] = ()
+        self.fallback = ""
         self.error_code = ""
         self.outcome = ""
         self.revoked = False
@@ -272,11 +290,6 @@ class RequestContext:
     def on_sent(self, now: float) -> None:
         """Set when the request was written to a connection."""
         self.sent_at = now
-
-    def left_queue(self, seconds: float | None, sent: bool) -> None:
-        """Set how long the request waited for its server, or None, and whether it was then sent."""
-        self.queued = seconds
-        self.sent = sent
 
     def finish(
         self, now: float, *, answered: bool, drained: bool, bytes_in: int, bytes_out: int, body_complete: bool

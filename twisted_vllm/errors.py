@@ -402,6 +402,13 @@ class ServerBusy(GatewayError):
     code = "server_busy"
 
 
+class NoHealthyUpstream(GatewayError):
+    """No server of the model gets requests at present: they failed, or sleep."""
+
+    status = 503
+    code = "no_healthy_upstream"
+
+
 class LedgerUnavailable(GatewayError):
     """Usage cannot be recorded, and the operator refuses unrecorded requests."""
 

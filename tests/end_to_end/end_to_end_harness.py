@@ -349,7 +349,7 @@ class Gateway:
     @property
     def queued(self) -> int:
         """How many requests wait for a busy server."""
-        return len(self.service.wiring.queues)
+        return len(self.service.wiring.dispatcher)
 
     @property
     def limiter(self) -> LocalLimiter:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.api_routes import classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, UserGrant
@@ -25,7 +26,6 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
-from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 
 NOON = 1_781_697_600.0
@@ -91,7 +91,7 @@ class Requests(RuleBasedStateMachine):
         self.admission = Admission(
             authenticator=Authenticator(None, self.index),
             policy=RoutePolicy(TenantRoutes()),
-            router=Router((), server()),
+            router=make_router((), server()),
             base_models=BaseModelsOf(),
             path_aliases=True,
             inject_usage=True,

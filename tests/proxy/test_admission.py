@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.api_routes import ROUTES, ModelPlace, PrefixCache, VllmRoute
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
@@ -33,7 +34,6 @@ from twisted_vllm.http.headers import RequestHead
 from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.serving import LONGEST_NAME, BaseModelUnknown
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
-from twisted_vllm.upstreams.router import Router
 
 DEFAULT = server("default:8000")
 ONE = server("one:8000")
@@ -70,7 +70,7 @@ def admission(
     return Admission(
         authenticator=Authenticator(None if master_key is None else Secret(master_key), KeyIndex()),
         policy=RoutePolicy(options.pop("tenant_routes", TenantRoutes())),
-        router=Router(models, default),
+        router=make_router(models, default),
         base_models=options.pop("base_models", BaseModelsOf()),
         path_aliases=options.pop("path_aliases", True),
     )

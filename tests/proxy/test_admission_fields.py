@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.api_routes import ROUTES, ModelPlace, classify
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.fields import FieldPolicies
@@ -21,7 +22,6 @@ from twisted_vllm.config.settings import TenantFields, TenantRoutes
 from twisted_vllm.errors import FieldNotAllowed, GatewayError, ModelUndetermined
 from twisted_vllm.field_policy.rules import rules_of
 from twisted_vllm.proxy.admission import Admission, Admitted
-from twisted_vllm.upstreams.router import Router
 
 JSON = {b"content-type": b"application/json"}
 FORM = {b"content-type": b"multipart/form-data; boundary=b"}
@@ -50,7 +50,7 @@ def admit(
     admission = Admission(
         authenticator=Authenticator(Secret("sk-master"), KeyIndex()),
         policy=RoutePolicy(TenantRoutes()),
-        router=Router((), server("default:8000")),
+        router=make_router((), server("default:8000")),
         base_models=BaseModelsOf(default="m"),
         path_aliases=True,
         fields=FieldPolicies(fields or TenantFields()),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, EndUser
 from twisted_vllm.auth.key_index import KeyIndex
@@ -21,7 +22,6 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
-from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 
 NOW = 1_781_697_600.0
@@ -59,7 +59,7 @@ class Gate:
         self._admission = Admission(
             authenticator=Authenticator(None, self.index),
             policy=RoutePolicy(TenantRoutes()),
-            router=Router((), server("default:8000")),
+            router=make_router((), server("default:8000")),
             base_models=BaseModelsOf(),
             path_aliases=True,
         )

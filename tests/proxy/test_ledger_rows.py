@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.grants import Changes, KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
@@ -25,7 +26,6 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.ledger import TEXT_LIMIT, LedgerRecorder
 from twisted_vllm.proxy.serving import LONGEST_NAME
 from twisted_vllm.ratelimit.memory.limiter import LocalLimiter
-from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.pricing import PriceTable
 from twisted_vllm.usage.records import Payer, Target, UsageRow, refer, target_of
 from twisted_vllm.usage.spool.format import encode_rows
@@ -65,7 +65,7 @@ class Ledger:
         self.admission = Admission(
             authenticator=Authenticator(None, self.index),
             policy=RoutePolicy(TenantRoutes()),
-            router=Router((), server()),
+            router=make_router((), server()),
             base_models=BaseModelsOf(),
             path_aliases=True,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.upstreams.fleets import make_router
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.policy import RoutePolicy
@@ -22,7 +23,6 @@ from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.upstreams.router import Router
 from twisted_vllm.usage.estimate import estimate_prompt
 from twisted_vllm.usage.pricing import PriceTable
 
@@ -74,7 +74,7 @@ def reserve(
     admission = Admission(
         authenticator=Authenticator(None, index),
         policy=RoutePolicy(TenantRoutes()),
-        router=Router(models, DEFAULT if default else None),
+        router=make_router(models, DEFAULT if default else None),
         base_models=base_models or BaseModelsOf(),
         path_aliases=True,
     )
@@ -160,7 +160,7 @@ def test_two_entries_of_one_name_and_server_cost_what_was_chosen() -> None:
         ModelEntry("m", "cheap", DEFAULT, 1, PriceList(output_cost_per_token=Decimal("1e-12"))),
         ModelEntry("m", "dear", DEFAULT, 1, PriceList(output_cost_per_token=Decimal("1e-9"))),
     )
-    router_of = Router(models, None)
+    router_of = make_router(models, None)
     for _ in range(2):
         chosen = router_of.route("m").entry
         assert chosen is not None

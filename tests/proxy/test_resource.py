@@ -15,12 +15,12 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface.verify import verifyObject
 
 from tests.proxy.gateway_fakes import BaseModelsOf, FakeAgent, FakeAuthenticator, FakeRequest, SentRequest, server
+from tests.upstreams.fleets import make_forwarder, make_router
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
 from twisted_vllm.config.settings import Limits, ModelEntry, TenantRoutes, Timeouts
 from twisted_vllm.context import Peer
 from twisted_vllm.errors import InvalidApiKey
-from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
@@ -28,7 +28,6 @@ from twisted_vllm.proxy.form_body import MAX_BUFFERED
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
-from twisted_vllm.upstreams.router import Router
 
 SERVER = attrs.evolve(server(base_path=b"/base"), timeouts=Timeouts(total=900.0))
 JSON = (b"Content-Type", b"application/json")
@@ -46,13 +45,15 @@ class ResourceHarness:
         admission = Admission(
             authenticator=self.authenticator,  # type: ignore[arg-type]  # it is asked for one thing
             policy=RoutePolicy(TenantRoutes()),
-            router=Router(models, SERVER),
+            router=make_router(models, SERVER),
             base_models=self.base_models,
             path_aliases=True,
         )
         self.resource = PassThroughResource(
             admission=admission,
-            client=PassThroughClient(self.agent),
+            forwarder=make_forwarder(
+                admission, self.agent, self.clock, trusted_proxies=options.get("trusted_proxies", ())
+            ),
             limits=limits,
             trusted_proxies=options.get("trusted_proxies", ()),
             in_thread=maybeDeferred,

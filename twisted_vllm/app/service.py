@@ -116,6 +116,7 @@ class GatewayService(Service):
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
         self.wiring.deadlines.start()
+        self.wiring.health.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
@@ -174,6 +175,7 @@ class GatewayService(Service):
         began = self._reactor.seconds()
         yield self._drain.run(self.ports)
         self.wiring.background.stop()
+        self.wiring.health.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()
         self.wiring.deadlines.stop()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from random import random
 from typing import Any
 
 import attrs
@@ -51,6 +52,7 @@ from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
+from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
@@ -68,9 +70,13 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
-from twisted_vllm.upstreams.queue import QueueingAgent
+from twisted_vllm.upstreams.breaker import Breaker
+from twisted_vllm.upstreams.dispatcher import Dispatcher
+from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
+from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -79,6 +85,7 @@ class Wiring:
 
     Attributes:
         endpoints: the endpoints to listen on.
+        health: checks the servers.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -92,7 +99,8 @@ class Wiring:
         agent: the connections to servers.
         shortages: counts what failed for want of a descriptor or a port.
         descriptors: how many descriptors clients, servers and forms may take.
-        queues: the requests that wait for a busy server.
+        servers: what is known of each server; `router` finds those of a model, and `dispatcher` places requests on
+            them.
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
@@ -124,9 +132,35 @@ class Wiring:
         self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        servers = settings.servers
         self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
-        self.queues = queues = QueueingAgent(self.agent, servers, self.deadlines, reactor.seconds)
+        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        routing, health = settings.routing, settings.health
+        self.servers = Servers(
+            lambda: Breaker(
+                allowed_fails=routing.allowed_fails,
+                cooldown=routing.cooldown_time,
+                max_cooldown=health.max_cooldown,
+                slow_start=health.slow_start,
+                random=random,
+            )
+        )
+        self.router = router = Router(
+            settings.models,
+            settings.default_server,
+            servers=self.servers,
+            routing=routing,
+            random=random,
+            retry_share=settings.retry.budget,
+        )
+
+        self.health = HealthChecks(
+            self.servers,
+            Prober(self.agent.endpoint_of, reactor),
+            reactor,
+            health,
+            on_dead=_send_elsewhere,
+            on_alive=lambda state: dispatcher.freed(),
+        )
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
         self.reports = ReportReader(
@@ -186,12 +220,12 @@ class Wiring:
 
         authenticator = Authenticator(settings.master_key, self.index)
         throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(queues if queues.needed else self.agent)
+        client = PassThroughClient(self.agent)
         served_models = ServedModels(client, reactor)
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
-            router=Router(settings.models, settings.default_server),
+            router=router,
             base_models=served_models,
             path_aliases=settings.path_aliases,
             fields=FieldPolicies(settings.tenant_fields),
@@ -200,22 +234,34 @@ class Wiring:
             response_ids=ResponseIds(settings.servers, os.urandom),
         )
         form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
+        cooperate = turn_cooperator(reactor).cooperate
+        forwarder = Forwarder(
+            admission=admission,
+            dispatcher=dispatcher,
+            client=client,
+            trusted_proxies=settings.trusted_proxies,
+            cooperate=cooperate,
+            clock=reactor,
+            accounting=accounting.observer,
+            lifecycle=self.lifecycle,
+            background=background,
+            routing=routing,
+            retry=settings.retry,
+            session_header=settings.session_header,
+        )
         pass_through = PassThroughResource(
             admission=admission,
-            client=client,
-            preflight_client=PassThroughClient(self.agent),
+            forwarder=forwarder,
             limits=limits,
             trusted_proxies=settings.trusted_proxies,
             in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
             form_files=form_files,
-            cooperate=turn_cooperator(reactor).cooperate,
+            cooperate=cooperate,
             ask_models=served_models.ask,
             throttle=throttle,
             allows=allows,
             web_pages=web_pages,
             accounting=accounting.observer,
-            lifecycle=self.lifecycle,
-            background=background,
         )
 
         def client_of_admin(request: Any) -> str:
@@ -271,3 +317,9 @@ class Wiring:
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
+
+
+def _send_elsewhere(state: ServerState, reason: str) -> None:
+    """End the attempts that wait for a dead server to begin its answer."""
+    for attempt in tuple(state.awaiting):
+        attempt.server_died(reason)

@@ -13,8 +13,9 @@ from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import PREFLIGHT
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
+from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bounded_cache import BoundedCache
-from twisted_vllm.config.settings import ModelEntry
+from twisted_vllm.config.settings import ModelEntry, Server
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import EndUserBlocked, InvalidRequest, LedgerUnavailable, ModelUndetermined, RouteNotAllowed
 from twisted_vllm.http.headers import RequestHead
@@ -25,6 +26,7 @@ from twisted_vllm.proxy.serving import Serving
 from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.upstreams.router import Destination
 from twisted_vllm.usage.estimate import (
     BYTES_PER_TOKEN,
     TOKENS_PER_MEDIUM,
@@ -177,19 +179,19 @@ class Accounting(RequestObserver):
             return None
         route = authorization.route
         serving = admitted.serving
-        key = (serving.model, serving.server.name, serving.name, route.path, head.method)
-        pricing = self._pricings.get(key) or self._pricing(key, route, serving.entry)
+        # the server is chosen later: until then, the dearest counts
+        pricing = self._pricing_at(serving.group.dearest, serving, route, head.method)
         prompt, audio = 0, None
         if pricing.takes_model:
             body = admitted.body
             if pricing.audio_uploads:
                 audio = measure_audio(head.first)
             if audio is None:
-                prompt = (
-                    (head.length or 0) // BYTES_PER_TOKEN
-                    if body is None
-                    else estimate_prompt(body, facts.repeated_bytes, tokens=route.row.fields.tokens)
-                )
+                if body is None:
+                    prompt = (head.length or 0) // BYTES_PER_TOKEN
+                else:
+                    text = body.rope() if isinstance(body, HeldBody) else body
+                    prompt = estimate_prompt(text, facts.repeated_bytes, tokens=route.row.fields.tokens)
             if admitted.previous_id is not None:
                 # its prompt begins with that of the response, and its answer
                 prompt += self._response_sizes.of(admitted.previous_id)
@@ -202,7 +204,6 @@ class Accounting(RequestObserver):
             facts.max_tokens,
             facts.min_tokens,
             facts.stream_interval,
-            admitted.response_id,
         )
         if context.background is not None:
             context.background.prompt_tokens = prompt
@@ -210,7 +211,7 @@ class Accounting(RequestObserver):
             # the size of an upload says nothing about tokens
             meter.audio, prompt = audio, TOKENS_PER_MEDIUM
         if admitted.usage_injected:
-            meter.fingerprint = self._fingerprint(admitted, route.path)
+            meter.fingerprint = self._fingerprint(serving.group.dearest.server, admitted.model, route.path)
         if not limited or authorization.uncounted:
             # to look at a response or to cancel it must work while the response takes the last place
             return None
@@ -232,6 +233,42 @@ class Accounting(RequestObserver):
             context.reservation = reserved
             return None
         return reserved
+
+    def placed(
+        self,
+        context: RequestContext,
+        authorization: Authorization,
+        admitted: Admitted,
+        destination: Destination,
+        response_id: str,
+    ) -> None:
+        """Meter a request as its destination is priced.
+
+        Args:
+            context: the request.
+            authorization: the authorization of its head.
+            admitted: the admitted request.
+            destination: what serves it.
+            response_id: the id of the response, if the gateway chose it; else empty.
+        """
+        meter = context.meter
+        if meter is None:
+            return
+        meter.response_id = response_id
+        serving = admitted.serving
+        if destination is serving.group.lone:
+            return
+        route = authorization.route
+        meter.pricing = self._pricing_at(destination, serving, route, context.head.method)
+        if admitted.usage_injected:
+            meter.fingerprint = self._fingerprint(destination.server, admitted.model, route.path)
+
+    def withdraw(self, context: RequestContext) -> None:
+        """Give back what a request reserved: another model is asked in its place."""
+        reservation, context.reservation = context.reservation, None
+        context.meter = None
+        if reservation is not None:
+            self._limiter.settle(reservation, 0, 0, self._now(), sent=False)
 
     def check(self, context: RequestContext, authorization: Authorization) -> None:
         """Refuse a request by its head that `open` would refuse whatever its body is. Reserves nothing.
@@ -353,8 +390,12 @@ class Accounting(RequestObserver):
                 param="model",
             )
 
-    def _pricing(self, key: PricingKey, route: Route, entry: ModelEntry | None) -> RoutePricing:
-        """Return the pricing of all requests with one model, server, route and method, and cache it."""
+    def _pricing_at(self, destination: Destination, serving: Serving, route: Route, method: bytes) -> RoutePricing:
+        """Return the pricing of all requests with one model, server, route and method."""
+        key = (serving.model, destination.server.name, serving.name_at(destination), route.path, method)
+        return self._pricings.get(key) or self._new_pricing(key, route, destination.entry)
+
+    def _new_pricing(self, key: PricingKey, route: Route, entry: ModelEntry | None) -> RoutePricing:
         pricing = RoutePricing(route, self._prices_of(entry) if route.takes_model else FREE)
         model, _, name, path, method = key
         self._pricings.keep(key, pricing, len(model) + len(name) + len(path) + len(method))
@@ -418,11 +459,11 @@ class Accounting(RequestObserver):
         if meter.response_id and prompt:
             self._response_sizes.keep(meter.response_id, prompt + output)
 
-    def _fingerprint(self, admitted: Admitted, route: str) -> Fingerprint:
+    def _fingerprint(self, server: Server, model: str, route: str) -> Fingerprint:
         # not every route's responses have one
-        key = (admitted.server.name, admitted.model, route)
+        key = (server.name, model, route)
         found = self._fingerprints.get(key)
         if found is None:
             found = Fingerprint()
-            self._fingerprints.keep(key, found, len(admitted.model) + len(route))
+            self._fingerprints.keep(key, found, len(model) + len(route))
         return found

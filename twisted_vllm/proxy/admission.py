@@ -41,7 +41,7 @@ from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
 from twisted_vllm.proxy.upstream_headers import PRIORITY
-from twisted_vllm.upstreams.router import Router
+from twisted_vllm.upstreams.router import Destination, Router
 from twisted_vllm.usage.records import Payer, refer
 
 # to read a member of an enum from its class takes 0.1 µs
@@ -57,37 +57,53 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         serving: what serves it.
         path: path and query, below the server's base path.
-        body: the body for the server; None if it streams.
+        body: the body as it came; None if it streams.
         facts: other facts read from the body.
-        usage_injected: whether the gateway requested the stream's usage although the client did not.
-        renamed: for a streaming form, the server's name of the model if it differs from the form's.
+        form: whether the body is a form.
+        named: the model that the body names; empty if it names none.
+        edits: the changes to the body that do not depend on the server.
+        usage_injected: whether the gateway requests the stream's usage although the client did not.
         unread: why the body could not be read; None if it was read or streams.
-        background_id: the id of the response, if the server is to generate it in the background; empty if the server
-            chooses it; None for every other request.
-        response_id: the id of the response, if the gateway chose it; else empty.
+        stored: what the body says about stored responses.
+        background: whether the server is to generate the response in the background.
         previous_id: the id of the stored response that it continues; None if it continues none, or for administrators.
     """
 
     serving: Serving
     path: bytes
-    body: bytes | Rope | None
+    body: bytes | HeldBody | None
     facts: BodyFacts = UNREAD
+    form: bool = False
+    named: str = ""
+    edits: tuple[Edit, ...] = ()
     usage_injected: bool = False
-    renamed: str | None = None
     unread: ModelUndetermined | None = None
-    background_id: str | None = None
-    response_id: str = ""
+    stored: ResponseFields = NO_FIELDS
+    background: bool = False
     previous_id: str | None = None
-
-    @property
-    def server(self) -> Server:
-        """The chosen server."""
-        return self.serving.server
 
     @property
     def model(self) -> str:
         """The model's name, as in `Serving`."""
         return self.serving.model
+
+    def without_body(self) -> Admitted:
+        """Return the same without what takes memory."""
+        return Admitted(self.serving, self.path, None)
+
+
+class Prepared(msgspec.Struct, frozen=True, gc=False):
+    """A request as a server gets it.
+
+    Attributes:
+        body: the body; None if it streams.
+        renamed: for a streaming form, the server's name of the model if it differs from the form's.
+        response_id: the id of the response, if the gateway chose it; else empty.
+    """
+
+    body: bytes | Rope | None
+    renamed: str | None = None
+    response_id: str = ""
 
 
 class Admission:
@@ -235,7 +251,11 @@ class Admission:
         return True
 
     def admit(
-        self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | HeldBody | None
+        self,
+        authorization: Authorization,
+        headers: Mapping[bytes, bytes],
+        body: bytes | HeldBody | None,
+        instead: str = "",
     ) -> Admitted:
         """Admit the whole request.
 
@@ -243,6 +263,7 @@ class Admission:
             authorization: what `authorize` returned.
             headers: the first value of each header, by lower-case name.
             body: the body, or None if it streams; required if `must_hold` says so.
+            instead: the model to use in place of the one that the body names; empty for that one.
 
         Raises:
             ModelUndetermined: a permission depends on the model, and the body does not name it clearly.
@@ -258,7 +279,8 @@ class Admission:
         form = headers.get(b"content-type") != b"application/json" and is_form(headers)
         facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
-        named = "" if field is None else field.name
+        own = "" if field is None else field.name
+        named = instead or own
         place = row.model
         if place is _PERHAPS:
             return self._admit_unknown(authorization, named, body)
@@ -268,21 +290,15 @@ class Admission:
         if place is _HEADER:
             serving = self._serving.by_header(authorization, headers, named)
         elif authorization.response_server is not None:
-            serving = Serving(authorization.response_server)
+            serving = self._serving.at(authorization.response_server)
         else:
             serving = self._serving.by_body(authorization, named, facts is not UNREAD and not form, preferred)
         forwarded = authorization.forwarded
-        if body is None or facts is UNREAD:
-            return Admitted(serving, forwarded, _unedited(body), unread=unread)
-        name = serving.name
-        if form:
-            assert isinstance(body, bytes)
-            if field is not None and name and name != named:
-                body = rename_in_form(body, field, name)
-            return Admitted(serving, forwarded, body, facts)
+        if body is None or facts is UNREAD or form:
+            return Admitted(serving, forwarded, body, facts, form, own, unread=unread)
         edits: list[Edit] = []
-        if name and name != named:
-            edits.append(name_edit(body, facts, name))
+        if principal.priority is not None:
+            edits += self._priority_edits(principal, row, body, facts)
         injected: tuple[Edit, ...] = ()
         if facts.stream and row.generates:
             if not row.streams and not principal.is_administrator:
@@ -295,25 +311,49 @@ class Admission:
                 edits += injected
         if principal.cache_salt and row.prefix_cache is _SALTED:
             edits.append(salt_edit(body, facts, principal.cache_salt))
-        background_id, response_id, previous_id = "" if stored.background else None, "", None
-        if authorization.stores and self._response_ids is not None and principal.kind == "key":
-            response_id = self._response_ids.make(principal, serving.server)
-            previous_id = stored.previous
-            edits.append(request_id_edit(body, stored, response_id))
-            if stored.background:
-                background_id = response_id
-        if principal.priority is not None:
-            edits = self._priority_edits(principal, row, body, facts) + edits
         return Admitted(
             serving,
             forwarded,
-            splice(body, edits) if edits else _unedited(body),
+            body,
             facts,
+            False,
+            own,
+            tuple(edits) if edits else (),
             bool(injected),
-            background_id=background_id,
-            response_id=response_id,
-            previous_id=previous_id,
+            stored=stored,
+            background=stored.background,
+            previous_id=stored.previous if self._makes_ids(authorization) else None,
         )
+
+    def prepare(self, authorization: Authorization, admitted: Admitted, destination: Destination) -> Prepared:
+        """Return an admitted request as one of its servers gets it.
+
+        Raises:
+            ModelUndetermined: the model's name cannot be written in a form.
+        """
+        body, facts, own = admitted.body, admitted.facts, admitted.named
+        name = admitted.serving.name_at(destination)
+        if body is None:
+            return Prepared(None, name if name and name != own else None)
+        if facts is UNREAD:
+            return Prepared(_unedited(body))
+        if admitted.form:
+            assert isinstance(body, bytes)
+            if facts.model is not None and name and name != own:
+                body = rename_in_form(body, facts.model, name)
+            return Prepared(body)
+        edits = list(admitted.edits)
+        if name and name != own:
+            edits.append(name_edit(body, facts, name))
+        response_id = ""
+        if self._response_ids is not None and self._makes_ids(authorization):
+            response_id = self._response_ids.make(authorization.principal, destination.server)
+            edits.append(request_id_edit(body, admitted.stored, response_id))
+        return Prepared(splice(body, edits) if edits else _unedited(body), None, response_id)
+
+    def _makes_ids(self, authorization: Authorization) -> bool:
+        """Return whether the gateway chooses the id of the response."""
+        return authorization.stores and self._response_ids is not None and authorization.principal.kind == "key"
 
     def _response_fields(self, principal: Principal, body: bytes | HeldBody) -> tuple[ResponseFields, Server | None]:
         """Return what a body says about stored responses, and the server that has the one to continue.
@@ -352,8 +392,7 @@ class Admission:
         if not name and authorization.restricted:
             raise _no_model()
         serving = self._serving.by_body(authorization, name or "", insertable=False)
-        renamed = serving.name if serving.name and serving.name != name else None
-        return Admitted(serving, authorization.forwarded, None, renamed=renamed, unread=fault)
+        return Admitted(serving, authorization.forwarded, None, form=True, named=name or "", unread=fault)
 
     @staticmethod
     def _priority_edits(principal: Principal, row: VllmRoute, body: bytes | HeldBody, facts: BodyFacts) -> list[Edit]:
@@ -367,7 +406,7 @@ class Admission:
         """Admit a request on a route that may use a model that its body names."""
         if named:
             self._serving.by_body(authorization, named, insertable=False)
-        return Admitted(self._serving.undetermined(), authorization.forwarded, _unedited(body))
+        return Admitted(self._serving.undetermined(), authorization.forwarded, body)
 
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | HeldBody | None, form: bool

@@ -21,6 +21,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization, BackgroundResponse, RequestContext
 from twisted_vllm.errors import GatewayError, TooManyBackgroundResponses
@@ -146,7 +147,6 @@ class BackgroundResponses(RequestObserver):
         Raises:
             TooManyBackgroundResponses: no more can be followed.
         """
-        assert admitted.background_id is not None
         key_id = authorization.principal.key_id
         if len(self._followed) >= MAX_FOLLOWED or (key_id and self._of_key[key_id] >= MAX_OF_KEY):
             raise TooManyBackgroundResponses(
@@ -156,7 +156,8 @@ class BackgroundResponses(RequestObserver):
                 retry_after=int(LONGEST_WAIT),
             )
         body = admitted.body or b""
-        return BackgroundResponse(admitted.background_id, estimate_prompt(body), admitted.facts.max_tokens)
+        text = body.rope() if isinstance(body, HeldBody) else body
+        return BackgroundResponse("", estimate_prompt(text), admitted.facts.max_tokens)
 
     def finished(self, context: RequestContext) -> None:
         """Follow the response of a request; poll at once a response that its client has asked for."""

@@ -29,6 +29,8 @@ def for_client(head: ResponseHead, context: RequestContext, mount: bytes) -> Res
         elif key == b"x-request-id" and context.repeated_as:
             value = context.request_id
         relayed.append((name, value))
+    if context.fallback:
+        relayed.append((b"x-litellm-model-group", context.fallback.encode("utf-8")))
     return head if relayed == head.relayed else head.replacing(relayed)
 
 

@@ -1,4 +1,4 @@
-"""A request that waits for something: a reservation in Redis, or a server's answer about its models."""
+"""A request that waits for something: a reservation in Redis, a server's answer about its models, a place."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class PendingStep:
         request: GatewayRequest,
         body: object,
         step: Deferred[Any],
+        otherwise: Callable[[GatewayError], bool] | None = None,
     ) -> None:
         """Start to wait.
 
@@ -28,10 +29,12 @@ class PendingStep:
             request: the request.
             body: its body, which is paused while the request waits if it streams.
             step: fires with the step's result; it is cancelled if the client disconnects.
+            otherwise: called with the error if the step fails; returns whether it took care of the request.
         """
         self._request = request
         self._body = body
         self._step = step
+        self._otherwise = otherwise
         self._cancelled = False
         request.work = self
         if isinstance(body, RequestBody):
@@ -62,8 +65,11 @@ class PendingStep:
         request = self._request
         if request.work is self:
             request.work = None
+        error = failure.value
+        if isinstance(error, GatewayError) and self._otherwise is not None and self._otherwise(error):
+            return
         self._drop_body()
-        if isinstance(failure.value, GatewayError):
-            request.answer(failure.value)
+        if isinstance(error, GatewayError):
+            request.answer(error)
         else:
             request.processingFailed(failure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from typing import Protocol as TypingProtocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -17,7 +18,7 @@ from zope.interface import implementer
 from twisted_vllm.errors import TURNED_AWAY, GatewayError, OutOfSockets, UpstreamProtocolError
 from twisted_vllm.http.client.interfaces import IRelayedBody
 from twisted_vllm.http.client.response import UpstreamResponse
-from twisted_vllm.http.headers import HeaderList, relayed_trailers
+from twisted_vllm.http.headers import HeaderList, ResponseHead, relayed_trailers
 from twisted_vllm.http.server.request import GatewayRequest
 from twisted_vllm.proxy.client_head import for_client
 from twisted_vllm.proxy.paths import MOUNT
@@ -92,6 +93,22 @@ class RequestBody:
         self._request.resume_body()
 
 
+class Forwarding(TypingProtocol):
+    """Is told what became of an attempt, and may make another."""
+
+    def answered(self, response: UpstreamResponse) -> bool:
+        """The head of a response came; return whether another takes its place."""
+
+    def failed(self, error: GatewayError) -> bool:
+        """No response came; return whether another attempt takes its place."""
+
+    def cut(self, error: GatewayError) -> None:
+        """The response was cut short."""
+
+    def cancelled(self) -> None:
+        """The client has disconnected."""
+
+
 class Relay(Protocol):
     """Relays one response to the client: the protocol that receives the response's body, and the request's `Work`.
 
@@ -106,20 +123,34 @@ class Relay(Protocol):
     _response: UpstreamResponse | None = None
     _ended = False
 
-    def __init__(self, request: GatewayRequest) -> None:
+    def __init__(self, request: GatewayRequest, forwarding: Forwarding | None = None) -> None:
+        """Relay to the client of `request`; `forwarding` is told what became of the attempt."""
         self._request = request
+        self._forwarding = forwarding
         self.context = request.context
 
     def cancel(self) -> None:
         """The client has disconnected: close the connection to the server, which makes vLLM abort the generation."""
         self._ended = True
         self.context.outcome = self.context.outcome or "client_disconnected"
+        forwarding, self._forwarding = self._forwarding, None
+        if forwarding is not None:
+            forwarding.cancelled()
         pending, self._pending = self._pending, None
         response, self._response = self._response, None
         if pending is not None:
             pending.cancel()
         elif response is not None:
             response.stopProducing()
+
+    def fail(self, error: GatewayError) -> None:
+        """Give up waiting for the response."""
+        pending, self._pending = self._pending, None
+        if pending is not None and not self._ended:
+            self._ended = True
+            pending.cancel()
+            self._ended = False
+            self._failed(Failure(error))
 
     # the head
 
@@ -133,23 +164,33 @@ class Relay(Protocol):
         if self._ended:
             response.stopProducing()
             return
-        self._response = response
         try:
+            if self._forwarding is not None and self._forwarding.answered(response):
+                self._ended = True
+                self._forwarding = None
+                return
+            self._response = response
             self._begin_response(response)
         except Exception:
             self._broken(Failure())
+
+    def answer_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Relay a response whose body was read already."""
+        self._ended = True
+        self.context.outcome = "completed"
+        meter = self.context.meter
+        if meter is not None:
+            meter.start(head)
+            body = meter.finish(body)
+        self._relay_head(head)
+        self._request.relay_body(body, True)
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
         meter = self.context.meter
         if meter is not None:
             meter.start(response.head)
-        if self.context.reservation is not None:
-            request.added = self.context.reservation.lines
-        head = response.head
-        if head.status != 200 or self.context.repeated_as:
-            head = for_client(head, self.context, MOUNT)
-        request.relay_head(head)
+        self._relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
             # its body is delivered at once
@@ -158,6 +199,14 @@ class Relay(Protocol):
             # now there is a body to pause if the client reads slowly
             request.registerProducer(self, True)
         request.flush()
+
+    def _relay_head(self, head: ResponseHead) -> None:
+        context = self.context
+        if context.reservation is not None:
+            self._request.added = context.reservation.lines
+        if head.status != 200 or context.repeated_as or context.fallback:
+            head = for_client(head, context, MOUNT)
+        self._request.relay_head(head)
 
     def _failed(self, failure: Failure) -> None:
         self._pending = None
@@ -168,6 +217,9 @@ class Relay(Protocol):
             self._broken(failure)
             return
         self._ended = True
+        forwarding, self._forwarding = self._forwarding, None
+        if forwarding is not None and forwarding.failed(error):
+            return
         if isinstance(error, OutOfSockets):
             self.context.sent = False
         # a request with an unacceptable body counts as refused too
@@ -232,6 +284,8 @@ class Relay(Protocol):
         self._ended = True
         self.context.outcome = "upstream_failed"
         error = _cause(reason)
+        if self._forwarding is not None:
+            self._forwarding.cut(error)
         request = self._request
         meter = self.context.meter
         try:

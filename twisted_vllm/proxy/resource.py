@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 
@@ -13,41 +13,34 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.bodies.held_body import HeldBody
-from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
 from twisted_vllm.field_policy.forms import FormFields
-from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
-from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.http.headers import HeaderList, is_form, is_json
+from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate, Jobs
 from twisted_vllm.http.server.body_room import owner_of
 from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
-from twisted_vllm.lifecycle import Lifecycle
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.admission import Admission, Admitted
-from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization, HeaderFormat
-from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization
 from twisted_vllm.proxy.body_collector import BodyCollector, takes_long
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
-from twisted_vllm.proxy.forwarded import address_of, client_headers, said_by_proxies
-from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, one_less, own_answer
+from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarding import Forwarder
+from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
-from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
-from twisted_vllm.proxy.upstream_headers import REQUEST_ID, dropped_from, outgoing_headers
-from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.proxy.upstream_headers import dropped_from
 
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
@@ -63,8 +56,7 @@ class PassThroughResource:
         self,
         *,
         admission: Admission,
-        client: PassThroughClient,
-        preflight_client: PassThroughClient | None = None,
+        forwarder: Forwarder,
         limits: Limits,
         trusted_proxies: Sequence[IPv4Network | IPv6Network],
         in_thread: InThread,
@@ -75,17 +67,13 @@ class PassThroughResource:
         allows: Callable[[RequestContext], bool] | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
-        lifecycle: Lifecycle | None = None,
-        background: BackgroundResponses | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
 
         Args:
             admission: authorizes and routes requests.
-            client: sends requests to servers.
-            preflight_client: sends preflights without a key past the queues, which strangers could fill; None sends
-                them by `client`.
+            forwarder: sends requests to servers.
             limits: the limits of bodies.
             trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
@@ -96,13 +84,10 @@ class PassThroughResource:
             allows: returns whether the address of a request is served; None serves all.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
-            lifecycle: the observers of requests.
-            background: follows responses that are generated in the background; None follows none.
             now: the time in Unix seconds.
         """
         self._admission = admission
-        self._client = client
-        self._preflight_client = client if preflight_client is None else preflight_client
+        self._forwarder = forwarder
         self._limits = limits
         self._trusted_proxies = tuple(trusted_proxies)
         self._in_thread = in_thread
@@ -115,8 +100,6 @@ class PassThroughResource:
         self._allows = allows
         self._web_pages = web_pages
         self._accounting = accounting
-        self._lifecycle = Lifecycle() if lifecycle is None else lifecycle
-        self._background = background
         self._now = now
         self._cache = AuthorizationCache()
 
@@ -280,43 +263,19 @@ class PassThroughResource:
         context = request.context
         authorization = context.authorization
         assert authorization is not None
-        body: bytes | Rope | RequestBody
+        streamed: RequestBody | None = None
         if isinstance(held, FormBody):
             admitted = self._admission.admit_form(authorization, held.model, held.fault)
-            held.name_model(admitted.renamed)
-            body = held
+            streamed = held
         else:
             try:
                 admitted = self._admission.admit(authorization, context.head.first, held)
             except BaseModelUnknown as error:
                 self._ask_and_admit(request, held, cached, error.server)
                 return
-            body = (
-                admitted.body
-                if admitted.body is not None
-                else RequestBody(request, dropped_from(authorization.principal))
-            )
-        reserved = None
-        if admitted.background_id is not None and self._background is not None:
-            context.background = self._background.begin(authorization, admitted)
-        if self._accounting is not None:
-            reserved = self._accounting.open(context, authorization, admitted)
-            meter = context.meter
-            if meter is not None and meter.audio is not None:
-                if isinstance(body, RequestBody):
-                    body.watch = meter.audio.feed
-                else:
-                    for piece in (body,) if isinstance(body, bytes) else body:
-                        meter.audio.feed(piece)
-        if reserved is None:
-            self._send(request, admitted, body, cached)
-        else:
-
-            def proceed(reservation: Reservation) -> None:
-                context.reservation = reservation
-                self._send(request, admitted, body, cached)
-
-            PendingStep(request, body, reserved).then(proceed)
+            if held is None:
+                streamed = RequestBody(request, dropped_from(authorization.principal))
+        self._forwarder.forward(request, authorization, admitted, streamed, cached)
 
     def _ask_and_admit(
         self,
@@ -335,105 +294,3 @@ class PassThroughResource:
             self._admit(request, held, cached)
 
         PendingStep(request, held, self._ask_models(server)).then(admit)
-
-    def _send(
-        self,
-        request: GatewayRequest,
-        admitted: Admitted,
-        body: bytes | Rope | RequestBody,
-        cached: CachedAuthorization | None,
-    ) -> None:
-        context = request.context
-        serving = admitted.serving
-        server = context.server = serving.server
-        # do not keep `admitted` in the context: it holds the body
-        context.model = serving.model
-        for observe in self._lifecycle.admitted:
-            observe(context)
-        first = context.head.first
-        if cached is not None and admitted.body is not None:
-            form = cached.formats.get(server)
-            if form is None:
-                framing = (b"Content-Length", b"") if b"content-length" in first else None
-                pairs = self._headers(context, server, framing, expects_continue=False)
-                form = HeaderFormat(server.url + admitted.path, pairs)
-                cached.formats.keep(server, form, len(admitted.path))
-            url = form.url
-            headers = form.write(len(admitted.body), context.request_id, first)
-        else:
-            waits = isinstance(body, RequestBody) and request.awaits_continue()
-            pairs = self._headers(context, server, _framing(body, first), expects_continue=waits)
-            if context.head.protocols:
-                pairs += upgrade_headers(context.head)
-            url = server.url + admitted.path
-            headers = RawHeaders.from_pairs(pairs)
-        authorization = context.authorization
-        assert authorization is not None
-        again = partial(_repeat, request, headers) if authorization.route.repeatable else None
-        relay = UpgradeRelay(request) if context.head.protocols else Relay(request)
-        request.work = relay
-        context.sent = True
-        for observe in self._lifecycle.sent:
-            observe(context)
-        client = self._preflight_client if context.principal is PREFLIGHT else self._client
-        relay.await_response(
-            client.request(
-                request.method,
-                url,
-                headers=headers,
-                data=HeldBodyProducer(body, self._cooperate) if isinstance(body, Rope) else body,
-                server=server,
-                protocols=context.head.protocols,
-                informational=request.informational,
-                left_queue=context.left_queue,
-                on_sent=context.on_sent,
-                again=again,
-            )
-        )
-
-    def _headers(
-        self,
-        context: RequestContext,
-        server: Server,
-        framing: tuple[bytes, bytes] | None,
-        *,
-        expects_continue: bool,
-    ) -> HeaderList:
-        principal = context.principal
-        assert principal is not None
-        peer = context.peer
-        proxies = self._trusted_proxies
-        head = context.head
-        counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
-        return outgoing_headers(
-            one_less(head.headers) if counts else head.headers,
-            head.names,
-            server=server,
-            principal=principal,
-            request_id=context.request_id,
-            forwarded=client_headers(
-                peer.host, peer.secure, head.first.get(b"host"), said_by_proxies(head.headers, proxies), proxies
-            ),
-            framing=framing,
-            connection=head.first.get(b"connection"),
-            expects_continue=expects_continue,
-        )
-
-
-def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
-    """Return the headers of a request's second attempt: with an id of its own, because vLLM must not meet one twice."""
-    context = request.context
-    request_id = request.site.ids.make(context.started)
-    context.repeated_as = request_id.decode("ascii")
-    return headers.replacing(REQUEST_ID, request_id)
-
-
-def _framing(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    """Return the header that frames the body, or None for a request without a body."""
-    if not isinstance(body, RequestBody):
-        if body or b"content-length" in head or b"transfer-encoding" in head:
-            return (b"Content-Length", b"%d" % len(body))
-        return None
-    if isinstance(body.length, int):
-        return (b"Content-Length", b"%d" % body.length)
-    return (b"Transfer-Encoding", b"chunked")

@@ -1,20 +1,22 @@
-"""What serves a request: the server, its model, and the entry of ``model_list`` whose name and price count."""
+"""What serves a request: the model group, and the names by which the model is asked for and counted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
 
 from twisted_vllm.auth.policy import RoutePolicy, is_no_path
+from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.steering_headers import ADAPTER
 from twisted_vllm.bounded_cache import BoundedCache
-from twisted_vllm.config.settings import ModelEntry, Server
+from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization
 from twisted_vllm.errors import ModelNotAllowed, ModelNotFound
 from twisted_vllm.proxy.upstream_headers import dropped_from
-from twisted_vllm.upstreams.router import CLIP, Router
+from twisted_vllm.upstreams.router import CLIP, Destination, ModelGroup, Router
 
 #: cached servings of models that no entry names, and the maximum length of such a name in characters
 MAX_UNLISTED, MAX_NAME = 1_000, 256
@@ -23,25 +25,30 @@ LONGEST_NAME = 4_096
 
 
 class Serving(msgspec.Struct, frozen=True, gc=False):
-    """What serves a request.
+    """What serves a request: a model group, one of whose servers is chosen when the request is sent.
 
     Attributes:
-        server: the chosen server.
-        name: the server's name of the model, which the body must contain; empty to leave the body as it is.
+        group: the model group.
+        named: the name of the model that the body must contain, unless a destination has another; empty to leave the
+            body as it is.
         model: the model's name in limits and the ledger: the entry's in ``model_list``, else the body's with the key's
             alias resolved; empty if it is not known.
         asked: the body's name with the key's alias resolved, if that is not `model`.
-        entry: the entry that serves it; None if there is none.
         priced: whether the price is known. It is not if the server's base model serves the request and the prices of
             the server's models differ.
+        server: the server that has what the request continues; None if any will do.
     """
 
-    server: Server
-    name: str = ""
+    group: ModelGroup
+    named: str = ""
     model: str = ""
     asked: str = ""
-    entry: ModelEntry | None = None
     priced: bool = True
+    server: Server | None = None
+
+    def name_at(self, destination: Destination) -> str:
+        """Return a destination's name of the model, which the body must contain; empty to leave the body as it is."""
+        return self.named and (destination.upstream_model or self.named)
 
 
 class BaseModelUnknown(Exception):
@@ -74,7 +81,7 @@ class ServingChooser:
 
         Args:
             policy: decides which models a principal may use.
-            router: picks the server for a model.
+            router: finds the model group.
             base_models: knows the base models of servers.
         """
         self._policy = policy
@@ -93,7 +100,11 @@ class ServingChooser:
         Raises:
             ModelNotFound: no server is configured.
         """
-        return Serving(self._router.destination_for_undetermined().server)
+        return Serving(self._router.undetermined())
+
+    def at(self, server: Server) -> Serving:
+        """Return the serving of a request that must go to a server."""
+        return Serving(self._router.only(server))
 
     def by_body(
         self, authorization: Authorization, named: str, insertable: bool, server: Server | None = None
@@ -112,33 +123,39 @@ class ServingChooser:
         """
         router = self._router
         if not named:
-            destination = router.destination_for_undetermined()
-            entry = destination.entry
-            if entry is not None and insertable:
-                return Serving(destination.server, entry.upstream_model, entry.model_name, entry=entry)
-            return Serving(destination.server, priced=not router.prices_differ(destination.server))
+            first = router.first() if insertable else None
+            if first is not None:
+                return Serving(first, first.name, first.name, server=server)
+            group = router.undetermined()
+            return Serving(group, priced=not router.prices_differ(group.destinations[0].server))
         if len(named) > LONGEST_NAME:
             raise _no_such_model(named)
         aliases = authorization.principal.aliases
         asked = aliases.get(named, named) if aliases else named
         if authorization.restricted:
-            self._policy.check_model(authorization.principal, asked)
+            self._check(authorization.principal, asked)
         found = self._unlisted.get(asked)
-        if found is not None:
+        if found is not None and found.group is router.default:
             return found
-        destination = router.route(asked, server)
-        entry = destination.entry
-        if entry is None:
+        group = router.find(asked)
+        if group.dearest.entry is None:
             self._policy.check_unlisted_model(authorization.principal, asked)
-            found = Serving(destination.server, asked, asked)
+            found = Serving(group, asked, asked)
             # what may be a path is checked each time
             if is_no_path(asked):
                 self._unlisted.keep(asked, found, len(asked))
             return found
-        model = entry.model_name
-        return Serving(
-            destination.server, destination.upstream_model or asked, model, "" if asked == model else asked, entry
-        )
+        model = group.name
+        return Serving(group, model, model, "" if asked == model else asked, server=server)
+
+    def _check(self, principal: Principal, asked: str) -> None:
+        """Check that a principal may use a model by one of its names (``model_group_alias``)."""
+        name = self._router.alias(asked)
+        if name is not None:
+            with suppress(ModelNotAllowed):
+                self._policy.check_model(principal, name)
+                return
+        self._policy.check_model(principal, asked)
 
     def by_header(self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str) -> Serving:
         """Return what serves a request whose body's model only chooses the server: an adapter or the base model.
@@ -156,7 +173,8 @@ class ServingChooser:
         if len(named) > LONGEST_NAME:
             raise _no_such_model(named)
         asked = principal.aliases.get(named, named)
-        destination = router.route(asked or None)
+        group = router.find(asked) if asked else router.undetermined()
+        destination = group.calmest()
         server = destination.server
         adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
         name = self._base_models.base_model(server) if adapter is None else adapter.decode("latin-1")
@@ -169,7 +187,7 @@ class ServingChooser:
                     "body names, and the server does not say which that is. Use another route.",
                     param="model",
                 )
-            return Serving(server, priced=not router.prices_differ(server))
+            return Serving(router.only(server), priced=not router.prices_differ(server))
         entry = router.serving(server, name)
         model = name if entry is None else entry.model_name
         self._policy.check_model(principal, model)
@@ -184,7 +202,7 @@ class ServingChooser:
         ):
             # the base model would answer for any name; on other routes vLLM refuses a name that it does not have
             raise _no_such_model(asked)
-        return Serving(server, "", model, "" if name == model else name, entry)
+        return Serving(router.only(server, entry), "", model, "" if name == model else name)
 
 
 def _no_such_model(name: str) -> ModelNotFound:

@@ -12,6 +12,36 @@ BUCKET_SECONDS = 0.25
 _EXPIRED = -inf
 
 
+class SteadyTime:
+    """Turns a clock that may be set back into the time of windows, which never goes backwards.
+
+    It continues from the latest time, shifted by whole seconds, which floats add exactly.
+
+    Attributes:
+        offset: seconds by which the windows are ahead of the clock.
+    """
+
+    __slots__ = ("_latest", "offset")
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._latest = 0.0
+
+    def at(self, now: float) -> float:
+        """Return the time of the windows.
+
+        Args:
+            now: the clock's time, in seconds.
+        """
+        now += self.offset
+        if now < self._latest:
+            back = ceil(self._latest - now)
+            self.offset += back
+            now += back
+        self._latest = now
+        return now
+
+
 class Bucket:
     """Amounts that were counted close together.
 

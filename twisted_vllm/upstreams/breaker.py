@@ -6,10 +6,12 @@ Plain Python: every method gets the time in seconds, and the jitter's randomness
 state      requests
 =========  ==============================================================================================
 closed     go to the server; during a slow start fewer than its weight says
-open       none until the cool-down is over; a server that answered, though with errors, is a last resort
+open       none until the cool-down is over
 half_open  one at a time, the trial: its success closes the breaker, its failure opens it for longer
 dead       none until active checks find the server alive; they are its trials
 =========  ==============================================================================================
+
+A server that answers, though with errors, is a last resort in all of these states (`Breaker.last_resort`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ OPEN = "open"
 HALF_OPEN = "half_open"
 DEAD = "dead"
 
+#: Statuses from 500 on that say something of the request, and nothing of the server: vLLM answers 501 to what a model
+#: cannot do.
+_OF_THE_REQUEST = frozenset((501, 505))
+
 #: The share of its weight with which a slow start begins.
 FIRST_SHARE = 0.1
 
@@ -31,6 +37,14 @@ MAX_COOLDOWN = 60.0
 
 #: By how much of itself a cool-down may be shortened, so that several gateways do not try a server at the same time.
 JITTER = 0.2
+
+
+def fault_of_status(status: int) -> str | None:
+    """Return the reason for which a status counts as a failure of its server; None for one that does not.
+
+    A status below 500 never counts: a client could open the breaker of every server with it.
+    """
+    return f"status_{status}" if status >= 500 and status not in _OF_THE_REQUEST else None
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +75,7 @@ class Breaker:
         last_resort: It is not closed, but its server answered, though with errors. A request for which there is no
             other server is better sent there than refused.
         ticket: The ticket of requests that begin while it is closed.
+        failures: How many requests failed by the server's fault, by reason.
         on_change: Called with each change of state.
     """
 
@@ -75,6 +90,7 @@ class Breaker:
         "_slow_start",
         "_trial_since",
         "closed",
+        "failures",
         "last_resort",
         "on_change",
         "reason",
@@ -92,6 +108,7 @@ class Breaker:
         max_cooldown: float,
         slow_start: float,
         random: Callable[[], float],
+        now: float = 0.0,
     ) -> None:
         """Begin closed.
 
@@ -100,7 +117,8 @@ class Breaker:
             cooldown: The first cool-down, in seconds. Each further one is twice as long.
             max_cooldown: The longest cool-down, in seconds.
             slow_start: Seconds after a recovery until the server has its whole weight again; 0: at once.
-            random: A number from 0.0 to below 1.0, for the jitter.
+            random: Returns a number from 0.0 to below 1.0, for the jitter.
+            now: The time, in seconds.
         """
         self._allowed_fails = allowed_fails
         self._cooldown = min(cooldown, max_cooldown)
@@ -115,9 +133,10 @@ class Breaker:
         self.last_resort = False
         self.state = CLOSED
         self.reason = ""
-        self.since = 0.0
+        self.since = now
         self.retry_at = 0.0
         self.ticket = 0
+        self.failures: dict[str, int] = {}
         self.on_change: Callable[[Change], None] = ignore
 
     def allows(self, now: float) -> bool:
@@ -167,6 +186,7 @@ class Breaker:
             ticket: What `begin` returned.
             answered: The server answered, with a status that says that it cannot.
         """
+        self.failures[reason] = self.failures.get(reason, 0) + 1
         if ticket != self.ticket:
             return
         self._fails += 1
@@ -179,18 +199,20 @@ class Breaker:
             self._trial_since = None
             self.retry_at = now
 
-    def declare_dead(self, now: float, reason: str, retry_at: float) -> None:
-        """Active checks found the server dead; call it again to tell another `retry_at`.
+    def declare_dead(self, now: float, reason: str, retry_at: float, *, answered: bool = False) -> None:
+        """Active checks found the server dead. Another call tells what the checks found since.
 
         Args:
             now: The time, in seconds.
             reason: Why.
             retry_at: When the checks can find it alive at the earliest, in seconds.
+            answered: The server answered its checks, with a status that says that it cannot.
         """
-        self.retry_at = retry_at
+        self.last_resort = answered
         if self.state != DEAD:
-            self.last_resort = False
             self._enter(DEAD, now, reason)
+        self.reason = reason
+        self.retry_at = retry_at
 
     def declare_alive(self, now: float) -> None:
         """Active checks found the server alive.

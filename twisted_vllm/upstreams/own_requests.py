@@ -14,6 +14,7 @@ from twisted_vllm.errors import UpstreamProtocolError
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.http.headers import HeaderList
 
 
 def get_json(client: PassThroughClient, server: Server, path: bytes) -> Deferred[UpstreamResponse]:
@@ -27,11 +28,21 @@ def get_json(client: PassThroughClient, server: Server, path: bytes) -> Deferred
     Returns:
         The response, as from `PassThroughClient.request`.
     """
-    pairs = [(b"Host", server.host_header), (b"Accept", b"application/json")]
+    headers = RawHeaders.from_pairs(own_headers(server, b"application/json"))
+    return client.request(b"GET", server.url + path, headers=headers, server=server, again=lambda: headers)
+
+
+def own_headers(server: Server, accept: bytes) -> HeaderList:
+    """Return the headers of a request to a server, with its own key.
+
+    Args:
+        server: the server.
+        accept: the value of ``Accept``.
+    """
+    pairs = [(b"Host", server.host_header), (b"Accept", accept)]
     if server.api_key is not None:
         pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
-    headers = RawHeaders.from_pairs(pairs)
-    return client.request(b"GET", server.url + path, headers=headers, server=server, again=lambda: headers)
+    return pairs
 
 
 def read_at_most(response: UpstreamResponse, limit: int) -> Deferred[bytes]:

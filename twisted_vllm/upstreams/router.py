@@ -1,70 +1,133 @@
-"""Chooses the server for a model.
+"""Finds the servers that may serve a model.
 
-Entries with the same ``model_name`` share its requests by weight, with nginx's smooth weighted round robin
-(``src/http/ngx_http_upstream_round_robin.c``): each pick adds every weight to its entry, takes the highest entry and
-subtracts the total from it. It needs no randomness, and spreads the picks of a heavy entry evenly.
+Entries of ``model_list`` with one ``model_name`` are a model group (LiteLLM's word): they share its requests by the
+group's routing strategy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from typing import Any
 
-import attrs
-
-from twisted_vllm.config.settings import ModelEntry, Server
+from twisted_vllm.config.settings import ModelEntry, RetrySettings, RoutingSettings, Server
 from twisted_vllm.errors import ModelNotFound
+from twisted_vllm.upstreams.entry_limits import EntryLimits
+from twisted_vllm.upstreams.fair_queue import FairQueue
+from twisted_vllm.upstreams.policies import Policy, make_policy
+from twisted_vllm.upstreams.retry_budget import RetryBudget
+from twisted_vllm.upstreams.server_state import Servers, ServerState
 
 #: characters of a caller's model name to quote in a message
 CLIP = 100
 
 
-@attrs.frozen
 class Destination:
-    """The destination of a request.
+    """One way to serve a model group: a server and its name of the model.
 
     Attributes:
         server: the server.
-        upstream_model: the server's name of the model; None if the body stays unchanged.
-        entry: the entry that serves it, whose price and name count; None if there is none.
+        state: what is known of it.
+        upstream_model: the server's name of the model; None if it is the group's, or the request's own.
+        entry: the entry whose price and name count; None if there is none.
+        weight: its share of the group's requests, above 0.
+        order: destinations with a lower number are used first.
+        limits: the limits of the entry; None without.
     """
 
-    server: Server
-    upstream_model: str | None
-    entry: ModelEntry | None = None
+    __slots__ = ("entry", "limits", "order", "server", "state", "upstream_model", "weight")
+
+    def __init__(
+        self,
+        server: Server,
+        state: ServerState,
+        upstream_model: str | None = None,
+        entry: ModelEntry | None = None,
+        limits: EntryLimits | None = None,
+    ) -> None:
+        self.server = server
+        self.state = state
+        self.upstream_model = upstream_model
+        self.entry = entry
+        self.weight = 1 if entry is None else entry.weight
+        self.order = 1 if entry is None else entry.order
+        self.limits = limits
+
+    def __repr__(self) -> str:
+        return f"<Destination {self.state.name} {self.upstream_model}>"
 
 
-class _Group:
-    """The entries of one model name, and the state of their round robin."""
+class ModelGroup:
+    """The destinations of one model name.
 
-    def __init__(self, entries: Sequence[ModelEntry]) -> None:
-        self._destinations = [
-            Destination(entry.server, None if entry.upstream_model == entry.model_name else entry.upstream_model, entry)
-            for entry in entries
-        ]
-        self._weights = [entry.weight for entry in entries]
-        self._total = sum(self._weights)
-        self._current = [0] * len(entries)
+    Attributes:
+        name: the model's name; empty for requests without a model, or with one that no entry has.
+        destinations: all of them, in the order of the file.
+        tiers: the same by `Destination.order`, the first to be used first.
+        lone: the destination, if there is only one and it has no limit of its own; else None.
+        dearest: the destination with the highest price.
+        strategy: the name of its routing strategy.
+        policy: chooses among destinations.
+        queue: the requests that wait for one of its servers.
+        budget: how many of its requests may be sent again.
+        fallbacks: the models to try in its place.
+        context_fallbacks: the models to try when a prompt is too long for it.
+    """
 
-    def pick(self, server: Server | None) -> Destination:
-        if server is not None:
-            for destination in self._destinations:
-                if destination.server.name == server.name:
-                    return destination
-        if len(self._destinations) == 1:
-            return self._destinations[0]
-        current = self._current
-        best = 0
-        for index, weight in enumerate(self._weights):
-            current[index] += weight
-            if current[index] > current[best]:
-                best = index
-        current[best] -= self._total
-        return self._destinations[best]
+    __slots__ = (
+        "budget",
+        "context_fallbacks",
+        "dearest",
+        "destinations",
+        "fallbacks",
+        "lone",
+        "name",
+        "policy",
+        "queue",
+        "strategy",
+        "tiers",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        destinations: Iterable[Destination],
+        strategy: str,
+        policy: Policy,
+        fallbacks: tuple[str, ...] = (),
+        context_fallbacks: tuple[str, ...] = (),
+        retry_share: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.destinations = tuple(destinations)
+        orders = sorted({each.order for each in self.destinations})
+        self.tiers = tuple(tuple(each for each in self.destinations if each.order == order) for order in orders)
+        first = self.destinations[0]
+        self.lone = first if len(self.destinations) == 1 and first.limits is None else None
+        self.dearest = max(self.destinations, key=lambda each: _price(each.entry))
+        self.strategy = strategy
+        self.policy = policy
+        # two entries may be of one server
+        servers = {each.server.url: each.server for each in self.destinations}
+        self.queue: FairQueue[Any] = FairQueue(sum(server.max_queued_requests for server in servers.values()))
+        self.budget = RetryBudget(retry_share, 0.0)
+        self.fallbacks = fallbacks
+        self.context_fallbacks = context_fallbacks
+
+    def calmest(self) -> Destination:
+        """Return the destination with the fewest requests for its weight, of those that work if any does."""
+        return min(
+            self.destinations, key=lambda each: (not each.state.breaker.closed, each.state.in_flight / each.weight)
+        )
+
+    def __repr__(self) -> str:
+        return f"<ModelGroup {self.name!r} {list(self.destinations)}, {len(self.queue)} queued>"
 
 
-def _price(entry: ModelEntry) -> tuple[Decimal, ...]:
+def _price(entry: ModelEntry | None) -> tuple[Decimal, ...]:
     """Return an entry's prices, in the order in which they decide which entry is dearer."""
+    if entry is None:
+        return ()
     prices = entry.prices
     named = (
         prices.output_cost_per_token,
@@ -76,68 +139,143 @@ def _price(entry: ModelEntry) -> tuple[Decimal, ...]:
 
 
 class Router:
-    """Chooses a server for each request.
+    """Finds the model group of each request.
 
-    Args:
-        models: the rows of ``model_list``, in order.
-        default_server: the server for models without a row and for requests without a model; None for none.
+    Attributes:
+        servers: the states of all servers.
+        default: the group of the default server, for models without an entry; None if there is no default server.
     """
 
-    def __init__(self, models: Sequence[ModelEntry], default_server: Server | None) -> None:
+    default: ModelGroup | None
+
+    def __init__(
+        self,
+        models: Sequence[ModelEntry],
+        default_server: Server | None,
+        *,
+        servers: Servers,
+        routing: RoutingSettings,
+        random: Callable[[], float],
+        retry_share: float = RetrySettings().budget,
+    ) -> None:
+        """Set up; the arguments are those of `update`, and:
+
+        Args:
+            servers: the states of all servers.
+            random: a random number from 0.0 to below 1.0.
+        """
+        self.servers = servers
+        self._random = random
+        self._groups: dict[str, ModelGroup] = {}
+        self._limits: dict[ModelEntry, EntryLimits] = {}
+        self.update(models, default_server, routing, retry_share)
+
+    def update(
+        self,
+        models: Sequence[ModelEntry],
+        default_server: Server | None,
+        routing: RoutingSettings,
+        retry_share: float = RetrySettings().budget,
+    ) -> None:
+        """Replace all model groups. Requests that were routed keep the group that they have.
+
+        Args:
+            models: the rows of ``model_list``, in order.
+            default_server: the server for models without a row and for requests without a model; None for none.
+            routing: the strategies, fallbacks and aliases.
+            retry_share: the most retries, as a share of a group's requests.
+        """
+        self._retry_share = retry_share
+        servers = [] if default_server is None else [default_server]
+        for state in self.servers.configure([*servers, *(entry.server for entry in models)]):
+            self._left(state)
+        self._routing = routing
         grouped: dict[str, list[ModelEntry]] = {}
         for entry in models:
             grouped.setdefault(entry.model_name, []).append(entry)
-        self._groups = {name: _Group(entries) for name, entries in grouped.items()}
-        self._default = Destination(default_server, None) if default_server is not None else None
+        # entries that stay go on counting
+        counted = self._limits
+        self._limits = {
+            entry: counted.get(entry) or EntryLimits(entry.rpm, entry.tpm)
+            for entry in models
+            if entry.rpm is not None or entry.tpm is not None
+        }
+        previous = self._groups
+        self._groups = {
+            name: self._group(name, map(self._destination, entries), previous.get(name), entries[0].strategy)
+            for name, entries in grouped.items()
+        }
+        self._aliases = {
+            alias: self._groups[name]
+            for alias, name in routing.model_group_alias.items()
+            if name in self._groups and alias not in self._groups
+        }
+        self.default = None
+        if default_server is not None:
+            default = Destination(default_server, self._state(default_server))
+            self.default = self._only(default, fallbacks=routing.default_fallbacks)
         # by the server and its own name of the model; of several entries, the dearest
         self._served: dict[tuple[bytes, str], ModelEntry] = {}
         for entry in models:
             key = (entry.server.url, entry.upstream_model)
             self._served[key] = max(self._served.get(key, entry), entry, key=_price)
-        #: the destinations of the default server's own names for configured models
+        #: the groups of the default server's own names for configured models
         self._direct = {
-            name: Destination(default_server, None, entry)
+            name: self._only(
+                Destination(default_server, self._state(default_server), None, entry, self._limits.get(entry)),
+                entry.model_name,
+            )
             for (url, name), entry in self._served.items()
             if default_server is not None and url == default_server.url
         }
+        self._alone: dict[tuple[Server, ModelEntry | None], ModelGroup] = {}
         self._priced = {entry.server.url for entry in models if any(_price(entry))}
-        self._unnamed = self._default
+        self._first = self._groups[models[0].model_name] if models else None
+        self._unnamed = self.default
         if self._unnamed is None and models:
-            self._unnamed = Destination(models[0].server, models[0].upstream_model, models[0])
+            self._unnamed = self._only(Destination(models[0].server, self._state(models[0].server)))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The configured model names, in order and without duplicates."""
         return tuple(self._groups)
 
-    def route(self, model: str | None, server: Server | None = None) -> Destination:
-        """Return the destination of a request for `model`, and advance the round robin; None means no model.
+    @property
+    def groups(self) -> tuple[ModelGroup, ...]:
+        """The groups of the configured model names, and that of the default server."""
+        return (*self._groups.values(), *(() if self.default is None else (self.default,)))
 
-        Args:
-            model: the model.
-            server: the server that has what the request continues: it is chosen if an entry of the model names it.
+    def alias(self, model: str) -> str | None:
+        """Return the name of the model that `model` is another name of (``model_group_alias``), or None."""
+        group = self._aliases.get(model)
+        return None if group is None else group.name
+
+    def find(self, model: str) -> ModelGroup:
+        """Return the group that serves a model.
 
         Raises:
             ModelNotFound: no entry has the name and there is no default server.
         """
-        if model is None:
-            return self.destination_for_undetermined()
-        group = self._groups.get(model)
+        group = self._groups.get(model) or self._aliases.get(model)
         if group is not None:
-            return group.pick(server)
+            return group
         direct = self._direct.get(model)
         if direct is not None:
             # no caller avoids an entry's price and limits by the server's own name
             return direct
-        if self._default is None:
+        if self.default is None:
             raise ModelNotFound(
                 f"No server is configured for the model {model[:CLIP]!r}. GET /vllm/v1/models lists the models.",
                 param="model",
             )
-        return self._default
+        return self.default
 
-    def destination_for_undetermined(self) -> Destination:
-        """Return the destination of a request without a model: the default server, else the first entry.
+    def first(self) -> ModelGroup | None:
+        """Return the group of the first entry, which serves requests that name no model; None if it does not."""
+        return self._first if self.default is None else None
+
+    def undetermined(self) -> ModelGroup:
+        """Return the group for requests without a model: the default server, else the server of the first entry.
 
         Raises:
             ModelNotFound: no server is configured.
@@ -146,6 +284,21 @@ class Router:
             raise ModelNotFound("No vLLM server is configured. The operator sets HOSTED_VLLM_API_BASE or model_list.")
         return self._unnamed
 
+    def only(self, server: Server, entry: ModelEntry | None = None) -> ModelGroup:
+        """Return a group of one server, for requests that must go there.
+
+        Args:
+            server: the server.
+            entry: the entry whose price and limits count; None if there is none.
+        """
+        key = (server, entry)
+        group = self._alone.get(key)
+        if group is None:
+            limits = None if entry is None else self._limits.get(entry)
+            destination = Destination(server, self._state(server), None, entry, limits)
+            group = self._alone[key] = self._only(destination, "" if entry is None else entry.model_name)
+        return group
+
     def serving(self, server: Server, name: str) -> ModelEntry | None:
         """Return the entry whose model a server serves under its own name `name`; None if there is none."""
         return self._served.get((server.url, name))
@@ -153,3 +306,43 @@ class Router:
     def prices_differ(self, server: Server) -> bool:
         """Return whether the price of a request to a server depends on which of its models serves it."""
         return server.url in self._priced
+
+    def _state(self, server: Server) -> ServerState:
+        return self.servers.state_of(server)
+
+    def _destination(self, entry: ModelEntry) -> Destination:
+        upstream_model = None if entry.upstream_model == entry.model_name else entry.upstream_model
+        return Destination(entry.server, self._state(entry.server), upstream_model, entry, self._limits.get(entry))
+
+    def _group(
+        self, name: str, destinations: Iterable[Destination], previous: ModelGroup | None, strategy: str | None
+    ) -> ModelGroup:
+        routing = self._routing
+        strategy = strategy or routing.routing_strategy
+        # what a policy learned is kept
+        policy = previous.policy if previous is not None and previous.strategy == strategy else None
+        group = ModelGroup(
+            name,
+            destinations,
+            strategy,
+            policy or make_policy(strategy, self._random),
+            routing.fallbacks.get(name, tuple(each for each in routing.default_fallbacks if each != name)),
+            routing.context_window_fallbacks.get(name, ()),
+            self._retry_share,
+        )
+        if previous is not None:
+            group.queue.rate = previous.queue.rate
+        return group
+
+    @staticmethod
+    def _only(destination: Destination, name: str = "", fallbacks: tuple[str, ...] = ()) -> ModelGroup:
+        return ModelGroup(name, (destination,), _LONE_STRATEGY, _LONE, fallbacks)
+
+    def _left(self, state: ServerState) -> None:
+        for group in self._groups.values():
+            group.policy.forgot(state.name)
+
+
+# a group of one never asks its policy
+_LONE_STRATEGY = "simple-shuffle"
+_LONE = make_policy(_LONE_STRATEGY, lambda: 0.0)

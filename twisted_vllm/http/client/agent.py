@@ -6,7 +6,6 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -29,7 +28,7 @@ from twisted_vllm.http.client.body import hold
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
 from twisted_vllm.http.client.exchange import UpstreamExchange
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Ended, Informational, IUpstreamAgent, Sent
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -111,17 +110,11 @@ class UpstreamAgent:
         server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
-        left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
         again: Again | None = None,
-        on_ended: Callable[[], None] | None = None,
+        on_ended: Ended | None = None,
     ) -> Deferred[UpstreamResponse]:
-        """Send a request; see `IUpstreamAgent`. Nothing is queued here, so `left_queue` is never called.
-
-        Args:
-            on_ended: called once when the exchange is over: its response is complete, failed or was given up, or its
-                tunnel is closed.
-        """
+        """Send a request; see `IUpstreamAgent`."""
         if server is None:
             server, target = server_of(uri)
         else:
@@ -199,7 +192,7 @@ class UpstreamAgent:
                 self._lost,
             )
         )
-        connecting = self._endpoint(server).connect(factory)
+        connecting = self.endpoint_of(server).connect(factory)
         if not (isIPAddress(server.host) or isIPv6Address(server.host)):
             # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
             connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
@@ -228,7 +221,8 @@ class UpstreamAgent:
         hold(exchange.body)
         self._waiting.add(exchange)
 
-    def _endpoint(self, server: Server) -> IStreamClientEndpoint:
+    def endpoint_of(self, server: Server) -> IStreamClientEndpoint:
+        """Return what connects to a server."""
         endpoint = self._endpoints.get(server)
         if endpoint is None:
             arguments = (self._reactor, server.host, server.port)

@@ -17,15 +17,14 @@ from twisted_vllm.http.headers import HeaderList
 #: receives an interim response: its status, its reason phrase and its headers
 Informational = Callable[[int, bytes, HeaderList], None]
 
-#: called when a request leaves its server's queue: the seconds that it waited, or None if it was refused at once, and
-#: whether it is sent to the server
-LeftQueue = Callable[[float | None, bool], None]
-
 #: returns the headers with which a request is sent again, with an id of their own
 Again = Callable[[], RawHeaders]
 
 #: called when the whole request, or a piece of its body, was written to a connection: the time in the reactor's seconds
 Sent = Callable[[float], None]
+
+#: called once when an exchange is over: its response is complete, failed or was given up, or its tunnel is closed
+Ended = Callable[[], None]
 
 NO_PROTOCOLS: frozenset[bytes] = frozenset()
 
@@ -55,9 +54,9 @@ class IUpstreamAgent(IAgent):
         server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
-        left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
         again: Again | None = None,
+        on_ended: Ended | None = None,
     ) -> Deferred[UpstreamResponse]:
         """Send a request.
 
@@ -72,11 +71,11 @@ class IUpstreamAgent(IAgent):
                 host of the URL, with default timeouts.
             protocols: the protocols, in lower case, that the server may switch to with a `SwitchedResponse`.
             informational: called with each interim response.
-            left_queue: called once if the request was queued, or refused because the queue is full.
             on_sent: called when it was written to a connection, and again for each piece of a body that streams; not
                 called again if it is sent again.
             again: makes the headers of another attempt; None if the request must not be sent again once a byte of it
                 was sent. A request of which nothing was sent goes to another connection in any case.
+            on_ended: called once when the exchange is over.
 
         Returns:
             The response, once its head arrived. Cancelling gives up the request and aborts its connection; after that,
@@ -86,5 +85,4 @@ class IUpstreamAgent(IAgent):
             UpstreamTimeout: connecting, or waiting for the head of the response, took too long.
             UpstreamProtocolError: the response is not HTTP.
             OutOfSockets: the gateway had no descriptor or port for a connection.
-            ServerBusy: the request could not be queued, or waited too long.
         """

@@ -14,7 +14,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Informational, IUpstreamAgent, LeftQueue, Sent
+from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Ended, Informational, IUpstreamAgent, Sent
 from twisted_vllm.http.client.response import UpstreamResponse
 
 
@@ -36,9 +36,9 @@ class PassThroughClient(HTTPClient):
         server: Server | None = None,
         protocols: frozenset[bytes] = NO_PROTOCOLS,
         informational: Informational | None = None,
-        left_queue: LeftQueue | None = None,
         on_sent: Sent | None = None,
         again: Again | None = None,
+        on_ended: Ended | None = None,
         **refused: Any,
     ) -> Deferred[UpstreamResponse]:
         """Send a request; see `IUpstreamAgent`.
@@ -66,7 +66,7 @@ class PassThroughClient(HTTPClient):
             server=server,
             protocols=protocols,
             informational=informational,
-            left_queue=left_queue,
             on_sent=on_sent,
             again=again,
+            on_ended=on_ended,
         )

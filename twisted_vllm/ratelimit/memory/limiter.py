@@ -14,7 +14,7 @@ from twisted_vllm.ratelimit.headers import limit_headers
 from twisted_vllm.ratelimit.memory.counters import REQUEST_LIMITS, LocalReservation, Scope, WindowLimit, tightest
 from twisted_vllm.ratelimit.refusals import Refusal, error_of
 from twisted_vllm.ratelimit.reservation import Reservation
-from twisted_vllm.ratelimit.windows import WINDOW_SECONDS
+from twisted_vllm.ratelimit.windows import WINDOW_SECONDS, SteadyTime
 
 #: reports a crossed soft budget: the kind, the id, the spend and the soft budget, both in picodollars
 SoftBudgetCrossed = Callable[[str, str, int, int], None]
@@ -50,8 +50,7 @@ class LocalLimiter:
         self._swept_at = 0.0
         self._round = 0
         self._left_of_round = 0
-        self._latest = 0.0
-        self._clock_offset = 0
+        self._time = SteadyTime()
 
     def __len__(self) -> int:
         """Return the number of keys, users, teams and end users with counters."""
@@ -77,7 +76,7 @@ class LocalLimiter:
         scope = self._scopes.get((subject.kind, subject.id)) or Scope((subject.kind, subject.id), None, now)
         return {
             name: window.used
-            for name, _, window in scope.window_limits(subject.allowance, model, now + self._clock_offset)
+            for name, _, window in scope.window_limits(subject.allowance, model, now + self._time.offset)
         }
 
     def admit(self, limited: Sequence[Limited], model: str, tokens: int, cost: int, now: float) -> Reservation:
@@ -93,7 +92,7 @@ class LocalLimiter:
         Raises:
             RateLimitExceeded, BudgetExceeded: a limit refused it; nothing was counted.
         """
-        wall, now = now, self._monotonic(now)
+        wall, now = now, self._time.at(now)
         if now - self._swept_at > _SWEEP_SECONDS:
             self._sweep(now)
         # An exhausted limit admits nothing, even with an estimate of 0.
@@ -122,7 +121,7 @@ class LocalLimiter:
         Raises:
             RateLimitExceeded, BudgetExceeded: as from `admit` for a request that uses nothing, of no model.
         """
-        wall, now = now, self._monotonic(now)
+        wall, now = now, self._time.at(now)
         for subject in limited:
             scope, allowance = self._scope(subject, wall, now), subject.allowance
             if not scope.has_room(allowance, scope.window_limits(allowance, "", now), 1, 1):
@@ -141,7 +140,7 @@ class LocalLimiter:
         if reservation.settled or not isinstance(reservation, LocalReservation):
             return
         reservation.settled = True
-        now = self._monotonic(now)
+        now = self._time.at(now)
         for scope in reservation.scopes:
             scope.in_flight -= 1
             scope.used_at = now
@@ -229,19 +228,6 @@ class LocalLimiter:
             all_windows += windows
             refusals += scope.refusals(subject.allowance, windows, model, tokens, cost, wall=wall, now=now)
         return error_of(refusals, limit_headers(*tightest(all_windows, now)))
-
-    def _monotonic(self, now: float) -> float:
-        """Return the time for the windows: the clock's, or a later one after the clock was set back.
-
-        It continues from the latest time, shifted by whole seconds, which floats add exactly.
-        """
-        now += self._clock_offset
-        if now < self._latest:
-            back = ceil(self._latest - now)
-            self._clock_offset += back
-            now += back
-        self._latest = now
-        return now
 
     def _sweep(self, now: float) -> None:
         """Remove some of the idle counters; a round through all of them takes about one window."""

@@ -1,0 +1,552 @@
+"""Sends admitted requests to servers: to another one if the first fails, and for another model if all do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.bodies.held_pieces import Rope
+from twisted_vllm.bodies.prompt_prefix import prompt_prefix
+from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
+from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
+from twisted_vllm.errors import GatewayError, ModelNotAllowed, ModelNotFound, OutOfSockets, UpstreamUnreachable
+from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
+from twisted_vllm.http.client.raw_headers import RawHeaders
+from twisted_vllm.http.client.response import UpstreamResponse
+from twisted_vllm.http.client.treq_client import PassThroughClient
+from twisted_vllm.http.headers import HeaderList
+from twisted_vllm.http.net.bounded_turns import Cooperate
+from twisted_vllm.http.server.request import GatewayRequest
+from twisted_vllm.lifecycle import Lifecycle
+from twisted_vllm.proxy.accounting import Accounting
+from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
+from twisted_vllm.proxy.background_responses import BackgroundResponses
+from twisted_vllm.proxy.form_body import FormBody
+from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
+from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
+from twisted_vllm.proxy.pending_step import PendingStep
+from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
+from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
+from twisted_vllm.ratelimit.reservation import Reservation
+from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
+from twisted_vllm.upstreams.own_requests import read_at_most
+from twisted_vllm.upstreams.policies import RoutingRequest
+from twisted_vllm.upstreams.router import ModelGroup
+from twisted_vllm.upstreams.server_state import ServerState
+
+#: the most models that are tried in place of one
+MOST_FALLBACKS = 5
+#: the maximum size of a refusal that is read, in bytes
+MOST_REFUSAL = 1_048_576
+#: how vLLM and others say that a prompt is too long for the model
+_TOO_LONG = re.compile(
+    rb"maximum (context|model) length|longer than the maximum|context_length_exceeded|max_model_len", re.IGNORECASE
+)
+
+
+class Forwarder:
+    """Sends requests to servers. It has what all requests share."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        client: PassThroughClient,
+        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        cooperate: Cooperate,
+        clock: Any,
+        accounting: Accounting | None = None,
+        lifecycle: Lifecycle | None = None,
+        background: BackgroundResponses | None = None,
+        routing: RoutingSettings,
+        retry: RetrySettings,
+        session_header: str,
+    ) -> None:
+        """Set up.
+
+        Args:
+            admission: writes a request for a server, and admits it for another model.
+            dispatcher: places requests on servers.
+            client: sends requests to servers.
+            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
+            cooperate: runs an iterator in steps, for large bodies that are held.
+            clock: the reactor's clock (``IReactorTime``).
+            accounting: meters and limits requests; None does neither.
+            lifecycle: the observers of requests.
+            background: follows responses that are generated in the background; None follows none.
+            routing: how often a request is sent again, and what is tried in its model's place.
+            retry: which answers are followed by another attempt.
+            session_header: the header that names a request's session.
+        """
+        self.admission = admission
+        self.dispatcher = dispatcher
+        self.client = client
+        self.trusted_proxies = tuple(trusted_proxies)
+        self.cooperate = cooperate
+        self.clock = clock
+        self.accounting = accounting
+        self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
+        self.background = background
+        self.retries = routing.num_retries
+        self.retry_after = routing.retry_after
+        self.statuses = frozenset(retry.statuses)
+        self.session_header = session_header.lower().encode("ascii")
+
+    def forward(
+        self,
+        request: GatewayRequest,
+        authorization: Authorization,
+        admitted: Admitted,
+        streamed: RequestBody | None,
+        cached: CachedAuthorization | None,
+    ) -> None:
+        """Send an admitted request to a server, and relay the answer.
+
+        Args:
+            request: the request.
+            authorization: the authorization of its head.
+            admitted: the admitted request.
+            streamed: the body if it streams; None if it is in hand.
+            cached: the cache entry of its head, or None.
+
+        Raises:
+            GatewayError: as from `Accounting.open`, `Dispatcher.place` and `Admission.prepare`.
+        """
+        Forwarding(self, request, authorization, streamed, cached).admitted(admitted)
+
+    def headers(
+        self,
+        context: RequestContext,
+        server: Server,
+        framing: tuple[bytes, bytes] | None,
+        *,
+        expects_continue: bool,
+    ) -> HeaderList:
+        """Return the headers of a request for a server."""
+        principal = context.principal
+        assert principal is not None
+        peer = context.peer
+        proxies = self.trusted_proxies
+        head = context.head
+        counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
+        return outgoing_headers(
+            one_less(head.headers) if counts else head.headers,
+            head.names,
+            server=server,
+            principal=principal,
+            request_id=context.request_id,
+            forwarded=client_headers(
+                peer.host, peer.secure, head.first.get(b"host"), said_by_proxies(head.headers, proxies), proxies
+            ),
+            framing=framing,
+            connection=head.first.get(b"connection"),
+            expects_continue=expects_continue,
+        )
+
+
+class Forwarding:
+    """One request, from its admission to the first byte of its answer."""
+
+    _log = Logger()
+
+    __slots__ = (
+        "_admitted",
+        "_attempts",
+        "_authorization",
+        "_cached",
+        "_fallbacks",
+        "_forwarder",
+        "_group",
+        "_placement",
+        "_relay",
+        "_request",
+        "_since",
+        "_streamed",
+        "_tried",
+    )
+
+    _admitted: Admitted
+    _group: ModelGroup
+    _placement: Placement
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        request: GatewayRequest,
+        authorization: Authorization,
+        streamed: RequestBody | None,
+        cached: CachedAuthorization | None,
+    ) -> None:
+        self._forwarder = forwarder
+        self._request = request
+        self._authorization = authorization
+        self._streamed = streamed
+        self._cached = cached
+        self._attempts = 0
+        self._tried: tuple[ServerState, ...] = ()
+        self._fallbacks: tuple[str, ...] | None = None
+        self._relay: Relay | None = None
+        self._since = 0.0
+
+    def admitted(self, admitted: Admitted) -> None:
+        """Reserve what the request may use, and send it.
+
+        Raises:
+            GatewayError: it is refused.
+        """
+        self._admitted = admitted
+        self._group = admitted.serving.group
+        forwarder, context = self._forwarder, self._request.context
+        self._group.budget.began()
+        # do not keep `admitted` in the context: it holds the body
+        context.model = admitted.serving.model
+        if admitted.background and forwarder.background is not None:
+            context.background = forwarder.background.begin(self._authorization, admitted)
+        reserved = None
+        if forwarder.accounting is not None:
+            reserved = forwarder.accounting.open(context, self._authorization, admitted)
+            self._watch_audio(context)
+        if reserved is None:
+            self._place()
+        else:
+            PendingStep(self._request, self._streamed, reserved).then(self._reserved)
+
+    def _reserved(self, reservation: Reservation) -> None:
+        self._request.context.reservation = reservation
+        self._place()
+
+    def _watch_audio(self, context: RequestContext) -> None:
+        meter = context.meter
+        if meter is None or meter.audio is None:
+            return
+        if self._streamed is not None:
+            self._streamed.watch = meter.audio.feed
+            return
+        body = self._admitted.body
+        if isinstance(body, bytes):
+            meter.audio.feed(body)
+        elif body is not None:
+            for piece in body.rope():
+                meter.audio.feed(piece)
+
+    # a place
+
+    def _place(self) -> None:
+        """Ask for a place on a server of the model.
+
+        Raises:
+            NoHealthyUpstream, ServerBusy: there is none, and no other model may be tried.
+        """
+        forwarder, group = self._forwarder, self._group
+        try:
+            placed = forwarder.dispatcher.place(group, self._ask())
+        except GatewayError as error:
+            if not self._fall_back(group.fallbacks):
+                raise error
+            return
+        if isinstance(placed, Placement):
+            self._send(placed)
+            return
+        self._since = forwarder.clock.seconds()
+        PendingStep(self._request, self._streamed, placed, self._not_placed).then(self._placed_later)
+
+    def _ask(self) -> Ask:
+        admitted, principal = self._admitted, self._authorization.principal
+        serving = admitted.serving
+        group = serving.group
+        routing = NO_ROUTING
+        policy = group.policy
+        if group.lone is None and (policy.reads_session or policy.reads_prompt):
+            routing = self._routing(principal)
+        reservation = self._request.context.reservation
+        return Ask(
+            principal.key_id or principal.kind,
+            principal.priority or 0,
+            routing,
+            0 if reservation is None else reservation.tokens,
+            self._tried,
+            serving.server,
+            principal is PREFLIGHT,
+        )
+
+    def _routing(self, principal: Principal) -> RoutingRequest:
+        admitted, policy = self._admitted, self._admitted.serving.group.policy
+        session, prefix = b"", tuple[int, ...]()
+        if policy.reads_session:
+            named = self._request.context.head.first.get(self._forwarder.session_header, b"")
+            # a session of one key is not that of another
+            session = b"%b %b" % (principal.key_id.encode("ascii"), named)
+        if policy.reads_prompt and admitted.body and not admitted.form:
+            prefix = prompt_prefix(admitted.body, model=admitted.serving.model, salt=principal.cache_salt or "")
+        return RoutingRequest(session, prefix)
+
+    def _placed_later(self, placement: Placement) -> None:
+        self._request.context.queued = placement.queued
+        self._send(placement)
+
+    def _not_placed(self, error: GatewayError) -> bool:
+        self._request.context.queued = self._forwarder.clock.seconds() - self._since
+        return self._fall_back(self._group.fallbacks)
+
+    # an attempt
+
+    def _send(self, placement: Placement) -> None:
+        """Send the request to the server where it is placed.
+
+        Raises:
+            GatewayError: it cannot be written for that server.
+        """
+        self._placement = placement
+        try:
+            self._attempt(placement)
+        except BaseException:
+            placement.ended()
+            raise
+
+    def _attempt(self, placement: Placement) -> None:
+        request, forwarder, admitted, cached = self._request, self._forwarder, self._admitted, self._cached
+        context = request.context
+        destination = placement.destination
+        server = context.server = destination.server
+        prepared = forwarder.admission.prepare(self._authorization, admitted, destination)
+        body: bytes | Rope | RequestBody
+        if prepared.body is not None:
+            body = prepared.body
+        else:
+            assert self._streamed is not None
+            body = self._streamed
+            if isinstance(body, FormBody):
+                body.name_model(prepared.renamed)
+        if context.background is not None:
+            context.background.id = prepared.response_id
+        if forwarder.accounting is not None:
+            forwarder.accounting.placed(context, self._authorization, admitted, destination, prepared.response_id)
+        if not self._attempts:
+            for observe in forwarder.lifecycle.admitted:
+                observe(context)
+        first = context.head.first
+        if cached is not None and prepared.body is not None:
+            form = cached.formats.get(server)
+            if form is None:
+                framing = (b"Content-Length", b"") if b"content-length" in first else None
+                pairs = forwarder.headers(context, server, framing, expects_continue=False)
+                form = HeaderFormat(server.url + admitted.path, pairs)
+                cached.formats.keep(server, form, len(admitted.path))
+            url = form.url
+            headers = form.write(len(prepared.body), context.request_id, first)
+        else:
+            waits = isinstance(body, RequestBody) and request.awaits_continue()
+            pairs = forwarder.headers(context, server, _framing(body, first), expects_continue=waits)
+            if context.head.protocols:
+                pairs += upgrade_headers(context.head)
+            url = server.url + admitted.path
+            headers = RawHeaders.from_pairs(pairs)
+        if self._attempts:
+            headers = _repeat(request, headers)
+            context.sent_at = None
+        again = partial(_repeat, request, headers) if self._authorization.route.repeatable else None
+        relay = self._relay = UpgradeRelay(request, self) if context.head.protocols else Relay(request, self)
+        request.work = relay
+        context.sent = True
+        self._attempts += 1
+        for observe in forwarder.lifecycle.sent:
+            observe(context)
+        destination.state.awaiting.add(self)
+        relay.await_response(
+            forwarder.client.request(
+                request.method,
+                url,
+                headers=headers,
+                data=HeldBodyProducer(body, forwarder.cooperate) if isinstance(body, Rope) else body,
+                server=server,
+                protocols=context.head.protocols,
+                informational=request.informational,
+                on_sent=context.on_sent,
+                again=again,
+                on_ended=placement.ended,
+            )
+        )
+
+    # what became of it
+
+    def answered(self, response: UpstreamResponse) -> bool:
+        """The head of an answer came; return whether another takes its place."""
+        placement = self._placement
+        placement.destination.state.awaiting.discard(self)
+        status = response.head.status
+        now = self._forwarder.clock.seconds()
+        placement.responded(status, now)
+        if status >= 400:
+            if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now):
+                response.stopProducing()
+                return True
+            if status == 400 and self._group.context_fallbacks and self._is_in_hand:
+                self._read_refusal(response)
+                return True
+        self._over()
+        return False
+
+    def failed(self, error: GatewayError) -> bool:
+        """The attempt failed before the head of an answer came; return whether another takes its place."""
+        placement = self._placement
+        placement.destination.state.awaiting.discard(self)
+        # without a socket, it is the gateway's own fault
+        if not isinstance(error, OutOfSockets):
+            now = self._forwarder.clock.seconds()
+            placement.failed(error, now)
+            if self._goes_on(error.code, now):
+                return True
+        self._over()
+        return False
+
+    def cut(self, error: GatewayError) -> None:
+        """The answer was cut short."""
+        self._placement.failed(error, self._forwarder.clock.seconds())
+
+    def cancelled(self) -> None:
+        """The client has disconnected."""
+        self._placement.destination.state.awaiting.discard(self)
+        self._over()
+
+    def server_died(self, reason: str) -> None:
+        """The server was found dead while the request waits for its answer."""
+        if self._relay is not None:
+            self._relay.fail(UpstreamUnreachable("The vLLM server does not answer any more."))
+
+    def _over(self) -> None:
+        """Drop the body, which is not sent again, and break the reference cycle."""
+        self._admitted = self._admitted.without_body()
+        self._relay = self._streamed = self._cached = None
+
+    # another attempt
+
+    @property
+    def _is_in_hand(self) -> bool:
+        """Whether the whole request can be sent again."""
+        return self._streamed is None and not self._request.context.head.protocols
+
+    def _goes_on(self, reason: str, now: float) -> bool:
+        """Send the request to another server, or for another model; return whether that may be done."""
+        forwarder, group = self._forwarder, self._group
+        state = self._placement.destination.state
+        context = self._request.context
+        sent = context.sent_at is not None
+        if not self._is_in_hand or (sent and not self._authorization.route.repeatable):
+            return False
+        tried = (*self._tried, state)
+        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
+        again = (
+            self._attempts <= forwarder.retries
+            and forwarder.dispatcher.can_place(group, tried)
+            and group.budget.take(now, sent=sent, in_flight=in_flight)
+        )
+        if not again and not self._other_models(group.fallbacks):
+            return False
+        self._log.info(
+            "{server} failed {request_id}: {reason}",
+            request_id=context.request_id.decode("ascii"),
+            server=state.name,
+            reason=reason,
+            once_a_second=state.name,
+        )
+        before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
+        if again:
+            self._tried = tried
+            self._try_again()
+            return True
+        if self._fall_back(group.fallbacks):
+            return True
+        context.attempts = before
+        return False
+
+    def _try_again(self) -> None:
+        """Send the request to another server, after ``retry_after``."""
+        forwarder = self._forwarder
+        if forwarder.retry_after:
+            waiting: Deferred[None] = deferLater(forwarder.clock, forwarder.retry_after)
+            PendingStep(self._request, None, waiting).then(lambda _: self._place())
+            return
+        try:
+            self._place()
+        except GatewayError as error:
+            self._request.answer(error)
+        except Exception:
+            self._request.processingFailed(Failure())
+
+    # another model
+
+    def _other_models(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which models may still be tried in place of this one; `names` if none was tried yet."""
+        if self._fallbacks is None:
+            self._fallbacks = names[:MOST_FALLBACKS]
+        return self._fallbacks
+
+    def _fall_back(self, names: tuple[str, ...]) -> bool:
+        """Send the request for the next model that may take this one's place; return whether there is one."""
+        if not self._is_in_hand:
+            return False
+        context, forwarder = self._request.context, self._forwarder
+        body = self._admitted.body
+        while others := self._other_models(names):
+            name, self._fallbacks = others[0], others[1:]
+            try:
+                admitted = forwarder.admission.admit(self._authorization, context.head.first, body, instead=name)
+            except (ModelNotAllowed, ModelNotFound):
+                continue
+            if forwarder.accounting is not None:
+                forwarder.accounting.withdraw(context)
+            context.fallback = name
+            self._attempts, self._tried = 0, ()
+            try:
+                self.admitted(admitted)
+            except GatewayError as error:
+                self._request.answer(error)
+            except Exception:
+                self._request.processingFailed(Failure())
+            return True
+        return False
+
+    def _read_refusal(self, response: UpstreamResponse) -> None:
+        """Read why the server refused the request: another model may have room for a prompt that is too long."""
+        head = response.head
+        reading = read_at_most(response, MOST_REFUSAL)
+
+        def read(body: bytes) -> None:
+            if not _TOO_LONG.search(body) or not self._fall_back(self._group.context_fallbacks):
+                relay = self._relay
+                self._over()
+                assert relay is not None
+                relay.answer_whole(head, body)
+
+        PendingStep(self._request, None, reading).then(read)
+
+
+def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
+    """Return the headers of another attempt: with an id of its own, because vLLM must not meet one twice."""
+    context = request.context
+    request_id = request.site.ids.make(context.started)
+    context.repeated_as = request_id.decode("ascii")
+    return headers.replacing(REQUEST_ID, request_id)
+
+
+def _framing(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+    """Return the header that frames the body, or None for a request without a body."""
+    if not isinstance(body, RequestBody):
+        if body or b"content-length" in head or b"transfer-encoding" in head:
+            return (b"Content-Length", b"%d" % len(body))
+        return None
+    if isinstance(body.length, int):
+        return (b"Content-Length", b"%d" % body.length)
+    return (b"Transfer-Encoding", b"chunked")

@@ -1,0 +1,449 @@
+"""Places each request on a server: now, or when one has room.
+
+A request that is placed counts as in flight at its server until its exchange is over. What becomes of it is reported to
+the server's circuit breaker, latency and limits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy
+from twisted_vllm.http.net.deadlines import DeadlineSweeper
+from twisted_vllm.upstreams.breaker import fault_of_status
+from twisted_vllm.upstreams.entry_limits import Share
+from twisted_vllm.upstreams.faults import fault_of_request
+from twisted_vllm.upstreams.policies import RoutingRequest, ServerSnapshot
+from twisted_vllm.upstreams.router import Destination, ModelGroup
+from twisted_vllm.upstreams.server_state import ServerState
+
+#: what a request says of itself to a policy if no policy asks
+NO_ROUTING = RoutingRequest()
+#: the longest ``Retry-After`` while no server is healthy, in seconds
+MOST_RETRY_AFTER = 60
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """What a request needs of a server.
+
+    Attributes:
+        key: whose request it is, for fairness.
+        priority: how urgent it is; lower numbers are more urgent.
+        routing: what the policy may look at.
+        tokens: the tokens that it may use, estimated, for the limits of an entry.
+        tried: the servers that failed it.
+        server: the server that has what it continues: it goes there if a destination names it.
+        unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+    """
+
+    key: str = ""
+    priority: int = 0
+    routing: RoutingRequest = NO_ROUTING
+    tokens: int = 0
+    tried: tuple[ServerState, ...] = ()
+    server: Server | None = None
+    unlimited: bool = False
+
+
+class Placement:
+    """A request that is placed on a server.
+
+    Attributes:
+        destination: where.
+        group: the model group that it was asked of.
+        began: when it was placed, in the reactor's seconds.
+        queued: the seconds that it waited for room; None if it did not.
+    """
+
+    __slots__ = (
+        "_dispatcher",
+        "_ended",
+        "_share",
+        "_ticket",
+        "_told",
+        "began",
+        "destination",
+        "group",
+        "queued",
+        "unlimited",
+    )
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        group: ModelGroup,
+        destination: Destination,
+        share: Share | None,
+        ticket: int,
+        began: float,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._share = share
+        self.unlimited = False
+        self._ticket = ticket
+        self.began = began
+        self._told = self._ended = False
+        self.group = group
+        self.destination = destination
+        self.queued: float | None = None
+
+    def responded(self, status: int, now: float) -> None:
+        """The server's answer began.
+
+        Args:
+            status: its status.
+            now: the time in the reactor's seconds.
+        """
+        state = self.destination.state
+        self._told = True
+        state.latency.observe(now - self.began, now)
+        fault = None if status < 500 else fault_of_status(status)
+        if fault is None:
+            state.last_alive = now
+            state.breaker.succeeded(now, self._ticket)
+        else:
+            state.breaker.failed(now, fault, self._ticket, answered=True)
+
+    def failed(self, error: GatewayError, now: float) -> None:
+        """The request failed, before its answer began or within it.
+
+        Args:
+            error: why.
+            now: the time in the reactor's seconds.
+        """
+        state = self.destination.state
+        fault = fault_of_request(error, sent=self.began, last_alive=state.last_alive)
+        if fault is not None:
+            self._told = True
+            state.breaker.failed(now, fault, self._ticket)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its entry has limits, and wants to know what it used."""
+        return self._share is not None
+
+    def used(self, tokens: int, *, sent: bool) -> None:
+        """Tell how many tokens it used, for the limits of its entry. Idempotent."""
+        limits = self.destination.limits
+        if limits is not None and self._share is not None:
+            limits.settle(self._share, tokens, self._dispatcher.seconds(), sent=sent)
+
+    def ended(self) -> None:
+        """The exchange is over, or never began. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        dispatcher = self._dispatcher
+        state = self.destination.state
+        if not self._told:
+            state.breaker.abandoned(dispatcher.seconds(), self._ticket)
+        if not self.unlimited:
+            state.in_flight -= 1
+            if state.limit is not None:
+                self.group.queue.rate.ended(dispatcher.seconds())
+            dispatcher.freed()
+
+
+class _Waiting:
+    """A request that waits for room.
+
+    Attributes:
+        deadline: when `expired` is called, in the reactor's seconds.
+    """
+
+    __slots__ = ("_dispatcher", "ask", "deadline", "group", "result", "since")
+
+    def __init__(
+        self, dispatcher: Dispatcher, group: ModelGroup, ask: Ask, since: float, deadline: float | None
+    ) -> None:
+        self._dispatcher = dispatcher
+        self.group = group
+        self.ask = ask
+        self.since = since
+        self.deadline = deadline
+        self.result: Deferred[Placement] = Deferred(partial(dispatcher.cancelled, self))
+
+    def expired(self) -> None:
+        """Refuse it: it has waited too long."""
+        self.deadline = None
+        self._dispatcher.refuse(self, "the model's servers took no request in time")
+
+
+class _Ticker:
+    """Looks after the queues at each check of the deadlines, while anything waits.
+
+    Room may also come from a server that recovers or is added, and from a minute that is over.
+    """
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.deadline: float | None = 0.0
+        self._tick = tick
+
+    def expired(self) -> None:
+        """Look after the queues."""
+        self._tick()
+
+
+class Dispatcher:
+    """Places requests on servers. ``len()`` is the number of requests that wait for room.
+
+    Attributes:
+        seconds: returns the reactor's time.
+    """
+
+    _log = Logger()
+
+    def __init__(self, deadlines: DeadlineSweeper) -> None:
+        """Start with nothing in flight.
+
+        Args:
+            deadlines: the deadlines of queued requests.
+        """
+        self._deadlines = deadlines
+        self.seconds = deadlines.seconds
+        # the groups with queued requests; the first is served next
+        self._queues: dict[ModelGroup, None] = {}
+        self._ticker = _Ticker(self._tick)
+        self._granted: deque[tuple[_Waiting, Placement]] = deque()
+        self._granting = False
+        self._queued = 0
+
+    def __len__(self) -> int:
+        return self._queued
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self._queued} queued>"
+
+    def place(self, group: ModelGroup, ask: Ask) -> Placement | Deferred[Placement]:
+        """Place a request on a server of a group.
+
+        Returns:
+            Its placement, or a Deferred of it if it waits for room. Cancelling that gives up the place in the queue.
+            It fails with the errors below.
+
+        Raises:
+            NoHealthyUpstream: no server of the group gets requests at present.
+            ServerBusy: no server has room, and the queue is full; or none had in time.
+        """
+        now = self.seconds()
+        lone = group.lone
+        if lone is not None:
+            state = lone.state
+            # the usual case, in a microsecond
+            if state.limit is None and state.breaker.closed and not state.sleeping:
+                return self._take(group, lone, ask, now)
+        found = self._choose(group, ask, now)
+        if found is not None:
+            return self._take(group, found, ask, now)
+        return self._wait(group, ask, now)
+
+    def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
+        """Return whether another server of a group gets requests, beside those that were tried."""
+        now = self.seconds()
+        return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
+
+    # choosing
+
+    def _choose(self, group: ModelGroup, ask: Ask, now: float) -> Destination | None:
+        """Return the destination that the policy chooses among those with room; None if none has.
+
+        Raises:
+            NoHealthyUpstream: none gets requests.
+        """
+        usable = False
+        for tier in group.tiers:
+            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+            if not healthy:
+                continue
+            usable = True
+            if ask.server is not None:
+                bound = [each for each in healthy if each.server.url == ask.server.url]
+                if bound:
+                    healthy = bound
+            free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
+            if free:
+                return self._chosen(group, free, ask, now)
+        if usable:
+            return None
+        # no server is well: one that answers, though with errors, may still serve this request
+        resorts = [
+            each
+            for each in group.destinations
+            if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
+        ]
+        if not resorts:
+            raise self._no_healthy(group, now)
+        free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
+        return self._chosen(group, free, ask, now) if free else None
+
+    @staticmethod
+    def _chosen(group: ModelGroup, free: list[Destination], ask: Ask, now: float) -> Destination:
+        if len(free) == 1:
+            return free[0]
+        snapshots = []
+        for each in free:
+            state = each.state
+            breaker = state.breaker
+            snapshots.append(
+                ServerSnapshot(
+                    state.name,
+                    each.weight * breaker.share(now),
+                    state.in_flight,
+                    state.waiting,
+                    state.latency.value(now),
+                    state.kv_usage,
+                )
+            )
+        return free[group.policy.choose(snapshots, ask.routing)]
+
+    @staticmethod
+    def _no_healthy(group: ModelGroup, now: float) -> NoHealthyUpstream:
+        soonest = min((each.state.breaker.retry_at for each in group.destinations), default=now)
+        return NoHealthyUpstream(
+            "No server of this model can answer at present; send the request again.",
+            retry_after=min(max(1, int(soonest - now) + 1), MOST_RETRY_AFTER),
+        )
+
+    def _take(self, group: ModelGroup, destination: Destination, ask: Ask, now: float) -> Placement:
+        state = destination.state
+        limits, share = destination.limits, None
+        if limits is not None and not ask.unlimited:
+            share = limits.take(ask.tokens, now)
+        if group.lone is None:
+            group.policy.sent(state.name, ask.routing)
+        placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
+        if ask.unlimited:
+            placement.unlimited = True
+        else:
+            state.in_flight += 1
+            if state.limit is not None:
+                group.queue.rate.began(now)
+        return placement
+
+    def freed(self) -> None:
+        """A place is free: give it to a request that waits."""
+        if self._queues:
+            self.serve()
+
+    # the queues
+
+    def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
+        seconds = group.destinations[0].server.timeouts.queue
+        waiting = _Waiting(self, group, ask, now, self._deadlines.after(seconds))
+        # such a request can wait for some of the servers only
+        where = (ask.tried, ask.server) if ask.tried or ask.server is not None else None
+        pushed_out = group.queue.push(waiting, ask.key, ask.priority, now, where)
+        if pushed_out is waiting:
+            raise self._busy(group, "too many requests wait for the model's servers")
+        self._queued += 1
+        self._queues[group] = None
+        self._deadlines.add(waiting)
+        self._deadlines.add(self._ticker)
+        if pushed_out is not None:
+            self._dequeued(pushed_out)
+            pushed_out.result.errback(self._busy(group, "too many requests of this key wait for the model's servers"))
+        return waiting.result
+
+    def _dequeued(self, waiting: _Waiting) -> None:
+        self._queued -= 1
+        self._deadlines.discard(waiting)
+        if not waiting.group.queue:
+            self._queues.pop(waiting.group, None)
+            if not self._queues:
+                self._deadlines.discard(self._ticker)
+
+    def cancelled(self, waiting: _Waiting, _: object) -> None:
+        """Take out a request that was given up."""
+        if waiting.group.queue.discard(waiting, self.seconds()):
+            self._dequeued(waiting)
+
+    def refuse(self, waiting: _Waiting, reason: str) -> None:
+        """Refuse a request that waits."""
+        if waiting.group.queue.discard(waiting, self.seconds()):
+            self._dequeued(waiting)
+            waiting.result.errback(self._busy(waiting.group, reason))
+
+    def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
+        now = self.seconds()
+        limits = {each.state: each.state.limit or 1 for each in group.destinations if each.state.is_usable(now)}
+        seconds = group.queue.retry_after(sum(limits.values()) or 1, now)
+        entries = [each.limits.wait(0, now) for each in group.destinations if each.limits is not None]
+        if len(entries) == len(group.destinations):
+            # all entries have limits of their own
+            seconds = max(seconds, min(entries))
+        return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
+
+    def _tick(self) -> None:
+        now = self.seconds()
+        for group in list(self._queues):
+            try:
+                self._choose(group, Ask(), now)
+            except NoHealthyUpstream as error:
+                while (waiting := group.queue.pop(lambda _: True, now)) is not None:
+                    self._dequeued(waiting)
+                    waiting.result.errback(error)
+        self.serve()
+
+    def serve(self) -> None:
+        """Give the free places to those that wait, one group after the other."""
+        now = self.seconds()
+        idle = 0
+        while self._queues and idle < len(self._queues):
+            group = next(iter(self._queues))
+            # the next group has its turn after this one
+            del self._queues[group]
+            self._queues[group] = None
+            if self._serve_next(group, now):
+                idle = 0
+            else:
+                idle += 1
+        if self._granting:
+            return
+        # a request that fails at once frees a place: a loop, because recursion could get too deep
+        self._granting = True
+        try:
+            while self._granted:
+                waiting, placement = self._granted.popleft()
+                self._grant(waiting, placement)
+        finally:
+            self._granting = False
+
+    def _serve_next(self, group: ModelGroup, now: float) -> bool:
+        """Place the next request of a group; return whether there was room for one."""
+        chosen: list[Destination] = []
+
+        def accepts(waiting: _Waiting) -> bool:
+            try:
+                found = self._choose(group, waiting.ask, now)
+            except NoHealthyUpstream:
+                return False
+            if found is not None:
+                chosen.append(found)
+            return found is not None
+
+        waiting = group.queue.pop(accepts, now)
+        if waiting is None:
+            return False
+        placement = self._take(group, chosen[-1], waiting.ask, now)
+        placement.queued = now - waiting.since
+        self._dequeued(waiting)
+        self._granted.append((waiting, placement))
+        return True
+
+    def _grant(self, waiting: _Waiting, placement: Placement) -> None:
+        if waiting.result.called:
+            # cancelled meanwhile
+            placement.ended()
+            return
+        waiting.result.callback(placement)
+
+
+def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
+    return destination.state.has_room and (destination.limits is None or not destination.limits.wait(ask.tokens, now))

@@ -1,0 +1,57 @@
+"""What a failed request or check says of its server."""
+
+from __future__ import annotations
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from service_identity.exceptions import CertificateError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectionClosed,
+    ConnectionRefusedError,
+    DNSLookupError,
+    TCPTimedOutError,
+    TimeoutError,
+)
+
+from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from twisted_vllm.http.client.connect_queue import shortage_in
+
+#: the first that fits names the reason
+_REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((ConnectionRefusedError,), "connection_refused"),
+    ((TimeoutError, TCPTimedOutError, UpstreamTimeout), "timeout"),
+    ((DNSLookupError,), "name_not_found"),
+    ((SSL.Error, VerificationError, CertificateError), "tls_failed"),
+    ((UpstreamProtocolError,), "protocol_error"),
+    ((ConnectionClosed,), "connection_lost"),
+    ((ConnectError, UpstreamUnreachable, OSError), "connection_failed"),
+)
+
+#: every error that is a fault of a server
+FAULTS = tuple(kind for kinds, _ in _REASONS for kind in kinds)
+
+
+def fault_of_error(error: BaseException) -> str | None:
+    """Return the reason for which an error counts as a failure of the server; None if it says nothing of the server.
+
+    A want of descriptors or ports is the gateway's own, and so is every error that is not known here.
+    """
+    if shortage_in(error) is not None:
+        return None
+    return next((reason for kinds, reason in _REASONS if isinstance(error, kinds)), None)
+
+
+def fault_of_request(error: BaseException, *, sent: float, last_alive: float) -> str | None:
+    """Return the reason for which a request's error counts as a failure of the server; None if it does not count.
+
+    A timeout only counts if the server answered nobody meanwhile: a long generation is no fault of its server, and one
+    client's timeouts must not take a server from all others.
+
+    Args:
+        error: The error.
+        sent: When the request was sent, in seconds.
+        last_alive: When the server last proved that it is alive, in seconds.
+    """
+    reason = fault_of_error(error)
+    return None if reason == "timeout" and last_alive > sent else reason

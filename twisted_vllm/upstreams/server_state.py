@@ -1,0 +1,121 @@
+"""What the gateway knows of each server while it runs: one state for each URL, whatever names it in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from twisted_vllm.config.settings import Server
+from twisted_vllm.upstreams.breaker import Breaker
+from twisted_vllm.upstreams.latency import PeakEwma
+
+
+class Attempt(Protocol):
+    """A request that was sent to a server, whose answer has not begun."""
+
+    def server_died(self, reason: str) -> None:
+        """The server was found dead: do not wait for it."""
+
+
+class ServerState:
+    """The state of one server.
+
+    Attributes:
+        server: the server, as it is configured.
+        name: its name in logs and metrics.
+        in_flight: the requests that this gateway has there.
+        limit: the most of them; None means no limit.
+        breaker: decides whether it gets requests.
+        latency: the seconds until its answers begin.
+        waiting: the requests that wait inside the server, as it reports; 0.0 if it is not asked.
+        kv_usage: the used share of its KV cache, as it reports, 0.0 to 1.0; 0.0 if it is not asked.
+        sleeping: whether vLLM's sleep mode is on.
+        last_alive: when it last answered a request well, in the reactor's seconds.
+        awaiting: the attempts whose answers have not begun.
+        left: whether it is no longer configured.
+    """
+
+    __slots__ = (
+        "awaiting",
+        "breaker",
+        "in_flight",
+        "kv_usage",
+        "last_alive",
+        "latency",
+        "left",
+        "limit",
+        "name",
+        "server",
+        "sleeping",
+        "waiting",
+    )
+
+    def __init__(self, server: Server, breaker: Breaker) -> None:
+        self.server = server
+        self.name = server.name
+        self.in_flight = 0
+        self.limit = server.max_concurrent_requests
+        self.breaker = breaker
+        self.latency = PeakEwma()
+        self.waiting = 0.0
+        self.kv_usage = 0.0
+        self.sleeping = False
+        self.last_alive = float("-inf")
+        self.awaiting: set[Attempt] = set()
+        self.left = False
+
+    def __repr__(self) -> str:
+        return f"<ServerState {self.name} {self.breaker.state}, {self.in_flight} in flight>"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more request in flight."""
+        return self.limit is None or self.in_flight < self.limit
+
+    def is_usable(self, now: float) -> bool:
+        """Return whether it gets requests."""
+        return self.breaker.allows(now) and not self.sleeping
+
+
+class Servers:
+    """The states of all configured servers."""
+
+    def __init__(self, make_breaker: Callable[[], Breaker]) -> None:
+        """Start without servers; `make_breaker` makes the breaker of a new one."""
+        self.make_breaker = make_breaker
+        self._states: dict[bytes, ServerState] = {}
+
+    def __iter__(self) -> Iterator[ServerState]:
+        return iter(tuple(self._states.values()))
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def state_of(self, server: Server) -> ServerState:
+        """Return the state of a configured server, made if it is new."""
+        state = self._states.get(server.url)
+        if state is None:
+            state = self._states[server.url] = ServerState(server, self.make_breaker())
+        return state
+
+    def named(self, name: str) -> ServerState | None:
+        """Return the state of the server with a name, or None."""
+        return next((state for state in self._states.values() if state.name == name), None)
+
+    def configure(self, servers: Iterable[Server]) -> list[ServerState]:
+        """Set which servers are configured; return the states of those that left.
+
+        What is known of a server that stays is kept: its counts, its breaker and its latency.
+        """
+        by_url: dict[bytes, Server] = {}
+        for server in servers:
+            by_url.setdefault(server.url, server)
+        for server in by_url.values():
+            state = self.state_of(server)
+            state.server = server
+            state.limit = server.max_concurrent_requests
+        gone = [url for url in self._states if url not in by_url]
+        left = [self._states.pop(url) for url in gone]
+        for state in left:
+            state.left = True
+        return left
