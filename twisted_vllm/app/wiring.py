@@ -73,10 +73,13 @@ from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
+from twisted_vllm.upstreams.kv_caches import KvCaches
+from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
+from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -86,6 +89,7 @@ class Wiring:
     Attributes:
         endpoints: the endpoints to listen on.
         health: checks the servers.
+        kv_caches: follows what is in the servers' prefix caches.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -134,6 +138,8 @@ class Wiring:
         self.disconnects = DisconnectWatcher(reactor)
         self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        client = PassThroughClient(self.agent)
+        self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
         routing, health = settings.routing, settings.health
         self.servers = Servers(
             lambda: Breaker(
@@ -151,6 +157,7 @@ class Wiring:
             routing=routing,
             random=random,
             retry_share=settings.retry.budget,
+            make_table=lambda: kv_caches.table(PrefixTable()),
         )
 
         self.health = HealthChecks(
@@ -203,7 +210,7 @@ class Wiring:
         self.background = background = BackgroundResponses(
             reactor,
             # not queued: such a request takes no place of a response
-            PassThroughClient(self.agent),
+            client,
             settings.servers,
             accounting.limiter,
             self.index.allowance_of,
@@ -220,7 +227,6 @@ class Wiring:
 
         authenticator = Authenticator(settings.master_key, self.index)
         throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(self.agent)
         served_models = ServedModels(client, reactor)
         admission = Admission(
             authenticator=authenticator,
@@ -248,6 +254,7 @@ class Wiring:
             routing=routing,
             retry=settings.retry,
             session_header=settings.session_header,
+            kv_caches=kv_caches,
         )
         pass_through = PassThroughResource(
             admission=admission,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
@@ -341,6 +342,8 @@ def overrides(value: object, place: Place) -> Mapping[Address, Override]:
         events = {each.attribute: limits.pop(each.attribute, None) for each in KV_EVENTS}
         if events["kv_events_replay"] is not None and events["kv_events"] is None:
             here.key("kv_events_replay").refuse("needs kv_events")
+        if events["kv_events"] is not None and find_spec("zmq") is None:
+            here.key("kv_events").refuse("needs pyzmq (pip install 'twisted-vllm[kv-events]')")
         found[address] = Override(here, limits.pop("timeouts", {}), limits, events)
     return found
 

@@ -16,7 +16,7 @@ from twisted_vllm.bodies.edits import combined_salt
 from twisted_vllm.config.settings import Server
 from twisted_vllm.upstreams.kv_index import CacheIndex
 from twisted_vllm.upstreams.kv_prompts import ExactPrefixTable, KnownPrompts, block_size_of
-from twisted_vllm.upstreams.prefix_table import PrefixTable
+from twisted_vllm.upstreams.prefix_table import CacheTable
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer, question
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class KvCaches:
         found = self._subscribers.get(server)
         return None if found is None else found[1].index
 
-    def table(self, table: PrefixTable) -> ExactPrefixTable:
+    def table(self, table: CacheTable) -> ExactPrefixTable:
         """Return a table of what was sent where, corrected by what is in the caches."""
         return ExactPrefixTable(table, self._prompts, self.index_of)
 

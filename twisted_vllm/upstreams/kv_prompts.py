@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.upstreams.kv_index import CacheIndex, chain
-from twisted_vllm.upstreams.prefix_table import PrefixTable
+from twisted_vllm.upstreams.prefix_table import CacheTable
 
 #: prompts whose tokens are known, and the blocks of each: 32,768 tokens in blocks of 16
 MAX_PROMPTS, MAX_KNOWN_BLOCKS = 4_096, 2_048
@@ -72,7 +72,7 @@ class KnownPrompts:
 
 
 class ExactPrefixTable:
-    """A `PrefixTable` that is corrected by what is known of the servers' caches.
+    """A table of what was sent where that is corrected by what is known of the servers' caches.
 
     Args:
         table: what was sent where.
@@ -82,7 +82,7 @@ class ExactPrefixTable:
 
     __slots__ = ("_index_of", "_prompts", "_table")
 
-    def __init__(self, table: PrefixTable, prompts: KnownPrompts, index_of: Callable[[str], CacheIndex | None]) -> None:
+    def __init__(self, table: CacheTable, prompts: KnownPrompts, index_of: Callable[[str], CacheIndex | None]) -> None:
         self._table = table
         self._prompts = prompts
         self._index_of = index_of

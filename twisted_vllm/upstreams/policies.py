@@ -188,9 +188,9 @@ class Prefix(Stateless):
     reads_prompt = True
     C, N, K, HARD, HS, NEW, G, K2, P, A, T = 1.15, 64, 8, 1.5, 4.0, 8, 1.0, 1.0, 8, 1, 0.35
 
-    def __init__(self, random):
+    def __init__(self, random, make_table):
         self._random = random
-        self._table = PrefixTable()
+        self._table = make_table()
         self._counts = {}
         self._news = {}
         self._inc = 1.0
@@ -249,7 +249,9 @@ class Prefix(Stateless):
         self._counts.pop(server, None)
 
 
-def make_policy(strategy, random):
+def make_policy(strategy, random, make_table=PrefixTable):
+    if strategy == "prefix":
+        return Prefix(random, make_table)
     return {
         "least-busy": LeastBusy,
         "simple-shuffle": SimpleShuffle,

@@ -1,7 +1,7 @@
 """Which servers were sent which beginnings of prompts: what their prefix caches probably hold.
 
-The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has had all
-blocks before it. One entry is one block and the servers that have it, as bits of a number.
+The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has
+had all blocks before it. One entry is one block and the servers that have it, as bits of a number.
 
 The least recently used entries are dropped as in a cache with two generations: what is used goes into the young one;
 when that is full, it becomes the old one, and the old one is dropped. That needs no order among entries.
@@ -10,6 +10,7 @@ when that is full, it becomes the old one, and the old one is dropped. That need
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 #: blocks that a table holds. An entry takes at most `ENTRY_SIZE` bytes, so a full table takes 8 MiB.
 MAX_BLOCKS = 65_536
@@ -20,6 +21,19 @@ MAX_GONE = 32
 
 #: the bit of a block that was the last whole one of some prompt
 _END = 1
+
+
+class CacheTable(Protocol):
+    """What a policy keeps of the servers' prefix caches."""
+
+    def matched(self, prefix: Sequence[int], servers: Sequence[str]) -> list[int]:
+        """Return how many blocks of a prompt each server has, as far as is known."""
+
+    def learn(self, prefix: Sequence[int], server: str) -> None:
+        """Note that a prompt was sent to a server."""
+
+    def forget(self, server: str) -> None:
+        """Note that a server's cache is empty."""
 
 
 class PrefixTable:

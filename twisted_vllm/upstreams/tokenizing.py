@@ -22,6 +22,8 @@ PATIENCE = 0.25
 MAX_BODY, MAX_ANSWER = 262_144, 2_097_152
 #: questions at a time; a server that is so slow to answer needs no more
 MAX_ASKING = 32
+#: the routes whose prompts ``/tokenize`` renders as they do
+TOKENIZED = frozenset({"/v1/chat/completions", "/v1/completions"})
 _ACCEPT = (b"Accept", b"application/json")
 #: parts of messages that become more than text
 _MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image_embeds"', b'"image_pil"')
