@@ -13,54 +13,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from tests.proxy.gateway_fakes import server
-from tests.upstreams.kv_publishing import CLEARED, batch, removed, stored
+from tests.upstreams.kv_publishing import CLEARED, Publisher, removed, stored
 from twisted_vllm.upstreams.kv_events import KvEventSubscriber
 from twisted_vllm.upstreams.kv_index import chain
 
 PROMPT = list(range(12))
 KEYS = chain(PROMPT, 4)
-
-
-class Publisher:
-    """Publishes as vLLM does, on ports that stay the same when it is started again."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-        self._sent: list[bytes] = []
-        self.endpoint = self.replay = "tcp://127.0.0.1:*"
-        self.replays = 0
-        self.start()
-
-    def start(self) -> None:
-        self._sent.clear()
-        self._events, self._replays = self._context.socket(zmq.PUB), self._context.socket(zmq.ROUTER)
-        for socket in (self._events, self._replays):
-            socket.setsockopt(zmq.LINGER, 0)
-        self._events.bind(self.endpoint)
-        self._replays.bind(self.replay)
-        self.endpoint = self._events.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.replay = self._replays.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def stop(self) -> None:
-        self._events.close()
-        self._replays.close()
-
-    def publish(self, *events: dict[str, Any], lost: bool = False) -> None:
-        self.publish_bytes(batch(*events), lost=lost)
-
-    def publish_bytes(self, payload: bytes, *, lost: bool = False) -> None:
-        if not lost:
-            self._events.send_multipart((b"", len(self._sent).to_bytes(8, "big"), payload))
-        self._sent.append(payload)
-
-    def serve(self) -> None:
-        """Answer requests for a replay."""
-        while self._replays.poll(0):
-            client, empty, start = self._replays.recv_multipart()
-            self.replays += 1
-            for number in range(int.from_bytes(start, "big"), len(self._sent)):
-                self._replays.send_multipart((client, empty, b"", number.to_bytes(8, "big"), self._sent[number]))
-            self._replays.send_multipart((client, empty, b"", b"\xff" * 8, b""))
 
 
 @pytest.fixture
