@@ -56,6 +56,7 @@ def run(options: RoutingOptions, directory: Path) -> None:
         raise CannotStart(f"there is no {', '.join(sorted(unknown))} here; there are {', '.join(everybody)}")
     chosen = {name: each for name, each in everybody.items() if not options.contestants or name in options.contestants}
     for scenario in options.scenarios:
+        load = attrs.evolve(load, users=scenario.users(options.load.users))
         rounds, notes = _rounds(options, scenario, chosen, fleet, load, directory)
         title = f"{scenario.name}, {len(fleet.servers)} servers, {load.users} users, {load.turns} turns"
         print(f"\n{title}, median of {options.rounds}:\n")

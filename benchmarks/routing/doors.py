@@ -59,14 +59,17 @@ class Door:
             await asyncio.sleep(0.01)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
         try:
             there_reader, there = await asyncio.open_connection(self._server.host, self._server.port)
         except OSError:
-            self._writers.discard(writer)
             _reset(writer)
             return
-        self._writers.add(there)
+        if self._listener is None:
+            # shut meanwhile
+            _reset(writer)
+            _reset(there)
+            return
+        self._writers |= {writer, there}
         try:
             await asyncio.gather(_pass(reader, there), _pass(there_reader, writer))
         finally:

@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> RoutingOption
     add("--block-size", type=int, default=16, metavar="N", help="tokens of a block of the caches [%(default)s]")
     add("--router", type=Path, metavar="PLACE", help="vllm-router or its directory; default: PATH")
     add("--tokenizer", type=Path, metavar="DIRECTORY", help="the model's directory, for vllm-router's kv_aware")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     if min(chosen.users, chosen.turns, chosen.tokens, chosen.rounds) < 1:
         parser.error("--users, --turns, --tokens and --rounds are 1 or more")
     if chosen.events and len(chosen.events) != len(chosen.servers):

@@ -32,18 +32,21 @@ class Scenario:
     hot: bool = False
     leaves: bool = False
 
-    def group_of(self, user: int, users: int) -> int:
-        """Return the group of a user.
+    def users(self, least: int) -> int:
+        """Return how many users talk: at least so many, and in the hot scenario whole rounds of `group_of`."""
+        size = self._round
+        return -(-least // size) * size if self.hot else least
 
-        Args:
-            user: from 0.
-            users: how many there are.
-        """
+    def group_of(self, user: int) -> int:
+        """Return the group of a user; users are numbered from 0."""
         if not self.hot:
             return user % self.groups
         # of each round of 15 users (with 6 groups) the first 10 are hot
-        within = user % (HOT + self.groups - 1)
-        return max(within - HOT + 1, 0)
+        return max(user % self._round - HOT + 1, 0)
+
+    @property
+    def _round(self) -> int:
+        return HOT + self.groups - 1
 
 
 SCENARIOS: Mapping[str, Scenario] = {

@@ -79,7 +79,7 @@ def talk(target: Target, scenario: Scenario, load: Load, progress: Callable[[int
 
     def one(user: int) -> list[Turn]:
         nonlocal over
-        conversation = Talk(load.seed, user, scenario.group_of(user, load.users))
+        conversation = Talk(load.seed, user, scenario.group_of(user))
         turns = []
         for _ in range(load.turns):
             conversation.ask()
