@@ -36,19 +36,19 @@ READ_ONLY_ROUTES = [row for row in ROUTES if row.route_class is RouteClass.READ_
 
 #: every row in words: its class, where its model is named, how its usage is read, and what else holds of it
 ROWS = {
-    "/v1/chat/completions": "inference body chat POST salted alias generates stream_options",
-    "/v1/chat/completions/batch": "inference body chat POST salted whole alias generates",
-    "/v1/completions": "inference body completions POST salted alias generates stream_options",
-    "/v1/responses": "inference body responses POST salted alias generates",
+    "/v1/chat/completions": "inference body chat POST salted alias generates stream_options elsewhere",
+    "/v1/chat/completions/batch": "inference body chat POST salted whole alias generates elsewhere",
+    "/v1/completions": "inference body completions POST salted alias generates stream_options elsewhere",
+    "/v1/responses": "inference body responses POST salted alias generates elsewhere",
     "/v1/responses/{id}": "inference none none GET alias reads",
     "/v1/responses/{id}/cancel": "inference none none POST alias",
-    "/v1/messages": "inference body messages POST salted alias generates",
+    "/v1/messages": "inference body messages POST salted alias generates elsewhere",
     "/v1/messages/count_tokens": "inference body token_count POST alias computes",
     "/v1/embeddings": "inference body completions POST salted alias computes",
-    "/v1/audio/transcriptions": "inference body transcription POST shared alias generates audio_uploads",
-    "/v1/audio/translations": "inference body transcription POST shared alias generates audio_uploads",
+    "/v1/audio/transcriptions": "inference body transcription POST shared alias generates audio_uploads elsewhere",
+    "/v1/audio/translations": "inference body transcription POST shared alias generates audio_uploads elsewhere",
     "/v1/realtime": "inference event none GET shared alias",
-    "/cohere/v2/chat": "inference body cohere_chat POST shared generates",
+    "/cohere/v2/chat": "inference body cohere_chat POST shared generates elsewhere",
     "/v2/embed": "inference body cohere_embed POST shared computes",
     "/score": "inference body completions POST salted computes",
     "/v1/score": "inference body completions POST salted computes",
@@ -57,11 +57,11 @@ ROWS = {
     "/v2/rerank": "inference body completions POST salted computes",
     "/classify": "inference body completions POST salted computes",
     "/pooling": "inference body completions POST salted computes",
-    "/generative_scoring": "inference body completions POST salted generates",
-    "/v1/systemone": "inference body completions POST salted generates",
+    "/generative_scoring": "inference body completions POST salted generates elsewhere",
+    "/v1/systemone": "inference body completions POST salted generates elsewhere",
     "/tokenize": "inference body tokenize POST computes",
     "/detokenize": "inference body none POST computes",
-    "/invocations": "inference header completions POST salted generates stream_options dispatches",
+    "/invocations": "inference header completions POST salted generates stream_options dispatches elsewhere",
     "/v1/models": "read_only none none GET alias reads",
     "/health": "read_only none none GET reads",
     "/ping": "read_only none none GET,POST reads",
@@ -77,7 +77,7 @@ ROWS = {
     "/ready": "read_only none none GET reads",
     "/readyz": "read_only none none GET reads",
     "/is_scaling_elastic_ep": "read_only none none POST reads",
-    "/inference/v1/generate": "privileged body completions POST salted generates stream_options",
+    "/inference/v1/generate": "privileged body completions POST salted generates stream_options elsewhere",
     "/v1/chat/completions/render": "privileged body none POST computes",
     "/v1/chat/completions/derender": "privileged body none POST computes",
     "/v1/completions/render": "privileged body none POST computes",
@@ -193,9 +193,20 @@ def test_no_request_that_generates_stores_or_changes_is_repeatable(row: VllmRout
         repeatable = classify(method, _concrete(row.path)).repeatable
         if changes:
             assert not repeatable
-            assert row.repeat is Repeat.NEVER
+            assert row.repeat in (Repeat.NEVER, Repeat.ELSEWHERE)
         elif row.route_class is not RouteClass.PRIVILEGED:
             assert repeatable is (method in ORDINARY_METHODS)
+
+
+def test_what_generates_goes_to_another_server_once_the_first_has_failed_and_acts_on_a_server_do_not() -> None:
+    for path in (b"/v1/chat/completions", b"/v1/completions", b"/v1/messages", b"/v1/responses", b"/v1/embeddings"):
+        assert classify(b"POST", path).fails_over
+    for path in (b"/v1/responses/resp_1/cancel", b"/v1/load_lora_adapter", b"/sleep", b"/unknown", b"/v1/realtime"):
+        assert not classify(b"POST", path).fails_over
+    for row in ROUTES:
+        for method in row.methods:
+            route = classify(method, _concrete(row.path))
+            assert route.fails_over or not route.repeatable
 
 
 @pytest.mark.parametrize("path", [b"/new", b"/sleep", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"])
@@ -245,17 +256,17 @@ def test_an_inference_route_is_inference_and_says_whether_its_post_names_a_model
     path = _concrete(known.path)
     takes_model = known.model in (ModelPlace.BODY, ModelPlace.HEADER)
     posted, got = classify(b"POST", path), classify(b"GET", path)
-    assert attrs.evolve(posted, repeatable=False) == Route(
+    assert attrs.evolve(posted, repeatable=False, fails_over=False) == Route(
         path.decode(), RouteClass.INFERENCE, takes_model, name=known.path, row=known
     )
-    assert got == attrs.evolve(posted, takes_model=False, repeatable=True)
+    assert got == attrs.evolve(posted, takes_model=False, repeatable=True, fails_over=True)
 
 
 @pytest.mark.parametrize("known", READ_ONLY_ROUTES, ids=lambda known: known.path)
 def test_an_operational_route_is_read_only_and_takes_no_model(known: VllmRoute) -> None:
     path = _concrete(known.path)
     for method in (b"GET", b"HEAD", b"POST", b"OPTIONS"):
-        route = attrs.evolve(classify(method, path), repeatable=False)
+        route = attrs.evolve(classify(method, path), repeatable=False, fails_over=False)
         assert route == Route(path.decode(), RouteClass.READ_ONLY, name=known.path, row=known)
 
 
@@ -289,7 +300,7 @@ def test_an_unusual_method_on_a_known_path_is_privileged(method: bytes, path: by
 def test_an_escape_that_every_reader_decodes_alike_changes_nothing(path: bytes) -> None:
     [row] = [row for row in ROUTES if row.path == "/v1/models"]
     assert classify(b"GET", path) == Route(
-        "/v1/models", RouteClass.READ_ONLY, name="/v1/models", row=row, repeatable=True
+        "/v1/models", RouteClass.READ_ONLY, name="/v1/models", row=row, repeatable=True, fails_over=True
     )
 
 

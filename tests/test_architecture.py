@@ -53,6 +53,7 @@ PURE = (
     *("http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
+    *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
     *("upstreams.concurrency", "upstreams.router"),
     *("upstreams.kv_index", "upstreams.kv_messages", "upstreams.kv_prompts", "upstreams.kv_sequence"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),

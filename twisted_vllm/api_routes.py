@@ -88,8 +88,11 @@ class UsageFormat(enum.Enum):
 class Repeat(enum.Enum):
     """Whether a request may be sent again after a server may have begun to process it (RFC 9110 §9.2.2), and why."""
 
-    #: not: it generates, and so costs GPU time and money twice, or it changes the server, or nobody knows what it does
+    #: not: it changes the server, or nobody knows what it does
     NEVER = "never"
+    #: it generates, which costs GPU time and money: not at the server that may be at work on it, but at another one once
+    #: the first has failed
+    ELSEWHERE = "elsewhere"
     #: it reports the state of the server and changes nothing
     READS = "reads"
     #: its response follows from its body alone and nothing is kept; it costs at most another pass over the prompt
@@ -228,6 +231,7 @@ _generating = partial(
     model=ModelPlace.BODY,
     generates=True,
     prefix_cache=PrefixCache.SALTED,
+    repeat=Repeat.ELSEWHERE,
 )
 _prompt_only = partial(
     VllmRoute,
@@ -296,8 +300,8 @@ ROUTES = (
     _prompt_only("/v2/rerank", fields=PAIR_FIELDS),
     _prompt_only("/classify"),
     _prompt_only("/pooling"),
-    _prompt_only("/generative_scoring", generates=True, fields=ITEM_FIELDS, repeat=Repeat.NEVER),
-    _prompt_only("/v1/systemone", generates=True, fields=QUESTION_FIELDS, repeat=Repeat.NEVER),
+    _prompt_only("/generative_scoring", generates=True, fields=ITEM_FIELDS, repeat=Repeat.ELSEWHERE),
+    _prompt_only("/v1/systemone", generates=True, fields=QUESTION_FIELDS, repeat=Repeat.ELSEWHERE),
     _tokenizing("/tokenize", usage=UsageFormat.TOKENIZE),
     _tokenizing("/detokenize", usage=UsageFormat.NONE),
     # chat, completions or any of the pooling routes; Amazon's container standards overwrite the body's model
@@ -371,6 +375,7 @@ class Route:
         row: the path's row, for any method; of an ambiguous path, the row that a server or proxy may find; `UNKNOWN` if
             there is none.
         repeatable: whether the request may be sent again although a server may have begun to process it.
+        fails_over: whether it may be sent to another server after the first has failed.
     """
 
     path: str
@@ -380,6 +385,7 @@ class Route:
     name: str = ""
     row: VllmRoute = UNKNOWN
     repeatable: bool = False
+    fails_over: bool = False
 
 
 #: how often an ambiguous path is decoded
@@ -436,13 +442,16 @@ class RouteTable:
             return Route(path.decode("latin-1"), RouteClass.PRIVILEGED, _uses_model(row, method), False, row=row)
         if row is UNKNOWN or method not in ORDINARY_METHODS:
             return Route(plain, RouteClass.PRIVILEGED, row=row)
+        is_safe = method in _SAFE_METHODS
+        is_own = method in row.methods
         return Route(
             plain,
             row.route_class,
             _uses_model(row, method),
             name=row.path,
             row=row,
-            repeatable=method in _SAFE_METHODS or (row.repeat is not Repeat.NEVER and method in row.methods),
+            repeatable=is_safe or (is_own and row.repeat in (Repeat.READS, Repeat.COMPUTES)),
+            fails_over=is_safe or (is_own and row.repeat is not Repeat.NEVER),
         )
 
     def _row(self, path: str) -> VllmRoute:

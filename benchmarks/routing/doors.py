@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +26,8 @@ class Door:
         self.target = Target("127.0.0.1", free_port(), server.base, server.key)
         self._server = server
         self._loop = asyncio.new_event_loop()
-        self._listener: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
         self._thread.start()
 
@@ -46,36 +47,43 @@ class Door:
         self._loop.close()
 
     async def _open(self) -> None:
-        self._listener = await asyncio.start_server(self._accepted, self.target.host, self.target.port)
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.target.host, self.target.port))
+        listener.listen(128)
+        listener.setblocking(False)
+        self._listening = asyncio.create_task(self._listen(listener))
 
     async def _shut(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-        for writer in list(self._writers):
-            _reset(writer)
-        # the tasks of the connections end
-        while self._writers:
-            await asyncio.sleep(0.01)
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+        self._listening = None
+        while self._connections:
+            for each in self._connections:
+                each.cancel()
+            await asyncio.wait(self._connections)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+    async def _listen(self, listener: socket.socket) -> None:
+        # asyncio's own server may forget a connection that is accepted while it closes
+        with listener:
+            while True:
+                accepted, _ = await self._loop.sock_accept(listener)
+                passing = asyncio.create_task(self._connect(accepted))
+                self._connections.add(passing)
+                passing.add_done_callback(self._connections.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        # close with a reset, not with an end of file, which would look like the end of an answer
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with accepted, suppress(OSError):
+            reader, writer = await asyncio.open_connection(sock=accepted)
             there_reader, there = await asyncio.open_connection(self._server.host, self._server.port)
-        except OSError:
-            _reset(writer)
-            return
-        if self._listener is None:
-            # shut meanwhile
-            _reset(writer)
-            _reset(there)
-            return
-        self._writers |= {writer, there}
-        try:
-            await asyncio.gather(_pass(reader, there), _pass(there_reader, writer))
-        finally:
-            for each in (writer, there):
-                self._writers.discard(each)
-                each.transport.abort()
+            try:
+                await asyncio.gather(_pass(reader, there), _pass(there_reader, writer))
+            finally:
+                writer.transport.abort()
+                there.transport.abort()
 
 
 async def _pass(source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:
@@ -85,14 +93,6 @@ async def _pass(source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> No
             await drain.drain()
     with suppress(OSError, RuntimeError):
         drain.write_eof()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset, not with an end of file, which would look like the end of an answer."""
-    peer = writer.get_extra_info("socket")
-    with suppress(OSError):
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-    writer.transport.abort()
 
 
 @contextmanager

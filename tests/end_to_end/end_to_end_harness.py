@@ -20,7 +20,7 @@ from zope.interface import directlyProvides, providedBy
 
 from twisted_vllm.app.service import GatewayService
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import LogSettings, Server, Settings, Timeouts
+from twisted_vllm.config.settings import HealthSettings, LogSettings, Server, Settings, Timeouts
 from twisted_vllm.errors import ERROR_HEADER
 from twisted_vllm.http.net.deadlines import INTERVAL
 from twisted_vllm.observability.logging.setup import finish, make_observer, uninstall
@@ -337,6 +337,8 @@ class Gateway:
             "allow_anonymous": False,
             "database_url": Secret(f"sqlite:///{self.database_file}"),
             "models": (),
+            # whoever advances the clock past the timeouts of checks would find every server dead
+            "health": HealthSettings(interval=None),
             "log": LogSettings(format="json", file=str(self.log_file), level="debug"),
         }
         self.settings = Settings(default_server=server, **{**values, **settings})

@@ -12,11 +12,12 @@ from zope.interface import implementer
 from twisted_vllm.auth.records import ANONYMOUS
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Server, Timeouts
-from twisted_vllm.context import Peer, RequestContext
+from twisted_vllm.context import Authorization, Peer, RequestContext
 from twisted_vllm.errors import BodyTooLarge, GatewayError
 from twisted_vllm.http.client.interfaces import IUpstreamAgent
 from twisted_vllm.http.headers import RequestHead, ResponseHead
 from twisted_vllm.http.server.ids import RequestIds
+from twisted_vllm.proxy.admission import Admission, Admitted
 
 HeaderPairs = list[tuple[bytes, bytes]]
 
@@ -258,3 +259,27 @@ class FakeAuthenticator:
         if isinstance(self.principal, Exception):
             raise self.principal
         return self.principal
+
+
+class WholeRequest:
+    """An admitted request, as the first server of its model gets it.
+
+    Attributes:
+        server: that server.
+        entry: the entry whose price counts; None if there is none.
+        body: the body for it; None if it streams.
+        renamed: the server's name of the model for a streaming form, if it differs from the form's.
+        response_id: the id of the response, if the gateway chose it.
+    """
+
+    def __init__(self, admission: Admission, authorization: Authorization, admitted: Admitted) -> None:
+        self.admitted = admitted
+        self.serving = serving = admitted.serving
+        destinations = [each for each in serving.group.destinations if each.server == serving.server]
+        destination = destinations[0] if destinations else serving.group.destinations[0]
+        prepared = admission.prepare(authorization, admitted, destination)
+        self.server, self.entry = destination.server, destination.entry
+        self.body, self.renamed, self.response_id = prepared.body, prepared.renamed, prepared.response_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.admitted, name)

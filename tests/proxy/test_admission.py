@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.proxy.gateway_fakes import BaseModelsOf, WholeRequest, server
 from tests.upstreams.fleets import make_router
 from twisted_vllm.api_routes import ROUTES, ModelPlace, PrefixCache, VllmRoute
 from twisted_vllm.auth.authenticator import Authenticator
@@ -31,7 +31,7 @@ from twisted_vllm.errors import (
     RouteNotAllowed,
 )
 from twisted_vllm.http.headers import RequestHead
-from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.serving import LONGEST_NAME, BaseModelUnknown
 from twisted_vllm.ratelimit.allowance import Allowance, Limited
 
@@ -83,8 +83,9 @@ def admit(
     headers: Any = JSON,
     method: bytes = b"POST",
     path: bytes = b"/v1/completions",
-) -> Admitted:
-    return asked.admit(asked.authorize(principal, method, path), headers, body)
+) -> WholeRequest:
+    authorization = asked.authorize(principal, method, path)
+    return WholeRequest(asked, authorization, asked.admit(authorization, headers, body))
 
 
 def form(model: bytes) -> bytes:
@@ -241,7 +242,7 @@ NOTHING_NAMED = [b'{"prompt": "x"}', b'{"model": null}', b'{"model": ""}', b'{"m
 @pytest.mark.parametrize("principal", [TENANT, MASTER])
 def test_the_first_entry_is_named_in_a_request_that_names_none(principal: Principal, body: bytes) -> None:
     found = admit(admission(MODELS, None), body, principal)
-    assert (found.server, found.model, found.serving.entry) == (ONE, "public", MODELS[0])
+    assert (found.server, found.model, found.entry) == (ONE, "public", MODELS[0])
     assert isinstance(found.body, bytes)
     assert json.loads(found.body) == {**json.loads(body), "model": "private"}
 
@@ -258,7 +259,7 @@ def test_the_default_server_s_own_choice_is_left_to_it_and_its_price_is_unknown_
 def test_a_form_without_a_model_is_not_taken_for_the_first_entry() -> None:
     body = b"--b--\r\n"
     found = admit(admission(MODELS, None), body, headers=FORM, path=b"/v1/audio/transcriptions")
-    assert (found.server, found.model, found.body, found.serving.entry) == (ONE, "", body, None)
+    assert (found.server, found.model, found.body, found.entry) == (ONE, "", body, None)
 
 
 def test_the_served_name_of_a_priced_model_is_that_model() -> None:
@@ -266,7 +267,7 @@ def test_the_served_name_of_a_priced_model_is_that_model() -> None:
     body = b'{"model": "served"}'
     found = admit(admission((entry,)), body)
     assert (found.server, found.model, found.body) == (DEFAULT, "good", body)
-    assert (found.serving.entry, found.serving.asked) == (entry, "served")
+    assert (found.entry, found.serving.asked) == (entry, "served")
 
 
 # /invocations, where vLLM ignores the body's model
@@ -276,7 +277,7 @@ BASE = ModelEntry("big", "base", DEFAULT, 1, PriceList(Decimal(9)))
 KEY_OF_GOOD = Principal(kind="key", name="k", models=("good",))
 
 
-def invoke(asked: Admission, model: str, principal: Principal, headers: Any = JSON) -> Admitted:
+def invoke(asked: Admission, model: str, principal: Principal, headers: Any = JSON) -> WholeRequest:
     body = b'{"model": "%b", "prompt": "x"}' % model.encode()
     found = admit(asked, body, principal, headers, path=b"/invocations")
     assert found.body == body
@@ -288,7 +289,7 @@ def test_the_base_model_serves_and_decides() -> None:
     with pytest.raises(ModelNotAllowed, match="'big'"):
         invoke(asked, "good", KEY_OF_GOOD)
     found = invoke(asked, "good", TENANT)
-    assert (found.server, found.model, found.serving.entry) == (DEFAULT, "big", BASE)
+    assert (found.server, found.model, found.entry) == (DEFAULT, "big", BASE)
     allowed = Principal(kind="key", name="k", models=("big",))
     assert invoke(asked, "big", allowed).model == "big"
     unlisted = admission((GOOD,), base_models=BaseModelsOf(default="base"))
@@ -595,12 +596,12 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
         b"" if name is None else b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % name.encode()
     )
     try:
-        held = decides.admit(authorization, FORM, field + b"--b--\r\n")
+        held = WholeRequest(decides, authorization, decides.admit(authorization, FORM, field + b"--b--\r\n"))
     except (ModelNotAllowed, ModelUndetermined) as refusal:
         with pytest.raises(type(refusal)):
             decides.admit_form(authorization, name, None)
         return
-    found = decides.admit_form(authorization, name, None)
+    found = WholeRequest(decides, authorization, decides.admit_form(authorization, name, None))
     assert (found.server, found.path, found.model, found.body) == (held.server, held.path, held.model, None)
     assert held.body is not None
     assert (found.renamed or name or "").encode() in held.body
@@ -611,7 +612,8 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
 def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Principal) -> None:
     decides = admission(MODELS)
     authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
-    assert decides.admit_form(authorization, None, UNCLEAR).server is DEFAULT
+    admitted = decides.admit_form(authorization, None, UNCLEAR)
+    assert WholeRequest(decides, authorization, admitted).server is DEFAULT
 
 
 def test_an_unclear_form_that_streams_is_refused_where_its_model_is_the_key_s() -> None:

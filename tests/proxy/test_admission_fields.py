@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.proxy.gateway_fakes import BaseModelsOf, server
+from tests.proxy.gateway_fakes import BaseModelsOf, WholeRequest, server
 from tests.upstreams.fleets import make_router
 from twisted_vllm.api_routes import ROUTES, ModelPlace, classify
 from twisted_vllm.auth.authenticator import Authenticator
@@ -21,7 +21,7 @@ from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import TenantFields, TenantRoutes
 from twisted_vllm.errors import FieldNotAllowed, GatewayError, ModelUndetermined
 from twisted_vllm.field_policy.rules import rules_of
-from twisted_vllm.proxy.admission import Admission, Admitted
+from twisted_vllm.proxy.admission import Admission
 
 JSON = {b"content-type": b"application/json"}
 FORM = {b"content-type": b"multipart/form-data; boundary=b"}
@@ -46,7 +46,7 @@ def admit(
     path: str = "/v1/chat/completions",
     headers: Any = JSON,
     fields: TenantFields | None = None,
-) -> Admitted:
+) -> WholeRequest:
     admission = Admission(
         authenticator=Authenticator(Secret("sk-master"), KeyIndex()),
         policy=RoutePolicy(TenantRoutes()),
@@ -58,7 +58,7 @@ def admit(
     )
     authorization = admission.authorize(principal, b"POST", path.encode())
     assert authorization.needs_body or principal.is_administrator
-    return admission.admit(authorization, headers, body)
+    return WholeRequest(admission, authorization, admission.admit(authorization, headers, body))
 
 
 def form(*fields: tuple[str, str]) -> bytes:

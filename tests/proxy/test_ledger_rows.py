@@ -109,7 +109,8 @@ class Ledger:
         assert meter is not None
         meter.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
         meter.finish(ANSWER)
-        context.model, context.server, context.sent = admitted.model, admitted.server, sent
+        destination = admitted.serving.group.destinations[0]
+        context.model, context.server, context.sent = admitted.model, destination.server, sent
         context.outcome, context.status = outcome, 200
         context.finish(
             OVER, answered=True, drained=False, bytes_in=len(body), bytes_out=len(ANSWER), body_complete=True

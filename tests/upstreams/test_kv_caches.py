@@ -66,7 +66,7 @@ class Fleet:
         return Deferred.fromCoroutine(until())
 
     def matched(self) -> list[int]:
-        return self.table.matched(TEXT, SERVERS)
+        return self.table.matched(TEXT, SERVERS)[0]
 
 
 @pytest.fixture

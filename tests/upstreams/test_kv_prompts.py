@@ -30,7 +30,7 @@ class Fleet:
             self.indices[server].apply(event)
 
     def matched(self, text: tuple[int, ...] = TEXT) -> list[int]:
-        return self.table.matched(text, SERVERS)
+        return self.table.matched(text, SERVERS)[0]
 
 
 def test_without_events_what_was_sent_counts() -> None:

@@ -5,7 +5,7 @@ Importing Klein imports Twisted's reactor. Import this module only after the rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 
@@ -39,6 +39,7 @@ from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.interfaces import IReports
 from twisted_vllm.storage.registry import Registry
+from twisted_vllm.upstreams.health_report import EndpointHealth
 
 WELCOME = {
     "service": "twisted_vllm",
@@ -50,7 +51,8 @@ WELCOME = {
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
         "/audit/list": "what administrators did",
-        "/health/liveliness, /health/readiness": "health",
+        "/health": "the health of each vLLM server",
+        "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
         "/openapi.json": "what each of these takes and answers",
     },
@@ -130,6 +132,7 @@ class AdminApp:
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
         metrics: Metrics,
+        endpoints: Callable[[], Sequence[EndpointHealth]] = tuple,
         metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
@@ -151,6 +154,7 @@ class AdminApp:
             randbytes: returns that many bytes, fit for secrets.
             readiness: returns the state of the process; it must not block.
             metrics: the gateway's own metrics.
+            endpoints: returns the health of every entry of the servers; it must not block.
             metrics_are_open: whether anyone may read them, or only administrators.
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
@@ -171,6 +175,7 @@ class AdminApp:
             now=now,
             randbytes=randbytes,
             readiness=readiness,
+            endpoints=endpoints,
             metrics=metrics,
             metrics_are_open=metrics_are_open,
             key_bounds=key_bounds,

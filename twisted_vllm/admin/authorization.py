@@ -84,6 +84,23 @@ class AdminAuthenticator:
             )
         return principal
 
+    def is_administrator(self, request: IRequest) -> bool:
+        """Return whether an administrator makes a request that everybody may make, and sees more of its answer.
+
+        Raises:
+            TooManyFailures: too many wrong keys came from the address; this route must not be the one to try them on.
+        """
+        now = self._now().timestamp()
+        try:
+            principal = self._authenticator.authenticate(_credential_headers(request), now)
+        except MissingApiKey as error:
+            refusal = self._throttle.record_failure(error, self.client_of(request), now)
+            if refusal is not error:
+                raise refusal from None
+            return False
+        cast(Any, request).context.principal = principal
+        return principal.may_administer
+
     def is_master(self, key: str) -> bool:
         """Return whether a key is the master key, in constant time."""
         return self._authenticator.is_master(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -31,6 +31,7 @@ from twisted_vllm.storage.records import AuditRecord
 from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
+from twisted_vllm.upstreams.health_report import EndpointHealth
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ class AdminContext:
         now: returns the current time, with a time zone.
         randbytes: returns that many bytes, fit for secrets.
         readiness: returns the state of the process; it must not block.
+        endpoints: returns the health of every entry of the servers, as `HealthReport` shows it.
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
         key_bounds: the most that a key may be given.
@@ -87,6 +89,7 @@ class AdminContext:
     now: Callable[[], datetime]
     randbytes: Callable[[int], bytes]
     readiness: Callable[[], Readiness]
+    endpoints: Callable[[], Sequence[EndpointHealth]]
     metrics: Metrics
     metrics_are_open: bool
     text: ClientText

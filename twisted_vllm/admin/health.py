@@ -1,17 +1,19 @@
-"""Health and metrics, open to everyone: a load balancer has no key."""
+"""Health and metrics. Those of the gateway are open to everyone: a load balancer has no key."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.admin.context import AdminContext
-from twisted_vllm.admin.models import ErrorDetail, Response
+from twisted_vllm.admin.context import AdminCall, AdminContext
+from twisted_vllm.admin.models import ErrorDetail, Json, Query, Response
 from twisted_vllm.admin.responses import send, send_json
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.errors import ERROR_HEADER, Draining, GatewayError, StoreUnavailable
+from twisted_vllm.upstreams.health_report import EndpointHealth
 
 _ALIVE = "I'm alive!"
 
@@ -39,7 +41,63 @@ class Unready(ReadinessReport, kw_only=True):
     error: ErrorDetail
 
 
+class EndpointReport(Response, kw_only=True):
+    """The health of one entry of model_list, or of the default server."""
+
+    model_name: Annotated[
+        str, msgspec.Meta(description="The name that callers use; empty for the default server, which has no entry.")
+    ]
+    model: Annotated[str, msgspec.Meta(description="As in litellm_params; empty for the default server.")]
+    api_base: str
+    state: Annotated[
+        Literal["closed", "open", "half_open", "dead", "sleeping"],
+        msgspec.Meta(
+            description="closed: it gets requests. open: too many failed. half_open: one request tries it. dead: its "
+            "health checks failed. sleeping: vLLM's sleep mode."
+        ),
+    ]
+    reason: Annotated[str, msgspec.Meta(description="Why it is in this state; empty if it never was in another.")]
+    since: Annotated[datetime, msgspec.Meta(description="Since when it is in this state.")]
+    in_flight: Annotated[int, msgspec.Meta(description="Requests that this process has there.")]
+
+
+class HealthReport(Response, kw_only=True):
+    """The health of all entries."""
+
+    healthy_endpoints: list[EndpointReport]
+    unhealthy_endpoints: list[EndpointReport]
+    healthy_count: int
+    unhealthy_count: int
+
+
+class HealthQuery(Query, frozen=True, kw_only=True):
+    """Which entries to show."""
+
+    model: Annotated[str, msgspec.Meta(description="A model_name: only its entries.")] = ""
+
+
 routes = Routes()
+
+
+@routes.get("/health", query=HealthQuery, response=HealthReport)
+async def servers(call: AdminCall, query: HealthQuery) -> Json:
+    """Return which servers get requests.
+
+    It tells what requests and health checks found out, and sends nothing to a server.
+    """
+    found = [each for each in call.context.endpoints() if query.model in ("", each.model_name)]
+    healthy = [_report(each) for each in found if each.is_healthy]
+    unhealthy = [_report(each) for each in found if not each.is_healthy]
+    return {
+        "healthy_endpoints": healthy,
+        "unhealthy_endpoints": unhealthy,
+        "healthy_count": len(healthy),
+        "unhealthy_count": len(unhealthy),
+    }
+
+
+def _report(endpoint: EndpointHealth) -> Json:
+    return {**msgspec.structs.asdict(endpoint), "since": datetime.fromtimestamp(endpoint.since, UTC)}
 
 
 @routes.open("/health/liveliness", "/health/liveness", response=str, errors=(503,))
@@ -91,10 +149,11 @@ def _draining() -> Draining:
 async def metrics(context: AdminContext, request: IRequest) -> bytes:
     """Return the gateway's own metrics, in the text format of Prometheus or as OpenMetrics.
 
-    They name no key, user or model. The operator may restrict them to administrators.
+    They name no key, user or model, and servers to administrators only. The operator may close them to all others.
     """
+    named = context.authenticator.is_administrator(request) if context.metrics_are_open else True
     if not context.metrics_are_open:
         context.authenticator.administrator_of(request)
     accept = request.requestHeaders.getRawHeaders(b"accept", [b""])
-    body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"))
+    body, content_type = context.metrics.expose(b",".join(accept).decode("latin-1"), named)
     return send(request, 200, [(b"content-type", content_type.encode("ascii"))], body)

@@ -64,6 +64,7 @@ from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
+from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -75,6 +76,8 @@ from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.prefix_table import PrefixTable
+from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
@@ -90,6 +93,7 @@ class Wiring:
         endpoints: the endpoints to listen on.
         health: checks the servers.
         kv_caches: follows what is in the servers' prefix caches.
+        load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
         metrics: the gateway's metrics.
@@ -148,6 +152,7 @@ class Wiring:
                 max_cooldown=health.max_cooldown,
                 slow_start=health.slow_start,
                 random=random,
+                now=reactor.seconds(),
             )
         )
         self.router = router = Router(
@@ -160,9 +165,11 @@ class Wiring:
             make_table=lambda: kv_caches.table(PrefixTable()),
         )
 
+        prober = Prober(self.agent.endpoint_of, reactor)
+        self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,
-            Prober(self.agent.endpoint_of, reactor),
+            prober,
             reactor,
             health,
             on_dead=_send_elsewhere,
@@ -180,6 +187,7 @@ class Wiring:
         self.index = KeyIndex()
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
+        self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
@@ -290,6 +298,7 @@ class Wiring:
                 requires_database=settings.readiness_requires_database,
                 file_is_lost=self.database.file_is_lost,
             ),
+            endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,

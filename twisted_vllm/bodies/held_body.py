@@ -129,6 +129,10 @@ class HeldBody:
             return None
         return self._pieces.read(member.start, member.end)
 
+    def beginning(self, member: Member, most: int) -> bytes:
+        """Return the first bytes of a member's value, at most so many."""
+        return self._pieces.read(member.start, min(member.end, member.start + most))
+
     def whole(self) -> bytes:
         """Return all bytes, copied: for a body that turned out to be small."""
         return self._pieces.read(0, len(self))

@@ -5,13 +5,14 @@ vLLM's prefix cache holds blocks of tokens, and a block's hash covers everything
 JSON text, in the order in which chat templates render the members. A conversation that goes on is spelled as before and
 then longer, so its blocks stay equal; what is spelled in another way has other blocks, which costs a hit and no error.
 
+A block also ends where a message ends. So the next turn of a conversation has all blocks of the turn before, and no
+other conversation has, however short the messages are.
+
 Nothing is decoded but the top level, and at most `MOST` bytes are looked at.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from itertools import accumulate
 from struct import Struct
 
 import msgspec
@@ -19,18 +20,15 @@ import msgspec
 from twisted_vllm.bodies.checked_decoder import NO_VALUE
 from twisted_vllm.bodies.held_body import HeldBody
 
-#: bytes of the first blocks, and how many have the same size: after each `BLOCKS`, the prompt is twice as long and so
-#: are the blocks. So the bytes after the last whole block are at most 1/32 of a long prompt, which has few blocks.
-BLOCK = 128
-BLOCKS = 32
-#: bytes of a prompt that are looked at, and the blocks in them
+#: bytes of a prompt that are looked at
 MOST = 262_144
-_SIZES = [BLOCK] * BLOCKS
-while sum(_SIZES) < MOST:
-    _SIZES += [sum(_SIZES) // BLOCKS] * BLOCKS
-#: bytes of a prompt up to the end of each block; the first of no block
-OFFSETS = (0, *accumulate(_SIZES))
-MOST_BLOCKS = len(_SIZES)
+#: bytes of a block in the first `_FINE` bytes. Further on, blocks have about 1/64 to 1/32 of what stands before them, so
+#: that long prompts have few.
+BLOCK = 128
+_FINE = 8_192
+_PER_LEVEL = 32
+#: the most blocks of a prompt: at most two in place of each full one, as no block is shorter than half a full one
+MOST_BLOCKS = 2 * (_FINE // BLOCK + _PER_LEVEL * (MOST // _FINE).bit_length())
 
 #: the members that become the beginning of a prompt, in the order in which chat templates render them: Anthropic's
 #: ``system`` and the Responses API's ``instructions`` stand before the messages, and tools before both
@@ -43,7 +41,27 @@ _Prompt = msgspec.defstruct("_Prompt", [(name, msgspec.Raw, NO_VALUE) for name i
 _decode = msgspec.json.Decoder(_Prompt).decode
 _values = msgspec.structs.astuple
 
-_whole_blocks = [Struct("".join(f"{size}s" for size in _SIZES[:count])).unpack_from for count in range(MOST_BLOCKS + 1)]
+
+class _Level:
+    """The part of a prompt up to an offset, where blocks have one size.
+
+    Attributes:
+        end: the offset of its end.
+        size: the bytes of a full block.
+        split: returns so many full blocks of a text, from an offset.
+    """
+
+    __slots__ = ("end", "size", "split")
+
+    def __init__(self, end: int, size: int) -> None:
+        self.end = end
+        self.size = size
+        self.split = [Struct(f"{size}s" * count).unpack_from for count in range(end // size + 1)]
+
+
+_LEVELS = [_Level(_FINE, BLOCK)]
+while _LEVELS[-1].end < MOST:
+    _LEVELS.append(_Level(2 * _LEVELS[-1].end, _LEVELS[-1].end // _PER_LEVEL))
 
 
 def prompt_prefix(body: bytes | HeldBody, *, model: str = "", salt: str = "") -> tuple[int, ...]:
@@ -61,35 +79,57 @@ def prompt_prefix(body: bytes | HeldBody, *, model: str = "", salt: str = "") ->
         cannot be read.
     """
     if isinstance(body, HeldBody):
-        parts = _parts_of_held(body)
+        own_salt, parts = _parts_of_held(body)
     else:
         try:
             values = _values(_decode(body))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ()
-        parts = [bytes(value) for value in values if value is not NO_VALUE]
-        if values[0] is NO_VALUE:
-            parts.insert(0, b"")
-    if len(parts) < 2:
+        own_salt = bytes(values[0])
+        parts = [bytes(value) for value in values[1:] if value is not NO_VALUE]
+    if not parts:
         return ()
-    own_salt = parts[0]
-    text = parts[1] if len(parts) == 2 else b"".join(parts[1:])
+    text = parts[0] if len(parts) == 1 else b"".join(parts)
     # the bracket or quote that ends the last member would stand elsewhere in a longer prompt
-    size = len(text[: min(len(text) - 1, MOST)].rstrip())
-    chained = hash((model, salt, own_salt))
-    blocks = _whole_blocks[bisect_right(OFFSETS, size) - 1](text)
-    return tuple([chained := hash((chained, block)) for block in blocks])
+    return _chained(text[: min(len(text) - 1, MOST)].rstrip(), hash((model, salt, own_salt)))
 
 
-def _parts_of_held(body: HeldBody) -> list[bytes]:
+def _chained(text: bytes, chained: int) -> tuple[int, ...]:
+    """Return the hashes of a text's blocks."""
+    found: list[int] = []
+    start = 0
+    for level in _LEVELS:
+        size = level.size
+        while start < level.end:
+            # where the next message ends that makes a block long enough
+            end = text.find(b"},", start + size // 2 - 1, level.end) + 1
+            whole = end > 0
+            if not whole:
+                end = min(len(text), level.end)
+                whole = end < len(text) or (end - start >= size // 2 and text[-1:] == b"}")
+            count, rest = divmod(end - start, size)
+            for block in level.split[count](text, start):
+                chained = hash((chained, block))
+                found.append(chained)
+            if rest and whole:
+                chained = hash((chained, text[end - rest : end]))
+                found.append(chained)
+            start = end
+            if end == len(text):
+                return tuple(found)
+    return tuple(found)
+
+
+def _parts_of_held(body: HeldBody) -> tuple[bytes, list[bytes]]:
     """Return the spelling of ``cache_salt`` and of the prompt's members; of equal keys, vLLM uses the last."""
     if not body.reads:
-        return []
+        return b"", []
     found = {member.key: member for member in body.members}
-    parts = [b"" if (salt := found.get("cache_salt")) is None else body.beginning(salt, MOST)]
+    salt = found.get("cache_salt")
+    parts: list[bytes] = []
     room = MOST + 1
     for name in PARTS:
         if room > 0 and (member := found.get(name)) is not None:
             parts.append(body.beginning(member, room))
             room -= len(parts[-1])
-    return parts
+    return b"" if salt is None else body.beginning(salt, MOST), parts

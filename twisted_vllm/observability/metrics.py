@@ -36,37 +36,46 @@ class Metrics:
             monotonic: the clock, in seconds.
         """
         self._monotonic = monotonic
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        about = Info(PREFIX, "The gateway", registry=registry)
-        about.info({"version": version("twisted-vllm")})
+        self._registry = CollectorRegistry()
+        # what administrators get
+        self._named = CollectorRegistry()
+        for each in (self._registry, self._named):
+            ProcessCollector(registry=each)
+            PlatformCollector(registry=each)
+            GCCollector(registry=each)
+            Info(PREFIX, "The gateway", registry=each).info({"version": version("twisted-vllm")})
         self._left = float(BURST)
         self._asked = 0.0
-        self._last: dict[str, bytes] = {}
+        self._last: dict[tuple[str, bool], bytes] = {}
 
-    def add(self, collector: Collector) -> None:
-        """Add a collector."""
+    def add(self, collector: Collector, named: Collector | None = None) -> None:
+        """Add a collector.
+
+        Args:
+            collector: the collector.
+            named: what administrators get in its place: the same metrics, with names that strangers must not learn.
+        """
         self._registry.register(collector)
+        self._named.register(collector if named is None else named)
 
-    def expose(self, accept: str) -> tuple[bytes, str]:
+    def expose(self, accept: str, named: bool = False) -> tuple[bytes, str]:
         """Return all metrics and their media type: OpenMetrics if the client accepts it, else Prometheus' text.
 
         Args:
             accept: the request's ``Accept`` header; what cannot be parsed is ignored.
+            named: whether an administrator asks.
         """
         encode, content_type = choose_encoder(",".join(filter(_is_known, accept.split(","))))
         now = self._monotonic()
         self._left = min(self._left + (now - self._asked) * PER_SECOND, BURST)
         self._asked = now
-        last = self._last.get(content_type)
+        last = self._last.get((content_type, named))
         if last is not None and self._left < 1:
             return last, content_type
         self._left -= 1
         if last is None and len(self._last) >= _MOST_FORMS:
             self._last.clear()
-        found = self._last[content_type] = encode(self._registry)
+        found = self._last[content_type, named] = encode(self._named if named else self._registry)
         return found, content_type
 
 

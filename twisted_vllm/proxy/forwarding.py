@@ -35,7 +35,7 @@ from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody
+from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
@@ -418,22 +418,32 @@ class Forwarding:
 
     # what became of it
 
-    def answered(self, response: UpstreamResponse) -> bool:
-        """The head of an answer came; return whether another takes its place."""
+    def answered(self, response: UpstreamResponse) -> Verdict:
+        """The head of an answer came; return what becomes of it."""
         placement = self._placement
-        placement.destination.state.awaiting.discard(self)
         status = response.head.status
         now = self._forwarder.clock.seconds()
         placement.responded(status, now)
+        if status < 300 and not response.complete and self._may_go_on:
+            # vLLM sends the head of a stream before it begins to compute
+            return Verdict.HELD
+        placement.destination.state.awaiting.discard(self)
         if status >= 400:
             if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now):
                 response.stopProducing()
-                return True
+                return Verdict.TAKEN
             if status == 400 and self._group.context_fallbacks and self._is_in_hand:
                 self._read_refusal(response)
-                return True
+                return Verdict.TAKEN
+        self.began()
+        return Verdict.RELAYED
+
+    def began(self) -> None:
+        """The answer goes to the client: nothing is sent again."""
+        placement = self._placement
+        placement.destination.state.awaiting.discard(self)
+        placement.began_to_answer(self._forwarder.clock.seconds())
         self._over()
-        return False
 
     def failed(self, error: GatewayError) -> bool:
         """The attempt failed before the head of an answer came; return whether another takes its place."""
@@ -474,13 +484,20 @@ class Forwarding:
         """Whether the whole request can be sent again."""
         return self._streamed is None and not self._request.context.head.protocols
 
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether there is another server or model for it, should this server fail."""
+        group = self._group
+        elsewhere = group.lone is None or bool(group.fallbacks)
+        return elsewhere and self._is_in_hand and self._authorization.route.fails_over
+
     def _goes_on(self, reason: str, now: float) -> bool:
         """Send the request to another server, or for another model; return whether that may be done."""
         forwarder, group = self._forwarder, self._group
         state = self._placement.destination.state
         context = self._request.context
         sent = context.sent_at is not None
-        if not self._is_in_hand or (sent and not self._authorization.route.repeatable):
+        if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
         tried = (*self._tried, state)
         in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 from typing import Protocol as TypingProtocol
 
@@ -93,11 +94,25 @@ class RequestBody:
         self._request.resume_body()
 
 
+class Verdict(Enum):
+    """What becomes of a response whose head came."""
+
+    #: it goes to the client
+    RELAYED = "relayed"
+    #: it goes to the client once its body begins
+    HELD = "held"
+    #: it is dropped, or read first: the relay is over
+    TAKEN = "taken"
+
+
 class Forwarding(TypingProtocol):
     """Is told what became of an attempt, and may make another."""
 
-    def answered(self, response: UpstreamResponse) -> bool:
-        """The head of a response came; return whether another takes its place."""
+    def answered(self, response: UpstreamResponse) -> Verdict:
+        """The head of a response came; return what becomes of it."""
+
+    def began(self) -> None:
+        """The body of a response that was held began."""
 
     def failed(self, error: GatewayError) -> bool:
         """No response came; return whether another attempt takes its place."""
@@ -122,6 +137,8 @@ class Relay(Protocol):
     _pending: Deferred[UpstreamResponse] | None = None
     _response: UpstreamResponse | None = None
     _ended = False
+    # the response's head, while it waits for the first byte of the body
+    _held: ResponseHead | None = None
 
     def __init__(self, request: GatewayRequest, forwarding: Forwarding | None = None) -> None:
         """Relay to the client of `request`; `forwarding` is told what became of the attempt."""
@@ -146,11 +163,17 @@ class Relay(Protocol):
     def fail(self, error: GatewayError) -> None:
         """Give up waiting for the response."""
         pending, self._pending = self._pending, None
-        if pending is not None and not self._ended:
-            self._ended = True
+        if self._ended or (pending is None and self._held is None):
+            return
+        response, self._response = self._response, None
+        self._held = None
+        self._ended = True
+        if pending is not None:
             pending.cancel()
-            self._ended = False
-            self._failed(Failure(error))
+        elif response is not None:
+            response.stopProducing()
+        self._ended = False
+        self._failed(Failure(error))
 
     # the head
 
@@ -165,12 +188,17 @@ class Relay(Protocol):
             response.stopProducing()
             return
         try:
-            if self._forwarding is not None and self._forwarding.answered(response):
+            verdict = Verdict.RELAYED if self._forwarding is None else self._forwarding.answered(response)
+            if verdict is Verdict.TAKEN:
                 self._ended = True
                 self._forwarding = None
                 return
             self._response = response
-            self._begin_response(response)
+            if verdict is Verdict.HELD:
+                self._held = response.head
+                response.deliverBody(self)
+            else:
+                self._begin_response(response)
         except Exception:
             self._broken(Failure())
 
@@ -178,18 +206,23 @@ class Relay(Protocol):
         """Relay a response whose body was read already."""
         self._ended = True
         self.context.outcome = "completed"
-        meter = self.context.meter
-        if meter is not None:
-            meter.start(head)
-            body = meter.finish(body)
         self._relay_head(head)
+        if self.context.meter is not None:
+            body = self.context.meter.finish(body)
         self._request.relay_body(body, True)
+
+    def _release(self) -> None:
+        """Relay the head that was held: the body begins."""
+        head, self._held = self._held, None
+        assert head is not None
+        if self._forwarding is not None:
+            self._forwarding.began()
+        self._relay_head(head)
+        if not self._ended and self._response is not None and not self._response.complete:
+            self._request.registerProducer(self, True)
 
     def _begin_response(self, response: UpstreamResponse) -> None:
         request = self._request
-        meter = self.context.meter
-        if meter is not None:
-            meter.start(response.head)
         self._relay_head(response.head)
         response.deliverBody(self)
         if response.complete:
@@ -202,6 +235,8 @@ class Relay(Protocol):
 
     def _relay_head(self, head: ResponseHead) -> None:
         context = self.context
+        if context.meter is not None:
+            context.meter.start(head)
         if context.reservation is not None:
             self._request.added = context.reservation.lines
         if head.status != 200 or context.repeated_as or context.fallback:
@@ -239,6 +274,8 @@ class Relay(Protocol):
         """Write a piece; the last piece and the end of the response go out in one write."""
         if self._ended:
             return
+        if self._held is not None:
+            self._release()
         response = self._response
         if response is not None and response.complete:
             self._finish(data)
@@ -279,7 +316,14 @@ class Relay(Protocol):
         if self._ended:
             return
         if reason.check(ResponseDone):
+            if self._held is not None:
+                self._release()
             self._finish(b"")
+            return
+        if self._held is not None:
+            # nothing reached the client yet
+            self._held = self._response = None
+            self._failed(Failure(_cause(reason)))
             return
         self._ended = True
         self.context.outcome = "upstream_failed"

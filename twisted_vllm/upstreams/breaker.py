@@ -24,6 +24,7 @@ CLOSED = "closed"
 OPEN = "open"
 HALF_OPEN = "half_open"
 DEAD = "dead"
+STATES = (CLOSED, OPEN, HALF_OPEN, DEAD)
 
 #: Statuses from 500 on that say something of the request, and nothing of the server: vLLM answers 501 to what a model
 #: cannot do.

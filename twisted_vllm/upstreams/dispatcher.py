@@ -95,7 +95,7 @@ class Placement:
         self.queued: float | None = None
 
     def responded(self, status: int, now: float) -> None:
-        """The server's answer began.
+        """The head of the server's answer came.
 
         Args:
             status: its status.
@@ -103,13 +103,16 @@ class Placement:
         """
         state = self.destination.state
         self._told = True
-        state.latency.observe(now - self.began, now)
         fault = None if status < 500 else fault_of_status(status)
         if fault is None:
             state.last_alive = now
             state.breaker.succeeded(now, self._ticket)
         else:
             state.breaker.failed(now, fault, self._ticket, answered=True)
+
+    def began_to_answer(self, now: float) -> None:
+        """The first byte of the answer's body came, or its head if nobody waits for that."""
+        self.destination.state.latency.observe(now - self.began, now)
 
     def failed(self, error: GatewayError, now: float) -> None:
         """The request failed, before its answer began or within it.
@@ -293,7 +296,7 @@ class Dispatcher:
             breaker = state.breaker
             snapshots.append(
                 ServerSnapshot(
-                    state.name,
+                    each.key,
                     each.weight * breaker.share(now),
                     state.in_flight,
                     state.waiting,
@@ -317,7 +320,7 @@ class Dispatcher:
         if limits is not None and not ask.unlimited:
             share = limits.take(ask.tokens, now)
         if group.lone is None:
-            group.policy.sent(state.name, ask.routing)
+            group.policy.sent(destination.key, ask.routing)
         placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
         if ask.unlimited:
             placement.unlimited = True

@@ -177,10 +177,10 @@ class HealthChecks:
 
     def _due(self, each: Checked, now: float) -> float:
         """Return when the next check begins, in seconds."""
-        state = each.state
-        proof = max(each.started, state.last_alive) if state.breaker.closed else each.started
-        # a clock that was set back must not put the checks off
-        return max(min(proof, now) + self._pace(each), now)
+        proofs = (each.started, each.state.last_alive if each.state.breaker.closed else each.started)
+        # a proof of the future is none: the clock was set back
+        latest = max((proof for proof in proofs if proof <= now), default=now - self._pace(each))
+        return max(latest + self._pace(each), now)
 
     def _plan(self, each: Checked, wait: float | None = None) -> None:
         """Set the timer for the next check, in `wait` seconds or when it is due."""

@@ -87,26 +87,24 @@ class ExactPrefixTable:
         self._prompts = prompts
         self._index_of = index_of
 
-    def matched(self, prefix: Sequence[int], servers: Sequence[str]) -> list[int]:
-        """Return how many blocks of a prompt's text each server has.
+    def knows(self, block: int) -> bool:
+        """Return whether any server has a block; see `CacheTable`."""
+        return self._table.knows(block)
 
-        Args:
-            prefix: the hashes of these blocks.
-            servers: the names of the servers.
-        """
-        matched = self._table.matched(prefix, servers)
+    def matched(self, prefix: Sequence[int], servers: Sequence[str]) -> tuple[list[int], bool]:
+        """Return how many blocks of a prompt each server has; see `CacheTable`."""
+        matched, continues = self._table.matched(prefix, servers)
         size = block_size_of(servers, self._index_of)
         depth, keys = self._prompts.find(prefix, size) if size else (0, _NO_KEYS)
-        if not keys:
-            return matched
-        for number, server in enumerate(servers):
-            index = self._index_of(server)
-            if index is not None and index.block_size == size:
-                cached = index.leading(keys)
-                whole = cached == len(keys)
-                # what follows the part whose tokens are known was sent there, or not
-                matched[number] = max(depth, matched[number]) if whole else depth * cached // len(keys)
-        return matched
+        if keys:
+            for number, server in enumerate(servers):
+                index = self._index_of(server)
+                if index is not None and index.block_size == size:
+                    cached = index.leading(keys)
+                    whole = cached == len(keys)
+                    # what follows the part whose tokens are known was sent there, or not
+                    matched[number] = max(depth, matched[number]) if whole else depth * cached // len(keys)
+        return matched, continues
 
     def learn(self, prefix: Sequence[int], server: str) -> None:
         """Note that a prompt was sent to a server."""

@@ -1,18 +1,20 @@
 """Policies: which of the servers that can take a request gets it.
 
-A policy sees plain snapshots. `Dispatcher` passes only servers that may be chosen: healthy, awake, with room.
-The load of a server is what waits and runs there over its weight.
+A policy sees plain snapshots of the servers that may be chosen: those that are healthy, awake and have room. It has no
+clock, and its random source is an argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
-from twisted_vllm.bodies.prompt_prefix import OFFSETS
-from twisted_vllm.upstreams.prefix_table import PrefixTable
+from twisted_vllm.upstreams.bounded_load import most_load
+from twisted_vllm.upstreams.prefix_choice import choose_by_prefix, is_known
+from twisted_vllm.upstreams.prefix_table import CacheTable, PrefixTable
+from twisted_vllm.upstreams.recent_requests import RecentRequests
 from twisted_vllm.upstreams.rendezvous import key_hash, score
 
 
@@ -25,7 +27,7 @@ class ServerSnapshot(msgspec.Struct, frozen=True, gc=False):
         in_flight: this gateway's requests there.
         queued: the requests that wait there, as the server reports; 0.0 if unknown.
         latency: the peak-sensitive mean of seconds to the first byte; 0.0 if unknown.
-        kv_usage: the share of the server's KV cache that running requests use; 0.0 if unknown.
+        kv_usage: the share of its KV cache that running requests use; 0.0 if unknown.
     """
 
     name: str
@@ -41,7 +43,7 @@ class RoutingRequest(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         session: the key of its session; empty if it has none.
-        prefix: the chained hashes of its prompt's blocks; empty if unknown.
+        prefix: the chained hashes of its prompt's blocks (`twisted_vllm.bodies.prompt_prefix`); empty if unknown.
     """
 
     session: bytes = b""
@@ -49,7 +51,7 @@ class RoutingRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Policy(Protocol):
-    """Chooses a server for each request of one model group.
+    """Chooses servers for the requests of one model group.
 
     Attributes:
         reads_prompt: whether it uses `RoutingRequest.prefix`.
@@ -60,7 +62,7 @@ class Policy(Protocol):
     reads_session: bool
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
-        """Return the index of the server for a request.
+        """Return the index of the server that gets a request.
 
         Args:
             servers: the servers to choose from, at least one.
@@ -68,195 +70,237 @@ class Policy(Protocol):
         """
 
     def sent(self, server: str, request: RoutingRequest) -> None:
-        """Note that a request was sent to a server."""
+        """Note that a request was sent to a server, chosen by this policy or not."""
 
     def forgot(self, server: str) -> None:
-        """Note that a server left, or restarted with an empty cache."""
+        """Note that a server left, or restarted: its cache is empty. State is kept of all others, so this must come."""
+
+
+#: the share of a KV cache from which vLLM preempts requests and evicts prefixes soon. Above it a server counts as
+#: busier than it is, twice as busy when the cache is full
+KV_PRESSURE = 0.8
 
 
 def load_of(server: ServerSnapshot) -> float:
-    return (server.in_flight + server.queued) / server.weight
+    """Return the requests that wait and run at a server; one that the server reports as waiting counts twice."""
+    load = server.in_flight + server.queued
+    if server.kv_usage > KV_PRESSURE:
+        load *= 1.0 + (server.kv_usage - KV_PRESSURE) / (1.0 - KV_PRESSURE)
+    return load
 
 
-def random_by_weight(servers, indices, random):
-    total = 0.0
-    for index in indices:
-        total += servers[index].weight
-    point = random() * total
-    for index in indices:
+def pick_by_weight(servers: Sequence[ServerSnapshot], among: Sequence[int], random: Callable[[], float]) -> int:
+    """Return one of some servers' indices, each with a chance in proportion to its weight.
+
+    Args:
+        servers: the servers.
+        among: the indices to pick from, at least one.
+        random: returns a number from 0 up to 1.
+    """
+    if len(among) == 1:
+        return among[0]
+    point = random() * sum([servers[index].weight for index in among])
+    for index in among:
         point -= servers[index].weight
         if point < 0.0:
             return index
-    return indices[-1]
+    # the sum was rounded
+    return among[-1]
 
 
-class Stateless:
-    reads_prompt = reads_session = False
+class _Stateless:
+    """A policy that keeps nothing but its random source."""
 
-    def __init__(self, random):
+    reads_prompt = False
+    reads_session = False
+
+    def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
 
-    def sent(self, server, request):
-        pass
+    def sent(self, server: str, request: RoutingRequest) -> None:
+        """Keep nothing."""
 
-    def forgot(self, server):
-        pass
+    def forgot(self, server: str) -> None:
+        """Keep nothing."""
 
 
-class LeastBusy(Stateless):
-    def choose(self, servers, request):
-        loads = [load_of(s) for s in servers]
+class SimpleShuffle(_Stateless):
+    """At random, in proportion to the weights."""
+
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
+        return pick_by_weight(servers, range(len(servers)), self._random)
+
+
+class LeastBusy(_Stateless):
+    """The server with the least load for its weight; among equals at random, by weight."""
+
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
+        loads = [load_of(each) / each.weight for each in servers]
         least = min(loads)
-        return random_by_weight(servers, [i for i, l in enumerate(loads) if l == least], self._random)
+        if loads.count(least) == 1:
+            return loads.index(least)
+        return pick_by_weight(servers, [index for index, load in enumerate(loads) if load == least], self._random)
 
 
-class SimpleShuffle(Stateless):
-    def choose(self, servers, request):
-        return random_by_weight(servers, range(len(servers)), self._random)
+class LatencyBased(_Stateless):
+    """The server where a request probably waits the shortest: its latency, times the requests that share it.
+
+    A server of unknown latency counts as the quickest one, so that it is tried. One request in `EXPLORE` goes anywhere:
+    a server that was slow once would otherwise never show that it is quick again.
+    """
+
+    EXPLORE = 100
+
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
+        if self._random() * self.EXPLORE < 1.0:
+            return pick_by_weight(servers, range(len(servers)), self._random)
+        quickest = min([each.latency for each in servers if each.latency > 0.0], default=1.0)
+        costs = [(each.latency or quickest) * (load_of(each) + 1.0) / each.weight for each in servers]
+        least = min(costs)
+        return pick_by_weight(servers, [index for index, cost in enumerate(costs) if cost == least], self._random)
 
 
-class RoundRobin(Stateless):
-    def __init__(self, random):
-        self._current = {}
+class RoundRobin:
+    """In turn, in proportion to the weights: nginx's smooth weighted round robin.
 
-    def choose(self, servers, request):
+    Each choice adds its weight to every server, takes the highest and subtracts the total from it
+    (``src/http/ngx_http_upstream_round_robin.c``). The choices of a heavy server are spread evenly.
+    """
+
+    reads_prompt = False
+    reads_session = False
+
+    def __init__(self) -> None:
+        self._current: dict[str, float] = {}
+
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
         current = self._current
-        total = 0.0
+        total = highest = 0.0
         best = 0
-        for i, s in enumerate(servers):
-            current[s.name] = current.get(s.name, 0.0) + s.weight
-            total += s.weight
-            if current[s.name] > current[servers[best].name]:
-                best = i
+        for index, server in enumerate(servers):
+            value = current[server.name] = current.get(server.name, 0.0) + server.weight
+            total += server.weight
+            if not index or value > highest:
+                best, highest = index, value
         current[servers[best].name] -= total
         return best
 
+    def sent(self, server: str, request: RoutingRequest) -> None:
+        """Keep nothing: a choice counts."""
 
-class Session(Stateless):
+    def forgot(self, server: str) -> None:
+        """Drop a server's turn."""
+        self._current.pop(server, None)
+
+
+class Session:
+    """The server of the session, by weighted rendezvous hashing; the next in its order if that one is overloaded.
+
+    Without a session, as `LeastBusy`.
+    """
+
+    reads_prompt = False
     reads_session = True
 
-    def choose(self, servers, request):
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._hashes: dict[str, int] = {}
+        self._without_session = LeastBusy(random)
+
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
+        if not request.session:
+            return self._without_session.choose(servers, request)
         key = key_hash(request.session)
-        scores = [(score(key, key_hash(s.name.encode()), s.weight), i) for i, s in enumerate(servers)]
-        busy = sum(s.in_flight + s.queued for s in servers) + 1
-        total = sum(s.weight for s in servers)
-        for _, i in sorted(scores, reverse=True):
-            s = servers[i]
-            if s.in_flight + s.queued + 1 <= 1.25 * busy * s.weight / total + 1:
-                return i
-        raise AssertionError
+        scores = [score(key, self._hash_of(each.name), each.weight) for each in servers]
+        loads = [load_of(each) for each in servers]
+        total, weights = sum(loads) + 1.0, sum([each.weight for each in servers])
+        order = sorted(range(len(servers)), key=scores.__getitem__, reverse=True)
+        # the least loaded one is never over its bound
+        return next(index for index in order if loads[index] + 1.0 <= most_load(total, servers[index].weight / weights))
+
+    def _hash_of(self, name: str) -> int:
+        found = self._hashes.get(name)
+        if found is None:
+            found = self._hashes[name] = key_hash(name.encode("utf-8", "surrogatepass"))
+        return found
+
+    def sent(self, server: str, request: RoutingRequest) -> None:
+        """Keep nothing."""
+
+    def forgot(self, server: str) -> None:
+        """Drop the hash of a server's name."""
+        self._hashes.pop(server, None)
 
 
-class Bounded(Stateless):
-    """candidate: momentary bound."""
+class Prefix:
+    """The server that has most of the prompt in its prefix cache, as long as it gets no more than its part."""
 
     reads_prompt = True
-    C, SLACK = 1.15, 1.0
+    reads_session = False
 
-    def __init__(self, random):
+    def __init__(self, random: Callable[[], float], table: CacheTable) -> None:
         self._random = random
-        self._table = PrefixTable()
-        self._recent = {}
+        self._table = table
+        self._recent = RecentRequests()
 
-    def choose(self, servers, request):
-        busy = sum(s.in_flight + s.queued for s in servers) + 1
-        total = sum(s.weight for s in servers)
-        matched = self._table.matched(request.prefix, [s.name for s in servers])
-        best, at = None, 0
-        for i, s in enumerate(servers):
-            fair = busy * s.weight / total
-            here = s.in_flight + s.queued + 1
-            if here <= self.C * fair + self.SLACK or len(servers) == 1:
-                k = (-OFFSETS[matched[i]], here / fair + self._recent.get(s.name, 0) / s.weight, self._random())
-                if best is None or k < best:
-                    best, at = k, i
-        assert best is not None
-        return at
+    def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
+        """Return the index of a server; see `Policy`."""
+        names = [each.name for each in servers]
+        matched, continues = self._table.matched(request.prefix, names)
+        requests, fresh = self._recent.counts(names)
+        return choose_by_prefix(
+            [each.weight for each in servers],
+            [load_of(each) for each in servers],
+            requests,
+            fresh,
+            matched,
+            blocks=len(request.prefix),
+            continues=continues,
+            random=self._random,
+        )
 
-    def sent(self, server, request):
-        self._table.learn(request.prefix, server)
-        for name in self._recent:
-            self._recent[name] *= 127 / 128
-        self._recent[server] = self._recent.get(server, 0.0) + 1 / 128
+    def sent(self, server: str, request: RoutingRequest) -> None:
+        """Learn that a server has a prompt now; see `Policy`."""
+        prefix = request.prefix
+        self._recent.add(server, fresh=bool(prefix) and not self._table.knows(prefix[is_known(len(prefix)) - 1]))
+        self._table.learn(prefix, server)
 
-    def forgot(self, server):
+    def forgot(self, server: str) -> None:
+        """Drop what a server had; see `Policy`."""
         self._table.forget(server)
-        self._recent.pop(server, None)
+        self._recent.forget(server)
 
 
-class Prefix(Stateless):
-    reads_prompt = True
-    C, N, K, HARD, HS, NEW, G, K2, P, A, T = 1.15, 64, 8, 1.5, 4.0, 8, 1.0, 1.0, 8, 1, 0.35
+_POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
+    "simple-shuffle": SimpleShuffle,
+    "least-busy": LeastBusy,
+    "latency-based-routing": LatencyBased,
+    "round-robin": lambda random: RoundRobin(),
+    "session": Session,
+    "prefix": lambda random: Prefix(random, PrefixTable()),
+}
 
-    def __init__(self, random, make_table):
-        self._random = random
-        self._table = make_table()
-        self._counts = {}
-        self._news = {}
-        self._inc = 1.0
-
-    def choose(self, servers, request):
-        counts = self._counts
-        if any(s.name not in counts for s in servers):
-            self._inc = 1.0
-            for n in counts:
-                counts[n] = 0.0
-            for s in servers:
-                counts[s.name] = 0.0
-            self._news.clear()
-        inc = self._inc
-        total = sum(s.weight for s in servers)
-        busy = sum(s.in_flight + s.queued for s in servers) + 1
-        recent = sum(counts[s.name] for s in servers) / inc
-        matched = self._table.matched(request.prefix, [s.name for s in servers])
-        size = OFFSETS[len(request.prefix)]
-        best = None
-        news = sum(self._news.get(s.name, 0.0) for s in servers) / inc
-        known = OFFSETS[max(matched)] * self.NEW >= size
-        for i, s in enumerate(servers):
-            f = s.weight / total
-            here = s.in_flight + s.queued + 1
-            q = (counts[s.name] / inc + self.K * f) / (recent + self.K) / f
-            l = here / (busy * f)
-            C = 1 + self.T * (1 - f)
-            over = here > self.HARD * busy * f + self.HS or (q > C and here > busy * f + 1)
-            g = (self._news.get(s.name, 0.0) / inc + self.K2 * f) / (news + self.K2) / f
-            if known:
-                v = l + q
-            else:
-                v = (here + counts[s.name] / inc * self.A + self.P * self._news.get(s.name, 0.0) / inc) / f
-            k = (over, -matched[i] if known else 0, v, self._random())
-            if best is None or k < best:
-                best, at = k, i
-        if best[0] and len(servers) > 1:
-            at = min(range(len(servers)), key=lambda i: (servers[i].in_flight + servers[i].queued) / servers[i].weight)
-        self._is_new = not known
-        return at
-
-    def sent(self, server, request):
-        if self._is_new:
-            self._news[server] = self._news.get(server, 0.0) + self._inc
-        self._table.learn(request.prefix, server)
-        self._inc *= 1 + 1 / (self.N * len(self._counts))
-        self._counts[server] = self._counts.get(server, 0.0) + self._inc
-        if self._inc > 1e100:
-            for n in self._counts:
-                self._counts[n] /= self._inc
-            self._inc = 1.0
-
-    def forgot(self, server):
-        self._table.forget(server)
-        self._counts.pop(server, None)
+#: the names of all policies, as ``router_settings.routing_strategy`` has them
+STRATEGIES = tuple(_POLICIES)
 
 
-def make_policy(strategy, random, make_table=PrefixTable):
+def make_policy(
+    strategy: str, random: Callable[[], float], make_table: Callable[[], CacheTable] = PrefixTable
+) -> Policy:
+    """Make the policy of one model group.
+
+    Args:
+        strategy: its name, one of `STRATEGIES`.
+        random: returns a number from 0 up to 1.
+        make_table: makes what ``prefix`` keeps of the servers' prefix caches.
+
+    Raises:
+        KeyError: no policy has the name.
+    """
     if strategy == "prefix":
-        return Prefix(random, make_table)
-    return {
-        "least-busy": LeastBusy,
-        "simple-shuffle": SimpleShuffle,
-        "round-robin": RoundRobin,
-        "session": Session,
-        "prefix": Prefix,
-        "bounded": Bounded,
-    }[strategy](random)
+        return Prefix(random, make_table())
+    return _POLICIES[strategy](random)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone, TimeoutError
+from twisted.internet.error import ConnectingCancelledError, ConnectionDone, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -22,6 +22,9 @@ from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import write_header_lines
 from twisted_vllm.upstreams.own_requests import own_headers
+
+#: Seconds after a timeout in which an answer that has arrived is read.
+GRACE = 0.01
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -75,7 +78,7 @@ def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[A
         nonlocal timer
         # Timers come before input in a turn of the reactor. A gateway that was busy or stopped itself may have the
         # answer already.
-        timer = clock.callLater(0, give_up)
+        timer = clock.callLater(GRACE, give_up)
 
     def give_up() -> None:
         nonlocal expired
@@ -85,8 +88,9 @@ def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[A
     def ended(result: Answer | Failure) -> Answer | Failure:
         if timer.active():
             timer.cancel()
-        if expired and isinstance(result, Failure) and result.check(CancelledError):
-            return Failure(TimeoutError())
+        if isinstance(result, Failure) and result.check(CancelledError, ConnectingCancelledError):
+            # a connection is cancelled by a name of its own
+            return Failure(TimeoutError() if expired else CancelledError())
         return result
 
     answer.addBoth(ended)

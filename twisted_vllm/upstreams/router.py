@@ -6,6 +6,7 @@ group's routing strategy.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -34,9 +35,10 @@ class Destination:
         weight: its share of the group's requests, above 0.
         order: destinations with a lower number are used first.
         limits: the limits of the entry; None without.
+        key: the name by which the group's policy knows it: the server's, and its model where one server has two.
     """
 
-    __slots__ = ("entry", "limits", "order", "server", "state", "upstream_model", "weight")
+    __slots__ = ("entry", "key", "limits", "order", "server", "state", "upstream_model", "weight")
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Destination:
         self.weight = 1 if entry is None else entry.weight
         self.order = 1 if entry is None else entry.order
         self.limits = limits
+        self.key = state.name
 
     def __repr__(self) -> str:
         return f"<Destination {self.state.name} {self.upstream_model}>"
@@ -103,6 +106,10 @@ class ModelGroup:
         self.destinations = tuple(destinations)
         orders = sorted({each.order for each in self.destinations})
         self.tiers = tuple(tuple(each for each in self.destinations if each.order == order) for order in orders)
+        times = Counter(each.state for each in self.destinations)
+        for each in self.destinations:
+            if times[each.state] > 1:
+                each.key = f"{each.state.name} {each.upstream_model}"
         first = self.destinations[0]
         self.lone = first if len(self.destinations) == 1 and first.limits is None else None
         self.dearest = max(self.destinations, key=lambda each: _price(each.entry))
@@ -123,6 +130,14 @@ class ModelGroup:
 
     def __repr__(self) -> str:
         return f"<ModelGroup {self.name!r} {list(self.destinations)}, {len(self.queue)} queued>"
+
+
+#: what makes an entry the same after a reload: its name, its server and the server's name of the model
+_Identity = tuple[str, bytes, str]
+
+
+def _identity(entry: ModelEntry) -> _Identity:
+    return entry.model_name, entry.server.url, entry.upstream_model
 
 
 def _price(entry: ModelEntry | None) -> tuple[Decimal, ...]:
@@ -171,7 +186,7 @@ class Router:
         self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
-        self._limits: dict[ModelEntry, EntryLimits] = {}
+        self._limits: dict[_Identity, EntryLimits] = {}
         self.update(models, default_server, routing, retry_share)
 
     def update(
@@ -198,12 +213,12 @@ class Router:
         for entry in models:
             grouped.setdefault(entry.model_name, []).append(entry)
         # entries that stay go on counting
-        counted = self._limits
-        self._limits = {
-            entry: counted.get(entry) or EntryLimits(entry.rpm, entry.tpm)
-            for entry in models
-            if entry.rpm is not None or entry.tpm is not None
-        }
+        counted, self._limits = self._limits, {}
+        for entry in models:
+            if entry.rpm is not None or entry.tpm is not None:
+                limits = counted.get(_identity(entry)) or EntryLimits(entry.rpm, entry.tpm)
+                limits.rpm, limits.tpm = entry.rpm, entry.tpm
+                self._limits[_identity(entry)] = limits
         previous = self._groups
         self._groups = {
             name: self._group(name, map(self._destination, entries), previous.get(name), entries[0].strategy)
@@ -226,7 +241,9 @@ class Router:
         #: the groups of the default server's own names for configured models
         self._direct = {
             name: self._only(
-                Destination(default_server, self._state(default_server), None, entry, self._limits.get(entry)),
+                Destination(
+                    default_server, self._state(default_server), name, entry, self._limits.get(_identity(entry))
+                ),
                 entry.model_name,
             )
             for (url, name), entry in self._served.items()
@@ -298,7 +315,7 @@ class Router:
         key = (server, entry)
         group = self._alone.get(key)
         if group is None:
-            limits = None if entry is None else self._limits.get(entry)
+            limits = None if entry is None else self._limits.get(_identity(entry))
             destination = Destination(server, self._state(server), None, entry, limits)
             group = self._alone[key] = self._only(destination, "" if entry is None else entry.model_name)
         return group
@@ -316,7 +333,9 @@ class Router:
 
     def _destination(self, entry: ModelEntry) -> Destination:
         upstream_model = None if entry.upstream_model == entry.model_name else entry.upstream_model
-        return Destination(entry.server, self._state(entry.server), upstream_model, entry, self._limits.get(entry))
+        return Destination(
+            entry.server, self._state(entry.server), upstream_model, entry, self._limits.get(_identity(entry))
+        )
 
     def _group(
         self, name: str, destinations: Iterable[Destination], previous: ModelGroup | None, strategy: str | None
@@ -344,7 +363,9 @@ class Router:
 
     def _left(self, state: ServerState) -> None:
         for group in self._groups.values():
-            group.policy.forgot(state.name)
+            for destination in group.destinations:
+                if destination.state is state:
+                    group.policy.forgot(destination.key)
 
 
 # a group of one never asks its policy
