@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from benchmarks.client import Target
 from benchmarks.free_ports import free_port
@@ -69,14 +70,16 @@ class Door:
         with listener:
             while True:
                 accepted, _ = await self._loop.sock_accept(listener)
+                # close with a reset, not with an end of file, which would look like the end of an answer
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 passing = asyncio.create_task(self._connect(accepted))
                 self._connections.add(passing)
                 passing.add_done_callback(self._connections.discard)
+                # also of a task that was cancelled before it began
+                passing.add_done_callback(partial(_close, accepted))
 
     async def _connect(self, accepted: socket.socket) -> None:
-        # close with a reset, not with an end of file, which would look like the end of an answer
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        with accepted, suppress(OSError):
+        with suppress(OSError):
             reader, writer = await asyncio.open_connection(sock=accepted)
             there_reader, there = await asyncio.open_connection(self._server.host, self._server.port)
             try:
@@ -84,6 +87,10 @@ class Door:
             finally:
                 writer.transport.abort()
                 there.transport.abort()
+
+
+def _close(accepted: socket.socket, _: object) -> None:
+    accepted.close()
 
 
 async def _pass(source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:

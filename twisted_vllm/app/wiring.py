@@ -74,10 +74,10 @@ from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
-from twisted_vllm.upstreams.kv_caches import KvCaches
-from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.load_scraper import LoadScraper
+from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
