@@ -27,7 +27,7 @@ class Door:
         self.target = Target("127.0.0.1", free_port(), server.base, server.key)
         self._server = server
         self._loop = asyncio.new_event_loop()
-        self._listening: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
         self._thread.start()
@@ -48,35 +48,35 @@ class Door:
         self._loop.close()
 
     async def _open(self) -> None:
-        listener = socket.socket()
+        # asyncio's own server, and its sock_accept, may forget a connection that is accepted while they end
+        self._listener = listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self.target.host, self.target.port))
         listener.listen(128)
         listener.setblocking(False)
-        self._listening = asyncio.create_task(self._listen(listener))
+        self._loop.add_reader(listener, self._accept, listener)
 
     async def _shut(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-        self._listening = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         while self._connections:
             for each in self._connections:
                 each.cancel()
             await asyncio.wait(self._connections)
 
-    async def _listen(self, listener: socket.socket) -> None:
-        # asyncio's own server may forget a connection that is accepted while it closes
-        with listener:
-            while True:
-                accepted, _ = await self._loop.sock_accept(listener)
-                # close with a reset, not with an end of file, which would look like the end of an answer
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                passing = asyncio.create_task(self._connect(accepted))
-                self._connections.add(passing)
-                passing.add_done_callback(self._connections.discard)
-                # also of a task that was cancelled before it began
-                passing.add_done_callback(partial(_close, accepted))
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            accepted, _ = listener.accept()
+            # close with a reset, not with an end of file, which would look like the end of an answer
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.setblocking(False)
+            passing = self._loop.create_task(self._connect(accepted))
+            self._connections.add(passing)
+            passing.add_done_callback(self._connections.discard)
+            # also of a task that was cancelled before it began
+            passing.add_done_callback(partial(_close, accepted))
 
     async def _connect(self, accepted: socket.socket) -> None:
         with suppress(OSError):
