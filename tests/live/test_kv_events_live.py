@@ -13,12 +13,16 @@ import pytest
 import pytest_twisted
 import treq
 import zmq
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.web.http_headers import Headers
 
 from tests.live.live_servers import served_model, server_from
 from tests.proxy.gateway_fakes import server
 from twisted_vllm.upstreams.kv_events import KvEventSubscriber
 from twisted_vllm.upstreams.kv_index import chain
+
+_JSON = {"Content-Type": ["application/json"]}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +43,7 @@ class Followed:
 
     async def start(self) -> None:
         """Follow the server at the endpoints that it names."""
-        sources = await treq.json_content(await treq.get(f"{self._url}/kv_event_sources"))
+        sources = await treq.json_content(await treq.get(f"{self._url}/kv_event_sources", persistent=False))
         host = urlsplit(self._url).hostname or ""
         events, replay = (sources["0"][name].replace("*", host) for name in ("endpoint", "replay_endpoint"))
         source = attrs.evolve(server("live:80"), kv_events=events, kv_events_replay=replay)
@@ -51,7 +55,7 @@ class Followed:
 
     async def post(self, path: str, **members: Any) -> Any:
         body = json.dumps({"model": self._model, **members}).encode()
-        response = await treq.post(self._url + path, body, headers={"Content-Type": "application/json"})
+        response = await treq.post(self._url + path, body, headers=Headers(_JSON), persistent=False)
         assert response.code == 200
         return await treq.json_content(response)
 
@@ -72,15 +76,9 @@ class Followed:
 @pytest.fixture
 def followed(events_url: str, reactor: Any) -> Iterator[Followed]:
     followed = Followed(events_url, reactor)
-    pytest_twisted.blockon(_deferred(followed.start()))
+    pytest_twisted.blockon(Deferred.fromCoroutine(followed.start()))
     yield followed
     followed.stop()
-
-
-def _deferred(coroutine: Any) -> Any:
-    from twisted.internet.defer import Deferred
-
-    return Deferred.fromCoroutine(coroutine)
 
 
 @pytest_twisted.ensureDeferred
