@@ -17,7 +17,7 @@ from twisted_vllm.upstreams.kv_messages import BlockRemoved, BlockStored, KvEven
 
 #: blocks of a server that are known: two million tokens in blocks of 16. A block takes up to `BLOCK_SIZE` bytes.
 MAX_BLOCKS = 131_072
-BLOCK_SIZE = 400
+BLOCK_SIZE = 300
 #: the longest name of a block that is kept; vLLM's have 8 or 32 bytes
 MAX_HASH_BYTES = 64
 #: the LoRA adapters of a server that are known, and the length of a name
