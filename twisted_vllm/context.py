@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 from urllib.parse import unquote, unquote_plus
 
 import msgspec
@@ -147,6 +148,13 @@ class BackgroundResponse:
         self.row = row
 
 
+class EntryShare(Protocol):
+    """What a request takes of the ``rpm`` and ``tpm`` of the entry that serves it."""
+
+    def used(self, tokens: int, *, sent: bool) -> None:
+        """Replace the estimate by the tokens that it used; if nothing was sent, it does not count. Idempotent."""
+
+
 class FailedAttempt(msgspec.Struct, frozen=True, gc=False):
     """An attempt that another followed.
 
@@ -184,6 +192,7 @@ class RequestContext:
         repeated_as: the ``X-Request-Id`` of its last attempt, which the server saw; empty if it was sent once.
         attempts: the attempts before the last one, which failed.
         fallback: the model that was asked in place of the one that it names; empty if none was.
+        entry_share: its share of its entry's limits; None if its entry has none, or once it was settled.
         error_code: the code of the gateway's error; empty without one.
         outcome: how it ended: ``completed``, ``refused``, ``client_disconnected``, ``upstream_failed``,
             ``upstream_error`` (the server reported an error in a stream), ``revoked`` or ``failed``; final once
@@ -208,6 +217,7 @@ class RequestContext:
         "cost",
         "end_user",
         "ended",
+        "entry_share",
         "error_code",
         "fallback",
         "first_byte",
@@ -250,6 +260,7 @@ class RequestContext:
         self.repeated_as = ""
         self.attempts: tuple[FailedAttempt, ...] = ()
         self.fallback = ""
+        self.entry_share: EntryShare | None = None
         self.error_code = ""
         self.outcome = ""
         self.revoked = False

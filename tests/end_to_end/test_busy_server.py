@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
@@ -42,6 +41,11 @@ async def waiting(gateway: Any, number: int, reactor: Any) -> Any:
     return client
 
 
+def in_flight(gateway: Any) -> int:
+    """How many places of servers are taken."""
+    return sum(state.in_flight for state in gateway.service.wiring.servers)
+
+
 @pytest.mark.parametrize("ending", ["completed", "cut by the server", "client gone", "malformed answer", "timed out"])
 @pytest_twisted.ensureDeferred
 async def test_the_next_queued_request_is_sent_however_the_one_before_it_ended(
@@ -68,7 +72,7 @@ async def test_the_next_queued_request_is_sent_however_the_one_before_it_ended(
     await following.until_received(b"completions?1")
     following.send(OK)
     await second.until_received(b"\r\n\r\nok")
-    assert "<ConcurrencyLimiter 0 of 1 taken, 0 of 100 wait>" in repr(gateway.service.wiring.queues)
+    await eventually(reactor, lambda: in_flight(gateway) == gateway.queued == 0)
 
 
 @pytest_twisted.ensureDeferred
@@ -158,7 +162,7 @@ async def test_all_requests_queued_for_an_unreachable_server_are_answered(gatewa
     clients = [await gateway.send(completion(number)) for number in range(50)]
     for client in clients:
         await client.until_received(b"}}")
-        assert parse_answer(client.received).error["code"] == "upstream_unreachable"
+        assert parse_answer(client.received).error["code"] in ("upstream_unreachable", "no_healthy_upstream")
 
 
 @pytest_twisted.ensureDeferred
@@ -183,7 +187,6 @@ async def test_many_clients_never_exceed_the_limit_though_some_leave(
     simulator: Any, gateway_to: Any, reactor: Any
 ) -> None:
     gateway = gateway_to(capped(simulator.port, limit=5, places=100))
-    queues = gateway.service.wiring.queues
     clients = []
     for number in range(60):
         body = {"model": "simulated-model", "prompt": "x", "max_tokens": 20, "stream": number % 2 == 0}
@@ -191,10 +194,9 @@ async def test_many_clients_never_exceed_the_limit_though_some_leave(
         clients.append(client)
         if number % 4 == 0:
             client.cut()
-        assert int(re.findall(r"(\d+) of 5 taken", repr(queues))[0]) <= 5
+        assert in_flight(gateway) <= 5
     for number, client in enumerate(clients):
         if number % 4:
             await client.until(lambda client=client: client.received.endswith((b"}", b"0\r\n\r\n")))
-    await eventually(reactor, lambda: "<ConcurrencyLimiter 0 of 5 taken, 0 of 100 wait>" in repr(queues))
-    assert gateway.queued == 0
+    await eventually(reactor, lambda: in_flight(gateway) == gateway.queued == 0)
     assert Counter(line["outcome"] for line in gateway.request_lines())["completed"] >= 45

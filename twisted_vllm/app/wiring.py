@@ -50,6 +50,7 @@ from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
+from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
 from twisted_vllm.proxy.forwarding import Forwarder
@@ -205,7 +206,7 @@ class Wiring:
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer]
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush

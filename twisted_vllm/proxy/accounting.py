@@ -175,10 +175,10 @@ class Accounting(RequestObserver):
                 f'{self._header_hint}in the body as "user".',
                 param="user",
             )
-        if self._rows is None and not limited:
+        serving = admitted.serving
+        if self._rows is None and not limited and not serving.group.counts_tokens:
             return None
         route = authorization.route
-        serving = admitted.serving
         # the server is chosen later: until then, the dearest counts
         pricing = self._pricing_at(serving.group.dearest, serving, route, head.method)
         prompt, audio = 0, None
@@ -262,6 +262,16 @@ class Accounting(RequestObserver):
         meter.pricing = self._pricing_at(destination, serving, route, context.head.method)
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(destination.server, admitted.model, route.path)
+
+    def expected_tokens(self, context: RequestContext) -> int:
+        """Return the estimated tokens of a request and the most that it may generate; 0 if it is not metered."""
+        if context.reservation is not None:
+            return context.reservation.tokens
+        meter = context.meter
+        if meter is None:
+            return 0
+        prompt = meter.prompt_tokens if meter.audio is None else TOKENS_PER_MEDIUM
+        return prompt + (self._expected_output(meter) if meter.pricing.generates else 0)
 
     def withdraw(self, context: RequestContext) -> None:
         """Give back what a request reserved: another model is asked in its place."""

@@ -87,10 +87,6 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         """The model's name, as in `Serving`."""
         return self.serving.model
 
-    def without_body(self) -> Admitted:
-        """Return the same without what takes memory."""
-        return Admitted(self.serving, self.path, None)
-
 
 class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A request as a server gets it.

@@ -57,6 +57,10 @@ _TOO_LONG = re.compile(
 )
 
 
+#: stands for a request of which nothing is sent again
+_DROPPED: Any = None
+
+
 class Forwarder:
     """Sends requests to servers. It has what all requests share."""
 
@@ -217,6 +221,9 @@ class Forwarding:
         self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
         context.model = admitted.serving.model
+        destinations = self._group.destinations
+        if len(destinations) == 1:
+            context.server = destinations[0].server
         if admitted.background and forwarder.background is not None:
             context.background = forwarder.background.begin(self._authorization, admitted)
         reserved = None
@@ -288,7 +295,7 @@ class Forwarding:
         """
         forwarder, group = self._forwarder, self._group
         try:
-            placed = forwarder.dispatcher.place(group, self._ask())
+            placed = forwarder.dispatcher.place_at_once(group) or forwarder.dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
                 raise error
@@ -307,12 +314,14 @@ class Forwarding:
         policy = group.policy
         if group.lone is None and (policy.reads_session or policy.reads_prompt):
             routing = self._routing(principal)
-        reservation = self._request.context.reservation
+        tokens = 0
+        if group.counts_tokens and self._forwarder.accounting is not None:
+            tokens = self._forwarder.accounting.expected_tokens(self._request.context)
         return Ask(
             principal.key_id or principal.kind,
             principal.priority or 0,
             routing,
-            0 if reservation is None else reservation.tokens,
+            tokens,
             self._tried,
             serving.server,
             principal is PREFLIGHT,
@@ -346,6 +355,8 @@ class Forwarding:
             GatewayError: it cannot be written for that server.
         """
         self._placement = placement
+        if placement.counts:
+            self._request.context.entry_share = placement
         try:
             self._attempt(placement)
         except BaseException:
@@ -474,7 +485,7 @@ class Forwarding:
 
     def _over(self) -> None:
         """Drop the body, which is not sent again, and break the reference cycle."""
-        self._admitted = self._admitted.without_body()
+        self._admitted = _DROPPED
         self._relay = self._streamed = self._cached = None
 
     # another attempt
@@ -518,12 +529,20 @@ class Forwarding:
         before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
         if again:
             self._tried = tried
+            self._withdraw_share()
             self._try_again()
             return True
         if self._fall_back(group.fallbacks):
             return True
         context.attempts = before
         return False
+
+    def _withdraw_share(self) -> None:
+        """Settle what the failed attempt took of its entry's limits."""
+        context = self._request.context
+        share, context.entry_share = context.entry_share, None
+        if share is not None:
+            share.used(0, sent=context.sent_at is not None)
 
     def _try_again(self) -> None:
         """Send the request to another server, after ``retry_after``."""
@@ -561,6 +580,7 @@ class Forwarding:
                 continue
             if forwarder.accounting is not None:
                 forwarder.accounting.withdraw(context)
+            self._withdraw_share()
             context.fallback = name
             self._attempts, self._tried = 0, ()
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -50,6 +51,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tried: tuple[ServerState, ...] = ()
     server: Server | None = None
     unlimited: bool = False
+
+
+#: a request that any server may serve
+NOTHING_ASKED = Ask()
 
 
 class Placement:
@@ -213,8 +218,8 @@ class Dispatcher:
         self.seconds = deadlines.seconds
         # the groups with queued requests; the first is served next
         self._queues: dict[ModelGroup, None] = {}
-        self._ticker = _Ticker(self._tick)
-        self._granted: deque[tuple[_Waiting, Placement]] = deque()
+        self._ticker = _Ticker(self.serve)
+        self._granted: deque[tuple[_Waiting, Placement | GatewayError]] = deque()
         self._granting = False
         self._queued = 0
 
@@ -223,6 +228,21 @@ class Dispatcher:
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._queued} queued>"
+
+    def place_at_once(self, group: ModelGroup) -> Placement | None:
+        """Place a request of a group with one server that is well and has no limit; None for any other group.
+
+        It is the usual case, and takes a microsecond.
+        """
+        lone = group.lone
+        if lone is None:
+            return None
+        state = lone.state
+        breaker = state.breaker
+        if state.limit is not None or not breaker.closed or state.sleeping:
+            return None
+        state.in_flight += 1
+        return Placement(self, group, lone, None, breaker.ticket, self.seconds())
 
     def place(self, group: ModelGroup, ask: Ask) -> Placement | Deferred[Placement]:
         """Place a request on a server of a group.
@@ -236,12 +256,9 @@ class Dispatcher:
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
         now = self.seconds()
-        lone = group.lone
-        if lone is not None:
-            state = lone.state
-            # the usual case, in a microsecond
-            if state.limit is None and state.breaker.closed and not state.sleeping:
-                return self._take(group, lone, ask, now)
+        if group.queue:
+            # room that came with time alone, such as the next minute of an entry, is for those that wait
+            self.serve()
         found = self._choose(group, ask, now)
         if found is not None:
             return self._take(group, found, ask, now)
@@ -276,11 +293,7 @@ class Dispatcher:
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [
-            each
-            for each in group.destinations
-            if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
-        ]
+        resorts = [each for each in group.destinations if _serves(each.state, now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
@@ -338,8 +351,11 @@ class Dispatcher:
     # the queues
 
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
-        seconds = group.destinations[0].server.timeouts.queue
-        waiting = _Waiting(self, group, ask, now, self._deadlines.after(seconds))
+        patience = _patience(group)
+        minute = _wait_for_entries(group, ask.tokens, now)
+        if patience is not None and minute > patience:
+            raise self._busy(group, "the model's limits in a minute are used up")
+        waiting = _Waiting(self, group, ask, now, self._deadlines.after(patience))
         # such a request can wait for some of the servers only
         where = (ask.tried, ask.server) if ask.tried or ask.server is not None else None
         pushed_out = group.queue.push(waiting, ask.key, ask.priority, now, where)
@@ -375,24 +391,12 @@ class Dispatcher:
 
     def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
         now = self.seconds()
-        limits = {each.state: each.state.limit or 1 for each in group.destinations if each.state.is_usable(now)}
-        seconds = group.queue.retry_after(sum(limits.values()) or 1, now)
-        entries = [each.limits.wait(0, now) for each in group.destinations if each.limits is not None]
-        if len(entries) == len(group.destinations):
-            # all entries have limits of their own
-            seconds = max(seconds, min(entries))
+        usable = [each for each in group.destinations if each.state.is_usable(now)]
+        places = sum({each.state: each.state.limit or 1 for each in usable}.values()) or 1
+        limited = [each.limits.rpm for each in usable if each.limits is not None and each.limits.rpm is not None]
+        most = sum(limited) / 60.0 if usable and len(limited) == len(usable) else inf
+        seconds = group.queue.retry_after(places, now, most=most, earliest=_wait_for_entries(group, 0, now))
         return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
-
-    def _tick(self) -> None:
-        now = self.seconds()
-        for group in list(self._queues):
-            try:
-                self._choose(group, Ask(), now)
-            except NoHealthyUpstream as error:
-                while (waiting := group.queue.pop(lambda _: True, now)) is not None:
-                    self._dequeued(waiting)
-                    waiting.result.errback(error)
-        self.serve()
 
     def serve(self) -> None:
         """Give the free places to those that wait, one group after the other."""
@@ -420,6 +424,15 @@ class Dispatcher:
 
     def _serve_next(self, group: ModelGroup, now: float) -> bool:
         """Place the next request of a group; return whether there was room for one."""
+        if not any(_serves(each.state, now) for each in group.destinations):
+            error = self._no_healthy(group, now)
+            while (lost := group.queue.pop(lambda _: True, now)) is not None:
+                self._dequeued(lost)
+                self._granted.append((lost, error))
+            return False
+        if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
+            # do not ask all that wait
+            return False
         chosen: list[Destination] = []
 
         def accepts(waiting: _Waiting) -> bool:
@@ -440,13 +453,40 @@ class Dispatcher:
         self._granted.append((waiting, placement))
         return True
 
-    def _grant(self, waiting: _Waiting, placement: Placement) -> None:
-        if waiting.result.called:
+    @staticmethod
+    def _grant(waiting: _Waiting, placement: Placement | GatewayError) -> None:
+        if isinstance(placement, GatewayError):
+            if not waiting.result.called:
+                waiting.result.errback(placement)
+        elif waiting.result.called:
             # cancelled meanwhile
             placement.ended()
-            return
-        waiting.result.callback(placement)
+        else:
+            waiting.result.callback(placement)
+
+
+def _serves(state: ServerState, now: float) -> bool:
+    """Return whether a server may serve anything, were it as a last resort."""
+    return state.is_usable(now) or (state.breaker.last_resort and not state.sleeping)
 
 
 def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
     return destination.state.has_room and (destination.limits is None or not destination.limits.wait(ask.tokens, now))
+
+
+def _patience(group: ModelGroup) -> float | None:
+    """Return for how many seconds a request may wait: the longest that one of the servers allows; None for ever."""
+    allowed = [each.server.timeouts.queue for each in group.destinations]
+    return None if None in allowed else max(seconds for seconds in allowed if seconds is not None)
+
+
+def _wait_for_entries(group: ModelGroup, tokens: int, now: float) -> int:
+    """Return the whole seconds until the ``rpm`` and ``tpm`` of an entry let a request pass; 0 if one does now."""
+    return min(
+        (
+            0 if each.limits is None else each.limits.wait(tokens, now)
+            for each in group.destinations
+            if each.state.is_usable(now)
+        ),
+        default=0,
+    )

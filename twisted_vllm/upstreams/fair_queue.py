@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from math import inf
 from typing import Generic, TypeVar
 
 from twisted_vllm.upstreams.service_rate import ServiceRate
@@ -290,14 +291,16 @@ class FairQueue(Generic[Item]):
             self.rate.empty(now)
         return True
 
-    def retry_after(self, places: int, now: float) -> int:
+    def retry_after(self, places: int, now: float, *, most: float = inf, earliest: float = 0.0) -> int:
         """Return what ``Retry-After`` says to a request that is refused now, in seconds; see `ServiceRate.promise`.
 
         Args:
             places: the requests that the model's servers serve at a time, those in use alone.
             now: the time.
+            most: the most requests a second that other limits allow.
+            earliest: seconds before which other limits allow none.
         """
-        return self.rate.promise(len(self._entries), self.capacity, places, now)
+        return self.rate.promise(len(self._entries), self.capacity, places, now, most=most, earliest=earliest)
 
     def _first_aged(self, accepts: Callable[[Item], bool], refused: set[Hashable], now: float) -> _Entry[Item] | None:
         """Return the next request of a less urgent priority that must not wait any longer."""

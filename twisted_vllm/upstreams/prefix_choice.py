@@ -71,9 +71,7 @@ def choose_by_prefix(
         even = load * part
         # over 1.0: it was given more than its part
         given = (requests[index] + _PRIOR * part) / (recent * part)
-        pressure = (
-            (here + requests[index] + _EXPECTED * fresh[index]) / part if is_new else here / even + given
-        )
+        pressure = (here + requests[index] + _EXPECTED * fresh[index]) / part if is_new else here / even + given
         pressures.append(pressure)
         if here <= even + 1.0:
             if given <= 1.0:

@@ -76,11 +76,13 @@ class ModelGroup:
         budget: how many of its requests may be sent again.
         fallbacks: the models to try in its place.
         context_fallbacks: the models to try when a prompt is too long for it.
+        counts_tokens: whether one of its entries has a ``tpm``.
     """
 
     __slots__ = (
         "budget",
         "context_fallbacks",
+        "counts_tokens",
         "dearest",
         "destinations",
         "fallbacks",
@@ -113,6 +115,7 @@ class ModelGroup:
         first = self.destinations[0]
         self.lone = first if len(self.destinations) == 1 and first.limits is None else None
         self.dearest = max(self.destinations, key=lambda each: _price(each.entry))
+        self.counts_tokens = any(each.limits is not None and each.limits.tpm is not None for each in self.destinations)
         self.strategy = strategy
         self.policy = policy
         # two entries may be of one server

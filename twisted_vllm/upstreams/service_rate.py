@@ -11,12 +11,14 @@ told the same, all would come back at once, and most would find the queue full a
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 
 #: seconds after which a measurement counts half
 MEMORY = 30.0
 #: seconds of waiting after which the measured rate counts as much as what the places tell
 TRUSTED = 1.0
+#: place-seconds to divide by at least, because a clock has steps
+SHORTEST = 0.001
 #: the least and the most that is promised, in seconds. OpenAI's clients ignore more than 60
 #: (``_calculate_retry_timeout`` of ``openai/_base_client.py``)
 LEAST, MOST = 1, 60
@@ -74,11 +76,14 @@ class ServiceRate:
             now: the time.
         """
         self._advance(now)
-        # as if one more had ended, after a second: until something is known, that is the guess
-        expected = places * (self._ended + 1.0) / (self._held + 1.0)
+        # before one has ended, the guess is that one does after a second
+        guess = max(1.0 - self._ended, 0.0)
+        expected = places * (self._ended + guess) / max(self._held + guess, SHORTEST)
         return (self._served + expected * TRUSTED) / (self._waited + TRUSTED)
 
-    def promise(self, ahead: int, capacity: int, places: int, now: float) -> int:
+    def promise(
+        self, ahead: int, capacity: int, places: int, now: float, *, most: float = inf, earliest: float = 0.0
+    ) -> int:
         """Return the seconds until a request that is refused now would have been served.
 
         Args:
@@ -86,19 +91,20 @@ class ServiceRate:
             capacity: the most requests that may wait.
             places: as in `rate`.
             now: the time.
+            most: the most requests a second that other limits allow.
+            earliest: seconds before which other limits allow none.
 
         Returns:
             `LEAST` to `MOST` seconds.
         """
-        rate = self.rate(places, now)
-        if rate * MOST <= 1.0:
+        rate = min(self.rate(places, now), most)
+        if rate <= 0.0:
             return MOST
-        latest = now + MOST
-        instant = max(min(self._promised, latest), now + ahead / rate)
         # all that are told the same second come back at once, and must find room together
-        instant += 1.0 / min(rate, max(capacity + places, 1))
-        self._promised = min(instant, latest)
-        return max(LEAST, min(MOST, ceil(instant - now)))
+        next_one = self._promised + 1.0 / min(rate, max(capacity + places, 1))
+        instant = min(max(next_one, now + ahead / rate, now + earliest), now + MOST)
+        self._promised = instant
+        return max(LEAST, ceil(instant - now))
 
     def _advance(self, now: float) -> None:
         passed = now - self._at
