@@ -25,12 +25,14 @@ class Scenario:
         hot: whether the first group has `HOT` times the users of each other group.
         leaves: whether the last server breaks all connections after a third of the turns, and is back, with an empty
             cache, after two thirds.
+        pause: seconds that a user waits between an answer and the next turn.
     """
 
     name: str
     groups: int = 6
     hot: bool = False
     leaves: bool = False
+    pause: float = 0.0
 
     def users(self, least: int) -> int:
         """Return how many users talk: at least so many, and in the hot scenario whole rounds of `group_of`."""
@@ -50,7 +52,8 @@ class Scenario:
 
 
 SCENARIOS: Mapping[str, Scenario] = {
-    each.name: each for each in (Scenario("equal"), Scenario("hot", hot=True), Scenario("leaves", leaves=True))
+    each.name: each
+    for each in (Scenario("equal"), Scenario("hot", hot=True), Scenario("leaves", leaves=True, pause=3.0))
 }
 
 

@@ -81,7 +81,9 @@ def talk(target: Target, scenario: Scenario, load: Load, progress: Callable[[int
         nonlocal over
         conversation = Talk(load.seed, user, scenario.group_of(user))
         turns = []
-        for _ in range(load.turns):
+        for number in range(load.turns):
+            if number:
+                time.sleep(scenario.pause)
             conversation.ask()
             turn, text = _take_turn(target, load, user, conversation)
             conversation.hear(text)

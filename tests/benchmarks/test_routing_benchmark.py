@@ -21,7 +21,7 @@ from benchmarks.routing.contestants import Fleet, contestants
 from benchmarks.routing.doors import doors
 from benchmarks.routing.options import parse
 from benchmarks.routing.run import measure
-from benchmarks.routing.scenarios import HOT, SCENARIOS, Talk
+from benchmarks.routing.scenarios import HOT, SCENARIOS, Scenario, Talk
 from benchmarks.routing.servers import Counters, outcome, read_counters
 from benchmarks.routing.talking import Load, percentile
 
@@ -76,6 +76,8 @@ class FakeVllm:
                 self.wfile.write(body)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # its end waits for them, so that no connection is left behind
+        self._server.daemon_threads = False
         self.target = Target("127.0.0.1", self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -158,11 +160,25 @@ def test_a_run_begins_with_empty_caches_and_tells_what_came(tmp_path: Path) -> N
         fleet = Fleet([one.target, two.target], "m")
         row = measure(contestants(None)["alone"], fleet, SCENARIOS["equal"], LOAD, tmp_path)
     assert (one.resets, two.resets) == (1, 1)
-    assert (row["hit"], row["share"], row["failed"], row["turns"]) == (0.5, 100.0, 0, 18)
+    assert (row["hit"], row["share"], row["refused"], row["cut"], row["turns"]) == (0.5, 100.0, 0, 0, 18)
     assert row["p50"] is not None
     longest = max(one.asked, key=lambda body: len(body["messages"]))
     assert [each["content"] for each in longest["messages"] if each["role"] == "assistant"] == ["a b", "a b"]
     assert longest["stream"] is True
+
+
+def test_a_server_that_leaves_refuses_and_has_no_share_while_it_is_away(tmp_path: Path) -> None:
+    @contextmanager
+    def last(fleet: Fleet, _: Path) -> Iterator[Target]:
+        yield fleet.servers[-1]
+
+    with vllm() as one, vllm() as two:
+        fleet = Fleet([one.target, two.target], "m")
+        scenario = Scenario("leaves", leaves=True)
+        row = measure(last, fleet, scenario, Load("m", 1, 6, 2, 1), tmp_path)
+    assert (row["refused"], row["share"], len(two.asked)) == (2, 100.0, 4)
+    # once before all, and once before it is back
+    assert (one.resets, two.resets) == (1, 2)
 
 
 def test_a_server_whose_cache_cannot_be_emptied_is_refused(tmp_path: Path) -> None:

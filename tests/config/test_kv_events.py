@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.config.conftest import Loader, Refusal
+from tests.config.config_harness import Loader, Refusal
 
 TWO = """
 model_list:
