@@ -95,7 +95,8 @@ class KvCaches:
             salt: the ``cache_salt`` that the gateway sends for its key.
 
         Returns:
-            A Deferred that fires when it can be placed, and never fails; None if it can be placed at once.
+            A Deferred that fires when it can be placed, and fails only if it is cancelled; None if it can be placed at
+            once.
         """
         size = block_size_of([each.name for each in servers], self.index_of) if prefix and len(servers) > 1 else 0
         if not size or self._prompts.knows_enough(prefix, size):
@@ -107,13 +108,23 @@ class KvCaches:
         if salt and own is not None:
             salt = combined_salt(salt, own)
         asking = self._tokenizer.ask(servers[prefix[-1] % len(servers)], asked)
+        given_up = False
 
-        def learn(tokens: list[int] | None) -> None:
+        def give_up(_: Deferred[None]) -> None:
+            nonlocal given_up
+            given_up = True
+            asking.cancel()
+
+        def told(tokens: list[int] | None) -> None:
             if tokens and min(tokens) >= 0 and max(tokens) < _TOKEN_LIMIT:
                 adapter = self._adapter(servers, model)
                 self._prompts.learn(prefix, tokens, size, adapter=adapter, salt=salt or own)
+            if not given_up:
+                ready.callback(None)
 
-        return asking.addCallback(learn)
+        ready: Deferred[None] = Deferred(give_up)
+        asking.addCallback(told)
+        return ready
 
     def _adapter(self, servers: Sequence[Server], model: str) -> str | None:
         """Return the model's name if it is a LoRA adapter: servers name those in their events."""

@@ -17,7 +17,7 @@ from twisted_vllm.upstreams.prefix_table import CacheTable
 #: prompts whose tokens are known, and the blocks of each: 32,768 tokens in blocks of 16
 MAX_PROMPTS, MAX_KNOWN_BLOCKS = 4_096, 2_048
 #: a prompt is asked for if the tokens of a smaller share of its text are known
-ENOUGH = 0.75
+ENOUGH = 0.5
 
 _KEY_BYTES = 8
 _NO_KEYS = array("Q")
