@@ -89,6 +89,6 @@ def test_the_wait_is_true_and_no_minute_has_more_than_the_limit(
         share = limits.take(estimate, now)
         sent.append((now, min(used, estimate)))
         limits.settle(share, min(used, estimate), now)
-        minute = [tokens for at, tokens in sent if at > now - 60.0]
+        minute = [tokens for at, tokens in sent if at + 60.0 > now]
         assert len(minute) <= rpm
         assert sum(minute) <= tpm or len([tokens for tokens in minute if tokens]) == 1
