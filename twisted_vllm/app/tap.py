@@ -20,7 +20,7 @@ from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.errors import GatewayError
-from twisted_vllm.http.client.tls import file_problems
+from twisted_vllm.http.client.tls import read_all
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
 
 _MORE_HELP = f"""
@@ -132,7 +132,11 @@ class Options(usage.Options):
 
     def _check(self, settings: Settings) -> None:
         """Check what only Twisted's and the gateway's own parsers can check, and the files of TLS."""
-        problems = file_problems(settings.servers)
+        problems: list[str] = []
+        try:
+            read_all(settings.servers)
+        except ConfigError as error:
+            problems.extend(map(str, error.problems))
         for text in settings.listen:
             try:
                 # parsing does not use the reactor, which twistd installs later

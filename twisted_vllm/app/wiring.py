@@ -29,6 +29,7 @@ from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.tls import read_all
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -117,7 +118,7 @@ class Wiring:
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
-            TlsFileError: a file of TLS to a server cannot be used.
+            ConfigError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
         client_of = partial(address_of, trusted=settings.trusted_proxies)
@@ -142,7 +143,7 @@ class Wiring:
             sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
         )
         # now, while twistd still has the privileges to read the files
-        self.agent.reload(settings.servers)
+        self.agent.reconfigure(settings.servers, descriptors.upstreams, read_all(settings.servers))
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         routing, health = settings.routing, settings.health
         self.servers = Servers(

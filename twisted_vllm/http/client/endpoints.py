@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -233,6 +234,8 @@ class Endpoints:
         self._loads = loads
         self._changed = changed
         self._resolver = Resolver(reactor)
+        # twistd changes the directory later
+        self._directory = os.getcwd()
         self._files: dict[ServerTls, TlsFiles] = {}
         self._known: dict[Server, Connects] = {}
         self._creators: dict[Server, ServerTlsCreator] = {}
@@ -256,24 +259,15 @@ class Endpoints:
                 return _Unusable(error)
         return known
 
-    def read(self, servers: Iterable[Server]) -> list[Server]:
-        """Read the files of TLS of servers, again if they were read before; forget all others.
-
-        Returns:
-            The servers whose files have changed.
-
-        Raises:
-            TlsFileError: a file cannot be used; nothing has changed.
-        """
-        options = dict.fromkeys(server.tls_options for server in servers if server.tls)
-        files = {each: read_files(each) for each in options}
+    def use(self, files: Mapping[ServerTls, TlsFiles]) -> list[Server]:
+        """Use these files of TLS from now on; return the servers for which they have changed."""
         # what has not changed stays, and so do its connections
         self._files = {each: self._files[each] if self._files.get(each) == new else new for each, new in files.items()}
         changed = []
         for server, creator in self._creators.items():
-            new = self._files.get(server.tls_options)
-            if new is not None and creator.context is not new.context:
-                creator.context = new.context
+            found = self._files.get(server.tls_options)
+            if found is not None and creator.context is not found.context:
+                creator.context = found.context
                 changed.append(server)
         return changed
 
@@ -325,7 +319,7 @@ class Endpoints:
         options = server.tls_options
         files = self._files.get(options)
         if files is None:
-            files = self._files[options] = read_files(options)
+            files = self._files[options] = read_files(options, self._directory)
         creator = self._creators[server] = ServerTlsCreator(files.context, server.host, verify=options.verify)
         return lambda endpoint: wrapClientTLS(creator, endpoint)
 
