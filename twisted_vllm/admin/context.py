@@ -76,6 +76,7 @@ class AdminContext:
         endpoints: returns the health of every entry of the servers, as `HealthReport` shows it.
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
+        metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
         web_pages: decides about requests of web pages.
@@ -92,6 +93,7 @@ class AdminContext:
     endpoints: Callable[[], Sequence[EndpointHealth]]
     metrics: Metrics
     metrics_are_open: bool
+    metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     key_bounds: KeyUpperBounds = NO_BOUNDS
     web_pages: WebPages = NO_WEB_PAGES

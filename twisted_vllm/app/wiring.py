@@ -10,6 +10,7 @@ from random import random
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
@@ -26,7 +27,7 @@ from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
-from twisted_vllm.config.settings import Settings
+from twisted_vllm.config.settings import Server, Settings
 from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.tls import read_all
@@ -50,6 +51,7 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
@@ -78,7 +80,10 @@ from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
 from twisted_vllm.upstreams.load_scraper import LoadScraper
+from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.probe import Prober
+from twisted_vllm.upstreams.response_locator import ResponseLocator
+from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
@@ -205,7 +210,8 @@ class Wiring:
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
         text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
+        attempts = AttemptMetrics()
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
@@ -237,6 +243,12 @@ class Wiring:
         throttle = AuthenticationThrottle(limits.max_failed_authentications)
         client = PassThroughClient(self.agent)
         served_models = ServedModels(client, reactor)
+        places = ResponsePlaces()
+        locator = ResponseLocator(client, reactor, places)
+
+        def locate(response_id: str) -> Deferred[Server | None]:
+            return locator.locate(response_id, [state.server for state in self.servers])
+
         admission = Admission(
             authenticator=authenticator,
             policy=RoutePolicy(settings.tenant_routes),
@@ -247,6 +259,7 @@ class Wiring:
             reads_bodies=settings.ledger.enabled,
             inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
             response_ids=ResponseIds(settings.servers, os.urandom),
+            places=places,
         )
         form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
@@ -263,7 +276,9 @@ class Wiring:
             routing=routing,
             retry=settings.retry,
             session_header=settings.session_header,
+            places=places,
         )
+        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
         pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,
@@ -273,10 +288,15 @@ class Wiring:
             form_files=form_files,
             cooperate=cooperate,
             ask_models=served_models.ask,
+            locate=locate,
             throttle=throttle,
             allows=allows,
             web_pages=web_pages,
             accounting=accounting.observer,
+        )
+
+        metrics_of_servers = MetricsOfServers(
+            client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
 
         def client_of_admin(request: Any) -> str:
@@ -300,6 +320,7 @@ class Wiring:
             ),
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
+            metrics_of_servers=metrics_of_servers.expose,
             metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
