@@ -247,6 +247,22 @@ def test_a_server_that_is_not_configured_any_more_leaves_nothing() -> None:
     lab.assert_nothing_left()
 
 
+def test_a_server_that_is_forgotten_while_it_works_is_not_resolved_any_more() -> None:
+    lab = NamedLab(A, B)
+    for _ in range(3):
+        lab.to()
+        lab.accept()
+    lab.agent.reconfigure([], None, {})
+    lab.ends[0].send(OK)
+    assert not lab.ends[0].is_open
+    lab.resolver.addresses = (C,)
+    lab.advance(3 * FRESH)
+    assert lab.resolver.asked == [NAME]
+    for end in lab.ends[1:]:
+        end.send(OK)
+    lab.assert_nothing_left()
+
+
 # resolvers that fail
 
 

@@ -330,7 +330,7 @@ async def test_a_reload_that_cannot_read_a_file_changes_nothing(lab: Lab, tmp_pa
 
 def test_only_servers_whose_files_have_changed_are_connected_to_anew(tmp_path: Path) -> None:
     reactor: Any = MemoryReactorClock()
-    endpoints = Endpoints(reactor, DeadlineSweeper(reactor), {}, lambda _: {}, lambda _: None)
+    endpoints = Endpoints(reactor, DeadlineSweeper(reactor), {}, lambda _: 0, lambda _: None)
     servers = [
         attrs.evolve(
             make_server(host=f"192.0.2.{number}"),

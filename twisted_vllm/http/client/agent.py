@@ -101,7 +101,7 @@ class UpstreamAgent:
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._open = opened = OpenConnections(self.pool, self._idle)
-        self._endpoints = Endpoints(reactor, deadlines, opened.named, opened.loads, opened.addresses_changed)
+        self._endpoints = Endpoints(reactor, deadlines, opened.named, self.pool.count, opened.addresses_changed)
         self._tls_questions = TlsQuestions(reactor, self._endpoints)
         self._asks_for_tls = asks_for_tls
 

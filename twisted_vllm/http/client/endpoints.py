@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,12 +36,27 @@ class Connects(Protocol):
         """Return a Deferred of a new connection."""
 
 
+class ServerAddress:
+    """One address of a server that is reached by its name. The pool knows idle connections by it.
+
+    Attributes:
+        opened: the open connections, idle ones included.
+        connecting: the attempts to connect.
+    """
+
+    __slots__ = ("connecting", "opened")
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self.opened = self.connecting = 0
+
+
 class NamedServer:
     """A server that is reached by its name.
 
     Attributes:
         name: resolves it.
-        connecting: the attempts to connect, by address.
+        opened: its open connections, by any address.
     """
 
     _log = Logger()
@@ -53,7 +67,7 @@ class NamedServer:
         server: Server,
         name: ResolvedName,
         endpoint: Callable[[str], IStreamClientEndpoint],
-        loads: Callable[[Server], Mapping[str, int]],
+        idle: Callable[[Hashable], int],
     ) -> None:
         """Create it.
 
@@ -62,21 +76,50 @@ class NamedServer:
             server: the server.
             name: resolves its name.
             endpoint: makes the endpoint of an address.
-            loads: returns the connections in use, by address.
+            idle: returns how many connections are idle, by what the pool knows them by.
         """
         self.name = name
-        self.connecting: Counter[str] = Counter()
+        self.opened = 0
+        self._idle = idle
+        self._places: dict[str, ServerAddress] = {}
         self._reactor = reactor
         self._server = server
         self._endpoint = endpoint
-        self._loads = loads
 
     def key_of(self, address: str) -> Hashable | None:
         """Return what the pool knows connections to an address by; None if the address is gone."""
         known = self.name.addresses.known
         if address not in known:
             return None
-        return (self._server, address) if len(known) > 1 else self._server
+        return self._place(address) if len(known) > 1 else self._server
+
+    def best(self, now: float) -> Hashable:
+        """Return what the pool knows connections to the best address by, of several."""
+        return self._place(self.name.addresses.best(self._load, now))
+
+    def count(self, address: str, change: int) -> None:
+        """A connection to an address was opened (1) or has ended (-1)."""
+        self._place(address).opened += change
+        self.opened += change
+        self._forget_unused(address)
+        self.name.use(self.opened > 0)
+
+    def _place(self, address: str) -> ServerAddress:
+        found = self._places.get(address)
+        if found is None:
+            found = self._places[address] = ServerAddress()
+        return found
+
+    def _load(self, address: str) -> int:
+        """Return how many connections to an address are in use, or being made."""
+        place = self._places.get(address)
+        return 0 if place is None else place.opened + place.connecting - self._idle(place)
+
+    def _forget_unused(self, address: str) -> None:
+        place = self._places.get(address)
+        if place is not None and not place.opened and not place.connecting and address not in self.name.addresses.known:
+            # a name may have ever new addresses
+            del self._places[address]
 
     def failed(self, address: str, reason: str) -> None:
         """Pass over an address for a while."""
@@ -97,7 +140,7 @@ class NamedServer:
         return connecting.addTimeout(self._server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
 
     def _race(self, factory: Any) -> Connecting:
-        addresses = self.name.addresses.order(self._loads(self._server), self._reactor.seconds())
+        addresses = self.name.addresses.order(self._load, self._reactor.seconds())
         return _Race(self._reactor, addresses, lambda each: self._attempt(each, factory), self._not_accepted).result
 
     def _attempt(self, address: str, factory: Any) -> Connecting:
@@ -111,13 +154,12 @@ class NamedServer:
             return made
 
         def ended(result: Any) -> Any:
-            self.connecting[address] -= 1
-            if not self.connecting[address]:
-                # a name may have ever new addresses
-                del self.connecting[address]
+            place.connecting -= 1
+            self._forget_unused(address)
             return result
 
-        self.connecting[address] += 1
+        place = self._place(address)
+        place.connecting += 1
         return self._endpoint(address).connect(factory).addBoth(ended).addCallback(connected)
 
     def _not_accepted(self, address: str, failure: Failure) -> None:
@@ -217,7 +259,7 @@ class Endpoints:
         reactor: Any,
         deadlines: DeadlineSweeper,
         named: dict[Server, NamedServer],
-        loads: Callable[[Server], Mapping[str, int]],
+        idle: Callable[[Hashable], int],
         changed: Callable[[Server], None],
     ) -> None:
         """Create it.
@@ -226,12 +268,12 @@ class Endpoints:
             reactor: a provider of IReactorTCP, IReactorUNIX, IReactorTime and IReactorPluggableNameResolver.
             deadlines: checks when names are resolved again.
             named: keeps the servers that are reached by a name.
-            loads: returns the connections in use to a server, by address.
+            idle: returns how many connections are idle, by what the pool knows them by.
             changed: called when the addresses of a server have changed.
         """
         self._reactor = reactor
         self._deadlines = deadlines
-        self._loads = loads
+        self._idle = idle
         self._changed = changed
         self._resolver = Resolver(reactor)
         # twistd changes the directory later
@@ -286,7 +328,7 @@ class Endpoints:
         self._creators.pop(server, None)
         named = self._named.pop(server, None)
         if named is not None:
-            named.name.use(False)
+            named.name.forget()
 
     def _make(self, server: Server) -> Connects:
         seconds = server.timeouts.connect
@@ -310,7 +352,7 @@ class Endpoints:
             server.port,
             lambda _: self._changed(server),
         )
-        named = self._named[server] = NamedServer(self._reactor, server, name, by_address, self._loads)
+        named = self._named[server] = NamedServer(self._reactor, server, name, by_address, self._idle)
         return named
 
     def _tls(self, server: Server) -> Callable[[Any], Any]:
