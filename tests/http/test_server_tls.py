@@ -161,6 +161,20 @@ async def test_a_server_of_a_private_authority_is_reached(lab: Lab, tmp_path: Pa
     assert lab.lines == []
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_dns_found_shows_the_certificate_of_its_service(lab: Lab, tmp_path: Path) -> None:
+    service = "vllm.default.svc"
+    for names, is_right in ((service,), True), ((LOOPBACK,), False):
+        certificate = AUTHORITY.write(tmp_path, names[0], *names)
+        with serving(lambda _: OK, certificate) as port:
+            # the name is known to no resolver: the address is connected to
+            found = attrs.evolve(lab.server(port, trusting(tmp_path), service), address=LOOPBACK)
+            if is_right:
+                assert await lab.get(found) == b"ok"
+            else:
+                await lab.refusal(found)
+
+
 @pytest.mark.parametrize(
     ("names", "ended", "signed_by", "told"),
     [

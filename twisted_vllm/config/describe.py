@@ -74,6 +74,12 @@ def _tenant_fields(settings: Settings) -> Iterator[str]:
         yield f"servers fetch {', '.join(media.schemes)} of {hosts} for keys{never}"
 
 
+def _resolver(settings: Settings) -> Iterator[str]:
+    resolver = settings.discovery.resolver
+    if resolver is not None:
+        yield f"{resolver.host}, port {resolver.port}"
+
+
 def _drain(settings: Settings) -> Iterator[str]:
     delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
     yield f"{settings.drain_timeout:g} s{delay}"
@@ -118,7 +124,10 @@ def _models(settings: Settings) -> Iterator[str]:
 
 def _model(entry: ModelEntry, total: int) -> str:
     share = f", {entry.weight} of {total} requests" if total > entry.weight else ""
-    return f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{share}{_priced(entry.prices)}"
+    found = f", servers by {entry.discovery}" if entry.discovery else ""
+    return (
+        f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{found}{share}{_priced(entry.prices)}"
+    )
 
 
 def _priced(prices: PriceList) -> str:
@@ -235,6 +244,7 @@ LINES = (
         ("passthrough.trusted_proxies",),
     ),
     Line("served address", lambda settings: map(str, settings.allowed_ips), ("general_settings.allowed_ips",)),
+    Line("dns server", _resolver, ("passthrough.discovery.resolver",)),
     Line("drain", _drain, ("passthrough.drain_delay", "passthrough.drain_timeout")),
     Line(
         "revoking",

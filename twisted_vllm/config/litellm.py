@@ -72,7 +72,7 @@ GENERAL_SETTINGS = names(
     mcp_trusted_proxy_ranges moderation_model oauth2_config_mappings pass_through_endpoints
     pass_through_request_timeout proxy_batch_polling_interval proxy_batch_write_at
     proxy_budget_rescheduler_max_time proxy_budget_rescheduler_min_time public_routes spend_report_frequency
-    store_model_in_db store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
+    store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
     use_azure_key_vault use_client_credentials_pass_through_routes use_google_kms use_redis_transaction_buffer
     use_shared_health_check use_x_forwarded_for user_api_key_cache_ttl user_mcp_management_mode
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv6Address, ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
@@ -38,6 +38,11 @@ _DATABASE_SCHEMES = {"postgres": _POSTGRESQL, "postgresql": _POSTGRESQL, _POSTGR
 _PRISMA_ONLY = frozenset(
     {"schema", "connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size", "sslaccept"}
 )
+
+_DNS_PORT = 53
+_MAX_PORT = 65_535
+#: ``[IPv6]``, ``[IPv6]:PORT`` or ``HOST:PORT``
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
 
 _REDIS_PORT = 6379
 _REDIS_SPELLING = "redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with TLS"
@@ -76,8 +81,13 @@ class Address:
     @property
     def host_header(self) -> bytes:
         """The value of ``Host``, without the scheme's default port (RFC 9110 §7.2)."""
-        usual = self.port == _DEFAULT_PORTS[self._scheme]
+        usual = self.port == self.default_port
         return (self._bracketed if usual else f"{self._bracketed}:{self.port}").encode("ascii")
+
+    @property
+    def default_port(self) -> int:
+        """The port that the scheme has."""
+        return _DEFAULT_PORTS[self._scheme]
 
     @property
     def _scheme(self) -> str:
@@ -86,6 +96,35 @@ class Address:
     @property
     def _bracketed(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
+
+
+def is_name(host: str) -> bool:
+    """Return whether a host is a name, not an address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
+@attrs.frozen
+class ResolverAddress:
+    """The address and the port of a DNS server."""
+
+    host: str
+    port: int = _DNS_PORT
+
+
+@checker("address", "an IP address, and a port unless it is 53")
+def resolver_address(value: object, place: Place) -> ResolverAddress:
+    """Check for the address of a DNS server: ``10.96.0.10``, ``127.0.0.1:5353``, ``[fd00::a]:5353`` or ``fd00::a``."""
+    found = text(value, place)
+    host, port = found, str(_DNS_PORT)
+    if (parts := _HOST_AND_PORT.fullmatch(found)) is not None:
+        host, port = parts[1] or parts[2], parts[3] or port
+    if is_name(host) or not 0 < int(port) <= _MAX_PORT:
+        raise Rejected("must be the address of a DNS server (such as 10.96.0.10, 127.0.0.1:5353 or [fd00::a]:53)")
+    return ResolverAddress(host, int(port))
 
 
 @checker("URL", "http://, https:// or unix:")

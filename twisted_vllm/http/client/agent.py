@@ -182,11 +182,17 @@ class UpstreamAgent:
         Args:
             servers: all servers.
             max_connections: the most connections, as in the constructor.
-            files: the files of TLS of the servers, as `tls.read_all` reads them.
+            files: the files of TLS of servers, as `tls.read_all` reads them; others stay as they were read.
         """
         self._max_connections = max_connections
         for server in self._endpoints.use(files):
             self._open.retire(server)
+        self.keep_only(servers)
+        self._endpoints.resolve()
+        self._waiting.go_on()
+
+    def keep_only(self, servers: Iterable[Server]) -> None:
+        """Forget servers that are not used any more: their connections take no other request."""
         used = frozenset(servers)
         for server in (self._endpoints.servers | self._retries.keys()) - used:
             self._open.forget(server)
@@ -194,8 +200,7 @@ class UpstreamAgent:
             self._tls_questions.forget(server)
             self._retries.pop(server, None)
             self._distrusted.pop(server, None)
-        self._endpoints.resolve()
-        self._waiting.go_on()
+        self._endpoints.keep_files(used)
 
     def ask_for_tls(self, server: Server) -> None:
         """Find out whether a server with http:// speaks TLS, and tell the operator; once in a minute at most."""

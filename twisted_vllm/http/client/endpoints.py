@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -302,9 +302,9 @@ class Endpoints:
         return known
 
     def use(self, files: Mapping[ServerTls, TlsFiles]) -> list[Server]:
-        """Use these files of TLS from now on; return the servers for which they have changed."""
+        """Use these files of TLS from now on, others as they were read; return the servers whose files have changed."""
         # what has not changed stays, and so do its connections
-        self._files = {each: self._files[each] if self._files.get(each) == new else new for each, new in files.items()}
+        self._files |= {options: new for options, new in files.items() if self._files.get(options) != new}
         changed = []
         for server, creator in self._creators.items():
             found = self._files.get(server.tls_options)
@@ -312,6 +312,11 @@ class Endpoints:
                 creator.context = found.context
                 changed.append(server)
         return changed
+
+    def keep_files(self, servers: Iterable[Server]) -> None:
+        """Forget the files of all but these servers."""
+        used = {server.tls_options for server in servers}
+        self._files = {options: files for options, files in self._files.items() if options in used}
 
     def resolve(self) -> None:
         """Resolve the names of all servers now."""
@@ -341,8 +346,9 @@ class Endpoints:
             kind = TCP6ClientEndpoint if isIPv6Address(address) else TCP4ClientEndpoint
             return wrap(kind(self._reactor, address, server.port, timeout=seconds))
 
-        if isIPAddress(server.host) or isIPv6Address(server.host):
-            literal: Connects = by_address(server.host)
+        host = server.host if server.address is None else server.address
+        if isIPAddress(host) or isIPv6Address(host):
+            literal: Connects = by_address(host)
             return literal
         name = ResolvedName(
             self._reactor,

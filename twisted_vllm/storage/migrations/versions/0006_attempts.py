@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006_attempts"
-down_revision = "0004_requests"
+down_revision = "0005_models"
 branch_labels = None
 depends_on = None
 
