@@ -106,6 +106,9 @@ from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
+#: what a reload says to have changed if only the content of files of TLS to servers has
+SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
+
 
 class Wiring:
     """The components of the gateway, which the root service starts and stops.
@@ -408,7 +411,8 @@ class Wiring:
             self._text.secrets_changed()
             self._reconfigure(settings, admission, files)
 
-        return (LISTEN,) if differs else (), apply
+        changed = (*((LISTEN,) if differs else ()), *((SERVER_FILES,) if self.agent.differs(files) else ()))
+        return changed, apply
 
     def _tls_files(self, settings: Settings) -> Mapping[ServerTls, TlsFiles]:
         """Read the files of TLS to servers, in any thread: those of the file, and of other servers what can be read."""

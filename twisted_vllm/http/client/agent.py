@@ -191,6 +191,10 @@ class UpstreamAgent:
         self._endpoints.resolve()
         self._waiting.go_on()
 
+    def differs(self, files: Mapping[ServerTls, TlsFiles]) -> bool:
+        """Return whether the content of any file of TLS is another than the one in use."""
+        return self._endpoints.differs(files)
+
     def keep_only(self, servers: Iterable[Server]) -> None:
         """Forget servers that are not used any more: their connections take no other request."""
         used = frozenset(servers)

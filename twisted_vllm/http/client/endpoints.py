@@ -313,6 +313,10 @@ class Endpoints:
                 changed.append(server)
         return changed
 
+    def differs(self, files: Mapping[ServerTls, TlsFiles]) -> bool:
+        """Return whether the content of any of these files is another than the one in use."""
+        return any(self._files.get(options, new) != new for options, new in files.items())
+
     def keep_files(self, servers: Iterable[Server]) -> None:
         """Forget the files of all but these servers."""
         used = {server.tls_options for server in servers}
