@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
+    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     # an entry's limits are windows, as those of keys
-    "upstreams": PLAIN | {"context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -61,6 +61,7 @@ PURE = (
     *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
     *("upstreams.concurrency", "upstreams.router"),
     *("upstreams.discovered", "upstreams.resolv_conf"),
+    *("upstreams.kv_index", "upstreams.kv_messages", "upstreams.kv_prompts", "upstreams.kv_sequence"),
     *("upstreams.breaker", "upstreams.entry_limits", "upstreams.fair_queue", "upstreams.health_report"),
     *("upstreams.latency", "upstreams.load_reports", "upstreams.retry_budget", "upstreams.router"),
     "upstreams.service_rate",

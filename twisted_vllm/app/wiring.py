@@ -89,15 +89,18 @@ from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.name_lookup import NameLookup
+from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
+from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -108,6 +111,7 @@ class Wiring:
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
+        kv_caches: follows what is in the servers' prefix caches.
         load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
@@ -175,6 +179,8 @@ class Wiring:
         # now, while twistd still has the privileges to read the files
         self.agent.reload(settings.servers)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        client = PassThroughClient(self.agent)
+        self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
         self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
@@ -185,6 +191,7 @@ class Wiring:
             routing=routing,
             random=random,
             retry_share=settings.retry.budget,
+            make_table=lambda: kv_caches.table(PrefixTable()),
         )
 
         prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
@@ -247,7 +254,7 @@ class Wiring:
         self.background = background = BackgroundResponses(
             reactor,
             # not queued: such a request takes no place of a response
-            PassThroughClient(self.agent),
+            client,
             settings.servers,
             accounting.limiter,
             self.index.allowance_of,
@@ -264,7 +271,6 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(self.agent)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
@@ -298,6 +304,7 @@ class Wiring:
             retry=settings.retry,
             session_header=settings.session_header,
             places=places,
+            kv_caches=kv_caches,
         )
         self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
         self._pass_through = pass_through = PassThroughResource(
@@ -445,6 +452,7 @@ class Wiring:
         self.accounting.use_models(settings)
         self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(settings.servers)
+        self.kv_caches.configure(settings.servers)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

@@ -630,6 +630,8 @@ class Server:
         tls_options: how to speak TLS to it.
         address: the address to connect to, of a server that discovery found below the name `host`; ``None`` resolves
             `host` at each connection.
+        kv_events: where it publishes the events of its prefix cache; None if it does not.
+        kv_events_replay: where it sends them again; None if it does not.
     """
 
     name: str
@@ -645,6 +647,8 @@ class Server:
     socket: str = ""
     tls_options: ServerTls = DEFAULT_TLS
     address: str | None = None
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
 
     #: the scheme and authority of its URLs; for `url`, the base path follows. Of a server that discovery found it has
     #: the address, which tells it from the others of its name.

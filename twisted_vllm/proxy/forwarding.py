@@ -41,11 +41,13 @@ from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.own_requests import read_at_most
 from twisted_vllm.upstreams.policies import RoutingRequest
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
+from twisted_vllm.upstreams.tokenizing import TOKENIZED
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
@@ -80,6 +82,7 @@ class Forwarder:
         retry: RetrySettings,
         session_header: str,
         places: ResponsePlaces | None = None,
+        kv_caches: KvCaches | None = None,
     ) -> None:
         """Set up.
 
@@ -97,6 +100,7 @@ class Forwarder:
             retry: which answers are followed by another attempt.
             session_header: the header that names a request's session.
             places: learns where responses are stored; None learns nothing.
+            kv_caches: what is in the servers' prefix caches; None if no server may tell.
         """
         self.admission = admission
         self.dispatcher = dispatcher
@@ -110,6 +114,7 @@ class Forwarder:
         #: attempts that the budget of retries did not allow
         self.retries_denied = 0
         self.places = places
+        self.kv_caches = kv_caches
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -237,13 +242,13 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             self._watch_audio(context)
         if reserved is None:
-            self._place()
+            self._find_place()
         else:
             PendingStep(self._request, self._streamed, reserved).then(self._reserved)
 
     def _reserved(self, reservation: Reservation) -> None:
         self._request.context.reservation = reservation
-        self._place()
+        self._find_place()
 
     def _watch_audio(self, context: RequestContext) -> None:
         meter = context.meter
@@ -260,6 +265,38 @@ class Forwarding:
                 meter.audio.feed(piece)
 
     # a place
+
+    def _find_place(self) -> None:
+        """Ask for a place, once it is known which tokens the servers' caches should have.
+
+        Raises:
+            NoHealthyUpstream, ServerBusy: as `_place`.
+        """
+        caches = self._forwarder.kv_caches
+        asking = self._tokens(caches) if caches else None
+        if asking is None:
+            self._place()
+        else:
+            PendingStep(self._request, self._streamed, asking).then(lambda _: self._place())
+
+    def _tokens(self, caches: KvCaches) -> Deferred[None] | None:
+        """Find out the tokens of the prompt, if they decide where it goes."""
+        group, admitted, principal = self._group, self._admitted, self._authorization.principal
+        body = admitted.body
+        if (
+            group.lone is not None
+            or not group.policy.reads_prompt
+            or not isinstance(body, bytes)
+            or self._authorization.route.row.path not in TOKENIZED
+        ):
+            return None
+        now = self._forwarder.clock.seconds()
+        usable = [each for each in group.destinations if each.state.is_usable(now)]
+        if len(usable) < 2:
+            return None
+        prefix = self._routing(principal).prefix
+        model = usable[0].upstream_model or admitted.serving.model
+        return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
     def _place(self) -> None:
         """Ask for a place on a server of the model.
