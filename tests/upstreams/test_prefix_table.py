@@ -37,7 +37,9 @@ def test_it_knows_the_longest_beginning_that_each_server_was_sent(
             table.learn(chained(act[1]), act[0])
             sent[act[0]].update(act[1][:end] for end in range(1, len(act[1]) + 1))
             ends.add(act[1])
-    expected = [max((end for end in range(1, len(text) + 1) if text[:end] in sent[name]), default=0) for name in SERVERS]
+    expected = [
+        max((end for end in range(1, len(text) + 1) if text[:end] in sent[name]), default=0) for name in SERVERS
+    ]
     found, continues = table.matched(chained(text), SERVERS)
     assert found == expected
     if max(expected) and not any(isinstance(act, str) for act in happened):

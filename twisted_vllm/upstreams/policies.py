@@ -156,7 +156,7 @@ class LatencyBased(_Stateless):
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         """Return the index of a server; see `Policy`."""
         if self._random() * self.EXPLORE < 1.0:
-            return pick_by_weight(servers, range(len(servers)), self._random)
+            return int(self._random() * len(servers))
         quickest = min([each.latency for each in servers if each.latency > 0.0], default=1.0)
         costs = [(each.latency or quickest) * (load_of(each) + 1.0) / each.weight for each in servers]
         least = min(costs)
