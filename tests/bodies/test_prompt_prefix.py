@@ -16,9 +16,8 @@ texts = st.one_of(
     st.text(max_size=20), st.integers(0, 3_000).map(lambda size: "A word, and { others }. " * (size // 24))
 )
 roles = st.sampled_from(("user", "tool"))
-messages = st.one_of(
-    st.lists(st.builds(lambda role, content: {"role": role, "content": content}, roles, texts), min_size=1, max_size=8),
-    st.lists(st.builds(lambda role, content: {"content": content, "role": role}, roles, texts), min_size=1, max_size=8),
+messages = st.lists(
+    st.builds(lambda role, content: {"role": role, "content": content}, roles, texts), min_size=1, max_size=8
 )
 compact = st.booleans().map(lambda is_compact: (",", ":") if is_compact else None)
 
