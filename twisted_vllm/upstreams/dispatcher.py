@@ -42,6 +42,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
         tried: the servers that failed it.
         server: the server that has what it continues: it goes there if a destination names it.
         unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+        asleep: whether it may go to a sleeping server: it uses no model.
+        unwell: whether it may go to a server that gets no other requests: an operator names it, or acts on it.
     """
 
     key: str = ""
@@ -51,6 +53,16 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tried: tuple[ServerState, ...] = ()
     server: Server | None = None
     unlimited: bool = False
+    asleep: bool = False
+    unwell: bool = False
+
+    def may_use(self, state: ServerState, now: float) -> bool:
+        """Return whether it may go to a server."""
+        return (
+            (self.asleep or not state.sleeping)
+            and (self.unwell or state.breaker.allows(now))
+            and state not in self.tried
+        )
 
 
 #: a request that any server may serve
@@ -218,8 +230,8 @@ class Dispatcher:
         self.seconds = deadlines.seconds
         # the groups with queued requests; the first is served next
         self._queues: dict[ModelGroup, None] = {}
-        self._ticker = _Ticker(self._tick)
-        self._granted: deque[tuple[_Waiting, Placement]] = deque()
+        self._ticker = _Ticker(self.serve)
+        self._granted: deque[tuple[_Waiting, Placement | GatewayError]] = deque()
         self._granting = False
         self._queued = 0
 
@@ -235,7 +247,7 @@ class Dispatcher:
         It is the usual case, and takes a microsecond.
         """
         lone = group.lone
-        if lone is None:
+        if lone is None or group.successor is not None:
             return None
         state = lone.state
         breaker = state.breaker
@@ -256,6 +268,8 @@ class Dispatcher:
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
         now = self.seconds()
+        if group.successor is not None:
+            group = group.current
         if group.queue:
             # room that came with time alone, such as the next minute of an entry, is for those that wait
             self.serve()
@@ -266,7 +280,7 @@ class Dispatcher:
 
     def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
         """Return whether another server of a group gets requests, beside those that were tried."""
-        now = self.seconds()
+        now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
     # choosing
@@ -278,26 +292,24 @@ class Dispatcher:
             NoHealthyUpstream: none gets requests.
         """
         usable = False
-        for tier in group.tiers:
-            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+        tiers, destinations = group.tiers, group.destinations
+        if ask.server is not None:
+            # no other server has what it continues
+            bound = tuple(each for each in destinations if each.server.url == ask.server.url)
+            if bound:
+                tiers, destinations = (bound,), bound
+        for tier in tiers:
+            healthy = [each for each in tier if ask.may_use(each.state, now)]
             if not healthy:
                 continue
             usable = True
-            if ask.server is not None:
-                bound = [each for each in healthy if each.server.url == ask.server.url]
-                if bound:
-                    healthy = bound
             free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
             if free:
                 return self._chosen(group, free, ask, now)
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [
-            each
-            for each in group.destinations
-            if each.state.breaker.last_resort and not each.state.sleeping and each.state not in ask.tried
-        ]
+        resorts = [each for each in destinations if _serves(each.state, now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
@@ -354,6 +366,17 @@ class Dispatcher:
 
     # the queues
 
+    def regroup(self) -> None:
+        """Let requests wait for the servers that their models have now: the router's groups have changed."""
+        for group in list(self._queues):
+            following = group.current
+            if following is not group:
+                for waiting in group.queue:
+                    waiting.group = following
+                del self._queues[group]
+                self._queues[following] = None
+        self.freed()
+
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
         patience = _patience(group)
         minute = _wait_for_entries(group, ask.tokens, now)
@@ -402,17 +425,6 @@ class Dispatcher:
         seconds = group.queue.retry_after(places, now, most=most, earliest=_wait_for_entries(group, 0, now))
         return ServerBusy(f"Busy: {reason}; send the request again.", retry_after=seconds)
 
-    def _tick(self) -> None:
-        now = self.seconds()
-        for group in list(self._queues):
-            try:
-                self._choose(group, NOTHING_ASKED, now)
-            except NoHealthyUpstream as error:
-                while (waiting := group.queue.pop(lambda _: True, now)) is not None:
-                    self._dequeued(waiting)
-                    waiting.result.errback(error)
-        self.serve()
-
     def serve(self) -> None:
         """Give the free places to those that wait, one group after the other."""
         now = self.seconds()
@@ -439,6 +451,12 @@ class Dispatcher:
 
     def _serve_next(self, group: ModelGroup, now: float) -> bool:
         """Place the next request of a group; return whether there was room for one."""
+        if not any(_serves(each.state, now) for each in group.destinations):
+            error = self._no_healthy(group, now)
+            while (lost := group.queue.pop(lambda _: True, now)) is not None:
+                self._dequeued(lost)
+                self._granted.append((lost, error))
+            return False
         if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
             # do not ask all that wait
             return False
@@ -462,12 +480,21 @@ class Dispatcher:
         self._granted.append((waiting, placement))
         return True
 
-    def _grant(self, waiting: _Waiting, placement: Placement) -> None:
-        if waiting.result.called:
+    @staticmethod
+    def _grant(waiting: _Waiting, placement: Placement | GatewayError) -> None:
+        if isinstance(placement, GatewayError):
+            if not waiting.result.called:
+                waiting.result.errback(placement)
+        elif waiting.result.called:
             # cancelled meanwhile
             placement.ended()
-            return
-        waiting.result.callback(placement)
+        else:
+            waiting.result.callback(placement)
+
+
+def _serves(state: ServerState, now: float) -> bool:
+    """Return whether a server may serve anything, were it as a last resort."""
+    return state.is_usable(now) or (state.breaker.last_resort and not state.sleeping)
 
 
 def _has_room(destination: Destination, ask: Ask, now: float) -> bool:
