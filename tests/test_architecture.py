@@ -58,6 +58,8 @@ PURE = (
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.merged_metrics", "upstreams.response_places", "upstreams.router"),
+    *("upstreams.bounded_load", "upstreams.policies", "upstreams.prefix_choice", "upstreams.prefix_table"),
+    *("upstreams.recent_requests", "upstreams.rendezvous"),
     *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
     *("upstreams.concurrency", "upstreams.router"),
     *("upstreams.discovered", "upstreams.resolv_conf"),

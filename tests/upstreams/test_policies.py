@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twisted_vllm.config.routing import STRATEGIES
 from twisted_vllm.upstreams.policies import (
-    STRATEGIES,
     Policy,
     RoutingRequest,
     ServerSnapshot,

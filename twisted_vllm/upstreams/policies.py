@@ -281,11 +281,7 @@ _POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
     "latency-based-routing": LatencyBased,
     "round-robin": lambda random: RoundRobin(),
     "session": Session,
-    "prefix": lambda random: Prefix(random, PrefixTable()),
 }
-
-#: the names of all policies, as ``router_settings.routing_strategy`` has them
-STRATEGIES = tuple(_POLICIES)
 
 
 def make_policy(
@@ -294,7 +290,7 @@ def make_policy(
     """Make the policy of one model group.
 
     Args:
-        strategy: its name, one of `STRATEGIES`.
+        strategy: its name, one of `twisted_vllm.config.routing.STRATEGIES`.
         random: returns a number from 0 up to 1.
         make_table: makes what ``prefix`` keeps of the servers' prefix caches.
 
