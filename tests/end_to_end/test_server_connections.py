@@ -177,7 +177,10 @@ def test_files_that_cannot_be_used_keep_the_gateway_from_starting(tmp_path: Path
         tmp_path, "-n", "--pidfile=", "vllm-passthrough", "--config=gateway.yaml", LITELLM_MASTER_KEY=MASTER_KEY
     )
     assert ended.returncode == 1
-    assert "gpu-1.example:8000: ssl_ca: the file missing.pem cannot be read (No such file or directory)" in ended.stderr
+    assert (
+        "https://gpu-1.example:8000: ssl_ca: the file missing.pem cannot be read (No such file or directory)"
+        in ended.stderr
+    )
 
 
 def test_a_database_and_a_redis_that_are_away_are_told(tmp_path: Path) -> None:

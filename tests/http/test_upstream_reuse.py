@@ -530,7 +530,7 @@ def test_idle_connections_to_a_server_that_is_gone_are_closed_and_others_stay() 
     other = lab.accept()
     idle.send(OK)
     other.send(OK)
-    lab.agent.reconfigure([stays], None)
+    lab.agent.reconfigure([stays], None, {})
     assert (idle.is_cut, busy.is_cut, other.is_cut) == (True, False, False)
     busy.send(OK)
     assert running.body == b"ok"
