@@ -70,7 +70,7 @@ class KvCaches:
         """Follow no server any more."""
         self.configure(())
         if self._context is not None:
-            self._context.term()
+            self._context.destroy(linger=0)
             self._context = None
 
     def index_of(self, server: str) -> CacheIndex | None:

@@ -167,7 +167,15 @@ class CacheIndex:
             if len(self.adapters) < _MAX_ADAPTERS and len(event.lora_name) <= MAX_NAME:
                 self.adapters.add(event.lora_name)
         data, width = array("I", event.token_ids).tobytes(), 4 * size
+        blocks = self._blocks
         for number, name in enumerate(hashes):
+            known = blocks.get(name)
+            if known is not None and known[1] & place:
+                # vLLM reports a block again whenever it is used; now it is the last to be forgotten
+                del blocks[name]
+                blocks[name] = known
+                key = known[0].to_bytes(8, "big")
+                continue
             extra = _extra(adapter if extras is None else extras[number])
             key = blake2b(key + extra + data[number * width : (number + 1) * width], digest_size=8).digest()
             self._keep(name, int.from_bytes(key, "big"), place)
