@@ -16,6 +16,7 @@ from benchmarks.table import Column, Row
 
 COLUMNS = (
     Column("hit", "prefix\nhit ratio", 3),
+    Column("of_alone", "of one\nserver's", 2),
     Column("share", "busiest\nserver %", 1),
     Column("p50", "first event\np50 ms"),
     Column("p99", "first event\np99 ms"),
