@@ -96,6 +96,12 @@ class BodyTooComplex(ModelUndetermined):
     code = "body_too_complex"
 
 
+class InvalidConfiguration(InvalidRequest):
+    """The configuration was read again and cannot be used; the message has all problems. Nothing was changed."""
+
+    code = "invalid_configuration"
+
+
 class FieldNotAllowed(InvalidRequest):
     """A field of the body is forbidden to the key, or over its limit, or names a URL that the server must not fetch."""
 
@@ -170,6 +176,14 @@ class OriginNotAllowed(GatewayError):
 
     status = 403
     code = "origin_not_allowed"
+    type = "permission_error"
+
+
+class ServerNotAllowed(GatewayError):
+    """The caller may not choose the server of a request."""
+
+    status = 403
+    code = "server_not_allowed"
     type = "permission_error"
 
 
@@ -263,6 +277,12 @@ class ResponseNotFound(NotFound):
     code = "response_not_found"
 
 
+class ServerNotFound(NotFound):
+    """The request names a server that is not configured, or that does not serve its model."""
+
+    code = "server_not_found"
+
+
 class MethodNotAllowed(GatewayError):
     """The route does not support this method."""
 
@@ -346,6 +366,13 @@ class UpstreamProtocolError(GatewayError):
     code = "upstream_protocol_error"
 
 
+class NotAllServers(GatewayError):
+    """An act of the operator went to several servers, and not all of them did it."""
+
+    status = 502
+    code = "not_all_servers"
+
+
 class ReportTimeout(GatewayError):
     """A report took longer than the operator allows."""
 
@@ -365,6 +392,13 @@ class Draining(GatewayError):
 
     status = 503
     code = "draining"
+
+
+class ResponseNotLocated(GatewayError):
+    """A stored response may be on a server that does not answer."""
+
+    status = 503
+    code = "response_not_located"
 
 
 class TooManyConnections(GatewayError):

@@ -10,6 +10,7 @@
 ``VLLM_KEYED_URL``, ``VLLM_KEYED_KEY``: a vLLM with a chat model, started with ``--api-key VLLM_KEYED_KEY``.
 ``VLLM_EVENTS_URL``: a vLLM with a chat model, started with ``--kv-events-config`` and a ``replay_endpoint`` in it.
 ``VLLM_STORE_URL``: a vLLM with a chat model and ``VLLM_ENABLE_RESPONSES_API_STORE=1``.
+``VLLM_STORE_URL_2``: another of the same model. Then both have ``VLLM_SERVER_DEV_MODE=1``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import msgspec
 
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.auth.records import MANAGEMENT
-from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
 from twisted_vllm.errors import InvalidRequest
 
 #: characters of a name, and items of a list
@@ -137,7 +137,7 @@ GrantedHeaders = Annotated[
             msgspec.Meta(
                 min_length=1,
                 max_length=MAX_LENGTH,
-                extra_json_schema={"enum": sorted(name.decode() for name in OPERATORS_HEADERS)},
+                extra_json_schema={"enum": sorted(name.decode() for name in GRANTABLE_HEADERS)},
             ),
         ],
         ...,
@@ -210,8 +210,8 @@ def stored_models(models: tuple[str, ...] | None) -> tuple[str, ...]:
     return () if models is None or ALL_MODELS in models else models
 
 
-def check_depth(metadata: object) -> None:
-    """Check that `metadata` is not nested deeper than JSON readers accept.
+def check_depth(metadata: object, name: str = "metadata") -> None:
+    """Check that a value is not nested deeper than JSON readers accept.
 
     Raises:
         InvalidRequest: it is.
@@ -225,7 +225,7 @@ def check_depth(metadata: object) -> None:
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
     if level:
-        raise InvalidRequest(f"`metadata` must not be nested deeper than {_MAX_DEPTH} levels.", param="metadata")
+        raise InvalidRequest(f"`{name}` must not be nested deeper than {_MAX_DEPTH} levels.", param=name)
 
 
 def redacted(text: str) -> str:

@@ -22,7 +22,7 @@ _one_of_ours = one_of(*STRATEGIES)
 @checker("text", ", ".join(STRATEGIES))
 def routing_strategy(value: object, place: Place) -> str:
     """Check for the name of a strategy; LiteLLM's that are not implemented cause a warning."""
-    if value in _FOREIGN:
+    if isinstance(value, str) and value in _FOREIGN:
         place.warn(f"is not implemented: {DEFAULT_STRATEGY} is used")
         return DEFAULT_STRATEGY
     return _one_of_ours(value, place)

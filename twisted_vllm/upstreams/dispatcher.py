@@ -42,6 +42,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
         tried: the servers that failed it.
         server: the server that has what it continues: it goes there if a destination names it.
         unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+        asleep: whether it may go to a sleeping server: it uses no model.
+        unwell: whether it may go to a server that gets no other requests: an operator names it, or acts on it.
     """
 
     key: str = ""
@@ -51,6 +53,16 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tried: tuple[ServerState, ...] = ()
     server: Server | None = None
     unlimited: bool = False
+    asleep: bool = False
+    unwell: bool = False
+
+    def may_use(self, state: ServerState, now: float) -> bool:
+        """Return whether it may go to a server."""
+        return (
+            (self.asleep or not state.sleeping)
+            and (self.unwell or state.breaker.allows(now))
+            and state not in self.tried
+        )
 
 
 #: a request that any server may serve
@@ -235,7 +247,7 @@ class Dispatcher:
         It is the usual case, and takes a microsecond.
         """
         lone = group.lone
-        if lone is None:
+        if lone is None or group.successor is not None:
             return None
         state = lone.state
         breaker = state.breaker
@@ -256,6 +268,8 @@ class Dispatcher:
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
         now = self.seconds()
+        if group.successor is not None:
+            group = group.current
         if group.queue:
             # room that came with time alone, such as the next minute of an entry, is for those that wait
             self.serve()
@@ -266,7 +280,7 @@ class Dispatcher:
 
     def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
         """Return whether another server of a group gets requests, beside those that were tried."""
-        now = self.seconds()
+        now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
     # choosing
@@ -278,22 +292,24 @@ class Dispatcher:
             NoHealthyUpstream: none gets requests.
         """
         usable = False
-        for tier in group.tiers:
-            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+        tiers, destinations = group.tiers, group.destinations
+        if ask.server is not None:
+            # no other server has what it continues
+            bound = tuple(each for each in destinations if each.server.url == ask.server.url)
+            if bound:
+                tiers, destinations = (bound,), bound
+        for tier in tiers:
+            healthy = [each for each in tier if ask.may_use(each.state, now)]
             if not healthy:
                 continue
             usable = True
-            if ask.server is not None:
-                bound = [each for each in healthy if each.server.url == ask.server.url]
-                if bound:
-                    healthy = bound
             free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
             if free:
                 return self._chosen(group, free, ask, now)
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [each for each in group.destinations if _serves(each.state, now) and each.state not in ask.tried]
+        resorts = [each for each in destinations if _serves(each.state, now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]
@@ -349,6 +365,17 @@ class Dispatcher:
             self.serve()
 
     # the queues
+
+    def regroup(self) -> None:
+        """Let requests wait for the servers that their models have now: the router's groups have changed."""
+        for group in list(self._queues):
+            following = group.current
+            if following is not group:
+                for waiting in group.queue:
+                    waiting.group = following
+                del self._queues[group]
+                self._queues[following] = None
+        self.freed()
 
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
         patience = _patience(group)

@@ -1,7 +1,7 @@
 """Which servers were sent which beginnings of prompts: what their prefix caches probably hold.
 
-The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has had all
-blocks before it. One entry is one block and the servers that have it, as the bits of a number.
+The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has had
+all blocks before it. One entry is one block and the servers that have it, as the bits of a number.
 
 What was not used for long is dropped, by two generations: what is used goes into the young one; when that is full, it
 becomes the old one, and the old one is dropped. So no order among entries is kept.

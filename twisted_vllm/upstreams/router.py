@@ -77,6 +77,7 @@ class ModelGroup:
         fallbacks: the models to try in its place.
         context_fallbacks: the models to try when a prompt is too long for it.
         counts_tokens: whether one of its entries has a ``tpm``.
+        successor: the group that took its place when the router was updated; None while it is in use.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class ModelGroup:
         "policy",
         "queue",
         "strategy",
+        "successor",
         "tiers",
     )
 
@@ -124,6 +126,22 @@ class ModelGroup:
         self.budget = RetryBudget(retry_share, 0.0)
         self.fallbacks = fallbacks
         self.context_fallbacks = context_fallbacks
+        self.successor: ModelGroup | None = None
+
+    @property
+    def current(self) -> ModelGroup:
+        """The group that is in its place now."""
+        group = self
+        while group.successor is not None:
+            group = group.successor
+        return group
+
+    def succeed(self, previous: ModelGroup) -> None:
+        """Take the place of a group: what waits there, waits for these servers. Its budget goes on counting."""
+        previous.queue.capacity = self.queue.capacity
+        previous.budget.share = self.budget.share
+        self.queue, self.budget = previous.queue, previous.budget
+        previous.successor = self
 
     def calmest(self) -> Destination:
         """Return the destination with the fewest requests for its weight, of those that work if any does."""
@@ -186,6 +204,7 @@ class Router:
             make_table: makes what a policy keeps of the servers' prefix caches.
         """
         self.servers = servers
+        self.default = None
         self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
@@ -199,7 +218,7 @@ class Router:
         routing: RoutingSettings,
         retry_share: float = RetrySettings().budget,
     ) -> None:
-        """Replace all model groups. Requests that were routed keep the group that they have.
+        """Replace all model groups. Requests that were routed, and those that wait, go on with their group's successor.
 
         Args:
             models: the rows of ``model_list``, in order.
@@ -232,10 +251,12 @@ class Router:
             for alias, name in routing.model_group_alias.items()
             if name in self._groups and alias not in self._groups
         }
-        self.default = None
+        former, self.default = self.default, None
         if default_server is not None:
             default = Destination(default_server, self._state(default_server))
             self.default = self._only(default, fallbacks=routing.default_fallbacks)
+            if former is not None:
+                self.default.succeed(former)
         # by the server and its own name of the model; of several entries, the dearest
         self._served: dict[tuple[bytes, str], ModelEntry] = {}
         for entry in models:
@@ -357,7 +378,7 @@ class Router:
             self._retry_share,
         )
         if previous is not None:
-            group.queue.rate = previous.queue.rate
+            group.succeed(previous)
         return group
 
     @staticmethod
