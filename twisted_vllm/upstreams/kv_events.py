@@ -127,7 +127,14 @@ class KvEventSubscriber:
 
     def age(self) -> None:
         """Let time pass for what is expected in the cache."""
+        trusted = self._index.trusted
         self._index.age()
+        if trusted and not self._index.trusted:
+            self._log.warn(
+                "The tokens of prompts are not those that {server} caches: they do not decide where prompts go",
+                server=self._server.name,
+                once_a_second=self._server.name,
+            )
 
     def stop(self) -> None:
         """Close all sockets."""

@@ -62,6 +62,8 @@ class CacheIndex:
     Attributes:
         block_size: tokens in a block; 0 until the first event.
         adapters: the LoRA adapters of its blocks, at most `_MAX_ADAPTERS`.
+        trusted: whether most of what was expected came. If not, the tokens of prompts are other than the server's, for
+            instance because its chat template reads what ``/tokenize`` does not take.
         orphans: blocks that came after one that is not known, and were passed over.
     """
 
@@ -75,6 +77,7 @@ class CacheIndex:
         "adapters",
         "block_size",
         "orphans",
+        "trusted",
     )
 
     def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
@@ -86,6 +89,7 @@ class CacheIndex:
         self.block_size = 0
         self.adapters: set[str] = set()
         self.orphans = 0
+        self.trusted = True
         self._max_blocks = max_blocks
         #: by vLLM's name: our key, and a bit for each place that has the block
         self._blocks: dict[int | bytes, tuple[int, int]] = {}
@@ -121,6 +125,8 @@ class CacheIndex:
 
     def age(self) -> None:
         """Let time pass for what is expected."""
+        if self._expected:
+            self.trusted = 2 * len(self._held.keys() & self._expected) >= len(self._expected)
         if self._soon or self._expected:
             self._expected, self._soon = self._soon, set()
 
@@ -138,11 +144,12 @@ class CacheIndex:
             self.clear()
 
     def clear(self) -> None:
-        """Take note that the cache is empty, or that nothing is known of it."""
+        """Take note that the cache is empty, or that nothing is known of it.
+
+        What is expected stays: vLLM tells that it was emptied with the events of the next prompt, which was sent before.
+        """
         self._blocks.clear()
         self._held.clear()
-        self._soon.clear()
-        self._expected.clear()
 
     def _stored(self, event: BlockStored) -> None:
         size, hashes, extras = event.block_size, event.block_hashes, event.extra_keys
