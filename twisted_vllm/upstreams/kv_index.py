@@ -146,7 +146,7 @@ class CacheIndex:
     def clear(self) -> None:
         """Take note that the cache is empty, or that nothing is known of it.
 
-        What is expected stays: vLLM tells that it was emptied with the events of the next prompt, which was sent before.
+        What is expected stays: vLLM tells it with the events of the next prompt, which was sent before.
         """
         self._blocks.clear()
         self._held.clear()
