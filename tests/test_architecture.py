@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
+    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     # an entry's limits are windows, as those of keys
-    "upstreams": PLAIN | {"context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -51,11 +51,17 @@ MAY_IMPORT = {
 #: what decides: no reactor, no clock, no I/O
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
+    *("http.client.addresses", "http.server.held_bodies", "http.web_pages", "money"),
+    *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
     *("upstreams.merged_metrics", "upstreams.response_places", "upstreams.router"),
+    *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
+    *("upstreams.concurrency", "upstreams.router"),
+    *("upstreams.discovered", "upstreams.resolv_conf"),
+    *("upstreams.kv_index", "upstreams.kv_messages", "upstreams.kv_prompts", "upstreams.kv_sequence"),
     *("upstreams.breaker", "upstreams.entry_limits", "upstreams.fair_queue", "upstreams.health_report"),
     *("upstreams.latency", "upstreams.load_reports", "upstreams.retry_budget", "upstreams.router"),
     "upstreams.service_rate",

@@ -90,8 +90,8 @@ class Repeat(enum.Enum):
 
     #: not: it changes the server, or nobody knows what it does
     NEVER = "never"
-    #: it generates, which costs GPU time and money: not at the server that may be at work on it, but at another one once
-    #: the first has failed
+    #: it generates, which costs GPU time and money: not at the server that may be at work on it, but at another one
+    #: once the first has failed
     ELSEWHERE = "elsewhere"
     #: it reports the state of the server and changes nothing
     READS = "reads"

@@ -42,6 +42,10 @@ class BoundedCache(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._entries.clear()
+
     def newest_first(self) -> Iterator[tuple[K, V]]:
         """Iterate over all entries."""
         return reversed(self._entries.items())

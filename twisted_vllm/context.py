@@ -280,6 +280,11 @@ class RequestContext:
         return self.ended - self.started
 
     @property
+    def failed_attempts(self) -> str:
+        """The attempts before the last one as text: ``gpu-1:8000 status_503, gpu-2:8000 upstream_timeout``."""
+        return ", ".join(f"{each.server} {each.reason}" for each in self.attempts)
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Whatever stands in its head where a key may stand, valid or not: nothing that is written may show it.
 

@@ -96,6 +96,12 @@ class BodyTooComplex(ModelUndetermined):
     code = "body_too_complex"
 
 
+class InvalidConfiguration(InvalidRequest):
+    """The configuration was read again and cannot be used; the message has all problems. Nothing was changed."""
+
+    code = "invalid_configuration"
+
+
 class FieldNotAllowed(InvalidRequest):
     """A field of the body is forbidden to the key, or over its limit, or names a URL that the server must not fetch."""
 

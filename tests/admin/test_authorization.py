@@ -12,10 +12,11 @@ CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
     "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
-    "/team/member_update", "/team/member_delete",
+    "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
+    "/config/reload",
 ]  # fmt: skip
 LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/info", "/team/list", "/audit/list"]
-ADMIN = [*(("POST", path) for path in CHANGING), *(("GET", path) for path in LISTING)]
+ADMIN = [*(("POST", path) for path in CHANGING), ("PATCH", "/model/x/update"), *(("GET", path) for path in LISTING)]
 KEY_ROUTES = [*ADMIN, ("GET", "/key/info"), ("GET", "/user/info")]
 
 

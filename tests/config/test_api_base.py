@@ -15,6 +15,10 @@ def parse(text: str) -> Address:
     return api_base(text, somewhere())
 
 
+def unix(socket: str, base_path: str = "") -> Address:
+    return Address(False, "localhost", 80, base_path, socket)
+
+
 @pytest.mark.parametrize(
     ("text", "expected", "name", "host_header"),
     [
@@ -29,6 +33,10 @@ def parse(text: str) -> Address:
         ("http://gpu/xv1", Address(False, "gpu", 80, "/xv1"), "gpu:80/xv1", b"gpu"),
         ("http://GPU_1.local", Address(False, "gpu_1.local", 80, ""), "gpu_1.local:80", b"gpu_1.local"),
         ("http://[::1]:8000", Address(False, "::1", 8000, ""), "[::1]:8000", b"[::1]:8000"),
+        ("unix:/run/vllm.sock", unix("/run/vllm.sock"), "unix:/run/vllm.sock", b"localhost"),
+        ("UNIX:///run/vllm.sock/v1/", unix("/run/vllm.sock"), "unix:/run/vllm.sock", b"localhost"),
+        ("unix:/run/vllm.sock:/v1", unix("/run/vllm.sock"), "unix:/run/vllm.sock", b"localhost"),
+        ("unix:/run/vllm.sock:/a/v1", unix("/run/vllm.sock", "/a"), "unix:/run/vllm.sock:/a", b"localhost"),
         ("http://[0:0::1]", Address(False, "::1", 80, ""), "[::1]:80", b"[::1]"),
         ("http://127.0.0.1:8000", Address(False, "127.0.0.1", 8000, ""), "127.0.0.1:8000", b"127.0.0.1:8000"),
     ],
@@ -45,6 +53,15 @@ def test_a_base_comes_to_one_form(text: str, expected: Address, name: str, host_
         ("gpu:8000", "must begin with http"),
         ("ftp://gpu", "must begin with http"),
         ("//gpu", "must begin with http"),
+        ("unix:run/vllm.sock", "the whole path of the socket"),
+        ("unix:", "the whole path of the socket"),
+        ("unix:/run/../vllm.sock", "the whole path of the socket"),
+        ("unix:/run//vllm.sock", "the whole path of the socket"),
+        ("unix:/run/vllm%2Esock", "the whole path of the socket"),
+        ("unix:/" + "a" * 107, "more than 107 bytes"),
+        ("unix:/run/vllm.sock:v1", "empty segments"),
+        ("http+unix://%2Frun%2Fvllm.sock", "write unix:/run/vllm.sock"),
+        ("http://unix:/run/vllm.sock", "write unix:/run/vllm.sock"),
         ("http://", "has no host"),
         ("http:///v1", "has no host"),
         ("http://:8000", "has no host"),
@@ -80,6 +97,7 @@ def test_what_is_not_a_servers_url_is_refused_without_repeating_it(text: str, re
     st.one_of(
         st.text(),
         st.text(st.sampled_from("htps:/@[]%.?#v1gu0\\ ")),
+        st.from_regex(r"unix:(//)?(/[a-z.v1]{0,4}){0,4}/?(:(/[a-z.v1]{0,4}){0,3}/?)?", fullmatch=True),
         st.from_regex(r"https?://[a-z:0-9\[\].%@_-]{0,20}(/[a-z0-9.%]{0,5}){0,4}", fullmatch=True),
     )
 )

@@ -12,7 +12,17 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 
 from tests.config.config_harness import Loader, Refusal, somewhere
-from twisted_vllm.config.listen import BACKLOG, DEFAULT_LISTEN, endpoint, is_loopback, with_backlog
+from twisted_vllm.config.listen import (
+    BACKLOG,
+    DEFAULT_LISTEN,
+    below,
+    endpoint,
+    is_loopback,
+    is_tls,
+    same_place,
+    split,
+    with_backlog,
+)
 from twisted_vllm.config.problems import Rejected
 
 
@@ -174,3 +184,36 @@ def test_how_many_may_wait_can_be_said(text: str) -> None:
 @pytest.mark.parametrize("text", ["systemd:domain=INET:index=0", "other:x", ""])
 def test_an_endpoint_of_another_type_stays_as_it_is(text: str) -> None:
     assert with_backlog(text) == text
+
+
+FILES = st.text("ab/.:=\\\\ ", min_size=1, max_size=8)
+
+
+@given(st.sampled_from(["privateKey", "certKey", "extraCertChain", "dhParameters"]), FILES, FILES)
+def test_files_of_a_certificate_are_no_part_of_the_place(name: str, one: str, other: str) -> None:
+    first, second = (f"ssl:443:interface=127.0.0.1:{name}={quoteStringArgument(file)}" for file in (one, other))
+    assert same_place(first, second)
+    assert not same_place(first, second.replace("443", "444"))
+    assert not same_place(first, f"haproxy:{second}")
+
+
+# Twisted's own quoting leaves = as it is
+@given(FILES.filter(lambda file: "=" not in file))
+def test_files_of_a_certificate_are_found_below_a_directory(file: str) -> None:
+    moved = below(f"haproxy:ssl:443:{quoteStringArgument(file)}:/absolute.pem", "/start")
+    assert moved.startswith("haproxy:ssl:")
+    assert is_tls(moved)
+    found = split(moved.removeprefix("haproxy:"))[2]
+    wanted = file if file.startswith("/") else f"/start/{file}"
+    assert (found["port"], found["privateKey"], found["certKey"]) == ("443", wanted, "/absolute.pem")
+
+
+def test_the_default_file_of_a_certificate_is_below_it_too() -> None:
+    assert below("ssl:443", "/start") == "ssl:privateKey=/start/server.pem:port=443"
+
+
+@pytest.mark.parametrize("text", ["tcp:443", "unix:/run/x.sock", "haproxy:tcp:443"])
+def test_other_endpoints_speak_no_tls(text: str) -> None:
+    assert not is_tls(text)
+    assert same_place(text, text)
+    assert not same_place(text, f"{text}4")

@@ -227,7 +227,8 @@ def test_an_entry_needs_an_api_base_where_there_is_no_default_server(problems_of
 
 def test_a_refused_default_server_is_one_problem_and_not_one_for_each_entry(problems_of: Refusal) -> None:
     assert problems_of(listed(entry(), entry()), {"HOSTED_VLLM_API_BASE": "gpu:8000"}) == [
-        "HOSTED_VLLM_API_BASE: must begin with http:// or https:// (such as http://gpu-1:8000)"
+        "HOSTED_VLLM_API_BASE: must begin with http://, https:// or unix: (such as http://gpu-1:8000 or "
+        "unix:/run/vllm.sock)"
     ]
 
 

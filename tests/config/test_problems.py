@@ -124,7 +124,8 @@ KNOWN_SENTENCES = {
         "(it concerns clients: move it to passthrough.limits)"
     ),
     "passthrough: {servers: {gpu: {}}}": (
-        "passthrough.servers[0]: must begin with http:// or https:// (such as http://gpu-1:8000)"
+        "passthrough.servers[0]: must begin with http://, https:// or unix: (such as http://gpu-1:8000 or "
+        "unix:/run/vllm.sock)"
     ),
     "passthrough: {model_list: []}": "passthrough.model_list: does not belong here (move it to the top of the file)",
     "passthrough: [listen]": "passthrough: must be a mapping, not a list",

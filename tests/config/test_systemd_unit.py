@@ -39,6 +39,10 @@ def test_the_unit_waits_longer_than_running_requests_are_given(unit: RawConfigPa
     assert int(unit["Service"]["TimeoutStopSec"]) > Settings().drain_timeout
 
 
+def test_the_unit_reloads_by_sighup(unit: RawConfigParser) -> None:
+    assert unit["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

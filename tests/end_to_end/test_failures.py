@@ -41,7 +41,7 @@ async def test_a_server_that_closes_before_it_answers(stand_in: Any, gateway_to:
         b"SSH-2.0-OpenSSH_9.7\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"\x15\x03\x01\x00\x02\x02",
+        b"\x16\x03\x01\x00\x02\x02",
     ],
 )
 @pytest_twisted.ensureDeferred

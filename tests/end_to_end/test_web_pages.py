@@ -143,7 +143,7 @@ async def test_pages_of_allowed_origins_use_the_admin_api_and_read_errors(gatewa
     preflight = await gateway.ask("OPTIONS", "/key/generate", None, headers={"Origin": console, **asked})
     assert (preflight.status, preflight.body) == (200, b"")
     assert preflight.header("access-control-allow-origin") == console
-    assert preflight.header("access-control-allow-methods") == "GET, HEAD, POST"
+    assert preflight.header("access-control-allow-methods") == "GET, HEAD, POST, PATCH"
     assert preflight.header("access-control-allow-headers") == "authorization,content-type"
     made = await gateway.ask("POST", "/key/generate", headers={"Origin": console}, body={})
     wrong = await gateway.ask("GET", "/key/list", "sk-wrong", headers={"Origin": console})

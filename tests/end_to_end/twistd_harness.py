@@ -85,14 +85,20 @@ def answers(port: int) -> bool:
 
 
 class Foreground:
-    """``twistd -n``, serving; the end of the ``with`` block stops it and keeps what it wrote."""
+    """``twistd -n``, serving; the end of the ``with`` block stops it and keeps what it wrote.
+
+    Attributes:
+        twistd_options: more options of twistd itself.
+    """
+
+    twistd_options: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, port: int, *arguments: str, **variables: str) -> None:
         self.port = port
         self.stdout = self.stderr = ""
         listen = f"--listen=tcp:{port}:interface=127.0.0.1"
         self._process = subprocess.Popen(
-            command("-n", "--pidfile=", "vllm-passthrough", listen, *arguments),
+            command("-n", "--pidfile=", *self.twistd_options, "vllm-passthrough", listen, *arguments),
             cwd=directory,
             env=environment(**variables),
             stdout=subprocess.PIPE,

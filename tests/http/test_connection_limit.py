@@ -148,3 +148,33 @@ def test_closing_transports_of_the_refused_leave_nothing_behind(harness: SiteHar
     for client in served:
         client.leave()
     harness.assert_clean()
+
+
+def reconfigure(harness: SiteHarness, **limits: Any) -> None:
+    harness.site.reconfigure(Limits(**limits), harness.site.timeouts, MAX_REFUSED)
+
+
+def test_another_limit_holds_for_new_connections_and_open_ones_stay(harness: SiteHarness) -> None:
+    first, *others = fill(harness)
+    reconfigure(harness, max_connections=CAP + 1)
+    within = harness.connect()
+    within.send(get())
+    assert within.answer().status == 200
+    reconfigure(harness, max_connections=1)
+    late = harness.connect()
+    late.send(get())
+    assert late.answer().status == 503
+    first.send(get())
+    assert first.answer().status == 200
+    assert not any(each.ended for each in others)
+
+
+def test_a_request_keeps_the_limits_that_it_began_with(harness: SiteHarness) -> None:
+    slow, next_one = harness.connect(), harness.connect()
+    slow.send(b"GET /stream HTTP/1.1\r\nHost: gateway\r\n")
+    reconfigure(harness, max_header_count=3)
+    more = b"".join(b"X-%d: x\r\n" % number for number in range(10))
+    slow.send(more + b"\r\n")
+    assert slow.answer().status == 200
+    next_one.send(b"GET /stream HTTP/1.1\r\nHost: gateway\r\n" + more + b"\r\n")
+    assert next_one.answer().error()["code"] == "head_too_large"

@@ -401,3 +401,20 @@ class AnyRequests(RuleBasedStateMachine):
 
 AnyRequestsTest = AnyRequests.TestCase
 AnyRequestsTest.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_more_room_goes_to_the_bodies_that_wait_and_less_takes_none_away() -> None:
+    account = Account(total=16 * MIB, per_key=16 * MIB)
+    first, second = account.ask("a"), account.ask("b")
+    assert (first.waits, second.waits) == (False, True)
+    account.bodies.reconfigure(TOTAL, 16 * MIB, 30.0)
+    assert (second.waits, second.granted, account.bodies.held) == (False, 1, 2 * LARGE)
+    account.bodies.reconfigure(MIB, MIB, 1.0)
+    assert account.bodies.held == 2 * LARGE
+    third = account.ask("a")
+    assert third.waits
+    account.wait(2)
+    assert isinstance(third.error, NoRoomForBody)
+    first.holding.release()
+    second.holding.release()
+    account.assert_empty()

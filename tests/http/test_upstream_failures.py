@@ -259,6 +259,7 @@ def test_a_name_that_is_not_resolved_in_time_is_given_up() -> None:
     assert asked.is_pending
     lab.advance(1)
     assert isinstance(asked.error, UpstreamTimeout)
+    lab.agent.close()
     lab.assert_nothing_left()
 
 

@@ -517,3 +517,23 @@ def test_another_server_is_trusted_as_before() -> None:
     lab.accept().send(OK)
     lab.ask(server=other)
     assert lab.attempts == 2
+
+
+def test_idle_connections_to_a_server_that_is_gone_are_closed_and_others_stay() -> None:
+    lab = Lab()
+    gone, stays = make_server(host="192.0.2.8"), make_server()
+    lab.ask(server=gone)
+    idle = lab.accept()
+    running = lab.ask(server=gone)
+    busy = lab.accept()
+    lab.ask(server=stays)
+    other = lab.accept()
+    idle.send(OK)
+    other.send(OK)
+    lab.agent.reconfigure([stays], None)
+    assert (idle.is_cut, busy.is_cut, other.is_cut) == (True, False, False)
+    busy.send(OK)
+    assert running.body == b"ok"
+    other.clear_writes()
+    lab.ask(server=stays)
+    assert other.received

@@ -175,7 +175,7 @@ def test_a_preflight_of_an_allowed_origin_is_answered() -> None:
     found = dict(
         pages.preflight(b"OPTIONS", asked | {b"access-control-request-headers": b"authorization,x-mine"}) or []
     )
-    assert found[b"access-control-allow-methods"] == b"GET, HEAD, POST"
+    assert found[b"access-control-allow-methods"] == b"GET, HEAD, POST, PATCH"
     assert found[b"access-control-allow-headers"] == b"authorization,x-mine"
     assert pages.preflight(b"OPTIONS", asked) is not None
     assert pages.preflight(b"POST", asked) is None

@@ -10,7 +10,15 @@ from twisted.application.service import Application, MultiService
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
 from twisted_vllm.config.settings import LogSettings
-from twisted_vllm.observability.logging.setup import TwistdLog, give_to_twistd, install, make_observer, uninstall
+from twisted_vllm.observability.logging.setup import (
+    GatewayLog,
+    LogTargetError,
+    TwistdLog,
+    give_to_twistd,
+    install,
+    make_observer,
+    uninstall,
+)
 
 
 def test_twistd_s_options_are_read() -> None:
@@ -80,3 +88,39 @@ def test_an_operator_s_own_observer_is_reached_through_the_publisher(tmp_path: P
 def test_a_log_file_that_cannot_be_opened_is_told_at_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         make(tmp_path, twistd=TwistdLog(logfile=str(tmp_path / "missing" / "log")))
+
+
+def test_other_settings_of_the_log_hold_from_the_next_line_on(tmp_path: Path) -> None:
+    observer = make(tmp_path)
+    assert isinstance(observer, GatewayLog)
+    install(observer)
+    Logger().info("first")
+    settings = LogSettings(file=str(tmp_path / "other"), format="text", level="warn")
+    apply = observer.prepare(settings)
+    Logger().info("second")
+    apply()
+    Logger().info("third")
+    Logger().warn("fourth, with hunter2-hunter2")
+    uninstall(observer)
+    former = [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert former == ["first", "second"]
+    [line] = (tmp_path / "other").read_text().splitlines()
+    assert line.endswith("fourth, with ***")
+
+
+def test_a_file_of_the_log_is_below_the_directory_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    observer = make(tmp_path)
+    assert isinstance(observer, GatewayLog)
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        observer.prepare(LogSettings(file="missing/log"))
+    uninstall(observer)
+
+
+def test_a_daemon_is_not_given_standard_output_later(tmp_path: Path) -> None:
+    observer = make(tmp_path, twistd=TwistdLog(is_daemon=True))
+    assert isinstance(observer, GatewayLog)
+    with pytest.raises(LogTargetError, match="A daemon cannot log to standard output"):
+        observer.prepare(LogSettings(file="-"))
+    uninstall(observer)

@@ -182,3 +182,30 @@ def test_a_stalled_pipe_does_not_stall_who_logs() -> None:
             received += os.read(reader.fileno(), 65536)
         writer.stop()
     assert received.count(line) == 1000 - writer.dropped
+
+
+def test_another_sink_gets_what_is_written_later_and_the_former_what_was_written_before() -> None:
+    former, later = Held(), Held()
+    writer = make_writer(former)
+    former.open.clear()
+    writer.start()
+    writer.write(b"1\n")
+    assert former.entered.wait(PATIENCE)
+    writer.write(b"2\n")
+    # does not wait for a sink that blocks
+    writer.reconfigure(later, lambda count: b"")
+    writer.write(b"3\n")
+    former.open.set()
+    writer.stop()
+    assert (former.lines, later.lines) == ([b"1", b"2"], [b"3"])
+    assert (former.is_closed, later.is_closed) == (True, True)
+
+
+def test_a_sink_that_stays_is_not_closed() -> None:
+    sink = Held()
+    writer = make_writer(sink)
+    writer.write(b"1\n")
+    writer.reconfigure(sink, lambda count: b"")
+    writer.write(b"2\n")
+    assert writer.flush()
+    assert (sink.lines, sink.is_closed) == ([b"1", b"2"], False)

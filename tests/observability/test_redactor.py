@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from twisted_vllm.observability.logging.redaction import Redactor
+from twisted_vllm.observability.logging.redaction import MOST_FORMER, Redactor
 
 SECRETS = ("sk-master-0123456789", "p@ss word/1", "vllm", 'quo"te\\d-secret')
 
@@ -78,3 +78,16 @@ def test_a_long_secret_never_survives(before: str, secret: str, after: str) -> N
 
 def test_the_redactor_does_not_show_what_it_knows() -> None:
     assert "master" not in repr(Redactor(SECRETS))
+
+
+def test_other_secrets_are_masked_and_the_former_ones_still() -> None:
+    redact = Redactor(["first-secret-value"])
+    redact.prepare(["second-secret-value"])()
+    assert redact("first-secret-value and second-secret-value") == "*** and ***"
+
+
+def test_secrets_of_long_ago_are_forgotten() -> None:
+    redact = Redactor(["the-first-secret"])
+    for number in range(MOST_FORMER + 1):
+        redact.prepare([f"secret-number-{number}"])()
+    assert redact("the-first-secret, secret-number-0, secret-number-1") == "the-first-secret, ***, ***"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -20,7 +19,7 @@ from twisted_vllm.observability.logging.lines import ILines, JsonLines, TextLine
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.request_record import RequestRecord
-from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.usage.meter import UsageMeter
 from twisted_vllm.usage.pricing import FREE, RoutePricing
@@ -65,7 +64,7 @@ def log(observer: Any = None, redact: Any = None, trusted: Any = ()) -> RequestL
     return RequestLog(
         observer or _ignore,
         ClientText(redact or Redactor()),
-        partial(address_of, trusted=trusted),
+        ClientAddresses(trusted).of,
         now=lambda: NOW,
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import attrs
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
@@ -14,7 +12,7 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
 from twisted_vllm.observability.logging.unsent_lines import MAX_NAMED, STRANGERS, UnsentLines
-from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarded import ClientAddresses
 
 NOW = 1_767_225_600.0
 TENANT_WITH_ID = attrs.evolve(TENANT, key_id="k1")
@@ -29,7 +27,7 @@ class Seen(list[LogEvent]):
 
 
 def lines(limit: int | None = 3) -> UnsentLines:
-    return UnsentLines(limit, partial(address_of, trusted=()))
+    return UnsentLines(limit, ClientAddresses().of)
 
 
 def reported(unsent: UnsentLines) -> list[tuple[int, str]]:
@@ -77,7 +75,7 @@ def test_administrators_always_have_their_line_and_so_has_everybody_without_a_li
 
 def test_a_request_that_reached_a_server_has_its_line_and_counts_nothing() -> None:
     events = Seen()
-    log = RequestLog(events, ClientText(Redactor()), partial(address_of, trusted=()), lines(1), lambda: NOW)
+    log = RequestLog(events, ClientText(Redactor()), ClientAddresses().of, lines(1), lambda: NOW)
     for sent in (True, False, False, True):
         made = request(sent=sent)
         made.finish(11.5, answered=True, drained=False, bytes_in=0, bytes_out=7, body_complete=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -92,9 +93,10 @@ class Ledger:
         sent: bool = True,
         answered: int = 200,
         kind: bytes = b"application/json",
+        meanwhile: Callable[[], None] = lambda: None,
         **fields: Any,
     ) -> UsageRow | None:
-        """Serve a request to its end; return its row."""
+        """Serve a request to its end; return its row. `meanwhile` is called while it runs."""
         body = json.dumps({"model": model, **fields}).encode()
         context = RequestContext(Peer("192.0.2.1", False), BEGAN)
         context.head = RequestHead(method, uri, b"HTTP/1.1", [(b"Content-Type", b"application/json"), *headers])
@@ -105,6 +107,7 @@ class Ledger:
         authorization = context.authorization = self.admission.authorize(principal, method, uri.removeprefix(b"/vllm"))
         admitted = self.admission.admit(authorization, context.head.first, body)
         assert self.accounting.open(context, authorization, admitted) is None
+        meanwhile()
         meter = context.meter
         assert meter is not None
         meter.start(ResponseHead(answered, b"OK", [(b"Content-Type", kind)]))
@@ -265,3 +268,23 @@ def test_the_end_user_is_the_one_that_the_client_names(sent: Any, named: str | N
 
 def test_a_request_that_was_not_sent_leaves_no_row(ledger: Ledger) -> None:
     assert ledger.serve(sent=False) is None
+
+
+def test_a_running_request_costs_what_it_cost_when_it_began_and_the_next_one_the_new_price() -> None:
+    ledger = Ledger(PriceList(output_cost_per_token=Decimal(2)))
+
+    def reload() -> None:
+        ledger.accounting.reconfigure(
+            prices=PriceTable((), PriceList(output_cost_per_token=Decimal(3))),
+            fail_closed=False,
+            assumed_output_tokens=1024,
+            end_user_headers=(),
+            requires_end_user=False,
+        )
+
+    running, following = ledger.serve(meanwhile=reload), ledger.serve()
+    assert running is not None
+    assert following is not None
+    assert (running.cost, following.cost) == (8 * 10**12, 12 * 10**12)
+    assert dict(target_of(running.target).prices)["output_cost_per_token"] == "2"
+    assert dict(target_of(following.target).prices)["output_cost_per_token"] == "3"

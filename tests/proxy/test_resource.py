@@ -26,6 +26,7 @@ from twisted_vllm.http.server.request import IStreamingResource
 from twisted_vllm.proxy.admission import Admission
 from twisted_vllm.proxy.form_body import MAX_BUFFERED
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY
+from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.relay import Relay, RequestBody
 from twisted_vllm.proxy.resource import PEEK_LIMIT, PassThroughResource
 
@@ -49,13 +50,12 @@ class ResourceHarness:
             base_models=self.base_models,
             path_aliases=True,
         )
+        addresses = ClientAddresses(options.get("trusted_proxies", ()))
         self.resource = PassThroughResource(
             admission=admission,
-            forwarder=make_forwarder(
-                admission, self.agent, self.clock, trusted_proxies=options.get("trusted_proxies", ())
-            ),
+            forwarder=make_forwarder(admission, self.agent, self.clock, addresses=addresses),
             limits=limits,
-            trusted_proxies=options.get("trusted_proxies", ()),
+            addresses=addresses,
             in_thread=maybeDeferred,
             cooperate=turn_cooperator(self.clock).cooperate,
             ask_models=options.get("ask_models", self.base_models.ask),

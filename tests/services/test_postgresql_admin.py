@@ -16,10 +16,12 @@ from twisted.python.failure import Failure
 
 from tests.admin.admin_harness import Recorded, StoreReports
 from twisted_vllm.admin.app import AdminApp
-from twisted_vllm.admin.context import Readiness
+from twisted_vllm.admin.context import ModelSource, Readiness
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
+from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.registry import Registry
@@ -37,6 +39,7 @@ class Client:
     def __init__(self, reactor: Any, database: Database) -> None:
         self.store = Store(database)
         self.index = KeyIndex()
+        self.sealer = Sealer(Secret(MASTER_KEY), secrets.token_bytes)
         self._reactor = reactor
         app = AdminApp(
             authenticator=Authenticator(Secret(MASTER_KEY), self.index),
@@ -48,6 +51,7 @@ class Client:
             readiness=lambda: Readiness(draining=False, database=True),
             metrics=Metrics(),
             metrics_of_servers=lambda: succeed(b""),
+            model_source=lambda: ModelSource(Settings(), self.sealer),
         )
         # it has treq's functions as attributes, which it does not declare
         self._treq: Any = StubTreq(Recorded(app.resource()))
@@ -185,3 +189,26 @@ async def test_limits_spend_and_customers_work_on_postgresql(client: Client) -> 
     assert len((await client.ask("GET", "/customer/list"))[1]) == 2
     assert (await client.ask("POST", "/customer/delete", {"user_ids": ["eve", "bob"]}))[0] == 200
     assert (await client.store.load()).end_users == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_models_are_kept_on_postgresql(client: Client) -> None:
+    body = {
+        "model_name": "qwen",
+        "litellm_params": {"model": "hosted_vllm/Qwen", "api_base": "http://gpu", "api_key": "server-key"},
+        "model_info": {"id": "one", "text": "\u0000 and ü"},
+    }
+    status, made = await client.ask("POST", "/model/new", body)
+    assert (status, made["has_api_key"], made["model_info"]["text"]) == (200, True, "\u0000 and ü")
+    assert (await client.ask("POST", "/model/new", body))[0] == 409
+    change = {"litellm_params": {"weight": 3}}
+    assert (await client.ask("PATCH", "/model/one/update", change))[1]["litellm_params"]["weight"] == 3
+    [model] = (await client.store.load()).models.values()
+    assert (model.litellm_params["weight"], client.sealer.key_of(model)) == (3, Secret("server-key"))
+    assert await client.ask("POST", "/model/delete", {"id": "one"}) == (
+        200,
+        {"message": "Model: one deleted successfully"},
+    )
+    assert (await client.store.load()).models == {}
+    _, audit = await client.ask("GET", "/audit/list?object_type=model")
+    assert audit["total"] == 3

@@ -25,6 +25,7 @@ from twisted_vllm.auth.grants import (
     UserGrant,
 )
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, rules_of
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.errors import AliasExists, KeyExists
@@ -34,6 +35,7 @@ from twisted_vllm.storage.records import (
     EndUserRecord,
     FormerKeyRecord,
     Member,
+    ModelRecord,
     TeamRecord,
     UserRecord,
 )
@@ -349,6 +351,38 @@ class StoreContract:
         await put(store, key_record(1), key_record(2, allowance=Allowance()), FULL)
         grants = {grant.token: grant for grant in (await store.load()).keys}
         assert grants[token(1)].allowance is grants[token(2)].allowance is UNLIMITED
+
+    @pytest_twisted.ensureDeferred
+    async def test_models_come_back_and_the_processes_are_told_of_them(self, store: IStore) -> None:
+        record = ModelRecord(
+            model_id="ü 1",
+            model_name="qwen ✓",
+            litellm_params={"model": "hosted_vllm/Qwen", "weight": 2, "input_cost_per_token": 5e-7},
+            model_info={"nested": {"list": [1, 2.5, None, True, "ü\x00"]}},
+            api_key="v1.sealed",
+            **CREATED,
+        )
+        model = StoredModel(
+            record.model_id,
+            record.model_name,
+            record.litellm_params,
+            record.model_info,
+            record.api_key,
+            MADE.timestamp(),
+        )
+        _, changes = await store.change(lambda each: each.models.insert(record))
+        assert changes == Changes(models={record.model_id: model})
+        assert await store.read(lambda each: each.models.find()) == [record]
+        assert (await store.load()).models == {record.model_id: model}
+        assert (await store.changes_since(NO_REVISION))[1] == changes
+        changed = attrs.evolve(record, api_key=None, model_info={})
+        _, changes = await store.change(lambda each: each.models.replace(record.model_id, changed))
+        assert await store.read(lambda each: each.models.get(record.model_id)) == changed
+        [told] = changes.models.values()
+        assert told is not None and (told.api_key, told.model_info) == (None, {})
+        _, changes = await store.change(lambda each: each.models.delete([record.model_id]))
+        assert changes == Changes(models={record.model_id: None})
+        assert (await store.load()).models == {}
 
     @pytest_twisted.ensureDeferred
     async def test_end_users_come_back_and_the_index_is_told_of_those_that_matter(self, store: IStore) -> None:

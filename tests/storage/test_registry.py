@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zope.interface import implementer
 
 from tests.storage.memory_database import MemoryDatabase
 from tests.storage.store_contract import CREATED, key_record, put, token
+from twisted_vllm.auth.grants import Changes, Revision, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.errors import StoreUnavailable
@@ -25,10 +27,10 @@ from twisted_vllm.ratelimit.allowance import Allowance
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.interfaces import IStore
-from twisted_vllm.storage.records import EndUserRecord
+from twisted_vllm.storage.records import EndUserRecord, ModelRecord
 from twisted_vllm.storage.registry import MAX_OVERTAKING, Registry
 from twisted_vllm.storage.store import Store
-from twisted_vllm.storage.transaction import KEPT_CHANGES
+from twisted_vllm.storage.transaction import KEPT_CHANGES, Transaction
 
 
 @pytest.fixture
@@ -286,3 +288,58 @@ def test_a_change_that_waited_too_long_for_others_is_not_begun() -> None:
     assert refused[0].check(StoreUnavailable)
     assert store.changes == []
     assert token(2) not in registry.index
+
+
+def model(number: int) -> ModelRecord:
+    return ModelRecord(f"m{number}", "qwen", {"model": "hosted_vllm/m"}, {}, **CREATED)
+
+
+def test_stored_models_are_told_at_the_start_and_at_each_change_of_any_process() -> None:
+    told: list[list[str]] = []
+    store = Store(MemoryDatabase())
+    registry = Registry(
+        store, KeyIndex(), models_set=lambda models: told.append(sorted(each.model_id for each in models))
+    )
+    other = Registry(store, KeyIndex())
+    other.change(lambda transaction: transaction.models.insert(model(1)))
+    registry.load(store.load_now())
+    registry.change(lambda transaction: transaction.models.insert(model(2)))
+    other.change(lambda transaction: transaction.models.delete(["m1"]))
+    registry.follow()
+    # what concerns no model tells nothing
+    registry.change(insert(1))
+    assert told == [["m1"], ["m1", "m2"], ["m2"]]
+
+
+def test_a_database_that_was_restored_tells_its_models() -> None:
+    told: list[list[str]] = []
+    second = Store(MemoryDatabase())
+    first = Restored(MemoryDatabase(), second)
+    for store, number in ((first, 1), (second, 2)):
+        store.change(partial(_insert_model, number))
+    registry = Registry(
+        first,
+        KeyIndex(),
+        models_set=lambda models: told.append(sorted(each.model_id for each in models)),
+    )
+    registry.load(first.load_now())
+    registry.follow()
+    assert told == [["m1"], ["m2"]]
+
+
+def _insert_model(number: int, transaction: Transaction) -> None:
+    transaction.models.insert(model(number))
+
+
+class Restored(Store):
+    """A store whose database is another after its first read."""
+
+    def __init__(self, database: MemoryDatabase, second: Store) -> None:
+        super().__init__(database)
+        self._second = second
+
+    def changes_since(self, revision: Revision) -> Deferred[tuple[Revision, Changes | Snapshot | None]]:
+        return self._second.changes_since(revision)
+
+    def spend(self) -> Deferred[list[Spend]]:
+        return self._second.spend()

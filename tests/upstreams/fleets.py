@@ -12,6 +12,7 @@ from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.forwarded import EVERYBODY
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
@@ -44,7 +45,7 @@ def make_forwarder(admission: Admission, agent: Any, clock: Clock, **options: An
         admission=admission,
         dispatcher=options.pop("dispatcher", None) or Dispatcher(DeadlineSweeper(clock)),
         client=PassThroughClient(agent),
-        trusted_proxies=options.pop("trusted_proxies", ()),
+        addresses=options.pop("addresses", EVERYBODY),
         cooperate=turn_cooperator(clock).cooperate,
         clock=clock,
         routing=options.pop("routing", RoutingSettings()),

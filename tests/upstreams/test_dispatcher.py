@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from tests.proxy.gateway_fakes import server
 from tests.upstreams.fleets import make_router
 from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.settings import ModelEntry, Server
+from twisted_vllm.config.settings import ModelEntry, RoutingSettings, Server
 from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy, UpstreamUnreachable
 from twisted_vllm.http.net.deadlines import INTERVAL, DeadlineSweeper
 from twisted_vllm.upstreams.dispatcher import Ask, Dispatcher, Placement
@@ -96,6 +96,11 @@ class Fleet:
 
     def ask(self, key: str = "a", priority: int = 0, model: str = "m", **options: Any) -> Asked:
         return Asked(self, Ask(key, priority, **options), model)
+
+    def configure(self, *servers: Server, default: Server | None = None) -> None:
+        """Let a model have other servers."""
+        self.router.update([ModelEntry("m", "m", each) for each in servers], default, RoutingSettings())
+        self.dispatcher.regroup()
 
     def pass_time(self, seconds: float) -> None:
         for _ in range(int(seconds / INTERVAL)):
@@ -347,6 +352,65 @@ def entry(name: str, *, limit: int | None = None, seconds: float | None = 30.0, 
     return ModelEntry("m", "m", capped(limit, name=name, seconds=seconds), **limits)
 
 
+def test_what_waits_goes_to_a_server_that_is_added_in_its_turn() -> None:
+    fleet = Fleet(capped(1, name="one:1"))
+    running = fleet.ask("a")
+    waiting = [fleet.ask(key) for key in ("a", "a", "b")]
+    fleet.configure(capped(1, name="one:1"), capped(1, name="two:2"))
+    assert names(waiting) == ["two:2", "", ""]
+    # another key's first request goes before the second of the same
+    running.end()
+    assert names(waiting) == ["two:2", "", "one:1"]
+    for each in (waiting[0], waiting[2], waiting[1]):
+        each.end()
+    fleet.assert_idle()
+
+
+def test_what_waits_for_a_server_that_left_goes_to_the_others() -> None:
+    fleet = Fleet(capped(1, name="one:1"))
+    running, waiting = fleet.ask(), fleet.ask()
+    fleet.configure(capped(1, name="two:2"))
+    fleet.configure(capped(1, name="two:2"), capped(1, name="three:3"))
+    assert waiting.where == "two:2"
+    running.end()
+    waiting.end()
+    fleet.assert_idle()
+
+
+def test_a_request_that_was_routed_before_a_change_is_placed_on_the_servers_of_now() -> None:
+    for limit in (1, None):
+        fleet = Fleet(capped(limit, name="one:1"))
+        group = fleet.router.find("m")
+        fleet.configure(capped(limit, name="two:2"))
+        placed = fleet.dispatcher.place_at_once(group) or fleet.dispatcher.place(group, Ask("a", 0))
+        assert isinstance(placed, Placement)
+        assert placed.destination.server.name == "two:2"
+        assert fleet.dispatcher.can_place(group, ())
+        placed.ended()
+        fleet.assert_idle()
+
+
+def test_what_waits_for_a_model_that_is_deleted_waits_for_its_servers_still() -> None:
+    fleet = Fleet(capped(1, name="one:1"), default=capped(None, name="default:0"))
+    running, waiting = fleet.ask(), fleet.ask()
+    fleet.configure(default=capped(None, name="default:0"))
+    assert waiting.waits
+    running.end()
+    assert waiting.where == "one:1"
+    waiting.end()
+    fleet.assert_idle()
+
+
+def test_a_default_server_that_is_another_takes_what_waits() -> None:
+    fleet = Fleet(default=capped(1, name="one:1"))
+    running, waiting = fleet.ask(model="any"), fleet.ask(model="any")
+    fleet.configure(default=capped(1, name="two:2"))
+    assert waiting.where == "two:2"
+    running.end()
+    waiting.end()
+    fleet.assert_idle()
+
+
 def test_an_entry_whose_minute_is_used_up_is_passed_over() -> None:
     fleet = Fleet(entry("one:1", rpm=2), entry("two:2"))
     asked = [fleet.ask() for _ in range(10)]
@@ -404,9 +468,13 @@ class AnyRequests(RuleBasedStateMachine):
     def begin(self, limits: list[int], places: int) -> None:
         self.limits = {f"s{number}:{number + 1}": limit for number, limit in enumerate(limits)}
         self.places = places
-        self.fleet = Fleet(*(capped(limit, places=places, name=name) for name, limit in self.limits.items()))
+        self.configured = set(self.limits)
+        self.fleet = Fleet(*self.servers())
         self.asked: list[Asked] = []
         self.dead: set[str] = set()
+
+    def servers(self) -> list[Server]:
+        return [capped(self.limits[name], places=self.places, name=name) for name in sorted(self.configured)]
 
     @property
     def running(self) -> list[Asked]:
@@ -439,13 +507,21 @@ class AnyRequests(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def break_or_mend(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.limits)))
+        name = data.draw(st.sampled_from(sorted(self.configured)))
         if name in self.dead:
             self.dead.remove(name)
             self.fleet.mend_server(name)
         else:
             self.dead.add(name)
             self.fleet.break_server(name)
+
+    @rule(data=st.data())
+    def change_servers(self, data: st.DataObject) -> None:
+        self.configured = data.draw(st.sets(st.sampled_from(sorted(self.limits)), min_size=1))
+        for name in self.dead - self.configured:
+            self.dead.remove(name)
+            self.fleet.mend_server(name)
+        self.fleet.configure(*self.servers())
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 31.0]))
     def pass_time(self, seconds: float) -> None:

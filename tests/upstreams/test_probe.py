@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from tests.proxy.gateway_fakes import server
 from twisted_vllm.errors import UpstreamProtocolError
+from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.parser import MAX_HEAD_BYTES
 from twisted_vllm.upstreams.probe import GRACE, Answer, Prober
 
@@ -101,6 +102,41 @@ def test_it_asks_with_the_servers_own_key_and_keeps_no_connection() -> None:
     }
     protocol.dataReceived(OK)
     assert asked.results == [Answer(200)]
+    asked.over()
+
+
+def test_what_is_wrong_is_told_in_words() -> None:
+    told = []
+    for error in (ConnectionRefusedError(), ConnectionDone()):
+        asked = Asked()
+        if isinstance(error, ConnectionDone):
+            asked.endpoint.accept().connectionLost(Failure(error))
+        else:
+            asked.endpoint.connecting.errback(error)
+        told.append(words_of(asked.results[0].value))
+    asked = Asked()
+    asked.endpoint.accept()
+    asked.clock.pump([TIMEOUT, 1])
+    told.append(words_of(asked.results[0].value))
+    assert told == [
+        "it refuses connections: nothing listens on its port 8000",
+        "it closed the connection",
+        f"it gave no answer within {TIMEOUT:g} s",
+    ]
+
+
+def test_the_words_of_one_connection_are_not_those_of_the_next() -> None:
+    shared = ConnectionDone()
+    for _ in range(2):
+        asked = Asked()
+        asked.endpoint.accept().connectionLost(Failure(shared))
+        assert asked.results[0].value.__notes__ == ["it closed the connection"]
+
+
+def test_a_server_that_answers_with_an_alert_speaks_tls() -> None:
+    asked = Asked()
+    asked.endpoint.accept().dataReceived(b"\x15\x03\x01\x00\x02\x02\x28")
+    assert words_of(asked.results[0].value).startswith("it speaks TLS")
     asked.over()
 
 

@@ -18,9 +18,9 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, customers, health, upstream_metrics
+from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, Readiness
+from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -30,9 +30,11 @@ from twisted_vllm.admin.routing import Route, Routes
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, GatewayError, InvalidRequest
 from twisted_vllm.http.web_pages import DECISIVE, NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
@@ -51,7 +53,9 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
+        "/config/reload": "the configuration, read again",
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
@@ -97,7 +101,9 @@ ROUTES: tuple[Route, ...] = (
     *users.routes,
     *teams.routes,
     *customers.routes,
+    *model_entries.routes,
     *audit.routes,
+    *configuration.routes,
     *reports.routes,
     *health.routes,
     *upstream_metrics.routes,
@@ -145,7 +151,9 @@ class AdminApp:
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
+        model_source: Callable[[], ModelSource] | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
+        reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
         """Bind the routes to what they need.
 
@@ -168,11 +176,14 @@ class AdminApp:
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
+            model_source: returns what entries of the model list are checked against; None for a gateway without a file
+                and without a key to encrypt with.
             database_timeout: seconds that a client waits for the database.
+            reload: reads the configuration again.
         """
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
-        context = AdminContext(
+        self._context = context = AdminContext(
             authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
             registry=registry,
             reports=reports,
@@ -187,7 +198,9 @@ class AdminApp:
             key_bounds=key_bounds,
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
+            model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
             database_timeout=database_timeout,
+            reload=reload,
         )
         app = Klein()
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
@@ -202,6 +215,12 @@ class AdminApp:
         self._app = app
         self._allows = allows
         self._web_pages = web_pages
+
+    def reconfigure(self, *, metrics_are_open: bool, key_bounds: KeyUpperBounds, database_timeout: float) -> None:
+        """Use other settings from the next request on; the arguments are the constructor's."""
+        self._context.metrics_are_open = metrics_are_open
+        self._context.key_bounds = key_bounds
+        self._context.database_timeout = database_timeout
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes; it takes every path that reaches it."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,9 +20,11 @@ from twisted_vllm.admin.authorization import AdminAuthenticator
 from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
-from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds
+from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.config.reload import Reloaded
+from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import GatewayError, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
@@ -61,7 +63,25 @@ class Readiness:
     file_is_lost: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
+class ModelSource:
+    """What entries that are added to the model list are checked against.
+
+    Attributes:
+        settings: the settings, with the entries of the file.
+        sealer: encrypts the keys of servers.
+    """
+
+    settings: Settings
+    sealer: Sealer
+
+
+def cannot_reload() -> Deferred[Reloaded]:
+    """Refuse: there is nothing to read again."""
+    return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
+
+
+@attrs.define(kw_only=True)
 class AdminContext:
     """What all handlers of an admin app share.
 
@@ -79,8 +99,10 @@ class AdminContext:
         metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
+        model_source: returns what entries of the model list are checked against, which a reload changes.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
+        reload: reads the configuration again.
     """
 
     authenticator: AdminAuthenticator
@@ -95,9 +117,11 @@ class AdminContext:
     metrics_are_open: bool
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
+    model_source: Callable[[], ModelSource]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
+    reload: Callable[[], Deferred[Reloaded]] = cannot_reload
 
 
 @attrs.frozen
@@ -239,6 +263,10 @@ class AdminCall:
         """Run work that changes something in a transaction. It completes even if the client disconnects."""
         return _wait_without_cancelling(self.context.registry.change(work), self.context, self._secrets)
 
+    def complete(self, work: Deferred[T]) -> Deferred[T]:
+        """Wait for work that completes even if the client disconnects."""
+        return _without_cancelling(work, self._secrets)
+
 
 def _without_key(record: object | None) -> dict[str, Any] | None:
     """Return a record for the audit log; a key is named by the first digits of its hash."""
@@ -283,6 +311,20 @@ def _wait_without_cancelling(work: Deferred[T], context: AdminContext, secrets: 
         context: says after which time the returned Deferred fails with StoreUnavailable.
         secrets: what the log must not show of the request.
     """
+
+    def too_slow(_cancelled: object, _seconds: float) -> T:
+        raise StoreUnavailable(
+            "The database takes too long to answer. What was asked may still be done: look before trying again.",
+            retry_after=int(context.database_timeout),
+        )
+
+    waiting = _without_cancelling(work, secrets)
+    waiting.addTimeout(context.database_timeout, context.clock, onTimeoutCancel=too_slow)
+    return waiting
+
+
+def _without_cancelling(work: Deferred[T], secrets: Iterable[str]) -> Deferred[T]:
+    """Return a Deferred that fires with the result of work, and whose cancellation does not cancel the work."""
     waiting: Deferred[T] = Deferred()
 
     def pass_on(result: T | Failure) -> None:
@@ -294,12 +336,5 @@ def _wait_without_cancelling(work: Deferred[T], context: AdminContext, secrets: 
         else:
             waiting.callback(result)
 
-    def too_slow(_cancelled: object, _seconds: float) -> T:
-        raise StoreUnavailable(
-            "The database takes too long to answer. What was asked may still be done: look before trying again.",
-            retry_after=int(context.database_timeout),
-        )
-
     work.addBoth(pass_on)
-    waiting.addTimeout(context.database_timeout, context.clock, onTimeoutCancel=too_slow)
     return waiting

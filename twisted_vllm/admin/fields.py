@@ -210,8 +210,8 @@ def stored_models(models: tuple[str, ...] | None) -> tuple[str, ...]:
     return () if models is None or ALL_MODELS in models else models
 
 
-def check_depth(metadata: object) -> None:
-    """Check that `metadata` is not nested deeper than JSON readers accept.
+def check_depth(metadata: object, name: str = "metadata") -> None:
+    """Check that a value is not nested deeper than JSON readers accept.
 
     Raises:
         InvalidRequest: it is.
@@ -225,7 +225,7 @@ def check_depth(metadata: object) -> None:
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
     if level:
-        raise InvalidRequest(f"`metadata` must not be nested deeper than {_MAX_DEPTH} levels.", param="metadata")
+        raise InvalidRequest(f"`{name}` must not be nested deeper than {_MAX_DEPTH} levels.", param=name)
 
 
 def redacted(text: str) -> str:

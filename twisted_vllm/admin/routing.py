@@ -135,6 +135,17 @@ class Routes:
         self, *paths: str, body: type[BodyT], **options: Any
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         """Declare a POST route for administrators. A path parameter with the name of a field in the body sets it."""
+        return self._changing("POST", paths, body, options)
+
+    def patch(
+        self, *paths: str, body: type[BodyT], **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a PATCH route, as `post`."""
+        return self._changing("PATCH", paths, body, options)
+
+    def _changing(
+        self, method: str, paths: tuple[str, ...], body: type[BodyT], options: Mapping[str, Any]
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
         action = _action(paths[0])
 
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
@@ -149,7 +160,7 @@ class Routes:
                 call = AdminCall(request, context, principal, action, path, given)
                 return await handler(call, parse_body(given, body))
 
-            self._add("POST", paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)
+            self._add(method, paths, handler, handle, body=body, access=Access.ADMINISTRATOR, **options)
             return handler
 
         return declare

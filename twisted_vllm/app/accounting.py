@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
@@ -30,6 +30,26 @@ from twisted_vllm.usage.spool.writer import LedgerWriter
 
 #: the maximum seconds at start for moving the rows that former runs left in the spool
 RECOVERY_SECONDS = 10.0
+
+
+class _Rules(TypedDict):
+    """What the settings say about the accounting of requests: arguments of `Accounting`."""
+
+    prices: PriceTable
+    fail_closed: bool
+    assumed_output_tokens: int
+    end_user_headers: Sequence[bytes]
+    requires_end_user: bool
+
+
+def _rules_of(settings: Settings) -> _Rules:
+    return _Rules(
+        prices=PriceTable(settings.models, settings.default_prices),
+        fail_closed=settings.ledger.on_spool_failure == "refuse",
+        assumed_output_tokens=settings.limits.assumed_output_tokens,
+        end_user_headers=[name.encode("ascii") for name in settings.end_user_headers],
+        requires_end_user=bool(settings.enforce_user_param),
+    )
 
 
 class AccountingService:
@@ -89,16 +109,30 @@ class AccountingService:
         self.observer = Accounting(
             limiter=self.limiter,
             end_users=index,
-            prices=PriceTable(settings.models, settings.default_prices),
             rows=self.spool,
-            fail_closed=ledger.on_spool_failure == "refuse",
-            assumed_output_tokens=settings.limits.assumed_output_tokens,
-            end_user_headers=[name.encode("ascii") for name in settings.end_user_headers],
-            requires_end_user=bool(settings.enforce_user_param),
             uncounted=uncounted,
             client_of=client_of,
+            **_rules_of(settings),
         )
         metrics.add(PreflightCollector(self.observer))
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Return what puts other settings into effect from the next request on. In any thread: it may take long."""
+        rules = _rules_of(settings)
+
+        def apply() -> None:
+            self.observer.reconfigure(**rules)
+            if self._redis is not None:
+                self._redis.reconfigure(settings.limits_on_redis_loss)
+            if self.writer is not None:
+                self.writer.reconfigure(settings.ledger.usage_retention)
+            self._settings = settings
+
+        return apply
+
+    def use_models(self, settings: Settings) -> None:
+        """Use the prices of another model list, and nothing else of the settings."""
+        self.observer.use_prices(PriceTable(settings.models, settings.default_prices))
 
     def open(self, spends: Callable[[], Iterable[Spend]]) -> None:
         """Open the spool, move the rows of former runs, and then load the spend from the database.

@@ -87,10 +87,14 @@ class Drain:
         self.begun = False
         self._reactor = reactor
         self._site = site
-        self._delay = delay
-        self._timeout = timeout
+        self.reconfigure(delay, timeout)
         self._stopping = self._aborting = self._finished = False
         self._delayed: Deferred[None] | None = None
+
+    def reconfigure(self, delay: float, timeout: float) -> None:
+        """Use other settings from now on; a drain that has begun keeps its own. The arguments are the constructor's."""
+        self._delay = delay
+        self._timeout = timeout
 
     def signalled(self, name: str) -> None:
         """Handle a signal: the first stops the reactor, which starts the drain; the next one aborts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, Service
@@ -15,6 +15,8 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.heap import map_large_blocks
+from twisted_vllm.app.reload import HangUp
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.app.start_error import StartError
 from twisted_vllm.app.wiring import Wiring
 from twisted_vllm.config.settings import Settings
@@ -43,6 +45,10 @@ class GatewayService(Service):
         observer: ILogObserver,
         companions: Sequence[IService] = (),
         signals: StopSignals | None = None,
+        hang_up: HangUp | None = None,
+        read_again: Callable[[], Settings] | None = None,
+        directory: str = "",
+        manager: ServiceManager = NO_MANAGER,
     ) -> None:
         """Build the gateway; nothing is opened yet.
 
@@ -52,6 +58,10 @@ class GatewayService(Service):
             observer: the log observer.
             companions: services that start before the gateway and stop after it.
             signals: the stop signals: the first drains, the second aborts.
+            hang_up: the signal to reload.
+            read_again: reads the settings again, as `Wiring` says.
+            directory: where the names of files in them begin.
+            manager: is told when the gateway serves, reloads and stops.
 
         Raises:
             ValueError: a listen string is not an endpoint.
@@ -63,7 +73,9 @@ class GatewayService(Service):
         self._observer = observer
         self._companions = companions
         self._signals = signals
-        wiring = self.wiring = Wiring(reactor, settings, observer)
+        self._hang_up = hang_up
+        wiring = self.wiring = Wiring(reactor, settings, observer, read_again, directory, manager)
+        self._manager = manager
         self.site = wiring.site
         self._drain = wiring.drain
         self._follower = ChangeFollower(wiring.registry, reactor)
@@ -115,15 +127,18 @@ class GatewayService(Service):
         gc.set_threshold(10_000, 10, 10)
         if self._signals is not None:
             self._signals.install(self._drain.signalled)
+        if self._hang_up is not None:
+            self._hang_up.install(self.wiring.reloader.reload_for, self._drain.signalled)
         self.wiring.deadlines.start()
         self.wiring.health.start()
+        self.wiring.models.start()
+        self.wiring.kv_caches.configure(self.wiring.models.current.servers)
         self.wiring.load_scraper.start()
         self.wiring.each_minute.start()
         self.wiring.accounting.start()
         self.wiring.background.start()
         self._follower.start()
-        if self._settings.revoke_running:
-            self.wiring.revoker.start()
+        self.wiring.revoker.reconfigure(self._settings.revoke_running)
         for warning in self._settings.warnings:
             self._log.warn("{warning}", warning=warning)
         cap = self.site.limits.max_connections
@@ -139,10 +154,12 @@ class GatewayService(Service):
             self._log.info("Listening on {address}", address=_address(port))
         self._log.info(
             "Serving {servers} with {keys} virtual keys, {mode}",
-            servers=", ".join(server.name for server in self._settings.servers),
+            servers=", ".join(state.name for state in self.wiring.servers),
             keys=len(self.wiring.index),
             mode="open to anybody: no master key is set" if self._settings.master_key is None else "master key set",
         )
+
+        self._manager.ready()
 
     def _listen(self) -> None:
         failures: list[Failure] = []
@@ -174,9 +191,13 @@ class GatewayService(Service):
         """Drain, stop everything else, and fire."""
         super().stopService()
         began = self._reactor.seconds()
+        self.wiring.reloader.stop()
+        self._manager.stopping()
         yield self._drain.run(self.ports)
         self.wiring.background.stop()
         self.wiring.health.stop()
+        self.wiring.models.stop()
+        self.wiring.kv_caches.stop()
         self.wiring.load_scraper.stop()
         self.wiring.agent.close()
         self.wiring.disconnects.close()

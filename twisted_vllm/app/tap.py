@@ -7,19 +7,19 @@ import sys
 from secrets import token_bytes
 
 from twisted.application.service import IService
-from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.python import usage
 
 from twisted_vllm.app.drain import StopSignals
 from twisted_vllm.app.quickstart import Quickstart, prepare, welcome
+from twisted_vllm.app.reload import HangUp, has_terminal
+from twisted_vllm.app.service_manager import ServiceManager
+from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import explain_start_errors
 from twisted_vllm.auth.authenticator import generate_key
-from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.describe import describe, describe_environment
-from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.settings import Settings
-from twisted_vllm.errors import GatewayError
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
 
 _MORE_HELP = f"""
@@ -38,6 +38,7 @@ class Options(usage.Options):
     """The command line of ``twistd vllm-passthrough``.
 
     Attributes:
+        source: reads the settings.
         settings: the settings; set once the command line was parsed.
         quickstart: the defaults of ``--quickstart``, if it was given.
     """
@@ -51,6 +52,7 @@ class Options(usage.Options):
 
     optFlags = [
         ("check", None, "Check the configuration, print what it would do, and start nothing."),
+        ("probe", None, "With --check: connect to every server, the database and Redis, and say what was found."),
         ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
     ]
 
@@ -58,6 +60,7 @@ class Options(usage.Options):
         super().__init__()
         self.config_file: str | None = None
         self.listen: list[str] = []
+        self.source = SettingsSource()
         self.settings: Settings | None = None
         self.quickstart: Quickstart | None = None
 
@@ -83,6 +86,8 @@ class Options(usage.Options):
             raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
         if self["quickstart"] and self["check"]:
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
+        if self["probe"] and not self["check"]:
+            raise usage.UsageError("--probe goes with --check: a gateway that starts looks at its servers by itself")
 
     def postOptions(self) -> None:
         """Load the configuration, and report its errors before anything starts.
@@ -96,43 +101,23 @@ class Options(usage.Options):
                 self.quickstart = prepare(
                     environ, has_file=self.config_file is not None, make_key=lambda: generate_key(token_bytes)
                 )
-            self.settings = self._load(environ)
-            self._check(self.settings)
+            self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart)
+            self.settings = self.source.read(environ)
         except ConfigError as error:
             raise SystemExit(f"The configuration cannot be used:\n{_indented(str(error))}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
         if self["check"]:
             print("\n".join(describe(self.settings)))
-            raise SystemExit(0)
+            raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
-    def _load(self, environ: dict[str, str]) -> Settings:
-        chosen = self.quickstart
-        if chosen is None:
-            return load(file=self.config_file, environ=environ, listen=self.listen)
-        return load(
-            file=self.config_file,
-            environ=chosen.environ,
-            listen=self.listen,
-            default_database_url=chosen.database_url,
-            default_api_base=chosen.api_base,
-        )
+    def _probe(self, settings: Settings) -> bool:
+        # imported here: twistd has now installed the reactor that --reactor names
+        from twisted.internet import reactor
 
-    def _check(self, settings: Settings) -> None:
-        """Check what only Twisted's and the gateway's own parsers can check."""
-        problems = []
-        for text in settings.listen:
-            try:
-                # parsing does not use the reactor, which twistd installs later
-                serverFromString(None, text)
-            except Exception as error:  # each endpoint parser raises errors of its own
-                problems.append(f"listen: {text!r} is not an endpoint that can be used: {error}")
-        try:
-            RoutePolicy(settings.tenant_routes)
-        except GatewayError as error:
-            problems.append(f"passthrough.tenant_routes: {error.message}")
-        if problems:
-            raise SystemExit(f"The configuration cannot be used:\n{_indented(chr(10).join(problems))}")
+        from twisted_vllm.app.probe import probe
+
+        return probe(reactor, settings)
 
 
 def _indented(text: str) -> str:
@@ -146,12 +131,15 @@ def makeService(options: Options) -> IService:
 
     from twisted_vllm.app.service import GatewayService
 
+    twistd = TwistdLog.from_options(options.parent)
+    # before anything that takes time
+    hang_up = HangUp(reactor, has_terminal=(lambda: False) if twistd.is_daemon else has_terminal)
     settings = options.settings
     if settings is None:
         raise ValueError("parse the options first")
     explain_start_errors()
     try:
-        observer = make_observer(settings.log, settings.secrets, sys.stdout, TwistdLog.from_options(options.parent))
+        observer = make_observer(settings.log, settings.secrets, sys.stdout, twistd)
     except OSError as error:
         raise SystemExit(f"The log file cannot be opened: {error}") from None
     chosen = options.quickstart
@@ -166,4 +154,14 @@ def makeService(options: Options) -> IService:
 
             endpoint = AdoptedStreamServerEndpoint(reactor, chosen.simulator.fileno(), chosen.simulator.family)
             companions.append(SimulatorService(reactor, SimulatorSettings(), [endpoint]))
-    return GatewayService(reactor, settings, observer, companions, StopSignals(reactor))
+    return GatewayService(
+        reactor,
+        settings,
+        observer,
+        companions,
+        StopSignals(reactor),
+        hang_up,
+        read_again=lambda: options.source.read(dict(os.environ)),
+        directory=options.source.directory,
+        manager=ServiceManager(os.environ.get("NOTIFY_SOCKET")),
+    )

@@ -11,27 +11,38 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
-from twisted_vllm.admin.context import Readiness
+from twisted_vllm.admin.context import ModelSource, Readiness
 from twisted_vllm.app.accounting import AccountingService
+from twisted_vllm.app.component_settings import (
+    AdmissionSettings,
+    admin_of,
+    admission_of,
+    breaker_of,
+    report_limits_of,
+    usage_headers_of,
+    web_pages_of,
+)
 from twisted_vllm.app.drain import Drain
 from twisted_vllm.app.each_minute import EachMinute
+from twisted_vllm.app.model_list import ModelList
+from twisted_vllm.app.reload import Reloader
+from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.auth.authenticator import Authenticator
-from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
+from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.reload import LISTEN
 from twisted_vllm.config.settings import Server, Settings
-from twisted_vllm.context import RequestContext
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
+from twisted_vllm.http.net.certificates import Listeners
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.disconnect_watcher import DisconnectWatcher
 from twisted_vllm.http.net.epoll_hub import data_path_reactor
@@ -46,14 +57,16 @@ from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
 from twisted_vllm.observability.logging.request_log import RequestLog
+from twisted_vllm.observability.logging.setup import GatewayLog, LogTargetError
 from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
-from twisted_vllm.proxy.forwarded import address_of, is_allowed, may_take_all_connections
+from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
 from twisted_vllm.proxy.metrics import (
@@ -70,21 +83,24 @@ from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
-from twisted_vllm.storage.report_queue import ReportLimits
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
+from twisted_vllm.upstreams.name_lookup import NameLookup
+from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.response_locator import ResponseLocator
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
+from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -93,7 +109,9 @@ class Wiring:
 
     Attributes:
         endpoints: the endpoints to listen on.
+        models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
+        kv_caches: follows what is in the servers' prefix caches.
         load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
@@ -113,47 +131,59 @@ class Wiring:
         site: the factory of client connections.
         revoker: ends requests of keys that are no longer valid.
         drain: the graceful shutdown.
+        reloader: reads the settings again, and reconfigures the components.
     """
 
-    def __init__(self, reactor: Any, settings: Settings, observer: ILogObserver) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        observer: ILogObserver,
+        read_again: Callable[[], Settings] | None = None,
+        directory: str = "",
+        manager: ServiceManager = NO_MANAGER,
+    ) -> None:
         """Create the components.
+
+        Args:
+            reactor: Twisted's reactor.
+            settings: the settings.
+            observer: the log observer.
+            read_again: reads the settings again, in another thread; None where nothing can be read again.
+            directory: where the names of files in the settings begin, if they are read again.
+            manager: is told when a reload begins and ends.
 
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
+            TlsFileError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
-        client_of = partial(address_of, trusted=settings.trusted_proxies)
-        allows: Callable[[RequestContext], bool] | None = None
-        if settings.allowed_ips:
-            allows = partial(is_allowed, trusted=settings.trusted_proxies, allowed=settings.allowed_ips)
-        web_pages = WebPages(
-            is_open=settings.master_key is None,
-            any_address=settings.allow_anonymous,
-            hosts=settings.allowed_hosts,
-            origins=settings.allowed_origins,
-        )
+        self._observer = observer
+        self._addresses = addresses = ClientAddresses(settings.trusted_proxies, settings.allowed_ips)
+        client_of = addresses.of
+        self._web_pages = web_pages = WebPages(**web_pages_of(settings))
+        in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
         coalescer = WriteCoalescer()
         self.shortages = shortages = Shortages()
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         sockets = data_path_reactor(reactor, coalescer, shortages)
         ids = RequestIds(os.urandom)
-        self.endpoints = [serverFromString(sockets, with_backlog(text)) for text in settings.listen]
+        self._listeners = Listeners(sockets, directory)
+        self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
         self.disconnects = DisconnectWatcher(reactor)
-        self.agent = UpstreamAgent(sockets, self.deadlines, coalescer, shortages, descriptors.upstreams)
-        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
-        routing, health = settings.routing, settings.health
-        self.servers = Servers(
-            lambda: Breaker(
-                allowed_fails=routing.allowed_fails,
-                cooldown=routing.cooldown_time,
-                max_cooldown=health.max_cooldown,
-                slow_start=health.slow_start,
-                random=random,
-                now=reactor.seconds(),
-            )
+        self.agent = UpstreamAgent(
+            sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
         )
+        # now, while twistd still has the privileges to read the files
+        self.agent.reload(settings.servers)
+        self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        client = PassThroughClient(self.agent)
+        self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
+        routing, health = settings.routing, settings.health
+        self._breaker = breaker_of(settings)
+        self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
         self.router = router = Router(
             settings.models,
             settings.default_server,
@@ -161,9 +191,10 @@ class Wiring:
             routing=routing,
             random=random,
             retry_share=settings.retry.budget,
+            make_table=lambda: kv_caches.table(PrefixTable()),
         )
 
-        prober = Prober(self.agent.endpoint_of, reactor)
+        prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
         self.load_scraper = LoadScraper(self.servers, prober, reactor, health)
         self.health = HealthChecks(
             self.servers,
@@ -178,7 +209,7 @@ class Wiring:
         self.reports = ReportReader(
             reactor,
             settings.database_url,
-            ReportLimits(limits.max_reports, limits.max_reports_per_key, limits.max_queued_reports),
+            report_limits_of(limits),
             settings.timeouts.report,
         )
         self.store = Store(self.database)
@@ -187,9 +218,12 @@ class Wiring:
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
-        uncounted = UncountedRequests(limits.max_uncounted_requests)
+        self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
             reactor, settings, self.index, self.metrics, uncounted, client_of
+        )
+        self.models = ModelList(
+            settings, self._use_models, look_up=NameLookup(reactor).look_up, clock=reactor, randbytes=os.urandom
         )
         self.registry = Registry(
             self.store,
@@ -197,26 +231,30 @@ class Wiring:
             accounting.spend_set,
             budget_gone=accounting.limiter.budget_forgotten,
             read_anew=accounting.read_anew,
+            models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
-        text = ClientText(Redactor(settings.secrets), RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
+        self._secrets = settings.secrets
+        self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
+        self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
+        attempts = AttemptMetrics()
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
+        self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
-            usage_headers = [name.encode("ascii") for name in settings.ledger.usage_headers]
-            recorder = LedgerRecorder(
-                accounting.spool, text, ids.make, usage_headers=usage_headers, coalescer=coalescer
+            self._recorder = recorder = LedgerRecorder(
+                accounting.spool, text, ids.make, usage_headers=usage_headers_of(settings), coalescer=coalescer
             )
             observers.append(recorder)
             self.each_minute.add(recorder.write_repeated)
         self.background = background = BackgroundResponses(
             reactor,
             # not queued: such a request takes no place of a response
-            PassThroughClient(self.agent),
+            client,
             settings.servers,
             accounting.limiter,
             self.index.allowance_of,
@@ -225,41 +263,38 @@ class Wiring:
             assumed_output_tokens=limits.assumed_output_tokens,
         )
         self.metrics.add(BackgroundCollector(background))
-        unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
+        self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
         self.metrics.add(AbuseCollector(uncounted, unsent))
         self.each_minute.add(unsent.report)
         observers += [background, RequestLog(observer, text, client_of, unsent)]
         self.lifecycle = Lifecycle(observers)
 
-        authenticator = Authenticator(settings.master_key, self.index)
-        throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(self.agent)
-        served_models = ServedModels(client, reactor)
+        self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
+        self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
 
         def locate(response_id: str) -> Deferred[Server | None]:
             return locator.locate(response_id, [state.server for state in self.servers])
 
-        admission = Admission(
+        self._response_ids = ResponseIds(settings.servers, os.urandom)
+        self._admission = admission = Admission(
             authenticator=authenticator,
-            policy=RoutePolicy(settings.tenant_routes),
             router=router,
             base_models=served_models,
-            path_aliases=settings.path_aliases,
-            fields=FieldPolicies(settings.tenant_fields),
             reads_bodies=settings.ledger.enabled,
-            inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
-            response_ids=ResponseIds(settings.servers, os.urandom),
+            response_ids=self._response_ids,
             places=places,
+            **admission_of(settings),
         )
-        form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
+        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
-        forwarder = Forwarder(
+        self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,
             client=client,
-            trusted_proxies=settings.trusted_proxies,
+            addresses=addresses,
             cooperate=cooperate,
             clock=reactor,
             accounting=accounting.observer,
@@ -269,19 +304,20 @@ class Wiring:
             retry=settings.retry,
             session_header=settings.session_header,
             places=places,
+            kv_caches=kv_caches,
         )
-        pass_through = PassThroughResource(
+        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self._pass_through = pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,
             limits=limits,
-            trusted_proxies=settings.trusted_proxies,
-            in_thread=partial(deferToThreadPool, reactor, reactor.getThreadPool()),
+            addresses=addresses,
+            in_thread=in_thread,
             form_files=form_files,
             cooperate=cooperate,
             ask_models=served_models.ask,
             locate=locate,
             throttle=throttle,
-            allows=allows,
             web_pages=web_pages,
             accounting=accounting.observer,
         )
@@ -294,9 +330,9 @@ class Wiring:
             return client_of(request.context)
 
         def allows_admin(request: Any) -> bool:
-            return allows is None or allows(request.context)
+            return addresses.allows(request.context)
 
-        admin = AdminApp(
+        self._admin = admin = AdminApp(
             authenticator=authenticator,
             registry=self.registry,
             reports=self.reports,
@@ -306,22 +342,21 @@ class Wiring:
             readiness=lambda: Readiness(
                 draining=self.drain.begun,
                 database=self.database.reachable,
-                requires_database=settings.readiness_requires_database,
+                requires_database=self.reloader.settings.readiness_requires_database,
                 file_is_lost=self.database.file_is_lost,
             ),
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
             metrics_of_servers=metrics_of_servers.expose,
-            metrics_are_open=settings.metrics_are_open,
             client_of=client_of_admin,
             failures=throttle,
             uncounted=uncounted,
             allows=allows_admin,
-            key_bounds=settings.upperbound_key_generate_params,
             web_pages=web_pages,
             text=text,
-            # an earlier change, the connection and the change itself
-            database_timeout=3 * settings.timeouts.database,
+            reload=lambda: self.reloader.reload(),
+            model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            **admin_of(settings),
         )
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
@@ -335,7 +370,7 @@ class Wiring:
             ids=ids,
             lifecycle=self.lifecycle,
             web_pages=web_pages,
-            is_exempt=partial(may_take_all_connections, trusted=settings.trusted_proxies),
+            is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
         )
         if isinstance(observer, LineObserver):
@@ -345,6 +380,79 @@ class Wiring:
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
         self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
+        self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread, manager)
+
+    def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:
+        """Open and read what other settings need, in another thread; see `Prepare`."""
+        admission = admission_of(settings)
+        prepared = [self._redact.prepare(settings.secrets), self.accounting.prepare(settings)]
+        differs, certify = self._listeners.prepare([with_backlog(text) for text in settings.listen])
+        prepared.append(certify)
+        if isinstance(self._observer, GatewayLog):
+            try:
+                prepared.append(self._observer.prepare(settings.log))
+            except OSError as error:
+                raise ConfigError([Problem("passthrough.log.file", f"cannot be opened: {error.strerror}")]) from None
+            except LogTargetError as error:
+                raise ConfigError([Problem("passthrough.log.file", str(error))]) from None
+
+        def apply() -> None:
+            for part in prepared:
+                part()
+            self._secrets = settings.secrets
+            self._text.secrets_changed()
+            self._reconfigure(settings, admission)
+
+        return (LISTEN,) if differs else (), apply
+
+    def _reconfigure(self, settings: Settings, admission: AdmissionSettings) -> None:
+        """Give each component what the settings say now. What is in flight goes on as it began."""
+        limits, timeouts = settings.limits, settings.timeouts
+        self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
+        self._addresses.reconfigure(settings.trusted_proxies, settings.allowed_ips)
+        self._web_pages.reconfigure(**web_pages_of(settings))
+        self._authenticator.reconfigure(settings.master_key)
+        self._throttle.reconfigure(limits.max_failed_authentications)
+        self._uncounted.reconfigure(limits.max_uncounted_requests)
+        self._unsent.reconfigure(settings.log.max_unsent_lines)
+        self._breaker = breaker_of(settings)
+        self.models.set_configured(settings)
+        self.agent.reconfigure(self.models.current.servers, descriptors.upstreams)
+        for state in self.servers:
+            state.breaker.reconfigure(**self._breaker)
+        self.load_scraper.update(settings.health)
+        self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
+        self._admission.reconfigure(**admission)
+        if self._recorder is not None:
+            self._recorder.reconfigure(usage_headers_of(settings))
+        self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
+        self._pass_through.reconfigure(limits)
+        self._admin.reconfigure(**admin_of(settings))
+        self.database.reconfigure(timeouts.database)
+        self.reports.reconfigure(report_limits_of(limits), timeouts.report)
+        self.registry.reconfigure(timeouts.database)
+        self.site.reconfigure(attrs.evolve(limits, max_connections=descriptors.clients), timeouts, descriptors.refused)
+        self.revoker.reconfigure(settings.revoke_running)
+        self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
+        # what was authorized before is looked at again
+        self.index.settings_changed()
+
+    def _use_models(self, settings: Settings) -> None:
+        """Give the components the models and servers as they are now, of the file, the database and DNS."""
+        secrets = settings.secrets
+        if secrets != self._secrets:
+            self._secrets = secrets
+            self._redact.prepare(secrets)()
+            self._text.secrets_changed()
+        self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
+        self.dispatcher.regroup()
+        self.health.update(settings.health)
+        self._served_models.keep_only(settings.servers)
+        self._response_ids.reconfigure(settings.servers)
+        self.accounting.use_models(settings)
+        self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
+        self.agent.keep_only(settings.servers)
+        self.kv_caches.configure(settings.servers)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

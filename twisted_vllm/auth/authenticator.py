@@ -51,11 +51,16 @@ class Authenticator:
 
     def __init__(self, master_key: Secret | None, index: KeyIndex) -> None:
         self._index = index
+        self._master_token: str | None = None
+        self.reconfigure(master_key)
+
+    def reconfigure(self, master_key: Secret | None) -> None:
+        """Use another master key from now on; None opens the gateway."""
         self._master_token = None if master_key is None else hash_of(master_key) or hash_key(master_key.reveal())
 
     @property
     def changes(self) -> int:
-        """The number of changes of keys, users and teams."""
+        """The number of changes of keys, users, teams and settings."""
         return self._index.changes
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 
@@ -114,7 +115,7 @@ class EndUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Changes of keys, users, teams and end users, by token or id; ``None`` means deleted.
+    """Changes of keys, users, teams, end users and stored models, by token or id; ``None`` means deleted.
 
     Attributes:
         spend: the spend that an administrator set.
@@ -126,6 +127,7 @@ class Changes(msgspec.Struct, frozen=True):
     users: Mapping[str, UserGrant | None] = {}
     teams: Mapping[str, TeamGrant | None] = {}
     end_users: Mapping[str, EndUser | None] = {}
+    models: Mapping[str, StoredModel | None] = {}
     spend: tuple[Spend, ...] = ()
     budgets: tuple[Spend, ...] = ()
 
@@ -161,7 +163,7 @@ NO_REVISION = Revision()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All keys, users, teams and end users.
+    """All keys, users, teams, end users and stored models.
 
     Attributes:
         revision: the last change that is included.
@@ -173,3 +175,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     users: Mapping[str, UserGrant] = {}
     teams: Mapping[str, TeamGrant] = {}
     end_users: Mapping[str, EndUser] = {}
+    models: Mapping[str, StoredModel] = {}

@@ -42,7 +42,7 @@ class KeyIndex:
     may affect any key.
 
     Attributes:
-        changes: the number of changes of keys, users and teams; a change may invalidate earlier decisions.
+        changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
     """
 
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
@@ -98,6 +98,10 @@ class KeyIndex:
         if changes.concerns_keys:
             self._joined.clear()
             self.changes += 1
+
+    def settings_changed(self) -> None:
+        """Invalidate earlier decisions: they depend on settings that changed."""
+        self.changes += 1
 
     def add(self, record: KeyRecord) -> None:
         """Add a key, or replace the one with its token."""

@@ -20,8 +20,12 @@ class AuthenticationThrottle:
     """
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
         self._failures = MinuteCounts()
+        self.reconfigure(limit)
+
+    def reconfigure(self, limit: int | None) -> None:
+        """Use another limit from now on; what was counted in this minute still counts."""
+        self._limit = limit
 
     def __len__(self) -> int:
         return len(self._failures)

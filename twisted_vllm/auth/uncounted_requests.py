@@ -26,9 +26,13 @@ class UncountedRequests:
     def __init__(self, limit: int | None) -> None:
         """Set the limit: requests of one key or address in a minute; None means no limit."""
         self.refused = 0
-        self._limit = limit
         self._keys = MinuteCounts(MOST_KEYS)
         self._addresses = MinuteCounts(MOST_KEYS)
+        self.reconfigure(limit)
+
+    def reconfigure(self, limit: int | None) -> None:
+        """Use another limit from now on; what was counted in this minute still counts."""
+        self._limit = limit
 
     def count(self, principal: Principal, now: float) -> None:
         """Count a request of a principal.

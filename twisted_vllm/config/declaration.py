@@ -90,6 +90,7 @@ class Setting:
         per_server: YAML text of a value for one server, for the example; empty if it cannot differ per server.
         concerns: its subject, if it cannot differ per server: ``clients``.
         items: the items, if it is a list or a mapping of sections.
+        reload: whether a running gateway takes a new value; if not, it needs a restart.
         attribute: the attribute that holds its value.
     """
 
@@ -105,6 +106,7 @@ class Setting:
     per_server: str = ""
     concerns: str = ""
     items: Items | None = None
+    reload: bool = True
     attribute: str = ""
 
     @property
@@ -127,10 +129,11 @@ def setting(
     per_server: str = "",
     concerns: str = "",
     items: Items | None = None,
+    reload: bool = True,
 ) -> T:
     """Declare a setting as an attribute of a frozen class; the arguments are `Setting`'s attributes."""
     declared = Setting(
-        default, check, doc, name, unit, example, block, environment, litellm, per_server, concerns, items
+        default, check, doc, name, unit, example, block, environment, litellm, per_server, concerns, items, reload
     )
     written: Any = attrs.NOTHING if isinstance(default, Required) else default
     field: T = attrs.field(default=written, metadata={_METADATA: declared})

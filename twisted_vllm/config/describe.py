@@ -15,6 +15,7 @@ import attrs
 
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
+from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
 from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
 from twisted_vllm.config.urls import describe_database
@@ -73,6 +74,12 @@ def _tenant_fields(settings: Settings) -> Iterator[str]:
         yield f"servers fetch {', '.join(media.schemes)} of {hosts} for keys{never}"
 
 
+def _resolver(settings: Settings) -> Iterator[str]:
+    resolver = settings.discovery.resolver
+    if resolver is not None:
+        yield f"{resolver.host}, port {resolver.port}"
+
+
 def _drain(settings: Settings) -> Iterator[str]:
     delay = f", after {settings.drain_delay:g} s of serving on" if settings.drain_delay else ""
     yield f"{settings.drain_timeout:g} s{delay}"
@@ -117,7 +124,10 @@ def _models(settings: Settings) -> Iterator[str]:
 
 def _model(entry: ModelEntry, total: int) -> str:
     share = f", {entry.weight} of {total} requests" if total > entry.weight else ""
-    return f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{share}{_priced(entry.prices)}"
+    found = f", servers by {entry.discovery}" if entry.discovery else ""
+    return (
+        f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{found}{share}{_priced(entry.prices)}"
+    )
 
 
 def _priced(prices: PriceList) -> str:
@@ -125,8 +135,24 @@ def _priced(prices: PriceList) -> str:
 
 
 def _server(server: Server) -> str:
-    scheme = "https" if server.tls else "http"
-    return f"{scheme}://{server.name}{', with its own key' if server.api_key else ''}"
+    return f"{url_of(server)}{', with its own key' if server.api_key else ''}{_tls(server.tls_options)}"
+
+
+def url_of(server: Server) -> str:
+    """Return the ``api_base`` of a server in its canonical form."""
+    scheme = "" if server.socket else "https://" if server.tls else "http://"
+    return f"{scheme}{server.name}"
+
+
+def _tls(options: ServerTls) -> str:
+    says = []
+    if not options.verify:
+        says.append(", certificate not checked")
+    if options.ca_file is not None:
+        says.append(f", certificate of {options.ca_file}")
+    if options.certificate_file is not None:
+        says.append(f", shown {options.certificate_file}")
+    return "".join(says)
 
 
 def _limits(settings: Settings) -> Iterator[str]:
@@ -218,6 +244,7 @@ LINES = (
         ("passthrough.trusted_proxies",),
     ),
     Line("served address", lambda settings: map(str, settings.allowed_ips), ("general_settings.allowed_ips",)),
+    Line("dns server", _resolver, ("passthrough.discovery.resolver",)),
     Line("drain", _drain, ("passthrough.drain_delay", "passthrough.drain_timeout")),
     Line(
         "revoking",

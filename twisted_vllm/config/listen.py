@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_address
 
@@ -24,6 +25,20 @@ _HOST_PORT = re.compile(
     r"(?:(?P<host>\[[0-9A-Fa-f:.]*\]|\*|localhost|[A-Za-z0-9_.-]*\.[A-Za-z0-9_.-]*|):)?(?P<port>[0-9]{1,5})/?"
 )
 _WRAPPER = "haproxy:"
+#: the arguments of ``ssl:`` in their order, and those that name files (``twisted/internet/endpoints.py``)
+_TLS = "ssl"
+_TLS_POSITIONS = (
+    "port",
+    "privateKey",
+    "certKey",
+    "sslmethod",
+    "interface",
+    "backlog",
+    "extraCertChain",
+    "dhParameters",
+)
+_TLS_FILES = frozenset(("privateKey", "certKey", "extraCertChain", "dhParameters"))
+_TLS_DEFAULTS = {"privateKey": "server.pem"}
 _TYPE = re.compile(r"[a-z][a-z0-9_-]*")
 _BARE_IPV6 = re.compile(r"(?:^|:)interface=\[?[0-9A-Fa-f]*:[0-9A-Fa-f:]*:")
 
@@ -49,9 +64,7 @@ def endpoint(value: object, place: Place) -> str:
 
 def is_loopback(endpoint: str) -> bool:
     """Return whether only this machine can reach an endpoint; False for unknown types."""
-    while endpoint.startswith(_WRAPPER):
-        endpoint = endpoint.removeprefix(_WRAPPER)
-    kind, arguments, named = split(endpoint)
+    kind, arguments, named = split(_unwrapped(endpoint))
     if kind == "unix":
         return True
     if kind not in _INTERFACE_POSITION:
@@ -68,14 +81,51 @@ def is_loopback(endpoint: str) -> bool:
 
 def with_backlog(endpoint: str) -> str:
     """Return an endpoint string with `BACKLOG` as its backlog, unless it names one."""
-    plain = endpoint
-    while plain.startswith(_WRAPPER):
-        plain = plain.removeprefix(_WRAPPER)
-    kind, arguments, named = split(plain)
+    kind, arguments, named = split(_unwrapped(endpoint))
     position = _BACKLOG_POSITION.get(kind)
     if position is None or "backlog" in named or len(arguments) > position or endpoint.endswith("\\"):
         return endpoint
     return f"{endpoint}:backlog={BACKLOG}"
+
+
+def is_tls(endpoint: str) -> bool:
+    """Return whether Twisted itself speaks TLS at an endpoint: ``ssl:``, also behind ``haproxy:``."""
+    return split(_unwrapped(endpoint))[0] == _TLS
+
+
+def same_place(endpoint: str, other: str) -> bool:
+    """Return whether two endpoints differ at most in the files of their certificates."""
+    return endpoint == other or (is_tls(endpoint) and is_tls(other) and _place(endpoint) == _place(other))
+
+
+def below(endpoint: str, directory: str) -> str:
+    """Return an ``ssl:`` endpoint with the names of its files below a directory, unless they are absolute."""
+    prefix = endpoint.removesuffix(_unwrapped(endpoint))
+    named = _tls_arguments(endpoint)
+    for name in _TLS_FILES & named.keys():
+        named[name] = os.path.join(directory, named[name])
+    return f"{prefix}{_TLS}:" + ":".join(f"{name}={_quoted(value)}" for name, value in named.items())
+
+
+def _unwrapped(endpoint: str) -> str:
+    while endpoint.startswith(_WRAPPER):
+        endpoint = endpoint.removeprefix(_WRAPPER)
+    return endpoint
+
+
+def _tls_arguments(endpoint: str) -> dict[str, str]:
+    """Return the arguments of an ``ssl:`` endpoint by name."""
+    _, arguments, named = split(_unwrapped(endpoint))
+    return {**_TLS_DEFAULTS, **dict(zip(_TLS_POSITIONS, arguments, strict=False)), **named}
+
+
+def _place(endpoint: str) -> tuple[str, dict[str, str]]:
+    prefix = endpoint.removesuffix(_unwrapped(endpoint))
+    return prefix, {name: value for name, value in _tls_arguments(endpoint).items() if name not in _TLS_FILES}
+
+
+def _quoted(value: str) -> str:
+    return re.sub(r"([\\:=])", r"\\\1", value)
 
 
 def _check_port(kind: str, arguments: list[str], named: dict[str, str]) -> None:

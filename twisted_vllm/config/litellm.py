@@ -38,7 +38,7 @@ LITELLM_SETTINGS = names(
     force_ipv4 forward_traceparent_to_llm_provider input_callback internal_user_budget_duration json_logs
     langfuse_default_tags mcp_aliases modify_params prometheus_initialize_budget_metrics
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
-    redact_user_api_key_info s3_callback_params service_callback service_callbacks ssl_certificate ssl_verify
+    redact_user_api_key_info s3_callback_params service_callback service_callbacks
     success_callback suppress_debug_info telemetry turn_off_message_logging
     use_chat_completions_url_for_anthropic_messages user_url_validation
     """
@@ -72,7 +72,7 @@ GENERAL_SETTINGS = names(
     mcp_trusted_proxy_ranges moderation_model oauth2_config_mappings pass_through_endpoints
     pass_through_request_timeout proxy_batch_polling_interval proxy_batch_write_at
     proxy_budget_rescheduler_max_time proxy_budget_rescheduler_min_time public_routes spend_report_frequency
-    store_model_in_db store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
+    store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
     use_azure_key_vault use_client_credentials_pass_through_routes use_google_kms use_redis_transaction_buffer
     use_shared_health_check use_x_forwarded_for user_api_key_cache_ttl user_mcp_management_mode
     """

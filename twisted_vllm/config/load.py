@@ -23,6 +23,7 @@ from twisted_vllm.config.declaration import (
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
 from twisted_vllm.config.restricting import asks_for_something
+from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
 from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
@@ -210,6 +211,7 @@ def load(
         routing=RoutingSettings(**_values(RoutingSettings, found)),
         default_server=fleet.default,
         models=fleet.models,
+        usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
         warnings=report.warnings(),
     )
 
@@ -284,7 +286,7 @@ def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str 
     elif servers.api_base is None and default_api_base is not None and _needs_default(table):
         servers = attrs.evolve(servers, api_base=root.at("default_api_base").attempt(api_base, default_api_base))
     complete = not (base_refused or root.report.refused_below("model_list"))
-    if complete and servers.api_base is None and not table:
+    if complete and servers.api_base is None and not table and not found.get("store_model_in_db"):
         root.refuse(
             "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
             "to try without one: --quickstart)"
@@ -305,4 +307,5 @@ def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str 
         timeouts,
         found.get("limits", Limits()),
         found.get("default_prices", PriceList()),
+        root,
     )

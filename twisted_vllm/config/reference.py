@@ -56,6 +56,8 @@ _REFERENCE_HEAD = """\
   One that restricts somebody [is refused](#refused): the gateway does not start.
 - "LiteLLM's name" is the setting of LiteLLM's file that means the same: at the same place there, or at the place given.
 - `os.environ/NAME` as the whole of a value stands for the environment variable `NAME`, which must then be set.
+- A running gateway takes new values without a restart ([reload](operations.md#reload)), except those whose row says
+  that a restart is needed.
 """
 
 _VARIABLES_HEAD = """\
@@ -249,6 +251,7 @@ def _row(each: Setting, path: str) -> dict[str, str]:
         "Unit": _unit(each),
         "Description": doc + (f" `null`: {_escaped(null)}." if null else ""),
         "Environment": _codes(each.environment),
+        "Restart": "" if each.reload else "needed",
         "LiteLLM's name": _litellm(each, here),
     }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
 
 from twisted_vllm.config import litellm, restricting
-from twisted_vllm.config.checks import checker, kind_of, list_of, optional, seconds, secret, text, whole
+from twisted_vllm.config.checks import checker, kind_of, list_of, one_of, optional, seconds, secret, text, whole
 from twisted_vllm.config.declaration import (
     Inherited,
     Items,
@@ -23,15 +24,21 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.problems import Place, Rejected, nearest
-from twisted_vllm.config.routing import routing_strategy
+from twisted_vllm.config.routing import routing_strategy, zmq_endpoint
 from twisted_vllm.config.secret import Secret
+from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
-from twisted_vllm.config.urls import Address, api_base
+from twisted_vllm.config.urls import Address, api_base, is_name
 
 #: LiteLLM's name of vLLM servers, the only supported provider
 PROVIDER = "hosted_vllm"
 
+#: the values of ``discovery``
+DNS, SRV = DISCOVERIES = ("dns", "srv")
+
 _WILDCARD = re.compile(r"[*?]")
+#: the name of an SRV record (RFC 2782)
+_SERVICE = re.compile(r"_[a-z0-9-]+\._(?:tcp|udp)\.[a-z0-9]")
 _PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
 _EXAMPLE_BASE = "http://gpu-1:8000"
 #: for the example: two servers share a model's requests
@@ -86,7 +93,8 @@ class ModelParams:
     api_base: Address | None = setting(
         None,
         optional(api_base, "the server of passthrough.api_base", empty=True),
-        "The URL of the server. A trailing /v1 makes no difference.",
+        "The URL of the server, or unix: and the path of its socket (vLLM's --uds): unix:/run/vllm.sock. A trailing "
+        "/v1 makes no difference.",
         example=_EXAMPLE_BASE,
     )
     api_key: Secret | None = setting(
@@ -110,6 +118,14 @@ class ModelParams:
         example="64",
     )
     weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    discovery: str | None = setting(
+        None,
+        optional(one_of(*DISCOVERIES), "api_base is one server"),
+        "How servers are found by DNS. dns: every address of api_base's host is a server of its own, such as the pods "
+        "of a headless Kubernetes service. srv: api_base names an SRV record (http://_http._tcp.vllm.default.svc), "
+        "which gives ports, priorities and weights.",
+        example="dns",
+    )
     order: int = setting(
         1,
         whole(),
@@ -131,11 +147,17 @@ class ModelParams:
         example="1000000",
     )
     prices: PriceList = attrs.field(factory=PriceList)
+    tls: TlsParams = attrs.field(factory=TlsParams)
 
 
 def _model_params(**found: Any) -> ModelParams:
     prices = PriceList(**{each.attribute: found.pop(each.attribute, None) for each in _PRICES})
-    return ModelParams(prices=prices, **found)
+    return ModelParams(prices=prices, tls=_tls_params(found), **found)
+
+
+def _tls_params(found: dict[str, Any]) -> TlsParams:
+    """Take the settings of TLS out of others, by attribute."""
+    return TlsParams(**{each.attribute: found.pop(each.attribute, None) for each in TLS_SETTINGS})
 
 
 @attrs.frozen
@@ -164,7 +186,7 @@ class Entry:
         Required(f"write model: {PROVIDER}/NAME and api_base below it"),
         Section(
             _model_params,
-            (*settings_of(ModelParams), *_PRICES),
+            (*settings_of(ModelParams), *TLS_SETTINGS, *_PRICES),
             ignored=litellm.ENTRY_PARAMS,
             restricting=restricting.ENTRY_PARAMS,
             hints={"base_url": "write api_base"},
@@ -191,6 +213,14 @@ ENTRY_SECTION = section(
     ignored=litellm.ENTRY,
     hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
     unknown=Unknown.WARN,
+)
+
+#: the names of the settings of ``litellm_params``
+PARAM_NAMES = frozenset(
+    name
+    for each in settings_of(Entry)
+    if each.name == "litellm_params" and isinstance(each.check, Section)
+    for name in each.check.names
 )
 
 
@@ -268,6 +298,27 @@ def _hints(holder: type[attrs.AttrsInstance], place: str) -> dict[str, str]:
 SERVER_TIMEOUTS = _per_server(Timeouts, "passthrough.timeouts")
 SERVER_LIMITS = _per_server(Limits, "passthrough.limits")
 
+#: where a server tells what is in its prefix cache
+KV_EVENTS = (
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where this server publishes the events of its prefix cache (the endpoint of vLLM's --kv-events-config), for "
+        "routing_strategy: prefix, which then knows what is cached there. Needs the extra kv-events.",
+        name="kv_events",
+        attribute="kv_events",
+        example="tcp://gpu-1:5557",
+    ),
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where it sends events again that were missed (its replay_endpoint).",
+        name="kv_events_replay",
+        attribute="kv_events_replay",
+        example="tcp://gpu-1:5558",
+    ),
+)
+
 OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
     dict,
     (
@@ -279,6 +330,8 @@ OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
             attribute="timeouts",
         ),
         *SERVER_LIMITS,
+        *(attrs.evolve(each, example="null") for each in TLS_SETTINGS),
+        *KV_EVENTS,
     ),
     hints=_hints(Limits, "passthrough.limits"),
 )
@@ -292,11 +345,15 @@ class Override:
         place: its place.
         timeouts: the timeouts that differ for it, by name.
         limits: the limits that differ for it, by name.
+        tls: how to speak TLS to it.
+        kv_events: where it publishes the events of its prefix cache, and replays them, by name.
     """
 
     place: Place
     timeouts: Mapping[str, Any]
     limits: Mapping[str, Any]
+    tls: TlsParams
+    kv_events: Mapping[str, str | None]
 
 
 @checker("mapping of api_base to settings")
@@ -314,7 +371,14 @@ def overrides(value: object, place: Place) -> Mapping[Address, Override]:
         if address in found:
             here.refuse("stands twice, in two spellings (keep one)")
         limits = here.attempt(OVERRIDE_SECTION, content) or {}
-        found[address] = Override(here, limits.pop("timeouts", {}), limits)
+        events = {each.attribute: limits.pop(each.attribute, None) for each in KV_EVENTS}
+        if events["kv_events_replay"] is not None and events["kv_events"] is None:
+            here.key("kv_events_replay").refuse("needs kv_events")
+        if events["kv_events"] is not None and find_spec("zmq") is None:
+            here.key("kv_events").refuse("needs pyzmq (pip install 'twisted-vllm[kv-events]')")
+        found[address] = Override(
+            here, limits.pop("timeouts", {}), tls=_tls_params(limits), kv_events=events, limits=limits
+        )
     return found
 
 
@@ -344,9 +408,21 @@ class ServerSettings:
     servers: Mapping[Address, Override] = setting(
         {},
         overrides,
-        "What differs for one server, by its api_base: timeouts that concern servers, and two of the limits. "
-        "max_concurrent_requests wins over an entry's max_parallel_requests.",
+        "What differs for one server, by its api_base: timeouts that concern servers, two of the limits, and TLS. "
+        "max_concurrent_requests wins over an entry's max_parallel_requests, and ssl_... over the entries' own.",
         items=Items(OVERRIDE_SECTION, ".API_BASE", key=_EXAMPLE_BASE),
+    )
+    ssl_verify: bool | str | None = setting(
+        None,
+        optional(flag_or_file, "true"),
+        "ssl_verify of all servers with https:// that do not say it themselves: true, false or a file.",
+        block="litellm_settings",
+    )
+    ssl_certificate: str | None = setting(
+        None,
+        optional(text, "none", empty=True),
+        "ssl_certificate of all servers with https:// that do not say it themselves: a file that holds the key too.",
+        block="litellm_settings",
     )
 
 
@@ -374,9 +450,14 @@ class _Placed:
 
 
 def assemble(
-    table: Sequence[Row], servers: ServerSettings, timeouts: Timeouts, limits: Limits, default_prices: PriceList
+    table: Sequence[Row],
+    servers: ServerSettings,
+    timeouts: Timeouts,
+    limits: Limits,
+    default_prices: PriceList,
+    root: Place,
 ) -> Fleet:
-    """Assign each entry its server; report problems at the place of the entry or of the override."""
+    """Assign each entry its server; report problems at the place of the entry or of the override, from `root` on."""
     default = servers.api_base
     placed: list[_Placed] = []
     for row in table:
@@ -387,6 +468,7 @@ def assemble(
                 "is missing (write it, or set HOSTED_VLLM_API_BASE for all entries without one)"
             )
             continue
+        _check_discovery(params.discovery, address, row.place.key("litellm_params"))
         # The default server's key goes to that server alone.
         key = params.api_key or (servers.api_key if address == default else None)
         placed.append(_Placed(row.place, row.entry, address, key))
@@ -396,17 +478,20 @@ def assemble(
     strategies = _strategies(placed)
     _refuse_two_prices(placed, default_prices)
     _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
+    tls = _tls_of(placed, servers, root)
 
     def server(address: Address, key: Secret | None) -> Server:
         own_timeouts: dict[str, Any] = {}
         if (address, key) in longest:
             own_timeouts["total"] = longest[address, key]
+        events: Mapping[str, str | None] = {}
         own_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
         if address in smallest:
             own_limits["max_concurrent_requests"] = smallest[address]
         if address in servers.servers:
             own_timeouts |= servers.servers[address].timeouts
             own_limits |= servers.servers[address].limits
+            events = servers.servers[address].kv_events
         return Server(
             name=address.name,
             host=address.host,
@@ -416,6 +501,10 @@ def assemble(
             host_header=address.host_header,
             api_key=key,
             timeouts=attrs.evolve(timeouts, **own_timeouts),
+            socket=address.socket,
+            tls_options=tls[address],
+            kv_events=events.get("kv_events"),
+            kv_events_replay=events.get("kv_events_replay"),
             **own_limits,
         )
 
@@ -428,6 +517,7 @@ def assemble(
                 server=server(each.address, each.key),
                 weight=each.entry.litellm_params.weight,
                 prices=each.entry.prices,
+                discovery=each.entry.litellm_params.discovery,
                 order=each.entry.litellm_params.order,
                 rpm=each.entry.litellm_params.rpm,
                 tpm=each.entry.litellm_params.tpm,
@@ -436,6 +526,20 @@ def assemble(
             for each in placed
         ),
     )
+
+
+def _check_discovery(discovery: str | None, address: Address, params: Place) -> None:
+    """Refuse what `discovery` cannot resolve."""
+    if discovery is None:
+        return
+    if address.socket or not is_name(address.host):
+        params.key("discovery").refuse("finds servers by a name, and api_base has an address (take it out)")
+    elif discovery == SRV and not _SERVICE.match(address.host):
+        params.key("api_base").refuse(
+            "must name a service with discovery: srv (such as http://_http._tcp.vllm.default.svc)"
+        )
+    elif discovery == SRV and address.port != address.default_port:
+        params.key("api_base").refuse("must not have a port with discovery: srv, as DNS gives the ports (take it out)")
 
 
 def _strategies(placed: Sequence[_Placed]) -> dict[str, str]:
@@ -480,6 +584,23 @@ def _smallest_limits(placed: Sequence[_Placed]) -> dict[Address, int]:
                 "differs from another entry's of the same server: the smallest is used for both"
             )
     return smallest
+
+
+def _tls_of(placed: Sequence[_Placed], servers: ServerSettings, root: Place) -> dict[Address, ServerTls]:
+    """Return how TLS is spoken to each address."""
+    entries: dict[Address, list[tuple[Place, TlsParams]]] = {}
+    for each in placed:
+        params = each.entry.litellm_params.tls
+        entries.setdefault(each.address, []).append((each.place.key("litellm_params"), params))
+    if servers.api_base is not None:
+        entries.setdefault(servers.api_base, [])
+    usual = TlsParams(verify=servers.ssl_verify, certificate=servers.ssl_certificate)
+    nothing = Override(root.at("passthrough.servers"), {}, {}, TlsParams(), {})
+    found = {}
+    for address, named in entries.items():
+        own = servers.servers.get(address, nothing)
+        found[address] = resolve_tls(address.tls, address.name, named, (own.place, own.tls), usual)
+    return found
 
 
 def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +32,7 @@ from twisted_vllm.config.checks import (
     price,
     route_rule,
     seconds,
+    secret,
     share,
     status,
     text,
@@ -47,8 +49,9 @@ from twisted_vllm.config.routing import (
     model_names,
     routing_strategy,
 )
-from twisted_vllm.config.secret import Secret
-from twisted_vllm.config.urls import RedisServer, database_url, redis_url
+from twisted_vllm.config.secret import Secret, hash_of
+from twisted_vllm.config.server_tls import DEFAULT_TLS, ServerTls, TlsParams
+from twisted_vllm.config.urls import RedisServer, ResolverAddress, database_url, redis_url, resolver_address
 from twisted_vllm.field_policy.media_hosts import DEFAULT_SCHEMES
 
 DEFAULT_DATABASE_URL = "sqlite:///twisted_vllm.sqlite3"
@@ -188,13 +191,17 @@ class Limits:
     max_concurrent_requests: int | None = setting(
         None,
         optional(whole(), "no limit"),
-        "Requests in flight at one server (one address) at a time. More are queued, first come, first served, for "
+        "Requests in flight at one server (one address) at a time. More wait in the queue of their model for "
         "timeouts.queue; after that, or when the queue is full, they are answered 503 server_busy.",
         unit="requests",
         per_server="128",
     )
     max_queued_requests: int = setting(
-        100, whole(0), "Requests that may be queued for one server.", unit="requests", per_server="500"
+        100,
+        whole(0),
+        "Requests that may wait for one server; the queue of a model has the places of all its servers.",
+        unit="requests",
+        per_server="500",
     )
     max_failed_authentications: int | None = setting(
         60,
@@ -211,6 +218,7 @@ class Limits:
         "connection. Others wait.",
         unit="reports",
         concerns="clients",
+        reload=False,
     )
     max_reports_per_key: int = setting(
         1,
@@ -270,7 +278,8 @@ class Timeouts:
     queue: float | None = setting(
         30.0,
         optional(seconds(), "no limit"),
-        "In the queue of a server that has max_concurrent_requests in flight.",
+        "In the queue of a model whose servers have all max_concurrent_requests in flight; of several servers, the "
+        "longest.",
         per_server="60",
     )
     tunnel_idle: float | None = setting(
@@ -304,7 +313,9 @@ class Timeouts:
         "For a client's next request on an idle connection; blank lines do not count.",
         concerns="clients",
     )
-    redis: float = setting(0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis")
+    redis: float = setting(
+        0.25, seconds(), "For a connection to Redis, and for an answer.", concerns="Redis", reload=False
+    )
     database: float = setting(
         5.0,
         seconds(),
@@ -325,7 +336,7 @@ class Timeouts:
 class LedgerSettings:
     """How the usage of requests is counted and stored; times are in seconds."""
 
-    enabled: bool = setting(True, flag, "Whether usage is recorded. Budgets and reports need it.")
+    enabled: bool = setting(True, flag, "Whether usage is recorded. Budgets and reports need it.", reload=False)
     spool_directory: str | None = setting(
         None,
         optional(
@@ -333,6 +344,7 @@ class LedgerSettings:
         ),
         "Where rows wait until the database has them: a directory on a local disk, relative to the run directory. "
         "Processes may share it or have one each.",
+        reload=False,
     )
     usage_retention: float | None = setting(
         None,
@@ -397,13 +409,15 @@ class PriceList:
 
     def named(self) -> Mapping[str, Decimal | None]:
         """Return the prices by name."""
-        return {field.name: getattr(self, field.name) for field in attrs.fields(PriceList)}
+        return {name: getattr(self, name) for name in _PRICES}
 
     def over(self, other: PriceList) -> PriceList:
         """Return these prices, completed by the other's."""
-        return PriceList(
-            **{name: other.named()[name] if found is None else found for name, found in self.named().items()}
-        )
+        others = other.named()
+        return PriceList(**{name: others[name] if found is None else found for name, found in self.named().items()})
+
+
+_PRICES = tuple(field.name for field in attrs.fields(PriceList))
 
 
 @attrs.frozen
@@ -451,6 +465,28 @@ class LogSettings:
     )
     level: str = setting(
         "info", one_of("debug", "info", "warn", "error", "critical"), "The lowest level that is written."
+    )
+
+
+@attrs.frozen
+class DiscoverySettings:
+    """How servers are found by DNS, for entries of ``model_list`` with ``discovery``."""
+
+    interval: float = setting(
+        10.0,
+        seconds(),
+        "A name is resolved again at the latest after this time, and earlier where DNS says that its answer is valid "
+        "for less.",
+    )
+    timeout: float = setting(5.0, seconds(), "For all answers about one name.")
+    resolver: ResolverAddress | None = setting(
+        None,
+        optional(resolver_address, "the resolvers of /etc/resolv.conf, after /etc/hosts", empty=True),
+        "The DNS server to ask, over TCP: an address, with a port unless it is 53, such as 10.96.0.10 or "
+        "127.0.0.1:5353.",
+    )
+    max_servers: int = setting(
+        256, whole(), "Servers behind one name; of a longer answer the rest is left out.", unit="servers"
     )
 
 
@@ -590,6 +626,12 @@ class Server:
         timeouts: how long to wait for this server.
         max_concurrent_requests: the maximum requests in flight at its address; ``None`` means no limit.
         max_queued_requests: requests that may be queued for it.
+        socket: the path of its UNIX socket; empty if it is reached by TCP.
+        tls_options: how to speak TLS to it.
+        address: the address to connect to, of a server that discovery found below the name `host`; ``None`` resolves
+            `host` at each connection.
+        kv_events: where it publishes the events of its prefix cache; None if it does not.
+        kv_events_replay: where it sends them again; None if it does not.
     """
 
     name: str
@@ -602,15 +644,27 @@ class Server:
     timeouts: Timeouts
     max_concurrent_requests: int | None = Limits().max_concurrent_requests
     max_queued_requests: int = Limits().max_queued_requests
+    socket: str = ""
+    tls_options: ServerTls = DEFAULT_TLS
+    address: str | None = None
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
 
-    #: the scheme and authority of its URLs; for `url`, the base path follows
+    #: the scheme and authority of its URLs; for `url`, the base path follows. Of a server that discovery found it has
+    #: the address, which tells it from the others of its name.
     origin: bytes = attrs.field(init=False, eq=False, repr=False)
     #: the URL that the path of a request is appended to
     url: bytes = attrs.field(init=False, eq=False, repr=False)
 
     @origin.default
     def _origin(self) -> bytes:
-        return b"%b://%b" % (b"https" if self.tls else b"http", self.host_header)
+        if self.socket:
+            return b"http+unix://%b" % quote(self.socket, safe="").encode("ascii")
+        authority = self.host_header
+        if self.address is not None:
+            host = f"[{self.address}]" if ":" in self.address else self.address
+            authority = f"{host}:{self.port}".encode("ascii")
+        return b"%b://%b" % (b"https" if self.tls else b"http", authority)
 
     @url.default
     def _url(self) -> bytes:
@@ -631,6 +685,7 @@ class ModelEntry:
         rpm: the most requests in a minute; None means no limit.
         tpm: the most tokens in a minute; None means no limit.
         strategy: the routing strategy of its ``model_name``; None for the general one.
+        discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
     """
 
     model_name: str
@@ -642,6 +697,10 @@ class ModelEntry:
     rpm: int | None = None
     tpm: int | None = None
     strategy: str | None = None
+    discovery: str | None = None
+
+
+_NO_TLS = TlsParams()
 
 
 @attrs.frozen
@@ -654,6 +713,7 @@ class Settings:
     Attributes:
         default_server: serves requests for models without an entry in ``models``.
         models: the entries of ``model_list``, in order.
+        usual_tls: how TLS is spoken to servers that do not say it themselves.
         warnings: one line for each setting that is accepted but not used.
     """
 
@@ -667,6 +727,22 @@ class Settings:
         example="os.environ/LITELLM_MASTER_KEY",
         environment=("VLLM_PASSTHROUGH_MASTER_KEY", "VLLM_PASSTHROUGH_LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY"),
     )
+    salt_key: Secret | None = setting(
+        None,
+        optional(secret, "the master key", empty=True),
+        "Encrypts the api_key of models that are added with POST /model/new. Set it before the master key changes: "
+        "keys that were encrypted with another one cannot be read, and their models are not served.",
+        block="general_settings",
+        environment=("VLLM_PASSTHROUGH_SALT_KEY", "LITELLM_SALT_KEY"),
+    )
+    store_model_in_db: bool | None = setting(
+        None,
+        optional(flag, "true, and at least one server must be configured"),
+        "Whether administrators may add models with POST /model/new; the database keeps them. true lets the gateway "
+        "also start without any server.",
+        block="general_settings",
+        environment=("VLLM_PASSTHROUGH_STORE_MODEL_IN_DB", "STORE_MODEL_IN_DB"),
+    )
     database_url: Secret = setting(
         Secret(DEFAULT_DATABASE_URL),
         database_url,
@@ -674,6 +750,7 @@ class Settings:
         "run directory) or sqlite:////DIRECTORY/FILE.",
         block="general_settings",
         environment=("VLLM_PASSTHROUGH_DATABASE_URL", "DATABASE_URL"),
+        reload=False,
     )
     allowed_ips: tuple[IPv4Network | IPv6Network, ...] = setting(
         (),
@@ -718,6 +795,7 @@ class Settings:
         "ssl:443:privateKey=key.pem:certKey=cert.pem, unix:/run/vllm.sock and systemd:domain=INET:index=0 work as "
         "well. The colons of an IPv6 address need a backslash each. The backlog is 4096 unless the endpoint names one "
         "(tcp:4000:backlog=50). The option --listen wins over it.",
+        reload=False,
     )
     allow_anonymous: bool = setting(
         False, flag, "Whether a gateway without a master key may listen on addresses that other machines reach."
@@ -794,6 +872,7 @@ class Settings:
         # a REDIS_URL in the environment may be meant for another program
         environment=("VLLM_PASSTHROUGH_REDIS_URL",),
         litellm="router_settings.redis_url",
+        reload=False,
     )
     limits_on_redis_loss: str = setting(
         "local",
@@ -808,6 +887,9 @@ class Settings:
     )
     end_users: EndUserSettings = setting(
         EndUserSettings(), section(EndUserSettings), "How a caller names the end user that it asks for."
+    )
+    discovery: DiscoverySettings = setting(
+        DiscoverySettings(), section(DiscoverySettings), "Servers that are found by DNS."
     )
     default_prices: PriceList = setting(
         PriceList(),
@@ -833,7 +915,18 @@ class Settings:
     routing: RoutingSettings = RoutingSettings()
     default_server: Server | None = None
     models: tuple[ModelEntry, ...] = ()
+    usual_tls: TlsParams = _NO_TLS
     warnings: tuple[str, ...] = ()
+
+    @property
+    def sealing_secret(self) -> Secret | None:
+        """What the keys of stored models are encrypted with: the salt key, else the SHA-256 of the master key.
+
+        The hash, so that a master key and its hash in the file mean the same here as well.
+        """
+        if self.salt_key is not None or self.master_key is None:
+            return self.salt_key
+        return Secret(hash_of(self.master_key) or sha256(self.master_key.reveal().encode("utf-8")).hexdigest())
 
     @property
     def metrics_are_open(self) -> bool:
@@ -865,6 +958,8 @@ class Settings:
             found += [revealed, *{quote(revealed, safe=""), quote(revealed)} - {revealed}]
         if self.master_key is not None:
             found.append(self.master_key.reveal())
+        if self.salt_key is not None:
+            found.append(self.salt_key.reveal())
         found += [server.api_key.reveal() for server in self.servers if server.api_key is not None]
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv6Address, ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
@@ -19,10 +19,16 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _EXAMPLE_BASE = "http://gpu-1:8000"
+_EXAMPLE_SOCKET = "unix:/run/vllm.sock"
+#: bytes of a socket's path (unix(7): sun_path, with the zero byte at its end)
+_MAX_SOCKET = 107
 #: RFC 1123 names, and the underscore that container networks use
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?\.?")
 #: RFC 3986 §3.3, without empty segments
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
+_SOCKET = re.compile(r"(?:/[^/?#%@]+)+")
+#: what makes no difference after the path of a socket
+_END = re.compile(r"(?:/|/v1)+\Z")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 
 _POSTGRESQL = "postgresql+psycopg"
@@ -32,6 +38,11 @@ _DATABASE_SCHEMES = {"postgres": _POSTGRESQL, "postgresql": _POSTGRESQL, _POSTGR
 _PRISMA_ONLY = frozenset(
     {"schema", "connection_limit", "pool_timeout", "socket_timeout", "pgbouncer", "statement_cache_size", "sslaccept"}
 )
+
+_DNS_PORT = 53
+_MAX_PORT = 65_535
+#: ``[IPv6]``, ``[IPv6]:PORT`` or ``HOST:PORT``
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
 
 _REDIS_PORT = 6379
 _REDIS_SPELLING = "redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with TLS"
@@ -46,28 +57,37 @@ class Address:
         host: a name in lower case, or an address without brackets.
         port: the TCP port.
         base_path: the prefix of every path, without a trailing slash and without ``/v1``.
+        socket: the path of a UNIX socket; empty for a TCP port.
     """
 
     tls: bool
     host: str
     port: int
     base_path: str
+    socket: str = ""
 
     @property
     def name(self) -> str:
-        """The name for logs: ``host:port`` and the base path."""
+        """The name for logs: ``host:port`` or ``unix:/path/of/socket``, and the base path."""
+        if self.socket:
+            return f"unix:{self.socket}{f':{self.base_path}' if self.base_path else ''}"
         return f"{self._bracketed}:{self.port}{self.base_path}"
 
     @property
     def url(self) -> str:
         """The ``api_base`` in its canonical form."""
-        return f"{self._scheme}://{self.name}"
+        return self.name if self.socket else f"{self._scheme}://{self.name}"
 
     @property
     def host_header(self) -> bytes:
         """The value of ``Host``, without the scheme's default port (RFC 9110 §7.2)."""
-        usual = self.port == _DEFAULT_PORTS[self._scheme]
+        usual = self.port == self.default_port
         return (self._bracketed if usual else f"{self._bracketed}:{self.port}").encode("ascii")
+
+    @property
+    def default_port(self) -> int:
+        """The port that the scheme has."""
+        return _DEFAULT_PORTS[self._scheme]
 
     @property
     def _scheme(self) -> str:
@@ -78,18 +98,52 @@ class Address:
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
-@checker("URL", "http:// or https://")
+def is_name(host: str) -> bool:
+    """Return whether a host is a name, not an address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
+@attrs.frozen
+class ResolverAddress:
+    """The address and the port of a DNS server."""
+
+    host: str
+    port: int = _DNS_PORT
+
+
+@checker("address", "an IP address, and a port unless it is 53")
+def resolver_address(value: object, place: Place) -> ResolverAddress:
+    """Check for the address of a DNS server: ``10.96.0.10``, ``127.0.0.1:5353``, ``[fd00::a]:5353`` or ``fd00::a``."""
+    found = text(value, place)
+    host, port = found, str(_DNS_PORT)
+    if (parts := _HOST_AND_PORT.fullmatch(found)) is not None:
+        host, port = parts[1] or parts[2], parts[3] or port
+    if is_name(host) or not 0 < int(port) <= _MAX_PORT:
+        raise Rejected("must be the address of a DNS server (such as 10.96.0.10, 127.0.0.1:5353 or [fd00::a]:53)")
+    return ResolverAddress(host, int(port))
+
+
+@checker("URL", "http://, https:// or unix:")
 def api_base(value: object, place: Place) -> Address:
     """Check for the URL of a vLLM server; a trailing ``/`` or ``/v1`` makes no difference.
 
+    ``unix:/run/vllm.sock`` is the server at a UNIX socket; a base path follows a second colon, as in nginx.
     No message repeats the URL: it may contain a password.
     """
     found = text(value, place)
     if re.search(r"[^\x21-\x7e]|\\", found):
         raise Rejected("holds a space, a backslash or a character outside ASCII (write the URL in its ASCII form)")
     scheme, separator, _ = found.partition("://")
+    if found.lower().startswith("unix:"):
+        return _unix(found[5:])
+    if re.match(r"(?i)http\+unix:|https?://unix:", found):
+        raise Rejected(f"is another program's spelling of a UNIX socket (write {_EXAMPLE_SOCKET})")
     if not separator or scheme.lower() not in _DEFAULT_PORTS:
-        raise Rejected(f"must begin with http:// or https:// (such as {_EXAMPLE_BASE})")
+        raise Rejected(f"must begin with http://, https:// or unix: (such as {_EXAMPLE_BASE} or {_EXAMPLE_SOCKET})")
     try:
         parts = urlsplit(found)
         port = parts.port
@@ -107,6 +161,24 @@ def api_base(value: object, place: Place) -> Address:
         port=port or _DEFAULT_PORTS[parts.scheme],
         base_path=_base_path(parts.path),
     )
+
+
+def _unix(found: str) -> Address:
+    """Return the address of ``unix:``, which was cut off; ``unix://`` before the path is the same."""
+    socket, _, base = found.removeprefix("//").partition(":")
+    if not base:
+        socket = _END.sub("", socket)
+    if not _SOCKET.fullmatch(socket) or _DOTS.search(socket):
+        raise Rejected(
+            f"must name the whole path of the socket, as it is in the file system (such as {_EXAMPLE_SOCKET})"
+        )
+    if len(socket) > _MAX_SOCKET:
+        raise Rejected(f"has a path of more than {_MAX_SOCKET} bytes, which no UNIX socket can have")
+    path = _base_path(base)
+    if base and not path:
+        return _unix(socket)
+    # What the server sees in Host, and may redirect to.
+    return Address(tls=False, host="localhost", port=80, base_path=path, socket=socket)
 
 
 def _host(parts: SplitResult) -> str:

@@ -113,8 +113,14 @@ class RequestHeaderCache(_HeaderCache[RequestTemplate]):
 
     def __init__(self, limits: Limits) -> None:
         """Make an empty cache; `limits` are those that every learnt head was checked against."""
+        super().__init__(LONGEST_HEAD)
+        self.reconfigure(limits)
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Forget all heads: other limits hold from now on."""
+        self._heads.clear()
         # a recalled length may have more digits than the learnt one
-        super().__init__(min(LONGEST_HEAD, limits.max_head_bytes - 32))
+        self._longest = min(LONGEST_HEAD, limits.max_head_bytes - 32)
         self._most_bytes = limits.max_body_bytes
 
     def recall(self, data: bytes) -> tuple[RequestHead, bytes] | None:

@@ -68,6 +68,10 @@ class WebPages:
             hosts: in open mode, more hosts that ``Host`` may name, in lower case, with ``*`` as wildcard.
             origins: the origins whose pages may use the gateway, in lower case; `ANY_ORIGIN` for all.
         """
+        self.reconfigure(is_open=is_open, any_address=any_address, hosts=hosts, origins=origins)
+
+    def reconfigure(self, *, is_open: bool, any_address: bool, hosts: Iterable[str], origins: Iterable[str]) -> None:
+        """Use other settings from now on; the arguments are the constructor's."""
         self.is_open = is_open
         self._any_address = any_address
         patterns = "|".join(re.escape(host.strip("[]")).replace(r"\*", ".*") for host in hosts)
@@ -130,7 +134,7 @@ class WebPages:
         if method != b"OPTIONS" or origin is None or ASKED_METHOD not in headers or not self._is_allowed(origin):
             return None
         return [
-            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH"),
             (b"access-control-allow-headers", headers.get(ASKED_HEADERS, b"authorization, content-type")),
             (b"access-control-max-age", _MAX_AGE),
         ]

@@ -39,6 +39,12 @@ class ClientText:
         self._models: BoundedCache[tuple[str, object], str] = BoundedCache(MAX_HEADS, MAX_HEAD)
         self._carried: BoundedCache[object, tuple[str, ...]] = BoundedCache(MAX_HEADS, MAX_HEAD)
 
+    def secrets_changed(self) -> None:
+        """Forget what was cleaned: other secrets are known now."""
+        self._clean.cache_clear()
+        self._clean_path.cache_clear()
+        self._models.clear()
+
     def model(self, context: RequestContext) -> str:
         """Return the name of the model that a request names."""
         name, template = context.model[:READ_LIMIT], context.head.template

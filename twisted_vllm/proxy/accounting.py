@@ -103,13 +103,7 @@ class Accounting(RequestObserver):
         self._limiter = limiter
         self._end_users = end_users
         self._find_end_user = end_users.end_user
-        self._prices_of = prices.of
         self._rows = rows
-        self._fail_closed = fail_closed
-        self._assumed = assumed_output_tokens
-        self._end_user_headers = tuple(end_user_headers)
-        self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
-        self._requires_end_user = requires_end_user
         self._uncounted = UncountedRequests(None) if uncounted is None else uncounted
         self._client_of = client_of
         self._now = now
@@ -119,6 +113,41 @@ class Accounting(RequestObserver):
         self._rates = GenerationRates()
         self._response_sizes = ResponseSizes(assumed_output_tokens)
         self._pricings: BoundedCache[PricingKey, RoutePricing] = BoundedCache(MAX_PRICINGS, MAX_KEY_LENGTH)
+        self.reconfigure(
+            prices=prices,
+            fail_closed=fail_closed,
+            assumed_output_tokens=assumed_output_tokens,
+            end_user_headers=end_user_headers,
+            requires_end_user=requires_end_user,
+        )
+
+    def reconfigure(
+        self,
+        *,
+        prices: PriceTable,
+        fail_closed: bool,
+        assumed_output_tokens: int,
+        end_user_headers: Sequence[bytes],
+        requires_end_user: bool,
+    ) -> None:
+        """Use other settings from the next request on; the arguments are the constructor's.
+
+        A request in flight costs what it cost when it began.
+        """
+        self._prices, self._prices_of = prices, prices.of
+        self._fail_closed = fail_closed
+        self._assumed = assumed_output_tokens
+        self._response_sizes.reconfigure(assumed_output_tokens)
+        self._end_user_headers = tuple(end_user_headers)
+        self._header_hint = f"in the header {end_user_headers[0].decode('ascii')}, or " if end_user_headers else ""
+        self._requires_end_user = requires_end_user
+        self._pricings.clear()
+
+    def use_prices(self, prices: PriceTable) -> None:
+        """Use the prices of another model list. What was learned of models is kept, unless one costs something else."""
+        if not prices.keeps(self._prices):
+            self._pricings.clear()
+        self._prices, self._prices_of = prices, prices.of
 
     @property
     def pricings(self) -> int:

@@ -154,22 +154,29 @@ class Admission:
             places: what was learned of the places of other stored responses; None sends all requests for them to the
                 default server.
         """
-        self._fields = fields
         self._reads_bodies = reads_bodies
-        self._inject_usage = inject_usage
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
-        self._policy = policy
-        self._serving = serving = ServingChooser(policy, router, base_models)
-        self._path_aliases = path_aliases
+        self._serving = ServingChooser(policy, router, base_models)
         self._response_ids = response_ids
         self._places = places
         self._servers = router.servers
-        self._routes_by_model = serving.routes_by_model
+        self.reconfigure(policy=policy, path_aliases=path_aliases, fields=fields, inject_usage=inject_usage)
+
+    def reconfigure(
+        self, *, policy: RoutePolicy, path_aliases: bool, fields: FieldPolicies | None, inject_usage: bool
+    ) -> None:
+        """Use other settings from now on, and what the router has now; the arguments are the constructor's."""
+        self._policy = policy
+        self._path_aliases = path_aliases
+        self._fields = fields
+        self._inject_usage = inject_usage
+        self._serving.reconfigure(policy)
+        self._routes_by_model = self._serving.routes_by_model
 
     @property
     def changes(self) -> int:
-        """A counter of changes to keys, users and teams; a change may invalidate earlier decisions."""
+        """A counter of changes to keys, users, teams and settings; a change may invalidate earlier decisions."""
         return self._authenticator.changes
 
     def identify(

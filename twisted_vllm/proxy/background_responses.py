@@ -110,12 +110,11 @@ class BackgroundResponses(RequestObserver):
         """
         self._clock = clock
         self._client = client
-        self._servers = {server.name: server for server in reversed(tuple(servers))}
+        self._servers: dict[str, Server] = {}
         self._limiter = limiter
         self._allowance_of = allowance_of
         self._rows = rows
         self._files = files
-        self._assumed = assumed_output_tokens
         self._followed: dict[str, _Followed] = {}
         self._of_key: Counter[str] = Counter()
         self._heap: list[tuple[float, str]] = []
@@ -124,6 +123,17 @@ class BackgroundResponses(RequestObserver):
         self._recovery = LoopingCall(self.recover)
         self._recovery.clock = clock
         self._stopped = False
+        self.reconfigure(servers, assumed_output_tokens)
+
+    def reconfigure(self, servers: Iterable[Server], assumed_output_tokens: int) -> None:
+        """Use other settings from now on; a server that is gone is still asked for what it had begun.
+
+        The arguments are the constructor's.
+        """
+        begun = {followed.work.server for followed in self._followed.values()}
+        kept = {name: server for name, server in self._servers.items() if name in begun}
+        self._servers = kept | {server.name: server for server in reversed(tuple(servers))}
+        self._assumed = assumed_output_tokens
 
     def __len__(self) -> int:
         """Return how many responses are followed."""

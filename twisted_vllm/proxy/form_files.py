@@ -58,9 +58,13 @@ class FormFiles:
         """
         self.count = 0
         self.bytes = 0
+        self._lock = threading.Lock()
+        self.reconfigure(max_bytes, max_files)
+
+    def reconfigure(self, max_bytes: int, max_files: int) -> None:
+        """Use other bounds from now on; files that exist stay."""
         self._max_bytes = max_bytes
         self._max_files = max_files
-        self._lock = threading.Lock()
 
     def take(self, size: int, file: FormFile | None) -> FormFile:
         """Take room for `size` bytes more, in `file` or in a new one.

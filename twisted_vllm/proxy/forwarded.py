@@ -98,25 +98,50 @@ def client_address(peer: str, headers: Mapping[bytes, bytes], trusted: Sequence[
     return address
 
 
-def address_of(context: RequestContext, trusted: Sequence[Network]) -> str:
-    """Return the client's address of a request; see `client_address`."""
-    peer = context.peer.host
-    if not trusted:
-        return peer or UNKNOWN
-    return client_address(peer, said_by_proxies(context.head.headers, trusted), trusted)
+class ClientAddresses:
+    """Which client a request comes from, by the proxies that the operator trusts, and whether it is served.
 
-
-def is_allowed(context: RequestContext, trusted: Sequence[Network], allowed: tuple[Network, ...]) -> bool:
-    """Return whether the client's address of a request is in one of some networks.
-
-    A client on a UNIX socket has no address, and is in none.
+    Attributes:
+        trusted: the networks of trusted proxies.
     """
-    return _is_trusted(address_of(context, trusted), allowed)
+
+    trusted: tuple[Network, ...]
+
+    def __init__(self, trusted: Sequence[Network] = (), allowed: Sequence[Network] = ()) -> None:
+        """Set up.
+
+        Args:
+            trusted: the networks of trusted proxies.
+            allowed: the networks of the clients that are served; none serves all.
+        """
+        self.reconfigure(trusted, allowed)
+
+    def reconfigure(self, trusted: Sequence[Network], allowed: Sequence[Network]) -> None:
+        """Use other settings from now on; the arguments are the constructor's."""
+        self.trusted = tuple(trusted)
+        self._allowed = tuple(allowed)
+
+    def of(self, context: RequestContext) -> str:
+        """Return the client's address of a request; see `client_address`."""
+        trusted = self.trusted
+        if not trusted:
+            return context.peer.host or UNKNOWN
+        return client_address(context.peer.host, said_by_proxies(context.head.headers, trusted), trusted)
+
+    def allows(self, context: RequestContext) -> bool:
+        """Return whether a request comes from an address that is served.
+
+        A client on a UNIX socket has no address: it is in no network.
+        """
+        return not self._allowed or _is_trusted(self.of(context), self._allowed)
+
+    def may_take_all_connections(self, host: str) -> bool:
+        """Return whether an address stands for many clients: this machine, where proxies run, or a trusted proxy."""
+        return is_loopback(host) or _is_trusted(host, self.trusted)
 
 
-def may_take_all_connections(host: str, trusted: Sequence[Network]) -> bool:
-    """Return whether an address stands for many clients: this machine, where proxies run, or a trusted proxy."""
-    return is_loopback(host) or _is_trusted(host, tuple(trusted))
+#: trusts no proxy, and serves all
+EVERYBODY = ClientAddresses()
 
 
 def _bare_address(entry: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,7 +32,7 @@ from twisted_vllm.proxy.admission import Admission, Admitted
 from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFormat
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody
-from twisted_vllm.proxy.forwarded import client_headers, said_by_proxies
+from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
 from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
@@ -42,11 +41,13 @@ from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.own_requests import read_at_most
 from twisted_vllm.upstreams.policies import RoutingRequest
 from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
+from twisted_vllm.upstreams.tokenizing import TOKENIZED
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
@@ -71,7 +72,7 @@ class Forwarder:
         admission: Admission,
         dispatcher: Dispatcher,
         client: PassThroughClient,
-        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        addresses: ClientAddresses = EVERYBODY,
         cooperate: Cooperate,
         clock: Any,
         accounting: Accounting | None = None,
@@ -81,6 +82,7 @@ class Forwarder:
         retry: RetrySettings,
         session_header: str,
         places: ResponsePlaces | None = None,
+        kv_caches: KvCaches | None = None,
     ) -> None:
         """Set up.
 
@@ -88,7 +90,7 @@ class Forwarder:
             admission: writes a request for a server, and admits it for another model.
             dispatcher: places requests on servers.
             client: sends requests to servers.
-            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
+            addresses: knows which proxies are trusted.
             cooperate: runs an iterator in steps, for large bodies that are held.
             clock: the reactor's clock (``IReactorTime``).
             accounting: meters and limits requests; None does neither.
@@ -98,20 +100,28 @@ class Forwarder:
             retry: which answers are followed by another attempt.
             session_header: the header that names a request's session.
             places: learns where responses are stored; None learns nothing.
+            kv_caches: what is in the servers' prefix caches; None if no server may tell.
         """
         self.admission = admission
         self.dispatcher = dispatcher
         self.client = client
-        self.trusted_proxies = tuple(trusted_proxies)
+        self.addresses = addresses
         self.cooperate = cooperate
         self.clock = clock
         self.accounting = accounting
         self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self.background = background
+        #: attempts that the budget of retries did not allow
+        self.retries_denied = 0
+        self.places = places
+        self.kv_caches = kv_caches
+        self.reconfigure(routing, retry, session_header)
+
+    def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
+        """Use other settings from now on; the arguments are the constructor's."""
         self.retries = routing.num_retries
         self.retry_after = routing.retry_after
         self.statuses = frozenset(retry.statuses)
-        self.places = places
         self.session_header = session_header.lower().encode("ascii")
 
     def forward(
@@ -148,7 +158,7 @@ class Forwarder:
         principal = context.principal
         assert principal is not None
         peer = context.peer
-        proxies = self.trusted_proxies
+        proxies = self.addresses.trusted
         head = context.head
         counts = head.method in COUNTED_METHODS and MAX_FORWARDS in head.first
         return outgoing_headers(
@@ -232,13 +242,13 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             self._watch_audio(context)
         if reserved is None:
-            self._place()
+            self._find_place()
         else:
             PendingStep(self._request, self._streamed, reserved).then(self._reserved)
 
     def _reserved(self, reservation: Reservation) -> None:
         self._request.context.reservation = reservation
-        self._place()
+        self._find_place()
 
     def _watch_audio(self, context: RequestContext) -> None:
         meter = context.meter
@@ -255,6 +265,38 @@ class Forwarding:
                 meter.audio.feed(piece)
 
     # a place
+
+    def _find_place(self) -> None:
+        """Ask for a place, once it is known which tokens the servers' caches should have.
+
+        Raises:
+            NoHealthyUpstream, ServerBusy: as `_place`.
+        """
+        caches = self._forwarder.kv_caches
+        asking = self._tokens(caches) if caches else None
+        if asking is None:
+            self._place()
+        else:
+            PendingStep(self._request, self._streamed, asking).then(lambda _: self._place())
+
+    def _tokens(self, caches: KvCaches) -> Deferred[None] | None:
+        """Find out the tokens of the prompt, if they decide where it goes."""
+        group, admitted, principal = self._group, self._admitted, self._authorization.principal
+        body = admitted.body
+        if (
+            group.lone is not None
+            or not group.policy.reads_prompt
+            or not isinstance(body, bytes)
+            or self._authorization.route.row.path not in TOKENIZED
+        ):
+            return None
+        now = self._forwarder.clock.seconds()
+        usable = [each for each in group.destinations if each.state.is_usable(now)]
+        if len(usable) < 2:
+            return None
+        prefix = self._routing(principal).prefix
+        model = usable[0].upstream_model or admitted.serving.model
+        return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
     def _place(self) -> None:
         """Ask for a place on a server of the model.
@@ -497,13 +539,14 @@ class Forwarding:
         if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
         tried = (*self._tried, state)
-        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
+        # one that waits for its second attempt is not in flight at a server
+        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
         again = (
-            self._attempts <= forwarder.retries
-            and not self._is_bound
-            and forwarder.dispatcher.can_place(group, tried)
-            and group.budget.take(now, sent=sent, in_flight=in_flight)
+            self._attempts <= forwarder.retries and not self._is_bound and forwarder.dispatcher.can_place(group, tried)
         )
+        if again and not group.budget.take(now, sent=sent, in_flight=in_flight):
+            forwarder.retries_denied += 1
+            again = False
         if not again and not self._other_models(group.fallbacks):
             return False
         self._log.info(

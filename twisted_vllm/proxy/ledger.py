@@ -72,8 +72,12 @@ class LedgerRecorder(RequestObserver):
         self._coalescer = coalescer
         self._text = text
         self._make_id = make_id
-        self._usage_headers = tuple(usage_headers)
+        self.reconfigure(usage_headers)
         self._repeated = RepeatedRows()
+
+    def reconfigure(self, usage_headers: Sequence[bytes]) -> None:
+        """Record these headers from now on; the argument is the constructor's."""
+        self._usage_headers = tuple(usage_headers)
 
     def finished(self, context: RequestContext) -> None:
         """Append the row of a request, if it was sent."""
@@ -120,6 +124,8 @@ class LedgerRecorder(RequestObserver):
                 round(context.duration * 1e6),
                 context.bytes_in,
                 context.bytes_out,
+                1,
+                context.failed_attempts if context.attempts else "",
             )
         )
         if self._coalescer is not None and not self._coalescer.holding:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -35,7 +34,7 @@ from twisted_vllm.proxy.fan_out_work import FanOut
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
-from twisted_vllm.proxy.forwarded import address_of
+from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
 from twisted_vllm.proxy.paths import MOUNT
@@ -60,14 +59,13 @@ class PassThroughResource:
         admission: Admission,
         forwarder: Forwarder,
         limits: Limits,
-        trusted_proxies: Sequence[IPv4Network | IPv6Network],
+        addresses: ClientAddresses = EVERYBODY,
         in_thread: InThread,
         form_files: FormFiles | None = None,
         cooperate: Cooperate,
         ask_models: Callable[[Server], Deferred[None]],
         locate: Callable[[str], Deferred[Server | None]] | None = None,
         throttle: AuthenticationThrottle | None = None,
-        allows: Callable[[RequestContext], bool] | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
         now: Callable[[], float] = time.time,
@@ -78,35 +76,37 @@ class PassThroughResource:
             admission: authorizes and routes requests.
             forwarder: sends requests to servers.
             limits: the limits of bodies.
-            trusted_proxies: networks whose ``X-Forwarded-*`` headers are trusted.
+            addresses: knows which client a request comes from, and whether it is served.
             in_thread: runs a function in another thread, for forms that are buffered in a file.
             form_files: bounds these files; None sets no bounds.
             cooperate: runs an iterator in steps, for large bodies that are held.
             ask_models: asks a server for its base model, for the admission.
             locate: asks all servers for a stored response, by its id; None if the admission knows no places.
             throttle: slows down guessing of keys.
-            allows: returns whether the address of a request is served; None serves all.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
             now: the time in Unix seconds.
         """
         self._admission = admission
         self._forwarder = forwarder
-        self._limits = limits
-        self._trusted_proxies = tuple(trusted_proxies)
+        self._addresses = addresses
         self._in_thread = in_thread
         self._form_files = FormFiles() if form_files is None else form_files
         self._cooperate = cooperate
         self._jobs = Jobs(cooperate)
-        self._small = min(limits.max_held_body_bytes, SMALL_BODY)
         self._ask_models = ask_models
         self._locate = locate
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
-        self._allows = allows
         self._web_pages = web_pages
         self._accounting = accounting
         self._now = now
         self._cache = AuthorizationCache()
+        self.reconfigure(limits)
+
+    def reconfigure(self, limits: Limits) -> None:
+        """Use other limits from now on."""
+        self._limits = limits
+        self._small = min(limits.max_held_body_bytes, SMALL_BODY)
 
     def getChildWithDefault(self, name: bytes, request: GatewayRequest) -> IResource:
         """Return itself: every path below is its own."""
@@ -181,7 +181,7 @@ class PassThroughResource:
             context.authorization = cached.authorization
             context.principal = cached.authorization.principal
             return cached
-        if self._allows is not None and not self._allows(context):
+        if not self._addresses.allows(context):
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         self._web_pages.check(context.head.first)
         principal = context.principal = self._identify(context)
@@ -199,7 +199,7 @@ class PassThroughResource:
             head = context.head
             return self._admission.identify(head.first, now, head.method, head.length != 0)
         except MissingApiKey as error:
-            refusal = self._throttle.record_failure(error, address_of(context, self._trusted_proxies), now)
+            refusal = self._throttle.record_failure(error, self._addresses.of(context), now)
         raise refusal
 
     def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:

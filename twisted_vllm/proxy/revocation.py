@@ -58,9 +58,13 @@ class Revoker:
         self._looping = LoopingCall(self._check)
         self._looping.clock = clock
 
-    def start(self) -> None:
-        """Start checking."""
-        self._looping.start(INTERVAL, now=False)
+    def reconfigure(self, enabled: bool) -> None:
+        """Check from now on, or no longer."""
+        if enabled and not self._looping.running:
+            self._changes_seen = self._admission.changes
+            self._looping.start(INTERVAL, now=False)
+        elif not enabled and self._looping.running:
+            self._looping.stop()
 
     def stop(self) -> None:
         """Stop checking."""

@@ -91,6 +91,11 @@ class ServingChooser:
         self._base_models = base_models
         self._unlisted: BoundedCache[str, Serving] = BoundedCache(MAX_UNLISTED, MAX_NAME)
 
+    def reconfigure(self, policy: RoutePolicy) -> None:
+        """Use another policy from now on, and what the router has now."""
+        self._policy = policy
+        self._unlisted.clear()
+
     @property
     def routes_by_model(self) -> bool:
         """Whether a request's model chooses its server."""

@@ -44,6 +44,9 @@ class Limiter(Protocol):
 class SharedLimiter(Limiter, Protocol):
     """A limiter that shares its counters with other processes."""
 
+    def reconfigure(self, on_loss: str) -> None:
+        """Use another setting from now on."""
+
     def start(self) -> None:
         """Start to connect."""
 

@@ -80,11 +80,15 @@ class Database:
         self._is_emptying = False
         self._reactor = reactor
         self._url = url
-        self._seconds = seconds
+        self.reconfigure(seconds)
         self._engine: Engine | None = None
         self._changes: Lane | None = None
         self._reads: Lane | None = None
         self._changeable = True
+
+    def reconfigure(self, seconds: float) -> None:
+        """Give each piece of work another time from now on; an open connection keeps its time for locks."""
+        self._seconds = seconds
 
     def __repr__(self) -> str:
         return f"<Database {'started' if self._engine is not None else 'stopped'}>"

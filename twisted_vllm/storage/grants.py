@@ -22,6 +22,7 @@ from twisted_vllm.auth.grants import (
     UserGrant,
 )
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
 from twisted_vllm.storage.repository import in_chunks, spend_of
@@ -29,6 +30,7 @@ from twisted_vllm.storage.tables import (
     END_USER,
     FORMER_KEY,
     KEY,
+    MODEL,
     SPEND,
     TEAM,
     USER,
@@ -36,6 +38,7 @@ from twisted_vllm.storage.tables import (
     end_users,
     former_keys,
     keys,
+    models,
     teams,
     users,
 )
@@ -142,6 +145,21 @@ def _end_user(row: Any) -> EndUser:
     return EndUser(Limited(END_USER, user_id, UNLIMITED if allowance is None else _limits(allowance)), blocked)
 
 
+_MODEL = select(
+    models.c.model_id,
+    models.c.model_name,
+    models.c.litellm_params,
+    models.c.model_info,
+    models.c.api_key,
+    models.c.created_at,
+)
+
+
+def _model(row: Any) -> StoredModel:
+    model_id, model_name, params, info, api_key, created_at = row
+    return StoredModel(model_id, model_name, params, info, api_key, created_at.timestamp())
+
+
 _LAST_REVISION = select(changes.c.revision, changes.c.stamp).order_by(changes.c.revision.desc()).limit(1)
 
 
@@ -167,12 +185,13 @@ def read_everything(connection: Connection) -> Snapshot:
             if row[1] != _NONE or row[2] or row[3] or row[4]
         },
         end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
+        models={row[0]: _model(row) for row in connection.execute(_MODEL)},
     )
 
 
 def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> Changes:
     """Return the current state of what changed, given by kind and name."""
-    names: dict[str, list[str]] = {KEY: [], FORMER_KEY: [], USER: [], TEAM: [], END_USER: [], SPEND: []}
+    names: dict[str, list[str]] = {KEY: [], FORMER_KEY: [], USER: [], TEAM: [], END_USER: [], SPEND: [], MODEL: []}
     for kind, name in changed:
         # A newer version on the same database may know more kinds.
         names.setdefault(kind, []).append(name)
@@ -192,6 +211,7 @@ def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> 
         users=read(USER, _USER, users.c.user_id, _user_grant),
         teams=read(TEAM, _TEAM, teams.c.team_id, _team_grant),
         end_users=read(END_USER, _END_USER, end_users.c.user_id, _end_user),
+        models=read(MODEL, _MODEL, models.c.model_id, _model),
         spend=tuple(_spend(connection, names[SPEND])),
     )
     return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))

@@ -108,6 +108,31 @@ class EndUserRecord:
 
 
 @attrs.frozen
+class ModelRecord:
+    """An entry of the model list that was added at run time.
+
+    Attributes:
+        model_id: its id.
+        model_name: the name that callers use.
+        litellm_params: the settings of its server, without the key.
+        model_info: its description, a JSON object of the administrator's.
+        api_key: the server's key, encrypted.
+
+    The others are as in `KeyRecord`.
+    """
+
+    model_id: str
+    model_name: str
+    litellm_params: dict[str, Any]
+    model_info: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    api_key: str | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen
 class Member:
     """A user's membership of a team. ``role`` is LiteLLM's ``user`` or ``admin`` and grants nothing here."""
 
@@ -125,7 +150,7 @@ class AuditRecord:
         actor: ``master``, ``anonymous`` or a key's hash prefix.
         actor_name: the alias or name of that key.
         action: such as ``key/update``.
-        object_type: ``key``, ``user``, ``team`` or ``end_user``.
+        object_type: ``key``, ``user``, ``team``, ``end_user`` or ``model``.
         object_id: a key's hash prefix, or the id of the others.
         before: the object before; ``None`` where it was created.
         after: the object after; ``None`` where it was deleted.

@@ -1,4 +1,4 @@
-"""Keeps the key index in sync with the store, including changes by other processes."""
+"""Keeps the key index and the stored models in sync with the store, including changes by other processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted_vllm.auth.grants import NO_REVISION, Changes, Snapshot
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Spend
+from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.errors import StoreUnavailable
 from twisted_vllm.storage.database import DATABASE_SECONDS
 from twisted_vllm.storage.errors import RETRY_SECONDS
@@ -39,7 +40,8 @@ class Registry:
         store: stores the keys. index: is updated with every change. spend_set: called when a spend was set, by any
         process, and when a subject that has spent something gets a budget. budget_gone: called with the kind and id of
         a subject that loses its budget or is deleted. read_anew: called when everything was read anew, because the
-        database was restored or too much was missed. patience: a change that had to wait for longer, in seconds, for
+        database was restored or too much was missed. models_set: called with all stored models when one changed, and at
+        the start. patience: a change that had to wait for longer, in seconds, for
         earlier ones is not begun. monotonic: seconds, from any start.
     """
 
@@ -50,6 +52,7 @@ class Registry:
         spend_set: Callable[[Spend], None] = lambda spend: None,
         budget_gone: Callable[[str, str], None] = lambda kind, id: None,
         read_anew: Callable[[], None] = lambda: None,
+        models_set: Callable[[tuple[StoredModel, ...]], None] = lambda models: None,
         *,
         patience: float = DATABASE_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
@@ -59,11 +62,17 @@ class Registry:
         self._spend_set = spend_set
         self._budget_gone = budget_gone
         self._read_anew = read_anew
-        self._patience = patience
+        self._models_set = models_set
+        self._models: dict[str, StoredModel] = {}
+        self.reconfigure(patience)
         self._monotonic = monotonic
         self._lock = DeferredLock()
         self._begun = self._overtaking = 0
         self._revision = NO_REVISION
+
+    def reconfigure(self, patience: float) -> None:
+        """Let changes wait for another time from now on."""
+        self._patience = patience
 
     @property
     def index(self) -> KeyIndex:
@@ -73,6 +82,7 @@ class Registry:
     def load(self, snapshot: Snapshot) -> None:
         """Fill the index with the store's content, at the start."""
         self._index.replace_all(snapshot)
+        self._replace_models(snapshot)
         self._revision = snapshot.revision
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
@@ -127,14 +137,25 @@ class Registry:
             for kind, id in self._index.budgets() - {(spend.kind, spend.id) for spend in spends}:
                 self._budget_gone(kind, id)
             self._index.replace_all(update)
+            self._replace_models(update)
             for spend in spends:
                 self._spend_set(spend)
             self._read_anew()
         self._revision = revision
 
+    def _replace_models(self, snapshot: Snapshot) -> None:
+        self._models = dict(snapshot.models)
+        self._models_set(tuple(self._models.values()))
+
     def _apply(self, changes: Changes) -> None:
         before, after = self._index.before(changes).budgets_within(), changes.budgets_within()
         self._index.apply(changes)
+        if changes.models:
+            for name, model in changes.models.items():
+                self._models.pop(name, None)
+                if model is not None:
+                    self._models[name] = model
+            self._models_set(tuple(self._models.values()))
         for kind, id in before - after:
             self._budget_gone(kind, id)
         for spend in changes.budgets:

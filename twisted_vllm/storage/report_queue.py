@@ -73,10 +73,14 @@ class ReportQueue(Generic[ReportT]):
     def __init__(self, limits: ReportLimits) -> None:
         """Begin empty."""
         self.running = self.refused = 0
-        self._limits = limits
+        self.reconfigure(limits)
         self._waiting: tuple[deque[tuple[ReportCaller, ReportT]], ...] = (deque(), deque())
         self._waiting_of: Counter[Scope] = Counter()
         self._running_of: Counter[Scope] = Counter()
+
+    def reconfigure(self, limits: ReportLimits) -> None:
+        """Use other limits from now on; what runs and waits stays."""
+        self._limits = limits
 
     @property
     def waiting(self) -> int:

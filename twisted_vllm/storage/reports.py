@@ -87,6 +87,14 @@ class ReportReader:
         self._pausing = self._emptying = self._failing = False
         self._ordinary_switching = sys.getswitchinterval()
 
+    def reconfigure(self, limits: ReportLimits, seconds: float) -> None:
+        """Use other settings from now on; there are as many threads as before.
+
+        The arguments are the constructor's.
+        """
+        self.queue.reconfigure(limits)
+        self._seconds = seconds
+
     def open(self) -> None:
         """Make the threads and the connections, which connect on first use.
 

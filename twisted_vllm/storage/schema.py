@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select, text
 from sqlalchemy.engine import Engine
@@ -16,8 +17,11 @@ from twisted_vllm.storage.errors import StoreError
 from twisted_vllm.storage.tables import VERSION_TABLE
 from twisted_vllm.storage.usage.tables import metadata
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 #: the newest revision in ``migrations/versions``, whose tables are those of `metadata`
-HEAD = "0004_requests"
+HEAD = "0006_attempts"
 
 #: Alembic's table of the schema's revision, as Alembic creates it
 _version = Table(
@@ -73,14 +77,24 @@ def _use_write_ahead_log(engine: Engine) -> None:
         time.sleep(0.02)
 
 
+def unknown_revision(connection: Connection) -> str | None:
+    """Return the schema's revision if this version does not know it, such as a newer one's; else None."""
+    current = _revision(connection)
+    return None if current in (None, HEAD) or current in _known(_migrations(connection)) else current
+
+
 def _upgrade(connection: Connection) -> None:
-    current = None
-    if inspect(connection).has_table(VERSION_TABLE):
-        current = connection.execute(select(_version.c.version_num)).scalar()
+    current = _revision(connection)
     if current is None:
         _create_tables(connection)
     elif current != HEAD:
         _run_migrations(connection, current)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(select(_version.c.version_num)).scalar()
 
 
 def _create_tables(connection: Connection) -> None:
@@ -96,19 +110,29 @@ def _create_tables(connection: Connection) -> None:
 
 
 def _run_migrations(connection: Connection, current: str) -> None:
+    config = _migrations(connection)
+    if current not in _known(config):
+        raise StoreError(
+            f"The database has the schema {current!r}, which is newer than {HEAD!r}, the last one that this version "
+            "knows, or from before the first release. Start the version that made it, or name another database."
+        )
     # Imported here: Alembic and Mako take 10 MB, and most starts do not need them.
     from alembic import command
+
+    command.upgrade(config, "head")
+
+
+def _migrations(connection: Connection) -> Config:
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     config = Config()
     # A `%` would be read as an interpolation.
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    scripts = ScriptDirectory.from_config(config)
-    if current not in {script.revision for script in scripts.walk_revisions()}:
-        raise StoreError(
-            f"The database has the schema {current!r}, which is newer than {HEAD!r}, the last one that this version "
-            "knows, or from before the first release. Start the version that made it, or name another database."
-        )
-    command.upgrade(config, "head")
+    return config
+
+
+def _known(config: Config) -> set[str]:
+    from alembic.script import ScriptDirectory
+
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}

@@ -21,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
 )
@@ -33,6 +34,7 @@ VERSION_TABLE = "vllm_passthrough_schema"
 
 #: the kinds of what changes: ``kind`` in `changes`. The first, and users, teams and end users, also spend: `spend`.
 KEY, FORMER_KEY, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
+MODEL = "model"
 
 metadata = MetaData()
 
@@ -187,6 +189,18 @@ end_users = Table(
     Column("blocked", Boolean, nullable=False),
     *_changes(),
     Column("allowance", Limits),
+)
+
+#: entries of the model list that were added at run time; ``api_key`` is encrypted
+models = Table(
+    "vllm_passthrough_models",
+    metadata,
+    Column("model_id", String(255), primary_key=True),
+    Column("model_name", String(255), nullable=False),
+    Column("litellm_params", JSON, nullable=False),
+    Column("model_info", JSON, nullable=False),
+    Column("api_key", Text),
+    *_changes(),
 )
 
 members = Table(

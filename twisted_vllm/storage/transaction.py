@@ -12,7 +12,14 @@ from twisted_vllm.auth.grants import Changes
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.grants import last_revision, read_changed, spend_name
-from twisted_vllm.storage.records import AuditRecord, EndUserRecord, FormerKeyRecord, TeamRecord, UserRecord
+from twisted_vllm.storage.records import (
+    AuditRecord,
+    EndUserRecord,
+    FormerKeyRecord,
+    ModelRecord,
+    TeamRecord,
+    UserRecord,
+)
 from twisted_vllm.storage.repository import (
     KeyRepository,
     MemberRepository,
@@ -36,6 +43,7 @@ class Transaction:
         teams: the teams.
         members: which users are members of which teams.
         end_users: the end users that an administrator created.
+        models: the entries of the model list that were added at run time.
         spend: the spend of keys, users, teams and end users.
     """
 
@@ -58,6 +66,7 @@ class Transaction:
         self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._mark, tables.TEAM))
         self.members = MemberRepository(connection)
         self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, tables.END_USER))
+        self.models = Repository(connection, tables.models, ModelRecord, partial(self._mark, tables.MODEL))
         self.spend = SpendRepository(
             connection, lambda kind, identity: self._mark(tables.SPEND, spend_name(kind, identity))
         )

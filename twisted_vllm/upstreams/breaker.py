@@ -121,10 +121,9 @@ class Breaker:
             random: Returns a number from 0.0 to below 1.0, for the jitter.
             now: The time, in seconds.
         """
-        self._allowed_fails = allowed_fails
-        self._cooldown = min(cooldown, max_cooldown)
-        self._max_cooldown = max_cooldown
-        self._slow_start = slow_start
+        self.reconfigure(
+            allowed_fails=allowed_fails, cooldown=cooldown, max_cooldown=max_cooldown, slow_start=slow_start
+        )
         self._random = random
         self._fails = 0
         self._openings = 0
@@ -139,6 +138,16 @@ class Breaker:
         self.ticket = 0
         self.failures: dict[str, int] = {}
         self.on_change: Callable[[Change], None] = ignore
+
+    def reconfigure(self, *, allowed_fails: int, cooldown: float, max_cooldown: float, slow_start: float) -> None:
+        """Use other settings from now on; a cool-down that runs keeps its length.
+
+        The arguments are the constructor's.
+        """
+        self._allowed_fails = allowed_fails
+        self._cooldown = min(cooldown, max_cooldown)
+        self._max_cooldown = max_cooldown
+        self._slow_start = slow_start
 
     def allows(self, now: float) -> bool:
         """Whether a request may go to the server: it is closed, or its trial is due and nobody makes it."""
@@ -218,10 +227,12 @@ class Breaker:
     def declare_alive(self, now: float) -> None:
         """Active checks found the server alive.
 
-        This closes the breaker, unless answers opened it: a server that fails requests may pass its checks.
+        This closes the breaker. If answers opened it, requests must try the server first, because one that fails them
+        may pass its checks; but if none does so for long after the cool-down, the checks must do.
         """
-        if self.state == DEAD or (not self.closed and not self.last_resort):
-            self._recover(now, "checks_passed")
+        if self.closed or (self.last_resort and self.state != DEAD and now < self.retry_at + self._max_cooldown):
+            return
+        self._recover(now, "checks_passed")
 
     def release(self, now: float) -> None:
         """Nobody checks the server any more: a dead one gets a trial."""

@@ -247,7 +247,7 @@ class Dispatcher:
         It is the usual case, and takes a microsecond.
         """
         lone = group.lone
-        if lone is None:
+        if lone is None or group.successor is not None:
             return None
         state = lone.state
         breaker = state.breaker
@@ -268,6 +268,8 @@ class Dispatcher:
             ServerBusy: no server has room, and the queue is full; or none had in time.
         """
         now = self.seconds()
+        if group.successor is not None:
+            group = group.current
         if group.queue:
             # room that came with time alone, such as the next minute of an entry, is for those that wait
             self.serve()
@@ -278,7 +280,7 @@ class Dispatcher:
 
     def can_place(self, group: ModelGroup, tried: tuple[ServerState, ...]) -> bool:
         """Return whether another server of a group gets requests, beside those that were tried."""
-        now = self.seconds()
+        now, group = self.seconds(), group.current
         return any(each.state not in tried and each.state.is_usable(now) for each in group.destinations)
 
     # choosing
@@ -363,6 +365,17 @@ class Dispatcher:
             self.serve()
 
     # the queues
+
+    def regroup(self) -> None:
+        """Let requests wait for the servers that their models have now: the router's groups have changed."""
+        for group in list(self._queues):
+            following = group.current
+            if following is not group:
+                for waiting in group.queue:
+                    waiting.group = following
+                del self._queues[group]
+                self._queues[following] = None
+        self.freed()
 
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
         patience = _patience(group)

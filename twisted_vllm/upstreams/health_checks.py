@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_vllm.config.settings import HealthSettings
+from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.connect_queue import shortage_in
 from twisted_vllm.upstreams.breaker import CLOSED, DEAD, HALF_OPEN, Change, fault_of_status, ignore
 from twisted_vllm.upstreams.faults import FAULTS, fault_of_error
@@ -52,7 +53,7 @@ class Checked:
         results: How many checks it ``passed`` and ``failed``; those that the gateway could not make are ``unknown``.
     """
 
-    __slots__ = ("asking", "failed", "has_sleep", "number", "passed", "results", "started", "state", "timer")
+    __slots__ = ("asking", "failed", "has_sleep", "number", "passed", "results", "started", "state", "timer", "words")
 
     def __init__(self, state: ServerState, number: int) -> None:
         """Begin without a check."""
@@ -61,6 +62,8 @@ class Checked:
         self.results: Counter[str] = Counter()
         # in a row
         self.passed = self.failed = 0
+        # why the last check failed, for the log
+        self.words = ""
         # when the last check began, in seconds
         self.started = float("-inf")
         # whether it has `SLEEP_PATH`; None if that is not known
@@ -241,7 +244,7 @@ class HealthChecks:
             each.results["unknown"] += 1
             each.failed = 0
         else:
-            self._fails(each, fault, answered=False)
+            self._fails(each, fault, answered=False, words=words_of(failure.value))
 
     def _not_known(self, failure: Failure) -> None:
         self._log.failure("The check of a server failed by itself", failure, once_a_second=True)
@@ -260,7 +263,7 @@ class HealthChecks:
         elif breaker.state == DEAD:
             breaker.retry_at = self._alive_at(each, now)
 
-    def _fails(self, each: Checked, reason: str, *, answered: bool) -> None:
+    def _fails(self, each: Checked, reason: str, *, answered: bool, words: str = "") -> None:
         each.results["failed"] += 1
         each.passed = 0
         each.failed += 1
@@ -269,6 +272,7 @@ class HealthChecks:
         if not was_dead and each.failed < self._settings.fall:
             return
         now = self._clock.seconds()
+        each.words = words
         breaker.declare_dead(now, reason, 0.0, answered=answered)
         breaker.retry_at = self._alive_at(each, now)
         if not was_dead:
@@ -308,11 +312,12 @@ class HealthChecks:
         each.passed = 0
         log = self._log.info if change.state in (CLOSED, HALF_OPEN) else self._log.warn
         log(
-            "Server {server} is {state}, was {previous}: {reason}",
+            "Server {server} is {state}, was {previous}: {reason}{words}",
             server=state.name,
             state=change.state,
             previous=change.previous,
             reason=change.reason,
+            words=f", {each.words}" if each.words and change.state == DEAD else "",
             once_a_second=f"{state.name} {change.state}",
         )
         if change.state == CLOSED:

@@ -7,17 +7,20 @@ pool's, and holds its descriptor no longer than its timeout.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionDone, TimeoutError
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IHandshakeListener, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamProtocolError
+from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain, with_words
 from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import write_header_lines
@@ -37,13 +40,20 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 class Prober:
     """Sends GET requests to servers, with their own keys and TLS settings."""
 
-    def __init__(self, endpoint_of: Callable[[Server], IStreamClientEndpoint], clock: Any) -> None:
+    def __init__(
+        self,
+        endpoint_of: Callable[[Server], IStreamClientEndpoint],
+        clock: Any,
+        was_silent: Callable[[Server], None] | None = None,
+    ) -> None:
         """Send nothing yet.
 
         Args:
             endpoint_of: Returns what connects to a server.
             clock: A provider of IReactorTime.
+            was_silent: Called with a server that closed the connection without a byte.
         """
+        self._was_silent = was_silent
         self._endpoint_of = endpoint_of
         self._clock = clock
         self._header_cache = ResponseHeaderCache()
@@ -58,15 +68,24 @@ class Prober:
             max_body: The maximum size of the answer's body in bytes. 0 waits for no body.
 
         Returns:
-            The answer. It fails with what the connection met, with `TimeoutError`, or with `UpstreamProtocolError`.
-            Cancelling it aborts the connection.
+            The answer. It fails with what the connection met, with `TimeoutError` or with `UpstreamProtocolError`, each
+            with a note for the operator (`connect_errors.words_of`). Cancelling it aborts the connection.
         """
         lines = write_header_lines([*own_headers(server, b"*/*"), (b"Connection", b"close")])
         request = b"GET %b%b HTTP/1.1\r\n%b\r\n" % (server.base_path, path, lines)
-        factory = Factory.forProtocol(lambda: _Exchange(request, ResponseParser(self._header_cache), max_body))
+        factory = Factory.forProtocol(
+            lambda: _Exchange(server, request, ResponseParser(self._header_cache), max_body, self._was_silent)
+        )
         answer: Deferred[Any] = self._endpoint_of(server).connect(factory)
-        answer.addCallback(lambda exchange: exchange.done)
+        answer.addCallbacks(lambda exchange: exchange.done, _not_connected, errbackArgs=(server,))
         return _limited(answer, timeout, self._clock)
+
+
+def _not_connected(failure: Failure, server: Server) -> Failure:
+    error = failure.value
+    if error is not None and not failure.check(CancelledError, ConnectingCancelledError):
+        with_words(error, explain(error, server))
+    return failure
 
 
 def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[Answer]:
@@ -90,23 +109,39 @@ def _limited(answer: Deferred[Answer], timeout: float, clock: Any) -> Deferred[A
             timer.cancel()
         if isinstance(result, Failure) and result.check(CancelledError, ConnectingCancelledError):
             # a connection is cancelled by a name of its own
-            return Failure(TimeoutError() if expired else CancelledError())
+            words = f"it gave no answer within {timeout:g} s"
+            return Failure(with_words(TimeoutError(), words) if expired else CancelledError())
         return result
 
     answer.addBoth(ended)
     return answer
 
 
+@implementer(IHandshakeListener)
 class _Exchange(Protocol):
     """Sends a request, and reads the answer to it.
 
     Attributes:
         done: Fires with the answer.
+        certificate_fault: What is wrong with the server's certificate.
+        certificate_wanted: Whether the server asked for one.
     """
 
     transport: Any
 
-    def __init__(self, request: bytes, parser: ResponseParser, max_body: int) -> None:
+    def __init__(
+        self,
+        server: Server,
+        request: bytes,
+        parser: ResponseParser,
+        max_body: int,
+        was_silent: Callable[[Server], None] | None,
+    ) -> None:
+        self.certificate_fault = ""
+        self.certificate_wanted = False
+        self._server = server
+        self._handshaking = server.tls
+        self._was_silent = was_silent
         self.done: Deferred[Answer] = Deferred(lambda _: self._abort())
         self._request = request
         self._parser = parser
@@ -117,10 +152,16 @@ class _Exchange(Protocol):
     def connectionMade(self) -> None:
         self.transport.write(self._request)
 
+    def handshakeCompleted(self) -> None:
+        self._handshaking = False
+
     def dataReceived(self, data: bytes) -> None:
         if self.done.called:
             return
         parser = self._parser
+        if not parser.any_bytes and data.startswith(TLS_ALERT) and not self._server.tls:
+            self._fail(with_words(UpstreamProtocolError("The server's answer is not HTTP."), SPEAKS_TLS))
+            return
         well_formed = parser.feed(data)
         self._body += parser.take()
         if not well_formed:
@@ -136,7 +177,22 @@ class _Exchange(Protocol):
         if self._parser.until_eof and reason.check(ConnectionDone):
             self._succeed()
         else:
-            self.done.errback(reason)
+            self.done.errback(Failure(self._explained(reason.value or ConnectionDone())))
+            silent = not (self._server.tls or self._parser.any_bytes)
+            if silent and self._was_silent is not None and reason.check(ConnectionDone):
+                self._was_silent(self._server)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return an error of this connection alone, with words for the operator: others may have the same object."""
+        silent = not self._parser.any_bytes
+        words = explain(
+            error,
+            self._server,
+            handshaking=self._handshaking,
+            certificate=self.certificate_fault,
+            wanted=self.certificate_wanted and silent,
+        )
+        return with_words(copy(error), words)
 
     def _succeed(self) -> None:
         body = bytes(self._body) if self._max_body else b""

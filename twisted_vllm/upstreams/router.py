@@ -16,6 +16,7 @@ from twisted_vllm.errors import ModelNotFound
 from twisted_vllm.upstreams.entry_limits import EntryLimits
 from twisted_vllm.upstreams.fair_queue import FairQueue
 from twisted_vllm.upstreams.policies import Policy, make_policy
+from twisted_vllm.upstreams.prefix_table import CacheTable, PrefixTable
 from twisted_vllm.upstreams.retry_budget import RetryBudget
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 
@@ -76,6 +77,7 @@ class ModelGroup:
         fallbacks: the models to try in its place.
         context_fallbacks: the models to try when a prompt is too long for it.
         counts_tokens: whether one of its entries has a ``tpm``.
+        successor: the group that took its place when the router was updated; None while it is in use.
     """
 
     __slots__ = (
@@ -90,6 +92,7 @@ class ModelGroup:
         "policy",
         "queue",
         "strategy",
+        "successor",
         "tiers",
     )
 
@@ -123,6 +126,22 @@ class ModelGroup:
         self.budget = RetryBudget(retry_share, 0.0)
         self.fallbacks = fallbacks
         self.context_fallbacks = context_fallbacks
+        self.successor: ModelGroup | None = None
+
+    @property
+    def current(self) -> ModelGroup:
+        """The group that is in its place now."""
+        group = self
+        while group.successor is not None:
+            group = group.successor
+        return group
+
+    def succeed(self, previous: ModelGroup) -> None:
+        """Take the place of a group: what waits there, waits for these servers. Its budget goes on counting."""
+        previous.queue.capacity = self.queue.capacity
+        previous.budget.share = self.budget.share
+        self.queue, self.budget = previous.queue, previous.budget
+        previous.successor = self
 
     def calmest(self) -> Destination:
         """Return the destination with the fewest requests for its weight, of those that work if any does."""
@@ -175,14 +194,18 @@ class Router:
         routing: RoutingSettings,
         random: Callable[[], float],
         retry_share: float = RetrySettings().budget,
+        make_table: Callable[[], CacheTable] = PrefixTable,
     ) -> None:
         """Set up; the arguments are those of `update`, and:
 
         Args:
             servers: the states of all servers.
             random: a random number from 0.0 to below 1.0.
+            make_table: makes what a policy keeps of the servers' prefix caches.
         """
         self.servers = servers
+        self.default = None
+        self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
         self._limits: dict[_Identity, EntryLimits] = {}
@@ -195,7 +218,7 @@ class Router:
         routing: RoutingSettings,
         retry_share: float = RetrySettings().budget,
     ) -> None:
-        """Replace all model groups. Requests that were routed keep the group that they have.
+        """Replace all model groups. Requests that were routed, and those that wait, go on with their group's successor.
 
         Args:
             models: the rows of ``model_list``, in order.
@@ -228,10 +251,12 @@ class Router:
             for alias, name in routing.model_group_alias.items()
             if name in self._groups and alias not in self._groups
         }
-        self.default = None
+        former, self.default = self.default, None
         if default_server is not None:
             default = Destination(default_server, self._state(default_server))
             self.default = self._only(default, fallbacks=routing.default_fallbacks)
+            if former is not None:
+                self.default.succeed(former)
         # by the server and its own name of the model; of several entries, the dearest
         self._served: dict[tuple[bytes, str], ModelEntry] = {}
         for entry in models:
@@ -347,13 +372,13 @@ class Router:
             name,
             destinations,
             strategy,
-            policy or make_policy(strategy, self._random),
+            policy or make_policy(strategy, self._random, self._make_table),
             routing.fallbacks.get(name, tuple(each for each in routing.default_fallbacks if each != name)),
             routing.context_window_fallbacks.get(name, ()),
             self._retry_share,
         )
         if previous is not None:
-            group.queue.rate = previous.queue.rate
+            group.succeed(previous)
         return group
 
     @staticmethod

@@ -5,6 +5,7 @@ Only ``/invocations`` needs this, where vLLM ignores the body's model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -86,6 +87,12 @@ class ServedModels:
         answer.addErrback(lambda failure: self._failed(server, failure))
         answer.addCallback(self._told, server)
         return waiting
+
+    def keep_only(self, servers: Iterable[Server]) -> None:
+        """Forget what is known of all other servers."""
+        kept = frozenset(servers)
+        for server in [server for server in self._known if server not in kept]:
+            del self._known[server]
 
     def _failed(self, server: Server, failure: Failure) -> _Served:
         self._log.warn(

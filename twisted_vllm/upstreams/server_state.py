@@ -84,6 +84,8 @@ class Servers:
         """Start without servers; `make_breaker` makes the breaker of a new one."""
         self.make_breaker = make_breaker
         self._states: dict[bytes, ServerState] = {}
+        # those that left and still have requests in flight
+        self._leaving: dict[bytes, ServerState] = {}
 
     def __iter__(self) -> Iterator[ServerState]:
         return iter(tuple(self._states.values()))
@@ -95,7 +97,9 @@ class Servers:
         """Return the state of a configured server, made if it is new."""
         state = self._states.get(server.url)
         if state is None:
-            state = self._states[server.url] = ServerState(server, self.make_breaker())
+            state = self._leaving.pop(server.url, None) or ServerState(server, self.make_breaker())
+            state.left = False
+            self._states[server.url] = state
         return state
 
     def named(self, name: str) -> ServerState | None:
@@ -105,7 +109,8 @@ class Servers:
     def configure(self, servers: Iterable[Server]) -> list[ServerState]:
         """Set which servers are configured; return the states of those that left.
 
-        What is known of a server that stays is kept: its counts, its breaker and its latency.
+        What is known of a server that stays is kept: its counts, its breaker and its latency; so is that of one that
+        comes back before its requests have ended.
         """
         by_url: dict[bytes, Server] = {}
         for server in servers:
@@ -118,4 +123,6 @@ class Servers:
         left = [self._states.pop(url) for url in gone]
         for state in left:
             state.left = True
+        leaving = (*self._leaving.items(), *zip(gone, left, strict=True))
+        self._leaving = {url: state for url, state in leaving if state.in_flight}
         return left

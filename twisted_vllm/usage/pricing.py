@@ -123,8 +123,21 @@ class PriceTable:
 
     def of(self, entry: ModelEntry | None) -> Prices:
         """Return the prices of the entry that serves a request; None if there is none."""
-        own = FREE if entry is None else self._of_entry[entry]
+        own = FREE
+        if entry is not None:
+            # a request that was routed before the model list changed costs what its entry said
+            own = self._of_entry.get(entry) or prices_of(entry.model_name, entry.prices)
         return self._default if own is FREE else own
+
+    def keeps(self, other: PriceTable) -> bool:
+        """Return whether each model of another table still costs the same on the same server."""
+        return self._default == other._default and self._served().items() >= other._served().items()
+
+    def _served(self) -> dict[tuple[str, str, str], Prices]:
+        return {
+            (entry.model_name, entry.server.name, entry.upstream_model): prices
+            for entry, prices in self._of_entry.items()
+        }
 
 
 class RoutePricing:

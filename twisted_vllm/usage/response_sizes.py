@@ -20,8 +20,12 @@ class ResponseSizes:
         Args:
             assumed: the tokens of a response that is not known: another process made it, or it is too old.
         """
-        self._assumed = assumed
         self._tokens: BoundedCache[str, int] = BoundedCache(MAX_RESPONSES, MAX_ID)
+        self.reconfigure(assumed)
+
+    def reconfigure(self, assumed: int) -> None:
+        """Assume another number of tokens from now on."""
+        self._assumed = assumed
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -6,15 +6,13 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectingCancelledError, TCPTimedOutError, TimeoutError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import URI
@@ -25,14 +23,18 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
+from twisted_vllm.http.client.connect_errors import explain, with_words
 from twisted_vllm.http.client.connect_queue import ConnectQueue, shortage_in
 from twisted_vllm.http.client.connection import UpstreamConnection
+from twisted_vllm.http.client.endpoints import Endpoints
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.interfaces import NO_PROTOCOLS, Again, Ended, Informational, IUpstreamAgent, Sent
+from twisted_vllm.http.client.open_connections import OpenConnections
 from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.retries import Retries, StaleRequest
+from twisted_vllm.http.client.tls_question import TlsQuestions
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
@@ -66,6 +68,8 @@ class UpstreamAgent:
         coalescer: WriteCoalescer,
         shortages: Shortages | None = None,
         max_connections: int | None = None,
+        *,
+        asks_for_tls: bool = False,
     ) -> None:
         """Make the agent.
 
@@ -76,6 +80,8 @@ class UpstreamAgent:
             shortages: is told when there is no descriptor or port for a connection.
             max_connections: the most connections, idle ones included; more wait for one of them to end. None means no
                 limit.
+            asks_for_tls: whether a server with http:// that closes connections without a byte is asked, once in
+                `tls_question.INTERVAL` seconds, whether it speaks TLS.
         """
         self._reactor = reactor
         self._deadlines = deadlines
@@ -86,19 +92,21 @@ class UpstreamAgent:
         self._retries: dict[Server, Retries] = {}
         # until when a server is not trusted, in the reactor's seconds
         self._distrusted: dict[Server, float] = {}
-        self._connections: set[UpstreamConnection] = set()
         self._connecting: dict[UpstreamExchange, Deferred[Any]] = {}
         self._closed = False
         self._shortages = Shortages() if shortages is None else shortages
         self._shortages.add_reclaimer(self.make_room)
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
-        self._endpoints: dict[Server, IStreamClientEndpoint] = {}
+        self._open = opened = OpenConnections(self.pool, self._idle)
+        self._endpoints = Endpoints(reactor, deadlines, opened.named, opened.loads, opened.addresses_changed)
+        self._tls_questions = TlsQuestions(reactor, self._endpoints)
+        self._asks_for_tls = asks_for_tls
 
     @property
     def connections(self) -> frozenset[UpstreamConnection]:
         """All connections, idle ones included."""
-        return frozenset(self._connections)
+        return frozenset(self._open.every)
 
     def request(
         self,
@@ -142,7 +150,8 @@ class UpstreamAgent:
         )
         # read before sending, which may fail at once
         result: Deferred[UpstreamResponse] = exchange.result  # type: ignore[assignment]  # it has not fired
-        connection = self.pool.take(server, self._deadlines.now, self._coalescer.turn)
+        key = self._open.key(server, self._deadlines.now) if self._open.spread else server
+        connection = self.pool.take(key, self._deadlines.now, self._coalescer.turn)
         if connection is None:
             self._connect_or_wait(exchange)
         else:
@@ -156,14 +165,57 @@ class UpstreamAgent:
         for exchange, connecting in list(self._connecting.items()):
             connecting.cancel()
             exchange.fail(UpstreamUnreachable(_SHUTTING_DOWN))
-        for connection in list(self._connections):
+        self._endpoints.close()
+        self._tls_questions.close()
+        for connection in list(self._open.every):
             connection.transport.abortConnection()
+
+    def reconfigure(self, servers: Iterable[Server], max_connections: int | None) -> None:
+        """Use other settings from now on: as `reload`, with another limit of connections."""
+        self._max_connections = max_connections
+        self.reload(servers)
+        self._waiting.go_on()
+
+    def reload(self, servers: Iterable[Server]) -> None:
+        """Read the files of TLS (again), resolve the known names again, and forget servers that are not used any more.
+
+        What runs goes on. A connection of which files, addresses or server are gone takes no other request.
+
+        Args:
+            servers: those in use from now on.
+
+        Raises:
+            TlsFileError: a file cannot be used; nothing has changed.
+        """
+        used = frozenset(servers)
+        for server in self._endpoints.read(used):
+            self._open.retire(server)
+        self.keep_only(used)
+        self._endpoints.resolve()
+
+    def keep_only(self, servers: Iterable[Server]) -> None:
+        """Forget servers that are not used any more: their connections take no other request."""
+        for server in (self._endpoints.servers | self._retries.keys()) - frozenset(servers):
+            self._open.forget(server)
+            self._endpoints.forget(server)
+            self._tls_questions.forget(server)
+            self._retries.pop(server, None)
+            self._distrusted.pop(server, None)
+
+    def ask_for_tls(self, server: Server) -> None:
+        """Find out whether a server with http:// speaks TLS, and tell the operator; once in a minute at most."""
+        if self._asks_for_tls and not self._closed:
+            self._tls_questions.ask(server)
+
+    def speaks_tls(self, server: Server) -> Deferred[bool]:
+        """Return whether a server with http:// speaks TLS; False if it cannot be asked."""
+        return self._tls_questions.speaks_tls(server)
 
     # connections
 
     def _has_room(self) -> bool:
         most = self._max_connections
-        return most is None or len(self._connections) + len(self._connecting) < most
+        return most is None or len(self._open.every) + len(self._connecting) < most
 
     def _connect_or_wait(self, exchange: UpstreamExchange) -> None:
         if self._waiting or not self._has_room():
@@ -192,10 +244,7 @@ class UpstreamAgent:
                 self._lost,
             )
         )
-        connecting = self.endpoint_of(server).connect(factory)
-        if not (isIPAddress(server.host) or isIPv6Address(server.host)):
-            # the endpoint limits each attempt, and neither the resolution of the name nor all of them together
-            connecting.addTimeout(server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
+        connecting = self._endpoints.of(server).connect(factory)
         exchange.carrier = self
         self._connecting[exchange] = connecting
         hold(exchange.body)
@@ -223,24 +272,11 @@ class UpstreamAgent:
 
     def endpoint_of(self, server: Server) -> IStreamClientEndpoint:
         """Return what connects to a server."""
-        endpoint = self._endpoints.get(server)
-        if endpoint is None:
-            arguments = (self._reactor, server.host, server.port)
-            seconds = server.timeouts.connect
-            if isIPAddress(server.host):
-                endpoint = TCP4ClientEndpoint(*arguments, timeout=seconds)
-            elif isIPv6Address(server.host):
-                endpoint = TCP6ClientEndpoint(*arguments, timeout=seconds)
-            else:
-                endpoint = HostnameEndpoint(*arguments, timeout=seconds)
-            if server.tls:
-                endpoint = wrapClientTLS(optionsForClientTLS(server.host), endpoint)
-            self._endpoints[server] = endpoint
-        return endpoint
+        return cast(IStreamClientEndpoint, self._endpoints.of(server))
 
     def _connected(self, connection: UpstreamConnection, exchange: UpstreamExchange) -> None:
         self._connecting.pop(exchange, None)
-        self._connections.add(connection)
+        self._open.add(connection)
         if exchange.result is None:
             # cancelled in the same reactor turn
             connection.close()
@@ -257,16 +293,17 @@ class UpstreamAgent:
             self._shortages.note("connect", shortage)
             self._wait(exchange)
             return
+        words = failure.getErrorMessage() if failure.value is None else explain(failure.value, exchange.server)
         self._log.warn(
             "No connection to {server}: {reason}",
             server=exchange.server.name,
-            reason=failure.getErrorMessage(),
+            reason=words,
             once_a_second=exchange.server.name,
         )
         if failure.check(TimeoutError, TCPTimedOutError):
-            exchange.fail(UpstreamTimeout("Connecting to the vLLM server took too long."))
+            exchange.fail(with_words(UpstreamTimeout("Connecting to the vLLM server took too long."), words))
         else:
-            exchange.fail(UpstreamUnreachable("The vLLM server cannot be reached."))
+            exchange.fail(with_words(UpstreamUnreachable("The vLLM server cannot be reached."), words))
         self._waiting.go_on()
 
     def _stray(self, connection: UpstreamConnection) -> None:
@@ -279,9 +316,9 @@ class UpstreamAgent:
                 seconds=DISTRUST,
             )
         self._distrusted[server] = now + DISTRUST
-        for idle in self.pool.clear(server):
-            if idle is not connection:
-                idle.close()
+        for other in self._open.of(server):
+            if self.pool.discard(other.key, other) and other is not connection:
+                other.close()
 
     def _idle(self, connection: UpstreamConnection) -> None:
         until = self._distrusted.get(connection.server) if self._distrusted else None
@@ -290,15 +327,19 @@ class UpstreamAgent:
                 connection.close()
                 return
             del self._distrusted[connection.server]
-        for surplus in self.pool.put(connection.server, connection, self._deadlines.now, self._coalescer.turn):
+        if connection.key is None:
+            connection.close()
+            return
+        for surplus in self.pool.put(connection.key, connection, self._deadlines.now, self._coalescer.turn):
             surplus.close()
         if self._waiting.deadline is not None:
             # one of another server, perhaps: an idle connection is of no use to those that wait
             self.make_room(1)
 
     def _lost(self, connection: UpstreamConnection, resend: UpstreamExchange | None) -> None:
-        self._connections.discard(connection)
-        self.pool.discard(connection.server, connection)
+        self._open.remove(connection)
+        if connection.was_silent:
+            self.ask_for_tls(connection.server)
         if resend is not None:
             self._connect_or_wait(resend)
         if self._waiting:

@@ -6,9 +6,10 @@ chunk, leaves the gateway in one write.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -19,6 +20,7 @@ from zope.interface import implementer
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import BodyUpload
+from twisted_vllm.http.client.connect_errors import SPEAKS_TLS, TLS_ALERT, explain, with_words
 from twisted_vllm.http.client.exchange import UpstreamExchange
 from twisted_vllm.http.client.parser import ResponseParser
 from twisted_vllm.http.client.pool import KEEP
@@ -36,6 +38,7 @@ LARGE_REQUEST = 16_384
 #: the status that some servers send before they close an idle connection (RFC 9110 §15.5.9)
 _REQUEST_TIMEOUT = b"408"
 
+_UNREACHABLE = "The vLLM server cannot be reached."
 _NO_ANSWER = (
     "The vLLM server closed the connection before it answered. It may have begun to work, so the gateway did not send "
     "the request twice."
@@ -50,6 +53,13 @@ class UpstreamConnection(Protocol):
         deadline: when `expired` is called, in the reactor's seconds.
         exchange: the exchange in flight, or None while idle.
         tunnel: the tunnel, once the server agreed to an upgrade.
+        address: the address that it goes to, if the server is reached by its name; else empty.
+        key: what the pool knows it by; None if it takes no other request.
+        is_handshaking: whether TLS is not yet established.
+        certificate_fault: what is wrong with the server's certificate; set before the connection is lost.
+        certificate_wanted: whether the server asked for a certificate.
+        tls_failed: whether TLS was not established, without the client's doing.
+        was_silent: whether the server closed it, without TLS, before it ever sent a byte.
     """
 
     transport: Any
@@ -82,6 +92,13 @@ class UpstreamConnection(Protocol):
         self.deadline: float | None = None
         self.exchange: UpstreamExchange | None = None
         self.tunnel: Tunnel | None = None
+        self.address = ""
+        self.key: Hashable | None = server
+        self.is_handshaking = server.tls
+        self.certificate_fault = ""
+        self.certificate_wanted = False
+        self.tls_failed = False
+        self.was_silent = False
         self._deadlines = deadlines
         self._coalescer = coalescer
         self._retries = retries
@@ -92,7 +109,6 @@ class UpstreamConnection(Protocol):
         self._used = self._reused = self._unsent = self._aborting = False
         self._closing = self._lost = self._paused = self._sent_large = False
         self._upload: BodyUpload | None = None
-        self._handshaking = server.tls
         self._total: float | None = None
 
     # connection
@@ -107,7 +123,7 @@ class UpstreamConnection(Protocol):
 
     def handshakeCompleted(self) -> None:
         """Wait for the response, now that TLS is established."""
-        self._handshaking = False
+        self.is_handshaking = False
         if self.exchange is not None:
             self._await(self.server.timeouts.response_head)
 
@@ -119,6 +135,7 @@ class UpstreamConnection(Protocol):
         parser = self._parser
         resend = None
         if exchange is not None:
+            self.tls_failed = self.is_handshaking
             if parser.until_eof and reason.check(ConnectionDone):
                 parser.complete = True
                 self._deliver()
@@ -127,8 +144,10 @@ class UpstreamConnection(Protocol):
                 self.exchange = None
                 self._stop_upload()
             elif not parser.any_bytes:
-                self._log_loss(reason)
-                self._fail(UpstreamUnreachable(_NO_ANSWER))
+                words = self._log_loss(reason)
+                self.was_silent = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
+                no_tls = self.is_handshaking or reason.check(SSL.Error) or self._shown_in_vain
+                self._fail(with_words(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER), words))
             else:
                 self._log_loss(reason)
                 self._fail(UpstreamProtocolError("The vLLM server's answer was cut short."))
@@ -143,14 +162,27 @@ class UpstreamConnection(Protocol):
             exchange.repeat()
         return decision in (StaleRequest.MOVED, StaleRequest.REPEATED)
 
-    def _log_loss(self, reason: Failure) -> None:
-        """Log why the connection was lost, such as an untrusted certificate. The client does not get the reason."""
+    def _log_loss(self, reason: Failure) -> str:
+        """Log and return why the connection was lost, such as an untrusted certificate. Clients do not get it."""
+        reason_in_words = explain(
+            reason.value or ConnectionDone(),
+            self.server,
+            handshaking=self.is_handshaking,
+            certificate=self.certificate_fault,
+            wanted=self._shown_in_vain,
+        )
         self._log.warn(
             "Lost {server}: {reason}",
             server=self.server.name,
-            reason=reason.getErrorMessage(),
+            reason=reason_in_words,
             once_a_second=self.server.name,
         )
+        return reason_in_words
+
+    @property
+    def _shown_in_vain(self) -> bool:
+        """Whether the server asked for a certificate and then sent nothing: in TLS 1.3 it looks after the handshake."""
+        return self.certificate_wanted and not self._reused and not self._parser.any_bytes
 
     def close(self) -> None:
         """Close an idle connection; abort it if the server does not close its side within `KEEP`."""
@@ -166,6 +198,7 @@ class UpstreamConnection(Protocol):
         elif self.exchange is None:
             self.close()
         else:
+            self.tls_failed = self.is_handshaking
             self.fail(UpstreamTimeout("The vLLM server took too long."))
 
     def fail(self, error: BaseException) -> None:
@@ -197,7 +230,7 @@ class UpstreamConnection(Protocol):
         timeouts = self.server.timeouts
         self._total = self._deadlines.after(timeouts.total)
         # a server that does not complete the TLS handshake counts as unreachable
-        self._await(timeouts.connect if self._handshaking else timeouts.response_head)
+        self._await(timeouts.connect if self.is_handshaking else timeouts.response_head)
         self._upload = None
         self._unsent = True
         self._coalescer.at_send(self._begin)
@@ -233,7 +266,7 @@ class UpstreamConnection(Protocol):
         """A piece of the body was sent: restart the timeout for the response's head."""
         if self.exchange is not None and self.exchange.on_sent is not None:
             self.exchange.on_sent(self._deadlines.seconds())
-        if not self._parser.head_arrived and not self._handshaking:
+        if not self._parser.head_arrived and not self.is_handshaking:
             self._await(self.server.timeouts.response_head)
 
     def _stop_upload(self) -> None:
@@ -272,6 +305,15 @@ class UpstreamConnection(Protocol):
             return
         if self._parser.switched and self.exchange.allows_switch(self._parser.head):
             self._switch(self.exchange)
+            return
+        if data.startswith(TLS_ALERT) and not self._parser.head_arrived and not self.server.tls:
+            self._log.warn(
+                "Lost {server}: {reason}",
+                server=self.server.name,
+                reason=SPEAKS_TLS,
+                once_a_second=self.server.name,
+            )
+            self.fail(with_words(UpstreamUnreachable(_UNREACHABLE), SPEAKS_TLS))
             return
         # deliver what arrived before the fault, then abort
         self._deliver()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from heapq import nsmallest
 from operator import itemgetter
 from typing import Generic, TypeVar
@@ -66,10 +66,16 @@ class Pool(Generic[Connection]):
         del stack[: len(surplus)]
         return [connection for _, _, connection in surplus]
 
-    def discard(self, key: Hashable, connection: Connection) -> None:
-        """Remove a connection that the other side closed."""
+    def discard(self, key: Hashable, connection: Connection) -> bool:
+        """Remove a connection that the other side closed, or that is not to be used; return whether it was idle."""
         stack = self._idle.get(key, [])
+        before = len(stack)
         stack[:] = [entry for entry in stack if entry[2] is not connection]
+        return len(stack) < before
+
+    def count(self, key: Hashable) -> int:
+        """Return how many connections are idle, those that have been idle for too long included."""
+        return len(self._idle.get(key, ()))
 
     def oldest(self, count: int) -> list[Connection]:
         """Remove and return the connections that have been idle for longest, at most `count`."""
@@ -81,6 +87,11 @@ class Pool(Generic[Connection]):
         for _, key, connection in found:
             self.discard(key, connection)
         return [connection for _, _, connection in found]
+
+    def keep_only(self, keys: Container[Hashable]) -> list[Connection]:
+        """Remove and return the connections of all servers but these."""
+        gone = [key for key in self._idle if key not in keys]
+        return [connection for key in gone for connection in self.clear(key)]
 
     def clear(self, key: Hashable) -> list[Connection]:
         """Remove and return all connections of a server."""

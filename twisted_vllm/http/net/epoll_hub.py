@@ -14,7 +14,7 @@ import select
 import socket
 from typing import Any
 
-from twisted.internet import tcp
+from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -99,6 +99,12 @@ class EpollHub:
     ) -> Any:
         """Connect; the hub is the connection's reactor."""
         connector = tcp.Connector(host, port, factory, timeout, bindAddress, self)
+        connector.connect()
+        return connector
+
+    def connectUNIX(self, address: Any, factory: Any, timeout: float = 30.0, checkPID: int = 0) -> Any:
+        """Connect to a UNIX socket; the hub is the connection's reactor."""
+        connector = unix.Connector(address, factory, timeout, self, checkPID)
         connector.connect()
         return connector
 

@@ -119,7 +119,7 @@ class DownstreamConnection(http.HTTPChannel):
         """Start to serve the connection."""
         super().connectionMade()
         self.write, self.send_now = self.site.coalescer.writer(self.transport)
-        self._parser = RequestParser(self._begin_request, self.site.limits, self.site.header_cache)
+        self._parser = RequestParser(self._begin_request, self.site, self.site.header_cache)
         self._handshaking = self.isSecure()
         self.peer = Peer(getattr(self.transport.getPeer(), "host", ""), self._handshaking)
         self._set_deadline()

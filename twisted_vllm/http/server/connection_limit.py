@@ -110,13 +110,10 @@ class ConnectionLimit:
             is_exempt: returns whether an address may have more than that. A peer without an address always may.
             max_refused: connections over the limit to answer at a time; half as many may be closing to make room.
         """
-        self._most = sys.maxsize if max_connections is None else max_connections
-        self.most_of_one = self._most if share == 1 else max(1, int(self._most * share))
         self._deadlines = deadlines
         self._date = date
         self._make_id = make_id
         self._is_exempt = is_exempt
-        self._max_refused = max_refused
         self._clients: dict[str | bytes, _Client] = {}
         self._total = 0
         self._refused: set[RefusedConnection] = set()
@@ -126,6 +123,19 @@ class ConnectionLimit:
         self._burst = 0
         self.refused: Counter[str] = Counter()
         self.dropped: Counter[Idle] = Counter()
+        self.reconfigure(max_connections, share, max_refused)
+
+    def reconfigure(self, max_connections: int | None, share: float, max_refused: int) -> None:
+        """Use other limits from now on, and ask again who is exempt; connections that are served stay.
+
+        The arguments are the constructor's.
+        """
+        self._most = sys.maxsize if max_connections is None else max_connections
+        self.most_of_one = self._most if share == 1 else max(1, int(self._most * share))
+        self._max_refused = max_refused
+        for client in self._clients.values():
+            host = next(iter(client.connections)).peer.host
+            client.exempt = not host or self._is_exempt(host)
 
     def __len__(self) -> int:
         return self._total

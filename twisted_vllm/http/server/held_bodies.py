@@ -73,6 +73,11 @@ class Pool:
         self._part = part
         self.large = self.small = self.waiting = self.other = 0
 
+    def reconfigure(self, room: int, part: int) -> None:
+        """Use other bounds from now on; what is held stays."""
+        self._room = room
+        self._part = part
+
     @property
     def held(self) -> int:
         """Everything."""
@@ -169,18 +174,30 @@ class HeldBodies:
         """
         self.refused = 0
         self.deadline: float | None = None
-        # what waits has a part of its own, so that `total` is the most of all
-        part = total // PARTS
-        self._total = Pool(total - part, part)
-        self._share = total // 4 if per_key is None else per_key
-        self._all = total - part
-        self._patience = patience
+        self._total = Pool(0, 0)
         self._seconds = seconds
         self._owners: dict[str, _Owner] = {}
         # the owners of bodies that wait, in the order of their turns
         self._turns: dict[_Owner, None] = {}
         self._arriving: dict[Holding, None] = {}
         self._serving = False
+        self.reconfigure(total, per_key, patience)
+
+    def reconfigure(self, total: int, per_key: int | None, patience: float | None) -> None:
+        """Use other bounds from now on: bodies that wait may have room, and what is held stays.
+
+        The arguments are the constructor's.
+        """
+        # what waits has a part of its own, so that `total` is the most of all
+        part = total // PARTS
+        self._total.reconfigure(total - part, part)
+        self._share = total // 4 if per_key is None else per_key
+        self._all = total - part
+        self._patience = patience
+        for owner in self._owners.values():
+            room = self._room_of(owner.name)
+            owner.reconfigure(room, room // PARTS)
+        self._serve()
 
     @property
     def held(self) -> int:
@@ -209,7 +226,7 @@ class HeldBodies:
         """
         owner = self._owners.get(key)
         if owner is None:
-            room = self._share if key else self._all
+            room = self._room_of(key)
             owner = self._owners[key] = _Owner(key, room, room // PARTS)
         owner.holdings += 1
         holding = Holding(self, owner, holder, size)
@@ -250,6 +267,9 @@ class HeldBodies:
         if not owner.holdings:
             del self._owners[owner.name]
         self._serve()
+
+    def _room_of(self, key: str) -> int:
+        return self._share if key else self._all
 
     # bytes of connections
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -18,6 +19,12 @@ from twisted_vllm.http.start_line import KEPT, OTHER_PROTOCOL, unfinished_reques
 UNREAD_METHOD = b"(no method yet)"
 
 
+class Limited(Protocol):
+    """Has the limits of requests, which may change: the site."""
+
+    limits: Limits
+
+
 class RequestParser:
     """Parses the requests of one connection.
 
@@ -29,12 +36,12 @@ class RequestParser:
         pieces: of bodies, since the connection began. Each chunk has at least one, and costs time whatever its size.
     """
 
-    def __init__(self, begin: Callable[[], GatewayRequest], limits: Limits, header_cache: RequestHeaderCache) -> None:
+    def __init__(self, begin: Callable[[], GatewayRequest], limited: Limited, header_cache: RequestHeaderCache) -> None:
         """Make a parser.
 
         Args:
             begin: creates a request and puts it in line.
-            limits: limits of heads and bodies.
+            limited: has the limits of heads and bodies; a request keeps those that it began with.
             header_cache: the parsed heads of earlier requests.
         """
         self.current: GatewayRequest | None = None
@@ -43,7 +50,8 @@ class RequestParser:
         self.surplus = b""
         self.pieces = 0
         self._begin = begin
-        self._limits = limits
+        self._limited = limited
+        self._limits = limited.limits
         self._header_cache = header_cache
         # the request that ended in the segment that is being parsed
         self._last: GatewayRequest | None = None
@@ -199,6 +207,7 @@ class RequestParser:
         """Begin a request."""
         if not self._priming:
             self.current = self._begin()
+            self._limits = self._limited.limits
             self.in_head = True
             self._target = b""
             self._headers = []

@@ -94,8 +94,8 @@ class GatewaySite(server.Site):
         self.coalescer = coalescer
         self.disconnects = disconnects
         self.limits = limits
-        self.header_cache = RequestHeaderCache(limits)
         self.timeouts = timeouts
+        self.header_cache = RequestHeaderCache(limits)
         self.draining = False
         self.aborted = False
         self.seconds = reactor.seconds
@@ -120,6 +120,14 @@ class GatewaySite(server.Site):
             is_exempt=is_exempt,
             max_refused=max_refused,
         )
+
+    def reconfigure(self, limits: Limits, timeouts: Timeouts, max_refused: int) -> None:
+        """Use other settings from the next request on each connection; the arguments are the constructor's."""
+        self.limits = limits
+        self.timeouts = timeouts
+        self.header_cache.reconfigure(limits)
+        self.held_bodies.reconfigure(limits.max_held_total_bytes, limits.max_held_bytes_per_key, timeouts.held_body)
+        self.connection_limit.reconfigure(limits.max_connections, limits.max_connections_share, max_refused)
 
     def startFactory(self) -> None:
         """Do nothing: twisted.web's access log is not used."""

@@ -70,10 +70,14 @@ class LineObserver:
         if level not in _LEVELS:
             raise ValueError(f"{level!r} is not a log level; use one of {', '.join(_LEVELS)}")
         self.writer = writer
-        self._lines = lines
-        self._lowest = _LEVELS[level]
+        self.reconfigure(lines, level)
         self._monotonic = monotonic
         self._repeats = Repeats()
+
+    def reconfigure(self, lines: ILines, level: str) -> None:
+        """Write other lines from now on; the arguments are the constructor's."""
+        self._lines = lines
+        self._lowest = _LEVELS[level]
 
     def __call__(self, event: LogEvent) -> None:
         """Write the event, if its level is high enough and its kind was not written too often."""

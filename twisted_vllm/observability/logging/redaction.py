@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 
 #: shorter secrets are masked only as whole words: the database password "vllm" must not mask part of "twisted_vllm"
 SHORT_SECRET_LENGTH = 8
+
+#: secrets of earlier settings that are masked still, the latest of them
+MOST_FORMER = 100
 
 #: what looks like a credential; a group is what stays in front of the mask. A key may hold any visible character; the
 #: punctuation at its end may belong to the sentence. Its prefix may be percent-encoded, once or more often.
@@ -34,10 +37,27 @@ class Redactor:
             secrets: the configured secrets, such as the master key and the servers' keys. Of a URL, only the password
                 is masked.
         """
-        every = {spelling for secret in secrets for value in _values(secret) for spelling in spellings(value)}
+        self._known: tuple[str, ...] = ()
+        self._secrets: re.Pattern[str] | None = None
+        self.prepare(secrets)()
+
+    def prepare(self, secrets: Iterable[str]) -> Callable[[], None]:
+        """Return what has other secrets masked, in place of those that are known. In any thread: it may take long.
+
+        Some former ones are masked still: requests in flight may have them.
+        """
+        current = tuple(dict.fromkeys(secrets))
+        former = [secret for secret in self._known if secret not in current]
+        known = (*former[-MOST_FORMER:], *current)
+        every = {spelling for secret in known for value in _values(secret) for spelling in spellings(value)}
         # The longest first, to mask a secret whole that begins with another one.
         ordered = sorted(every, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(_pattern, ordered))) if ordered else None
+        pattern = re.compile("|".join(map(_pattern, ordered))) if ordered else None
+
+        def apply() -> None:
+            self._known, self._secrets = known, pattern
+
+        return apply
 
     def __call__(self, text: str) -> str:
         """Return the text with its secrets masked."""

@@ -22,9 +22,10 @@ Facts about Twisted 26.10 (``twisted/application/app.py``, ``twisted/scripts/_tw
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, Self
 
 import attrs
@@ -40,6 +41,13 @@ from twisted_vllm.observability.logging.writer import LogWriter
 
 #: where a daemon logs by default, as in twistd
 DAEMON_LOG_FILE = "twistd.log"
+
+#: the settings that say what file is written, and how
+_OF_THE_FILE = ("file", "rotate_bytes", "keep_files")
+
+
+class LogTargetError(Exception):
+    """The log cannot be written where the settings say. The message says why."""
 
 
 @attrs.frozen
@@ -91,26 +99,74 @@ def make_observer(
     twistd = twistd or TwistdLog()
     if twistd.has_logger:
         return globalLogPublisher
-    sink, is_terminal = _make_sink(settings, stdout, twistd)
-    redact = Redactor(secrets)
-    lines: ILines
-    if settings.format == "text" or (settings.format == "auto" and is_terminal):
-        lines = TextLines(redact, terminal=is_terminal)
-    else:
-        lines = JsonLines(redact)
-    return LineObserver(LogWriter(sink, lines.dropped), lines, settings.level)
+    try:
+        return GatewayLog(settings, secrets, stdout, twistd)
+    except LogTargetError as error:
+        raise SystemExit(str(error)) from None
 
 
-def _make_sink(settings: LogSettings, stdout: IO[str], twistd: TwistdLog) -> tuple[ISink, bool]:
-    """Return where the log goes, and whether that is a terminal."""
-    if twistd.syslog_prefix is not None:
-        return SyslogSink(twistd.syslog_prefix), False
-    path = twistd.logfile or settings.file or (DAEMON_LOG_FILE if twistd.is_daemon else "-")
-    if path != "-":
-        return RotatedFile(path, rotate_bytes=settings.rotate_bytes, keep_files=settings.keep_files), False
-    if twistd.is_daemon:
-        raise SystemExit("A daemon cannot log to standard output: name a file with --logfile, or start with twistd -n.")
-    return StreamSink(stdout), stdout.isatty()
+class GatewayLog(LineObserver):
+    """The gateway's own log, which can be reconfigured.
+
+    Attributes:
+        redact: removes secrets from text.
+    """
+
+    def __init__(self, settings: LogSettings, secrets: Iterable[str], stdout: IO[str], twistd: TwistdLog) -> None:
+        """Make it; the arguments are those of `make_observer`."""
+        self.redact = Redactor(secrets)
+        self._settings = settings
+        self._stdout = stdout
+        self._twistd = twistd
+        # twistd changes it later
+        self._directory = os.getcwd()
+        sink = self._make_sink(settings)
+        lines = self._make_lines(settings)
+        super().__init__(LogWriter(sink, lines.dropped), lines, settings.level)
+
+    def prepare(self, settings: LogSettings) -> Callable[[], None]:
+        """Open what other settings need, in any thread; return what puts them into effect, which cannot fail.
+
+        Raises:
+            OSError: the log file cannot be opened.
+            LogTargetError: a daemon cannot log to standard output.
+        """
+        stays = all(getattr(settings, name) == getattr(self._settings, name) for name in _OF_THE_FILE)
+        sink = self.writer.sink if stays else self._make_sink(settings)
+
+        def apply() -> None:
+            lines = self._make_lines(settings)
+            self._settings = settings
+            self.reconfigure(lines, settings.level)
+            self.writer.reconfigure(sink, lines.dropped)
+
+        return apply
+
+    def _make_sink(self, settings: LogSettings) -> ISink:
+        twistd = self._twistd
+        if twistd.syslog_prefix is not None:
+            return SyslogSink(twistd.syslog_prefix)
+        path = self._path(settings)
+        if path is not None:
+            path = os.path.join(self._directory, path)
+            return RotatedFile(path, rotate_bytes=settings.rotate_bytes, keep_files=settings.keep_files)
+        if twistd.is_daemon:
+            raise LogTargetError(
+                "A daemon cannot log to standard output: name a file with --logfile, or start with twistd -n."
+            )
+        return StreamSink(self._stdout)
+
+    def _path(self, settings: LogSettings) -> str | None:
+        """Return the name of the log's file; None for standard output."""
+        path = self._twistd.logfile or settings.file or (DAEMON_LOG_FILE if self._twistd.is_daemon else "-")
+        return None if path == "-" else path
+
+    def _make_lines(self, settings: LogSettings) -> ILines:
+        to_stream = self._twistd.syslog_prefix is None and self._path(settings) is None
+        is_terminal = to_stream and self._stdout.isatty()
+        if settings.format == "text" or (settings.format == "auto" and is_terminal):
+            return TextLines(self.redact, terminal=is_terminal)
+        return JsonLines(self.redact)
 
 
 def give_to_twistd(observer: ILogObserver, application: object) -> None:
@@ -126,7 +182,7 @@ def give_to_twistd(observer: ILogObserver, application: object) -> None:
 def install(observer: ILogObserver) -> None:
     """Start writing. ``privilegedStartService`` calls it, after twistd forked.
 
-    Adds the observer to the global publisher, if twistd did not, and has SIGUSR1 reopen a log file.
+    Adds the observer to the global publisher, if twistd did not, and has SIGUSR1 reopen the log file, if there is one.
     """
     if not isinstance(observer, LineObserver):
         return
@@ -134,13 +190,8 @@ def install(observer: ILogObserver) -> None:
     atexit.register(observer.writer.stop)
     observer.writer.start()
     globalLogPublisher.addObserver(observer)
-    sink = observer.writer.sink
-    if (
-        isinstance(sink, RotatedFile)
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    ):
-        signal.signal(signal.SIGUSR1, lambda _number, _frame: sink.reopen())
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: observer.writer.reopen())
 
 
 def finish(observer: ILogObserver) -> None:
@@ -161,5 +212,5 @@ def uninstall(observer: ILogObserver) -> None:
     atexit.unregister(observer.writer.stop)
     observer.finish()
     observer.writer.stop()
-    if isinstance(observer.writer.sink, RotatedFile) and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)

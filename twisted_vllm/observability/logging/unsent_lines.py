@@ -37,10 +37,14 @@ class UnsentLines:
             client_of: returns the address of a request's client.
         """
         self.left_out = 0
-        self._limit = limit
         self._client_of = client_of
         self._counts = MinuteCounts()
         self._left_out: Counter[str] = Counter()
+        self.reconfigure(limit)
+
+    def reconfigure(self, limit: int | None) -> None:
+        """Use another limit from now on; what was counted in this minute still counts."""
+        self._limit = limit
 
     def has_line(self, context: RequestContext, now: float) -> bool:
         """Return whether a request that reached no server has a line.

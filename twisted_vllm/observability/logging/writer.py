@@ -48,6 +48,8 @@ class LogWriter:
         self.sink = sink
         self.dropped = 0
         self._dropped_line = dropped_line
+        # what is to be written before the next change of the sink, and that change
+        self._before: list[tuple[list[bytes], ISink, Callable[[int], bytes]]] = []
         self._max_queued_bytes = max_queued_bytes
         self._linger_seconds = linger_seconds
         self._lock = threading.Lock()
@@ -80,6 +82,22 @@ class LogWriter:
         if self._is_finishing and not self.flush():
             # The sink blocks: do not wait again for each of the last lines.
             self._is_finishing = False
+
+    def reconfigure(self, sink: ISink, dropped_line: Callable[[int], bytes]) -> None:
+        """Write the next lines elsewhere, and close the former sink once it has those that are queued.
+
+        Never blocks. The arguments are the constructor's.
+        """
+        with self._lock:
+            lines, self._lines = self._lines, []
+            self._before.append((lines, sink, dropped_line))
+            self._is_woken = True
+            self._idle.clear()
+        self._wake.set()
+
+    def reopen(self) -> None:
+        """Reopen the sink before the next write. Any thread or signal handler may call it."""
+        self.sink.reopen()
 
     def start(self) -> None:
         """Start the thread. Idempotent."""
@@ -139,7 +157,19 @@ class LogWriter:
     def _write_queued(self) -> None:
         with self._lock:
             self._is_woken = False
+            before, self._before = self._before, []
             lines, self._lines = self._lines, []
+        for earlier, sink, dropped_line in before:
+            self._write_lines(earlier)
+            former, self.sink, self._dropped_line = self.sink, sink, dropped_line
+            if former is not sink:
+                former.close()
+        self._write_lines(lines)
+        with self._lock:
+            if not self._is_woken:
+                self._idle.set()
+
+    def _write_lines(self, lines: list[bytes]) -> None:
         for piece in _pieces(lines):
             data = b"".join(piece)
             is_written = self._put(data)
@@ -151,9 +181,6 @@ class LogWriter:
         lost = self.dropped - self._reported
         if lost and self._put(self._dropped_line(lost)):
             self._reported += lost
-        with self._lock:
-            if not self._is_woken:
-                self._idle.set()
 
     def _put(self, data: bytes) -> bool:
         try:

@@ -85,6 +85,11 @@ class RedisLimiter:
         self._stopping = False
         self._unconfirmed = Unconfirmed()
 
+    def reconfigure(self, on_loss: str) -> None:
+        """Use another setting from now on; the argument is the constructor's."""
+        self._refuses = on_loss == "refuse"
+        self._outage.reconfigure(refuses=self._refuses)
+
     @property
     def is_ready(self) -> bool:
         """Whether Redis is in use at present."""
@@ -355,9 +360,13 @@ class OutageLog:
 
     def __init__(self, server: str, *, refuses: bool) -> None:
         self._server = server
-        self._then = "requests with limits are refused" if refuses else "this process counts limits for itself"
+        self.reconfigure(refuses=refuses)
         self._is_out = False
         self._is_silent = False
+
+    def reconfigure(self, *, refuses: bool) -> None:
+        """Say from now on what else happens meanwhile."""
+        self._then = "requests with limits are refused" if refuses else "this process counts limits for itself"
 
     def begin(self, reason: str) -> None:
         """Log the beginning of an outage, unless it was logged."""

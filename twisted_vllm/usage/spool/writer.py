@@ -211,7 +211,7 @@ class LedgerWriter:
         self._store = store
         self.batch_writer = BatchWriter(spool, store)
         self._on_committed = on_committed
-        self._retention = retention
+        self.reconfigure(retention)
         self._now = now
         self._interval = interval
         self._recovery = OrphanRecovery(spool.directory)
@@ -224,6 +224,10 @@ class LedgerWriter:
         #: a batch that was taken and is not acknowledged
         self._batch: Batch | None = None
         self._next_recovery = self._next_deletion = 0.0
+
+    def reconfigure(self, retention: float | None) -> None:
+        """Keep rows for another time from now on; the argument is the constructor's."""
+        self._retention = retention
 
     def recover(self, seconds: float) -> None:
         """Move the rows that former runs left, in the calling thread, so that their cost counts before more is spent.

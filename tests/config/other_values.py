@@ -1,0 +1,29 @@
+"""A valid value for each setting that differs from the one that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted_vllm.config.checks import Checker
+from twisted_vllm.config.declaration import Setting
+from twisted_vllm.config.problems import Place, Report
+
+#: values of every kind of setting, of which the checkers take what they accept
+OTHERS: tuple[Any, ...] = (
+    *(True, False, 7, 2, 0.5, 11.5, "7d", "warn", "text", "refuse", "passive", "json", "other.log", "x-other"),
+    *(["x-other"], ["10.0.0.0/8"], ["https://other.example.com"], ["other.example.com"], ["/metrics"], ["https"]),
+    *("session", "round-robin", [503], {"n": 3}, {"m": ["other"]}, {"other": "m"}, [{"m": ["other"]}], ["other"]),
+    *("/other", "x", "sk-another-master-key", ["n"], ["logprobs"], ["vllm_xargs"]),
+    *("sqlite:///other.sqlite3", "redis://127.0.0.1:6380/0", "127.0.0.1:5353"),
+)
+
+
+def other_value(each: Setting, value: object) -> object:
+    """Return a value that is valid for a setting and differs from the one that it has."""
+    assert isinstance(each.check, Checker)
+    for candidate in OTHERS:
+        place = Place("here", Report(), {})
+        found = place.attempt(each.check, candidate)
+        if not place.report.problems and found is not None and found != value:
+            return found
+    raise AssertionError(f"no other value is known for {each.path}: add one to OTHERS")

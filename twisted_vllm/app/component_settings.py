@@ -1,0 +1,96 @@
+"""What components get of the settings, at the start and at each reload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from twisted_vllm.auth.fields import FieldPolicies
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
+from twisted_vllm.storage.report_queue import ReportLimits
+
+
+class BreakerSettings(TypedDict):
+    """What the breakers of servers get."""
+
+    allowed_fails: int
+    cooldown: float
+    max_cooldown: float
+    slow_start: float
+
+
+def breaker_of(settings: Settings) -> BreakerSettings:
+    """Return it."""
+    return BreakerSettings(
+        allowed_fails=settings.routing.allowed_fails,
+        cooldown=settings.routing.cooldown_time,
+        max_cooldown=settings.health.max_cooldown,
+        slow_start=settings.health.slow_start,
+    )
+
+
+class WebPagesSettings(TypedDict):
+    """What `WebPages` gets."""
+
+    is_open: bool
+    any_address: bool
+    hosts: Sequence[str]
+    origins: Sequence[str]
+
+
+def web_pages_of(settings: Settings) -> WebPagesSettings:
+    """Return it."""
+    return WebPagesSettings(
+        is_open=settings.master_key is None,
+        any_address=settings.allow_anonymous,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+    )
+
+
+class AdmissionSettings(TypedDict):
+    """What `Admission` gets."""
+
+    policy: RoutePolicy
+    path_aliases: bool
+    fields: FieldPolicies
+    inject_usage: bool
+
+
+def admission_of(settings: Settings) -> AdmissionSettings:
+    """Return it; the rules of ``tenant_routes`` were checked."""
+    return AdmissionSettings(
+        policy=RoutePolicy(settings.tenant_routes),
+        path_aliases=settings.path_aliases,
+        fields=FieldPolicies(settings.tenant_fields),
+        inject_usage=settings.ledger.enabled and settings.ledger.count_stream_usage == "inject",
+    )
+
+
+class AdminSettings(TypedDict):
+    """What `AdminApp` gets."""
+
+    metrics_are_open: bool
+    key_bounds: KeyUpperBounds
+    database_timeout: float
+
+
+def admin_of(settings: Settings) -> AdminSettings:
+    """Return it."""
+    return AdminSettings(
+        metrics_are_open=settings.metrics_are_open,
+        key_bounds=settings.upperbound_key_generate_params,
+        # an earlier change, the connection and the change itself
+        database_timeout=3 * settings.timeouts.database,
+    )
+
+
+def report_limits_of(limits: Limits) -> ReportLimits:
+    """Return how many reports may run and wait."""
+    return ReportLimits(limits.max_reports, limits.max_reports_per_key, limits.max_queued_reports)
+
+
+def usage_headers_of(settings: Settings) -> list[bytes]:
+    """Return the headers that each row of the ledger has."""
+    return [name.encode("ascii") for name in settings.ledger.usage_headers]

@@ -1,0 +1,81 @@
+"""Where the settings come from: read at the start, and again at each reload."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import attrs
+from twisted.internet.endpoints import serverFromString
+
+from twisted_vllm.app.quickstart import Quickstart
+from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.listen import below, is_tls
+from twisted_vllm.config.load import load
+from twisted_vllm.config.problems import ConfigError, Problem
+from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
+from twisted_vllm.errors import GatewayError
+from twisted_vllm.http.client.tls import file_problems
+
+
+@attrs.frozen
+class SettingsSource:
+    """The command line's part in the settings.
+
+    Attributes:
+        file: the configuration file, if there is one.
+        listen: the endpoints of the command line.
+        quickstart: the defaults of ``--quickstart``, if it was given.
+        directory: the working directory of the command line: twistd changes it later.
+    """
+
+    file: str | None = None
+    listen: tuple[str, ...] = ()
+    quickstart: Quickstart | None = None
+    directory: str = attrs.field(factory=os.getcwd)
+
+    def read(self, environ: Mapping[str, str]) -> Settings:
+        """Read the settings, at the start or in any thread.
+
+        Args:
+            environ: the environment; ``--quickstart`` has its own.
+
+        Raises:
+            ConfigError: they cannot be used; it contains all problems.
+        """
+        file, chosen = self.file, self.quickstart
+        moved = os.getcwd() != self.directory
+        if file is not None and moved:
+            file = os.path.join(self.directory, file)
+        settings = load(
+            file=file,
+            environ=environ if chosen is None else chosen.environ,
+            listen=self.listen,
+            default_database_url=DEFAULT_DATABASE_URL if chosen is None else chosen.database_url,
+            default_api_base=None if chosen is None else chosen.api_base,
+        )
+        problems = _parsing_problems(settings, self.directory if moved else None)
+        if problems:
+            raise ConfigError(problems)
+        return settings
+
+
+def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem]:
+    """Return the problems that only Twisted's and the gateway's own parsers find, and those of the files of TLS.
+
+    Args:
+        settings: the settings.
+        directory: where the names of certificates begin; None for the working directory.
+    """
+    problems = [Problem("", text) for text in file_problems(settings.servers)]
+    for text in settings.listen:
+        try:
+            # parsing does not use the reactor, which twistd installs later
+            serverFromString(None, text if directory is None or not is_tls(text) else below(text, directory))
+        except Exception as error:  # each endpoint parser raises errors of its own
+            problems.append(Problem("listen", f"{text!r} is not an endpoint that can be used: {error}"))
+    try:
+        RoutePolicy(settings.tenant_routes)
+    except GatewayError as error:
+        problems.append(Problem("passthrough.tenant_routes", error.message))
+    return problems

@@ -1,0 +1,193 @@
+"""TLS to servers: the files that the settings name, and the check of a server's certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
+from OpenSSL.crypto import X509, X509StoreFlags
+from service_identity import VerificationError
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import CertificateOptions
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from twisted_vllm.config.server_tls import ServerTls
+from twisted_vllm.config.settings import Server
+from twisted_vllm.http.client.connect_errors import TlsFileError, certificate_fault, wrong_name
+
+#: bytes of a file of certificates; the system's authorities are about 250 kB
+MAX_FILE = 4_194_304
+
+
+@attrs.frozen
+class TlsFiles:
+    """What the files of one `ServerTls` hold.
+
+    Attributes:
+        context: OpenSSL's context, made of them; two are equal if their files are.
+        digest: a hash of their content, which tells whether they changed.
+    """
+
+    context: SSL.Context = attrs.field(eq=False)
+    digest: bytes = b""
+
+
+def read_files(options: ServerTls) -> TlsFiles:
+    """Read the files, which blocks for a few milliseconds.
+
+    Raises:
+        TlsFileError: one of them cannot be used.
+    """
+    context = CertificateOptions().getContext()
+    context.set_info_callback(_note_request)
+    digest = sha256()
+    if options.ca_file is not None:
+        digest.update(_certificates("ssl_ca", options.ca_file)[0])
+        context.load_verify_locations(options.ca_file)
+        store = context.get_cert_store()
+        if store is not None:
+            # what the operator names is trusted, also if it is no root
+            store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+    elif options.verify:
+        context.set_default_verify_paths()
+    if options.certificate_file is not None:
+        content, (certificate, *chain) = _certificates("ssl_certificate", options.certificate_file)
+        digest.update(content)
+        context.use_certificate(certificate)
+        for each in chain:
+            context.add_extra_chain_cert(each)
+        digest.update(_use_key(context, options.certificate_file, options.key_file))
+    return TlsFiles(context, digest.digest())
+
+
+def _note_request(connection: SSL.Connection, where: int, _: int) -> None:
+    """Note that the server asks for a certificate: many close the connection without a word if they get none."""
+    if where == SSL.SSL_CB_CONNECT_LOOP and b"certificate request" in connection.get_state_string():
+        # Twisted's data of a connection is its TLS protocol
+        connection.get_app_data().wrappedProtocol.certificate_wanted = True
+
+
+def file_problems(servers: Iterable[Server]) -> list[str]:
+    """Return what is wrong with the files of TLS of some servers, a line for each server."""
+    problems = []
+    for server in servers:
+        if server.tls:
+            try:
+                read_files(server.tls_options)
+            except TlsFileError as error:
+                problems.append(f"{server.name}: {error}")
+    return problems
+
+
+def _read(setting: str, file: str) -> bytes:
+    try:
+        with Path(file).open("rb") as opened:
+            content = opened.read(MAX_FILE + 1)
+    except OSError as error:
+        raise TlsFileError(f"{setting}: the file {file} cannot be read ({error.strerror or error})") from None
+    except ValueError:
+        raise TlsFileError(f"{setting}: no file can have this name") from None
+    if len(content) > MAX_FILE:
+        raise TlsFileError(f"{setting}: the file {file} is over {MAX_FILE} bytes")
+    return content
+
+
+def _certificates(setting: str, file: str) -> tuple[bytes, list[x509.Certificate]]:
+    content = _read(setting, file)
+    try:
+        return content, x509.load_pem_x509_certificates(content)
+    except ValueError:
+        raise TlsFileError(f"{setting}: the file {file} holds no certificate in PEM") from None
+
+
+def _use_key(context: SSL.Context, certificate_file: str, key_file: str | None) -> bytes:
+    """Use the private key; return what was read. OpenSSL itself would ask the terminal for the password of one."""
+    setting = "ssl_certificate" if key_file is None else "ssl_key"
+    file = certificate_file if key_file is None else key_file
+    content = _read(setting, file)
+    try:
+        key: Any = load_pem_private_key(content, None)
+    except TypeError:
+        raise TlsFileError(f"{setting}: the key in {file} is encrypted (write it without a password)") from None
+    except ValueError:
+        hint = "" if key_file is not None else " (write ssl_key if it is in another file)"
+        raise TlsFileError(f"{setting}: the file {file} holds no private key in PEM{hint}") from None
+    try:
+        context.use_privatekey(key)
+        context.check_privatekey()
+    except (SSL.Error, TypeError):
+        raise TlsFileError(f"{setting}: the key in {file} is not that of the certificate") from None
+    return content
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class ServerTlsCreator:
+    """Makes the TLS connections to one server, and checks its certificate.
+
+    The application's protocol is told what is wrong with the certificate (its attribute ``certificate_fault``), and
+    that the server asks for one (``certificate_wanted``).
+
+    Attributes:
+        context: OpenSSL's context, which may be replaced.
+    """
+
+    _log = Logger()
+
+    def __init__(self, context: SSL.Context, host: str, *, verify: bool) -> None:
+        """Create it.
+
+        Args:
+            context: as `read_files` makes it.
+            host: the name or address that the certificate must be for.
+            verify: whether the certificate is checked at all.
+        """
+        self.context = context
+        self._host = host
+        self._is_address = isIPAddress(host) or isIPv6Address(host)
+        self._identity = IPAddress_ID(host) if self._is_address else DNS_ID(host.rstrip("."))
+        self._verify = verify
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """Return a new connection."""
+        connection = SSL.Connection(self.context, None)
+        connection.set_app_data(tlsProtocol)
+        if not self._is_address:
+            connection.set_tlsext_host_name(self._host.rstrip(".").encode("ascii"))
+        if self._verify:
+            wanted = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+            connection.set_verify(wanted, self._check)
+        else:
+            connection.set_verify(SSL.VERIFY_NONE, None)
+        return connection
+
+    def _check(self, connection: SSL.Connection, certificate: X509, code: int, depth: int, is_valid: int) -> bool:
+        try:
+            fault = self._fault(certificate, code, depth, is_valid)
+            if fault:
+                connection.get_app_data().wrappedProtocol.certificate_fault = fault
+            return not fault
+        except Exception:
+            # OpenSSL would drop it
+            self._log.failure("The certificate of a server could not be checked")
+            return False
+
+    def _fault(self, certificate: X509, code: int, depth: int, is_valid: int) -> str:
+        if not is_valid:
+            return certificate_fault(code, certificate.to_cryptography())
+        if depth:
+            return ""
+        try:
+            verify_service_identity(extract_patterns(certificate), [self._identity], [])
+        except VerificationError:
+            return wrong_name(self._host, certificate.to_cryptography())
+        return ""
