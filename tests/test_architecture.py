@@ -54,8 +54,6 @@ PURE = (
     *("http.client.addresses", "http.server.held_bodies", "http.web_pages", "money"),
     *("proxy.admission", "proxy.background_charge", "proxy.forwarded", "proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
-    *("upstreams.breaker", "upstreams.health_report", "upstreams.latency", "upstreams.load_reports"),
-    *("upstreams.concurrency", "upstreams.router"),
     *("upstreams.discovered", "upstreams.resolv_conf"),
     *("upstreams.breaker", "upstreams.entry_limits", "upstreams.fair_queue", "upstreams.health_report"),
     *("upstreams.latency", "upstreams.load_reports", "upstreams.retry_budget", "upstreams.router"),
