@@ -12,7 +12,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help run test style test-soak test-processes test-rest format reference live live-url bench wheel clean
+.PHONY: help run test style test-soak test-processes test-rest format reference live live-url bench bench-routing wheel clean
 
 help:
 	@echo 'make run       start the gateway with a simulated vLLM behind it: nothing to configure'
@@ -21,6 +21,7 @@ help:
 	@echo 'make reference write config/example.yaml and docs/configuration.md from the declarations of the settings'
 	@echo 'make live      run the tests that need a real vLLM: VLLM_BASE_URL=http://HOST:PORT make live'
 	@echo 'make bench     compare the gateway with nginx and vLLM'\''s router: make bench ARGS=--help'
+	@echo 'make bench-routing  compare routing policies over your vLLM servers: make bench-routing ARGS=--help'
 	@echo 'make wheel     build dist/*.whl'
 	@echo 'make clean     remove what make made'
 
@@ -64,6 +65,9 @@ live-url:
 
 bench: $(VENV)/installed
 	@exec $(BIN)/python -m benchmarks $(ARGS)
+
+bench-routing: $(VENV)/installed-dev
+	@exec $(BIN)/python -m benchmarks.routing $(ARGS)
 
 wheel: $(VENV)/installed
 	rm -rf build dist

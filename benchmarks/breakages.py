@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.free_ports import free_port
@@ -43,6 +44,10 @@ class Tally:
         self.broken = 0
         self.firsts: list[float] = []
 
+    def same(self) -> Tally:
+        """Return itself."""
+        return self
+
     def __str__(self) -> str:
         ordered = sorted(self.firsts) or [0.0]
         bad = {status: count for status, count in sorted(self.statuses.items()) if status != 200}
@@ -65,8 +70,8 @@ async def ask(port: int, stream: bool, number: int, current: Callable[[], Tally]
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(
                 b"POST /vllm/v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-                b"Authorization: Bearer sk-breakages-key\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
-                % (len(body), body)
+                b"Authorization: Bearer sk-breakages-key\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body)
             )
             head = await reader.readuntil(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])
@@ -173,7 +178,7 @@ def _tell(server: subprocess.Popen[bytes], line: str) -> None:
 async def _until_ready(port: int) -> None:
     for _ in range(200):
         tally = Tally()
-        await ask(port, False, 0, lambda: tally)
+        await ask(port, False, 0, partial(Tally.same, tally))
         if tally.statuses[200]:
             return
         await asyncio.sleep(0.1)

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -100,26 +100,45 @@ def gateway(server: Target, directory: Path) -> Iterator[Peer]:
     Raises:
         CannotStart: it does not start.
     """
+    variables = {} if server.key is None else {"HOSTED_VLLM_API_KEY": server.key}
+    config: dict[str, object] = {"passthrough": {"api_base": f"http://{server.host}:{server.port}{server.base}"}}
+    with run_gateway(config, variables, directory) as (target, process):
+        yield Peer(target, ProcessTree(process))
+
+
+@contextmanager
+def run_gateway(
+    config: Mapping[str, object], variables: Mapping[str, str], directory: Path
+) -> Iterator[tuple[Target, int]]:
+    """Run a gateway with a virtual key, and a JSON log in a file.
+
+    Args:
+        config: its settings, but those of the master key and the log.
+        variables: of its environment.
+        directory: where it runs.
+
+    Yields:
+        Where it takes requests, and its process.
+
+    Raises:
+        CannotStart: it does not start.
+    """
     port, master_key = free_port(), f"sk-{secrets.token_urlsafe(24)}"
-    config = {
+    own = config.get("passthrough")
+    whole = dict(config) | {
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
-        "passthrough": {
-            "api_base": f"http://{server.host}:{server.port}{server.base}",
-            "log": {"format": "json", "file": "requests.log"},
-        },
+        "passthrough": (dict(own) if isinstance(own, Mapping) else {})
+        | {"log": {"format": "json", "file": "requests.log"}},
     }
     # JSON is YAML
-    (directory / "gateway.yaml").write_text(json.dumps(config))
-    variables = {"LITELLM_MASTER_KEY": master_key, "PYTHONPATH": str(REPOSITORY)}
-    if server.key is not None:
-        variables["HOSTED_VLLM_API_KEY"] = server.key
+    (directory / "gateway.yaml").write_text(json.dumps(whole))
+    environ = environment(**variables, LITELLM_MASTER_KEY=master_key, PYTHONPATH=str(REPOSITORY))
     twistd = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
     arguments = ["vllm-passthrough", "--config=gateway.yaml", f"--listen=tcp:{port}:interface=127.0.0.1"]
     log = directory / "gateway.out"
-    with running([*twistd, *arguments], log, environ=environment(**variables), directory=directory) as process:
+    with running([*twistd, *arguments], log, environ=environ, directory=directory) as process:
         wait_until_ready(process, log, lambda: answers(port, "/health/readiness"))
-        key = _virtual_key(port, master_key)
-        yield Peer(Target("127.0.0.1", port, "/vllm", key), ProcessTree(process.pid))
+        yield Target("127.0.0.1", port, "/vllm", _virtual_key(port, master_key)), process.pid
 
 
 def _virtual_key(port: int, master_key: str) -> str:

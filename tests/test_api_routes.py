@@ -84,8 +84,26 @@ ROWS = {
     "/v1/completions/derender": "privileged body none POST computes",
     "/v1/messages/render": "privileged body none POST computes",
     "/v1/responses/render": "privileged body none POST computes",
-    "/v1/load_lora_adapter": "privileged none none POST alias",
-    "/v1/unload_lora_adapter": "privileged none none POST alias",
+    "/v1/load_lora_adapter": "privileged none none POST alias fan_out",
+    "/v1/unload_lora_adapter": "privileged none none POST alias fan_out",
+    "/sleep": "privileged none none POST fan_out",
+    "/wake_up": "privileged none none POST fan_out",
+    "/release_kv_cache_memory": "privileged none none POST fan_out",
+    "/reset_prefix_cache": "privileged none none POST fan_out",
+    "/reset_mm_cache": "privileged none none POST fan_out",
+    "/reset_encoder_cache": "privileged none none POST fan_out",
+    "/start_profile": "privileged none none POST fan_out",
+    "/stop_profile": "privileged none none POST fan_out",
+    "/pause": "privileged none none POST fan_out",
+    "/resume": "privileged none none POST fan_out",
+    "/abort_requests": "privileged none none POST fan_out",
+    "/inference/v1/abort_requests": "privileged none none POST fan_out",
+    "/start_weight_update": "privileged none none POST fan_out",
+    "/start_draft_weight_update": "privileged none none POST fan_out",
+    "/update_weights": "privileged none none POST fan_out",
+    "/finish_weight_update": "privileged none none POST fan_out",
+    "/update_weight_version": "privileged none none POST fan_out",
+    "/shutdown_weight_transfer_engine": "privileged none none POST fan_out",
 }
 
 
@@ -122,7 +140,7 @@ def _concrete(path: str) -> bytes:
 
 def _in_words(row: VllmRoute) -> str:
     named = (row.route_class.value, row.model.value, row.usage.value, b",".join(row.methods).decode())
-    facts = ("alias", "generates", "stream_options", "audio_uploads", "dispatches")
+    facts = ("alias", "generates", "stream_options", "audio_uploads", "dispatches", "fan_out")
     cached = () if row.prefix_cache is PrefixCache.UNUSED else (row.prefix_cache.value,)
     streams = () if row.streams else ("whole",)
     repeat = () if row.repeat is Repeat.NEVER else (row.repeat.value,)
@@ -188,7 +206,7 @@ def test_an_ambiguous_path_is_privileged_and_uses_the_model_of_the_route_that_it
 
 @pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.path)
 def test_no_request_that_generates_stores_or_changes_is_repeatable(row: VllmRoute) -> None:
-    changes = row.generates or row.stores or "lora_adapter" in row.path or row.path.endswith("/cancel")
+    changes = row.generates or row.stores or row.fan_out or row.path.endswith("/cancel")
     for method in row.methods:
         repeatable = classify(method, _concrete(row.path)).repeatable
         if changes:
@@ -209,7 +227,9 @@ def test_what_generates_goes_to_another_server_once_the_first_has_failed_and_act
             assert route.fails_over or not route.repeatable
 
 
-@pytest.mark.parametrize("path", [b"/new", b"/sleep", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"])
+@pytest.mark.parametrize(
+    "path", [b"/new", b"/collective_rpc", b"/v1/embeddings/", b"/v1//embeddings", b"/v1/embeddings;x=1"]
+)
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"OPTIONS"])
 def test_a_request_to_an_unknown_or_ambiguous_path_is_not_repeatable(method: bytes, path: bytes) -> None:
     assert not classify(method, path).repeatable
@@ -305,7 +325,15 @@ def test_an_escape_that_every_reader_decodes_alike_changes_nothing(path: bytes) 
 
 
 def test_an_escaped_privileged_route_is_named_as_the_server_sees_it() -> None:
-    assert classify(b"POST", b"/sl%65ep") == Route("/sleep", RouteClass.PRIVILEGED)
+    assert classify(b"POST", b"/sl%65ep") == classify(b"POST", b"/sleep")
+    assert classify(b"POST", b"/collective%5Frpc") == Route("/collective_rpc", RouteClass.PRIVILEGED)
+
+
+def test_an_act_on_the_fleet_goes_to_all_servers_by_its_method_and_plain_path_only() -> None:
+    assert classify(b"POST", b"/sleep").fans_out
+    assert classify(b"POST", b"/v1/load_lora_adapter").fans_out
+    for method, path in ((b"GET", b"/sleep"), (b"POST", b"//sleep"), (b"POST", b"/sleep/"), (b"POST", b"/tokenize")):
+        assert not classify(method, path).fans_out
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ class Repeat(enum.Enum):
 
     #: not: it changes the server, or nobody knows what it does
     NEVER = "never"
-    #: it generates, which costs GPU time and money: not at the server that may be at work on it, but at another one once
-    #: the first has failed
+    #: it generates, which costs GPU time and money: not at the server that may be at work on it, but at another one
+    #: once the first has failed
     ELSEWHERE = "elsewhere"
     #: it reports the state of the server and changes nothing
     READS = "reads"
@@ -158,6 +158,8 @@ class VllmRoute:
         repeat: whether a request by one of `methods` may be sent again, and why.
         stores: whether the server may store the response, for the key that made it.
         priority_in_body: whether vLLM reads a request's priority from the body alone, and not from ``X-Vllm-Priority``.
+        fan_out: whether a request by one of `methods` goes to all servers, because it is an act on the whole fleet or
+            on all servers of a model. Its body must mean the same to each of them.
     """
 
     path: str
@@ -176,6 +178,7 @@ class VllmRoute:
     repeat: Repeat = Repeat.NEVER
     stores: bool = False
     priority_in_body: bool = False
+    fan_out: bool = False
 
 
 #: the row of a route that has none
@@ -330,7 +333,7 @@ ROUTES = (
     _read_only("/readyz"),
     _read_only("/is_scaling_elastic_ep", methods=(b"POST",)),
     # Every path without a row is privileged. These have a row because they use a model, because a row above would
-    # match them, or because they have an alias.
+    # match them, because they have an alias, or because they go to all servers.
     _generating(
         "/inference/v1/generate",
         route_class=RouteClass.PRIVILEGED,
@@ -350,8 +353,33 @@ ROUTES = (
             "responses/render",
         )
     ),
-    VllmRoute("/v1/load_lora_adapter", alias=True),
-    VllmRoute("/v1/unload_lora_adapter", alias=True),
+    VllmRoute("/v1/load_lora_adapter", alias=True, fan_out=True),
+    VllmRoute("/v1/unload_lora_adapter", alias=True, fan_out=True),
+    # Not /collective_rpc, /init_weight_transfer_engine, /scale_elastic_ep and /fault_tolerance/apply: what they ask for
+    # is of one server, such as ranks.
+    *(
+        VllmRoute(f"/{act}", fan_out=True)
+        for act in (
+            "sleep",
+            "wake_up",
+            "release_kv_cache_memory",
+            "reset_prefix_cache",
+            "reset_mm_cache",
+            "reset_encoder_cache",
+            "start_profile",
+            "stop_profile",
+            "pause",
+            "resume",
+            "abort_requests",
+            "inference/v1/abort_requests",
+            "start_weight_update",
+            "start_draft_weight_update",
+            "update_weights",
+            "finish_weight_update",
+            "update_weight_version",
+            "shutdown_weight_transfer_engine",
+        )
+    ),
 )
 
 #: A known path keeps its class for these methods: where vLLM does not serve one of them, it answers 405 and nothing
@@ -376,6 +404,7 @@ class Route:
             there is none.
         repeatable: whether the request may be sent again although a server may have begun to process it.
         fails_over: whether it may be sent to another server after the first has failed.
+        fans_out: whether it goes to all servers.
     """
 
     path: str
@@ -386,6 +415,7 @@ class Route:
     row: VllmRoute = UNKNOWN
     repeatable: bool = False
     fails_over: bool = False
+    fans_out: bool = False
 
 
 #: how often an ambiguous path is decoded
@@ -452,6 +482,7 @@ class RouteTable:
             row=row,
             repeatable=is_safe or (is_own and row.repeat in (Repeat.READS, Repeat.COMPUTES)),
             fails_over=is_safe or (is_own and row.repeat is not Repeat.NEVER),
+            fans_out=is_own and row.fan_out,
         )
 
     def _row(self, path: str) -> VllmRoute:

@@ -53,6 +53,8 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         reads: whether the body is read for its model.
         restricted: whether the caller may use certain models only.
         uncounted: whether no limit of requests counts it: it only reads, or cancels a stored response.
+        located: the id of the stored response that was asked of all servers, and the server that has it or None; None
+            if none was asked for.
     """
 
     principal: Principal
@@ -69,6 +71,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     response_server: Server | None = None
     fields: FieldPolicy | None = None
     uncounted: bool = False
+    located: tuple[str, Server | None] | None = None
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -275,6 +278,11 @@ class RequestContext:
     def duration(self) -> float:
         """The seconds from its first byte to its end."""
         return self.ended - self.started
+
+    @property
+    def failed_attempts(self) -> str:
+        """The attempts before the last one as text: ``gpu-1:8000 status_503, gpu-2:8000 upstream_timeout``."""
+        return ", ".join(f"{each.server} {each.reason}" for each in self.attempts)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -179,6 +179,14 @@ class OriginNotAllowed(GatewayError):
     type = "permission_error"
 
 
+class ServerNotAllowed(GatewayError):
+    """The caller may not choose the server of a request."""
+
+    status = 403
+    code = "server_not_allowed"
+    type = "permission_error"
+
+
 class EndUserBlocked(GatewayError):
     """An administrator blocked the end user that the caller names."""
 
@@ -269,6 +277,12 @@ class ResponseNotFound(NotFound):
     code = "response_not_found"
 
 
+class ServerNotFound(NotFound):
+    """The request names a server that is not configured, or that does not serve its model."""
+
+    code = "server_not_found"
+
+
 class MethodNotAllowed(GatewayError):
     """The route does not support this method."""
 
@@ -352,6 +366,13 @@ class UpstreamProtocolError(GatewayError):
     code = "upstream_protocol_error"
 
 
+class NotAllServers(GatewayError):
+    """An act of the operator went to several servers, and not all of them did it."""
+
+    status = 502
+    code = "not_all_servers"
+
+
 class ReportTimeout(GatewayError):
     """A report took longer than the operator allows."""
 
@@ -371,6 +392,13 @@ class Draining(GatewayError):
 
     status = 503
     code = "draining"
+
+
+class ResponseNotLocated(GatewayError):
+    """A stored response may be on a server that does not answer."""
+
+    status = 503
+    code = "response_not_located"
 
 
 class TooManyConnections(GatewayError):

@@ -178,6 +178,7 @@ class Gateway:
             randbytes=self._randbytes,
             readiness=lambda: self.state,
             metrics=Metrics(),
+            metrics_of_servers=lambda: succeed(b"x 1\n"),
             metrics_are_open=metrics_are_open,
             **options,
         )

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
-from tests.admin.admin_harness import Gateway
+from tests.admin.admin_harness import MASTER_KEY, Gateway
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 
@@ -53,3 +53,16 @@ def test_an_open_gateway_shows_it_to_everybody_but_virtual_keys_where_it_is_clos
     closed = Gateway(master_key=None, metrics_are_open=False)
     assert closed.get("/metrics", key=None).status == 200
     assert closed.get("/metrics", key=closed.make_key()["key"]).status == 403
+
+
+def test_the_servers_metrics_are_for_administrators_and_keys_that_name_the_route() -> None:
+    gateway = Gateway()
+    tenant = gateway.make_key()["key"]
+    scraper = gateway.make_key(allowed_routes=["/metrics/upstreams"])["key"]
+    manager = gateway.make_key(allowed_routes=["management"])["key"]
+    assert gateway.get("/metrics/upstreams", key=None).status == 401
+    assert gateway.get("/metrics/upstreams", key=tenant).error["code"] == "route_not_allowed"
+    for key in (scraper, manager, MASTER_KEY):
+        answer = gateway.get("/metrics/upstreams", key=key)
+        assert (answer.status, answer.body) == (200, b"x 1\n")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

@@ -97,8 +97,8 @@ def test_every_setting_stands_in_the_example(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in SETTINGS if "servers.API_BASE." in path and ".ssl_" not in path])
 def test_the_example_shows_for_one_server_what_differs_for_it(path: str) -> None:
     default = SETTINGS[path].default
-    assert isinstance(default, Inherited)
-    assert written_at(path) != SETTINGS[default.path].default
+    # what each server has of its own has no value for all servers
+    assert written_at(path) != (SETTINGS[default.path].default if isinstance(default, Inherited) else default)
 
 
 def test_every_variable_and_every_class_of_routes_stands_in_the_example() -> None:

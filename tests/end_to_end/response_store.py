@@ -82,7 +82,7 @@ class ResponseStore:
         if body.get("refuse"):
             wire.send(_whole(400, {"error": {"message": "no"}}))
             return
-        response_id = body.get("request_id", f"resp_{len(self.bodies):016x}")
+        response_id = body.get("request_id", f"resp_{self.port:08x}{len(self.bodies):08x}")
         response = {"id": response_id, "status": "completed", "output": [], "usage": USAGE}
         if body.get("background"):
             response |= {"status": "queued", "usage": None}

@@ -8,7 +8,9 @@
 ``VLLM_AUDIO_URL``: a vLLM with a Whisper model, such as `make_speech_model` makes, and soundfile and av beside it.
 ``VLLM_PYTHON``: the Python of a vLLM 0.32, whose readers of bodies are compared with ours; this needs no server.
 ``VLLM_KEYED_URL``, ``VLLM_KEYED_KEY``: a vLLM with a chat model, started with ``--api-key VLLM_KEYED_KEY``.
+``VLLM_EVENTS_URL``: a vLLM with a chat model, started with ``--kv-events-config`` and a ``replay_endpoint`` in it.
 ``VLLM_STORE_URL``: a vLLM with a chat model and ``VLLM_ENABLE_RESPONSES_API_STORE=1``.
+``VLLM_STORE_URL_2``: another of the same model. Then both have ``VLLM_SERVER_DEV_MODE=1``.
 """
 
 from __future__ import annotations

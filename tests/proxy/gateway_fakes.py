@@ -158,6 +158,9 @@ class FakeRequest:
     def answer(self, error: GatewayError) -> None:
         self.answered = error
 
+    def respond(self, status: int, headers: HeaderPairs, body: bytes) -> None:
+        self.events.append(("respond", status, headers, body))
+
     def processingFailed(self, failure: Failure) -> None:
         self.failures.append(failure)
 

@@ -375,7 +375,10 @@ def test_no_path_of_a_privileged_key_avoids_its_models(path: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"level": 1}'])
 def test_a_privileged_route_without_a_model_stays_open_to_a_restricted_key(body: bytes) -> None:
-    assert admit(admission(MODELS), body, PRIVILEGED, path=b"/sleep").body == body
+    assert admit(admission(MODELS), body, PRIVILEGED, path=b"/scale_elastic_ep").body == body
+    # what goes to all servers is not a model's
+    with pytest.raises(ModelUndetermined):
+        admit(admission(MODELS), body, PRIVILEGED, path=b"/sleep")
 
 
 def test_a_path_that_decodes_to_a_route_is_salted_and_renamed_as_the_route() -> None:
@@ -599,9 +602,9 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
         held = WholeRequest(decides, authorization, decides.admit(authorization, FORM, field + b"--b--\r\n"))
     except (ModelNotAllowed, ModelUndetermined) as refusal:
         with pytest.raises(type(refusal)):
-            decides.admit_form(authorization, name, None)
+            decides.admit_form(authorization, {}, name, None)
         return
-    found = WholeRequest(decides, authorization, decides.admit_form(authorization, name, None))
+    found = WholeRequest(decides, authorization, decides.admit_form(authorization, {}, name, None))
     assert (found.server, found.path, found.model, found.body) == (held.server, held.path, held.model, None)
     assert held.body is not None
     assert (found.renamed or name or "").encode() in held.body
@@ -612,7 +615,7 @@ def test_a_form_that_streams_is_admitted_as_one_that_is_held(principal: Principa
 def test_an_unclear_form_that_streams_goes_to_the_default_server(principal: Principal) -> None:
     decides = admission(MODELS)
     authorization = decides.authorize(principal, b"POST", b"/v1/audio/transcriptions")
-    admitted = decides.admit_form(authorization, None, UNCLEAR)
+    admitted = decides.admit_form(authorization, {}, None, UNCLEAR)
     assert WholeRequest(decides, authorization, admitted).server is DEFAULT
 
 
@@ -620,7 +623,7 @@ def test_an_unclear_form_that_streams_is_refused_where_its_model_is_the_key_s() 
     decides = admission(MODELS)
     authorization = decides.authorize(RESTRICTED, b"POST", b"/v1/audio/transcriptions")
     with pytest.raises(ModelUndetermined, match="unclear"):
-        decides.admit_form(authorization, None, UNCLEAR)
+        decides.admit_form(authorization, {}, None, UNCLEAR)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def reserve(
     context.head.length = len(body) if length is None else length
     authorization = admission.authorize(principal, method, route)
     if content_type.startswith(b"multipart"):
-        admitted = admission.admit_form(authorization, body.decode() or None, None)
+        admitted = admission.admit_form(authorization, {}, body.decode() or None, None)
     else:
         admitted = admission.admit(authorization, context.head.first, body)
     accounting.open(context, authorization, admitted)

@@ -99,3 +99,17 @@ def test_a_path_that_vllm_reads_as_the_route_of_responses_is_known(path: bytes) 
     assert hides_responses(path)
     assert not hides_responses(path + b"/render")
     assert not hides_responses(path + b"%0a%0a")
+
+
+def test_a_response_of_a_server_that_left_says_so_to_its_owner_alone() -> None:
+    known = ids()
+    made = known.make(ADA, TWO)
+    known.reconfigure([ONE])
+    for caller in (ADA, MASTER):
+        with pytest.raises(ResponseNotFound, match="no longer configured") as told:
+            known.server_of(caller, made)
+        assert "two" not in told.value.message
+    with pytest.raises(ResponseNotFound, match="not found"):
+        known.server_of(BOB, made)
+    known.reconfigure([ONE, TWO])
+    assert known.server_of(ADA, made) is TWO

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from treq.testing import StubTreq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -50,6 +50,7 @@ class Client:
             randbytes=secrets.token_bytes,
             readiness=lambda: Readiness(draining=False, database=True),
             metrics=Metrics(),
+            metrics_of_servers=lambda: succeed(b""),
             model_source=lambda: ModelSource(Settings(), self.sealer),
         )
         # it has treq's functions as attributes, which it does not declare

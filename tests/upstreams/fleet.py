@@ -1,10 +1,12 @@
 """A fleet of vLLM servers in virtual time, to compare policies: how much of the prompts is found in prefix caches.
 
 Each server batches continuously as vLLM's scheduler does: every step takes waiting requests, computes up to a budget of
-prompt tokens that its prefix cache lacks, and one token for each running request. Blocks are known to the cache as soon
-as they are scheduled; the least recently used are dropped when there is no room. A token is one character.
+prompt tokens that its prefix cache lacks, and one token of each running answer. A block is in the cache once it is
+scheduled; the least recently used are dropped if there is no room. A token is one character.
 
-    python -m tests.upstreams.fleet [SEEDS]    prints the table of docs/decisions/0056-routing-policies.md
+    python -m tests.upstreams.fleet [SEEDS [SCENARIO ...]]
+
+prints the table of ``docs/decisions/0056-routing-policies.md``.
 """
 
 from __future__ import annotations
@@ -14,89 +16,94 @@ import itertools
 import json
 import random
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
 
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
-from twisted_vllm.upstreams.policies import Policy, RoutingRequest, ServerSnapshot, make_policy
+from twisted_vllm.upstreams.policies import STRATEGIES, Policy, RoutingRequest, ServerSnapshot, make_policy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+#: prompt tokens that one step computes
+BUDGET = 2_048
 
 
 def words(source: random.Random, count: int) -> str:
+    """Return words of 2 to 7 letters."""
     return " ".join("".join(source.choices(LETTERS, k=source.randint(2, 7))) for _ in range(count))
 
 
 @attrs.define(eq=False)
 class Call:
-    """A request at a server: what it lacks of the prompt, and of the answer."""
+    """A request at a server.
+
+    Attributes:
+        text: its prompt.
+        answer: the tokens that its answer lacks.
+        done: called when it is complete.
+        uncached: the tokens of the prompt that are not computed.
+    """
 
     text: str
     answer: int
     done: Callable[[], None]
-    uncached: int = -1
+    uncached: int = 0
 
 
 class SimulatedServer:
-    """One vLLM. Times are in seconds; defaults make a prompt of 400 tokens as dear as 20 steps of decoding."""
+    """One vLLM. A prompt of 400 tokens takes as long as 8 steps of decoding."""
 
-    def __init__(self, name: str, *, block: int = 16, capacity: int = 100_000, batch: int = 64) -> None:
+    def __init__(self, name: str, block: int, capacity: int) -> None:
         self.name = name
-        self.block, self.blocks, self.batch = block, capacity // block, batch
+        self.block, self.blocks = block, capacity // block
         self.up = True
+        self.is_stepping = False
         self.waiting: list[Call] = []
         self.running: list[Call] = []
         self.cache: dict[str, None] = {}
         self.hits = self.queries = self.served = self.in_flight = 0
-        self.busy = False
 
-    def restart(self) -> None:
-        self.cache.clear()
+    def step(self) -> float:
+        """Begin a step; return its seconds."""
+        room = BUDGET - sum(call.uncached for call in self.running)
+        while self.waiting and len(self.running) < 64 and room > 0:
+            call = self.waiting.pop(0)
+            self._look_up(call)
+            room -= call.uncached
+            self.running.append(call)
+        room = BUDGET
+        for call in self.running:
+            computed = min(call.uncached, room)
+            call.uncached -= computed
+            room -= computed
+            if not call.uncached:
+                call.answer -= 1
+        return 0.005 + 0.0001 * (BUDGET - room) + 0.0002 * len(self.running)
 
-    def admit(self, call: Call) -> None:
-        """Look the prompt up, and put its blocks into the cache."""
-        size, text = self.block, call.text
-        ends = range(size, len(text) + 1, size)
-        found = 0
-        for end in ends:
-            # the whole beginning stands for the chained hash of its last block
-            if text[:end] not in self.cache:
-                break
-            found = end
-        # vLLM computes the last token always
-        found = min(found, (len(text) - 1) // size * size)
-        for end in reversed(ends):
-            self.cache.pop(text[:end], None)
-            self.cache[text[:end]] = None
+    def end_step(self) -> list[Call]:
+        """Return the requests that are complete."""
+        complete = [call for call in self.running if call.answer <= 0]
+        self.running = [call for call in self.running if call.answer > 0]
+        self.in_flight -= len(complete)
+        self.served += len(complete)
+        return complete
+
+    def _look_up(self, call: Call) -> None:
+        text = call.text
+        # the beginning stands for the chained hash of its last block
+        beginnings = [text[:end] for end in range(self.block, len(text) + 1, self.block)]
+        found = next((index for index, each in enumerate(beginnings) if each not in self.cache), len(beginnings))
+        # vLLM always computes the last token
+        cached = min(found, (len(text) - 1) // self.block) * self.block
+        for each in reversed(beginnings):
+            self.cache.pop(each, None)
+            self.cache[each] = None
         while len(self.cache) > self.blocks:
             del self.cache[next(iter(self.cache))]
         self.queries += len(text)
-        self.hits += found
-        call.uncached = len(text) - found
-
-    def step(self) -> float:
-        """Run one step; return its seconds."""
-        budget = 2048
-        while self.waiting and len(self.running) < self.batch and budget > 0:
-            call = self.waiting.pop(0)
-            self.admit(call)
-            budget -= call.uncached
-            self.running.append(call)
-        prefilled = 0
-        for call in self.running:
-            part = min(call.uncached, 2048 - prefilled)
-            call.uncached -= part
-            prefilled += part
-            if not call.uncached:
-                call.answer -= 1
-        return 0.005 + 0.0001 * prefilled + 0.0002 * len(self.running)
-
-    def ended(self) -> list[Call]:
-        over = [call for call in self.running if call.answer <= 0]
-        self.running = [call for call in self.running if call.answer > 0]
-        return over
+        self.hits += cached
+        call.uncached = len(text) - cached
 
 
 @attrs.frozen
@@ -105,18 +112,16 @@ class Scenario:
 
     Attributes:
         servers: how many.
-        users: how many talk.
+        users: how many talk at once.
         turns: requests of each user.
-        groups: systems prompts.
-        hot: how many times more users the first group has than each other.
+        groups: system prompts, which users share.
+        hot: how many times as many users the first group has as each other.
         think: mean seconds between an answer and the next turn; 0 for none.
         ramp: seconds in which the users begin.
-        away: the shares of all requests after which the last server leaves and comes back with an empty cache.
+        away: the shares of all requests after which the last server leaves, and comes back with an empty cache.
+        before: whether the last server is there in the rounds before the one that is measured, which have other users.
         block: tokens of a block of the prefix cache.
         capacity: tokens in a server's prefix cache.
-        system: words of a system prompt.
-        said: words of a user's message.
-        answer: tokens of an answer.
         weights: of the servers; empty for equal ones.
     """
 
@@ -128,12 +133,14 @@ class Scenario:
     think: float = 0.0
     ramp: float = 0.002
     away: tuple[float, float] | None = None
+    before: tuple[bool, ...] = ()
     block: int = 16
     capacity: int = 100_000
-    system: int = 60
-    said: int = 12
-    answer: int = 12
     weights: tuple[float, ...] = ()
+
+    def on_one_server(self) -> Scenario:
+        """The same users at one server, which stays."""
+        return attrs.evolve(self, servers=1, away=None, before=(True,) * len(self.before), weights=())
 
 
 @attrs.frozen
@@ -141,154 +148,170 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        hits: the share of prompt tokens found in caches.
-        busiest: the largest share of requests, over its fair share, that one server got: 1.0 is even.
-        share: the largest share of the requests that one server got.
-        late: as `share`, of the last third of the requests.
+        hits: the share of prompt tokens that were found in caches.
+        shares: the share of the requests that each server got.
         p99: the 99th percentile of seconds to the end of a request.
-        moves: turns of a conversation at another server than the turn before.
+        moves: the share of later turns that were not at the server of the turn before.
     """
 
     hits: float
-    share: float
-    late: float
+    shares: tuple[float, ...]
     p99: float
     moves: float
-    shares: tuple[float, ...]
+
+
+class User:
+    """One conversation."""
+
+    def __init__(self, simulation: Simulation, name: str, system: str) -> None:
+        self.simulation = simulation
+        self.name = name
+        self.source = random.Random(f"{simulation.seed} {name}")
+        self.messages = [{"role": "system", "content": system}]
+        self.turns = 0
+        self.server = ""
+
+    def ask(self) -> None:
+        """Send the next turn."""
+        self.messages.append({"role": "user", "content": words(self.source, 12)})
+        self.turns += 1
+        server = self.simulation.send(self)
+        self.simulation.moves += self.server not in ("", server)
+        self.server = server
+
+    def answered(self) -> None:
+        """Go on, sooner or later."""
+        self.messages.append({"role": "assistant", "content": "".join(self.source.choices(LETTERS, k=12))})
+        simulation = self.simulation
+        if self.turns < simulation.scenario.turns:
+            think = simulation.scenario.think
+            simulation.after(simulation.source.expovariate(1 / think) if think else 0.0, self.ask)
+
+
+class Simulation:
+    """Runs a scenario once."""
+
+    def __init__(self, scenario: Scenario, policy: Policy, seed: int) -> None:
+        self.scenario, self.policy, self.seed = scenario, policy, seed
+        self.source = random.Random(seed)
+        self.servers = [
+            SimulatedServer(f"server-{number}", scenario.block, scenario.capacity) for number in range(scenario.servers)
+        ]
+        self.weights = scenario.weights or (1.0,) * scenario.servers
+        self.now = 0.0
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = itertools.count()
+        self.began = self.moves = 0
+        self.seconds: list[float] = []
+
+    def run(self) -> Outcome:
+        scenario, last = self.scenario, self.servers[-1]
+        for number, is_there in enumerate(scenario.before):
+            self.set_up(last, is_there)
+            self.play(number)
+        self.set_up(last, True)
+        before = [(each.hits, each.queries, each.served) for each in self.servers]
+        self.began = self.moves = 0
+        self.seconds.clear()
+        self.play(len(scenario.before))
+        total = scenario.users * scenario.turns
+        assert len(self.seconds) == total
+        return Outcome(
+            sum(each.hits - old[0] for each, old in zip(self.servers, before, strict=True))
+            / sum(each.queries - old[1] for each, old in zip(self.servers, before, strict=True)),
+            tuple((each.served - old[2]) / total for each, old in zip(self.servers, before, strict=True)),
+            sorted(self.seconds)[int(0.99 * (total - 1))],
+            self.moves / (total - scenario.users),
+        )
+
+    def play(self, number: int) -> None:
+        """Let users talk until all have ended."""
+        scenario = self.scenario
+        groups = [0] * scenario.hot + list(range(1, scenario.groups))
+        systems = [words(self.source, 60) for _ in range(scenario.groups)]
+        for user in range(scenario.users):
+            talking = User(self, f"user-{number}-{user}", systems[groups[user % len(groups)]])
+            self.after(self.source.uniform(0.0, scenario.ramp), talking.ask)
+        while self.events:
+            self.now, _, what = heapq.heappop(self.events)
+            what()
+
+    def after(self, seconds: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (self.now + seconds, next(self.order), what))
+
+    def set_up(self, server: SimulatedServer, is_up: bool) -> None:
+        """Let a server leave or come back."""
+        if server.up and not is_up:
+            server.cache.clear()
+            self.policy.forgot(server.name)
+        server.up = is_up
+
+    def send(self, user: User) -> str:
+        """Send a user's conversation to a server; return its name."""
+        scenario = self.scenario
+        self.began += 1
+        if scenario.away is not None:
+            leaves, comes = (int(share * scenario.users * scenario.turns) for share in scenario.away)
+            self.set_up(self.servers[-1], not leaves <= self.began < comes)
+        body = json.dumps({"model": "m", "messages": user.messages, "max_tokens": 12, "stream": True}).encode()
+        request = RoutingRequest(user.name.encode(), prompt_prefix(body, model="m"))
+        up = [each for each in zip(self.servers, self.weights, strict=True) if each[0].up]
+        snapshots = [ServerSnapshot(server.name, weight, server.in_flight) for server, weight in up]
+        server = up[self.policy.choose(snapshots, request)][0]
+        self.policy.sent(server.name, request)
+        server.in_flight += 1
+        began = self.now
+
+        def done() -> None:
+            self.seconds.append(self.now - began)
+            user.answered()
+
+        text = "".join(f"<{each['role']}>{each['content']}" for each in user.messages)
+        server.waiting.append(Call(text, max(1, round(self.source.gauss(12, 1.5))), done))
+        if not server.is_stepping:
+            server.is_stepping = True
+            self.after(0.0, partial(self._step, server))
+        return server.name
+
+    def _step(self, server: SimulatedServer) -> None:
+        self.after(server.step(), partial(self._end_step, server))
+
+    def _end_step(self, server: SimulatedServer) -> None:
+        for call in server.end_step():
+            call.done()
+        if server.waiting or server.running:
+            self._step(server)
+        else:
+            server.is_stepping = False
 
 
 def simulate(scenario: Scenario, policy: Policy, seed: int) -> Outcome:
-    """Run a scenario to its end."""
-    source = random.Random(seed)
-    servers = [
-        SimulatedServer(f"server-{number}", block=scenario.block, capacity=scenario.capacity)
-        for number in range(scenario.servers)
-    ]
-    weights = scenario.weights or (1.0,) * scenario.servers
-    shares = [scenario.hot] + [1] * (scenario.groups - 1)
-    group_of = [user % scenario.groups for user in range(scenario.users)]
-    if scenario.hot > 1:
-        group_of = list(itertools.islice(itertools.cycle(_spread(shares)), scenario.users))
-    systems = [words(source, scenario.system) for _ in range(scenario.groups)]
-    total = scenario.users * scenario.turns
-    events: list[tuple[float, int, Callable[[], None]]] = []
-    order = itertools.count()
-    now = 0.0
-    began = ended = moves = 0
-    taken: list[float] = []
-    placed: list[str] = []
-
-    def at(seconds: float, what: Callable[[], None]) -> None:
-        heapq.heappush(events, (now + seconds, next(order), what))
-
-    def run(server: SimulatedServer) -> None:
-        seconds = server.step()
-
-        def over() -> None:
-            for call in server.ended():
-                server.in_flight -= 1
-                server.served += 1
-                call.done()
-            server.busy = False
-            wake(server)
-
-        at(seconds, over)
-
-    def wake(server: SimulatedServer) -> None:
-        if not server.busy and (server.waiting or server.running):
-            server.busy = True
-            at(0.0, lambda: run(server))
-
-    def send(body: bytes, text: str, number: int, done: Callable[[], None]) -> str:
-        nonlocal began
-        began += 1
-        if scenario.away is not None:
-            last = servers[-1]
-            if last.up and began == int(scenario.away[0] * total):
-                last.up = False
-                last.restart()
-                policy.forgot(last.name)
-            elif not last.up and began == int(scenario.away[1] * total):
-                last.up = True
-        up = [(server, weight) for server, weight in zip(servers, weights, strict=True) if server.up]
-        request = RoutingRequest(session=f"user-{number}".encode(), prefix=prompt_prefix(body, model="m"))
-        snapshots = [ServerSnapshot(each.name, weight, each.in_flight) for each, weight in up]
-        server = up[policy.choose(snapshots, request)][0]
-        policy.sent(server.name, request)
-        server.in_flight += 1
-        started = now
-
-        def answered() -> None:
-            taken.append(now - started)
-            done()
-
-        server.waiting.append(Call(text, max(1, round(source.gauss(scenario.answer, scenario.answer / 8))), answered))
-        placed.append(server.name)
-        wake(server)
-        return server.name
-
-    def user(number: int) -> Iterator[None]:
-        nonlocal moves
-        own = random.Random(seed * 1000 + number)
-        messages = [{"role": "system", "content": systems[group_of[number]]}]
-        before = ""
-        for _ in range(scenario.turns):
-            messages.append({"role": "user", "content": words(own, scenario.said)})
-            body = json.dumps({"model": "m", "messages": messages, "max_tokens": 12, "stream": True}).encode()
-            text = "".join(f"<{each['role']}>{each['content']}" for each in messages)
-            name = send(body, text, number, lambda: advance(number))
-            moves += before not in ("", name)
-            before = name
-            yield
-            messages.append({"role": "assistant", "content": "".join(own.choices(LETTERS, k=scenario.answer))})
-
-    talks = [user(number) for number in range(scenario.users)]
-
-    def advance(number: int) -> None:
-        at(source.expovariate(1 / scenario.think) if scenario.think else 0.0, lambda: next(talks[number], None))
-
-    for number in range(scenario.users):
-        at(source.uniform(0, scenario.ramp), lambda number=number: next(talks[number], None))  # type: ignore[misc]
-    while events:
-        now, _, what = heapq.heappop(events)
-        what()
-        ended += 1
-    assert len(taken) == total
-    taken.sort()
-    count = Counter(placed)
-    late = Counter(placed[-total // 3 :])
-    return Outcome(
-        sum(each.hits for each in servers) / sum(each.queries for each in servers),
-        max(count.values()) / total,
-        max(late.values()) / len(placed[-total // 3 :]),
-        taken[int(0.99 * (total - 1))],
-        moves / max(1, total - scenario.users),
-        tuple(count[each.name] / total for each in servers),
-    )
+    """Run a scenario; `seed` decides what users say and when they begin."""
+    return Simulation(scenario, policy, seed).run()
 
 
-def _spread(shares: Sequence[int]) -> list[int]:
-    """Return groups, each as often as its share."""
-    return [group for group, share in enumerate(shares) for _ in range(share)]
+def hits_of_one(scenario: Scenario, seed: int) -> float:
+    """Return the share of prompt tokens that one server would have found in its cache."""
+    return simulate(scenario.on_one_server(), make_policy("least-busy", lambda: 0.0), seed).hits
 
 
-class CacheAware:
-    """vllm-router's ``cache_aware`` with its defaults, on our table: the longest match over half the prompt.
+class LongestMatch:
+    """The rule of vllm-router's ``cache_aware``, with its defaults, on our blocks. The router itself finds less.
 
-    (``src/policies/cache_aware.rs``: ``cache_threshold`` 0.5, ``balance_abs_threshold`` 32, ``balance_rel_threshold``
-    1.1; below the threshold, the server with the smallest tree.)
+    The server with the longest match, if that is over half of the prompt, else the one that knows least; the one with
+    the least in flight, if they differ by over 32 and by over a tenth (``src/policies/cache_aware.rs``).
     """
 
     reads_prompt, reads_session = True, False
 
     def __init__(self) -> None:
-        self._blocks: dict[str, set[int]] = {}
+        self._known: dict[str, set[int]] = {}
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         loads = [each.in_flight for each in servers]
         if max(loads) - min(loads) > 32 and max(loads) > 1.1 * min(loads):
             return loads.index(min(loads))
-        known = [self._blocks.setdefault(each.name, set()) for each in servers]
+        known = [self._known.setdefault(each.name, set()) for each in servers]
         matched = [sum(block in blocks for block in request.prefix) for blocks in known]
         if max(matched) > 0.5 * len(request.prefix):
             return matched.index(max(matched))
@@ -296,57 +319,58 @@ class CacheAware:
         return sizes.index(min(sizes))
 
     def sent(self, server: str, request: RoutingRequest) -> None:
-        self._blocks.setdefault(server, set()).update(request.prefix)
+        self._known.setdefault(server, set()).update(request.prefix)
 
     def forgot(self, server: str) -> None:
-        self._blocks.pop(server, None)
+        self._known.pop(server, None)
 
 
+_THINKING = Scenario(users=96, turns=12, groups=12, think=1.0, ramp=2.0)
 SCENARIOS = {
-    "two": Scenario(),
-    "two, block 128": Scenario(block=128),
-    "three": Scenario(servers=3),
-    "two, hot": Scenario(users=30, hot=10),
-    "three, hot": Scenario(servers=3, users=30, hot=10),
-    "two, away": Scenario(turns=18, away=(0.3, 0.5)),
-    "three, away": Scenario(servers=3, turns=18, away=(0.3, 0.5)),
-    "two, thinking": Scenario(users=96, turns=12, groups=12, think=1.0, ramp=2.0),
-    "three, thinking": Scenario(servers=3, users=96, turns=12, groups=12, think=1.0, ramp=2.0),
-    "two, thinking, hot": Scenario(users=96, turns=12, groups=12, hot=10, think=1.0, ramp=2.0),
-    "eight, thinking": Scenario(servers=8, users=256, turns=8, groups=24, think=1.0, ramp=2.0),
-    "two, weights 3:1": Scenario(users=32, weights=(3.0, 1.0), groups=8),
-    "two, small cache": Scenario(capacity=8_000, users=24),
+    "two servers": Scenario(),
+    "two, blocks of 128": Scenario(block=128),
+    "three servers": Scenario(servers=3),
+    "two, one group ten times as hot": Scenario(users=30, hot=10),
+    "three, one group ten times as hot": Scenario(servers=3, users=30, hot=10),
+    "two, after one left and came back": Scenario(before=(True, False)),
+    "three, after one left and came back": Scenario(servers=3, before=(True, False)),
+    "two, one leaves and comes back": Scenario(turns=18, away=(0.3, 0.5)),
+    "three, one leaves and comes back": Scenario(servers=3, turns=18, away=(0.3, 0.5)),
+    "two, users who think": _THINKING,
+    "three, users who think": attrs.evolve(_THINKING, servers=3),
+    "two, users who think, one group hot": attrs.evolve(_THINKING, hot=10),
+    "eight, users who think": attrs.evolve(_THINKING, servers=8, users=256, turns=8, groups=24),
+    "two, weights 3 and 1": attrs.evolve(_THINKING, weights=(3.0, 1.0)),
+    "two, caches too small for one": Scenario(capacity=8_000),
 }
 
 
-def main(seeds: int, names: Sequence[str]) -> None:
+def print_table(seeds: int, titles: Sequence[str]) -> None:
+    """Print what each policy makes of scenarios."""
     policies: dict[str, Callable[[random.Random], Policy]] = {
-        name: (lambda source, name=name: make_policy(name, source.random))  # type: ignore[misc]
-        for name in ("prefix", "session", "least-busy", "latency-based-routing", "round-robin")
+        name: partial(_made, name) for name in reversed(STRATEGIES)
     }
-    policies["cache_aware"] = lambda source: CacheAware()
-    for title, scenario in SCENARIOS.items():
-        if names and title not in names:
-            continue
-        one = [
-            simulate(
-                attrs.evolve(scenario, servers=1, away=None, weights=()),
-                make_policy("round-robin", random.Random(0).random),
-                seed,
-            ).hits
-            for seed in range(seeds)
-        ]
-        print(f"{title}: one server {sum(one) / seeds:.3f}")
+    policies["longest match"] = lambda source: LongestMatch()
+    print("| scenario | policy | hits, of one server's: mean, least | busiest: mean, most | p99 s | moves |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for title in titles:
+        scenario = SCENARIOS[title]
+        limits = [hits_of_one(scenario, seed) for seed in range(seeds)]
         for name, make in policies.items():
             found = [simulate(scenario, make(random.Random(seed)), seed) for seed in range(seeds)]
-            ratios = [each.hits / limit for each, limit in zip(found, one, strict=True)]
+            ratios = [each.hits / limit for each, limit in zip(found, limits, strict=True)]
+            busiest = [max(each.shares) for each in found]
             print(
-                f"  {name:12} hits/one {sum(ratios) / seeds:.3f} (min {min(ratios):.3f})"
-                f"  busiest {sum(each.share for each in found) / seeds:.2f} (max {max(each.share for each in found):.2f})"
-                f" late max {max(each.late for each in found):.2f}"
-                f"  p99 {sum(each.p99 for each in found) / seeds:.2f} s  moves {sum(each.moves for each in found) / seeds:.3f}"
+                f"| {title} | `{name}` | {sum(ratios) / seeds:.3f}, {min(ratios):.3f}"
+                f" | {sum(busiest) / seeds:.2f}, {max(busiest):.2f} | {sum(each.p99 for each in found) / seeds:.2f}"
+                f" | {sum(each.moves for each in found) / seeds:.3f} |",
+                flush=True,
             )
 
 
+def _made(name: str, source: random.Random) -> Policy:
+    return make_policy(name, source.random)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10, sys.argv[2:])
+    print_table(int(sys.argv[1]) if len(sys.argv) > 1 else 10, sys.argv[2:] or list(SCENARIOS))

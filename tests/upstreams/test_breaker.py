@@ -143,6 +143,15 @@ def test_a_server_that_answers_errors_is_a_last_resort_and_its_other_requests_ar
     assert not found.last_resort
 
 
+def test_what_answers_opened_and_no_request_tries_is_closed_by_its_checks_in_the_end() -> None:
+    found = breaker()
+    fail(found, 0.0, FAILS + 1, "status_503", answered=True)
+    found.declare_alive(COOLDOWN + LONGEST - 1)
+    assert found.state == OPEN
+    found.declare_alive(COOLDOWN + LONGEST)
+    assert (found.state, found.reason) == (CLOSED, "checks_passed")
+
+
 def test_a_dead_server_gets_nothing_until_checks_find_it_alive() -> None:
     found = breaker()
     found.declare_dead(1.0, "timeout", 3.0)
@@ -290,8 +299,10 @@ class AnyBreaker(RuleBasedStateMachine):
 
     @rule()
     def revive(self) -> None:
-        self.breaker.declare_alive(self.now)
-        assert self.breaker.closed or (self.breaker.last_resort and self.breaker.state != DEAD)
+        found = self.breaker
+        early = found.last_resort and found.state != DEAD and self.now < found.retry_at + LONGEST
+        found.declare_alive(self.now)
+        assert found.closed != early
 
     @rule()
     def release(self) -> None:

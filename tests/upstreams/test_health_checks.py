@@ -263,7 +263,7 @@ def test_checks_do_not_close_what_answers_opened() -> None:
     fleet = Fleet()
     for _ in range(4):
         fleet.one.breaker.failed(0.0, "status_503", fleet.one.breaker.ticket, answered=True)
-    fleet.run(10 * INTERVAL)
+    fleet.run(60.0)
     assert (fleet.one.breaker.state, fleet.alive) == (OPEN, [])
 
 

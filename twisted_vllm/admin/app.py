@@ -18,7 +18,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, configuration, customers, health, model_entries
+from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
 from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
@@ -59,6 +59,7 @@ WELCOME = {
         "/health": "the health of each vLLM server",
         "/health/liveliness, /health/readiness": "the health of the gateway",
         "/metrics": "the gateway's own metrics; vLLM's are at /vllm/metrics",
+        "/metrics/upstreams": "the metrics of all vLLM servers",
         "/openapi.json": "what each of these takes and answers",
     },
     "docs": "README.md and the docs directory of the twisted-vllm package; vLLM's own API is described at /vllm/docs",
@@ -105,6 +106,7 @@ ROUTES: tuple[Route, ...] = (
     *configuration.routes,
     *reports.routes,
     *health.routes,
+    *upstream_metrics.routes,
     *about,
 )
 
@@ -139,6 +141,7 @@ class AdminApp:
         randbytes: Callable[[int], bytes],
         readiness: Callable[[], Readiness],
         metrics: Metrics,
+        metrics_of_servers: Callable[[], Deferred[bytes]],
         endpoints: Callable[[], Sequence[EndpointHealth]] = tuple,
         metrics_are_open: bool = True,
         client_of: Callable[[IRequest], str] = _peer_of,
@@ -163,6 +166,7 @@ class AdminApp:
             randbytes: returns that many bytes, fit for secrets.
             readiness: returns the state of the process; it must not block.
             metrics: the gateway's own metrics.
+            metrics_of_servers: collects the metrics of all servers.
             endpoints: returns the health of every entry of the servers; it must not block.
             metrics_are_open: whether anyone may read them, or only administrators.
             client_of: returns the address that a request comes from.
@@ -190,6 +194,7 @@ class AdminApp:
             endpoints=endpoints,
             metrics=metrics,
             metrics_are_open=metrics_are_open,
+            metrics_of_servers=metrics_of_servers,
             key_bounds=key_bounds,
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,

@@ -96,6 +96,7 @@ class AdminContext:
         endpoints: returns the health of every entry of the servers, as `HealthReport` shows it.
         metrics: the gateway's own metrics.
         metrics_are_open: whether anyone may read them, or only administrators.
+        metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
@@ -114,6 +115,7 @@ class AdminContext:
     endpoints: Callable[[], Sequence[EndpointHealth]]
     metrics: Metrics
     metrics_are_open: bool
+    metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     model_source: Callable[[], ModelSource]
     key_bounds: KeyUpperBounds = NO_BOUNDS

@@ -16,7 +16,7 @@ import msgspec
 
 from twisted_vllm.api_routes import RouteClass
 from twisted_vllm.auth.records import MANAGEMENT
-from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
 from twisted_vllm.errors import InvalidRequest
 
 #: characters of a name, and items of a list
@@ -137,7 +137,7 @@ GrantedHeaders = Annotated[
             msgspec.Meta(
                 min_length=1,
                 max_length=MAX_LENGTH,
-                extra_json_schema={"enum": sorted(name.decode() for name in OPERATORS_HEADERS)},
+                extra_json_schema={"enum": sorted(name.decode() for name in GRANTABLE_HEADERS)},
             ),
         ],
         ...,

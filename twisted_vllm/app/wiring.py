@@ -10,6 +10,7 @@ from random import random
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
 
@@ -37,7 +38,7 @@ from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
-from twisted_vllm.config.settings import Settings
+from twisted_vllm.config.settings import Server, Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
@@ -61,6 +62,7 @@ from twisted_vllm.observability.logging.unsent_lines import UnsentLines
 from twisted_vllm.observability.metrics import Metrics
 from twisted_vllm.observability.route_templates import RouteTemplates
 from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.attempt_metrics import AttemptCollector, AttemptMetrics
 from twisted_vllm.proxy.background_responses import BackgroundCollector, BackgroundResponses
 from twisted_vllm.proxy.entry_usage import EntryUsage
 from twisted_vllm.proxy.form_files import FormFiles
@@ -87,12 +89,18 @@ from twisted_vllm.upstreams.breaker import Breaker
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.load_scraper import LoadScraper
+from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
 from twisted_vllm.upstreams.name_lookup import NameLookup
+from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
+from twisted_vllm.upstreams.response_locator import ResponseLocator
+from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Router
 from twisted_vllm.upstreams.served_models import ServedModels
 from twisted_vllm.upstreams.server_state import Servers, ServerState
+from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
 
@@ -103,6 +111,7 @@ class Wiring:
         endpoints: the endpoints to listen on.
         models: the model list: entries of the file and of the database, and the servers that DNS finds.
         health: checks the servers.
+        kv_caches: follows what is in the servers' prefix caches.
         load_scraper: asks the servers for their load.
         database: the database; `store` runs transactions on it.
         reports: reads the ledger for reports.
@@ -170,6 +179,8 @@ class Wiring:
         # now, while twistd still has the privileges to read the files
         self.agent.reload(settings.servers)
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
+        client = PassThroughClient(self.agent)
+        self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
         routing, health = settings.routing, settings.health
         self._breaker = breaker_of(settings)
         self.servers = Servers(lambda: Breaker(**self._breaker, random=random, now=reactor.seconds()))
@@ -180,6 +191,7 @@ class Wiring:
             routing=routing,
             random=random,
             retry_share=settings.retry.budget,
+            make_table=lambda: kv_caches.table(PrefixTable()),
         )
 
         prober = Prober(self.agent.endpoint_of, reactor, self.agent.ask_for_tls)
@@ -228,7 +240,8 @@ class Wiring:
         self._secrets = settings.secrets
         self._redact = observer.redact if isinstance(observer, GatewayLog) else Redactor(settings.secrets)
         self._text = text = ClientText(self._redact, RouteTemplates(route.path for route in ROUTES))
-        observers: list[RequestObserver] = [accounting.observer, EntryUsage()]
+        attempts = AttemptMetrics()
+        observers: list[RequestObserver] = [accounting.observer, EntryUsage(), attempts]
         self._recorder: LedgerRecorder | None = None
         if accounting.spool is not None:
             # before a client has its whole response, the row is in the spool
@@ -241,7 +254,7 @@ class Wiring:
         self.background = background = BackgroundResponses(
             reactor,
             # not queued: such a request takes no place of a response
-            PassThroughClient(self.agent),
+            client,
             settings.servers,
             accounting.limiter,
             self.index.allowance_of,
@@ -258,8 +271,13 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        client = PassThroughClient(self.agent)
         self._served_models = served_models = ServedModels(client, reactor)
+        places = ResponsePlaces()
+        locator = ResponseLocator(client, reactor, places)
+
+        def locate(response_id: str) -> Deferred[Server | None]:
+            return locator.locate(response_id, [state.server for state in self.servers])
+
         self._response_ids = ResponseIds(settings.servers, os.urandom)
         self._admission = admission = Admission(
             authenticator=authenticator,
@@ -267,6 +285,7 @@ class Wiring:
             base_models=served_models,
             reads_bodies=settings.ledger.enabled,
             response_ids=self._response_ids,
+            places=places,
             **admission_of(settings),
         )
         self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
@@ -284,7 +303,10 @@ class Wiring:
             routing=routing,
             retry=settings.retry,
             session_header=settings.session_header,
+            places=places,
+            kv_caches=kv_caches,
         )
+        self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,
@@ -294,9 +316,14 @@ class Wiring:
             form_files=form_files,
             cooperate=cooperate,
             ask_models=served_models.ask,
+            locate=locate,
             throttle=throttle,
             web_pages=web_pages,
             accounting=accounting.observer,
+        )
+
+        metrics_of_servers = MetricsOfServers(
+            client, reactor, cooperate, lambda: [state.server for state in self.servers]
         )
 
         def client_of_admin(request: Any) -> str:
@@ -320,6 +347,7 @@ class Wiring:
             ),
             endpoints=lambda: tuple(endpoints_of(router.groups)),
             metrics=self.metrics,
+            metrics_of_servers=metrics_of_servers.expose,
             client_of=client_of_admin,
             failures=throttle,
             uncounted=uncounted,
@@ -424,6 +452,7 @@ class Wiring:
         self.accounting.use_models(settings)
         self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
         self.agent.keep_only(settings.servers)
+        self.kv_caches.configure(settings.servers)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Request headers that steer vLLM's scheduling and routing. Only the operator may set them."""
+"""Request headers that steer vLLM's scheduling and routing, and the gateway's. Only the operator may set them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
 
 #: those among them that replace the body's model on /invocations
 ADAPTER_HEADERS = frozenset((ADAPTER, b"x-amzn-sagemaker-adapter-alias"))
+
+#: the gateway's own: names the one server that gets the request
+SERVER = b"x-vllm-passthrough-server"
+
+#: the gateway's own: names the model whose servers an act of the operator goes to, such as ``/sleep``
+SERVERS_OF_MODEL = b"x-vllm-passthrough-model"
+
+#: headers for the gateway itself, which reach no server
+GATEWAYS_HEADERS = frozenset((SERVER, SERVERS_OF_MODEL))
+
+#: the headers that a key may be granted
+GRANTABLE_HEADERS = OPERATORS_HEADERS | {SERVER}

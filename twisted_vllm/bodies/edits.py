@@ -134,8 +134,13 @@ def salt_edit(body: bytes | HeldBody, facts: BodyFacts, salt: str) -> Edit:
             raise InvalidRequest(f'"cache_salt" has more than {MAX_AGAIN:,} bytes.', param="cache_salt")
         value = value.beginning(MAX_AGAIN)
     if value is not None:
-        salt = hmac.digest(salt.encode("utf-8"), value.encode("utf-8", "surrogatepass"), "sha256").hex()
+        salt = combined_salt(salt, value)
     return _replaced(offset, own, msgspec.json.encode(salt))
+
+
+def combined_salt(salt: str, own: str) -> str:
+    """Return the ``cache_salt`` of a key with a salt whose client sends one of its own."""
+    return hmac.digest(salt.encode("utf-8"), own.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
 def request_id_edit(body: bytes | HeldBody, fields: ResponseFields, response_id: str) -> Edit:

@@ -22,13 +22,15 @@ from twisted_vllm.bodies.held_body import HeldBody
 
 #: bytes of a prompt that are looked at
 MOST = 262_144
-#: bytes of a block in the first `_FINE` bytes. Further on, blocks have about 1/64 to 1/32 of what stands before them, so
-#: that long prompts have few.
-BLOCK = 128
-_FINE = 8_192
+#: bytes of a full block in the first `_FINE` bytes. Further on, it has 1/64 to 1/32 of what stands before it, so that
+#: long prompts have few.
+BLOCK = 256
+_FINE = 16_384
 _PER_LEVEL = 32
-#: the most blocks of a prompt: at most two in place of each full one, as no block is shorter than half a full one
-MOST_BLOCKS = 2 * (_FINE // BLOCK + _PER_LEVEL * (MOST // _FINE).bit_length())
+#: a block that ends with a message has at least this part of a full one; a shorter message is joined to the next
+_LEAST = 4
+#: the most blocks of a prompt
+MOST_BLOCKS = _LEAST * (_FINE // BLOCK + _PER_LEVEL * (MOST // _FINE - 1).bit_length())
 
 #: the members that become the beginning of a prompt, in the order in which chat templates render them: Anthropic's
 #: ``system`` and the Responses API's ``instructions`` stand before the messages, and tools before both
@@ -43,19 +45,21 @@ _values = msgspec.structs.astuple
 
 
 class _Level:
-    """The part of a prompt up to an offset, where blocks have one size.
+    """The part of a prompt up to an offset, where full blocks have one size.
 
     Attributes:
         end: the offset of its end.
         size: the bytes of a full block.
-        split: returns so many full blocks of a text, from an offset.
+        least: the bytes of the shortest.
+        split: by a number of full blocks, the function that returns so many of a text, from an offset.
     """
 
-    __slots__ = ("end", "size", "split")
+    __slots__ = ("end", "least", "size", "split")
 
     def __init__(self, end: int, size: int) -> None:
         self.end = end
         self.size = size
+        self.least = size // _LEAST
         self.split = [Struct(f"{size}s" * count).unpack_from for count in range(end // size + 1)]
 
 
@@ -97,25 +101,26 @@ def prompt_prefix(body: bytes | HeldBody, *, model: str = "", salt: str = "") ->
 def _chained(text: bytes, chained: int) -> tuple[int, ...]:
     """Return the hashes of a text's blocks."""
     found: list[int] = []
-    start = 0
+    find, length, start = text.find, len(text), 0
     for level in _LEVELS:
-        size = level.size
-        while start < level.end:
-            # where the next message ends that makes a block long enough
-            end = text.find(b"},", start + size // 2 - 1, level.end) + 1
-            whole = end > 0
-            if not whole:
-                end = min(len(text), level.end)
-                whole = end < len(text) or (end - start >= size // 2 and text[-1:] == b"}")
-            count, rest = divmod(end - start, size)
-            for block in level.split[count](text, start):
-                chained = hash((chained, block))
-                found.append(chained)
-            if rest and whole:
-                chained = hash((chained, text[end - rest : end]))
+        size, least, last = level.size, level.least, level.end
+        while start < last:
+            # the next end of an object that makes a block long enough; one character is found ten times as fast as two
+            end = find(b"}", start + least - 1, last) + 1
+            is_end = end > 0
+            if not is_end:
+                end = length if length < last else last
+                is_end = end < length
+            if (count := (end - start) // size) > 0:
+                for block in level.split[count](text, start):
+                    chained = hash((chained, block))
+                    found.append(chained)
+                start += count * size
+            if is_end and start < end:
+                chained = hash((chained, text[start:end]))
                 found.append(chained)
             start = end
-            if end == len(text):
+            if end == length:
                 return tuple(found)
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from twisted_vllm.config.checks import checker, kind_of, list_of, one_of, text
@@ -13,6 +14,8 @@ DEFAULT_STRATEGY = "prefix"
 #: LiteLLM's other strategies, which weigh costs or the usage of other providers
 _FOREIGN = frozenset(("cost-based-routing", "usage-based-routing", "usage-based-routing-v2", "provider-budget-routing"))
 
+_ZMQ_ENDPOINT = re.compile(r"tcp://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
+
 _one_of_ours = one_of(*STRATEGIES)
 
 
@@ -23,6 +26,18 @@ def routing_strategy(value: object, place: Place) -> str:
         place.warn(f"is not implemented: {DEFAULT_STRATEGY} is used")
         return DEFAULT_STRATEGY
     return _one_of_ours(value, place)
+
+
+@checker("endpoint", "tcp://HOST:PORT")
+def zmq_endpoint(value: object, place: Place) -> str:
+    """Check for an address that ZMQ can connect to."""
+    found = text(value, place)
+    if "*" in found:
+        raise Rejected("is what the server listens on (write the server's name or address in place of *)")
+    matched = _ZMQ_ENDPOINT.fullmatch(found)
+    if matched is None or not 0 < int(matched["port"]) < 1 << 16:
+        raise Rejected("must be tcp://HOST:PORT")
+    return found
 
 
 @checker("list of names")

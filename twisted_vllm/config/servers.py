@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
@@ -23,7 +24,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.problems import Place, Rejected, nearest
-from twisted_vllm.config.routing import routing_strategy
+from twisted_vllm.config.routing import routing_strategy, zmq_endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
@@ -297,6 +298,27 @@ def _hints(holder: type[attrs.AttrsInstance], place: str) -> dict[str, str]:
 SERVER_TIMEOUTS = _per_server(Timeouts, "passthrough.timeouts")
 SERVER_LIMITS = _per_server(Limits, "passthrough.limits")
 
+#: where a server tells what is in its prefix cache
+KV_EVENTS = (
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where this server publishes the events of its prefix cache (the endpoint of vLLM's --kv-events-config), for "
+        "routing_strategy: prefix, which then knows what is cached there. Needs the extra kv-events.",
+        name="kv_events",
+        attribute="kv_events",
+        example="tcp://gpu-1:5557",
+    ),
+    Setting(
+        None,
+        optional(zmq_endpoint, "none"),
+        "Where it sends events again that were missed (its replay_endpoint).",
+        name="kv_events_replay",
+        attribute="kv_events_replay",
+        example="tcp://gpu-1:5558",
+    ),
+)
+
 OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
     dict,
     (
@@ -309,6 +331,7 @@ OVERRIDE_SECTION: Section[dict[str, Any]] = Section(
         ),
         *SERVER_LIMITS,
         *(attrs.evolve(each, example="null") for each in TLS_SETTINGS),
+        *KV_EVENTS,
     ),
     hints=_hints(Limits, "passthrough.limits"),
 )
@@ -323,12 +346,14 @@ class Override:
         timeouts: the timeouts that differ for it, by name.
         limits: the limits that differ for it, by name.
         tls: how to speak TLS to it.
+        kv_events: where it publishes the events of its prefix cache, and replays them, by name.
     """
 
     place: Place
     timeouts: Mapping[str, Any]
     limits: Mapping[str, Any]
     tls: TlsParams
+    kv_events: Mapping[str, str | None]
 
 
 @checker("mapping of api_base to settings")
@@ -346,7 +371,14 @@ def overrides(value: object, place: Place) -> Mapping[Address, Override]:
         if address in found:
             here.refuse("stands twice, in two spellings (keep one)")
         limits = here.attempt(OVERRIDE_SECTION, content) or {}
-        found[address] = Override(here, limits.pop("timeouts", {}), tls=_tls_params(limits), limits=limits)
+        events = {each.attribute: limits.pop(each.attribute, None) for each in KV_EVENTS}
+        if events["kv_events_replay"] is not None and events["kv_events"] is None:
+            here.key("kv_events_replay").refuse("needs kv_events")
+        if events["kv_events"] is not None and find_spec("zmq") is None:
+            here.key("kv_events").refuse("needs pyzmq (pip install 'twisted-vllm[kv-events]')")
+        found[address] = Override(
+            here, limits.pop("timeouts", {}), tls=_tls_params(limits), kv_events=events, limits=limits
+        )
     return found
 
 
@@ -452,12 +484,14 @@ def assemble(
         own_timeouts: dict[str, Any] = {}
         if (address, key) in longest:
             own_timeouts["total"] = longest[address, key]
+        events: Mapping[str, str | None] = {}
         own_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
         if address in smallest:
             own_limits["max_concurrent_requests"] = smallest[address]
         if address in servers.servers:
             own_timeouts |= servers.servers[address].timeouts
             own_limits |= servers.servers[address].limits
+            events = servers.servers[address].kv_events
         return Server(
             name=address.name,
             host=address.host,
@@ -469,6 +503,8 @@ def assemble(
             timeouts=attrs.evolve(timeouts, **own_timeouts),
             socket=address.socket,
             tls_options=tls[address],
+            kv_events=events.get("kv_events"),
+            kv_events_replay=events.get("kv_events_replay"),
             **own_limits,
         )
 
@@ -559,7 +595,7 @@ def _tls_of(placed: Sequence[_Placed], servers: ServerSettings, root: Place) -> 
     if servers.api_base is not None:
         entries.setdefault(servers.api_base, [])
     usual = TlsParams(verify=servers.ssl_verify, certificate=servers.ssl_certificate)
-    nothing = Override(root.at("passthrough.servers"), {}, {}, TlsParams())
+    nothing = Override(root.at("passthrough.servers"), {}, {}, TlsParams(), {})
     found = {}
     for address, named in entries.items():
         own = servers.servers.get(address, nothing)

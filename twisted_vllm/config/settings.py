@@ -191,13 +191,17 @@ class Limits:
     max_concurrent_requests: int | None = setting(
         None,
         optional(whole(), "no limit"),
-        "Requests in flight at one server (one address) at a time. More are queued, first come, first served, for "
+        "Requests in flight at one server (one address) at a time. More wait in the queue of their model for "
         "timeouts.queue; after that, or when the queue is full, they are answered 503 server_busy.",
         unit="requests",
         per_server="128",
     )
     max_queued_requests: int = setting(
-        100, whole(0), "Requests that may be queued for one server.", unit="requests", per_server="500"
+        100,
+        whole(0),
+        "Requests that may wait for one server; the queue of a model has the places of all its servers.",
+        unit="requests",
+        per_server="500",
     )
     max_failed_authentications: int | None = setting(
         60,
@@ -274,7 +278,8 @@ class Timeouts:
     queue: float | None = setting(
         30.0,
         optional(seconds(), "no limit"),
-        "In the queue of a server that has max_concurrent_requests in flight.",
+        "In the queue of a model whose servers have all max_concurrent_requests in flight; of several servers, the "
+        "longest.",
         per_server="60",
     )
     tunnel_idle: float | None = setting(
@@ -625,6 +630,8 @@ class Server:
         tls_options: how to speak TLS to it.
         address: the address to connect to, of a server that discovery found below the name `host`; ``None`` resolves
             `host` at each connection.
+        kv_events: where it publishes the events of its prefix cache; None if it does not.
+        kv_events_replay: where it sends them again; None if it does not.
     """
 
     name: str
@@ -640,6 +647,8 @@ class Server:
     socket: str = ""
     tls_options: ServerTls = DEFAULT_TLS
     address: str | None = None
+    kv_events: str | None = None
+    kv_events_replay: str | None = None
 
     #: the scheme and authority of its URLs; for `url`, the base path follows. Of a server that discovery found it has
     #: the address, which tells it from the others of its name.

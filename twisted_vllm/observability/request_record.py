@@ -29,7 +29,9 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         total_ms: from the request's head to its end, milliseconds.
         queued_ms: how long it waited for a server that had its ``max_concurrent_requests`` in flight, in milliseconds;
             ``None`` if it did not.
-        repeated_as: the ``x-request-id`` that vLLM saw of its second attempt; empty if it was sent once.
+        repeated_as: the ``x-request-id`` that vLLM saw of its last attempt; empty if it was sent once.
+        attempts: the attempts that failed before it, each a server and a reason; empty if there was none.
+        fallback: the model that was asked in place of the one that the body names; empty if none was.
     """
 
     time: str
@@ -50,3 +52,5 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     total_ms: float
     queued_ms: float | None = None
     repeated_as: str = ""
+    attempts: str = ""
+    fallback: str = ""

@@ -292,6 +292,13 @@ class Accounting(RequestObserver):
         if admitted.usage_injected:
             meter.fingerprint = self._fingerprint(destination.server, admitted.model, route.path)
 
+    def placed_everywhere(self, context: RequestContext, authorization: Authorization) -> None:
+        """Meter a request that goes to several servers: its ledger row names none."""
+        if context.meter is not None:
+            route, method = authorization.route, context.head.method
+            key = ("", "", "", route.path, method)
+            context.meter.pricing = self._pricings.get(key) or self._new_pricing(key, route, None)
+
     def expected_tokens(self, context: RequestContext) -> int:
         """Return the estimated tokens of a request and the most that it may generate; 0 if it is not metered."""
         if context.reservation is not None:

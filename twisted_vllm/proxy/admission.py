@@ -16,6 +16,7 @@ from twisted_vllm.auth.credentials import credential_of
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.records import PREFLIGHT, Principal
+from twisted_vllm.auth.steering_headers import SERVER, SERVERS_OF_MODEL
 from twisted_vllm.bodies.edits import (
     Edit,
     has_priority,
@@ -37,11 +38,14 @@ from twisted_vllm.errors import InvalidRequest, ModelUndetermined, RouteNotAllow
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import RequestHead, is_form, is_json
+from twisted_vllm.proxy.chosen_servers import chosen_server
 from twisted_vllm.proxy.paths import target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
 from twisted_vllm.proxy.upstream_headers import PRIORITY
+from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import Destination, Router
+from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.usage.records import Payer, refer
 
 # to read a member of an enum from its class takes 0.1 µs
@@ -67,6 +71,8 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
         stored: what the body says about stored responses.
         background: whether the server is to generate the response in the background.
         previous_id: the id of the stored response that it continues; None if it continues none, or for administrators.
+        steered: whether the client named its server.
+        servers: the servers that it goes to, if there are several: an act of the operator.
     """
 
     serving: Serving
@@ -81,11 +87,25 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     stored: ResponseFields = NO_FIELDS
     background: bool = False
     previous_id: str | None = None
+    steered: bool = False
+    servers: tuple[ServerState, ...] = ()
 
     @property
     def model(self) -> str:
         """The model's name, as in `Serving`."""
         return self.serving.model
+
+
+class ResponseUnlocated(Exception):
+    """All servers must be asked for a stored response.
+
+    Attributes:
+        response_id: its id.
+    """
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(response_id)
+        self.response_id = response_id
 
 
 class Prepared(msgspec.Struct, frozen=True, gc=False):
@@ -117,6 +137,7 @@ class Admission:
         reads_bodies: bool = False,
         inject_usage: bool = False,
         response_ids: ResponseIds | None = None,
+        places: ResponsePlaces | None = None,
     ) -> None:
         """Set up admission.
 
@@ -130,12 +151,16 @@ class Admission:
             reads_bodies: whether to read bodies for the ledger.
             inject_usage: whether to request the usage of a stream when the client does not.
             response_ids: makes and checks the ids of stored responses; None lets every key use every response.
+            places: what was learned of the places of other stored responses; None sends all requests for them to the
+                default server.
         """
         self._reads_bodies = reads_bodies
         self._authenticator = authenticator
         self._authenticate = authenticator.authenticate
         self._serving = ServingChooser(policy, router, base_models)
         self._response_ids = response_ids
+        self._places = places
+        self._servers = router.servers
         self.reconfigure(policy=policy, path_aliases=path_aliases, fields=fields, inject_usage=inject_usage)
 
     def reconfigure(
@@ -237,13 +262,15 @@ class Admission:
             route.route_class is RouteClass.READ_ONLY or response_id is not None,
         )
 
-    @staticmethod
-    def must_hold(authorization: Authorization, head: RequestHead) -> bool:
+    def must_hold(self, authorization: Authorization, head: RequestHead) -> bool:
         """Return whether a body that is on its way must be held, by what its head says of it.
 
         Raises:
             ModelUndetermined: whatever the body is, a permission depends on it and it cannot be read.
         """
+        if authorization.route.fans_out and len(self._servers) > 1:
+            # each of them gets it
+            return True
         if not authorization.needs_body or _is_readable(head.first):
             return authorization.needs_body
         if not _must_be_read(authorization):
@@ -277,8 +304,13 @@ class Admission:
             ResponseNotFound: the body continues a response that the principal's key did not make.
             FieldNotAllowed: the principal may not send a field of the body.
             BaseModelUnknown: a server must be asked for its base model first.
+            ResponseUnlocated: all servers must be asked for a stored response first.
+            ServerNotAllowed, ServerNotFound: as from `chosen_server` and `ServingChooser.moved`.
         """
         principal, row = authorization.principal, authorization.route.row
+        chosen = self._chosen(principal, headers) if SERVER in headers else None
+        if authorization.route.fans_out:
+            return self._admit_act(authorization, headers, body, chosen)
         form = headers.get(b"content-type") != b"application/json" and is_form(headers)
         facts, unread = self._facts(authorization, headers, body, form)
         field = facts.model
@@ -286,19 +318,23 @@ class Admission:
         named = instead or own
         place = row.model
         if place is _PERHAPS:
-            return self._admit_unknown(authorization, named, body)
+            return self._admit_unknown(authorization, named, body, chosen)
         stored, preferred = NO_FIELDS, None
         if authorization.stores and body and facts is not UNREAD:
-            stored, preferred = self._response_fields(principal, body)
+            stored, preferred = self._response_fields(authorization, body, chosen)
         if place is _HEADER:
-            serving = self._serving.by_header(authorization, headers, named)
-        elif authorization.response_server is not None:
-            serving = self._serving.at(authorization.response_server)
+            serving = self._serving.by_header(authorization, headers, named, chosen)
+        elif chosen is not None and not named:
+            serving = self._serving.at(chosen, takes_model=authorization.route.takes_model)
+        elif authorization.response_id is not None:
+            serving = self._serving_of_response(authorization, authorization.response_id)
         else:
             serving = self._serving.by_body(authorization, named, facts is not UNREAD and not form, preferred)
-        forwarded = authorization.forwarded
+            if chosen is not None:
+                serving = self._serving.moved(serving, chosen, principal)
+        forwarded, steered = authorization.forwarded, chosen is not None
         if body is None or facts is UNREAD or form:
-            return Admitted(serving, forwarded, body, facts, form, own, unread=unread)
+            return Admitted(serving, forwarded, body, facts, form, own, unread=unread, steered=steered)
         edits: list[Edit] = []
         if principal.priority is not None:
             edits += self._priority_edits(principal, row, body, facts)
@@ -326,6 +362,7 @@ class Admission:
             stored=stored,
             background=stored.background,
             previous_id=stored.previous if self._makes_ids(authorization) else None,
+            steered=steered,
         )
 
     def prepare(self, authorization: Authorization, admitted: Admitted, destination: Destination) -> Prepared:
@@ -358,12 +395,64 @@ class Admission:
         """Return whether the gateway chooses the id of the response."""
         return authorization.stores and self._response_ids is not None and authorization.principal.kind == "key"
 
-    def _response_fields(self, principal: Principal, body: bytes | HeldBody) -> tuple[ResponseFields, Server | None]:
+    def _chosen(self, principal: Principal, headers: Mapping[bytes, bytes]) -> Server | None:
+        return chosen_server(principal, headers, {state.name: state.server for state in self._servers})
+
+    def _admit_act(
+        self,
+        authorization: Authorization,
+        headers: Mapping[bytes, bytes],
+        body: bytes | HeldBody | None,
+        chosen: Server | None,
+    ) -> Admitted:
+        """Admit an act that goes to all servers, to those of a model, or to one.
+
+        Raises:
+            ModelUndetermined, ModelNotAllowed, ModelNotFound: as from `ServingChooser.servers_of`.
+        """
+        if chosen is not None:
+            return Admitted(self._serving.at(chosen), authorization.forwarded, body, steered=True)
+        model = headers.get(SERVERS_OF_MODEL)
+        servers = self._serving.servers_of(authorization, None if model is None else model.decode("latin-1"))
+        serving = self._serving.at(servers[0].server)
+        return Admitted(serving, authorization.forwarded, body, servers=servers if len(servers) > 1 else ())
+
+    def _serving_of_response(self, authorization: Authorization, response_id: str) -> Serving:
+        """Return the serving of a request for a stored response.
+
+        Raises:
+            ResponseUnlocated: as from `admit`.
+        """
+        server = authorization.response_server or self._place_of(authorization, response_id)
+        return self._serving.undetermined() if server is None else self._serving.at(server)
+
+    def _place_of(self, authorization: Authorization, response_id: str) -> Server | None:
+        """Return the server that has a response whose id does not tell; None if no server has it.
+
+        Raises:
+            ResponseUnlocated: as from `admit`.
+        """
+        if self._places is None or len(self._servers) < 2:
+            return None
+        located = authorization.located
+        if located is not None and located[0] == response_id:
+            return located[1]
+        name = self._places.find(response_id)
+        state = None if name is None else self._servers.named(name)
+        if state is None:
+            raise ResponseUnlocated(response_id)
+        return state.server
+
+    def _response_fields(
+        self, authorization: Authorization, body: bytes | HeldBody, chosen: Server | None
+    ) -> tuple[ResponseFields, Server | None]:
         """Return what a body says about stored responses, and the server that has the one to continue.
 
         Raises:
             ResponseNotFound, InvalidRequest: as from `admit`; for virtual keys only.
+            ResponseUnlocated: as from `admit`.
         """
+        principal = authorization.principal
         if principal.kind == "key":
             check_repeatable(body)
         try:
@@ -374,18 +463,29 @@ class Admission:
             return NO_FIELDS, None
         if stored.previous is None or self._response_ids is None:
             return stored, None
-        return stored, self._response_ids.server_of(principal, stored.previous)
+        server = self._response_ids.server_of(principal, stored.previous)
+        if server is None and chosen is None:
+            server = self._place_of(authorization, stored.previous)
+        return stored, server
 
-    def admit_form(self, authorization: Authorization, name: str | None, fault: ModelUndetermined | None) -> Admitted:
+    def admit_form(
+        self,
+        authorization: Authorization,
+        headers: Mapping[bytes, bytes],
+        name: str | None,
+        fault: ModelUndetermined | None,
+    ) -> Admitted:
         """Admit a request whose form streams.
 
         Args:
             authorization: what `authorize` returned.
+            headers: the first value of each header, by lower-case name.
             name: the model that the form names, or None.
             fault: why the model cannot be determined, or None.
 
         Raises:
-            ModelUndetermined, ModelNotAllowed, ModelNotFound, InvalidRequest: as from `admit`.
+            ModelUndetermined, ModelNotAllowed, ModelNotFound, InvalidRequest, ServerNotAllowed, ServerNotFound: as from
+                `admit`.
         """
         principal = authorization.principal
         if authorization.stores and principal.kind == "key":
@@ -394,8 +494,22 @@ class Admission:
             raise fault
         if not name and authorization.restricted:
             raise _no_model()
-        serving = self._serving.by_body(authorization, name or "", insertable=False)
-        return Admitted(serving, authorization.forwarded, None, form=True, named=name or "", unread=fault)
+        chosen = self._chosen(principal, headers) if SERVER in headers else None
+        if chosen is not None and not name:
+            serving = self._serving.at(chosen, takes_model=True)
+        else:
+            serving = self._serving.by_body(authorization, name or "", insertable=False)
+            if chosen is not None:
+                serving = self._serving.moved(serving, chosen, principal)
+        return Admitted(
+            serving,
+            authorization.forwarded,
+            None,
+            form=True,
+            named=name or "",
+            unread=fault,
+            steered=chosen is not None,
+        )
 
     @staticmethod
     def _priority_edits(principal: Principal, row: VllmRoute, body: bytes | HeldBody, facts: BodyFacts) -> list[Edit]:
@@ -405,11 +519,19 @@ class Admission:
             return []
         return priority_edits(body, facts, principal.priority, insert=row.priority_in_body)
 
-    def _admit_unknown(self, authorization: Authorization, named: str, body: bytes | HeldBody | None) -> Admitted:
+    def _admit_unknown(
+        self, authorization: Authorization, named: str, body: bytes | HeldBody | None, chosen: Server | None
+    ) -> Admitted:
         """Admit a request on a route that may use a model that its body names."""
         if named:
             self._serving.by_body(authorization, named, insertable=False)
-        return Admitted(self._serving.undetermined(), authorization.forwarded, body)
+        if chosen is not None:
+            serving = self._serving.at(chosen)
+        elif authorization.response_id is not None:
+            serving = self._serving_of_response(authorization, authorization.response_id)
+        else:
+            serving = self._serving.undetermined()
+        return Admitted(serving, authorization.forwarded, body, steered=chosen is not None)
 
     def _facts(
         self, authorization: Authorization, headers: Mapping[bytes, bytes], body: bytes | HeldBody | None, form: bool

@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.api_routes import ModelPlace, RouteClass
 from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
@@ -32,6 +33,7 @@ from twisted_vllm.proxy.authorization_cache import CachedAuthorization, HeaderFo
 from twisted_vllm.proxy.background_responses import BackgroundResponses
 from twisted_vllm.proxy.form_body import FormBody
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_headers, said_by_proxies
+from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict
@@ -39,10 +41,13 @@ from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.upstreams.dispatcher import NO_ROUTING, Ask, Dispatcher, Placement
+from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.own_requests import read_at_most
 from twisted_vllm.upstreams.policies import RoutingRequest
+from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
+from twisted_vllm.upstreams.tokenizing import TOKENIZED
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
@@ -76,6 +81,8 @@ class Forwarder:
         routing: RoutingSettings,
         retry: RetrySettings,
         session_header: str,
+        places: ResponsePlaces | None = None,
+        kv_caches: KvCaches | None = None,
     ) -> None:
         """Set up.
 
@@ -92,6 +99,8 @@ class Forwarder:
             routing: how often a request is sent again, and what is tried in its model's place.
             retry: which answers are followed by another attempt.
             session_header: the header that names a request's session.
+            places: learns where responses are stored; None learns nothing.
+            kv_caches: what is in the servers' prefix caches; None if no server may tell.
         """
         self.admission = admission
         self.dispatcher = dispatcher
@@ -102,6 +111,10 @@ class Forwarder:
         self.accounting = accounting
         self.lifecycle = Lifecycle() if lifecycle is None else lifecycle
         self.background = background
+        #: attempts that the budget of retries did not allow
+        self.retries_denied = 0
+        self.places = places
+        self.kv_caches = kv_caches
         self.reconfigure(routing, retry, session_header)
 
     def reconfigure(self, routing: RoutingSettings, retry: RetrySettings, session_header: str) -> None:
@@ -229,13 +242,13 @@ class Forwarding:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
             self._watch_audio(context)
         if reserved is None:
-            self._place()
+            self._find_place()
         else:
             PendingStep(self._request, self._streamed, reserved).then(self._reserved)
 
     def _reserved(self, reservation: Reservation) -> None:
         self._request.context.reservation = reservation
-        self._place()
+        self._find_place()
 
     def _watch_audio(self, context: RequestContext) -> None:
         meter = context.meter
@@ -252,6 +265,38 @@ class Forwarding:
                 meter.audio.feed(piece)
 
     # a place
+
+    def _find_place(self) -> None:
+        """Ask for a place, once it is known which tokens the servers' caches should have.
+
+        Raises:
+            NoHealthyUpstream, ServerBusy: as `_place`.
+        """
+        caches = self._forwarder.kv_caches
+        asking = self._tokens(caches) if caches else None
+        if asking is None:
+            self._place()
+        else:
+            PendingStep(self._request, self._streamed, asking).then(lambda _: self._place())
+
+    def _tokens(self, caches: KvCaches) -> Deferred[None] | None:
+        """Find out the tokens of the prompt, if they decide where it goes."""
+        group, admitted, principal = self._group, self._admitted, self._authorization.principal
+        body = admitted.body
+        if (
+            group.lone is not None
+            or not group.policy.reads_prompt
+            or not isinstance(body, bytes)
+            or self._authorization.route.row.path not in TOKENIZED
+        ):
+            return None
+        now = self._forwarder.clock.seconds()
+        usable = [each for each in group.destinations if each.state.is_usable(now)]
+        if len(usable) < 2:
+            return None
+        prefix = self._routing(principal).prefix
+        model = usable[0].upstream_model or admitted.serving.model
+        return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
     def _place(self) -> None:
         """Ask for a place on a server of the model.
@@ -280,6 +325,13 @@ class Forwarding:
         policy = group.policy
         if group.lone is None and (policy.reads_session or policy.reads_prompt):
             routing = self._routing(principal)
+        route = self._authorization.route
+        asleep = unwell = admitted.steered
+        unlimited = principal is PREFLIGHT
+        if not route.takes_model and route.row.model is not ModelPlace.EVENT:
+            # it must work while the model's requests wait
+            asleep = unlimited = True
+            unwell = unwell or route.route_class is RouteClass.PRIVILEGED
         tokens = 0
         if group.counts_tokens and self._forwarder.accounting is not None:
             tokens = self._forwarder.accounting.expected_tokens(self._request.context)
@@ -290,7 +342,9 @@ class Forwarding:
             tokens,
             self._tried,
             serving.server,
-            principal is PREFLIGHT,
+            unlimited,
+            asleep,
+            unwell,
         )
 
     def _routing(self, principal: Principal) -> RoutingRequest:
@@ -362,7 +416,7 @@ class Forwarding:
             headers = form.write(len(prepared.body), context.request_id, first)
         else:
             waits = isinstance(body, RequestBody) and request.awaits_continue()
-            pairs = forwarder.headers(context, server, _framing(body, first), expects_continue=waits)
+            pairs = forwarder.headers(context, server, framing_of(body, first), expects_continue=waits)
             if context.head.protocols:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
@@ -371,7 +425,7 @@ class Forwarding:
             headers = _repeat(request, headers)
             context.sent_at = None
         again = partial(_repeat, request, headers) if self._authorization.route.repeatable else None
-        relay = self._relay = UpgradeRelay(request, self) if context.head.protocols else Relay(request, self)
+        relay = self._relay = self._new_relay()
         request.work = relay
         context.sent = True
         self._attempts += 1
@@ -392,6 +446,14 @@ class Forwarding:
                 on_ended=placement.ended,
             )
         )
+
+    def _new_relay(self) -> Relay:
+        request, places = self._request, self._forwarder.places
+        if request.context.head.protocols:
+            return UpgradeRelay(request, self)
+        if places is not None and self._authorization.stores and self._authorization.principal.is_administrator:
+            return LearningRelay(request, self, places)
+        return Relay(request, self)
 
     # what became of it
 
@@ -477,12 +539,14 @@ class Forwarding:
         if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
         tried = (*self._tried, state)
-        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values())
+        # one that waits for its second attempt is not in flight at a server
+        in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)
         again = (
-            self._attempts <= forwarder.retries
-            and forwarder.dispatcher.can_place(group, tried)
-            and group.budget.take(now, sent=sent, in_flight=in_flight)
+            self._attempts <= forwarder.retries and not self._is_bound and forwarder.dispatcher.can_place(group, tried)
         )
+        if again and not group.budget.take(now, sent=sent, in_flight=in_flight):
+            forwarder.retries_denied += 1
+            again = False
         if not again and not self._other_models(group.fallbacks):
             return False
         self._log.info(
@@ -526,8 +590,17 @@ class Forwarding:
 
     # another model
 
+    @property
+    def _is_bound(self) -> bool:
+        """Whether only one server of the model has what the request continues."""
+        server = self._admitted.serving.server
+        return server is not None and any(each.server.url == server.url for each in self._group.destinations)
+
     def _other_models(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return which models may still be tried in place of this one; `names` if none was tried yet."""
+        if not self._authorization.route.takes_model or self._is_bound:
+            # it asks a server, and not a model
+            return ()
         if self._fallbacks is None:
             self._fallbacks = names[:MOST_FALLBACKS]
         return self._fallbacks
@@ -581,7 +654,7 @@ def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:
     return headers.replacing(REQUEST_ID, request_id)
 
 
-def _framing(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
+def framing_of(body: bytes | Rope | RequestBody, head: Mapping[bytes, bytes]) -> tuple[bytes, bytes] | None:
     """Return the header that frames the body, or None for a request without a body."""
     if not isinstance(body, RequestBody):
         if body or b"content-length" in head or b"transfer-encoding" in head:

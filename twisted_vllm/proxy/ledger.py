@@ -124,6 +124,8 @@ class LedgerRecorder(RequestObserver):
                 round(context.duration * 1e6),
                 context.bytes_in,
                 context.bytes_out,
+                1,
+                context.failed_attempts if context.attempts else "",
             )
         )
         if self._coalescer is not None and not self._coalescer.holding:

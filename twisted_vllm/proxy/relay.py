@@ -323,11 +323,11 @@ class Relay(Protocol):
         if self._held is not None:
             # nothing reached the client yet
             self._held = self._response = None
-            self._failed(Failure(_cause(reason)))
+            self._failed(Failure(cause_of_cut(reason)))
             return
         self._ended = True
         self.context.outcome = "upstream_failed"
-        error = _cause(reason)
+        error = cause_of_cut(reason)
         if self._forwarding is not None:
             self._forwarding.cut(error)
         request = self._request
@@ -368,7 +368,7 @@ class Relay(Protocol):
         self.cancel()
 
 
-def _cause(reason: Failure) -> GatewayError:
+def cause_of_cut(reason: Failure) -> GatewayError:
     """Return why a response ended early."""
     if isinstance(reason.value, ResponseFailed):
         for cause in reason.value.reasons:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
@@ -26,9 +27,10 @@ from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.proxy.accounting import Accounting
-from twisted_vllm.proxy.admission import Admission
+from twisted_vllm.proxy.admission import Admission, ResponseUnlocated
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization
 from twisted_vllm.proxy.body_collector import BodyCollector, takes_long
+from twisted_vllm.proxy.fan_out_work import FanOut
 from twisted_vllm.proxy.form_body import FormBody, streams
 from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
@@ -62,6 +64,7 @@ class PassThroughResource:
         form_files: FormFiles | None = None,
         cooperate: Cooperate,
         ask_models: Callable[[Server], Deferred[None]],
+        locate: Callable[[str], Deferred[Server | None]] | None = None,
         throttle: AuthenticationThrottle | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
@@ -78,6 +81,7 @@ class PassThroughResource:
             form_files: bounds these files; None sets no bounds.
             cooperate: runs an iterator in steps, for large bodies that are held.
             ask_models: asks a server for its base model, for the admission.
+            locate: asks all servers for a stored response, by its id; None if the admission knows no places.
             throttle: slows down guessing of keys.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
@@ -91,6 +95,7 @@ class PassThroughResource:
         self._cooperate = cooperate
         self._jobs = Jobs(cooperate)
         self._ask_models = ask_models
+        self._locate = locate
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._web_pages = web_pages
         self._accounting = accounting
@@ -140,7 +145,7 @@ class PassThroughResource:
             request.await_room(most, lambda: self._take(request, request.take_body(), cached))
         elif self._admission.must_hold(authorization, head):
             self._check_limits(request, authorization)
-            if streams(request):
+            if streams(request) and not authorization.route.fans_out:
                 self._hold_form(request)
             else:
                 self._hold(request, most)
@@ -265,26 +270,32 @@ class PassThroughResource:
         assert authorization is not None
         streamed: RequestBody | None = None
         if isinstance(held, FormBody):
-            admitted = self._admission.admit_form(authorization, held.model, held.fault)
+            admitted = self._admission.admit_form(authorization, context.head.first, held.model, held.fault)
             streamed = held
         else:
             try:
                 admitted = self._admission.admit(authorization, context.head.first, held)
             except BaseModelUnknown as error:
-                self._ask_and_admit(request, held, cached, error.server)
+                self._wait_and_admit(request, held, cached, self._ask_models(error.server))
+                return
+            except ResponseUnlocated as error:
+                self._locate_and_admit(request, held, cached, error.response_id)
+                return
+            if admitted.servers:
+                FanOut(self._forwarder, request, authorization, None, None).admitted(admitted)
                 return
             if held is None:
                 streamed = RequestBody(request, dropped_from(authorization.principal))
         self._forwarder.forward(request, authorization, admitted, streamed, cached)
 
-    def _ask_and_admit(
+    def _wait_and_admit(
         self,
         request: GatewayRequest,
         held: bytes | HeldBody | None,
         cached: CachedAuthorization | None,
-        server: Server,
+        waiting: Deferred[None],
     ) -> None:
-        """Admit a request once its server has told its base model; a body that streams waits unread."""
+        """Admit a request once servers have told what decides; a body that streams waits unread."""
         if held is None:
             request.pause_body()
 
@@ -293,4 +304,21 @@ class PassThroughResource:
                 request.resume_body()
             self._admit(request, held, cached)
 
-        PendingStep(request, held, self._ask_models(server)).then(admit)
+        PendingStep(request, held, waiting).then(admit)
+
+    def _locate_and_admit(
+        self,
+        request: GatewayRequest,
+        held: bytes | HeldBody | None,
+        cached: CachedAuthorization | None,
+        response_id: str,
+    ) -> None:
+        """Admit a request once it is known which server has the stored response that it names."""
+        context = request.context
+        assert self._locate is not None
+
+        def found(server: Server | None) -> None:
+            assert context.authorization is not None
+            context.authorization = msgspec.structs.replace(context.authorization, located=(response_id, server))
+
+        self._wait_and_admit(request, held, cached, self._locate(response_id).addCallback(found))

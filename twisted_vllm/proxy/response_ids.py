@@ -16,11 +16,14 @@ from hashlib import blake2b
 from urllib.parse import unquote_to_bytes
 
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import ResponseNotFound
 
 #: characters of a caller's id to quote in a message
 CLIP = 100
+#: servers that are no longer configured and are remembered, and the maximum length of such a name
+MAX_DEPARTED, MAX_NAME = 1_000, 512
 #: the sizes of the parts of an id, in bytes
 RANDOM_BYTES, SERVER_BYTES, OWNER_BYTES = 8, 2, 6
 
@@ -69,12 +72,17 @@ class ResponseIds:
             randbytes: a random source.
         """
         self._servers: dict[str, Server] = {}
+        self._departed: BoundedCache[str, None] = BoundedCache(MAX_DEPARTED, MAX_NAME)
         self._randbytes = randbytes
         self.reconfigure(servers)
 
     def reconfigure(self, servers: Iterable[Server]) -> None:
         """Use other servers from now on; responses on a server that is gone are not found."""
+        before = self._servers
         self._servers = {server.name: server for server in reversed(tuple(servers))}
+        for name in before:
+            if name not in self._servers:
+                self._departed.keep(name, None, len(name))
 
     def make(self, principal: Principal, server: Server) -> str:
         """Return the id of a new response."""
@@ -84,16 +92,21 @@ class ResponseIds:
         """Return the server that has a response; for an administrator, None if the id does not tell.
 
         Raises:
-            ResponseNotFound: the caller is a virtual key and did not make the response.
+            ResponseNotFound: the caller is a virtual key and did not make the response; or its server was taken out of
+                the configuration.
         """
         parts = _ID.fullmatch(response_id)
         if parts is not None:
-            random = bytes.fromhex(parts[1])
             for name, server in self._servers.items():
-                if _server_part(name, random) == parts[2] and (
-                    principal.is_administrator or _owner_part(principal.key_id, name, random) == parts[3]
-                ):
+                if _is_of(parts, name, principal):
                     return server
+            for name, _ in self._departed.newest_first():
+                if _is_of(parts, name, principal):
+                    raise ResponseNotFound(
+                        f"The server that had the response '{response_id}' is no longer configured. Send the request "
+                        "again without it.",
+                        param="response_id",
+                    )
         if principal.is_administrator:
             return None
         raise response_not_found(response_id)
@@ -102,6 +115,14 @@ class ResponseIds:
 def response_id_of(key_id: str, server: str, random: bytes) -> str:
     """Return the id of a response of a key on a server, with `RANDOM_BYTES` random bytes."""
     return f"resp_{random.hex()}{_server_part(server, random)}{_owner_part(key_id, server, random)}"
+
+
+def _is_of(parts: re.Match[str], server: str, principal: Principal) -> bool:
+    """Return whether an id is of a server, and of a caller unless that is an administrator."""
+    random = bytes.fromhex(parts[1])
+    return _server_part(server, random) == parts[2] and (
+        principal.is_administrator or _owner_part(principal.key_id, server, random) == parts[3]
+    )
 
 
 def _server_part(server: str, random: bytes) -> str:

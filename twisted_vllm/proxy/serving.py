@@ -10,13 +10,15 @@ import msgspec
 
 from twisted_vllm.auth.policy import RoutePolicy, is_no_path
 from twisted_vllm.auth.records import Principal
-from twisted_vllm.auth.steering_headers import ADAPTER
+from twisted_vllm.auth.steering_headers import ADAPTER, SERVERS_OF_MODEL
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization
-from twisted_vllm.errors import ModelNotAllowed, ModelNotFound
+from twisted_vllm.errors import ModelNotAllowed, ModelNotFound, ModelUndetermined
+from twisted_vllm.proxy.chosen_servers import server_not_found
 from twisted_vllm.proxy.upstream_headers import dropped_from
 from twisted_vllm.upstreams.router import CLIP, Destination, ModelGroup, Router
+from twisted_vllm.upstreams.server_state import ServerState
 
 #: cached servings of models that no entry names, and the maximum length of such a name in characters
 MAX_UNLISTED, MAX_NAME = 1_000, 256
@@ -107,9 +109,74 @@ class ServingChooser:
         """
         return Serving(self._router.undetermined())
 
-    def at(self, server: Server) -> Serving:
-        """Return the serving of a request that must go to a server."""
-        return Serving(self._router.only(server))
+    def at(self, server: Server, *, takes_model: bool = False) -> Serving:
+        """Return the serving of a request that must go to a server.
+
+        Args:
+            server: the server.
+            takes_model: whether the request uses a model, although it names none.
+        """
+        router = self._router
+        return Serving(router.only(server), priced=not takes_model or not router.prices_differ(server))
+
+    def moved(self, serving: Serving, server: Server, principal: Principal) -> Serving:
+        """Return the serving of a request that names its model, on a server that its header names.
+
+        Raises:
+            ServerNotFound: the server does not serve the model.
+        """
+        router, group = self._router, serving.group
+        found = next((each for each in group.destinations if each.server.url == server.url), None)
+        if found is not None:
+            alone = router.only(found.server, found.entry)
+            return msgspec.structs.replace(serving, group=alone, named=serving.name_at(found), server=None)
+        if group.name:
+            # of a model of the list, only its entries may be used
+            serves = {each.state.name: each.server for each in group.destinations}
+            raise server_not_found(principal, f"That server does not serve the model {group.name[:CLIP]!r}", serves)
+        entry = router.serving(server, serving.named)
+        if entry is None:
+            return msgspec.structs.replace(serving, group=router.only(server))
+        # by the server's own name of a model of the list, whose price and limits count
+        model, named = entry.model_name, serving.named
+        return Serving(router.only(server, entry), named, model, "" if named == model else named)
+
+    def servers_of(self, authorization: Authorization, name: str | None) -> tuple[ServerState, ...]:
+        """Return the servers that an act of the operator goes to.
+
+        Args:
+            authorization: the authorization of the request's head.
+            name: the model whose servers they are; None for all servers.
+
+        Raises:
+            ModelUndetermined: the caller may use certain models only, and names none.
+            ModelNotAllowed: the caller may not use the model.
+            ModelNotFound: no server is configured for it, or none at all.
+        """
+        router, principal = self._router, authorization.principal
+        if name is None:
+            states = tuple(router.servers)
+            if not states:
+                raise ModelNotFound(
+                    "No vLLM server is configured. The operator sets HOSTED_VLLM_API_BASE or model_list."
+                )
+            if authorization.restricted and len(states) > 1:
+                raise ModelUndetermined(
+                    "This key may use certain models only, and this goes to all servers: name the model whose servers "
+                    f"it is for in the header {SERVERS_OF_MODEL.decode()}.",
+                    param=SERVERS_OF_MODEL.decode(),
+                )
+            return states
+        if len(name) > LONGEST_NAME:
+            raise _no_such_model(name)
+        asked = principal.aliases.get(name, name)
+        if authorization.restricted:
+            self._check(principal, asked)
+        group = router.find(asked)
+        if group is router.default and router.names:
+            # a misspelt name must not reach the default server
+            raise ModelNotFound(f"No entry of model_list is called {asked[:CLIP]!r}.", param=SERVERS_OF_MODEL.decode())
+        return tuple(dict.fromkeys(each.state for each in group.destinations))
 
     def by_body(
         self, authorization: Authorization, named: str, insertable: bool, server: Server | None = None
@@ -162,13 +229,16 @@ class ServingChooser:
                 return
         self._policy.check_model(principal, asked)
 
-    def by_header(self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str) -> Serving:
+    def by_header(
+        self, authorization: Authorization, headers: Mapping[bytes, bytes], named: str, chosen: Server | None = None
+    ) -> Serving:
         """Return what serves a request whose body's model only chooses the server: an adapter or the base model.
 
         Args:
             authorization: the authorization of the request's head.
             headers: the first value of each header, by lower-case name.
             named: the body's model; empty if it names none.
+            chosen: the server that a header names; None if the body's model chooses it.
 
         Raises:
             BaseModelUnknown: the server must be asked first.
@@ -180,7 +250,7 @@ class ServingChooser:
         asked = principal.aliases.get(named, named)
         group = router.find(asked) if asked else router.undetermined()
         destination = group.calmest()
-        server = destination.server
+        server = destination.server if chosen is None else chosen
         adapter = None if ADAPTER in dropped_from(principal) else headers.get(ADAPTER)
         name = self._base_models.base_model(server) if adapter is None else adapter.decode("latin-1")
         if name is None:

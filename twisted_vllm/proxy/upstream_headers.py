@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, SUBPROTOCOLS
 from twisted_vllm.auth.records import PREFLIGHT, Principal
-from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, OPERATORS_HEADERS
+from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS, GATEWAYS_HEADERS, OPERATORS_HEADERS
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.headers import HOP_BY_HOP, HeaderList, nominated, without_twins
 from twisted_vllm.proxy.forwarded import FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO
@@ -29,7 +29,7 @@ _WRITTEN_ANEW = frozenset(
     )
 )
 
-_NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW
+_NEVER = HOP_BY_HOP | CREDENTIAL_HEADERS | _WRITTEN_ANEW | GATEWAYS_HEADERS
 _NEVER_FROM_TENANTS = _NEVER | OPERATORS_HEADERS
 
 
@@ -38,7 +38,7 @@ def dropped_from(principal: Principal) -> frozenset[bytes]:
     if principal.is_administrator:
         return _NEVER
     granted = principal.granted_headers
-    return _NEVER_FROM_TENANTS - granted if granted else _NEVER_FROM_TENANTS
+    return _NEVER | (OPERATORS_HEADERS - granted) if granted else _NEVER_FROM_TENANTS
 
 
 def outgoing_headers(

@@ -227,10 +227,12 @@ class Breaker:
     def declare_alive(self, now: float) -> None:
         """Active checks found the server alive.
 
-        This closes the breaker, unless answers opened it: a server that fails requests may pass its checks.
+        This closes the breaker. If answers opened it, requests must try the server first, because one that fails them
+        may pass its checks; but if none does so for long after the cool-down, the checks must do.
         """
-        if self.state == DEAD or (not self.closed and not self.last_resort):
-            self._recover(now, "checks_passed")
+        if self.closed or (self.last_resort and self.state != DEAD and now < self.retry_at + self._max_cooldown):
+            return
+        self._recover(now, "checks_passed")
 
     def release(self, now: float) -> None:
         """Nobody checks the server any more: a dead one gets a trial."""

@@ -42,6 +42,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
         tried: the servers that failed it.
         server: the server that has what it continues: it goes there if a destination names it.
         unlimited: whether it neither waits for room nor takes any: it is answered without the model.
+        asleep: whether it may go to a sleeping server: it uses no model.
+        unwell: whether it may go to a server that gets no other requests: an operator names it, or acts on it.
     """
 
     key: str = ""
@@ -51,6 +53,16 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tried: tuple[ServerState, ...] = ()
     server: Server | None = None
     unlimited: bool = False
+    asleep: bool = False
+    unwell: bool = False
+
+    def may_use(self, state: ServerState, now: float) -> bool:
+        """Return whether it may go to a server."""
+        return (
+            (self.asleep or not state.sleeping)
+            and (self.unwell or state.breaker.allows(now))
+            and state not in self.tried
+        )
 
 
 #: a request that any server may serve
@@ -280,22 +292,24 @@ class Dispatcher:
             NoHealthyUpstream: none gets requests.
         """
         usable = False
-        for tier in group.tiers:
-            healthy = [each for each in tier if each.state.is_usable(now) and each.state not in ask.tried]
+        tiers, destinations = group.tiers, group.destinations
+        if ask.server is not None:
+            # no other server has what it continues
+            bound = tuple(each for each in destinations if each.server.url == ask.server.url)
+            if bound:
+                tiers, destinations = (bound,), bound
+        for tier in tiers:
+            healthy = [each for each in tier if ask.may_use(each.state, now)]
             if not healthy:
                 continue
             usable = True
-            if ask.server is not None:
-                bound = [each for each in healthy if each.server.url == ask.server.url]
-                if bound:
-                    healthy = bound
             free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
             if free:
                 return self._chosen(group, free, ask, now)
         if usable:
             return None
         # no server is well: one that answers, though with errors, may still serve this request
-        resorts = [each for each in group.destinations if _serves(each.state, now) and each.state not in ask.tried]
+        resorts = [each for each in destinations if _serves(each.state, now) and each.state not in ask.tried]
         if not resorts:
             raise self._no_healthy(group, now)
         free = resorts if ask.unlimited else [each for each in resorts if _has_room(each, ask, now)]

@@ -12,6 +12,7 @@ from twisted.internet.error import (
     DNSLookupError,
     TCPTimedOutError,
     TimeoutError,
+    UnknownHostError,
 )
 
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
@@ -21,7 +22,7 @@ from twisted_vllm.http.client.connect_queue import shortage_in
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ConnectionRefusedError,), "connection_refused"),
     ((TimeoutError, TCPTimedOutError, UpstreamTimeout), "timeout"),
-    ((DNSLookupError,), "name_not_found"),
+    ((DNSLookupError, UnknownHostError), "name_not_found"),
     ((SSL.Error, VerificationError, CertificateError), "tls_failed"),
     ((UpstreamProtocolError,), "protocol_error"),
     ((ConnectionClosed,), "connection_lost"),

@@ -35,6 +35,8 @@ class LoadReport(msgspec.Struct, frozen=True, gc=False):
 
 def read_load(text: bytes) -> LoadReport | None:
     """Read the load from Prometheus' text format; None if it has neither metric."""
+    # every line has a line break before it
+    text = b"\n" + text
     waiting = list(_values(text, WAITING))
     usage = list(_values(text, KV_USAGE[0])) or list(_values(text, KV_USAGE[1]))
     if not waiting and not usage:
@@ -43,20 +45,20 @@ def read_load(text: bytes) -> LoadReport | None:
 
 
 def _values(text: bytes, name: bytes) -> Iterator[float]:
-    """Return the values of a metric's samples that are numbers from 0 on."""
-    at = found = 0
-    while found < MOST_ENGINES and (at := text.find(name, at)) >= 0:
-        begin, at = at, at + len(name)
-        # the beginning of a line, and the whole name
-        if (begin and text[begin - 1] != 0x0A) or text[at : at + 1] not in (b"{", b" ", b"\t"):
-            continue
-        found += 1
-        end = text.find(b"\n", at, at + MOST_OF_LINE)
-        line = text[at : end if end >= 0 else at + MOST_OF_LINE]
-        # a label's value may have a brace, and the value of a sample has none
-        value = _number(line.rpartition(b"}")[2].split(maxsplit=1))
-        if value is not None:
-            yield value
+    """Return the values of a metric's samples that are numbers from 0 on, with labels and without."""
+    for begin in (b"\n%b{" % name, b"\n%b " % name):
+        at = 0
+        for _ in range(MOST_ENGINES):
+            at = text.find(begin, at)
+            if at < 0:
+                break
+            at += len(begin)
+            end = text.find(b"\n", at, at + MOST_OF_LINE)
+            line = text[at : end if end >= 0 else at + MOST_OF_LINE]
+            # the value of a label may have a brace, that of a sample has none
+            value = _number(line.rpartition(b"}")[2].split(maxsplit=1))
+            if value is not None:
+                yield value
 
 
 def _number(fields: list[bytes]) -> float | None:

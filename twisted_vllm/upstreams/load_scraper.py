@@ -18,7 +18,7 @@ from twisted_vllm.upstreams.server_state import ServerState
 PATH = b"/metrics"
 
 #: The maximum size of an answer in bytes. vLLM's has some 100 kB; with many engines and models it may have a few MB.
-MAX_ANSWER = 8_388_608
+MAX_ANSWER = 4_194_304
 
 _UNKNOWN = LoadReport()
 

@@ -18,17 +18,23 @@ from twisted_vllm.http.headers import HeaderList
 
 
 def get_json(client: PassThroughClient, server: Server, path: bytes) -> Deferred[UpstreamResponse]:
-    """Ask a server for JSON, with its own key.
+    """As `get`, for JSON."""
+    return get(client, server, path, b"application/json")
+
+
+def get(client: PassThroughClient, server: Server, path: bytes, accept: bytes) -> Deferred[UpstreamResponse]:
+    """Ask a server, with its own key.
 
     Args:
         client: sends the request.
         server: the server.
         path: the path below its base path.
+        accept: the media types that the answer may have.
 
     Returns:
         The response, as from `PassThroughClient.request`.
     """
-    headers = RawHeaders.from_pairs(own_headers(server, b"application/json"))
+    headers = RawHeaders.from_pairs(own_headers(server, accept))
     return client.request(b"GET", server.url + path, headers=headers, server=server, again=lambda: headers)
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from twisted_vllm.upstreams.bounded_load import most_load
 from twisted_vllm.upstreams.prefix_choice import choose_by_prefix, is_known
-from twisted_vllm.upstreams.prefix_table import PrefixTable
+from twisted_vllm.upstreams.prefix_table import CacheTable, PrefixTable
 from twisted_vllm.upstreams.recent_requests import RecentRequests
 from twisted_vllm.upstreams.rendezvous import key_hash, score
 
@@ -242,9 +242,9 @@ class Prefix:
     reads_prompt = True
     reads_session = False
 
-    def __init__(self, random: Callable[[], float]) -> None:
+    def __init__(self, random: Callable[[], float], table: CacheTable) -> None:
         self._random = random
-        self._table = PrefixTable()
+        self._table = table
         self._recent = RecentRequests()
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
@@ -281,21 +281,26 @@ _POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
     "latency-based-routing": LatencyBased,
     "round-robin": lambda random: RoundRobin(),
     "session": Session,
-    "prefix": Prefix,
+    "prefix": lambda random: Prefix(random, PrefixTable()),
 }
 
 #: the names of all policies, as ``router_settings.routing_strategy`` has them
 STRATEGIES = tuple(_POLICIES)
 
 
-def make_policy(strategy: str, random: Callable[[], float]) -> Policy:
+def make_policy(
+    strategy: str, random: Callable[[], float], make_table: Callable[[], CacheTable] = PrefixTable
+) -> Policy:
     """Make the policy of one model group.
 
     Args:
         strategy: its name, one of `STRATEGIES`.
         random: returns a number from 0 up to 1.
+        make_table: makes what ``prefix`` keeps of the servers' prefix caches.
 
     Raises:
         KeyError: no policy has the name.
     """
+    if strategy == "prefix":
+        return Prefix(random, make_table())
     return _POLICIES[strategy](random)

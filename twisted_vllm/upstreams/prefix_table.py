@@ -1,7 +1,7 @@
 """Which servers were sent which beginnings of prompts: what their prefix caches probably hold.
 
-The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has had all
-blocks before it. One entry is one block and the servers that have it, as the bits of a number.
+The blocks of a prompt are chained hashes (`twisted_vllm.bodies.prompt_prefix`), so a server that has a block has had
+all blocks before it. One entry is one block and the servers that have it, as the bits of a number.
 
 What was not used for long is dropped, by two generations: what is used goes into the young one; when that is full, it
 becomes the old one, and the old one is dropped. So no order among entries is kept.
@@ -10,6 +10,7 @@ becomes the old one, and the old one is dropped. So no order among entries is ke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 #: blocks that a table holds. A full table has about 7 MiB: an entry takes up to `ENTRY_SIZE` bytes
 MAX_BLOCKS = 65_536
@@ -21,6 +22,22 @@ MAX_GONE = 32
 
 #: the bit of a block that was the last one of some prompt
 _END = 1
+
+
+class CacheTable(Protocol):
+    """What a policy keeps of the servers' prefix caches: `PrefixTable`, or what corrects it."""
+
+    def knows(self, block: int) -> bool:
+        """Return whether any server has a block."""
+
+    def matched(self, prefix: Sequence[int], servers: Sequence[str]) -> tuple[list[int], bool]:
+        """Return how many blocks of a prompt each server has, and whether an earlier prompt ended there."""
+
+    def learn(self, prefix: Sequence[int], server: str) -> None:
+        """Note that a prompt was sent to a server."""
+
+    def forget(self, server: str) -> None:
+        """Note that a server's cache is empty, or that the server left."""
 
 
 class PrefixTable:

@@ -61,7 +61,7 @@ class RetryBudget:
         Args:
             now: the time, in seconds.
             sent: whether any byte of it may have reached a server.
-            in_flight: the model's requests in flight.
+            in_flight: the model's requests in flight, those in the queue included.
         """
         if not sent:
             return True

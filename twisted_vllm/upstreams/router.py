@@ -16,6 +16,7 @@ from twisted_vllm.errors import ModelNotFound
 from twisted_vllm.upstreams.entry_limits import EntryLimits
 from twisted_vllm.upstreams.fair_queue import FairQueue
 from twisted_vllm.upstreams.policies import Policy, make_policy
+from twisted_vllm.upstreams.prefix_table import CacheTable, PrefixTable
 from twisted_vllm.upstreams.retry_budget import RetryBudget
 from twisted_vllm.upstreams.server_state import Servers, ServerState
 
@@ -193,15 +194,18 @@ class Router:
         routing: RoutingSettings,
         random: Callable[[], float],
         retry_share: float = RetrySettings().budget,
+        make_table: Callable[[], CacheTable] = PrefixTable,
     ) -> None:
         """Set up; the arguments are those of `update`, and:
 
         Args:
             servers: the states of all servers.
             random: a random number from 0.0 to below 1.0.
+            make_table: makes what a policy keeps of the servers' prefix caches.
         """
         self.servers = servers
         self.default = None
+        self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
         self._limits: dict[_Identity, EntryLimits] = {}
@@ -368,7 +372,7 @@ class Router:
             name,
             destinations,
             strategy,
-            policy or make_policy(strategy, self._random),
+            policy or make_policy(strategy, self._random, self._make_table),
             routing.fallbacks.get(name, tuple(each for each in routing.default_fallbacks if each != name)),
             routing.context_window_fallbacks.get(name, ()),
             self._retry_share,

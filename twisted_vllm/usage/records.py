@@ -113,6 +113,7 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
         bytes_out: the size of the response's body.
         requests: the requests that the row stands for. If they are several, `time`, `id` and what describes a request
             are those of the first, the sums are of all, and there is no `first_byte_us`.
+        attempts: the attempts that failed before the one that the row describes, as `RequestContext.failed_attempts`.
     """
 
     id: str
@@ -139,6 +140,7 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     bytes_in: int = 0
     bytes_out: int = 0
     requests: int = 1
+    attempts: str = ""
 
 
 _json = msgspec.json.Encoder().encode

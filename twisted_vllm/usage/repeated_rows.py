@@ -35,7 +35,7 @@ class RepeatedRows:
     """Holds rows that differ only in what is added up.
 
     In each round the first `SINGLE_ROWS` rows of a payer are written at once. The next ones are held, one for each
-    target, status, outcome, error, end user and recorded headers, until the round ends.
+    target, status, outcome, error, failed attempts, end user and recorded headers, until the round ends.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,8 @@ class RepeatedRows:
             return row
         headers = None if row.headers is None else tuple(row.headers.items())
         hour = row.time // _HOUR_US
-        key = (payer, bytes(row.target), row.status, row.outcome, row.error, row.end_user, headers, row.stream, hour)
+        ending = (row.status, row.outcome, row.error, row.attempts)
+        key = (payer, bytes(row.target), ending, row.end_user, headers, row.stream, hour)
         held = self._held.get(key)
         if held is None:
             if len(self._held) >= MAX_HELD:

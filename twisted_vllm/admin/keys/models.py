@@ -49,7 +49,7 @@ from twisted_vllm.admin.models import (
 )
 from twisted_vllm.auth.policy import parse_rule
 from twisted_vllm.auth.records import MANAGEMENT, KeyRecord
-from twisted_vllm.auth.steering_headers import OPERATORS_HEADERS
+from twisted_vllm.auth.steering_headers import GRANTABLE_HEADERS
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES
 from twisted_vllm.ratelimit.allowance import UNLIMITED
@@ -74,7 +74,7 @@ _ROUTES_OF_TYPE = {
     "read_only": ("read_only",),
 }
 
-_HEADERS = frozenset(name.decode() for name in OPERATORS_HEADERS)
+_HEADERS = frozenset(name.decode() for name in GRANTABLE_HEADERS)
 _Priority = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 #: fields of ``/key/generate`` that only LiteLLM supports, with LiteLLM's defaults

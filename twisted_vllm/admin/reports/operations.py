@@ -161,8 +161,15 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
             "requests": requests,
+            "attempts": _failed_attempts(row.attempts, with_server=with_server),
         },
     }
+
+
+def _failed_attempts(text: str | None, *, with_server: bool) -> list[Json]:
+    """Return the attempts before the last one, from `RequestContext.failed_attempts`."""
+    found = [each.rpartition(" ") for each in (text or "").split(", ") if each]
+    return [{"server": server if with_server else None, "reason": reason} for server, _, reason in found]
 
 
 def spend_by_day(transaction: Transaction, scope: UsageScope, query: Filters, start: int, end: int) -> list[Json]:

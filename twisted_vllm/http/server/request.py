@@ -46,6 +46,8 @@ DISCARD_LIMIT = 262_144
 
 #: longer names of headers, in bytes, do not reach the gateway's own endpoints, which read none of them
 MAX_HEADER_NAME = 64
+#: the reason phrases; twisted.web's own table ends before 428
+_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 #: why a body has a lower limit than others
 _WHOLE = "The gateway must read it whole."
 
@@ -445,13 +447,22 @@ class GatewayRequest(server.Request):
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
-        body = error.body(self.context.without_secrets)
-        headers = error.headers() + self.channel.site.web_pages.response_headers(self.context.head.first)
+        self.respond(error.status, error.headers(), error.body(self.context.without_secrets))
+
+    def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
+        """Send a complete response of the gateway.
+
+        Args:
+            status: the status.
+            headers: the headers, without framing and date.
+            body: the body.
+        """
+        if self._disconnected or self.finished:
+            return
+        headers = headers + self.channel.site.web_pages.response_headers(self.context.head.first)
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
-        # twisted.web's own table ends before 428
-        reason = HTTPStatus(error.status).phrase.encode("ascii")
-        self.relay_head(ResponseHead.own(error.status, reason, headers))
+        self.relay_head(ResponseHead.own(status, _PHRASES.get(status, b""), headers))
         self.relay_body(body, True)
 
     def relay_head(self, head: ResponseHead) -> None:

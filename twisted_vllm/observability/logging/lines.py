@@ -134,6 +134,10 @@ class TextLines:
         if record.error:
             parts.append(f"error={word(record.error)}")
         parts.append(self._coloured(f"rid={word(record.request_id)}", _DIM))
+        if record.attempts:
+            parts.append(f"attempts={word(record.attempts)}")
+        if record.fallback:
+            parts.append(f"fallback={word(record.fallback)}")
         if record.repeated_as:
             parts.append(self._coloured(f"repeated_as={record.repeated_as}", _DIM))
         return (" ".join(parts) + "\n").encode("utf-8")

@@ -108,4 +108,6 @@ class RequestLog(RequestObserver):
             round(duration * 1000, 3),
             None if queued is None else round(queued * 1000, 3),
             context.repeated_as,
+            context.failed_attempts if context.attempts else "",
+            context.fallback,
         )

@@ -204,6 +204,7 @@ class UsageBatch:
         column["request_id"] = [each or None for each in column["request_id"]]
         column["error"] = [each or None for each in column["error"]]
         column["headers"] = [_json(each).decode() if each else None for each in column["headers"]]
+        column["attempts"] = [each or None for each in column["attempts"]]
         column["requests"] = [None if each == 1 else each for each in requests]
         self.columns = list(column.values())
 

@@ -103,6 +103,8 @@ usage = Table(
     Column("bytes_out", BigInteger, nullable=False),
     # NULL is one, as in nearly every row: a constant of the insert
     Column("requests", BigInteger),
+    # NULL is none, likewise
+    Column("attempts", Text),
     # Clustered by time: rows of the same batch are in the same pages.
     PrimaryKeyConstraint("time", "id"),
     # An index costs every row, so those of optional columns are partial, and models, which many rows share, have none.

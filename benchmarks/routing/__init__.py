@@ -1,0 +1,1 @@
+"""Which routing policy finds most prompts in the servers' prefix caches: ``python -m benchmarks.routing``."""
