@@ -52,6 +52,9 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
     *("http.client.addresses", "http.server.held_bodies", "http.web_pages", "money"),
+    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
+    *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
+    "money",
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
