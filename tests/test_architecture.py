@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
-    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     # an entry's limits are windows, as those of keys
+    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -50,16 +50,18 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "http.headers"),
-    *("http.client.addresses", "http.server.held_bodies", "http.web_pages", "money"),
+    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
+    *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
+    "money",
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),
-    *("upstreams.breaker", "upstreams.discovered", "upstreams.entry_limits", "upstreams.fair_queue"),
-    *("upstreams.health_report", "upstreams.kv_index", "upstreams.kv_messages", "upstreams.kv_prompts"),
-    *("upstreams.kv_sequence", "upstreams.latency", "upstreams.load_reports", "upstreams.merged_metrics"),
-    *("upstreams.resolv_conf", "upstreams.response_places", "upstreams.retry_budget", "upstreams.router"),
-    "upstreams.service_rate",
+    *("upstreams.bounded_load", "upstreams.breaker", "upstreams.discovered", "upstreams.entry_limits"),
+    *("upstreams.fair_queue", "upstreams.health_report", "upstreams.kv_index", "upstreams.kv_messages"),
+    *("upstreams.kv_prompts", "upstreams.kv_sequence", "upstreams.latency", "upstreams.load_reports"),
+    *("upstreams.merged_metrics", "upstreams.policies", "upstreams.prefix_choice", "upstreams.prefix_table"),
+    *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf", "upstreams.response_places"),
+    *("upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )

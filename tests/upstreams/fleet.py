@@ -22,7 +22,8 @@ from functools import partial
 import attrs
 
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
-from twisted_vllm.upstreams.policies import STRATEGIES, Policy, RoutingRequest, ServerSnapshot, make_policy
+from twisted_vllm.config.routing import STRATEGIES
+from twisted_vllm.upstreams.policies import Policy, RoutingRequest, ServerSnapshot, make_policy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 #: prompt tokens that one step computes
@@ -347,9 +348,7 @@ SCENARIOS = {
 
 def print_table(seeds: int, titles: Sequence[str]) -> None:
     """Print what each policy makes of scenarios."""
-    policies: dict[str, Callable[[random.Random], Policy]] = {
-        name: partial(_made, name) for name in reversed(STRATEGIES)
-    }
+    policies: dict[str, Callable[[random.Random], Policy]] = {name: partial(_made, name) for name in STRATEGIES}
     policies["longest match"] = lambda source: LongestMatch()
     print("| scenario | policy | hits, of one server's: mean, least | busiest: mean, most | p99 s | moves |")
     print("| --- | --- | --- | --- | --- | --- |")

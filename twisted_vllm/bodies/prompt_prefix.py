@@ -6,7 +6,7 @@ JSON text, in the order in which chat templates render the members. A conversati
 then longer, so its blocks stay equal; what is spelled in another way has other blocks, which costs a hit and no error.
 
 A block also ends where a message ends. So the next turn of a conversation has all blocks of the turn before, and no
-other conversation has, however short the messages are.
+other conversation has, however short its first message is.
 
 Nothing is decoded but the top level, and at most `MOST` bytes are looked at.
 """
@@ -28,8 +28,8 @@ BLOCK = 256
 _FINE = 16_384
 _PER_LEVEL = 32
 #: a block that ends with a message has at least this part of a full one; a shorter message is joined to the next
-_LEAST = 4
-#: the most blocks of a prompt
+_LEAST = 16
+#: the most blocks of a prompt; one of many short messages has so many, an ordinary one of `MOST` bytes some 200
 MOST_BLOCKS = _LEAST * (_FINE // BLOCK + _PER_LEVEL * (MOST // _FINE - 1).bit_length())
 
 #: the members that become the beginning of a prompt, in the order in which chat templates render them: Anthropic's
@@ -101,16 +101,16 @@ def prompt_prefix(body: bytes | HeldBody, *, model: str = "", salt: str = "") ->
 def _chained(text: bytes, chained: int) -> tuple[int, ...]:
     """Return the hashes of a text's blocks."""
     found: list[int] = []
-    find, length, start = text.find, len(text), 0
+    length, start = len(text), 0
     for level in _LEVELS:
         size, least, last = level.size, level.least, level.end
         while start < last:
-            # the next end of an object that makes a block long enough; one character is found ten times as fast as two
-            end = find(b"}", start + least - 1, last) + 1
+            end = _end_of_message(text, start, least, last)
             is_end = end > 0
             if not is_end:
                 end = length if length < last else last
-                is_end = end < length
+                # the last message ends here in a longer conversation as well
+                is_end = end < length or (end - start >= least and text[-1:] == b"}")
             if (count := (end - start) // size) > 0:
                 for block in level.split[count](text, start):
                     chained = hash((chained, block))
@@ -123,6 +123,28 @@ def _chained(text: bytes, chained: int) -> tuple[int, ...]:
             if end == length:
                 return tuple(found)
     return tuple(found)
+
+
+def _end_of_message(text: bytes, start: int, least: int, last: int) -> int:
+    """Return the offset after the brace that ends a message; 0 if another message begins nowhere.
+
+    Args:
+        text: the text.
+        start: the offset from which to look.
+        least: the bytes from there that are too few for a block.
+        last: the offset up to which to look.
+    """
+    first = start + least - 1
+    # in a text, its quotes would be escaped
+    role = text.find(b'"role"', first, last)
+    if role < 0:
+        return 0
+    end = text.rfind(b"}", first, role) + 1
+    if not end:
+        # its own role, behind its content
+        role = text.find(b'"role"', role + least, last)
+        end = text.rfind(b"}", first, role) + 1 if role > 0 else 0
+    return end
 
 
 def _parts_of_held(body: HeldBody) -> tuple[bytes, list[bytes]]:

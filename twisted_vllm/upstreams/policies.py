@@ -156,7 +156,7 @@ class LatencyBased(_Stateless):
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         """Return the index of a server; see `Policy`."""
         if self._random() * self.EXPLORE < 1.0:
-            return pick_by_weight(servers, range(len(servers)), self._random)
+            return int(self._random() * len(servers))
         quickest = min([each.latency for each in servers if each.latency > 0.0], default=1.0)
         costs = [(each.latency or quickest) * (load_of(each) + 1.0) / each.weight for each in servers]
         least = min(costs)
@@ -281,11 +281,7 @@ _POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
     "latency-based-routing": LatencyBased,
     "round-robin": lambda random: RoundRobin(),
     "session": Session,
-    "prefix": lambda random: Prefix(random, PrefixTable()),
 }
-
-#: the names of all policies, as ``router_settings.routing_strategy`` has them
-STRATEGIES = tuple(_POLICIES)
 
 
 def make_policy(
@@ -294,7 +290,7 @@ def make_policy(
     """Make the policy of one model group.
 
     Args:
-        strategy: its name, one of `STRATEGIES`.
+        strategy: its name, one of `twisted_vllm.config.routing.STRATEGIES`.
         random: returns a number from 0 up to 1.
         make_table: makes what ``prefix`` keeps of the servers' prefix caches.
 

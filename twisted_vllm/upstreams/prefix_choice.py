@@ -20,11 +20,12 @@ from twisted_vllm.upstreams.bounded_load import most_load
 #: the share of a prompt's blocks that must be known somewhere, else its beginning is new
 _KNOWN = 8
 
-#: how far over its part of the requests a server may be before it loses some, times the part of all others: new
-#: conversations, and those that go on. A server of two loses those at 0.55 of the requests, and these at 0.59
-_BRANCH, _CONTINUED = 0.2, 0.35
+#: How far over its part of the requests a server may be, times the part of all others, and how many requests over its
+#: part of the load, before it loses new conversations, and those that go on. A server of two that is given more than
+#: 0.55 of the requests loses those; one over 0.59 that is busy also loses these. While few ask, a conversation stays.
+_BRANCH, _CONTINUED = (0.2, 0.0), (0.35, 1.0)
 #: requests that are taken for evenly shared out while few are counted
-_PRIOR = 8.0
+_PRIOR = 24.0
 #: the requests that a new beginning is expected to bring
 _EXPECTED = 8.0
 
@@ -61,7 +62,7 @@ def choose_by_prefix(
     # with the request to place
     load = sum(loads) + 1.0
     recent = sum(requests) + _PRIOR
-    tolerance = _CONTINUED if continues else _BRANCH
+    tolerance, slack = _CONTINUED if continues else _BRANCH
 
     def given(index: int) -> float:
         """How much of the last requests a server was given: 1.0 is its part."""
@@ -72,7 +73,7 @@ def choose_by_prefix(
         """Whether a server that has the beginning takes the request."""
         part = weights[index] / total
         here = loads[index] + 1.0
-        if here <= load * part + 1.0:
+        if here <= load * part + slack:
             return True
         return given(index) <= 1.0 + tolerance * (1.0 - part) and here <= most_load(load, part)
 
