@@ -62,6 +62,8 @@ PURE = (
     *("upstreams.merged_metrics", "upstreams.policies", "upstreams.prefix_choice", "upstreams.prefix_table"),
     *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf", "upstreams.response_places"),
     *("upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
+    *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf"),
+    *("upstreams.response_places", "upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )
