@@ -13,7 +13,7 @@ from tests.http.fake_resolver import FakeResolver
 from tests.http.upstream_harness import OK, Asked, Lab, ServerEnd, make_server
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
-from twisted_vllm.http.client.endpoints import ATTEMPT_DELAY
+from twisted_vllm.http.client.named_server import ATTEMPT_DELAY
 from twisted_vllm.http.client.names import FRESH, GIVE_UP, MAX_RESOLUTIONS, PATIENCE, RETRY
 
 NAME = "gpu.example"

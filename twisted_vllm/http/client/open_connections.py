@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.connection import UpstreamConnection
-from twisted_vllm.http.client.endpoints import NamedServer
+from twisted_vllm.http.client.named_server import NamedServer
 from twisted_vllm.http.client.pool import Pool
 
 
