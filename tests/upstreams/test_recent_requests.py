@@ -32,6 +32,7 @@ def test_a_new_server_begins_the_count_anew() -> None:
 
 def test_a_server_that_left_counts_no_more() -> None:
     recent = RecentRequests()
+    recent.requests(["a", "b"])
     recent.add("a", fresh=False)
     recent.add("b", fresh=False)
     recent.forget("b")
