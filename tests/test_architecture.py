@@ -38,8 +38,8 @@ MAY_IMPORT = {
     "lifecycle": {"context"},
     "http": PLAIN | {"context", "lifecycle"},
     "observability": PLAIN | {"auth", "context", "lifecycle", "ratelimit"},
-    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     # an entry's limits are windows, as those of keys
+    "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
     "proxy": SERVICES,
     "admin": SERVICES,
@@ -52,6 +52,9 @@ MAY_IMPORT = {
 PURE = (
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "money"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
+    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
+    *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
+    "money",
     *("proxy.admission", "proxy.background_charge", "proxy.chosen_servers", "proxy.fan_out", "proxy.forwarded"),
     *("proxy.paths", "proxy.response_ids"),
     *("ratelimit.allowance", "ratelimit.memory", "ratelimit.minute_counts", "ratelimit.periods"),

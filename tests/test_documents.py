@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twisted_vllm.app import tap
+from twisted_vllm.app import settings_source
 from twisted_vllm.app.tap import Options
 from twisted_vllm.errors import GatewayError
 
@@ -107,7 +107,7 @@ def test_configuration_in_a_document_can_be_used(
     monkeypatch.setenv("LITELLM_MASTER_KEY", "sk-of-the-documents")
     monkeypatch.setenv("HOSTED_VLLM_API_BASE", "http://gpu-1:8000")
     # the files of certificates that an example names are not there
-    monkeypatch.setattr(tap, "file_problems", lambda servers: [])
+    monkeypatch.setattr(settings_source, "read_all", lambda *_: {})
     for block in blocks(name, "yaml"):
         if not block.startswith(("model_list:", "passthrough:")):
             continue

@@ -60,7 +60,7 @@ def run(options: RoutingOptions, directory: Path) -> None:
         rounds, notes = _rounds(options, scenario, chosen, fleet, load, directory)
         title = f"{scenario.name}, {len(fleet.servers)} servers, {load.users} users, {load.turns} turns"
         print(f"\n{title}, median of {options.rounds}:\n")
-        print(render(COLUMNS, {name: _median(rows) for name, rows in rounds.items()}))
+        print(render(COLUMNS, _beside_one_server({name: _median(rows) for name, rows in rounds.items()})))
         if options.rounds > 1:
             print(f"\nhit ratio and busiest share of each round: {_each(rounds)}")
         for note in notes:
@@ -100,7 +100,11 @@ def _rounds(
 
 
 def _text(row: Row) -> str:
-    return ", ".join(f"{each.title.replace(chr(10), ' ')} {figure(row.get(each.key), each.digits)}" for each in COLUMNS)
+    return ", ".join(
+        f"{each.title.replace(chr(10), ' ')} {figure(row.get(each.key), each.digits)}"
+        for each in COLUMNS
+        if each.key in row
+    )
 
 
 def _median(rows: Sequence[Row]) -> Row:
@@ -109,6 +113,15 @@ def _median(rows: Sequence[Row]) -> Row:
         values = [value for row in rows if (value := row.get(column.key)) is not None]
         middle[column.key] = statistics.median(values) if values else None
     return middle
+
+
+def _beside_one_server(rows: Mapping[str, Row]) -> Mapping[str, Row]:
+    """Add the share of each hit ratio in that of one server alone, if that was measured."""
+    limit = rows.get(ALONE, {}).get("hit")
+    return {
+        name: {**row, "of_alone": None if not limit or (hit := row.get("hit")) is None else hit / limit}
+        for name, row in rows.items()
+    }
 
 
 def _each(rounds: Mapping[str, Sequence[Row]]) -> str:

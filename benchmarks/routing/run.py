@@ -16,6 +16,7 @@ from benchmarks.table import Column, Row
 
 COLUMNS = (
     Column("hit", "prefix\nhit ratio", 3),
+    Column("of_alone", "of one\nserver's", 2),
     Column("share", "busiest\nserver %", 1),
     Column("p50", "first event\np50 ms"),
     Column("p99", "first event\np99 ms"),
@@ -32,7 +33,7 @@ def measure(contestant: Contestant, fleet: Fleet, scenario: Scenario, load: Load
         CannotStart: it does not start, or a server's cache cannot be emptied.
     """
     for server in fleet.servers:
-        reset(server)
+        reset(server, fleet.model)
     with ExitStack() as stack:
         used, leaving = fleet, None
         if scenario.leaves:
@@ -88,5 +89,5 @@ class _Leaving:
         elif over == 2 * self._turns // 3:
             now = [counters(server) for server in self._fleet.servers]
             self.away = [each.since(was) for each, was in zip(now, self._before, strict=True)]
-            reset(self._fleet.servers[-1])
+            reset(self._fleet.servers[-1], self._fleet.model)
             self._door.open()

@@ -62,6 +62,9 @@ class FakeVllm:
                     fake.resets += 1
                     self.answer(b'{"success":true}', 200 if fake.can_reset else 404)
                     return
+                if self.path == "/v1/completions":
+                    self.answer(b"{}")
+                    return
                 fake.asked.append(json.loads(body))
                 fake.counts.update(prefix_cache_hits=5, prefix_cache_queries=10, request_success=1)
                 words = ({"choices": [{"delta": {"content": text}}]} for text in ("a", " b"))

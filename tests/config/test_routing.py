@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.config.conftest import BASE, Loader, Refusal
+from tests.config.config_harness import BASE, Loader, Refusal
 
 
 def test_the_router_settings_are_read(load_text: Loader) -> None:

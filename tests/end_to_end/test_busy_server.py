@@ -10,6 +10,7 @@ import pytest_twisted
 
 from benchmarks.free_ports import free_port
 from tests.end_to_end.end_to_end_harness import (
+    HOST,
     PIPELINED,
     capped,
     eventually,
@@ -87,7 +88,7 @@ async def test_a_request_over_the_queue_limit_is_refused(stand_in: Any, gateway_
     assert (answer.status, answer.error["code"], answer.header("retry-after")) == (503, "server_busy", "1")
     [line] = gateway.request_lines()
     # no server was chosen for it
-    assert (line["outcome"], line["error"], line["server"]) == ("refused", "server_busy", "")
+    assert (line["outcome"], line["error"], line["server"]) == ("refused", "server_busy", f"{HOST}:{server.port}")
 
 
 @pytest_twisted.ensureDeferred

@@ -401,7 +401,7 @@ async def revoked(scene: Scene) -> None:
 
 async def a_fault_of_the_gateway_s_own(scene: Scene) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("twisted_vllm.proxy.resource.Relay", lambda request: 1 / 0)
+        patch.setattr("twisted_vllm.proxy.forwarding.Relay", lambda *_: 1 / 0)
         answer = await scene.gateway.answer_to(scene.raw())
     assert answer.status == 500
 

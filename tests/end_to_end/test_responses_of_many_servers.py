@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 
@@ -171,6 +172,30 @@ async def test_a_response_is_not_continued_on_another_server(fleet: Callable[...
     answer = await gateway.ask("POST", RESPONSES, body={**body, "previous_response_id": made}, **options)
     assert (answer.status, answer.error["code"]) == (503, "no_healthy_upstream")
     assert other.requests == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_response_whose_server_left_says_so_to_its_owner(fleet: Callable[..., Fleet]) -> None:
+    servers, gateway = fleet()
+    owner, other = await gateway.make_key(), await gateway.make_key()
+    body = {"model": "m", "input": "hi"}
+    made = (await gateway.ask("POST", RESPONSES, owner, body=body)).json["id"]
+    own = await create(gateway)
+    _, stays = on(servers, made)
+    entries = tuple(entry for entry in gateway.settings.models if entry.server.port == stays.port)
+    _, apply = gateway.service.wiring.prepare(attrs.evolve(gateway.settings, models=entries))
+    apply()
+    for method, path in (("GET", made), ("POST", f"{made}/cancel")):
+        answer = await gateway.ask(method, f"{RESPONSES}/{path}", owner)
+        assert (answer.status, answer.error["code"]) == (404, "response_not_found")
+        assert "no longer configured" in answer.error["message"]
+        unknown = await gateway.ask(method, f"{RESPONSES}/{path}", other)
+        assert "not found" in unknown.error["message"]
+    answer = await gateway.ask("POST", RESPONSES, owner, body={**body, "previous_response_id": made})
+    assert answer.error["code"] == "response_not_found"
+    # of an administrator's, whatever was learned, the server that is left decides
+    assert (await gateway.ask("GET", f"{RESPONSES}/{own}")).status == (200 if own in stays.responses else 404)
+    assert (await gateway.ask("POST", RESPONSES, owner, body=body)).status == 200
 
 
 @pytest_twisted.ensureDeferred

@@ -134,7 +134,7 @@ async def test_a_stream_to_an_address_that_is_gone_goes_on(
     upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 12\r\n\r\ndata: ")
     await client.until_received(b"data: ")
     resolver.addresses = (SECOND,)
-    gateway.service.wiring.agent.reload(gateway.settings.servers)
+    gateway.service.wiring.agent.reconfigure(gateway.settings.servers, None, {})
     upstream.send(b"hello\n")
     await client.until_received(b"hello\n")
     assert upstream.lost is None or upstream.received

@@ -142,6 +142,32 @@ def test_a_server_of_a_private_authority_answers(tmp_path: Path) -> None:
         assert "is not checked" in served.stdout
 
 
+def test_a_reload_reads_the_files_of_servers_again(tmp_path: Path) -> None:
+    port = free_port()
+    certificate, key = AUTHORITY.sign(LOOPBACK)
+    (tmp_path / "server.pem").write_bytes(certificate)
+    (tmp_path / "server.key").write_bytes(key)
+    Authority("Somebody").write_own(tmp_path)
+    health = {"interval": 0.5, "timeout": 0.5, "rise": 1}
+    config(
+        tmp_path,
+        {"api_base": f"https://{LOOPBACK}:{port}", "ssl_ca": "authority.pem"},
+        passthrough={"health": health},
+    )
+    listen = f"ssl:{port}:interface={LOOPBACK}:privateKey=server.key:certKey=server.pem"
+    with simulator(tmp_path, listen), gateway(tmp_path) as served:
+        assert chat(served)[0] in (502, 503)
+        (tmp_path / "authority.pem").unlink()
+        status, body = ask(served.port, "/config/reload", MASTER_KEY, "POST", "{}")
+        assert status == 400
+        assert "authority.pem cannot be read" in body
+        AUTHORITY.write_own(tmp_path)
+        served.signal(signal.SIGHUP)
+        wait_until(lambda: chat(served)[0] == 200)
+    assert "its certificate is of an unknown issuer, CN=Tests' authority" in served.stdout
+    assert "The configuration was read again; changed: ssl_ca" in served.stdout
+
+
 def test_what_is_wrong_is_told_to_the_operator_and_not_to_the_tenant(tmp_path: Path) -> None:
     port = free_port()
     config(tmp_path, {"api_base": f"https://{LOOPBACK}:{port}"}, passthrough={"health": {"interval": 3600}})
@@ -177,7 +203,10 @@ def test_files_that_cannot_be_used_keep_the_gateway_from_starting(tmp_path: Path
         tmp_path, "-n", "--pidfile=", "vllm-passthrough", "--config=gateway.yaml", LITELLM_MASTER_KEY=MASTER_KEY
     )
     assert ended.returncode == 1
-    assert "gpu-1.example:8000: ssl_ca: the file missing.pem cannot be read (No such file or directory)" in ended.stderr
+    assert (
+        "https://gpu-1.example:8000: ssl_ca: the file missing.pem cannot be read (No such file or directory)"
+        in ended.stderr
+    )
 
 
 def test_a_database_and_a_redis_that_are_away_are_told(tmp_path: Path) -> None:

@@ -206,13 +206,13 @@ def test_connections_to_an_address_that_is_gone_take_no_other_request() -> None:
     ends[A].send(OK)
     lab.resolver.addresses = (B,)
     lab.advance(3.0)
-    lab.agent.reload([SERVER])
+    lab.agent.reconfigure([SERVER], None, {})
     assert not ends[A].is_open, "it was idle"
     ends[B].send(OK)
     lab.to()
     assert lab.attempts == 2, "the connection to B was kept"
     lab.resolver.addresses = (C,)
-    lab.agent.reload([SERVER])
+    lab.agent.reconfigure([SERVER], None, {})
     assert ends[B].is_open
     ends[B].send(OK)
     assert not ends[B].is_open
@@ -224,7 +224,7 @@ def test_a_reload_resolves_at_once() -> None:
     lab = NamedLab(A)
     lab.answered()
     lab.resolver.addresses = (B,)
-    lab.agent.reload([SERVER])
+    lab.agent.reconfigure([SERVER], None, {})
     lab.to()
     assert lab.tried == [A, B]
 
@@ -243,7 +243,23 @@ def test_a_name_that_nobody_uses_is_not_resolved_and_the_next_request_gets_a_fre
 def test_a_server_that_is_not_configured_any_more_leaves_nothing() -> None:
     lab = NamedLab(A, B)
     lab.answered()
-    lab.agent.reload([])
+    lab.agent.reconfigure([], None, {})
+    lab.assert_nothing_left()
+
+
+def test_a_server_that_is_forgotten_while_it_works_is_not_resolved_any_more() -> None:
+    lab = NamedLab(A, B)
+    for _ in range(3):
+        lab.to()
+        lab.accept()
+    lab.agent.reconfigure([], None, {})
+    lab.ends[0].send(OK)
+    assert not lab.ends[0].is_open
+    lab.resolver.addresses = (C,)
+    lab.advance(3 * FRESH)
+    assert lab.resolver.asked == [NAME]
+    for end in lab.ends[1:]:
+        end.send(OK)
     lab.assert_nothing_left()
 
 

@@ -22,6 +22,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.certificates import Authority, pem_of
 from tests.http.upstream_harness import BodyReader, make_server
+from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import GatewayError, UpstreamUnreachable
@@ -29,7 +30,7 @@ from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.connect_errors import TlsFileError
 from twisted_vllm.http.client.endpoints import Endpoints
 from twisted_vllm.http.client.raw_headers import RawHeaders
-from twisted_vllm.http.client.tls import file_problems, read_files
+from twisted_vllm.http.client.tls import read_all, read_files
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 
@@ -324,7 +325,7 @@ async def test_a_reload_reads_the_files_again(lab: Lab, tmp_path: Path) -> None:
         await lab.refusal(server)
         AUTHORITY.write_own(tmp_path, "trusted")
         await lab.refusal(server)
-        lab.agent.reload([server])
+        lab.agent.reconfigure([server], None, read_all([server]))
         assert await lab.get(server) == b"ok"
 
 
@@ -334,16 +335,16 @@ async def test_a_reload_that_cannot_read_a_file_changes_nothing(lab: Lab, tmp_pa
     options = trusting(tmp_path)
     with serving(lambda _: OK, certificate) as port:
         server = lab.server(port, options)
-        lab.agent.reload([server])
+        lab.agent.reconfigure([server], None, read_all([server]))
         (tmp_path / "authority.pem").unlink()
-        with pytest.raises(TlsFileError, match=r"ssl_ca: the file .*authority.pem cannot be read \(No such file"):
-            lab.agent.reload([server])
+        with pytest.raises(ConfigError, match=r"ssl_ca: the file .*authority.pem cannot be read \(No such file"):
+            read_all([server])
         assert await lab.get(server) == b"ok"
 
 
 def test_only_servers_whose_files_have_changed_are_connected_to_anew(tmp_path: Path) -> None:
     reactor: Any = MemoryReactorClock()
-    endpoints = Endpoints(reactor, DeadlineSweeper(reactor), {}, lambda _: {}, lambda _: None)
+    endpoints = Endpoints(reactor, DeadlineSweeper(reactor), {}, lambda _: 0, lambda _: None)
     servers = [
         attrs.evolve(
             make_server(host=f"192.0.2.{number}"),
@@ -352,13 +353,13 @@ def test_only_servers_whose_files_have_changed_are_connected_to_anew(tmp_path: P
         )
         for number in range(3)
     ]
-    assert endpoints.read(servers) == []
+    assert endpoints.use(read_all(servers)) == []
     for server in servers:
         endpoints.of(server)
-    assert endpoints.read(servers) == []
+    assert endpoints.use(read_all(servers)) == []
     Authority("Somebody").write_own(tmp_path, "authority-1")
-    assert endpoints.read(servers) == [servers[1]]
-    assert endpoints.read(servers) == []
+    assert endpoints.use(read_all(servers)) == [servers[1]]
+    assert endpoints.use(read_all(servers)) == []
 
 
 def test_each_fault_of_a_file_is_told(tmp_path: Path) -> None:
@@ -400,8 +401,9 @@ def test_each_fault_of_a_file_is_told(tmp_path: Path) -> None:
 
 
 def test_the_problems_of_servers_name_the_server(tmp_path: Path) -> None:
-    broken = ServerTls(ca_file=str(tmp_path / "none.pem"))
-    server = attrs.evolve(make_server(), tls=True, tls_options=broken)
-    assert file_problems([server, make_server()]) == [
-        f"{server.name}: ssl_ca: the file {tmp_path}/none.pem cannot be read (No such file or directory)"
-    ]
+    broken = ServerTls(ca_file="none.pem")
+    servers = [attrs.evolve(make_server(host=f"192.0.2.{each}"), tls=True, tls_options=broken) for each in (1, 2)]
+    with pytest.raises(ConfigError) as caught:
+        read_all([*servers, make_server()], str(tmp_path))
+    fault = f"ssl_ca: the file {tmp_path}/none.pem cannot be read (No such file or directory)"
+    assert str(caught.value).splitlines() == [f"https://{server.name}: {fault}" for server in servers]

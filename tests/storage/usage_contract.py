@@ -72,6 +72,7 @@ EVERYTHING = usage_row(
     bytes_in=2**40,
     bytes_out=11,
     requests=12,
+    attempts="gpu-2:8000 status_503",
 )
 
 
@@ -189,6 +190,7 @@ class UsageContract:
                 "request_id": row.request_id or None,
                 "error": row.error or None,
                 "requests": None if row.requests == 1 else row.requests,
+                "attempts": row.attempts or None,
             }
             assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
             assert target == msgspec.structs.asdict(target_of(row.target)) | {

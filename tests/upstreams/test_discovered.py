@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +66,15 @@ def test_an_srv_record_gives_the_port_and_its_domain_the_host() -> None:
     assert one.server.url == b"https://[fd00::1]:8443"
     assert one.server.host_header == f"{PODS}:8443".encode()
     assert other.server.host_header == PODS.encode()
+
+
+def test_events_of_prefix_caches_come_from_each_server_itself() -> None:
+    service = entry()
+    events: dict[str, Any] = {"kv_events": f"tcp://{PODS}:5557", "kv_events_replay": "tcp://elsewhere:5558"}
+    service = attrs.evolve(service, server=attrs.evolve(service.server, **events))
+    one, other = expand([service], {ServiceName("dns", PODS): (Found(0, "10.0.0.1"), Found(0, "fd00::1"))})
+    assert (one.server.kv_events, other.server.kv_events) == ("tcp://10.0.0.1:5557", "tcp://[fd00::1]:5557")
+    assert one.server.kv_events_replay == "tcp://elsewhere:5558"
 
 
 def test_an_entry_without_known_servers_and_one_without_discovery_stay_as_they_are() -> None:

@@ -106,9 +106,30 @@ def test_what_was_sent_is_expected_for_a_while() -> None:
     assert index.leading(keys) == 3
     index.age()
     assert index.leading(keys) == 1
+    # the server tells of it late
     index.expect(keys)
     index.clear()
+    assert index.leading(keys) == 3
+    index.age()
+    index.age()
     assert index.leading(keys) == 0
+
+
+def test_an_index_is_trusted_while_most_of_what_is_expected_comes() -> None:
+    index = index_after(stored([1], PROMPT[:4]))
+    index.expect(chain(OTHER, 4))
+    index.age()
+    assert index.trusted
+    index.age()
+    assert not index.trusted
+    for event in read_batch(batch(stored([4, 5, 6], OTHER))):
+        index.apply(event)
+    index.expect(chain(OTHER, 4))
+    index.age()
+    index.age()
+    assert index.trusted
+    index.age()
+    assert index.trusted
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,20 @@ def test_what_was_just_sent_counts_before_the_server_reports_it() -> None:
     fleet.prompts.learn(TEXT, TOKENS, 4)
     fleet.table.learn(TEXT, "one")
     assert fleet.matched() == [6, 0]
+    fleet.tell("one", stored([1, 2], TOKENS[:8]))
     fleet.indices["one"].age()
     fleet.indices["one"].age()
-    assert fleet.matched() == [0, 0]
+    assert fleet.matched() == [4, 0]
+
+
+def test_tokens_that_a_server_never_reports_do_not_decide() -> None:
+    fleet = Fleet()
+    fleet.tell("one", stored([9], [1, 2, 3, 4]))
+    fleet.prompts.learn(TEXT, TOKENS, 4)
+    fleet.table.learn(TEXT, "one")
+    for _ in range(2):
+        fleet.indices["one"].age()
+    assert fleet.matched() == [6, 0]
 
 
 def test_a_server_that_is_not_followed_is_judged_by_what_was_sent() -> None:

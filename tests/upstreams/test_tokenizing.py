@@ -86,6 +86,8 @@ def test_the_salt_of_a_prompt_is_told() -> None:
         body(input="of another route"),
         body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
         body(messages=MESSAGES, cache_salt=7),
+        body(messages=MESSAGES, reasoning_effort="high"),
+        body(messages=MESSAGES, tool_choice="none"),
         body(prompt="x" * MAX_BODY),
         b"no JSON",
         b"[]",

@@ -15,7 +15,7 @@ from twisted_vllm.config.load import load
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Settings
 from twisted_vllm.errors import GatewayError
-from twisted_vllm.http.client.tls import file_problems
+from twisted_vllm.http.client.tls import read_all
 
 
 @attrs.frozen
@@ -67,7 +67,11 @@ def _parsing_problems(settings: Settings, directory: str | None) -> list[Problem
         settings: the settings.
         directory: where the names of certificates begin; None for the working directory.
     """
-    problems = [Problem("", text) for text in file_problems(settings.servers)]
+    problems: list[Problem] = []
+    try:
+        read_all(settings.servers, directory or "")
+    except ConfigError as error:
+        problems.extend(error.problems)
     for text in settings.listen:
         try:
             # parsing does not use the reactor, which twistd installs later

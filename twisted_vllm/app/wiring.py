@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
@@ -38,8 +39,10 @@ from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
+from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Server, Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
+from twisted_vllm.http.client.tls import TlsFiles, read_all
 from twisted_vllm.http.client.treq_client import PassThroughClient
 from twisted_vllm.http.net.bounded_turns import turn_cooperator
 from twisted_vllm.http.net.certificates import Listeners
@@ -103,6 +106,9 @@ from twisted_vllm.upstreams.server_state import Servers, ServerState
 from twisted_vllm.upstreams.tokenizing import PromptTokenizer
 from twisted_vllm.usage.spool.pending import PendingFiles
 
+#: what a reload says to have changed if only the content of files of TLS to servers has
+SERVER_FILES = "ssl_ca, ssl_certificate or ssl_key"
+
 
 class Wiring:
     """The components of the gateway, which the root service starts and stops.
@@ -156,7 +162,7 @@ class Wiring:
         Raises:
             ValueError: a listen string is not an endpoint.
             InvalidRequest: a rule of ``tenant_routes`` cannot be read.
-            TlsFileError: a file of TLS to a server cannot be used.
+            ConfigError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
         self._observer = observer
@@ -169,6 +175,7 @@ class Wiring:
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         sockets = data_path_reactor(reactor, coalescer, shortages)
         ids = RequestIds(os.urandom)
+        self._directory = directory
         self._listeners = Listeners(sockets, directory)
         self.endpoints = [self._listeners.endpoint(with_backlog(text)) for text in settings.listen]
         self.deadlines = DeadlineSweeper(reactor)
@@ -177,7 +184,7 @@ class Wiring:
             sockets, self.deadlines, coalescer, shortages, descriptors.upstreams, asks_for_tls=True
         )
         # now, while twistd still has the privileges to read the files
-        self.agent.reload(settings.servers)
+        self.agent.reconfigure(settings.servers, descriptors.upstreams, read_all(settings.servers))
         self.dispatcher = dispatcher = Dispatcher(self.deadlines)
         client = PassThroughClient(self.agent)
         self.kv_caches = kv_caches = KvCaches(reactor, reactor, PromptTokenizer(client, reactor))
@@ -386,6 +393,7 @@ class Wiring:
         """Open and read what other settings need, in another thread; see `Prepare`."""
         admission = admission_of(settings)
         prepared = [self._redact.prepare(settings.secrets), self.accounting.prepare(settings)]
+        files = self._tls_files(settings)
         differs, certify = self._listeners.prepare([with_backlog(text) for text in settings.listen])
         prepared.append(certify)
         if isinstance(self._observer, GatewayLog):
@@ -401,11 +409,22 @@ class Wiring:
                 part()
             self._secrets = settings.secrets
             self._text.secrets_changed()
-            self._reconfigure(settings, admission)
+            self._reconfigure(settings, admission, files)
 
-        return (LISTEN,) if differs else (), apply
+        changed = (*((LISTEN,) if differs else ()), *((SERVER_FILES,) if self.agent.differs(files) else ()))
+        return changed, apply
 
-    def _reconfigure(self, settings: Settings, admission: AdmissionSettings) -> None:
+    def _tls_files(self, settings: Settings) -> Mapping[ServerTls, TlsFiles]:
+        """Read the files of TLS to servers, in any thread: those of the file, and of other servers what can be read."""
+        files = read_all(settings.servers, self._directory)
+        for server in self.models.current.servers:
+            with suppress(ConfigError):
+                files |= read_all([server], self._directory)
+        return files
+
+    def _reconfigure(
+        self, settings: Settings, admission: AdmissionSettings, files: Mapping[ServerTls, TlsFiles]
+    ) -> None:
         """Give each component what the settings say now. What is in flight goes on as it began."""
         limits, timeouts = settings.limits, settings.timeouts
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
@@ -417,7 +436,7 @@ class Wiring:
         self._unsent.reconfigure(settings.log.max_unsent_lines)
         self._breaker = breaker_of(settings)
         self.models.set_configured(settings)
-        self.agent.reconfigure(self.models.current.servers, descriptors.upstreams)
+        self.agent.reconfigure(self.models.current.servers, descriptors.upstreams, files)
         for state in self.servers:
             state.breaker.reconfigure(**self._breaker)
         self.load_scraper.update(settings.health)

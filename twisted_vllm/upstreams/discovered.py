@@ -171,7 +171,17 @@ def _server_of(entry: ModelEntry, found: Found) -> Server:
         port=port,
         host_header=header,
         address=found.address,
+        kv_events=_at(found.address, host, service.kv_events),
+        kv_events_replay=_at(found.address, host, service.kv_events_replay),
     )
+
+
+def _at(address: str, host: str, endpoint: str | None) -> str | None:
+    """Return an endpoint of ZeroMQ with an address in place of the service's name."""
+    own = f"tcp://{host}:"
+    if endpoint is None or not endpoint.startswith(own):
+        return endpoint
+    return f"tcp://{f'[{address}]' if ':' in address else address}:{endpoint.removeprefix(own)}"
 
 
 def _without_service(host: str) -> str:

@@ -23,7 +23,7 @@ from twisted_vllm.upstreams.server_state import ServerState
 #: Seconds between two checks of a server that gets no requests, so that it gets them again soon.
 RECOVERY_INTERVAL = 1.0
 
-#: Where vLLM tells whether it sleeps; only there with VLLM_SERVER_DEV_MODE (``vllm/entrypoints/serve/sleep``).
+#: Where vLLM tells whether it sleeps, only with VLLM_SERVER_DEV_MODE (``entrypoints/serve/dev/sleep/api_router.py``).
 SLEEP_PATH = b"/is_sleeping"
 
 #: The maximum size of the answer there, in bytes.

@@ -70,7 +70,7 @@ class KvCaches:
         """Follow no server any more."""
         self.configure(())
         if self._context is not None:
-            self._context.term()
+            self._context.destroy(linger=0)
             self._context = None
 
     def index_of(self, server: str) -> CacheIndex | None:
@@ -124,7 +124,12 @@ class KvCaches:
 
         ready: Deferred[None] = Deferred(give_up)
         asking.addCallback(told)
-        return ready
+        # what does not decide is asked for to see whether that changes
+        return ready if self._is_trusted(servers) else None
+
+    def _is_trusted(self, servers: Sequence[Server]) -> bool:
+        indices = [self.index_of(each.name) for each in servers]
+        return any(index is not None and index.trusted for index in indices)
 
     def _adapter(self, servers: Sequence[Server], model: str) -> str | None:
         """Return the model's name if it is a LoRA adapter: servers name those in their events."""

@@ -22,8 +22,8 @@ from twisted_vllm.upstreams.kv_sequence import BatchSequence
 #: messages of a server that ZMQ keeps until they are read, and the size of one in bytes; a larger one ends its
 #: connection. A step of vLLM that stores 100,000 tokens sends about 500 kB.
 MAX_QUEUED, MAX_MESSAGE = 1_000, 8_388_608
-#: messages that are read before other events of the reactor have their turn
-_MESSAGES_A_TURN = 20
+#: messages, and their bytes, that are read before other events of the reactor have their turn: 5 ms of work
+_MESSAGES_A_TURN, _BYTES_A_TURN = 20, 131_072
 #: seconds until a server that answers no request for a replay counts as one without a replay endpoint
 REPLAY_SECONDS = 10.0
 #: seconds after which half of what was expected in the caches is no longer expected
@@ -62,6 +62,7 @@ class _ZmqReader:
         self.doRead()
 
     def doRead(self) -> None:
+        size = 0
         for _ in range(_MESSAGES_A_TURN):
             if self.socket is None:
                 return
@@ -70,7 +71,11 @@ class _ZmqReader:
             except zmq.Again:
                 return
             self._received(frames)
-        self.read_soon()
+            size += sum(map(len, frames))
+            if size > _BYTES_A_TURN:
+                break
+        if self.socket is not None:
+            self.read_soon()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops; `close` is called as well."""
@@ -122,7 +127,14 @@ class KvEventSubscriber:
 
     def age(self) -> None:
         """Let time pass for what is expected in the cache."""
+        trusted = self._index.trusted
         self._index.age()
+        if trusted and not self._index.trusted:
+            self._log.warn(
+                "The tokens of prompts are not those that {server} caches: they do not decide where prompts go",
+                server=self._server.name,
+                once_a_second=self._server.name,
+            )
 
     def stop(self) -> None:
         """Close all sockets."""

@@ -62,6 +62,8 @@ class CacheIndex:
     Attributes:
         block_size: tokens in a block; 0 until the first event.
         adapters: the LoRA adapters of its blocks, at most `_MAX_ADAPTERS`.
+        trusted: whether most of what was expected came. If not, the tokens of prompts are other than the server's, for
+            instance because its chat template reads what ``/tokenize`` does not take.
         orphans: blocks that came after one that is not known, and were passed over.
     """
 
@@ -75,6 +77,7 @@ class CacheIndex:
         "adapters",
         "block_size",
         "orphans",
+        "trusted",
     )
 
     def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
@@ -86,6 +89,7 @@ class CacheIndex:
         self.block_size = 0
         self.adapters: set[str] = set()
         self.orphans = 0
+        self.trusted = True
         self._max_blocks = max_blocks
         #: by vLLM's name: our key, and a bit for each place that has the block
         self._blocks: dict[int | bytes, tuple[int, int]] = {}
@@ -121,6 +125,8 @@ class CacheIndex:
 
     def age(self) -> None:
         """Let time pass for what is expected."""
+        if self._expected:
+            self.trusted = 2 * len(self._held.keys() & self._expected) >= len(self._expected)
         if self._soon or self._expected:
             self._expected, self._soon = self._soon, set()
 
@@ -138,11 +144,12 @@ class CacheIndex:
             self.clear()
 
     def clear(self) -> None:
-        """Take note that the cache is empty, or that nothing is known of it."""
+        """Take note that the cache is empty, or that nothing is known of it.
+
+        What is expected stays: vLLM tells it with the events of the next prompt, which was sent before.
+        """
         self._blocks.clear()
         self._held.clear()
-        self._soon.clear()
-        self._expected.clear()
 
     def _stored(self, event: BlockStored) -> None:
         size, hashes, extras = event.block_size, event.block_hashes, event.extra_keys
@@ -167,7 +174,15 @@ class CacheIndex:
             if len(self.adapters) < _MAX_ADAPTERS and len(event.lora_name) <= MAX_NAME:
                 self.adapters.add(event.lora_name)
         data, width = array("I", event.token_ids).tobytes(), 4 * size
+        blocks = self._blocks
         for number, name in enumerate(hashes):
+            known = blocks.get(name)
+            if known is not None and known[1] & place:
+                # vLLM reports a block again whenever it is used; now it is the last to be forgotten
+                del blocks[name]
+                blocks[name] = known
+                key = known[0].to_bytes(8, "big")
+                continue
             extra = _extra(adapter if extras is None else extras[number])
             key = blake2b(key + extra + data[number * width : (number + 1) * width], digest_size=8).digest()
             self._keep(name, int.from_bytes(key, "big"), place)

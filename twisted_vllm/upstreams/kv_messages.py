@@ -94,6 +94,16 @@ def read_batch(payload: bytes) -> list[KvEvent]:
         UnreadableEvents: it is no such batch.
     """
     try:
-        return [_decode_event(event) for event in _decode_batch(payload).events if _decode_type(event).type in _KNOWN]
+        return [event for raw in _decode_batch(payload).events if (event := _read_event(raw)) is not None]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableEvents(str(error)[:200]) from None
+
+
+def _read_event(raw: msgspec.Raw) -> KvEvent | None:
+    """Return an event; None for one of another kind."""
+    try:
+        return _decode_event(raw)
+    except msgspec.ValidationError:
+        if _decode_type(raw).type in _KNOWN:
+            raise
+        return None

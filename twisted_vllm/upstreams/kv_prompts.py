@@ -99,7 +99,7 @@ class ExactPrefixTable:
         if keys:
             for number, server in enumerate(servers):
                 index = self._index_of(server)
-                if index is not None and index.block_size == size:
+                if index is not None and index.trusted and index.block_size == size:
                     cached = index.leading(keys)
                     whole = cached == len(keys)
                     # what follows the part whose tokens are known was sent there, or not

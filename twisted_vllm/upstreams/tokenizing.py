@@ -28,6 +28,9 @@ _ACCEPT = (b"Accept", b"application/json")
 #: parts of messages that become more than text
 _MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image_embeds"', b'"image_pil"')
 
+#: fields that change a prompt, and that ``/tokenize`` does not have
+_UNKNOWN = (b'"reasoning_effort"', b'"documents"', b'"truncate_prompt_tokens"', b'"prompt_embeds"')
+
 
 class _Prompt(msgspec.Struct, omit_defaults=True, gc=False):
     """What makes the tokens: of the fields of a request, those that ``/tokenize`` has as well."""
@@ -41,6 +44,7 @@ class _Prompt(msgspec.Struct, omit_defaults=True, gc=False):
     chat_template: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     chat_template_kwargs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     cache_salt: str | msgspec.UnsetType | None = msgspec.UNSET
+    tool_choice: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     model: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -75,15 +79,18 @@ def question(body: bytes, model: str) -> Question | None:
         model: the server's name of the model.
 
     Returns:
-        The question; None if the tokens cannot be told: it has several prompts, images or sound, is too large, or has
-        none of these forms.
+        The question; None if the tokens cannot be told: it has several prompts, images or sound, or fields that
+        ``/tokenize`` does not have, is too large, or has none of these forms.
     """
-    if len(body) > MAX_BODY or any(each in body for each in _MEDIA):
+    if len(body) > MAX_BODY or any(each in body for each in (*_MEDIA, *_UNKNOWN)):
         return None
     try:
         found = _decode_prompt(body)
         salt = found.cache_salt or None
-        found.cache_salt = msgspec.UNSET
+        if isinstance(found.tool_choice, msgspec.Raw) and bytes(found.tool_choice) == b'"none"':
+            # vLLM may then leave out the tools
+            return None
+        found.cache_salt = found.tool_choice = msgspec.UNSET
         if isinstance(found.messages, msgspec.Raw):
             found.prompt = msgspec.UNSET
         elif not isinstance(found.prompt, msgspec.Raw):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from math import inf
 
 import msgspec
 
@@ -33,12 +34,15 @@ class Addresses:
         known: all of them, in the resolver's order.
     """
 
-    __slots__ = ("_dead", "_turn", "known")
+    __slots__ = ("_candidates", "_dead", "_turn", "_until", "known")
 
     def __init__(self) -> None:
         """Start without any."""
         self.known: tuple[str, ...] = ()
         self._dead: dict[str, _Dead] = {}
+        # those that are not passed over, which is right until then
+        self._candidates: tuple[str, ...] = ()
+        self._until = inf
         self._turn = 0
 
     def update(self, found: Iterable[str]) -> frozenset[str]:
@@ -48,36 +52,34 @@ class Addresses:
         self.known = known
         for address in gone:
             self._dead.pop(address, None)
+        self._until = -inf
         return gone
 
-    def best(self, load: Mapping[str, int], now: float) -> str:
+    def best(self, load: Callable[[str], int], now: float) -> str:
         """Return the address for the next request: of those that are not passed over, the least loaded, in turn.
 
         Args:
-            load: the connections in use, by address; 0 if it is missing.
+            load: returns how many connections of an address are in use.
             now: the time in seconds.
         """
-        self._turn += 1
-        return self._best(load, now)
-
-    def _best(self, load: Mapping[str, int], now: float) -> str:
-        candidates = self._candidates(now)
+        candidates = self._candidates if now < self._until else self._look(now)
         if len(candidates) == 1:
             return candidates[0]
-        start = self._turn % len(candidates)
-        return min(candidates[start:] + candidates[:start], key=lambda address: load.get(address, 0))
+        self._turn += 1
+        return self._least(candidates, load)
 
-    def order(self, load: Mapping[str, int], now: float) -> tuple[str, ...]:
+    def order(self, load: Callable[[str], int], now: float) -> tuple[str, ...]:
         """Return all addresses in the order in which to try them for a connection, the same one as `best` first.
 
         An address whose time is over is tried by one connection, and is passed over again meanwhile.
         """
-        first = self._best(load, now)
+        candidates = self._look(now)
+        first = self._least(candidates, load)
         if first in self._dead:
             pause = self._dead[first].pause
             self._dead[first] = _Dead(now + pause, pause, on_trial=True)
-        candidates = frozenset(self._candidates(now))
-        return tuple(sorted(self.known, key=lambda each: (each != first, each not in candidates, load.get(each, 0))))
+            self._until = -inf
+        return tuple(sorted(self.known, key=lambda each: (each != first, each not in candidates, load(each))))
 
     def failed(self, address: str, now: float) -> bool:
         """An address accepted no connection; return whether that is news."""
@@ -90,16 +92,25 @@ class Addresses:
             # many connections may fail at the same time: they count once
             pause = min(dead.pause * 2, MAX_PASS_OVER)
             self._dead[address] = _Dead(now + pause, pause)
+        self._until = -inf
         return dead is None
 
     def accepted(self, address: str) -> bool:
         """An address accepted a connection; return whether that is news."""
-        return self._dead.pop(address, None) is not None
+        if address not in self._dead:
+            return False
+        del self._dead[address]
+        self._until = -inf
+        return True
 
-    def _candidates(self, now: float) -> tuple[str, ...]:
+    def _least(self, candidates: tuple[str, ...], load: Callable[[str], int]) -> str:
+        start = self._turn % len(candidates)
+        return min(candidates[start:] + candidates[:start], key=load)
+
+    def _look(self, now: float) -> tuple[str, ...]:
         """Return the addresses that are not passed over; all, if that is none."""
-        if not self._dead:
-            return self.known
-        return (
-            tuple(each for each in self.known if each not in self._dead or self._dead[each].until <= now) or self.known
-        )
+        dead = self._dead
+        candidates = tuple(each for each in self.known if each not in dead or dead[each].until <= now)
+        self._candidates = candidates or self.known
+        self._until = min((each.until for each in dead.values() if each.until > now), default=inf)
+        return self._candidates

@@ -6,7 +6,7 @@ It follows no redirects, decodes nothing, keeps no cookies and changes no byte.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -20,6 +20,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Server, Timeouts
 from twisted_vllm.errors import UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.body import hold
@@ -34,6 +35,7 @@ from twisted_vllm.http.client.pool import Pool
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.retries import Retries, StaleRequest
+from twisted_vllm.http.client.tls import TlsFiles
 from twisted_vllm.http.client.tls_question import TlsQuestions
 from twisted_vllm.http.header_cache import ResponseHeaderCache
 from twisted_vllm.http.headers import HeaderList, write_header_lines
@@ -99,7 +101,7 @@ class UpstreamAgent:
         self._max_connections = max_connections
         self._waiting = ConnectQueue(deadlines, self._has_room, self._connect)
         self._open = opened = OpenConnections(self.pool, self._idle)
-        self._endpoints = Endpoints(reactor, deadlines, opened.named, opened.loads, opened.addresses_changed)
+        self._endpoints = Endpoints(reactor, deadlines, opened.named, self.pool.count, opened.addresses_changed)
         self._tls_questions = TlsQuestions(reactor, self._endpoints)
         self._asks_for_tls = asks_for_tls
 
@@ -170,37 +172,39 @@ class UpstreamAgent:
         for connection in list(self._open.every):
             connection.transport.abortConnection()
 
-    def reconfigure(self, servers: Iterable[Server], max_connections: int | None) -> None:
-        """Use other settings from now on: as `reload`, with another limit of connections."""
-        self._max_connections = max_connections
-        self.reload(servers)
-        self._waiting.go_on()
+    def reconfigure(
+        self, servers: Iterable[Server], max_connections: int | None, files: Mapping[ServerTls, TlsFiles]
+    ) -> None:
+        """Use other settings from now on, and resolve the known names again.
 
-    def reload(self, servers: Iterable[Server]) -> None:
-        """Read the files of TLS (again), resolve the known names again, and forget servers that are not used any more.
-
-        What runs goes on. A connection of which files, addresses or server are gone takes no other request.
+        What is in flight goes on. A connection of which files, address or server are gone takes no other request.
 
         Args:
-            servers: those in use from now on.
-
-        Raises:
-            TlsFileError: a file cannot be used; nothing has changed.
+            servers: all servers.
+            max_connections: the most connections, as in the constructor.
+            files: the files of TLS of servers, as `tls.read_all` reads them; others stay as they were read.
         """
-        used = frozenset(servers)
-        for server in self._endpoints.read(used):
+        self._max_connections = max_connections
+        for server in self._endpoints.use(files):
             self._open.retire(server)
-        self.keep_only(used)
+        self.keep_only(servers)
         self._endpoints.resolve()
+        self._waiting.go_on()
+
+    def differs(self, files: Mapping[ServerTls, TlsFiles]) -> bool:
+        """Return whether the content of any file of TLS is another than the one in use."""
+        return self._endpoints.differs(files)
 
     def keep_only(self, servers: Iterable[Server]) -> None:
         """Forget servers that are not used any more: their connections take no other request."""
-        for server in (self._endpoints.servers | self._retries.keys()) - frozenset(servers):
+        used = frozenset(servers)
+        for server in (self._endpoints.servers | self._retries.keys()) - used:
             self._open.forget(server)
             self._endpoints.forget(server)
             self._tls_questions.forget(server)
             self._retries.pop(server, None)
             self._distrusted.pop(server, None)
+        self._endpoints.keep_files(used)
 
     def ask_for_tls(self, server: Server) -> None:
         """Find out whether a server with http:// speaks TLS, and tell the operator; once in a minute at most."""

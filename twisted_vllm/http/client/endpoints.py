@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -36,12 +36,27 @@ class Connects(Protocol):
         """Return a Deferred of a new connection."""
 
 
+class ServerAddress:
+    """One address of a server that is reached by its name. The pool knows idle connections by it.
+
+    Attributes:
+        opened: the open connections, idle ones included.
+        connecting: the attempts to connect.
+    """
+
+    __slots__ = ("connecting", "opened")
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self.opened = self.connecting = 0
+
+
 class NamedServer:
     """A server that is reached by its name.
 
     Attributes:
         name: resolves it.
-        connecting: the attempts to connect, by address.
+        opened: its open connections, by any address.
     """
 
     _log = Logger()
@@ -52,7 +67,7 @@ class NamedServer:
         server: Server,
         name: ResolvedName,
         endpoint: Callable[[str], IStreamClientEndpoint],
-        loads: Callable[[Server], Mapping[str, int]],
+        idle: Callable[[Hashable], int],
     ) -> None:
         """Create it.
 
@@ -61,21 +76,50 @@ class NamedServer:
             server: the server.
             name: resolves its name.
             endpoint: makes the endpoint of an address.
-            loads: returns the connections in use, by address.
+            idle: returns how many connections are idle, by what the pool knows them by.
         """
         self.name = name
-        self.connecting: Counter[str] = Counter()
+        self.opened = 0
+        self._idle = idle
+        self._places: dict[str, ServerAddress] = {}
         self._reactor = reactor
         self._server = server
         self._endpoint = endpoint
-        self._loads = loads
 
     def key_of(self, address: str) -> Hashable | None:
         """Return what the pool knows connections to an address by; None if the address is gone."""
         known = self.name.addresses.known
         if address not in known:
             return None
-        return (self._server, address) if len(known) > 1 else self._server
+        return self._place(address) if len(known) > 1 else self._server
+
+    def best(self, now: float) -> Hashable:
+        """Return what the pool knows connections to the best address by, of several."""
+        return self._place(self.name.addresses.best(self._load, now))
+
+    def count(self, address: str, change: int) -> None:
+        """A connection to an address was opened (1) or has ended (-1)."""
+        self._place(address).opened += change
+        self.opened += change
+        self._forget_unused(address)
+        self.name.use(self.opened > 0)
+
+    def _place(self, address: str) -> ServerAddress:
+        found = self._places.get(address)
+        if found is None:
+            found = self._places[address] = ServerAddress()
+        return found
+
+    def _load(self, address: str) -> int:
+        """Return how many connections to an address are in use, or being made."""
+        place = self._places.get(address)
+        return 0 if place is None else place.opened + place.connecting - self._idle(place)
+
+    def _forget_unused(self, address: str) -> None:
+        place = self._places.get(address)
+        if place is not None and not place.opened and not place.connecting and address not in self.name.addresses.known:
+            # a name may have ever new addresses
+            del self._places[address]
 
     def failed(self, address: str, reason: str) -> None:
         """Pass over an address for a while."""
@@ -96,7 +140,7 @@ class NamedServer:
         return connecting.addTimeout(self._server.timeouts.connect, self._reactor, lambda *_: Failure(TimeoutError()))
 
     def _race(self, factory: Any) -> Connecting:
-        addresses = self.name.addresses.order(self._loads(self._server), self._reactor.seconds())
+        addresses = self.name.addresses.order(self._load, self._reactor.seconds())
         return _Race(self._reactor, addresses, lambda each: self._attempt(each, factory), self._not_accepted).result
 
     def _attempt(self, address: str, factory: Any) -> Connecting:
@@ -110,13 +154,12 @@ class NamedServer:
             return made
 
         def ended(result: Any) -> Any:
-            self.connecting[address] -= 1
-            if not self.connecting[address]:
-                # a name may have ever new addresses
-                del self.connecting[address]
+            place.connecting -= 1
+            self._forget_unused(address)
             return result
 
-        self.connecting[address] += 1
+        place = self._place(address)
+        place.connecting += 1
         return self._endpoint(address).connect(factory).addBoth(ended).addCallback(connected)
 
     def _not_accepted(self, address: str, failure: Failure) -> None:
@@ -216,7 +259,7 @@ class Endpoints:
         reactor: Any,
         deadlines: DeadlineSweeper,
         named: dict[Server, NamedServer],
-        loads: Callable[[Server], Mapping[str, int]],
+        idle: Callable[[Hashable], int],
         changed: Callable[[Server], None],
     ) -> None:
         """Create it.
@@ -225,14 +268,16 @@ class Endpoints:
             reactor: a provider of IReactorTCP, IReactorUNIX, IReactorTime and IReactorPluggableNameResolver.
             deadlines: checks when names are resolved again.
             named: keeps the servers that are reached by a name.
-            loads: returns the connections in use to a server, by address.
+            idle: returns how many connections are idle, by what the pool knows them by.
             changed: called when the addresses of a server have changed.
         """
         self._reactor = reactor
         self._deadlines = deadlines
-        self._loads = loads
+        self._idle = idle
         self._changed = changed
         self._resolver = Resolver(reactor)
+        # twistd changes the directory later
+        self._directory = os.getcwd()
         self._files: dict[ServerTls, TlsFiles] = {}
         self._known: dict[Server, Connects] = {}
         self._creators: dict[Server, ServerTlsCreator] = {}
@@ -256,26 +301,26 @@ class Endpoints:
                 return _Unusable(error)
         return known
 
-    def read(self, servers: Iterable[Server]) -> list[Server]:
-        """Read the files of TLS of servers, again if they were read before; forget all others.
-
-        Returns:
-            The servers whose files have changed.
-
-        Raises:
-            TlsFileError: a file cannot be used; nothing has changed.
-        """
-        options = dict.fromkeys(server.tls_options for server in servers if server.tls)
-        files = {each: read_files(each) for each in options}
+    def use(self, files: Mapping[ServerTls, TlsFiles]) -> list[Server]:
+        """Use these files of TLS from now on, others as they were read; return the servers whose files have changed."""
         # what has not changed stays, and so do its connections
-        self._files = {each: self._files[each] if self._files.get(each) == new else new for each, new in files.items()}
+        self._files |= {options: new for options, new in files.items() if self._files.get(options) != new}
         changed = []
         for server, creator in self._creators.items():
-            new = self._files.get(server.tls_options)
-            if new is not None and creator.context is not new.context:
-                creator.context = new.context
+            found = self._files.get(server.tls_options)
+            if found is not None and creator.context is not found.context:
+                creator.context = found.context
                 changed.append(server)
         return changed
+
+    def differs(self, files: Mapping[ServerTls, TlsFiles]) -> bool:
+        """Return whether the content of any of these files is another than the one in use."""
+        return any(self._files.get(options, new) != new for options, new in files.items())
+
+    def keep_files(self, servers: Iterable[Server]) -> None:
+        """Forget the files of all but these servers."""
+        used = {server.tls_options for server in servers}
+        self._files = {options: files for options, files in self._files.items() if options in used}
 
     def resolve(self) -> None:
         """Resolve the names of all servers now."""
@@ -292,7 +337,7 @@ class Endpoints:
         self._creators.pop(server, None)
         named = self._named.pop(server, None)
         if named is not None:
-            named.name.use(False)
+            named.name.forget()
 
     def _make(self, server: Server) -> Connects:
         seconds = server.timeouts.connect
@@ -317,7 +362,7 @@ class Endpoints:
             server.port,
             lambda _: self._changed(server),
         )
-        named = self._named[server] = NamedServer(self._reactor, server, name, by_address, self._loads)
+        named = self._named[server] = NamedServer(self._reactor, server, name, by_address, self._idle)
         return named
 
     def _tls(self, server: Server) -> Callable[[Any], Any]:
@@ -326,7 +371,7 @@ class Endpoints:
         options = server.tls_options
         files = self._files.get(options)
         if files is None:
-            files = self._files[options] = read_files(options)
+            files = self._files[options] = read_files(options, self._directory)
         creator = self._creators[server] = ServerTlsCreator(files.context, server.host, verify=options.verify)
         return lambda endpoint: wrapClientTLS(creator, endpoint)
 

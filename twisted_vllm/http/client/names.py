@@ -145,7 +145,7 @@ class ResolvedName:
         self._resolving = False
         self._overdue = self._failing = False
         self._waiting: list[Deferred[None]] = []
-        self._is_used = False
+        self._is_used = self._is_forgotten = False
 
     def ready(self) -> Deferred[None]:
         """Return a Deferred that fires when `addresses` can be used; it fails if none was ever known."""
@@ -172,7 +172,7 @@ class ResolvedName:
 
     def use(self, is_used: bool) -> None:
         """Say whether there are connections, and so whether to resolve it again and again."""
-        if is_used == self._is_used:
+        if is_used == self._is_used or self._is_forgotten:
             return
         self._is_used = is_used
         if is_used:
@@ -181,6 +181,11 @@ class ResolvedName:
         else:
             self.deadline = None
             self._deadlines.discard(self)
+
+    def forget(self) -> None:
+        """Resolve it no more: its server is not used any more, though connections may last."""
+        self.use(False)
+        self._is_forgotten = True
 
     def expired(self) -> None:
         """Resolve it again."""
@@ -204,7 +209,8 @@ class ResolvedName:
                 self._log.info(
                     "{host} has other addresses now: {found}", host=self._host, found=", ".join(self.addresses.known)
                 )
-            self._changed(gone)
+            if not self._is_forgotten:
+                self._changed(gone)
         self._fire(None)
 
     def _failed(self, failure: Failure) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.connection import UpstreamConnection
@@ -30,22 +29,15 @@ class OpenConnections:
         self.every: set[UpstreamConnection] = set()
         self.spread: dict[Server, NamedServer] = {}
         self.named: dict[Server, NamedServer] = {}
+        # a server may be forgotten while it has connections, and named anew
+        self._named_of: dict[UpstreamConnection, NamedServer] = {}
         self._pool = pool
         self._put = put
-        self._open: dict[Server, Counter[str]] = {}
 
     def key(self, server: Server, now: float) -> Hashable:
         """Return what the pool knows the connections by that a request to `server` may use."""
         named = self.spread.get(server)
-        return server if named is None else (server, named.name.addresses.best(self.loads(server), now))
-
-    def loads(self, server: Server) -> Mapping[str, int]:
-        """Return how many connections of each address are in use, or being made."""
-        named = self.named.get(server)
-        found = Counter[str]() if named is None else named.connecting.copy()
-        for address, count in self._open.get(server, {}).items():
-            found[address] += count - self._pool.count((server, address))
-        return found
+        return server if named is None else named.best(now)
 
     def of(self, server: Server) -> Iterator[UpstreamConnection]:
         """Yield the connections to a server."""
@@ -56,9 +48,9 @@ class OpenConnections:
         self.every.add(connection)
         named = self.named.get(connection.server)
         if named is not None:
-            self._open.setdefault(connection.server, Counter())[connection.address] += 1
+            self._named_of[connection] = named
+            named.count(connection.address, 1)
             connection.key = named.key_of(connection.address)
-            named.name.use(True)
 
     def remove(self, connection: UpstreamConnection) -> None:
         """Remove a connection that has ended; idempotent."""
@@ -66,20 +58,11 @@ class OpenConnections:
         if connection not in self.every:
             return
         self.every.discard(connection)
-        server, address = connection.server, connection.address
-        opened = self._open.get(server)
-        if opened is None or not address:
-            return
-        named = self.named.get(server)
-        if named is not None and connection.tls_failed:
-            named.failed(address, "TLS was not established")
-        opened[address] -= 1
-        if not opened[address]:
-            del opened[address]
-        if not opened:
-            del self._open[server]
-            if named is not None:
-                named.name.use(False)
+        named = self._named_of.pop(connection, None)
+        if named is not None:
+            named.count(connection.address, -1)
+            if connection.tls_failed:
+                named.failed(connection.address, "TLS was not established")
 
     def forget(self, server: Server) -> None:
         """Retire the connections to a server that is not used any more."""

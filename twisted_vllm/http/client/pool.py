@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable
+from collections.abc import Hashable
 from heapq import nsmallest
 from operator import itemgetter
 from typing import Generic, TypeVar
@@ -87,11 +87,6 @@ class Pool(Generic[Connection]):
         for _, key, connection in found:
             self.discard(key, connection)
         return [connection for _, _, connection in found]
-
-    def keep_only(self, keys: Container[Hashable]) -> list[Connection]:
-        """Remove and return the connections of all servers but these."""
-        gone = [key for key in self._idle if key not in keys]
-        return [connection for key in gone for connection in self.clear(key)]
 
     def clear(self, key: Hashable) -> list[Connection]:
         """Remove and return all connections of a server."""

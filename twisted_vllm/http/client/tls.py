@@ -21,6 +21,8 @@ from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from twisted_vllm.config.describe import url_of
+from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.connect_errors import TlsFileError, certificate_fault, wrong_name
@@ -42,8 +44,31 @@ class TlsFiles:
     digest: bytes = b""
 
 
-def read_files(options: ServerTls) -> TlsFiles:
-    """Read the files, which blocks for a few milliseconds.
+def read_all(servers: Iterable[Server], directory: str = "") -> dict[ServerTls, TlsFiles]:
+    """Read the files of all servers, which blocks for a few milliseconds. It may run in any thread.
+
+    Args:
+        servers: the servers.
+        directory: where the names of files begin, unless they are absolute; empty for the working directory.
+
+    Raises:
+        ConfigError: files cannot be used; it contains a problem for each server.
+    """
+    found: dict[ServerTls, TlsFiles] = {}
+    problems = []
+    for server in servers:
+        if server.tls and server.tls_options not in found:
+            try:
+                found[server.tls_options] = read_files(server.tls_options, directory)
+            except TlsFileError as error:
+                problems.append(Problem(url_of(server), str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def read_files(options: ServerTls, directory: str = "") -> TlsFiles:
+    """Read the files of one server's settings; see `read_all`.
 
     Raises:
         TlsFileError: one of them cannot be used.
@@ -52,8 +77,9 @@ def read_files(options: ServerTls) -> TlsFiles:
     context.set_info_callback(_note_request)
     digest = sha256()
     if options.ca_file is not None:
-        digest.update(_certificates("ssl_ca", options.ca_file)[0])
-        context.load_verify_locations(options.ca_file)
+        file = Path(directory, options.ca_file)
+        digest.update(_certificates("ssl_ca", file)[0])
+        context.load_verify_locations(str(file))
         store = context.get_cert_store()
         if store is not None:
             # what the operator names is trusted, also if it is no root
@@ -61,12 +87,14 @@ def read_files(options: ServerTls) -> TlsFiles:
     elif options.verify:
         context.set_default_verify_paths()
     if options.certificate_file is not None:
-        content, (certificate, *chain) = _certificates("ssl_certificate", options.certificate_file)
+        file = Path(directory, options.certificate_file)
+        content, (certificate, *chain) = _certificates("ssl_certificate", file)
         digest.update(content)
         context.use_certificate(certificate)
         for each in chain:
             context.add_extra_chain_cert(each)
-        digest.update(_use_key(context, options.certificate_file, options.key_file))
+        key_file = None if options.key_file is None else Path(directory, options.key_file)
+        digest.update(_use_key(context, file, key_file))
     return TlsFiles(context, digest.digest())
 
 
@@ -77,21 +105,9 @@ def _note_request(connection: SSL.Connection, where: int, _: int) -> None:
         connection.get_app_data().wrappedProtocol.certificate_wanted = True
 
 
-def file_problems(servers: Iterable[Server]) -> list[str]:
-    """Return what is wrong with the files of TLS of some servers, a line for each server."""
-    problems = []
-    for server in servers:
-        if server.tls:
-            try:
-                read_files(server.tls_options)
-            except TlsFileError as error:
-                problems.append(f"{server.name}: {error}")
-    return problems
-
-
-def _read(setting: str, file: str) -> bytes:
+def _read(setting: str, file: Path) -> bytes:
     try:
-        with Path(file).open("rb") as opened:
+        with file.open("rb") as opened:
             content = opened.read(MAX_FILE + 1)
     except OSError as error:
         raise TlsFileError(f"{setting}: the file {file} cannot be read ({error.strerror or error})") from None
@@ -102,7 +118,7 @@ def _read(setting: str, file: str) -> bytes:
     return content
 
 
-def _certificates(setting: str, file: str) -> tuple[bytes, list[x509.Certificate]]:
+def _certificates(setting: str, file: Path) -> tuple[bytes, list[x509.Certificate]]:
     content = _read(setting, file)
     try:
         return content, x509.load_pem_x509_certificates(content)
@@ -110,7 +126,7 @@ def _certificates(setting: str, file: str) -> tuple[bytes, list[x509.Certificate
         raise TlsFileError(f"{setting}: the file {file} holds no certificate in PEM") from None
 
 
-def _use_key(context: SSL.Context, certificate_file: str, key_file: str | None) -> bytes:
+def _use_key(context: SSL.Context, certificate_file: Path, key_file: Path | None) -> bytes:
     """Use the private key; return what was read. OpenSSL itself would ask the terminal for the password of one."""
     setting = "ssl_certificate" if key_file is None else "ssl_key"
     file = certificate_file if key_file is None else key_file
