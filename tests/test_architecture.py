@@ -50,6 +50,8 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
+    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "money"),
+    *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
     "money",

@@ -95,11 +95,19 @@ def prompt_prefix(body: bytes | HeldBody, *, model: str = "", salt: str = "") ->
         return ()
     text = parts[0] if len(parts) == 1 else b"".join(parts)
     # the bracket or quote that ends the last member would stand elsewhere in a longer prompt
-    return _chained(text[: min(len(text) - 1, MOST)].rstrip(), hash((model, salt, own_salt)))
+    beginning = text[: min(len(text) - 1, MOST)].rstrip()
+    # where a list of messages ends, one of them ends
+    return _chained(beginning, text[-1:] == b"]" and beginning[-1:] == b"}", hash((model, salt, own_salt)))
 
 
-def _chained(text: bytes, chained: int) -> tuple[int, ...]:
-    """Return the hashes of a text's blocks."""
+def _chained(text: bytes, is_complete: bool, chained: int) -> tuple[int, ...]:
+    """Return the hashes of a text's blocks.
+
+    Args:
+        text: the text.
+        is_complete: whether a message ends where it ends.
+        chained: the hash of what stands before it.
+    """
     found: list[int] = []
     length, start = len(text), 0
     for level in _LEVELS:
@@ -110,7 +118,7 @@ def _chained(text: bytes, chained: int) -> tuple[int, ...]:
             if not is_end:
                 end = length if length < last else last
                 # the last message ends here in a longer conversation as well
-                is_end = end < length or (end - start >= least and text[-1:] == b"}")
+                is_end = end < length or (is_complete and end - start >= least)
             if (count := (end - start) // size) > 0:
                 for block in level.split[count](text, start):
                     chained = hash((chained, block))

@@ -251,14 +251,13 @@ class Prefix:
         """Return the index of a server; see `Policy`."""
         names = [each.name for each in servers]
         matched, continues = self._table.matched(request.prefix, names)
-        requests, fresh = self._recent.counts(names)
+        is_new = max(matched) < is_known(len(request.prefix))
         return choose_by_prefix(
             [each.weight for each in servers],
             [load_of(each) for each in servers],
-            requests,
-            fresh,
+            self._recent.requests(names),
             matched,
-            blocks=len(request.prefix),
+            fresh=self._recent.fresh(names) if is_new else None,
             continues=continues,
             random=self._random,
         )

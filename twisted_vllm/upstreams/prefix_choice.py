@@ -39,11 +39,10 @@ def choose_by_prefix(
     weights: Sequence[float],
     loads: Sequence[float],
     requests: Sequence[float],
-    fresh: Sequence[float],
     matched: Sequence[int],
     *,
-    blocks: int,
-    continues: bool,
+    fresh: Sequence[float] | None = None,
+    continues: bool = False,
     random: Callable[[], float],
 ) -> int:
     """Return the index of the server for a prompt.
@@ -52,9 +51,8 @@ def choose_by_prefix(
         weights: the weight of each server.
         loads: the requests that wait and run there.
         requests: the recent requests that it was given.
-        fresh: those of them that had a new beginning.
         matched: the blocks of the prompt that it has.
-        blocks: the blocks of the prompt.
+        fresh: if the prompt's beginning is new, the recent requests that had a new beginning.
         continues: whether the prompt continues one that was sent.
         random: returns a number from 0 up to 1, to choose among equals.
     """
@@ -63,42 +61,32 @@ def choose_by_prefix(
     load = sum(loads) + 1.0
     recent = sum(requests) + _PRIOR
     tolerance, slack = _CONTINUED if continues else _BRANCH
-
-    def given(index: int) -> float:
-        """How much of the last requests a server was given: 1.0 is its part."""
-        part = weights[index] / total
-        return (requests[index] + _PRIOR * part) / (recent * part)
-
-    def takes(index: int) -> bool:
-        """Whether a server that has the beginning takes the request."""
+    best = max(matched)
+    among: list[int] = []
+    for index, count in enumerate(matched):
+        if count != best and fresh is None:
+            continue
         part = weights[index] / total
         here = loads[index] + 1.0
-        if here <= load * part + slack:
-            return True
-        return given(index) <= 1.0 + tolerance * (1.0 - part) and here <= most_load(load, part)
-
-    def pressure(index: int) -> float:
-        """How much a server has to do, for its weight."""
-        part = weights[index] / total
-        if is_new:
-            return (loads[index] + requests[index] + _EXPECTED * fresh[index]) / part
-        return (loads[index] + 1.0) / (load * part) + given(index)
-
-    best = max(matched)
-    is_new = best < is_known(blocks)
-    among = [index for index, count in enumerate(matched) if (is_new or count == best) and takes(index)]
+        if here <= load * part + slack or (
+            requests[index] + _PRIOR * part <= recent * part * (1.0 + tolerance * (1.0 - part))
+            and here <= most_load(load, part)
+        ):
+            among.append(index)
     if len(among) == 1:
         return among[0]
+    parts = [weight / total for weight in weights]
+    # how much of the last requests a server was given: 1.0 is its part
+    given = [(count + _PRIOR * part) / (recent * part) for count, part in zip(requests, parts, strict=True)]
     if not among:
         # those that have less than their part, now and of late
-        below = [
-            index
-            for index, weight in enumerate(weights)
-            if loads[index] <= load * weight / total and given(index) <= 1.0
-        ]
+        below = [index for index, part in enumerate(parts) if loads[index] <= load * part and given[index] <= 1.0]
         most = max([matched[index] for index in below], default=0)
-        among = [index for index in below if matched[index] == most] or list(range(len(weights)))
-    pressures = [pressure(index) for index in among]
+        among = [index for index in below if matched[index] == most] or list(range(len(parts)))
+    if fresh is None:
+        pressures = [(loads[index] + 1.0) / (load * parts[index]) + given[index] for index in among]
+    else:
+        pressures = [(loads[index] + requests[index] + _EXPECTED * fresh[index]) / parts[index] for index in among]
     least = min(pressures)
-    among = [index for index, value in zip(among, pressures, strict=True) if value == least]
+    among = [index for index, pressure in zip(among, pressures, strict=True) if pressure == least]
     return among[0] if len(among) == 1 else among[int(random() * len(among))]

@@ -25,20 +25,27 @@ class RecentRequests:
         # what the next request counts: growing, in place of all others falling
         self._unit = 1.0
 
-    def counts(self, servers: Sequence[str]) -> tuple[list[float], list[float]]:
-        """Return the recent requests of servers, and those with a fresh beginning; a late one counts 1.0.
+    def requests(self, servers: Sequence[str]) -> list[float]:
+        """Return the recent requests of servers; the last one counts 1.0.
 
         A new server begins the count anew for all: shares of the time without it say nothing now.
         """
-        requests, fresh, unit = self._requests, self._fresh, self._unit
+        requests, unit = self._requests, self._unit
         try:
-            return [requests[name] / unit for name in servers], [fresh[name] / unit for name in servers]
+            return [requests[name] / unit for name in servers]
         except KeyError:
-            names = requests.keys() | set(servers)
-            self._requests = dict.fromkeys(names, 0.0)
-            self._fresh = dict.fromkeys(names, 0.0)
-            self._unit = 1.0
-            return [0.0] * len(servers), [0.0] * len(servers)
+            self._begin(requests.keys() | set(servers))
+            return [0.0] * len(servers)
+
+    def fresh(self, servers: Sequence[str]) -> list[float]:
+        """Return, of the requests that `requests` returned, those that had a fresh beginning."""
+        fresh, unit = self._fresh, self._unit
+        return [fresh[name] / unit for name in servers]
+
+    def _begin(self, servers: set[str]) -> None:
+        self._requests = dict.fromkeys(servers, 0.0)
+        self._fresh = dict.fromkeys(servers, 0.0)
+        self._unit = 1.0
 
     def add(self, server: str, *, fresh: bool) -> None:
         """Count a request.
@@ -47,10 +54,9 @@ class RecentRequests:
             server: the server that got it.
             fresh: whether no server knew its beginning.
         """
+        if server not in self._requests:
+            self._begin(self._requests.keys() | {server})
         requests = self._requests
-        if server not in requests:
-            self.counts((server,))
-            requests = self._requests
         self._unit *= 1.0 + 1.0 / (MEMORY * len(requests))
         requests[server] += self._unit
         if fresh:
