@@ -50,8 +50,6 @@ MAY_IMPORT = {
 
 #: what decides: no reactor, no clock, no I/O
 PURE = (
-    *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy", "money"),
-    *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
     *("api_routes", "auth", "bodies", "bounded_cache", "client_address", "config", "field_policy"),
     *("http.client.addresses", "http.headers", "http.server.held_bodies", "http.web_pages"),
     "money",
@@ -64,8 +62,6 @@ PURE = (
     *("upstreams.merged_metrics", "upstreams.policies", "upstreams.prefix_choice", "upstreams.prefix_table"),
     *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf", "upstreams.response_places"),
     *("upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
-    *("upstreams.recent_requests", "upstreams.rendezvous", "upstreams.resolv_conf"),
-    *("upstreams.response_places", "upstreams.retry_budget", "upstreams.router", "upstreams.service_rate"),
     *("usage.estimate", "usage.generation_rate", "usage.pricing", "usage.readers", "usage.records"),
     "usage.repeated_rows",
 )
