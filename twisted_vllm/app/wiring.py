@@ -82,6 +82,7 @@ from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
+from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
@@ -210,6 +211,7 @@ class Wiring:
             health,
             on_dead=_send_elsewhere,
             on_alive=lambda state: dispatcher.freed(),
+            on_gone=router.forget_cache,
         )
 
         self.database = Database(reactor, settings.database_url, settings.timeouts.database)
@@ -274,6 +276,7 @@ class Wiring:
         self.metrics.add(AbuseCollector(uncounted, unsent))
         self.each_minute.add(unsent.report)
         observers += [background, RequestLog(observer, text, client_of, unsent)]
+        observers.append(ServerActs(self._servers_acted, self._caches_emptied))
         self.lifecycle = Lifecycle(observers)
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
@@ -455,6 +458,15 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.settings_changed()
+
+    def _servers_acted(self) -> None:
+        """Look at once whether servers sleep."""
+        for state in self.servers:
+            self.health.check_now(state)
+
+    def _caches_emptied(self) -> None:
+        for state in self.servers:
+            self.router.forget_cache(state)
 
     def _use_models(self, settings: Settings) -> None:
         """Give the components the models and servers as they are now, of the file, the database and DNS."""

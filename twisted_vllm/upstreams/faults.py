@@ -18,9 +18,12 @@ from twisted.internet.error import (
 from twisted_vllm.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from twisted_vllm.http.client.connect_queue import shortage_in
 
+#: nothing listens at the server's address
+CONNECTION_REFUSED = "connection_refused"
+
 #: the first that fits names the reason
 _REASONS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((ConnectionRefusedError,), "connection_refused"),
+    ((ConnectionRefusedError,), CONNECTION_REFUSED),
     ((TimeoutError, TCPTimedOutError, UpstreamTimeout), "timeout"),
     ((DNSLookupError, UnknownHostError), "name_not_found"),
     ((SSL.Error, VerificationError, CertificateError), "tls_failed"),

@@ -16,7 +16,7 @@ from twisted_vllm.config.settings import HealthSettings
 from twisted_vllm.http.client.connect_errors import words_of
 from twisted_vllm.http.client.connect_queue import shortage_in
 from twisted_vllm.upstreams.breaker import CLOSED, DEAD, HALF_OPEN, Change, fault_of_status, ignore
-from twisted_vllm.upstreams.faults import FAULTS, fault_of_error
+from twisted_vllm.upstreams.faults import CONNECTION_REFUSED, FAULTS, fault_of_error
 from twisted_vllm.upstreams.probe import Answer, Prober
 from twisted_vllm.upstreams.server_state import ServerState
 
@@ -98,6 +98,7 @@ class HealthChecks:
         settings: HealthSettings,
         on_dead: Callable[[ServerState, str], None],
         on_alive: Callable[[ServerState], None] = lambda state: None,
+        on_gone: Callable[[ServerState], None] = lambda state: None,
     ) -> None:
         """Check nothing yet.
 
@@ -109,6 +110,7 @@ class HealthChecks:
             on_dead: Called when a server was found dead, with the reason: what waits there for a first byte must go
                 elsewhere.
             on_alive: Called when a server gets requests again.
+            on_gone: Called when nothing listens any more at a server's address: what it knew is lost.
         """
         self._servers = servers
         self._prober = prober
@@ -116,6 +118,7 @@ class HealthChecks:
         self._settings = settings
         self._on_dead = on_dead
         self._on_alive = on_alive
+        self._on_gone = on_gone
         self._checked: dict[ServerState, Checked] = {}
         self._count = 0
         self._running = False
@@ -320,6 +323,8 @@ class HealthChecks:
             words=f", {each.words}" if each.words and change.state == DEAD else "",
             once_a_second=f"{state.name} {change.state}",
         )
+        if change.state == DEAD and change.reason == CONNECTION_REFUSED:
+            self._on_gone(state)
         if change.state == CLOSED:
             # perhaps another process
             each.has_sleep = None

@@ -229,7 +229,7 @@ class Router:
         self._retry_share = retry_share
         servers = [] if default_server is None else [default_server]
         for state in self.servers.configure([*servers, *(entry.server for entry in models)]):
-            self._left(state)
+            self.forget_cache(state)
         self._routing = routing
         grouped: dict[str, list[ModelEntry]] = {}
         for entry in models:
@@ -385,7 +385,8 @@ class Router:
     def _only(destination: Destination, name: str = "", fallbacks: tuple[str, ...] = ()) -> ModelGroup:
         return ModelGroup(name, (destination,), _LONE_STRATEGY, _LONE, fallbacks)
 
-    def _left(self, state: ServerState) -> None:
+    def forget_cache(self, state: ServerState) -> None:
+        """Note that a server's prefix cache is empty: it left, restarted, or was told to reset it."""
         for group in self._groups.values():
             for destination in group.destinations:
                 if destination.state is state:
