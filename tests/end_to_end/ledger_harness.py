@@ -23,7 +23,8 @@ CHAT = "/v1/chat/completions"
 CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}'
 STREAM_BODY = CHAT_BODY.replace(b"false", b"true")
 #: what the gateway inserts to ask for the stream's usage
-SPLICE = b'"stream_options":{"include_usage":true},'
+#: how a TLS handshake begins
+TLS = b"\x16\x03"
 #: the usage that the server reports
 USED = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 ANSWER = b'{"choices":[],%b}' % USED
@@ -59,6 +60,12 @@ class ScriptedServer:
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():
+            if head.startswith(TLS):
+                # the gateway asks a server that closes without an answer whether it speaks TLS
+                return
+            if head.startswith(b"GET /health "):
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                return
             # a second attempt has another X-Request-Id
             name, request_id = (
                 header_of(head, "x-script"),

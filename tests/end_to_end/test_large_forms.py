@@ -251,7 +251,11 @@ def test_a_client_that_leaves_a_server_s_queue_takes_what_was_held_with_it(tmp_p
         Formed(tmp_path, server.port, limits + SETTINGS.format(server.port, 1)) as gateway,
         connected(gateway.port) as first,
     ):
-        first.send(request_head("GET", "/vllm/v1/models"))
+        body = b'{"model":"m","prompt":"x"}'
+        head = request_head(
+            "POST", "/vllm/v1/completions", "Content-Type: application/json", f"Content-Length: {len(body)}"
+        )
+        first.send(head + body)
         assert busy.wait(30)
         with connected(gateway.port) as waiting:
             length = f"Content-Length: {len(form) + 10_000_000}"

@@ -59,7 +59,7 @@ class UpstreamConnection(Protocol):
         certificate_fault: what is wrong with the server's certificate; set before the connection is lost.
         certificate_wanted: whether the server asked for a certificate.
         tls_failed: whether TLS was not established, without the client's doing.
-        was_silent: whether the server closed it, without TLS, before it ever sent a byte.
+        was_silent: whether the server, which never answered, closed it without TLS before it sent a byte.
     """
 
     transport: Any
@@ -145,7 +145,8 @@ class UpstreamConnection(Protocol):
                 self._stop_upload()
             elif not parser.any_bytes:
                 words = self._log_loss(reason)
-                self.was_silent = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
+                closed = bool(reason.check(ConnectionDone)) and not (self.server.tls or self._reused)
+                self.was_silent = closed and not self._retries.answered
                 no_tls = self.is_handshaking or reason.check(SSL.Error) or self._shown_in_vain
                 self._fail(with_words(UpstreamUnreachable(_UNREACHABLE if no_tls else _NO_ANSWER), words))
             else:
@@ -350,6 +351,7 @@ class UpstreamConnection(Protocol):
         try:
             if existing is None:
                 exchange.response = response
+                self._retries.answered = True
                 if self._upload is None or self._upload.done:
                     # it is not sent again, and the response may take minutes
                     exchange.data = b""

@@ -33,13 +33,15 @@ class Retries:
 
     Attributes:
         requests: the requests that were sent to the server; its connections count them.
+        answered: whether the server ever answered one in HTTP.
     """
 
-    __slots__ = ("_counted", "_decided", "_left", "requests")
+    __slots__ = ("_counted", "_decided", "_left", "answered", "requests")
 
     def __init__(self, decided: Counter[StaleRequest]) -> None:
         """Start with `BURST` retries; `decided` counts the decisions."""
         self.requests = 0
+        self.answered = False
         self._decided = decided
         self._counted = 0
         self._left = float(BURST)
