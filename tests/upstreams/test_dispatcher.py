@@ -451,7 +451,7 @@ def test_tokens_are_counted_as_estimated_until_it_is_known_what_was_used() -> No
     third = fleet.ask(tokens=80)
     assert isinstance(third.error, ServerBusy)
     assert first.placement is not None
-    assert first.placement.counts
+    assert first.placement.share is not None
     first.placement.used(10, sent=True)
     first.end()
     fourth = fleet.ask(tokens=80)
