@@ -478,12 +478,13 @@ class Wiring:
         self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
         self.dispatcher.regroup()
         self.health.update(settings.health)
-        self._served_models.keep_only(settings.servers)
-        self._response_ids.reconfigure(settings.servers)
+        servers = settings.servers
+        self._served_models.keep_only(servers)
+        self._response_ids.reconfigure(servers)
         self.accounting.use_models(settings)
-        self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
-        self.agent.keep_only(settings.servers)
-        self.kv_caches.configure(settings.servers)
+        self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
+        self.agent.keep_only(servers)
+        self.kv_caches.configure(servers)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:
