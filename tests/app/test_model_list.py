@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from tests.counted_calls import calls_of
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import DiscoverySettings, ModelEntry, Server, Settings, Timeouts
@@ -104,23 +103,6 @@ def test_another_master_key_takes_out_entries_with_a_key_and_the_old_one_brings_
     lab.models.set_configured(attrs.evolve(lab.settings, master_key=Secret("another")))
     lab.models.set_configured(lab.settings)
     assert lab.used == [["gpu-9:80"], [], ["gpu-9:80"]]
-
-
-def calls_of(function: Callable[[], object]) -> int:
-    """Return how many functions a function calls."""
-    calls = 0
-
-    def count(frame: object, event: str, argument: object) -> None:
-        nonlocal calls
-        calls += event.endswith("call")
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        function()
-    finally:
-        sys.setprofile(before)
-    return calls
 
 
 def test_a_change_of_one_stored_entry_of_many_does_little_for_each_other() -> None:
