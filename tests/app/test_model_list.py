@@ -9,6 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from tests.counted_calls import calls_of
 from twisted_vllm.app.model_list import ModelList
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import DiscoverySettings, ModelEntry, Server, Settings, Timeouts
@@ -102,3 +103,25 @@ def test_another_master_key_takes_out_entries_with_a_key_and_the_old_one_brings_
     lab.models.set_configured(attrs.evolve(lab.settings, master_key=Secret("another")))
     lab.models.set_configured(lab.settings)
     assert lab.used == [["gpu-9:80"], [], ["gpu-9:80"]]
+
+
+def test_a_change_of_one_stored_entry_of_many_does_little_for_each_other() -> None:
+    lab = Lab()
+    entries = [stored(f"{number:03}", api_base=f"http://gpu-{number}") for number in range(500)]
+    lab.models.set_stored(entries)
+    entries[7] = stored("007", api_base="http://gpu-7", weight=3)
+    assert calls_of(lambda: lab.models.set_stored(entries)) < 150 * len(entries)
+    assert len(lab.used) == 2
+
+
+def test_a_change_of_one_found_server_of_many_does_little_for_each_other() -> None:
+    lab = Lab(models=(entry(SERVICE, "dns"),))
+    lab.models.start()
+    addresses = [f"10.0.0.{number}" for number in range(256)]
+    lab.answer(*addresses)
+    lab.models.set_configured(lab.settings)
+    answer = Answer(tuple(Found(0, address) for address in ("10.9.9.9", *addresses[1:])))
+    asked = lab.asked.pop(0)[2]
+    assert calls_of(lambda: asked.callback(answer)) < 4 * len(addresses)
+    assert lab.used[-1][0] == f"{SERVICE}:80/10.9.9.9"
+    lab.models.stop()

@@ -13,11 +13,12 @@ from tests.end_to_end.twistd_harness import REPOSITORY
 NOWHERE = 9
 MOST_BYTES = 84 * MEBIBYTE
 
-#: packages that only some gateways need: those with --quickstart, with an older schema, with PostgreSQL or with Redis
+#: packages that only some gateways need: those with --quickstart, an older schema, PostgreSQL, Redis or discovery
 OPTIONAL = {
     "twisted_vllm.simulator",
     "twisted.web.websocket",
     "wsproto",
+    "twisted.names",
     "alembic",
     "mako",
     "psycopg",

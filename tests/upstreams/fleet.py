@@ -303,7 +303,7 @@ class LongestMatch:
     the least in flight, if they differ by over 32 and by over a tenth (``src/policies/cache_aware.rs``).
     """
 
-    reads_prompt, reads_session = True, False
+    reads_prompt, reads_session, reads_latency = True, False, False
 
     def __init__(self) -> None:
         self._known: dict[str, set[int]] = {}

@@ -13,10 +13,10 @@ from twisted_vllm.upstreams.discovered import (
     EMPTY_ANSWERS,
     SHORTEST,
     Answer,
+    Expansion,
     Found,
     Knowledge,
     ServiceName,
-    expand,
     make_answer,
     seconds_until_next,
     services_of,
@@ -44,7 +44,7 @@ found = st.builds(
 
 
 def test_each_address_is_a_server_of_its_own_with_the_name_of_the_service() -> None:
-    one, other = expand(
+    one, other = Expansion().expand(
         [entry(base=b"/base")], {ServiceName("dns", PODS): (Found(0, "10.0.0.1"), Found(0, "10.0.0.2"))}
     )
     assert one.server.name == f"{PODS}:8000/base/10.0.0.1"
@@ -59,7 +59,7 @@ def test_an_srv_record_gives_the_port_and_its_domain_the_host() -> None:
     service = entry(SRV_NAME, "srv", tls=True)
     service = attrs.evolve(service, server=attrs.evolve(service.server, port=443))
     known = {ServiceName("srv", SRV_NAME): (Found(0, "fd00::1", 8443, 5), Found(1, "10.0.0.2", 443))}
-    one, other = expand([service], known)
+    one, other = Expansion().expand([service], known)
     assert (one.server.port, one.server.host, one.weight) == (8443, PODS, 15)
     assert (one.order, other.order) == (1, 2)
     assert one.server.name == f"{PODS}:8443/fd00::1"
@@ -72,21 +72,21 @@ def test_events_of_prefix_caches_come_from_each_server_itself() -> None:
     service = entry()
     events: dict[str, Any] = {"kv_events": f"tcp://{PODS}:5557", "kv_events_replay": "tcp://elsewhere:5558"}
     service = attrs.evolve(service, server=attrs.evolve(service.server, **events))
-    one, other = expand([service], {ServiceName("dns", PODS): (Found(0, "10.0.0.1"), Found(0, "fd00::1"))})
+    one, other = Expansion().expand([service], {ServiceName("dns", PODS): (Found(0, "10.0.0.1"), Found(0, "fd00::1"))})
     assert (one.server.kv_events, other.server.kv_events) == ("tcp://10.0.0.1:5557", "tcp://[fd00::1]:5557")
     assert one.server.kv_events_replay == "tcp://elsewhere:5558"
 
 
 def test_an_entry_without_known_servers_and_one_without_discovery_stay_as_they_are() -> None:
     plain, unknown = entry("gpu-1", None), entry()
-    assert expand([plain, unknown], {}) == (plain, unknown)
+    assert Expansion().expand([plain, unknown], {}) == (plain, unknown)
     assert services_of([plain, unknown, unknown]) == {ServiceName("dns", PODS)}
 
 
 @given(st.lists(found, max_size=20))
 def test_no_two_servers_have_the_same_url_or_name(each: list[Found]) -> None:
     answer = make_answer(each, None, 1000)
-    entries = expand([entry(SRV_NAME, "srv")], {ServiceName("srv", SRV_NAME): answer.found})
+    entries = Expansion().expand([entry(SRV_NAME, "srv")], {ServiceName("srv", SRV_NAME): answer.found})
     if each:
         places = {(one.address, one.port or 8000) for one in each}
         assert {one.server.url for one in entries} == {
@@ -138,3 +138,24 @@ def test_failures_change_no_server_and_are_told_once(events: list[list[str] | No
             last = answer.found
         failing = event is None
         assert knowledge.found == last
+
+
+def test_when_one_of_many_servers_changes_no_other_is_made_anew() -> None:
+    services = [entry(f"s{number}.default.svc", "dns") for number in range(4)]
+    found = [tuple(Found(0, f"10.0.{number}.{host}") for host in range(256)) for number in range(4)]
+    names = [ServiceName("dns", service.server.host) for service in services]
+    expansion = Expansion()
+    before = expansion.expand(services, dict(zip(names, found, strict=True)))
+    found[1] = (*found[1][1:], Found(0, "10.9.9.9"))
+    after = expansion.expand(services, dict(zip(names, found, strict=True)))
+    made = {id(each) for each in after} - {id(each) for each in before}
+    assert (len(before), len(after), len(made)) == (1024, 1024, 1)
+    assert after == Expansion().expand(services, dict(zip(names, found, strict=True)))
+
+
+def test_a_service_that_changed_has_other_entries() -> None:
+    found = {ServiceName("dns", PODS): (Found(0, "10.0.0.1"),)}
+    expansion = Expansion()
+    (before,) = expansion.expand([entry(PODS, "dns")], found)
+    (after,) = expansion.expand([attrs.evolve(entry(PODS, "dns"), weight=7)], found)
+    assert (before.weight, after.weight) == (3, 7)

@@ -14,8 +14,7 @@ from zope.interface import provider
 
 from twisted_vllm.config.settings import DiscoverySettings
 from twisted_vllm.upstreams.discovered import EMPTY_ANSWERS, Answer, Found, ServiceName
-from twisted_vllm.upstreams.discovery import Discovery
-from twisted_vllm.upstreams.name_lookup import LookupFailed
+from twisted_vllm.upstreams.discovery import Discovery, LookupFailed
 
 PODS = ServiceName("dns", "vllm.default.svc")
 OTHERS = ServiceName("srv", "_http._tcp.others.svc")

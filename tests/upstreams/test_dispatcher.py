@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from tests.counted_calls import calls_of
 from tests.proxy.gateway_fakes import server
 from tests.upstreams.fleets import make_router
 from twisted_vllm.config.secret import Secret
@@ -29,6 +30,10 @@ def capped(
     found = attrs.evolve(server(name), **options)
     timeouts = attrs.evolve(found.timeouts, queue=seconds)
     return attrs.evolve(found, max_concurrent_requests=limit, max_queued_requests=places, timeouts=timeouts)
+
+
+#: calls to place a request on one of two servers, with a few to spare: a call for each server and question is too much
+MOST_CALLS, MOST_CALLS_OF_PREFIX = 28, 52
 
 
 class Asked:
@@ -132,6 +137,30 @@ def test_a_server_without_a_limit_takes_everything() -> None:
     fleet = Fleet(default=server())
     asked = [fleet.ask() for _ in range(500)]
     assert set(names(asked)) == {"gpu-1:8000"}
+
+
+@pytest.mark.parametrize("strategy", ["least-busy", "prefix"])
+def test_to_place_a_request_on_one_of_two_servers_that_are_well_takes_few_calls(strategy: str) -> None:
+    dispatcher = Dispatcher(DeadlineSweeper(Clock()))
+    entries = [ModelEntry("m", "m", server(name)) for name in ("gpu-1:8000", "gpu-2:8000")]
+    group, ask = make_router(entries, None, strategy).find("m"), Ask("a")
+    placed = dispatcher.place(group, ask)
+    assert isinstance(placed, Placement)
+    placed.ended()
+    calls = calls_of(lambda: dispatcher.place(group, ask))
+    assert calls <= {"least-busy": MOST_CALLS, "prefix": MOST_CALLS_OF_PREFIX}[strategy]
+
+
+def test_only_the_policy_that_reads_latencies_is_told_them() -> None:
+    for strategy, quickest in (("latency-based-routing", "gpu-2:8000"), ("least-busy", "gpu-1:8000")):
+        dispatcher = Dispatcher(DeadlineSweeper(Clock()))
+        entries = [ModelEntry("m", "m", server(name)) for name in ("gpu-1:8000", "gpu-2:8000")]
+        group = make_router(entries, None, strategy, lambda: 0.05).find("m")
+        for each, seconds in zip(group.destinations, (5.0, 0.1), strict=True):
+            each.state.latency.observe(seconds, 0.0)
+        placed = dispatcher.place(group, Ask())
+        assert isinstance(placed, Placement)
+        assert placed.destination.server.name == quickest, strategy
 
 
 def test_what_is_over_the_limit_is_placed_in_turn_as_others_end() -> None:
@@ -451,7 +480,7 @@ def test_tokens_are_counted_as_estimated_until_it_is_known_what_was_used() -> No
     third = fleet.ask(tokens=80)
     assert isinstance(third.error, ServerBusy)
     assert first.placement is not None
-    assert first.placement.counts
+    assert first.placement.share is not None
     first.placement.used(10, sent=True)
     first.end()
     fourth = fleet.ask(tokens=80)

@@ -23,7 +23,7 @@ class Fleet:
     def __init__(self) -> None:
         self.prompts = KnownPrompts()
         self.indices = {"one": CacheIndex(), "two": CacheIndex()}
-        self.table = ExactPrefixTable(PrefixTable(), self.prompts, lambda name: self.indices.get(name))
+        self.table = ExactPrefixTable(PrefixTable(), self.prompts, lambda name: self.indices.get(name), self.indices)
 
     def tell(self, server: str, *events: object) -> None:
         for event in read_batch(batch(*events)):  # type: ignore[arg-type]  # made by kv_publishing

@@ -17,7 +17,8 @@ from tests.upstreams.dns_server import HOST, DnsServer
 from twisted_vllm.config.settings import DiscoverySettings
 from twisted_vllm.config.urls import ResolverAddress
 from twisted_vllm.upstreams.discovered import Answer, Found, ServiceName
-from twisted_vllm.upstreams.name_lookup import HOSTS, RESOLV_CONF, LookupFailed, NameLookup
+from twisted_vllm.upstreams.discovery import LookupFailed
+from twisted_vllm.upstreams.name_lookup import HOSTS, RESOLV_CONF, NameLookup
 
 PODS = "vllm.default.svc"
 SRV_NAME = f"_http._tcp.{PODS}"

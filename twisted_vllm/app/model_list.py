@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.stored_models import CheckedEntries, Joined, StoredModel, join
-from twisted_vllm.upstreams.discovered import expand, services_of
+from twisted_vllm.upstreams.discovered import Expansion, services_of
 from twisted_vllm.upstreams.discovery import Discovery, LookUp
 
 
@@ -52,6 +52,7 @@ class ModelList:
         self._stored: tuple[StoredModel, ...] = ()
         self._checked = CheckedEntries()
         self._joined = Joined(settings.models, {})
+        self._expansion = Expansion()
         self._used = settings
         self.discovery.follow(services_of(settings.models))
 
@@ -102,7 +103,8 @@ class ModelList:
 
     def _resolved(self, *, force: bool = False) -> None:
         """Use the servers that are known now."""
-        effective = attrs.evolve(self.configured, models=expand(self._joined.models, self.discovery.known))
+        models = self._expansion.expand(self._joined.models, self.discovery.known)
+        effective = attrs.evolve(self.configured, models=models)
         if force or effective != self._used:
             self._used = effective
             self._use(effective)

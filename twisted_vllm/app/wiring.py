@@ -40,7 +40,7 @@ from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
 from twisted_vllm.config.reload import LISTEN
 from twisted_vllm.config.server_tls import ServerTls
-from twisted_vllm.config.settings import Server, Settings
+from twisted_vllm.config.settings import DiscoverySettings, Server, Settings
 from twisted_vllm.http.client.agent import UpstreamAgent
 from twisted_vllm.http.client.tls import TlsFiles, read_all
 from twisted_vllm.http.client.treq_client import PassThroughClient
@@ -90,13 +90,13 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.reports import ReportReader
 from twisted_vllm.storage.store import Store
 from twisted_vllm.upstreams.breaker import Breaker
+from twisted_vllm.upstreams.discovered import Answer, ServiceName
 from twisted_vllm.upstreams.dispatcher import Dispatcher
 from twisted_vllm.upstreams.health_checks import HealthChecks
 from twisted_vllm.upstreams.health_report import endpoints_of
 from twisted_vllm.upstreams.kv_caches import KvCaches
 from twisted_vllm.upstreams.load_scraper import LoadScraper
 from twisted_vllm.upstreams.metrics_of_servers import MetricsOfServers
-from twisted_vllm.upstreams.name_lookup import NameLookup
 from twisted_vllm.upstreams.prefix_table import PrefixTable
 from twisted_vllm.upstreams.probe import Prober
 from twisted_vllm.upstreams.response_locator import ResponseLocator
@@ -232,7 +232,7 @@ class Wiring:
             reactor, settings, self.index, self.metrics, uncounted, client_of
         )
         self.models = ModelList(
-            settings, self._use_models, look_up=NameLookup(reactor).look_up, clock=reactor, randbytes=os.urandom
+            settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
         )
         self.registry = Registry(
             self.store,
@@ -478,12 +478,20 @@ class Wiring:
         self.router.update(settings.models, settings.default_server, settings.routing, settings.retry.budget)
         self.dispatcher.regroup()
         self.health.update(settings.health)
-        self._served_models.keep_only(settings.servers)
-        self._response_ids.reconfigure(settings.servers)
+        servers = settings.servers
+        self._served_models.keep_only(servers)
+        self._response_ids.reconfigure(servers)
         self.accounting.use_models(settings)
-        self.background.reconfigure(settings.servers, settings.limits.assumed_output_tokens)
-        self.agent.keep_only(settings.servers)
-        self.kv_caches.configure(settings.servers)
+        self.background.reconfigure(servers, settings.limits.assumed_output_tokens)
+        self.agent.keep_only(servers)
+        self.kv_caches.configure(servers)
+
+
+def _look_up(reactor: Any, name: ServiceName, settings: DiscoverySettings) -> Deferred[Answer]:
+    """Resolve the name of a service. Few gateways need what this loads, which takes 1 MiB."""
+    from twisted_vllm.upstreams.name_lookup import NameLookup
+
+    return NameLookup(reactor).look_up(name, settings)
 
 
 def _send_elsewhere(state: ServerState, reason: str) -> None:

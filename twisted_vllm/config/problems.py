@@ -125,7 +125,7 @@ class Place:
 
     def at(self, path: str) -> Place:
         """Return another place, with the same report and environment."""
-        return attrs.evolve(self, path=path)
+        return Place(path, self.report, self.environ)
 
     def refuse(self, message: str) -> None:
         """Add a problem at this place."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -480,12 +481,15 @@ def assemble(
     _refuse_strangers(servers.servers, [each.address for each in placed] + ([default] if default else []))
     tls = _tls_of(placed, servers, root)
 
+    usual_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
+
+    @cache
     def server(address: Address, key: Secret | None) -> Server:
         own_timeouts: dict[str, Any] = {}
         if (address, key) in longest:
             own_timeouts["total"] = longest[address, key]
         events: Mapping[str, str | None] = {}
-        own_limits = {each.attribute: getattr(limits, each.attribute) for each in SERVER_LIMITS}
+        own_limits = dict(usual_limits)
         if address in smallest:
             own_limits["max_concurrent_requests"] = smallest[address]
         if address in servers.servers:
@@ -500,7 +504,7 @@ def assemble(
             base_path=address.base_path.encode("ascii"),
             host_header=address.host_header,
             api_key=key,
-            timeouts=attrs.evolve(timeouts, **own_timeouts),
+            timeouts=attrs.evolve(timeouts, **own_timeouts) if own_timeouts else timeouts,
             socket=address.socket,
             tls_options=tls[address],
             kv_events=events.get("kv_events"),
@@ -608,7 +612,7 @@ def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:
     first: dict[tuple[str, Address, str], _Placed] = {}
     for each in placed:
         same = first.setdefault((each.entry.model_name, each.address, each.entry.litellm_params.model), each)
-        if _charged(each.entry, default) != _charged(same.entry, default):
+        if same is not each and _charged(each.entry, default) != _charged(same.entry, default):
             each.place.key("litellm_params").refuse(
                 f"has other prices than {same.place.path}, which is the same model of the same server by the same "
                 "model_name (give both the same prices, take one out, or change its model_name)"

@@ -387,7 +387,7 @@ class EndUserSettings:
     )
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class PriceList:
     """The prices of a model in US dollars, by LiteLLM's names."""
 
@@ -671,7 +671,7 @@ class Server:
         return self.origin + self.base_path
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class ModelEntry:
     """One entry of ``model_list``, resolved.
 

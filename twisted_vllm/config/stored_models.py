@@ -192,6 +192,8 @@ def _row(model: StoredModel, place: Place, unseal: Unseal, checked: CheckedEntri
     except ValueError as error:
         place.key("litellm_params").key(API_KEY).refuse(str(error))
         return None
+    if key is None:
+        return Row(place, entry)
     return Row(place, attrs.evolve(entry, litellm_params=attrs.evolve(entry.litellm_params, api_key=key)))
 
 
@@ -227,8 +229,8 @@ def _refuse_differences(settings: Settings, found: Iterable[tuple[Row, ModelEntr
     prices = {_what_is_served(entry): _charged(entry.prices, settings.default_prices) for entry in settings.models}
     strategies = {entry.model_name: entry.strategy for entry in settings.models if entry.strategy}
     for row, entry in found:
-        charged = _charged(entry.prices, settings.default_prices)
-        if prices.get(_what_is_served(entry), charged) != charged:
+        price = prices.get(_what_is_served(entry))
+        if price is not None and price != _charged(entry.prices, settings.default_prices):
             row.place.key("litellm_params").refuse(
                 "has other prices than an entry of the configuration file, which is the same model of the same server "
                 "by the same model_name (give both the same prices, or change the model_name)"

@@ -361,7 +361,7 @@ class Admission:
             bool(injected),
             stored=stored,
             background=stored.background,
-            previous_id=stored.previous if self._makes_ids(authorization) else None,
+            previous_id=stored.previous if stored.previous is not None and self._makes_ids(authorization) else None,
             steered=steered,
         )
 
@@ -382,13 +382,13 @@ class Admission:
             if facts.model is not None and name and name != own:
                 body = rename_in_form(body, facts.model, name)
             return Prepared(body)
-        edits = list(admitted.edits)
+        edits = admitted.edits
         if name and name != own:
-            edits.append(name_edit(body, facts, name))
+            edits = (*edits, name_edit(body, facts, name))
         response_id = ""
-        if self._response_ids is not None and self._makes_ids(authorization):
+        if authorization.stores and self._response_ids is not None and self._makes_ids(authorization):
             response_id = self._response_ids.make(authorization.principal, destination.server)
-            edits.append(request_id_edit(body, admitted.stored, response_id))
+            edits = (*edits, request_id_edit(body, admitted.stored, response_id))
         return Prepared(splice(body, edits) if edits else _unedited(body), None, response_id)
 
     def _makes_ids(self, authorization: Authorization) -> bool:

@@ -48,6 +48,7 @@ from twisted_vllm.upstreams.response_places import ResponsePlaces
 from twisted_vllm.upstreams.router import ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.upstreams.tokenizing import TOKENIZED
+from twisted_vllm.usage.readers.uploaded_audio import UploadedAudio
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
@@ -240,7 +241,8 @@ class Forwarding:
         reserved = None
         if forwarder.accounting is not None:
             reserved = forwarder.accounting.open(context, self._authorization, admitted)
-            self._watch_audio(context)
+            if context.meter is not None and context.meter.audio is not None:
+                self._watch_audio(context.meter.audio)
         if reserved is None:
             self._find_place()
         else:
@@ -250,19 +252,16 @@ class Forwarding:
         self._request.context.reservation = reservation
         self._find_place()
 
-    def _watch_audio(self, context: RequestContext) -> None:
-        meter = context.meter
-        if meter is None or meter.audio is None:
-            return
+    def _watch_audio(self, audio: UploadedAudio) -> None:
         if self._streamed is not None:
-            self._streamed.watch = meter.audio.feed
+            self._streamed.watch = audio.feed
             return
         body = self._admitted.body
         if isinstance(body, bytes):
-            meter.audio.feed(body)
+            audio.feed(body)
         elif body is not None:
             for piece in body.rope():
-                meter.audio.feed(piece)
+                audio.feed(piece)
 
     # a place
 
@@ -272,7 +271,7 @@ class Forwarding:
         Raises:
             NoHealthyUpstream, ServerBusy: as `_place`.
         """
-        caches = self._forwarder.kv_caches
+        caches = self._forwarder.kv_caches if self._group.lone is None else None
         asking = self._tokens(caches) if caches else None
         if asking is None:
             self._place()
@@ -284,8 +283,7 @@ class Forwarding:
         group, admitted, principal = self._group, self._admitted, self._authorization.principal
         body = admitted.body
         if (
-            group.lone is not None
-            or not group.policy.reads_prompt
+            not group.policy.reads_prompt
             or not isinstance(body, bytes)
             or self._authorization.route.row.path not in TOKENIZED
         ):
@@ -305,8 +303,13 @@ class Forwarding:
             NoHealthyUpstream, ServerBusy: there is none, and no other model may be tried.
         """
         forwarder, group = self._forwarder, self._group
+        dispatcher = forwarder.dispatcher
         try:
-            placed = forwarder.dispatcher.place_at_once(group) or forwarder.dispatcher.place(group, self._ask())
+            placed: Placement | Deferred[Placement] | None = None
+            if group.lone is not None:
+                placed = dispatcher.place_at_once(group)
+            if placed is None:
+                placed = dispatcher.place(group, self._ask())
         except GatewayError as error:
             if not self._fall_back(group.fallbacks):
                 raise error
@@ -375,7 +378,7 @@ class Forwarding:
             GatewayError: it cannot be written for that server.
         """
         self._placement = placement
-        if placement.counts:
+        if placement.share is not None:
             self._request.context.entry_share = placement
         try:
             self._attempt(placement)
@@ -399,7 +402,7 @@ class Forwarding:
                 body.name_model(prepared.renamed)
         if context.background is not None:
             context.background.id = prepared.response_id
-        if forwarder.accounting is not None:
+        if context.meter is not None and forwarder.accounting is not None:
             forwarder.accounting.placed(context, self._authorization, admitted, destination, prepared.response_id)
         if not self._attempts:
             for observe in forwarder.lifecycle.admitted:
@@ -474,7 +477,8 @@ class Forwarding:
             if status == 400 and self._group.context_fallbacks and self._is_in_hand:
                 self._read_refusal(response)
                 return Verdict.TAKEN
-        self.began()
+        placement.began_to_answer(now)
+        self._over()
         return Verdict.RELAYED
 
     def began(self) -> None:

@@ -76,6 +76,8 @@ class Breaker:
         last_resort: It is not closed, but its server answered, though with errors. A request for which there is no
             other server is better sent there than refused.
         ticket: The ticket of requests that begin while it is closed.
+        fails: How many failed in a row.
+        slow_since: When its slow start began, in seconds; None outside of one.
         failures: How many requests failed by the server's fault, by reason.
         on_change: Called with each change of state.
     """
@@ -83,20 +85,20 @@ class Breaker:
     __slots__ = (
         "_allowed_fails",
         "_cooldown",
-        "_fails",
         "_max_cooldown",
         "_openings",
         "_random",
-        "_slow_since",
         "_slow_start",
         "_trial_since",
         "closed",
+        "fails",
         "failures",
         "last_resort",
         "on_change",
         "reason",
         "retry_at",
         "since",
+        "slow_since",
         "state",
         "ticket",
     )
@@ -125,9 +127,9 @@ class Breaker:
             allowed_fails=allowed_fails, cooldown=cooldown, max_cooldown=max_cooldown, slow_start=slow_start
         )
         self._random = random
-        self._fails = 0
+        self.fails = 0
         self._openings = 0
-        self._slow_since: float | None = None
+        self.slow_since: float | None = None
         self._trial_since: float | None = None
         self.closed = True
         self.last_resort = False
@@ -183,7 +185,7 @@ class Breaker:
     def succeeded(self, now: float, ticket: int) -> None:
         """The server answered a request."""
         if ticket == self.ticket:
-            self._fails = 0
+            self.fails = 0
             if self.state == HALF_OPEN:
                 self._recover(now, "trial_succeeded")
 
@@ -199,8 +201,8 @@ class Breaker:
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if ticket != self.ticket:
             return
-        self._fails += 1
-        if self.state == HALF_OPEN or (self.closed and self._fails > self._allowed_fails):
+        self.fails += 1
+        if self.state == HALF_OPEN or (self.closed and self.fails > self._allowed_fails):
             self._open(now, reason, answered)
 
     def abandoned(self, now: float, ticket: int) -> None:
@@ -242,12 +244,12 @@ class Breaker:
 
     def share(self, now: float) -> float:
         """Which share of its weight the server gets: `FIRST_SHARE` to 1.0, growing during a slow start."""
-        since = self._slow_since
+        since = self.slow_since
         if since is None:
             return 1.0
         elapsed = now - since
         if not 0 <= elapsed < self._slow_start:
-            self._slow_since = None
+            self.slow_since = None
             return 1.0
         return FIRST_SHARE + (1.0 - FIRST_SHARE) * elapsed / self._slow_start
 
@@ -266,7 +268,7 @@ class Breaker:
         """Close, with a slow start."""
         self.retry_at = 0.0
         self.last_resort = False
-        self._slow_since = now
+        self.slow_since = now
         self._enter(CLOSED, now, reason)
 
     def _enter(self, state: str, now: float, reason: str) -> None:
@@ -275,7 +277,7 @@ class Breaker:
         self.state, self.reason, self.since = state, reason, now
         self.closed = state == CLOSED
         self.ticket += 1
-        self._fails = 0
+        self.fails = 0
         if state != HALF_OPEN:
             self._trial_since = None
         self.on_change(change)

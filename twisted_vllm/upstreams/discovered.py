@@ -126,23 +126,40 @@ def services_of(entries: Iterable[ModelEntry]) -> frozenset[ServiceName]:
     return frozenset(name for name in map(service_of, entries) if name is not None)
 
 
-def expand(entries: Sequence[ModelEntry], known: Mapping[ServiceName, Sequence[Found]]) -> tuple[ModelEntry, ...]:
-    """Return the entries with those of the servers that were found in place of those that name a service.
+class Expansion:
+    """Puts the entries of the servers that were found in place of those that name a service.
 
-    An entry whose service has no known server stays as it is: its requests fail as those to a server that is down.
-
-    Args:
-        entries: the entries.
-        known: the servers of each name.
+    The entry of a server that stays is made once: when one of a thousand servers changes, the reactor must not stop to
+    make all entries, and to compare and hash them.
     """
-    expanded: list[ModelEntry] = []
-    for entry in entries:
-        name = service_of(entry)
-        found = () if name is None else known.get(name, ())
-        if not found:
-            expanded.append(entry)
-        expanded += (_entry_of(entry, one) for one in found)
-    return tuple(expanded)
+
+    def __init__(self) -> None:
+        """Begin without entries."""
+        self._made: dict[ModelEntry, dict[Found, ModelEntry]] = {}
+
+    def expand(
+        self, entries: Sequence[ModelEntry], known: Mapping[ServiceName, Sequence[Found]]
+    ) -> tuple[ModelEntry, ...]:
+        """Return the entries as they are used; entries that this call does not return are forgotten.
+
+        An entry whose service has no known server stays as it is: its requests fail as those to a server that is down.
+
+        Args:
+            entries: the entries.
+            known: the servers of each name.
+        """
+        before, self._made = self._made, {}
+        expanded: list[ModelEntry] = []
+        for entry in entries:
+            name = service_of(entry)
+            found = () if name is None else known.get(name, ())
+            if not found:
+                expanded.append(entry)
+                continue
+            made = self._made.get(entry) or before.get(entry, {})
+            self._made[entry] = {one: made.get(one) or _entry_of(entry, one) for one in found}
+            expanded += self._made[entry].values()
+        return tuple(expanded)
 
 
 def _entry_of(entry: ModelEntry, found: Found) -> ModelEntry:

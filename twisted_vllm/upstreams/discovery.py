@@ -11,10 +11,13 @@ from twisted.python.failure import Failure
 
 from twisted_vllm.config.settings import DiscoverySettings
 from twisted_vllm.upstreams.discovered import Answer, Found, Knowledge, ServiceName, seconds_until_next
-from twisted_vllm.upstreams.name_lookup import LookupFailed
 
 #: resolves a name, as `NameLookup.look_up`
 LookUp = Callable[[ServiceName, DiscoverySettings], Deferred[Answer]]
+
+
+class LookupFailed(Exception):
+    """No DNS server answered, or one answered with an error."""
 
 
 class _Followed:

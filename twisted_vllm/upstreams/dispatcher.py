@@ -56,14 +56,6 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     asleep: bool = False
     unwell: bool = False
 
-    def may_use(self, state: ServerState, now: float) -> bool:
-        """Return whether it may go to a server."""
-        return (
-            (self.asleep or not state.sleeping)
-            and (self.unwell or state.breaker.allows(now))
-            and state not in self.tried
-        )
-
 
 #: a request that any server may serve
 NOTHING_ASKED = Ask()
@@ -75,6 +67,7 @@ class Placement:
     Attributes:
         destination: where.
         group: the model group that it was asked of.
+        share: what it takes of the limits of its entry; None if that has none.
         began: when it was placed, in the reactor's seconds.
         queued: the seconds that it waited for room; None if it did not.
     """
@@ -82,13 +75,13 @@ class Placement:
     __slots__ = (
         "_dispatcher",
         "_ended",
-        "_share",
         "_ticket",
         "_told",
         "began",
         "destination",
         "group",
         "queued",
+        "share",
         "unlimited",
     )
 
@@ -102,7 +95,7 @@ class Placement:
         began: float,
     ) -> None:
         self._dispatcher = dispatcher
-        self._share = share
+        self.share = share
         self.unlimited = False
         self._ticket = ticket
         self.began = began
@@ -119,13 +112,15 @@ class Placement:
             now: the time in the reactor's seconds.
         """
         state = self.destination.state
+        breaker = state.breaker
         self._told = True
         fault = None if status < 500 else fault_of_status(status)
-        if fault is None:
-            state.last_alive = now
-            state.breaker.succeeded(now, self._ticket)
-        else:
-            state.breaker.failed(now, fault, self._ticket, answered=True)
+        if fault is not None:
+            breaker.failed(now, fault, self._ticket, answered=True)
+            return
+        state.last_alive = now
+        if breaker.fails or not breaker.closed:
+            breaker.succeeded(now, self._ticket)
 
     def began_to_answer(self, now: float) -> None:
         """The first byte of the answer's body came, or its head if nobody waits for that."""
@@ -144,16 +139,11 @@ class Placement:
             self._told = True
             state.breaker.failed(now, fault, self._ticket)
 
-    @property
-    def counts(self) -> bool:
-        """Whether its entry has limits, and wants to know what it used."""
-        return self._share is not None
-
     def used(self, tokens: int, *, sent: bool) -> None:
         """Tell how many tokens it used, for the limits of its entry. Idempotent."""
         limits = self.destination.limits
-        if limits is not None and self._share is not None:
-            limits.settle(self._share, tokens, self._dispatcher.seconds(), sent=sent)
+        if limits is not None and self.share is not None:
+            limits.settle(self.share, tokens, self._dispatcher.seconds(), sent=sent)
 
     def ended(self) -> None:
         """The exchange is over, or never began. Idempotent."""
@@ -168,7 +158,8 @@ class Placement:
             state.in_flight -= 1
             if state.limit is not None:
                 self.group.queue.rate.ended(dispatcher.seconds())
-            dispatcher.freed()
+            if dispatcher.queued:
+                dispatcher.serve()
 
 
 class _Waiting:
@@ -215,6 +206,7 @@ class Dispatcher:
     """Places requests on servers. ``len()`` is the number of requests that wait for room.
 
     Attributes:
+        queued: the number of requests that wait for room.
         seconds: returns the reactor's time.
     """
 
@@ -233,13 +225,13 @@ class Dispatcher:
         self._ticker = _Ticker(self.serve)
         self._granted: deque[tuple[_Waiting, Placement | GatewayError]] = deque()
         self._granting = False
-        self._queued = 0
+        self.queued = 0
 
     def __len__(self) -> int:
-        return self._queued
+        return self.queued
 
     def __repr__(self) -> str:
-        return f"<Dispatcher {self._queued} queued>"
+        return f"<Dispatcher {self.queued} queued>"
 
     def place_at_once(self, group: ModelGroup) -> Placement | None:
         """Place a request of a group with one server that is well and has no limit; None for any other group.
@@ -270,7 +262,7 @@ class Dispatcher:
         now = self.seconds()
         if group.successor is not None:
             group = group.current
-        if group.queue:
+        if self.queued and group.queue:
             # room that came with time alone, such as the next minute of an entry, is for those that wait
             self.serve()
         found = self._choose(group, ask, now)
@@ -292,18 +284,27 @@ class Dispatcher:
             NoHealthyUpstream: none gets requests.
         """
         usable = False
-        tiers, destinations = group.tiers, group.destinations
+        tiers, destinations, tried = group.tiers, group.destinations, ask.tried
         if ask.server is not None:
             # no other server has what it continues
             bound = tuple(each for each in destinations if each.server.url == ask.server.url)
             if bound:
                 tiers, destinations = (bound,), bound
+        # every request comes here: what is usual is found out without a call
         for tier in tiers:
-            healthy = [each for each in tier if ask.may_use(each.state, now)]
-            if not healthy:
-                continue
-            usable = True
-            free = healthy if ask.unlimited else [each for each in healthy if _has_room(each, ask, now)]
+            free = []
+            for each in tier:
+                state = each.state
+                breaker = state.breaker
+                if (
+                    (state.sleeping and not ask.asleep)
+                    or not (breaker.closed or ask.unwell or breaker.allows(now))
+                    or (tried and state in tried)
+                ):
+                    continue
+                usable = True
+                if (state.limit is None and each.limits is None) or ask.unlimited or _has_room(each, ask, now):
+                    free.append(each)
             if free:
                 return self._chosen(group, free, ask, now)
         if usable:
@@ -319,6 +320,8 @@ class Dispatcher:
     def _chosen(group: ModelGroup, free: list[Destination], ask: Ask, now: float) -> Destination:
         if len(free) == 1:
             return free[0]
+        policy = group.policy
+        reads_latency = policy.reads_latency
         snapshots = []
         for each in free:
             state = each.state
@@ -326,14 +329,14 @@ class Dispatcher:
             snapshots.append(
                 ServerSnapshot(
                     each.key,
-                    each.weight * breaker.share(now),
+                    each.weight if breaker.slow_since is None else each.weight * breaker.share(now),
                     state.in_flight,
                     state.waiting,
-                    state.latency.value(now),
+                    state.latency.value(now) if reads_latency else 0.0,
                     state.kv_usage,
                 )
             )
-        return free[group.policy.choose(snapshots, ask.routing)]
+        return free[policy.choose(snapshots, ask.routing)]
 
     @staticmethod
     def _no_healthy(group: ModelGroup, now: float) -> NoHealthyUpstream:
@@ -350,7 +353,9 @@ class Dispatcher:
             share = limits.take(ask.tokens, now)
         if group.lone is None:
             group.policy.sent(destination.key, ask.routing)
-        placement = Placement(self, group, destination, share, state.breaker.begin(now), now)
+        breaker = state.breaker
+        ticket = breaker.ticket if breaker.closed else breaker.begin(now)
+        placement = Placement(self, group, destination, share, ticket, now)
         if ask.unlimited:
             placement.unlimited = True
         else:
@@ -388,7 +393,7 @@ class Dispatcher:
         pushed_out = group.queue.push(waiting, ask.key, ask.priority, now, where)
         if pushed_out is waiting:
             raise self._busy(group, "too many requests wait for the model's servers")
-        self._queued += 1
+        self.queued += 1
         self._queues[group] = None
         self._deadlines.add(waiting)
         self._deadlines.add(self._ticker)
@@ -398,7 +403,7 @@ class Dispatcher:
         return waiting.result
 
     def _dequeued(self, waiting: _Waiting) -> None:
-        self._queued -= 1
+        self.queued -= 1
         self._deadlines.discard(waiting)
         if not waiting.group.queue:
             self._queues.pop(waiting.group, None)

@@ -80,7 +80,7 @@ class KvCaches:
 
     def table(self, table: CacheTable) -> ExactPrefixTable:
         """Return a table of what was sent where, corrected by what is in the caches."""
-        return ExactPrefixTable(table, self._prompts, self.index_of)
+        return ExactPrefixTable(table, self._prompts, self.index_of, self._subscribers)
 
     def prepare(
         self, servers: Sequence[Server], prefix: Sequence[int], body: bytes, model: str, salt: str | None

@@ -8,7 +8,7 @@ conversation needs no question. What follows the known part is judged by what wa
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.upstreams.kv_index import CacheIndex, chain
@@ -78,14 +78,22 @@ class ExactPrefixTable:
         table: what was sent where.
         prompts: the prompts whose tokens are known.
         index_of: the index of a server, by its name; None while it has none or is not current.
+        sources: the names of all servers that may have an index: while there are none, nothing is corrected.
     """
 
-    __slots__ = ("_index_of", "_prompts", "_table")
+    __slots__ = ("_index_of", "_prompts", "_sources", "_table")
 
-    def __init__(self, table: CacheTable, prompts: KnownPrompts, index_of: Callable[[str], CacheIndex | None]) -> None:
+    def __init__(
+        self,
+        table: CacheTable,
+        prompts: KnownPrompts,
+        index_of: Callable[[str], CacheIndex | None],
+        sources: Collection[str],
+    ) -> None:
         self._table = table
         self._prompts = prompts
         self._index_of = index_of
+        self._sources = sources
 
     def knows(self, block: int) -> bool:
         """Return whether any server has a block; see `CacheTable`."""
@@ -94,6 +102,8 @@ class ExactPrefixTable:
     def matched(self, prefix: Sequence[int], servers: Sequence[str]) -> tuple[list[int], bool]:
         """Return how many blocks of a prompt each server has; see `CacheTable`."""
         matched, continues = self._table.matched(prefix, servers)
+        if not self._sources:
+            return matched, continues
         size = block_size_of(servers, self._index_of)
         depth, keys = self._prompts.find(prefix, size) if size else (0, _NO_KEYS)
         if keys:
@@ -109,7 +119,7 @@ class ExactPrefixTable:
     def learn(self, prefix: Sequence[int], server: str) -> None:
         """Note that a prompt was sent to a server."""
         self._table.learn(prefix, server)
-        index = self._index_of(server)
+        index = self._index_of(server) if self._sources else None
         if index is not None and index.block_size:
             index.expect(self._prompts.find(prefix, index.block_size)[1])
 

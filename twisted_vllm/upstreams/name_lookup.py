@@ -32,6 +32,7 @@ from twisted_vllm.config.servers import SRV
 from twisted_vllm.config.settings import DiscoverySettings
 from twisted_vllm.config.urls import ResolverAddress
 from twisted_vllm.upstreams.discovered import Answer, Found, ServiceName, make_answer
+from twisted_vllm.upstreams.discovery import LookupFailed
 from twisted_vllm.upstreams.resolv_conf import (
     ResolvConf,
     addresses_in_hosts,
@@ -45,10 +46,6 @@ T = TypeVar("T")
 MAX_QUERIES = 16
 
 RESOLV_CONF, HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
-
-
-class LookupFailed(Exception):
-    """No DNS server answered, or one answered with an error."""
 
 
 def read_file(path: Path) -> str:

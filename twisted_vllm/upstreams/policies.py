@@ -26,7 +26,7 @@ class ServerSnapshot(msgspec.Struct, frozen=True, gc=False):
         weight: its weight, over 0; a server in slow start has less than its own.
         in_flight: this gateway's requests there.
         queued: the requests that wait there, as the server reports; 0.0 if unknown.
-        latency: the peak-sensitive mean of seconds to the first byte; 0.0 if unknown.
+        latency: the peak-sensitive mean of seconds to the first byte; 0.0 if unknown, or if the policy reads none.
         kv_usage: the share of its KV cache that running requests use; 0.0 if unknown.
     """
 
@@ -56,10 +56,12 @@ class Policy(Protocol):
     Attributes:
         reads_prompt: whether it uses `RoutingRequest.prefix`.
         reads_session: whether it uses `RoutingRequest.session`.
+        reads_latency: whether it uses `ServerSnapshot.latency`.
     """
 
     reads_prompt: bool
     reads_session: bool
+    reads_latency: bool
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         """Return the index of the server that gets a request.
@@ -113,6 +115,7 @@ class _Stateless:
 
     reads_prompt = False
     reads_session = False
+    reads_latency = False
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
@@ -137,11 +140,15 @@ class LeastBusy(_Stateless):
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         """Return the index of a server; see `Policy`."""
-        loads = [load_of(each) / each.weight for each in servers]
-        least = min(loads)
-        if loads.count(least) == 1:
-            return loads.index(least)
-        return pick_by_weight(servers, [index for index, load in enumerate(loads) if load == least], self._random)
+        least = 0.0
+        among: list[int] = []
+        for index, each in enumerate(servers):
+            load = load_of(each) / each.weight
+            if not among or load < least:
+                least, among = load, [index]
+            elif load == least:
+                among.append(index)
+        return among[0] if len(among) == 1 else pick_by_weight(servers, among, self._random)
 
 
 class LatencyBased(_Stateless):
@@ -152,6 +159,7 @@ class LatencyBased(_Stateless):
     """
 
     EXPLORE = 100
+    reads_latency = True
 
     def choose(self, servers: Sequence[ServerSnapshot], request: RoutingRequest) -> int:
         """Return the index of a server; see `Policy`."""
@@ -172,6 +180,7 @@ class RoundRobin:
 
     reads_prompt = False
     reads_session = False
+    reads_latency = False
 
     def __init__(self) -> None:
         self._current: dict[str, float] = {}
@@ -205,6 +214,7 @@ class Session:
 
     reads_prompt = False
     reads_session = True
+    reads_latency = False
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._hashes: dict[str, int] = {}
@@ -241,6 +251,7 @@ class Prefix:
 
     reads_prompt = True
     reads_session = False
+    reads_latency = False
 
     def __init__(self, random: Callable[[], float], table: CacheTable) -> None:
         self._random = random

@@ -161,18 +161,20 @@ def _identity(entry: ModelEntry) -> _Identity:
     return entry.model_name, entry.server.url, entry.upstream_model
 
 
+_FREE = Decimal(0)
+
+
 def _price(entry: ModelEntry | None) -> tuple[Decimal, ...]:
     """Return an entry's prices, in the order in which they decide which entry is dearer."""
     if entry is None:
         return ()
     prices = entry.prices
-    named = (
-        prices.output_cost_per_token,
-        prices.input_cost_per_token,
-        prices.input_cost_per_second,
-        prices.input_cost_per_request,
+    return (
+        prices.output_cost_per_token or _FREE,
+        prices.input_cost_per_token or _FREE,
+        prices.input_cost_per_second or _FREE,
+        prices.input_cost_per_request or _FREE,
     )
-    return tuple(price or Decimal(0) for price in named)
 
 
 class Router:
@@ -261,7 +263,8 @@ class Router:
         self._served: dict[tuple[bytes, str], ModelEntry] = {}
         for entry in models:
             key = (entry.server.url, entry.upstream_model)
-            self._served[key] = max(self._served.get(key, entry), entry, key=_price)
+            known = self._served.get(key)
+            self._served[key] = entry if known is None else max(known, entry, key=_price)
         #: the groups of the default server's own names for configured models
         self._direct = {
             name: self._only(

@@ -119,7 +119,10 @@ class PriceTable:
             default: the prices of entries without prices and of models without an entry.
         """
         self._default = prices_of("default", default)
-        self._of_entry = {entry: prices_of(entry.model_name, entry.prices) for entry in models}
+        # the servers of one service share their prices
+        named = {(entry.model_name, entry.prices) for entry in models}
+        found = {each: prices_of(*each) for each in named}
+        self._of_entry = {entry: found[entry.model_name, entry.prices] for entry in models}
 
     def of(self, entry: ModelEntry | None) -> Prices:
         """Return the prices of the entry that serves a request; None if there is none."""
