@@ -48,9 +48,10 @@ ROUTER_SETTINGS = names(
     _SHARED
     + """
     alerting_config assistants_config cache_kwargs caching_groups client_ttl debug_level default_litellm_params
-    default_priority deployment_affinity_ttl_seconds enable_pre_call_check fallback_depth
-    ignore_invalid_deployments max_retries polling_interval router_general_settings
-    routing_strategy_args search_tools
+    default_priority deployment_affinity_ttl_seconds enable_health_check_routing enable_pre_call_check
+    enable_weighted_failover fallback_depth health_check_ignore_transient_errors health_check_staleness_threshold
+    ignore_invalid_deployments max_retries model_group_affinity_config polling_interval router_general_settings
+    routing_groups routing_strategy_args search_tools
     """
 )
 
@@ -78,10 +79,10 @@ GENERAL_SETTINGS = names(
     """
 )
 
-#: settings of an entry's ``litellm_params``
-#: of an entry itself
+#: settings of an entry itself
 ENTRY = frozenset({"rpm", "tpm"})
 
+#: settings of an entry's ``litellm_params``
 ENTRY_PARAMS = names(
     """
     allowed_openai_params api_version auto_router_config aws_access_key_id aws_region_name aws_secret_access_key

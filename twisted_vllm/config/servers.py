@@ -189,7 +189,7 @@ class Entry:
             (*settings_of(ModelParams), *TLS_SETTINGS, *_PRICES),
             ignored=litellm.ENTRY_PARAMS,
             restricting=restricting.ENTRY_PARAMS,
-            hints={"base_url": "write api_base"},
+            hints={"base_url": "write api_base", "routing_strategy": "move it to model_info"},
             unknown=Unknown.WARN,
         ),
         "Where the model runs, and what it costs in US dollars: exact decimals, with or without quotes. An entry that "
@@ -211,7 +211,10 @@ class Entry:
 ENTRY_SECTION = section(
     Entry,
     ignored=litellm.ENTRY,
-    hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
+    hints={
+        **dict.fromkeys(("model", "api_base", "api_key", "weight", "order", "discovery"), "move it to litellm_params"),
+        "routing_strategy": "move it to model_info",
+    },
     unknown=Unknown.WARN,
 )
 
