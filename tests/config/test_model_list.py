@@ -183,10 +183,10 @@ WRONG = {
         "model_list[0].litellm_params.model: names no model after hosted_vllm/ (write the name that the server uses)"
     ),
     listed(entry(model="hosted-vllm/m")): (
-        "model_list[0].litellm_params.model: must be hosted_vllm/NAME; did you mean 'hosted_vllm'?"
+        "model_list[0].litellm_params.model: must be hosted_vllm/NAME (NAME is the name that the server uses)"
     ),
     listed(entry(model="hosted_vlm/m")): (
-        "model_list[0].litellm_params.model: must be hosted_vllm/NAME; did you mean 'hosted_vllm'?"
+        "model_list[0].litellm_params.model: must be hosted_vllm/NAME (NAME is the name that the server uses)"
     ),
     listed(entry(weight=0)): "model_list[0].litellm_params.weight: must be 1 or more",
     listed(entry(weight=0.5)): (

@@ -74,7 +74,7 @@ def hosted_model(value: object, place: Place) -> str:
     """Check for ``hosted_vllm/NAME`` and return NAME."""
     provider, _, name = text(value, place).partition("/")
     if provider != PROVIDER:
-        raise Rejected(f"must be {PROVIDER}/NAME; did you mean '{PROVIDER}'?")
+        raise Rejected(f"must be {PROVIDER}/NAME (NAME is the name that the server uses)")
     if not name.strip():
         raise Rejected(f"names no model after {PROVIDER}/ (write the name that the server uses)")
     return model_name(name, place)
