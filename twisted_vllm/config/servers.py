@@ -117,7 +117,12 @@ class ModelParams:
         unit="requests",
         example="64",
     )
-    weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    weight: int = setting(
+        1,
+        whole(),
+        "The entry's share of the requests for its model_name, among entries of the same order.",
+        example="2",
+    )
     discovery: str | None = setting(
         None,
         optional(one_of(*DISCOVERIES), "api_base is one server"),
@@ -199,7 +204,7 @@ class Entry:
         ModelInfo(),
         section(ModelInfo, ignored=litellm.MODEL_INFO, restricting=restricting.MODEL_INFO, unknown=Unknown.ACCEPT),
         "LiteLLM's description of the model. Prices may stand here as well; those of litellm_params win.",
-        example="{}",
+        example="{routing_strategy: prefix}  # example; left out: router_settings.routing_strategy",
     )
 
     @property
