@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.config.config_harness import BASE, Loader, Refusal
+from twisted_vllm.config.declaration import values_of
+from twisted_vllm.config.litellm import ADVICE
+from twisted_vllm.config.settings import RoutingSettings, Settings
 
 
 def test_the_router_settings_are_read(load_text: Loader) -> None:
@@ -40,6 +45,13 @@ def test_litellm_settings_give_them_too_and_router_settings_win(load_text: Loade
         BASE,
     ).routing
     assert (routing.num_retries, routing.allowed_fails, routing.fallbacks) == (1, 7, {"a": ("b",)})
+
+
+def test_settings_that_are_named_in_the_advice_exist() -> None:
+    paths = [path for holder in (Settings(), RoutingSettings()) for path, _, _ in values_of(holder)]
+    for advice in set(ADVICE.values()):
+        named = re.findall(r"(?:passthrough|router_settings)[a-z_.]+", advice)
+        assert all(any(f"{path}.".startswith(f"{name}.") for path in paths) for name in named), advice
 
 
 @pytest.mark.parametrize("name", ["usage-based-routing", "usage-based-routing-v2", "cost-based-routing"])

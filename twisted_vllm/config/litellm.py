@@ -11,6 +11,27 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+#: what has the effect of a setting, by its name in any block
+ADVICE = {
+    **dict.fromkeys(
+        ("redis_db", "redis_host", "redis_password", "redis_port", "redis_url"), "see passthrough.redis_url"
+    ),
+    **dict.fromkeys(
+        ("allowed_fails_policy", "model_group_retry_policy", "retry_policy"), "see passthrough.retry.statuses"
+    ),
+    **dict.fromkeys(("background_health_checks", "health_check_interval"), "see passthrough.health"),
+    **dict.fromkeys(("max_retries", "num_retries"), "see router_settings.num_retries"),
+    **dict.fromkeys(("rpm", "tpm"), "move it to litellm_params"),
+    "disable_cooldowns": "see router_settings.allowed_fails",
+    "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
+    "json_logs": "see passthrough.log.format",
+    "maximum_spend_logs_retention_period": "see passthrough.ledger.usage_retention",
+    "pass_through_request_timeout": "see passthrough.timeouts",
+    "request_timeout": "see router_settings.timeout",
+    "stream_timeout": "see passthrough.timeouts.response_head and idle",
+    "use_x_forwarded_for": "see passthrough.trusted_proxies",
+}
+
 #: blocks at the top of the file
 BLOCKS = names(
     """
