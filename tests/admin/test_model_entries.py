@@ -121,7 +121,12 @@ def test_without_anything_to_encrypt_with_no_key_is_kept(lab: Lab) -> None:
         ({"api_base": "http://gpu"}, {}, "litellm_params.model", "is missing"),
         ({**PARAMS, "model": "openai/gpt-4o"}, {}, "litellm_params.model", "must be hosted_vllm/NAME"),
         ({**PARAMS, "api_base": "gpu:8000"}, {}, "litellm_params.api_base", "must begin with http://"),
-        ({**PARAMS, "api_bse": "http://gpu"}, {}, "litellm_params.api_bse", "did you mean 'api_base'?"),
+        (
+            {**PARAMS, "api_bse": "http://gpu"},
+            {},
+            "litellm_params.api_bse",
+            "a known setting; did you mean 'api_base'?",
+        ),
         ({**PARAMS, "weight": "2"}, {}, "litellm_params.weight", "must be a whole number"),
         ({"model": "hosted_vllm/m"}, {}, "litellm_params.api_base", "is missing"),
         ({**PARAMS, "max_budget": 1}, {}, "litellm_params.max_budget", "which this gateway does not do"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.config.config_harness import BASE, Loader
 from twisted_vllm.config.declaration import values_of
 from twisted_vllm.config.describe import LINES, describe
-from twisted_vllm.config.settings import Settings
+from twisted_vllm.config.settings import RoutingSettings, Settings
 
 
 def test_the_defaults_are_described_in_a_few_lines(load_text: Loader) -> None:
@@ -67,8 +67,9 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "limit:          max_body_bytes 10 (default 1073741824)",
         "ledger:         spool in vllm_passthrough.spool, rows kept for ever",
         "log:            json, level debug, to log.json, rotated at 100000000 bytes, 10 old files kept",
-        "model:          a -> x at https://one:443, with its own key, 3 of 4 requests",
-        "model:          a -> y at http://two:80, 1 of 4 requests",
+        "routing:        prefix",
+        "model:          a -> x at https://one:443, with its own key, share 3 of 4",
+        "model:          a -> y at http://two:80, share 1 of 4",
         "model:          b -> z at http://two:80",
         "timeout:        connect 0.5 s (default 5 s)",
         "timeout:        idle no limit (default 300 s)",
@@ -85,6 +86,45 @@ def test_an_open_gateway_for_everybody_is_called_that(load_text: Loader) -> None
     )
 
 
+def test_it_says_which_server_gets_a_request_and_what_takes_its_place(load_text: Loader) -> None:
+    lines = describe(
+        load_text(
+            """
+            model_list:
+              - model_name: a
+                litellm_params: {model: hosted_vllm/x, api_base: "http://one", weight: 3, rpm: 60, tpm: 1000}
+              - {model_name: a, litellm_params: {model: hosted_vllm/x, api_base: "http://two"}}
+              - {model_name: a, litellm_params: {model: hosted_vllm/x, api_base: "http://three", order: 2}}
+              - model_name: b
+                litellm_params: {model: hosted_vllm/z, api_base: "http://two"}
+                model_info: {routing_strategy: session}
+            router_settings:
+              routing_strategy: least-busy
+              num_retries: 1
+              timeout: 30
+              fallbacks: [{a: [b]}]
+              context_window_fallbacks: [{b: [a]}]
+              default_fallbacks: [a, b]
+              model_group_alias: {gpt-4o: a}
+            """
+        )
+    )
+    assert lines[lines.index("log:            auto, level info, to standard output") + 1 :] == [
+        "routing:        least-busy",
+        "model:          a -> x at http://one:80, share 3 of 4, order 1, at most 60 requests a minute, "
+        "at most 1000 tokens a minute",
+        "model:          a -> x at http://two:80, share 1 of 4, order 1",
+        "model:          a -> x at http://three:80, order 2",
+        "model:          b -> z at http://two:80, routed by session",
+        "alias:          gpt-4o -> a",
+        "fallback:       a -> b",
+        "fallback:       b -> a, if the prompt is too long",
+        "fallback:       models without their own -> a, b",
+        "timeout:        total 30 s (default no limit)",
+        "setting:        router_settings.num_retries 1 (default 2)",
+    ]
+
+
 def test_a_setting_without_a_line_of_its_own_is_named_where_it_differs(load_text: Loader) -> None:
     settings = load_text(
         "litellm_settings: {require_auth_for_metrics_endpoint: true}\npassthrough: {end_users: {headers: [x-a, x-b]}}",
@@ -97,6 +137,6 @@ def test_a_setting_without_a_line_of_its_own_is_named_where_it_differs(load_text
 
 
 def test_each_line_covers_settings_that_there_are() -> None:
-    paths = [path for path, _, _ in values_of(Settings())]
+    paths = [path for holder in (Settings(), RoutingSettings()) for path, _, _ in values_of(holder)]
     covered = [path for line in LINES for path in line.settings]
     assert [each for each in covered if not any(f"{path}.".startswith(f"{each}.") for path in paths)] == []

@@ -140,10 +140,16 @@ def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(lo
     )
 
 
+ADVISED = {
+    "stream_timeout": " (see passthrough.timeouts.response_head and idle)",
+    "max_retries": " (see router_settings.num_retries)",
+}
+
+
 @pytest.mark.parametrize("name", ["seed", "stream_timeout", "max_retries", "output_cost_per_second", "tags"])
 def test_an_entrys_litellm_setting_is_accepted_and_warned_of(load_text: Loader, name: str) -> None:
     assert load_text(listed(entry("a", "hosted_vllm/m", "{}", **{name: 1})), BASE).warnings == (
-        f"model_list[0].litellm_params.{name}: not implemented yet: ignored",
+        f"model_list[0].litellm_params.{name}: not implemented yet: ignored{ADVISED.get(name, '')}",
     )
 
 
@@ -152,7 +158,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
         """
         general_settings: {block_robots: true, alertin: []}
         litellm_settings: {drop_params: true, modify_parms: 3}
-        router_settings: {retry_policy: {}, zzzzzz: 1}
+        router_settings: {retry_policy: {}, caching_groups: null, zzzzzz: 1}
         callback_settings: {}
         """,
         BASE,
@@ -162,7 +168,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
         "general_settings.alertin: not a known setting: ignored; did you mean 'alerting'?",
         "litellm_settings.drop_params: not implemented yet: ignored",
         "litellm_settings.modify_parms: not a known setting: ignored; did you mean 'modify_params'?",
-        "router_settings.retry_policy: not implemented yet: ignored",
+        "router_settings.retry_policy: not implemented yet: ignored (see passthrough.retry.statuses)",
         "router_settings.zzzzzz: not a known setting: ignored",
         "callback_settings: not implemented yet: ignored",
     )
@@ -183,10 +189,10 @@ WRONG = {
         "model_list[0].litellm_params.model: names no model after hosted_vllm/ (write the name that the server uses)"
     ),
     listed(entry(model="hosted-vllm/m")): (
-        "model_list[0].litellm_params.model: must be hosted_vllm/NAME; did you mean 'hosted_vllm'?"
+        "model_list[0].litellm_params.model: must be hosted_vllm/NAME (NAME is the name that the server uses)"
     ),
     listed(entry(model="hosted_vlm/m")): (
-        "model_list[0].litellm_params.model: must be hosted_vllm/NAME; did you mean 'hosted_vllm'?"
+        "model_list[0].litellm_params.model: must be hosted_vllm/NAME (NAME is the name that the server uses)"
     ),
     listed(entry(weight=0)): "model_list[0].litellm_params.weight: must be 1 or more",
     listed(entry(weight=0.5)): (

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.config.config_harness import BASE, Loader, Refusal
+from twisted_vllm.config.declaration import values_of
+from twisted_vllm.config.litellm import ADVICE
+from twisted_vllm.config.settings import RoutingSettings, Settings
 
 
 def test_the_router_settings_are_read(load_text: Loader) -> None:
@@ -40,6 +45,13 @@ def test_litellm_settings_give_them_too_and_router_settings_win(load_text: Loade
         BASE,
     ).routing
     assert (routing.num_retries, routing.allowed_fails, routing.fallbacks) == (1, 7, {"a": ("b",)})
+
+
+def test_settings_that_are_named_in_the_advice_exist() -> None:
+    paths = [path for holder in (Settings(), RoutingSettings()) for path, _, _ in values_of(holder)]
+    for advice in set(ADVICE.values()):
+        named = re.findall(r"(?:passthrough|router_settings)[a-z_.]+", advice)
+        assert all(any(f"{path}.".startswith(f"{name}.") for path in paths) for name in named), advice
 
 
 @pytest.mark.parametrize("name", ["usage-based-routing", "usage-based-routing-v2", "cost-based-routing"])
@@ -95,3 +107,84 @@ def test_entries_of_a_model_agree_on_its_strategy(load_text: Loader, problems_of
     assert line == (
         "model_list[1].model_info.routing_strategy: differs from another entry's of the same model_name: session"
     )
+
+
+MODELS = """
+model_list:
+  - {model_name: qwen, litellm_params: {model: hosted_vllm/q, api_base: "http://one"}}
+  - {model_name: small, litellm_params: {model: hosted_vllm/s, api_base: "http://two"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            "fallbacks: [{qwenn: [small]}]",
+            "router_settings.fallbacks.qwenn: no entry of model_list is named qwenn; did you mean 'qwen'?",
+        ),
+        (
+            "fallbacks: [{qwen: [smal]}]",
+            "router_settings.fallbacks.qwen: no entry of model_list is named smal; did you mean 'small'?",
+        ),
+        (
+            "context_window_fallbacks: [{qwen: [other]}]",
+            "router_settings.context_window_fallbacks.qwen: no entry of model_list is named other",
+        ),
+        ("default_fallbacks: [other]", "router_settings.default_fallbacks: no entry of model_list is named other"),
+        (
+            "model_group_alias: {gpt-4o: other}",
+            "router_settings.model_group_alias.gpt-4o: no entry of model_list is named other",
+        ),
+        (
+            "model_group_alias: {small: qwen}",
+            "router_settings.model_group_alias.small: a model of model_list has this name: ignored",
+        ),
+        (
+            "fallbacks: [{'*': [small]}]",
+            "router_settings.fallbacks: * stands for no model: ignored (write default_fallbacks)",
+        ),
+        (
+            "{model_group_alias: {gpt-4o: qwen}, fallbacks: [{gpt-4o: [small]}]}",
+            "router_settings.fallbacks.gpt-4o: is an alias: ignored (write the name of the model)",
+        ),
+    ],
+)
+def test_a_name_that_is_no_model_is_a_warning(load_text: Loader, text: str, warning: str) -> None:
+    assert load_text(f"{MODELS}\nrouter_settings: {text if text[0] == '{' else f'{{{text}}}'}").warnings == (warning,)
+
+
+def test_the_warning_names_the_block_of_the_list(load_text: Loader) -> None:
+    assert load_text(f"{MODELS}\nlitellm_settings: {{default_fallbacks: [other]}}").warnings == (
+        "litellm_settings.default_fallbacks: no entry of model_list is named other",
+    )
+
+
+def test_aliases_and_what_the_default_server_may_have_are_no_warning(load_text: Loader) -> None:
+    with_alias = "router_settings: {fallbacks: [{qwen: [gpt-4o]}], model_group_alias: {gpt-4o: small}}"
+    assert load_text(f"{MODELS}\n{with_alias}").warnings == ()
+    assert load_text(f"{MODELS}\nrouter_settings: {{fallbacks: [{{qwen: [other]}}]}}", BASE).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("passthrough: {num_retries: 3}", "passthrough.num_retries: does not belong here (move it to router_settings)"),
+        (
+            "general_settings: {routing_strategy: session}",
+            "general_settings.routing_strategy: does not belong here (move it to router_settings)",
+        ),
+        ("fallbacks: []", "fallbacks: does not belong here (move it to router_settings)"),
+        (
+            'model_list: [{model_name: a, order: 2, litellm_params: {model: hosted_vllm/a, api_base: "http://a"}}]',
+            "model_list[0].order: does not belong here (move it to litellm_params)",
+        ),
+        (
+            "model_list: [{model_name: a, litellm_params: "
+            '{model: hosted_vllm/a, api_base: "http://a", routing_strategy: session}}]',
+            "model_list[0].litellm_params.routing_strategy: does not belong here (move it to model_info)",
+        ),
+    ],
+)
+def test_a_setting_of_routing_in_the_wrong_block_is_refused(problems_of: Refusal, text: str, problem: str) -> None:
+    assert problem in problems_of(text, BASE)

@@ -197,11 +197,13 @@ async def test_a_server_whose_health_is_503_gets_nothing(fleet_of: Any) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_sleeps_gets_nothing(fleet_of: Any) -> None:
     fleet = fleet_of(2)
+    before = (await fleet.health())["healthy_endpoints"][0]["since"]
     fleet.servers[0].asleep = True
     await fleet.wait(INTERVAL + 1)
     assert {await fleet.complete() for _ in range(10)} == {(200, "gpu-2")}
     [down] = (await fleet.health())["unhealthy_endpoints"]
     assert (down["state"], down["reason"]) == ("sleeping", "sleeping")
+    assert down["since"] > before
     fleet.servers[0].asleep = False
     await fleet.wait(2.0)
     assert {(await fleet.complete())[1] for _ in range(10)} == {"gpu-1", "gpu-2"}
@@ -292,8 +294,8 @@ async def test_the_log_tells_each_change_once(fleet_of: Any) -> None:
     name = f"127.0.0.1:{fleet.servers[0].port}"
     told = [line["message"] for line in fleet.gateway.log_lines() if f"Server {name}" in line.get("message", "")]
     assert told == [
-        f"Server {name} is dead, was closed: status_503",
-        f"Server {name} is closed, was dead: checks_passed",
+        f"Server {name} gets no requests (dead, was closed): status_503",
+        f"Server {name} gets requests again (closed, was dead): checks_passed",
     ]
 
 
@@ -308,5 +310,5 @@ async def test_an_address_where_nobody_listens_is_dead_and_says_so_once(reactor:
     assert answer.header("retry-after") in ("1", "2", "3")
     lines = [line["message"] for line in fleet.gateway.log_lines() if "127.0.0.1:1" in line.get("message", "")]
     # the first says that it is served
-    assert [line.partition(",")[0] for line in lines[1:]] == ["Server 127.0.0.1:1 is dead"]
+    assert [line.partition(",")[0] for line in lines[1:]] == ["Server 127.0.0.1:1 gets no requests (dead"]
     assert "connection_refused" in lines[1] and "nothing listens on its port 1" in lines[1]

@@ -64,6 +64,7 @@ def tls(*reasons: str) -> SSL.Error:
         (system(errno.ENOENT), "there is no socket of this name"),
         (system(errno.EACCES), "the gateway may not open the socket (give its user the right to write to it)"),
         (ConnectionDone(), "it closed the connection"),
+        (ConnectionLost(), "the connection was reset or broke off"),
         (tls("wrong version number"), SPEAKS_HTTP),
         (tls("http request"), SPEAKS_HTTP),
         (tls("tlsv13 alert certificate required"), DEMANDS),

@@ -57,8 +57,8 @@ def test_18000_marked_events_in_ten_seconds_are_one_line_a_second(log: Log) -> N
         log.clock.advance(10 / 18_000)
     log.observer.finish()
     assert 10 <= len(log.messages) <= 12
-    counts = [int(text.partition("(")[2].split(" ")[0]) for text in log.messages[1:-1]]
-    assert sum(counts) + int(log.messages[-1].split(" ")[0]) + len(log.messages) - 1 == 18_000
+    counts = [int(text.rpartition(" ")[2].rstrip(")")) for text in log.messages[1:-1]]
+    assert sum(counts) + int(log.messages[-1].split(" ")[3].rstrip(",")) + len(log.messages) - 1 == 18_000
 
 
 def test_the_next_line_says_how_many_were_left_out(log: Log) -> None:
@@ -66,7 +66,7 @@ def test_the_next_line_says_how_many_were_left_out(log: Log) -> None:
         unreachable(log, "a:1")
     log.clock.advance(1)
     unreachable(log, "a:1")
-    assert log.messages == ["No connection to a:1", "No connection to a:1 (4 more like this were left out)"]
+    assert log.messages == ["No connection to a:1", "No connection to a:1 (lines like this left out: 4)"]
 
 
 def test_without_a_next_one_any_other_line_brings_the_count(log: Log) -> None:
@@ -75,7 +75,7 @@ def test_without_a_next_one_any_other_line_brings_the_count(log: Log) -> None:
     log.clock.advance(1)
     log.logger.info("something else")
     assert log.messages[1:] == [
-        "4 more like this were left out: No connection to … (a:1)",
+        "Lines left out: 4, like No connection to … (a:1)",
         "something else",
     ]
     assert [line["level"] for line in log.lines] == ["warn", "warn", "info"]
@@ -96,7 +96,7 @@ def test_the_end_of_the_log_brings_the_count(log: Log) -> None:
     unreachable(log, "a:1")
     log.observer.finish()
     log.observer.finish()
-    assert log.messages[1:] == ["1 more like this were left out: No connection to … (a:1)"]
+    assert log.messages[1:] == ["Lines left out: 1, like No connection to … (a:1)"]
 
 
 def test_each_server_has_its_own_line(log: Log) -> None:
@@ -115,7 +115,7 @@ def test_events_that_nobody_marked_are_limited_as_well(log: Log) -> None:
     assert log.messages == ["A request could not be processed"] * MOST_A_SECOND
     log.clock.advance(1)
     log.logger.info("later")
-    assert log.messages[-2] == f"{500 - MOST_A_SECOND} more like this were left out: A request could not be processed"
+    assert log.messages[-2] == f"Lines left out: {500 - MOST_A_SECOND}, like A request could not be processed"
 
 
 def test_requests_have_their_line_each(log: Log) -> None:
@@ -132,7 +132,7 @@ def test_at_debug_nothing_is_left_out() -> None:
 
 def test_the_readable_format_says_how_many_as_well() -> None:
     event = {"log_level": LogLevel.warn, "log_format": "again", LEFT_OUT: 7, "log_time": 0.0}
-    assert b"again (7 more like this were left out)" in TextLines().event(event)
+    assert b"again (lines like this left out: 7)" in TextLines().event(event)
 
 
 def test_the_memory_for_kinds_is_bounded_and_a_forgotten_kind_tells_its_count() -> None:

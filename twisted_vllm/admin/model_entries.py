@@ -276,7 +276,7 @@ def _check_together(transaction: Transaction, record: ModelRecord, source: Model
 
 def _refused(problems: Sequence[Problem]) -> InvalidRequest:
     what = "; ".join(f"`{each.path}` {each.message}" if each.path else each.message for each in problems)
-    return InvalidRequest(f"{what}.", param=problems[0].path or "litellm_params")
+    return InvalidRequest(what if what.endswith("?") else f"{what}.", param=problems[0].path or "litellm_params")
 
 
 def _merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

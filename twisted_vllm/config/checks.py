@@ -399,7 +399,9 @@ def optional(check: Checker[T], null: str, *, empty: bool = False) -> Checker[T 
 def list_of(check: Checker[T], *, lone: bool = False) -> Checker[tuple[T, ...]]:
     """Return a checker for a list; ``null`` means an empty one, and ``lone`` accepts one item without a list."""
 
-    @checker(f"list of {check.kind}s{', or one' if lone else ''}", check.bounds)
+    plural = f"{check.kind}{'es' if check.kind.endswith('s') else 's'}"
+
+    @checker(f"list of {plural}{', or one' if lone else ''}", check.bounds)
     def check_all(value: object, place: Place) -> tuple[T, ...]:
         if value is None:
             return ()

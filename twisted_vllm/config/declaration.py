@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import yaml
 
+from twisted_vllm.config import litellm
 from twisted_vllm.config.checks import Checker, kind_of
 from twisted_vllm.config.problems import Place, Rejected, nearest, suggestion
 from twisted_vllm.config.restricting import NONE, Restrictions, asks_for_something
@@ -211,7 +212,10 @@ class Section(Generic[T]):
 
     def _meet_unknown(self, name: object, content: object, place: Place) -> None:
         if name in self.ignored:
-            place.warn("not implemented yet: ignored")
+            # null sets nothing
+            if content is not None:
+                advice = litellm.ADVICE.get(str(name))
+                place.warn("not implemented yet: ignored" + (f" ({advice})" if advice else ""))
             return
         if isinstance(name, str) and name in self.restricting:
             self._meet_restricting(name, content, place)

@@ -15,6 +15,7 @@ import attrs
 
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
+from twisted_vllm.config.routing import DEFAULT_STRATEGY
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
 from twisted_vllm.config.settings import MediaUrls, ModelEntry, PriceList, Server, Settings
@@ -115,19 +116,47 @@ def _log(settings: Settings) -> Iterator[str]:
     yield f"{log.format}, level {log.level}, to {target}"
 
 
+def _routing(settings: Settings) -> Iterator[str]:
+    strategy = settings.routing.routing_strategy
+    if settings.models and (strategy != DEFAULT_STRATEGY or len({each.server for each in settings.models}) > 1):
+        yield strategy
+
+
+def _fallbacks(settings: Settings) -> Iterator[str]:
+    routing = settings.routing
+    for name, others in routing.fallbacks.items():
+        yield f"{name} -> {', '.join(others)}"
+    for name, others in routing.context_window_fallbacks.items():
+        yield f"{name} -> {', '.join(others)}, if the prompt is too long"
+    if routing.default_fallbacks:
+        yield f"models without their own -> {', '.join(routing.default_fallbacks)}"
+
+
 def _models(settings: Settings) -> Iterator[str]:
-    shares: Counter[str] = Counter()
+    shares: Counter[tuple[str, int]] = Counter()
+    orders: dict[str, set[int]] = {}
     for entry in settings.models:
-        shares[entry.model_name] += entry.weight
-    return (_model(entry, shares[entry.model_name]) for entry in settings.models)
+        shares[entry.model_name, entry.order] += entry.weight
+        orders.setdefault(entry.model_name, set()).add(entry.order)
+    for entry in settings.models:
+        ranked = f", order {entry.order}" if len(orders[entry.model_name]) > 1 else ""
+        yield _model(entry, shares[entry.model_name, entry.order], ranked)
 
 
-def _model(entry: ModelEntry, total: int) -> str:
-    share = f", {entry.weight} of {total} requests" if total > entry.weight else ""
-    found = f", servers by {entry.discovery}" if entry.discovery else ""
-    return (
-        f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}{found}{share}{_priced(entry.prices)}"
-    )
+def _model(entry: ModelEntry, total: int, ranked: str) -> str:
+    says = [f"{entry.model_name} -> {entry.upstream_model} at {_server(entry.server)}"]
+    if entry.discovery:
+        says.append(f", servers by {entry.discovery}")
+    if total > entry.weight:
+        says.append(f", share {entry.weight} of {total}")
+    says.append(ranked)
+    if entry.strategy is not None:
+        says.append(f", routed by {entry.strategy}")
+    if entry.rpm is not None:
+        says.append(f", at most {entry.rpm} requests a minute")
+    if entry.tpm is not None:
+        says.append(f", at most {entry.tpm} tokens a minute")
+    return "".join((*says, _priced(entry.prices)))
 
 
 def _priced(prices: PriceList) -> str:
@@ -182,7 +211,7 @@ def _elsewhere(server: Server, own: object, general: object, declared: Iterable[
 
 def _others(settings: Settings) -> Iterator[str]:
     covered = {path for line in LINES for path in line.settings}
-    for path, each, value in values_of(settings):
+    for path, each, value in (*values_of(settings.routing), *values_of(settings)):
         if value != each.default and not any(f"{path}.".startswith(f"{other}.") for other in covered):
             yield f"{path} {_changed(value, each)}"
 
@@ -276,8 +305,23 @@ LINES = (
             "passthrough.log.level",
         ),
     ),
+    Line("routing", _routing, ("router_settings.routing_strategy",)),
     Line("model", _models),
-    Line("timeout", _timeouts, ("passthrough.timeouts",)),
+    Line(
+        "alias",
+        lambda settings: (f"{alias} -> {name}" for alias, name in settings.routing.model_group_alias.items()),
+        ("router_settings.model_group_alias",),
+    ),
+    Line(
+        "fallback",
+        _fallbacks,
+        (
+            "router_settings.fallbacks",
+            "router_settings.context_window_fallbacks",
+            "router_settings.default_fallbacks",
+        ),
+    ),
+    Line("timeout", _timeouts, ("passthrough.timeouts", "router_settings.timeout")),
     Line("timeout", _server_timeouts),
     Line("limit", _server_limits),
     Line("setting", _others),

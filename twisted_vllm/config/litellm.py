@@ -11,6 +11,27 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+#: what has the effect of a setting, by its name in any block
+ADVICE = {
+    **dict.fromkeys(
+        ("redis_db", "redis_host", "redis_password", "redis_port", "redis_url"), "see passthrough.redis_url"
+    ),
+    **dict.fromkeys(
+        ("allowed_fails_policy", "model_group_retry_policy", "retry_policy"), "see passthrough.retry.statuses"
+    ),
+    **dict.fromkeys(("background_health_checks", "health_check_interval"), "see passthrough.health"),
+    **dict.fromkeys(("max_retries", "num_retries"), "see router_settings.num_retries"),
+    **dict.fromkeys(("rpm", "tpm"), "move it to litellm_params"),
+    "disable_cooldowns": "see router_settings.allowed_fails",
+    "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
+    "json_logs": "see passthrough.log.format",
+    "maximum_spend_logs_retention_period": "see passthrough.ledger.usage_retention",
+    "pass_through_request_timeout": "see passthrough.timeouts",
+    "request_timeout": "see router_settings.timeout",
+    "stream_timeout": "see passthrough.timeouts.response_head and idle",
+    "use_x_forwarded_for": "see passthrough.trusted_proxies",
+}
+
 #: blocks at the top of the file
 BLOCKS = names(
     """
@@ -48,9 +69,10 @@ ROUTER_SETTINGS = names(
     _SHARED
     + """
     alerting_config assistants_config cache_kwargs caching_groups client_ttl debug_level default_litellm_params
-    default_priority deployment_affinity_ttl_seconds enable_pre_call_check fallback_depth
-    ignore_invalid_deployments max_retries polling_interval router_general_settings
-    routing_strategy_args search_tools
+    default_priority deployment_affinity_ttl_seconds enable_health_check_routing enable_pre_call_check
+    enable_weighted_failover fallback_depth health_check_ignore_transient_errors health_check_staleness_threshold
+    ignore_invalid_deployments max_retries model_group_affinity_config polling_interval router_general_settings
+    routing_groups routing_strategy_args search_tools
     """
 )
 
@@ -78,10 +100,10 @@ GENERAL_SETTINGS = names(
     """
 )
 
-#: settings of an entry's ``litellm_params``
-#: of an entry itself
+#: settings of an entry itself
 ENTRY = frozenset({"rpm", "tpm"})
 
+#: settings of an entry's ``litellm_params``
 ENTRY_PARAMS = names(
     """
     allowed_openai_params api_version auto_router_config aws_access_key_id aws_region_name aws_secret_access_key

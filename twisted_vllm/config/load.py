@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import attrs
@@ -21,7 +21,7 @@ from twisted_vllm.config.declaration import (
     settings_of,
 )
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
-from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report
+from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
@@ -55,6 +55,13 @@ _TWICE = tuple(
 
 #: without these the gateway is open, or loses its keys: a misspelling of them is an error, not a warning
 _GENERAL_ONLY = dict.fromkeys(("master_key", "database_url"), "move it to general_settings")
+#: LiteLLM's settings of routing, which are often written one block too high or too low
+_ROUTER_ONLY = {
+    # "timeout" is a slip for other settings as well
+    each.name: "move it to router_settings"
+    for each in settings_of(RoutingSettings)
+    if each.name != "timeout"
+}
 
 
 def _block(
@@ -100,7 +107,12 @@ class Document:
     )
     general_settings: dict[str, Any] = setting(
         {},
-        _block("general_settings", ignored=litellm.GENERAL_SETTINGS, restrictions=restricting.GENERAL_SETTINGS),
+        _block(
+            "general_settings",
+            ignored=litellm.GENERAL_SETTINGS,
+            restrictions=restricting.GENERAL_SETTINGS,
+            hints=_ROUTER_ONLY,
+        ),
         "LiteLLM's general settings. Those that are not listed here cause a warning, or an error if they restrict "
         "somebody.",
         block="",
@@ -132,7 +144,9 @@ class Document:
     passthrough: dict[str, Any] = setting(
         {},
         _block(
-            OWN_BLOCK, hints={**_GENERAL_ONLY, "model_list": "move it to the top of the file"}, unknown=Unknown.REFUSE
+            OWN_BLOCK,
+            hints={**_GENERAL_ONLY, **_ROUTER_ONLY, "model_list": "move it to the top of the file"},
+            unknown=Unknown.REFUSE,
         ),
         "The settings that only this gateway has.",
         block="",
@@ -146,6 +160,7 @@ DOCUMENT = section(
     restricting=restricting.BLOCKS,
     hints={
         **_GENERAL_ONLY,
+        **_ROUTER_ONLY,
         "include": "other files are not read: put everything into this one",
         **{each.name: f"move it to {OWN_BLOCK}" for each in _DECLARED.values() if each.block == OWN_BLOCK},
     },
@@ -201,6 +216,8 @@ def load(
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
     fleet = _fleet(document.model_list, found, default_api_base, root)
+    routing = RoutingSettings(**_values(RoutingSettings, found))
+    _warn_of_unknown_models(routing, fleet, document.router_settings, root)
     if found["database_url"] is None:
         found["database_url"] = root.at("default_database_url").attempt(database_url, default_database_url)
 
@@ -208,7 +225,7 @@ def load(
         raise ConfigError(report.problems)
     return Settings(
         **_values(Settings, found),
-        routing=RoutingSettings(**_values(RoutingSettings, found)),
+        routing=routing,
         default_server=fleet.default,
         models=fleet.models,
         usual_tls=TlsParams(verify=found.get("ssl_verify"), certificate=found.get("ssl_certificate")),
@@ -270,6 +287,43 @@ def _warn_of_limits(limits: Limits, root: Place) -> None:
         at.key("max_held_bytes_per_key").warn("is more than max_held_total_bytes, so one key may take all of it")
     if limits.max_reports_per_key > limits.max_reports:
         at.key("max_reports_per_key").warn("is more than max_reports, so one key may take all of them")
+
+
+def _warn_of_unknown_models(routing: RoutingSettings, fleet: Fleet, written: Mapping[str, Any], root: Place) -> None:
+    """Warn of names of models that do nothing, unless such a model is added while the gateway runs."""
+    known = {entry.model_name for entry in fleet.models}
+    aliases = known | routing.model_group_alias.keys()
+
+    def place(attribute: str) -> Place:
+        block = "router_settings" if written.get(attribute) is not None else "litellm_settings"
+        return root.at(f"{block}.{attribute}")
+
+    def warn(at: Place, name: str, names: Set[str]) -> None:
+        at.warn(f"no entry of model_list is named {shown(name)}{suggestion(name, names)}")
+
+    def look(at: Place, others: Iterable[str]) -> None:
+        for each in others:
+            # any other name is one for the default server
+            if each not in aliases and fleet.default is None:
+                warn(at, each, known)
+
+    for attribute in ("fallbacks", "context_window_fallbacks"):
+        for name, others in getattr(routing, attribute).items():
+            at = place(attribute).key(name)
+            if name == "*":
+                place(attribute).warn("* stands for no model: ignored (write default_fallbacks)")
+            elif name in routing.model_group_alias and name not in known:
+                at.warn("is an alias: ignored (write the name of the model)")
+            elif name not in known:
+                warn(at, name, known)
+            look(at, others)
+    look(place("default_fallbacks"), routing.default_fallbacks)
+    for alias, name in routing.model_group_alias.items():
+        at = place("model_group_alias").key(alias)
+        if alias in known:
+            at.warn("a model of model_list has this name: ignored")
+        elif name not in known:
+            warn(at, name, known)
 
 
 def _needs_default(table: Sequence[Row]) -> bool:

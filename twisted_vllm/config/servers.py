@@ -75,7 +75,7 @@ def hosted_model(value: object, place: Place) -> str:
     """Check for ``hosted_vllm/NAME`` and return NAME."""
     provider, _, name = text(value, place).partition("/")
     if provider != PROVIDER:
-        raise Rejected(f"must be {PROVIDER}/NAME; did you mean '{PROVIDER}'?")
+        raise Rejected(f"must be {PROVIDER}/NAME (NAME is the name that the server uses)")
     if not name.strip():
         raise Rejected(f"names no model after {PROVIDER}/ (write the name that the server uses)")
     return model_name(name, place)
@@ -118,7 +118,12 @@ class ModelParams:
         unit="requests",
         example="64",
     )
-    weight: int = setting(1, whole(), "The entry's share of the requests for its model_name.", example="2")
+    weight: int = setting(
+        1,
+        whole(),
+        "The entry's share of the requests for its model_name, among entries of the same order.",
+        example="2",
+    )
     discovery: str | None = setting(
         None,
         optional(one_of(*DISCOVERIES), "api_base is one server"),
@@ -190,7 +195,7 @@ class Entry:
             (*settings_of(ModelParams), *TLS_SETTINGS, *_PRICES),
             ignored=litellm.ENTRY_PARAMS,
             restricting=restricting.ENTRY_PARAMS,
-            hints={"base_url": "write api_base"},
+            hints={"base_url": "write api_base", "routing_strategy": "move it to model_info"},
             unknown=Unknown.WARN,
         ),
         "Where the model runs, and what it costs in US dollars: exact decimals, with or without quotes. An entry that "
@@ -200,7 +205,7 @@ class Entry:
         ModelInfo(),
         section(ModelInfo, ignored=litellm.MODEL_INFO, restricting=restricting.MODEL_INFO, unknown=Unknown.ACCEPT),
         "LiteLLM's description of the model. Prices may stand here as well; those of litellm_params win.",
-        example="{}",
+        example="{routing_strategy: prefix}  # example; left out: router_settings.routing_strategy",
     )
 
     @property
@@ -212,7 +217,10 @@ class Entry:
 ENTRY_SECTION = section(
     Entry,
     ignored=litellm.ENTRY,
-    hints=dict.fromkeys(("model", "api_base", "api_key"), "move it to litellm_params"),
+    hints={
+        **dict.fromkeys(("model", "api_base", "api_key", "weight", "order", "discovery"), "move it to litellm_params"),
+        "routing_strategy": "move it to model_info",
+    },
     unknown=Unknown.WARN,
 )
 

@@ -501,9 +501,11 @@ class HealthSettings:
         "does not have this path answers 404.",
     )
     interval: float | None = setting(
-        5.0, optional(seconds(), "no checks"), "Between two checks of a server that no request has just proved alive."
+        5.0,
+        optional(seconds(), "no checks"),
+        "How long after a check, or after a request that succeeded there, a server is checked.",
     )
-    timeout: float = setting(2.0, seconds(), "For the answer to a check.")
+    timeout: float = setting(2.0, seconds(), "How long a check may take.")
     rise: int = setting(2, whole(), "Good checks in a row after which a dead server is used again.", unit="checks")
     fall: int = setting(
         3,
@@ -574,12 +576,12 @@ class RoutingSettings:
     cooldown_time: float = setting(
         5.0,
         seconds(),
-        "Until a server that failed gets one request as a trial. It doubles with each trial that fails, up to "
-        "passthrough.health.max_cooldown.",
+        "How long a server that failed gets no requests, before one tries it. It doubles with each trial that fails, "
+        "up to passthrough.health.max_cooldown.",
         block="router_settings",
     )
     retry_after: float = setting(
-        0.0, seconds(zero=True), "Between a failed attempt and the next.", block="router_settings"
+        0.0, seconds(zero=True), "The pause between a failed attempt and the next.", block="router_settings"
     )
     timeout: float | None = setting(
         None,

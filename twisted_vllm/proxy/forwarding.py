@@ -554,7 +554,7 @@ class Forwarding:
         if not again and not self._other_models(group.fallbacks):
             return False
         self._log.info(
-            "{server} failed {request_id}: {reason}",
+            "Request {request_id} failed at {server} and is tried again: {reason}",
             request_id=context.request_id.decode("ascii"),
             server=state.name,
             reason=reason,

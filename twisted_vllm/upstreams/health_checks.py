@@ -25,6 +25,8 @@ RECOVERY_INTERVAL = 1.0
 
 #: Where vLLM tells whether it sleeps, only with VLLM_SERVER_DEV_MODE (``entrypoints/serve/dev/sleep/api_router.py``).
 SLEEP_PATH = b"/is_sleeping"
+#: what a server gets in a state, for the log: the names of the states alone could be misread
+_GETS = {CLOSED: "requests again", HALF_OPEN: "one request as a trial"}
 
 #: The maximum size of the answer there, in bytes.
 MAX_SLEEP_ANSWER = 4_096
@@ -294,6 +296,7 @@ class HealthChecks:
         state = each.state
         if sleeps != state.sleeping:
             state.sleeping = sleeps
+            state.sleep_changed = self._clock.seconds()
             self._log.info("Server {server} {sleeps}", server=state.name, sleeps="sleeps" if sleeps else "is awake")
             if not sleeps:
                 self._on_alive(state)
@@ -315,8 +318,9 @@ class HealthChecks:
         each.passed = 0
         log = self._log.info if change.state in (CLOSED, HALF_OPEN) else self._log.warn
         log(
-            "Server {server} is {state}, was {previous}: {reason}{words}",
+            "Server {server} gets {what} ({state}, was {previous}): {reason}{words}",
             server=state.name,
+            what=_GETS.get(change.state, "no requests"),
             state=change.state,
             previous=change.previous,
             reason=change.reason,

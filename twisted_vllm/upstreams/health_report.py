@@ -52,6 +52,6 @@ def endpoints_of(groups: Iterable[ModelGroup]) -> Iterator[EndpointHealth]:
                 each.server.url.decode("ascii"),
                 SLEEPING if sleeps else breaker.state,
                 SLEEPING if sleeps else breaker.reason,
-                breaker.since,
+                max(breaker.since, state.sleep_changed),
                 state.in_flight,
             )

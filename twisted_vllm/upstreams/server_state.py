@@ -30,6 +30,7 @@ class ServerState:
         waiting: the requests that wait inside the server, as it reports; 0.0 if it is not asked.
         kv_usage: the used share of its KV cache, as it reports, 0.0 to 1.0; 0.0 if it is not asked.
         sleeping: whether vLLM's sleep mode is on.
+        sleep_changed: when `sleeping` changed, in the reactor's seconds.
         last_alive: when it last answered a request well, in the reactor's seconds.
         awaiting: the attempts whose answers have not begun.
         left: whether it is no longer configured.
@@ -46,6 +47,7 @@ class ServerState:
         "limit",
         "name",
         "server",
+        "sleep_changed",
         "sleeping",
         "waiting",
     )
@@ -60,6 +62,7 @@ class ServerState:
         self.waiting = 0.0
         self.kv_usage = 0.0
         self.sleeping = False
+        self.sleep_changed = float("-inf")
         self.last_alive = float("-inf")
         self.awaiting: set[Attempt] = set()
         self.left = False

@@ -12,6 +12,7 @@ from twisted.internet.error import (
     ConnectionAborted,
     ConnectionClosed,
     ConnectionDone,
+    ConnectionLost,
     ConnectionRefusedError,
     DNSLookupError,
     TCPTimedOutError,
@@ -112,6 +113,8 @@ def explain(
         return "it closed the connection before TLS was established (if it speaks plain HTTP, write http://)"
     if isinstance(error, ConnectionDone):
         return "it closed the connection"
+    if isinstance(error, ConnectionLost):
+        return "the connection was reset or broke off"
     return str(error) or type(error).__name__
 
 

@@ -172,7 +172,7 @@ def _read_event(event: LogEvent, redact: Callable[[str], str], seconds: Callable
         message = formatEvent(event)
     secrets = frozenset(event.get(SECRETS_KEY, ()))
     if event.get(LEFT_OUT):
-        message += f" ({event[LEFT_OUT]} more like this were left out)"
+        message += f" (lines like this left out: {event[LEFT_OUT]})"
     level = event.get("log_level")
     return _Event(
         time=iso_time(event.get("log_time") or seconds()),

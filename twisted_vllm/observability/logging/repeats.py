@@ -52,7 +52,7 @@ class _Kind:
         return {
             "log_level": self.event["log_level"],
             "log_namespace": self.event["log_namespace"],
-            "log_format": "{count} more like this were left out: {text}",
+            "log_format": "Lines left out: {count}, like {text}",
             "count": self.left_out,
             "text": f"{text} ({self.about})" if isinstance(self.about, str) else text,
         }
