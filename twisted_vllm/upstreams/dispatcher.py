@@ -85,6 +85,7 @@ class Placement:
         "_share",
         "_ticket",
         "_told",
+        "_well",
         "began",
         "destination",
         "group",
@@ -106,13 +107,15 @@ class Placement:
         self.unlimited = False
         self._ticket = ticket
         self.began = began
-        self._told = self._ended = False
+        self._told = self._well = self._ended = False
         self.group = group
         self.destination = destination
         self.queued: float | None = None
 
     def responded(self, status: int, now: float) -> None:
         """The head of the server's answer came.
+
+        An error counts at once. Anything else is no success yet: a server may send heads, and cut every answer.
 
         Args:
             status: its status.
@@ -123,26 +126,35 @@ class Placement:
         fault = None if status < 500 else fault_of_status(status)
         if fault is None:
             state.last_alive = now
-            state.breaker.succeeded(now, self._ticket)
+            self._well = True
         else:
             state.breaker.failed(now, fault, self._ticket, answered=True)
 
     def began_to_answer(self, now: float) -> None:
         """The first byte of the answer's body came, or its head if nobody waits for that."""
-        self.destination.state.latency.observe(now - self.began, now)
+        state = self.destination.state
+        state.latency.observe(now - self.began, now)
+        if self._well and not state.breaker.closed:
+            # a trial does not last as long as its answer
+            state.breaker.succeeded(now, self._ticket)
 
-    def failed(self, error: GatewayError, now: float) -> None:
+    def failed(self, error: GatewayError, now: float) -> bool:
         """The request failed, before its answer began or within it.
 
         Args:
             error: why.
             now: the time in the reactor's seconds.
+
+        Returns:
+            Whether that is a fault of the server.
         """
         state = self.destination.state
         fault = fault_of_request(error, sent=self.began, last_alive=state.last_alive)
-        if fault is not None:
-            self._told = True
-            state.breaker.failed(now, fault, self._ticket)
+        if fault is None:
+            return False
+        self._told, self._well = True, False
+        state.breaker.failed(now, fault, self._ticket)
+        return True
 
     @property
     def counts(self) -> bool:
@@ -164,6 +176,8 @@ class Placement:
         state = self.destination.state
         if not self._told:
             state.breaker.abandoned(dispatcher.seconds(), self._ticket)
+        elif self._well:
+            state.breaker.succeeded(dispatcher.seconds(), self._ticket)
         if not self.unlimited:
             state.in_flight -= 1
             if state.limit is not None:
@@ -460,13 +474,15 @@ class Dispatcher:
         if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
             # do not ask all that wait
             return False
-        chosen: list[Destination] = []
+        chosen: list[Destination | NoHealthyUpstream] = []
 
         def accepts(waiting: _Waiting) -> bool:
             try:
                 found = self._choose(group, waiting.ask, now)
-            except NoHealthyUpstream:
-                return False
+            except NoHealthyUpstream as error:
+                # the servers that it may use are out: others may be well
+                chosen.append(error)
+                return True
             if found is not None:
                 chosen.append(found)
             return found is not None
@@ -474,6 +490,10 @@ class Dispatcher:
         waiting = group.queue.pop(accepts, now)
         if waiting is None:
             return False
+        if isinstance(chosen[-1], NoHealthyUpstream):
+            self._dequeued(waiting)
+            self._granted.append((waiting, chosen[-1]))
+            return True
         placement = self._take(group, chosen[-1], waiting.ask, now)
         placement.queued = now - waiting.since
         self._dequeued(waiting)
