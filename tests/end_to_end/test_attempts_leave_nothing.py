@@ -106,6 +106,7 @@ async def test_time_in_the_queue_after_a_failed_attempt_is_not_charged_as_genera
     await eventually(reactor, lambda: gateway.queued == 0)
     blocked.send(ANSWER)
     await blocking.until_received(b"total_tokens")
+    assert 20000.0 in [line.get("queued_ms") for line in gateway.request_lines()]
     await gateway.stop()
     rows = [row for rows in rows_in(gateway.database_file).values() for row in rows]
     assert sorted((row["outcome"], row["total_tokens"]) for row in rows) == [

@@ -20,6 +20,7 @@ from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
 from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
 from twisted_vllm.errors import (
+    Draining,
     GatewayError,
     ModelNotAllowed,
     ModelNotFound,
@@ -323,6 +324,7 @@ class Forwarding:
             self._send(placed)
             return
         self._since = forwarder.clock.seconds()
+        placed.addErrback(self._waited_in_vain)
         PendingStep(self._request, self._streamed, placed, self._not_placed).then(self._placed_later)
 
     def _ask(self) -> Ask:
@@ -370,9 +372,13 @@ class Forwarding:
         self._request.context.queued = placement.queued
         self._send(placement)
 
-    def _not_placed(self, error: GatewayError) -> bool:
+    def _waited_in_vain(self, failure: Failure) -> Failure:
+        # also if the client left
         self._request.context.queued = self._forwarder.clock.seconds() - self._since
-        return self._fall_back(self._group.fallbacks)
+        return failure
+
+    def _not_placed(self, error: GatewayError) -> bool:
+        return not isinstance(error, Draining) and self._fall_back(self._group.fallbacks)
 
     # an attempt
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy
+from twisted_vllm.errors import Draining, GatewayError, NoHealthyUpstream, ServerBusy
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.upstreams.breaker import fault_of_status
 from twisted_vllm.upstreams.entry_limits import Share
@@ -29,6 +29,8 @@ from twisted_vllm.upstreams.server_state import ServerState
 NO_ROUTING = RoutingRequest()
 #: the longest ``Retry-After`` while no server is healthy, in seconds
 MOST_RETRY_AFTER = 60
+
+_STOPPING = "The gateway is shutting down; send the request again."
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -429,6 +431,15 @@ class Dispatcher:
         if waiting.group.queue.discard(waiting, self.seconds()):
             self._dequeued(waiting)
             waiting.result.errback(self._busy(waiting.group, reason))
+
+    def refuse_waiting(self) -> int:
+        """Refuse all requests that wait, because the gateway stops; return how many there were."""
+        waiting = [each for group in self._queues for each in group.queue]
+        for each in waiting:
+            if each.group.queue.discard(each, self.seconds()):
+                self._dequeued(each)
+                each.result.errback(Draining(_STOPPING, retry_after=1))
+        return len(waiting)
 
     def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
         now = self.seconds()
