@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -231,3 +232,43 @@ async def test_a_request_that_takes_too_long_at_a_server_that_works_is_not_sent_
     gateway.pass_time(10)
     await client.until_received(b"upstream_timeout")
     assert second.received.count(b"POST") == 1
+
+
+def poisoned(answer: bytes | None, wire: Wire) -> None:
+    """Fail what says so, and answer everything else."""
+    if wire.received.endswith(b"}"):
+        is_poison, wire.received = b"poison" in wire.received, b""
+        if is_poison and answer is None:
+            wire.cut()
+        else:
+            wire.send(answer if is_poison and answer is not None else ANSWER)
+
+
+@pytest.mark.parametrize("answer", [None, b"no HTTP\r\n\r\n", BUSY, whole(b"{}", "500 Internal Server Error")])
+@pytest_twisted.ensureDeferred
+async def test_requests_that_break_every_server_take_none_from_others(
+    stand_in: Any, gateway_to: Any, answer: bytes | None
+) -> None:
+    servers = [stand_in() for _ in range(3)]
+    for each in servers:
+        each.respond = partial(poisoned, answer)
+    gateway = gateway_to(None, models=entries(*(each.port for each in servers)), routing=IN_ORDER, health=NO_CHECKS)
+    for _ in range(15):
+        await gateway.ask("POST", TARGET, body={**CHAT, "user": "poison"})
+    assert [each.breaker.state for each in states(gateway)] == ["open"] * 3
+    assert [(await gateway.ask("POST", TARGET, body=CHAT)).status for _ in range(5)] == [200] * 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_request_that_breaks_servers_breaks_two_at_most(stand_in: Any, gateway_to: Any) -> None:
+    servers = [stand_in() for _ in range(4)]
+    for each in servers:
+        each.respond = partial(poisoned, None)
+    models = (
+        *entries(*(each.port for each in servers[:3])),
+        ModelEntry("other", "other", server_at(servers[3].port)),
+    )
+    routing = attrs.evolve(IN_ORDER, num_retries=5, fallbacks={"m": ("other",)})
+    gateway = gateway_to(None, models=models, routing=routing, health=NO_CHECKS)
+    assert (await gateway.ask("POST", TARGET, body={**CHAT, "user": "poison"})).status == 502
+    assert [len(each.connections) for each in servers] == [1, 1, 0, 0]

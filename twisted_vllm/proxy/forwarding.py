@@ -60,6 +60,8 @@ from twisted_vllm.upstreams.tokenizing import TOKENIZED
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
+#: how many servers may take a request and lose it: it may be what breaks them
+MOST_LOST = 2
 #: the maximum size of a refusal that is read, in bytes
 MOST_REFUSAL = 1_048_576
 #: how vLLM and others say that a prompt is too long for the model
@@ -198,6 +200,7 @@ class Forwarding:
         "_fallbacks",
         "_forwarder",
         "_group",
+        "_lost",
         "_placement",
         "_relay",
         "_request",
@@ -224,6 +227,8 @@ class Forwarding:
         self._streamed = streamed
         self._cached = cached
         self._attempts = 0
+        # servers that took the request and lost it
+        self._lost = 0
         self._tried: tuple[ServerState, ...] = ()
         self._fallbacks: tuple[str, ...] | None = None
         self._relay: Relay | None = None
@@ -509,17 +514,21 @@ class Forwarding:
         # without a socket, it is the gateway's own fault
         if not isinstance(error, OutOfSockets):
             now = self._forwarder.clock.seconds()
-            is_fault = placement.failed(error, now)
+            sent = self._request.context.sent_at is not None
+            is_fault = placement.failed(error, now, sent=sent)
             # a request that takes long takes as long elsewhere
-            is_long = isinstance(error, UpstreamTimeout) and not is_fault and self._request.context.sent_at is not None
-            if not is_long and self._goes_on(error.code, now):
+            ends = sent and isinstance(error, UpstreamTimeout) and not is_fault
+            if sent:
+                self._lost += 1
+                ends = ends or self._lost >= MOST_LOST
+            if not ends and self._goes_on(error.code, now):
                 return True
         self._over()
         return False
 
     def cut(self, error: GatewayError) -> None:
         """The answer was cut short."""
-        self._placement.failed(error, self._forwarder.clock.seconds())
+        self._placement.failed(error, self._forwarder.clock.seconds(), sent=True)
 
     def cancelled(self) -> None:
         """The client has disconnected."""

@@ -140,12 +140,14 @@ class Placement:
             # a trial does not last as long as its answer
             state.breaker.succeeded(now, self._ticket)
 
-    def failed(self, error: GatewayError, now: float) -> bool:
+    def failed(self, error: GatewayError, now: float, *, sent: bool = False) -> bool:
         """The request failed, before its answer began or within it.
 
         Args:
             error: why.
             now: the time in the reactor's seconds.
+            sent: whether the server took it. It may be the request that breaks the connection: then the server is a
+                last resort for others, unless nobody knows whether it still does anything.
 
         Returns:
             Whether that is a fault of the server.
@@ -155,7 +157,7 @@ class Placement:
         if fault is None:
             return False
         self._told, self._well = True, False
-        state.breaker.failed(now, fault, self._ticket)
+        state.breaker.failed(now, fault, self._ticket, answered=sent and fault != "timeout")
         return True
 
     @property
