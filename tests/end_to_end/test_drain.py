@@ -10,8 +10,19 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Protocol
 
-from tests.end_to_end.end_to_end_harness import HOST, Answer, begin, parse_answer, request_bytes
+from tests.end_to_end.end_to_end_harness import (
+    COMPLETION,
+    HOST,
+    Answer,
+    begin,
+    capped,
+    eventually,
+    parse_answer,
+    request_bytes,
+    server_at,
+)
 from tests.end_to_end.messages import STREAM
+from twisted_vllm.config.settings import ModelEntry, RoutingSettings
 
 
 @pytest_twisted.ensureDeferred
@@ -52,6 +63,31 @@ async def test_a_stream_that_does_not_end_is_cut_at_the_drain_timeout(stand_in: 
     assert any("Cut 1 connection" in line.get("message", "") for line in gateway.log_lines())
     [line] = gateway.request_lines()
     assert (line["outcome"], line["error"]) == ("failed", "draining")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_still_waits_at_the_drain_timeout_is_refused_and_reaches_no_server(
+    stand_in: Any, gateway_to: Any, reactor: Any
+) -> None:
+    server, spare = stand_in(), stand_in()
+    models = (ModelEntry("m", "m", capped(server.port)), ModelEntry("spare", "spare", server_at(spare.port)))
+    routing = RoutingSettings(fallbacks={"m": ("spare",)})
+    gateway = gateway_to(None, models=models, routing=routing, drain_timeout=20.0)
+    client = await gateway.send(COMPLETION)
+    upstream = await server.connection()
+    await upstream.until_received(b"completions")
+    waiting = await gateway.send(COMPLETION)
+    await eventually(reactor, lambda: gateway.queued == 1)
+    stopped = gateway.stop()
+    gateway.clock.advance(21)
+    await waiting.until_lost()
+    await client.until_lost()
+    await stopped
+    answer = parse_answer(waiting.received)
+    assert (answer.status, answer.error["code"], answer.header("retry-after")) == (503, "draining", "1")
+    assert (upstream.received.count(b"POST"), server.connections[1:], spare.connections) == (1, [], [])
+    line = next(line for line in gateway.request_lines() if line["status"] == 503)
+    assert (line["outcome"], line["queued_ms"]) == ("refused", 21000.0)
 
 
 @pytest_twisted.ensureDeferred

@@ -75,7 +75,14 @@ class Drain:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, site: GatewaySite, delay: float, timeout: float) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        site: GatewaySite,
+        delay: float,
+        timeout: float,
+        refuse_waiting: Callable[[], int] = lambda: 0,
+    ) -> None:
         """Create the drain.
 
         Args:
@@ -83,8 +90,10 @@ class Drain:
             site: the client connections.
             delay: seconds to keep serving while not ready, so that load balancers notice.
             timeout: seconds after the delay for running requests to complete.
+            refuse_waiting: refuses the requests that wait for a server; returns how many there were.
         """
         self.begun = False
+        self._refuse_waiting = refuse_waiting
         self._reactor = reactor
         self._site = site
         self.reconfigure(delay, timeout)
@@ -144,5 +153,15 @@ class Drain:
             waiting.callback(None)
 
     def _cut(self) -> None:
+        # before any place gets free: a server must not begin what is cut at once
+        if self._refuse_waiting():
+            # in the next turn, when the refusals were sent
+            self._reactor.callLater(0, self._abort)
+        else:
+            self._abort()
+
+    def _abort(self) -> None:
+        if self._finished:
+            return
         count = self._site.abort()
         self._log.warn("Cut {count} connections that were still in work", count=count)

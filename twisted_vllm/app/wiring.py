@@ -389,7 +389,9 @@ class Wiring:
         self.metrics.add(ConnectionCollector(self.site, self.agent, shortages, form_files))
         self.metrics.add(HeldBodiesCollector(self.site.held_bodies))
         self.revoker = Revoker(admission, self.site.running, reactor)
-        self.drain = Drain(reactor, self.site, settings.drain_delay, settings.drain_timeout)
+        self.drain = Drain(
+            reactor, self.site, settings.drain_delay, settings.drain_timeout, self.dispatcher.refuse_waiting
+        )
         self.reloader = Reloader(settings, read_again or (lambda: settings), self.prepare, in_thread, manager)
 
     def prepare(self, settings: Settings) -> tuple[tuple[str, ...], Callable[[], None]]:

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseFailed
 
 from twisted_vllm.api_routes import ModelPlace, RouteClass
 from twisted_vllm.auth.records import PREFLIGHT, Principal
@@ -18,7 +19,15 @@ from twisted_vllm.bodies.held_pieces import Rope
 from twisted_vllm.bodies.prompt_prefix import prompt_prefix
 from twisted_vllm.config.settings import RetrySettings, RoutingSettings, Server
 from twisted_vllm.context import Authorization, FailedAttempt, RequestContext
-from twisted_vllm.errors import GatewayError, ModelNotAllowed, ModelNotFound, OutOfSockets, UpstreamUnreachable
+from twisted_vllm.errors import (
+    Draining,
+    GatewayError,
+    ModelNotAllowed,
+    ModelNotFound,
+    OutOfSockets,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from twisted_vllm.http.client.held_body_producer import HeldBodyProducer
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
@@ -36,7 +45,7 @@ from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses, client_head
 from twisted_vllm.proxy.learning_relay import LearningRelay
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, one_less
 from twisted_vllm.proxy.pending_step import PendingStep
-from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict
+from twisted_vllm.proxy.relay import Relay, RequestBody, Verdict, cause_of_cut
 from twisted_vllm.proxy.upgrade import UpgradeRelay, upgrade_headers
 from twisted_vllm.proxy.upstream_headers import REQUEST_ID, outgoing_headers
 from twisted_vllm.ratelimit.reservation import Reservation
@@ -52,6 +61,8 @@ from twisted_vllm.usage.readers.uploaded_audio import UploadedAudio
 
 #: the most models that are tried in place of one
 MOST_FALLBACKS = 5
+#: how many servers may take a request and lose it: it may be what breaks them
+MOST_LOST = 2
 #: the maximum size of a refusal that is read, in bytes
 MOST_REFUSAL = 1_048_576
 #: how vLLM and others say that a prompt is too long for the model
@@ -190,6 +201,7 @@ class Forwarding:
         "_fallbacks",
         "_forwarder",
         "_group",
+        "_lost",
         "_placement",
         "_relay",
         "_request",
@@ -216,6 +228,8 @@ class Forwarding:
         self._streamed = streamed
         self._cached = cached
         self._attempts = 0
+        # servers that took the request and lost it
+        self._lost = 0
         self._tried: tuple[ServerState, ...] = ()
         self._fallbacks: tuple[str, ...] | None = None
         self._relay: Relay | None = None
@@ -318,6 +332,7 @@ class Forwarding:
             self._send(placed)
             return
         self._since = forwarder.clock.seconds()
+        placed.addErrback(self._waited_in_vain)
         PendingStep(self._request, self._streamed, placed, self._not_placed).then(self._placed_later)
 
     def _ask(self) -> Ask:
@@ -365,9 +380,13 @@ class Forwarding:
         self._request.context.queued = placement.queued
         self._send(placement)
 
-    def _not_placed(self, error: GatewayError) -> bool:
+    def _waited_in_vain(self, failure: Failure) -> Failure:
+        # also if the client left
         self._request.context.queued = self._forwarder.clock.seconds() - self._since
-        return self._fall_back(self._group.fallbacks)
+        return failure
+
+    def _not_placed(self, error: GatewayError) -> bool:
+        return not isinstance(error, Draining) and self._fall_back(self._group.fallbacks)
 
     # an attempt
 
@@ -404,7 +423,7 @@ class Forwarding:
             context.background.id = prepared.response_id
         if context.meter is not None and forwarder.accounting is not None:
             forwarder.accounting.placed(context, self._authorization, admitted, destination, prepared.response_id)
-        if not self._attempts:
+        if not context.sent:
             for observe in forwarder.lifecycle.admitted:
                 observe(context)
         first = context.head.first
@@ -424,9 +443,8 @@ class Forwarding:
                 pairs += upgrade_headers(context.head)
             url = server.url + admitted.path
             headers = RawHeaders.from_pairs(pairs)
-        if self._attempts:
+        if context.sent:
             headers = _repeat(request, headers)
-            context.sent_at = None
         again = partial(_repeat, request, headers) if self._authorization.route.repeatable else None
         relay = self._relay = self._new_relay()
         request.work = relay
@@ -474,7 +492,12 @@ class Forwarding:
             if status in self._forwarder.statuses and self._goes_on(f"status_{status}", now):
                 response.stopProducing()
                 return Verdict.TAKEN
-            if status == 400 and self._group.context_fallbacks and self._is_in_hand:
+            if (
+                status == 400
+                and self._group.context_fallbacks
+                and self._is_in_hand
+                and (response.head.length or 0) <= MOST_REFUSAL
+            ):
                 self._read_refusal(response)
                 return Verdict.TAKEN
         placement.began_to_answer(now)
@@ -495,15 +518,21 @@ class Forwarding:
         # without a socket, it is the gateway's own fault
         if not isinstance(error, OutOfSockets):
             now = self._forwarder.clock.seconds()
-            placement.failed(error, now)
-            if self._goes_on(error.code, now):
+            sent = self._request.context.sent_at is not None
+            is_fault = placement.failed(error, now, sent=sent)
+            # a request that takes long takes as long elsewhere
+            ends = sent and isinstance(error, UpstreamTimeout) and not is_fault
+            if sent:
+                self._lost += 1
+                ends = ends or self._lost >= MOST_LOST
+            if not ends and self._goes_on(error.code, now):
                 return True
         self._over()
         return False
 
     def cut(self, error: GatewayError) -> None:
         """The answer was cut short."""
-        self._placement.failed(error, self._forwarder.clock.seconds())
+        self._placement.failed(error, self._forwarder.clock.seconds(), sent=True)
 
     def cancelled(self) -> None:
         """The client has disconnected."""
@@ -563,7 +592,7 @@ class Forwarding:
         before, context.attempts = context.attempts, (*context.attempts, FailedAttempt(state.name, reason))
         if again:
             self._tried = tried
-            self._withdraw_share()
+            self._leave_attempt()
             self._try_again()
             return True
         if self._fall_back(group.fallbacks):
@@ -571,12 +600,13 @@ class Forwarding:
         context.attempts = before
         return False
 
-    def _withdraw_share(self) -> None:
-        """Settle what the failed attempt took of its entry's limits."""
+    def _leave_attempt(self) -> None:
+        """Settle what the failed attempt took of its entry's limits; nothing works on the request until the next."""
         context = self._request.context
         share, context.entry_share = context.entry_share, None
         if share is not None:
             share.used(0, sent=context.sent_at is not None)
+        context.sent_at = None
 
     def _try_again(self) -> None:
         """Send the request to another server, after ``retry_after``."""
@@ -623,8 +653,9 @@ class Forwarding:
                 continue
             if forwarder.accounting is not None:
                 forwarder.accounting.withdraw(context)
-            self._withdraw_share()
-            context.fallback = name
+            self._leave_attempt()
+            # a key's alias may lead elsewhere
+            context.fallback = admitted.model or name
             self._attempts, self._tried = 0, ()
             try:
                 self.admitted(admitted)
@@ -638,6 +669,8 @@ class Forwarding:
     def _read_refusal(self, response: UpstreamResponse) -> None:
         """Read why the server refused the request: another model may have room for a prompt that is too long."""
         head = response.head
+        # the server is through with it, whatever becomes of its client
+        self._leave_attempt()
         reading = read_at_most(response, MOST_REFUSAL)
 
         def read(body: bytes) -> None:
@@ -647,7 +680,22 @@ class Forwarding:
                 assert relay is not None
                 relay.answer_whole(head, body)
 
-        PendingStep(self._request, None, reading).then(read)
+        def lost(error: GatewayError) -> bool:
+            if self.failed(error):
+                return True
+            self._request.context.outcome = "upstream_failed"
+            return False
+
+        reading.addErrback(_cut_short)
+        PendingStep(self._request, None, reading, lost).then(read)
+
+
+def _cut_short(failure: Failure) -> bytes:
+    """Raise the error that a client gets if the body of an answer ends early."""
+    if failure.check(ResponseFailed):
+        raise cause_of_cut(failure)
+    failure.raiseException()
+    raise AssertionError
 
 
 def _repeat(request: GatewayRequest, headers: RawHeaders) -> RawHeaders:

@@ -11,7 +11,7 @@ half_open  one at a time, the trial: its success closes the breaker, its failure
 dead       none until active checks find the server alive; they are its trials
 =========  ==============================================================================================
 
-A server that answers, though with errors, is a last resort in all of these states (`Breaker.last_resort`).
+A server that takes requests, though it fails them, is a last resort in all of these states (`Breaker.last_resort`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Breaker:
         since: When it came into this state, in seconds.
         retry_at: When the server can get its next request, in seconds; 0.0 while closed. While a trial runs, one
             cool-down after it began.
-        last_resort: It is not closed, but its server answered, though with errors. A request for which there is no
-            other server is better sent there than refused.
+        last_resort: It is not closed, but its server took the last request, and answered with an error or broke the
+            connection. A request for which there is no other server is better sent there than refused.
         ticket: The ticket of requests that begin while it is closed.
         fails: How many failed in a row.
         slow_since: When its slow start began, in seconds; None outside of one.
@@ -196,7 +196,7 @@ class Breaker:
             now: The time, in seconds.
             reason: Why, as metrics and the log name it.
             ticket: What `begin` returned.
-            answered: The server answered, with a status that says that it cannot.
+            answered: The server took the request: it answered that it cannot, or broke the connection.
         """
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if ticket != self.ticket:

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twisted_vllm.config.settings import Server
-from twisted_vllm.errors import GatewayError, NoHealthyUpstream, ServerBusy
+from twisted_vllm.errors import Draining, GatewayError, NoHealthyUpstream, ServerBusy
 from twisted_vllm.http.net.deadlines import DeadlineSweeper
 from twisted_vllm.upstreams.breaker import fault_of_status
 from twisted_vllm.upstreams.entry_limits import Share
@@ -29,6 +29,8 @@ from twisted_vllm.upstreams.server_state import ServerState
 NO_ROUTING = RoutingRequest()
 #: the longest ``Retry-After`` while no server is healthy, in seconds
 MOST_RETRY_AFTER = 60
+
+_STOPPING = "The gateway is shutting down; send the request again."
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +79,7 @@ class Placement:
         "_ended",
         "_ticket",
         "_told",
+        "_well",
         "began",
         "destination",
         "group",
@@ -99,7 +102,7 @@ class Placement:
         self.unlimited = False
         self._ticket = ticket
         self.began = began
-        self._told = self._ended = False
+        self._told = self._well = self._ended = False
         self.group = group
         self.destination = destination
         self.queued: float | None = None
@@ -107,37 +110,48 @@ class Placement:
     def responded(self, status: int, now: float) -> None:
         """The head of the server's answer came.
 
+        An error counts at once. Anything else is no success yet: a server may send heads, and cut every answer.
+
         Args:
             status: its status.
             now: the time in the reactor's seconds.
         """
         state = self.destination.state
-        breaker = state.breaker
         self._told = True
         fault = None if status < 500 else fault_of_status(status)
-        if fault is not None:
-            breaker.failed(now, fault, self._ticket, answered=True)
-            return
-        state.last_alive = now
-        if breaker.fails or not breaker.closed:
-            breaker.succeeded(now, self._ticket)
+        if fault is None:
+            state.last_alive = now
+            self._well = True
+        else:
+            state.breaker.failed(now, fault, self._ticket, answered=True)
 
     def began_to_answer(self, now: float) -> None:
         """The first byte of the answer's body came, or its head if nobody waits for that."""
-        self.destination.state.latency.observe(now - self.began, now)
+        state = self.destination.state
+        state.latency.observe(now - self.began, now)
+        if self._well and not state.breaker.closed:
+            # a trial does not last as long as its answer
+            state.breaker.succeeded(now, self._ticket)
 
-    def failed(self, error: GatewayError, now: float) -> None:
+    def failed(self, error: GatewayError, now: float, *, sent: bool = False) -> bool:
         """The request failed, before its answer began or within it.
 
         Args:
             error: why.
             now: the time in the reactor's seconds.
+            sent: whether the server took it. It may be the request that breaks the connection: then the server is a
+                last resort for others, unless nobody knows whether it still does anything.
+
+        Returns:
+            Whether that is a fault of the server.
         """
         state = self.destination.state
         fault = fault_of_request(error, sent=self.began, last_alive=state.last_alive)
-        if fault is not None:
-            self._told = True
-            state.breaker.failed(now, fault, self._ticket)
+        if fault is None:
+            return False
+        self._told, self._well = True, False
+        state.breaker.failed(now, fault, self._ticket, answered=sent and fault != "timeout")
+        return True
 
     def used(self, tokens: int, *, sent: bool) -> None:
         """Tell how many tokens it used, for the limits of its entry. Idempotent."""
@@ -154,6 +168,8 @@ class Placement:
         state = self.destination.state
         if not self._told:
             state.breaker.abandoned(dispatcher.seconds(), self._ticket)
+        elif self._well and (state.breaker.fails or not state.breaker.closed):
+            state.breaker.succeeded(dispatcher.seconds(), self._ticket)
         if not self.unlimited:
             state.in_flight -= 1
             if state.limit is not None:
@@ -421,6 +437,15 @@ class Dispatcher:
             self._dequeued(waiting)
             waiting.result.errback(self._busy(waiting.group, reason))
 
+    def refuse_waiting(self) -> int:
+        """Refuse all requests that wait, because the gateway stops; return how many there were."""
+        waiting = [each for group in self._queues for each in group.queue]
+        for each in waiting:
+            if each.group.queue.discard(each, self.seconds()):
+                self._dequeued(each)
+                each.result.errback(Draining(_STOPPING, retry_after=1))
+        return len(waiting)
+
     def _busy(self, group: ModelGroup, reason: str) -> ServerBusy:
         now = self.seconds()
         usable = [each for each in group.destinations if each.state.is_usable(now)]
@@ -465,13 +490,15 @@ class Dispatcher:
         if not any(_has_room(each, NOTHING_ASKED, now) for each in group.destinations):
             # do not ask all that wait
             return False
-        chosen: list[Destination] = []
+        chosen: list[Destination | NoHealthyUpstream] = []
 
         def accepts(waiting: _Waiting) -> bool:
             try:
                 found = self._choose(group, waiting.ask, now)
-            except NoHealthyUpstream:
-                return False
+            except NoHealthyUpstream as error:
+                # the servers that it may use are out: others may be well
+                chosen.append(error)
+                return True
             if found is not None:
                 chosen.append(found)
             return found is not None
@@ -479,6 +506,10 @@ class Dispatcher:
         waiting = group.queue.pop(accepts, now)
         if waiting is None:
             return False
+        if isinstance(chosen[-1], NoHealthyUpstream):
+            self._dequeued(waiting)
+            self._granted.append((waiting, chosen[-1]))
+            return True
         placement = self._take(group, chosen[-1], waiting.ask, now)
         placement.queued = now - waiting.since
         self._dequeued(waiting)
