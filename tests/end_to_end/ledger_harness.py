@@ -23,8 +23,6 @@ CHAT = "/v1/chat/completions"
 CHAT_BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":false}'
 STREAM_BODY = CHAT_BODY.replace(b"false", b"true")
 #: what the gateway inserts to ask for the stream's usage
-#: how a TLS handshake begins
-TLS = b"\x16\x03"
 #: the usage that the server reports
 USED = b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
 ANSWER = b'{"choices":[],%b}' % USED
@@ -60,11 +58,9 @@ class ScriptedServer:
 
     def _serve(self, connection: Connection) -> None:
         while head := connection.read_head():
-            if head.startswith(TLS):
-                # the gateway asks a server that closes without an answer whether it speaks TLS
-                return
-            if head.startswith(b"GET /health "):
-                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            if not header_of(head, "x-script"):
+                # the gateway's own: a check, or the question whether a server that gave no answer speaks TLS
+                connection.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 return
             # a second attempt has another X-Request-Id
             name, request_id = (
