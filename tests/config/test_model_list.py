@@ -132,7 +132,8 @@ def test_a_list_of_skipped_entries_alone_is_no_server(problems_of: Refusal) -> N
 
 
 def test_settings_that_are_not_implemented_are_warned_of_once_for_all_entries(load_text: Loader) -> None:
-    text = listed(*(entry(info="{output_cost_per_second: 1, mode: chat, own: x}", seed=3, n=4) for _ in range(3)))
+    info = "{output_cost_per_second: 1, mode: chat, own: x}"
+    text = listed(*(entry(name, info=info, seed=3, n=4) for name in "abc"))
     assert load_text(text, BASE).warnings == (
         "model_list[0].litellm_params.seed: not implemented yet: ignored (and in 2 more)",
         "model_list[0].litellm_params.n: not implemented yet: ignored (and in 2 more)",

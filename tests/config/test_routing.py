@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.config.config_harness import BASE, Loader, Refusal
-from twisted_vllm.config.declaration import values_of
+from twisted_vllm.config.declaration import settings_of, values_of
 from twisted_vllm.config.litellm import ADVICE
 from twisted_vllm.config.settings import RoutingSettings, Settings
 
@@ -106,6 +106,30 @@ def test_entries_of_a_model_agree_on_its_strategy(load_text: Loader, problems_of
     (line,) = problems_of(text % ", model_info: {routing_strategy: prefix}", BASE)
     assert line == (
         "model_list[1].model_info.routing_strategy: differs from another entry's of the same model_name: session"
+    )
+
+
+def test_null_is_the_default_as_in_litellm(load_text: Loader) -> None:
+    names = [each.name for each in settings_of(RoutingSettings)]
+    text = "router_settings: {" + ", ".join(f"{name}: null" for name in names) + "}"
+    assert load_text(text, BASE).routing == RoutingSettings()
+    both = load_text("{litellm_settings: {num_retries: 5}, router_settings: {num_retries: null}}", BASE)
+    assert both.routing.num_retries == 5
+
+
+def test_a_server_that_stands_twice_in_a_model_is_a_warning(load_text: Loader) -> None:
+    entry = '{model_name: a, litellm_params: {model: hosted_vllm/m, api_base: "http://one"}}'
+    assert load_text(f"model_list: [{entry}, {entry}]").warnings == (
+        "model_list[1].litellm_params: is the same model of the same server as model_list[0] "
+        "(was another api_base meant?)",
+    )
+
+
+def test_a_misspelt_setting_of_model_info_is_a_warning(load_text: Loader) -> None:
+    info = "{routing_stategy: session, mode: chat, input_cost_per_token_flex: 1}"
+    text = f"model_list: [{{model_name: a, litellm_params: {{model: hosted_vllm/m}}, model_info: {info}}}]"
+    assert load_text(text, BASE).warnings == (
+        "model_list[0].model_info.routing_stategy: not a known setting: ignored; did you mean 'routing_strategy'?",
     )
 
 

@@ -78,6 +78,7 @@ async def test_a_model_without_a_server(refusing: Any, stand_in: Any, gateway_to
     gateway = gateway_to(None, models=(entry,))
     answer = await gateway.ask("POST", "/vllm/v1/completions", body={"model": "unknown"})
     assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
+    assert "Send a model_name of the gateway's model_list" in answer.error["message"]
     assert HOST not in answer.body.decode()
 
 

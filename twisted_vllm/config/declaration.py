@@ -150,6 +150,10 @@ def settings_of(holder: type[attrs.AttrsInstance]) -> tuple[Setting, ...]:
     )
 
 
+#: how similar a misspelt name is where other names are free: LiteLLM's own differ by a word at least
+_ALMOST = 0.93
+
+
 class Unknown(Enum):
     """The treatment of a name that a section does not know."""
 
@@ -157,7 +161,7 @@ class Unknown(Enum):
     REFUSE = "refuse"
     #: a warning, or an error if it is close to a known name: a misspelt master key must not open the gateway
     WARN = "warn"
-    #: ignored
+    #: ignored, with a warning if it is almost a known name
     ACCEPT = "accept"
 
 
@@ -221,6 +225,8 @@ class Section(Generic[T]):
             self._meet_restricting(name, content, place)
             return
         if self.unknown is Unknown.ACCEPT:
+            if (close := nearest(name, self.names, cutoff=_ALMOST)) is not None:
+                place.warn(f"not a known setting: ignored; did you mean '{close}'?")
             return
         close = nearest(name, [*self.hints, *self.names], cutoff=0.8)
         if close is not None and close in self.hints:

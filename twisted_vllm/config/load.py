@@ -78,8 +78,12 @@ def _block(
 
 
 def _nullable(each: Setting) -> Setting:
-    """Allow null in the file, which defers to the environment, even if the value may not be None."""
-    if not each.environment or not isinstance(each.check, Checker) or each.check.null:
+    """Allow null in the file, even if the value may not be None: it defers to the environment, or to the default.
+
+    In router_settings null is LiteLLM's own default.
+    """
+    may_be_null = each.environment or each.block == "router_settings"
+    if not may_be_null or not isinstance(each.check, Checker) or each.check.null:
         return each
     return attrs.evolve(each, check=optional(each.check, "as if left out"))
 
@@ -197,7 +201,7 @@ def load(
     found = {
         **document.general_settings,
         **{name: value for name, value in document.litellm_settings.items() if value is not None or name not in twice},
-        **document.router_settings,
+        **{name: value for name, value in document.router_settings.items() if value is not None},
         **document.passthrough,
     }
     for each in variables():

@@ -625,6 +625,10 @@ def _refuse_two_prices(placed: Sequence[_Placed], default: PriceList) -> None:
                 f"has other prices than {same.place.path}, which is the same model of the same server by the same "
                 "model_name (give both the same prices, take one out, or change its model_name)"
             )
+        elif same is not each:
+            each.place.key("litellm_params").warn(
+                f"is the same model of the same server as {same.place.path} (was another api_base meant?)"
+            )
 
 
 def _charged(entry: Entry, default: PriceList) -> Mapping[str, Decimal | None]:

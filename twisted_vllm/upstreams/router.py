@@ -313,7 +313,8 @@ class Router:
             return direct
         if self.default is None:
             raise ModelNotFound(
-                f"No server is configured for the model {model[:CLIP]!r}. GET /vllm/v1/models lists the models.",
+                f"No server is configured for the model {model[:CLIP]!r}. Send a model_name of the gateway's "
+                "model_list; administrators see them in GET /health.",
                 param="model",
             )
         return self.default
