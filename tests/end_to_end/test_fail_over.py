@@ -9,7 +9,15 @@ import pytest
 import pytest_twisted
 
 from benchmarks.free_ports import free_port
-from tests.end_to_end.end_to_end_harness import MASTER_KEY, Gateway, StandIn, eventually, request_bytes, server_at
+from tests.end_to_end.end_to_end_harness import (
+    MASTER_KEY,
+    Gateway,
+    StandIn,
+    eventually,
+    handshake,
+    request_bytes,
+    server_at,
+)
 from tests.end_to_end.messages import CHUNKED_HEAD, EVENT_STREAM, LAST, STREAM, chunk, header_of, whole
 from twisted_vllm.config.settings import HealthSettings, ModelEntry, RetrySettings, RoutingSettings
 
@@ -265,3 +273,29 @@ async def test_an_alias_is_a_name_of_its_model(stand_in: Any, gateway_to: Any) -
     ).status == 403
     assert json.loads(server.received.partition(b"\r\n\r\n")[2].partition(b"POST")[0])["model"] == "m"
     assert MASTER_KEY not in gateway.log_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_websocket_goes_to_a_server_of_the_first_model_that_works(stand_in: Any, gateway_to: Any) -> None:
+    """Its model is named in the WebSocket, so it is of the first model's servers."""
+    server = stand_in(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    routing = RoutingSettings(routing_strategy="round-robin", allowed_fails=0)
+    gateway = gateway_to(None, models=entries(free_port(), server.port), routing=routing)
+    answers = []
+    for _ in range(3):
+        client = await gateway.send(handshake())
+        await client.until_received(b"\r\n\r\n")
+        answers.append(client.received.split()[1])
+        client.cut()
+    assert answers == [b"502", b"101", b"101"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_background_response_that_a_server_took_is_not_made_twice(stand_in: Any, gateway_to: Any) -> None:
+    breaking, other = stand_in(), stand_in(ANSWER)
+    scripted(breaking, None)
+    gateway = gateway_to(None, models=entries(breaking.port, other.port), routing=IN_ORDER)
+    key = await gateway.make_key()
+    body = {"model": "m", "input": "Hello", "background": True, "store": True}
+    assert (await gateway.ask("POST", "/vllm/v1/responses", key, body=body)).status == 502
+    assert other.connections == []

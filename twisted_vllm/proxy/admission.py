@@ -49,7 +49,8 @@ from twisted_vllm.upstreams.server_state import ServerState
 from twisted_vllm.usage.records import Payer, refer
 
 # to read a member of an enum from its class takes 0.1 µs
-_PERHAPS, _HEADER, _SALTED = ModelPlace.PERHAPS, ModelPlace.HEADER, PrefixCache.SALTED
+_PERHAPS, _HEADER, _EVENT = ModelPlace.PERHAPS, ModelPlace.HEADER, ModelPlace.EVENT
+_SALTED = PrefixCache.SALTED
 
 #: methods whose requests have no body
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -328,6 +329,8 @@ class Admission:
             serving = self._serving.at(chosen, takes_model=authorization.route.takes_model)
         elif authorization.response_id is not None:
             serving = self._serving_of_response(authorization, authorization.response_id)
+        elif place is _EVENT:
+            serving = self._serving.by_event()
         else:
             serving = self._serving.by_body(authorization, named, facts is not UNREAD and not form, preferred)
             if chosen is not None:

@@ -571,6 +571,9 @@ class Forwarding:
         sent = context.sent_at is not None
         if not self._is_in_hand or (sent and not self._authorization.route.fails_over):
             return False
+        if sent and context.background is not None:
+            # the server may go on generating it, and nobody could ask for it any more
+            return False
         tried = (*self._tried, state)
         # one that waits for its second attempt is not in flight at a server
         in_flight = sum({each.state: each.state.in_flight for each in group.destinations}.values()) + len(group.queue)

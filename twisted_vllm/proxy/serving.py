@@ -178,6 +178,15 @@ class ServingChooser:
             raise ModelNotFound(f"No entry of model_list is called {asked[:CLIP]!r}.", param=SERVERS_OF_MODEL.decode())
         return tuple(dict.fromkeys(each.state for each in group.destinations))
 
+    def by_event(self) -> Serving:
+        """Return the serving of a WebSocket, whose model is named in it: one of the servers of the first model.
+
+        Raises:
+            ModelNotFound: no server is configured.
+        """
+        first = self._router.first()
+        return self.undetermined() if first is None else Serving(first)
+
     def by_body(
         self, authorization: Authorization, named: str, insertable: bool, server: Server | None = None
     ) -> Serving:
