@@ -81,12 +81,15 @@ class Door:
     async def _connect(self, accepted: socket.socket) -> None:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection(sock=accepted)
-            there_reader, there = await asyncio.open_connection(self._server.host, self._server.port)
             try:
-                await asyncio.gather(_pass(reader, there), _pass(there_reader, writer))
+                there_reader, there = await asyncio.open_connection(self._server.host, self._server.port)
+                try:
+                    await asyncio.gather(_pass(reader, there), _pass(there_reader, writer))
+                finally:
+                    there.transport.abort()
             finally:
+                # also if it is shut while it connects
                 writer.transport.abort()
-                there.transport.abort()
 
 
 def _close(accepted: socket.socket, _: object) -> None:
