@@ -128,7 +128,9 @@ class Placement:
     def began_to_answer(self, now: float) -> None:
         """The first byte of the answer's body came, or its head if nobody waits for that."""
         state = self.destination.state
-        state.latency.observe(now - self.began, now)
+        if self.group.lone is None:
+            # nobody chooses by the latency of a lone server
+            state.latency.observe(now - self.began, now)
         if self._well and not state.breaker.closed:
             # a trial does not last as long as its answer
             state.breaker.succeeded(now, self._ticket)
