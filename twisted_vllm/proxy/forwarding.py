@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -205,6 +205,7 @@ class Forwarding:
         "_placement",
         "_relay",
         "_request",
+        "_routing",
         "_since",
         "_streamed",
         "_tried",
@@ -213,6 +214,8 @@ class Forwarding:
     _admitted: Admitted
     _group: ModelGroup
     _placement: Placement
+    # what the policy of the group may look at; None until it is asked
+    _routing: RoutingRequest | None
 
     def __init__(
         self,
@@ -243,6 +246,7 @@ class Forwarding:
         """
         self._admitted = admitted
         self._group = admitted.serving.group
+        self._routing = None
         forwarder, context = self._forwarder, self._request.context
         self._group.budget.began()
         # do not keep `admitted` in the context: it holds the body
@@ -306,7 +310,7 @@ class Forwarding:
         usable = [each for each in group.destinations if each.state.is_usable(now)]
         if len(usable) < 2:
             return None
-        prefix = self._routing(principal).prefix
+        prefix = self._routing_for(principal).prefix
         model = usable[0].upstream_model or admitted.serving.model
         return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
@@ -337,12 +341,11 @@ class Forwarding:
 
     def _ask(self) -> Ask:
         admitted, principal = self._admitted, self._authorization.principal
-        serving = admitted.serving
-        group = serving.group
+        serving, group = admitted.serving, self._group
         routing = NO_ROUTING
         policy = group.policy
         if group.lone is None and (policy.reads_session or policy.reads_prompt):
-            routing = self._routing(principal)
+            routing = self._routing_for(principal)
         route = self._authorization.route
         asleep = unwell = admitted.steered
         unlimited = principal is PREFLIGHT
@@ -365,8 +368,11 @@ class Forwarding:
             unwell,
         )
 
-    def _routing(self, principal: Principal) -> RoutingRequest:
-        admitted, policy = self._admitted, self._admitted.serving.group.policy
+    def _routing_for(self, principal: Principal) -> RoutingRequest:
+        """Return what the policy may look at: the same for the tokens, the place and each attempt."""
+        if self._routing is not None:
+            return self._routing
+        admitted, policy = self._admitted, self._group.policy
         session, prefix = b"", tuple[int, ...]()
         if policy.reads_session:
             named = self._request.context.head.first.get(self._forwarder.session_header, b"")
@@ -374,7 +380,8 @@ class Forwarding:
             session = b"%b %b" % (principal.key_id.encode("ascii"), named)
         if policy.reads_prompt and admitted.body and not admitted.form:
             prefix = prompt_prefix(admitted.body, model=admitted.serving.model, salt=principal.cache_salt or "")
-        return RoutingRequest(session, prefix)
+        self._routing = RoutingRequest(session, prefix)
+        return self._routing
 
     def _placed_later(self, placement: Placement) -> None:
         self._request.context.queued = placement.queued
@@ -617,9 +624,13 @@ class Forwarding:
         if forwarder.retry_after:
             waiting: Deferred[None] = deferLater(forwarder.clock, forwarder.retry_after)
             PendingStep(self._request, None, waiting).then(lambda _: self._place())
-            return
+        else:
+            self._go(self._place)
+
+    def _go(self, step: Callable[[], None]) -> None:
+        """Take a step that nobody waits for: its error is the request's answer."""
         try:
-            self._place()
+            step()
         except GatewayError as error:
             self._request.answer(error)
         except Exception:
@@ -660,12 +671,7 @@ class Forwarding:
             # a key's alias may lead elsewhere
             context.fallback = admitted.model or name
             self._attempts, self._tried = 0, ()
-            try:
-                self.admitted(admitted)
-            except GatewayError as error:
-                self._request.answer(error)
-            except Exception:
-                self._request.processingFailed(Failure())
+            self._go(partial(self.admitted, admitted))
             return True
         return False
 
