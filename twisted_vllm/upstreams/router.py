@@ -245,7 +245,7 @@ class Router:
                 self._limits[_identity(entry)] = limits
         previous = self._groups
         self._groups = {
-            name: self._group(name, map(self._destination, entries), previous.get(name), entries[0].strategy)
+            name: self._group(name, map(self._destination_of, entries), previous.get(name), entries[0].strategy)
             for name, entries in grouped.items()
         }
         self._aliases = {
@@ -255,8 +255,7 @@ class Router:
         }
         former, self.default = self.default, None
         if default_server is not None:
-            default = Destination(default_server, self._state(default_server))
-            self.default = self._only(default, fallbacks=routing.default_fallbacks)
+            self.default = self._only(self._destination(default_server), fallbacks=routing.default_fallbacks)
             if former is not None:
                 self.default.succeed(former)
         # by the server and its own name of the model; of several entries, the dearest
@@ -267,12 +266,7 @@ class Router:
             self._served[key] = entry if known is None else max(known, entry, key=_price)
         #: the groups of the default server's own names for configured models
         self._direct = {
-            name: self._only(
-                Destination(
-                    default_server, self._state(default_server), name, entry, self._limits.get(_identity(entry))
-                ),
-                entry.model_name,
-            )
+            name: self._only(self._destination(default_server, name, entry), entry.model_name)
             for (url, name), entry in self._served.items()
             if default_server is not None and url == default_server.url
         }
@@ -281,7 +275,7 @@ class Router:
         self._first = self._groups[models[0].model_name] if models else None
         self._unnamed = self.default
         if self._unnamed is None and models:
-            self._unnamed = self._only(Destination(models[0].server, self._state(models[0].server)))
+            self._unnamed = self._only(self._destination(models[0].server))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -343,8 +337,7 @@ class Router:
         key = (server, entry)
         group = self._alone.get(key)
         if group is None:
-            limits = None if entry is None else self._limits.get(_identity(entry))
-            destination = Destination(server, self._state(server), None, entry, limits)
+            destination = self._destination(server, None, entry)
             group = self._alone[key] = self._only(destination, "" if entry is None else entry.model_name)
         return group
 
@@ -356,14 +349,16 @@ class Router:
         """Return whether the price of a request to a server depends on which of its models serves it."""
         return server.url in self._priced
 
-    def _state(self, server: Server) -> ServerState:
-        return self.servers.state_of(server)
+    def _destination(
+        self, server: Server, upstream_model: str | None = None, entry: ModelEntry | None = None
+    ) -> Destination:
+        """Return a destination with what is known of its server, and the limits of its entry."""
+        limits = None if entry is None else self._limits.get(_identity(entry))
+        return Destination(server, self.servers.state_of(server), upstream_model, entry, limits)
 
-    def _destination(self, entry: ModelEntry) -> Destination:
+    def _destination_of(self, entry: ModelEntry) -> Destination:
         upstream_model = None if entry.upstream_model == entry.model_name else entry.upstream_model
-        return Destination(
-            entry.server, self._state(entry.server), upstream_model, entry, self._limits.get(_identity(entry))
-        )
+        return self._destination(entry.server, upstream_model, entry)
 
     def _group(
         self, name: str, destinations: Iterable[Destination], previous: ModelGroup | None, strategy: str | None
