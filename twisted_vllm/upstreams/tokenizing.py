@@ -14,7 +14,7 @@ from twisted_vllm.config.settings import Server
 from twisted_vllm.http.client.raw_headers import RawHeaders
 from twisted_vllm.http.client.response import UpstreamResponse
 from twisted_vllm.http.client.treq_client import PassThroughClient
-from twisted_vllm.upstreams.own_requests import read_at_most
+from twisted_vllm.upstreams.own_requests import own_headers, read_at_most
 
 #: seconds that a request waits for its tokens; it is then placed without them
 PATIENCE = 0.25
@@ -24,7 +24,7 @@ MAX_BODY, MAX_ANSWER = 262_144, 2_097_152
 MAX_ASKING = 32
 #: the routes whose prompts ``/tokenize`` renders as they do
 TOKENIZED = frozenset({"/v1/chat/completions", "/v1/completions"})
-_ACCEPT = (b"Accept", b"application/json")
+_JSON = b"application/json"
 #: parts of messages that become more than text
 _MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image_embeds"', b'"image_pil"')
 
@@ -131,14 +131,8 @@ class PromptTokenizer:
         """
         if asked.tokens is not None or self._asking >= MAX_ASKING:
             return succeed(asked.tokens)
-        pairs = [
-            (b"Host", server.host_header),
-            _ACCEPT,
-            (b"Content-Type", b"application/json"),
-            (b"Content-Length", b"%d" % len(asked.body)),
-        ]
-        if server.api_key is not None:
-            pairs.append((b"Authorization", b"Bearer " + server.api_key.reveal().encode()))
+        pairs = own_headers(server, _JSON)
+        pairs += [(b"Content-Type", _JSON), (b"Content-Length", b"%d" % len(asked.body))]
         headers = RawHeaders.from_pairs(pairs)
         self._asking += 1
         answer: Deferred[Any] = self._client.request(
