@@ -121,7 +121,7 @@ class Fleet:
         state = self.router.servers.named(name)
         assert state is not None
         state.breaker.declare_alive(self.clock.seconds())
-        self.dispatcher.freed()
+        self.dispatcher.serve()
 
     def assert_idle(self) -> None:
         """No place is taken and nothing waits."""

@@ -210,7 +210,7 @@ class Wiring:
             reactor,
             health,
             on_dead=_send_elsewhere,
-            on_alive=lambda state: dispatcher.freed(),
+            on_alive=lambda state: dispatcher.serve(),
             on_gone=router.forget_cache,
         )
 

@@ -33,9 +33,6 @@ _OF_THE_REQUEST = frozenset((501, 505))
 #: The share of its weight with which a slow start begins.
 FIRST_SHARE = 0.1
 
-#: The longest cool-down in seconds, unless the first one is longer.
-MAX_COOLDOWN = 60.0
-
 #: By how much of itself a cool-down may be shortened, so that several gateways do not try a server at the same time.
 JITTER = 0.2
 

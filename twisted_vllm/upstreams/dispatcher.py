@@ -13,7 +13,6 @@ from math import inf
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
 from twisted_vllm.config.settings import Server
 from twisted_vllm.errors import Draining, GatewayError, NoHealthyUpstream, ServerBusy
@@ -24,11 +23,10 @@ from twisted_vllm.upstreams.faults import fault_of_request
 from twisted_vllm.upstreams.policies import RoutingRequest, ServerSnapshot
 from twisted_vllm.upstreams.router import Destination, ModelGroup
 from twisted_vllm.upstreams.server_state import ServerState
+from twisted_vllm.upstreams.service_rate import LEAST, MOST
 
 #: what a request says of itself to a policy if no policy asks
 NO_ROUTING = RoutingRequest()
-#: the longest ``Retry-After`` while no server is healthy, in seconds
-MOST_RETRY_AFTER = 60
 
 _STOPPING = "The gateway is shutting down; send the request again."
 
@@ -228,8 +226,6 @@ class Dispatcher:
         seconds: returns the reactor's time.
     """
 
-    _log = Logger()
-
     def __init__(self, deadlines: DeadlineSweeper) -> None:
         """Start with nothing in flight.
 
@@ -361,7 +357,7 @@ class Dispatcher:
         soonest = min((each.state.breaker.retry_at for each in group.destinations), default=now)
         return NoHealthyUpstream(
             "No server of this model can answer at present; send the request again.",
-            retry_after=min(max(1, int(soonest - now) + 1), MOST_RETRY_AFTER),
+            retry_after=min(max(LEAST, int(soonest - now) + 1), MOST),
         )
 
     def _take(self, group: ModelGroup, destination: Destination, ask: Ask, now: float) -> Placement:
@@ -382,11 +378,6 @@ class Dispatcher:
                 group.queue.rate.began(now)
         return placement
 
-    def freed(self) -> None:
-        """A place is free: give it to a request that waits."""
-        if self._queues:
-            self.serve()
-
     # the queues
 
     def regroup(self) -> None:
@@ -398,7 +389,7 @@ class Dispatcher:
                     waiting.group = following
                 del self._queues[group]
                 self._queues[following] = None
-        self.freed()
+        self.serve()
 
     def _wait(self, group: ModelGroup, ask: Ask, now: float) -> Deferred[Placement]:
         patience = _patience(group)
