@@ -25,9 +25,9 @@ DECISIVE = (HOST, ORIGIN, SITE, ASKED_METHOD, ASKED_HEADERS, b"content-type")
 
 #: what a page may read of an answer besides its body and the headers that every page may read (Fetch §3.3.2)
 _EXPOSED = (
-    b"x-request-id, retry-after, x-vllm-passthrough-error, www-authenticate, x-ratelimit-limit-requests, "
-    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
-    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    b"x-request-id, retry-after, x-should-retry, x-vllm-passthrough-error, www-authenticate, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 #: seconds for which a browser may remember the answer to a preflight
