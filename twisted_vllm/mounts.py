@@ -25,7 +25,6 @@ from twisted_vllm.api_routes import (
     classify,
     is_exact,
     pattern_of,
-    plain_path,
     without_alias,
 )
 
@@ -98,7 +97,7 @@ class Mounts:
         """Return what a path means to a server; None if it is not vLLM's.
 
         At the root only plain paths are: none with dot segments, doubled slashes or escapes, but for the escapes in a
-        model's name.
+        model's name. A last slash is cut off there: vLLM and LiteLLM redirect to the path without it.
 
         Args:
             path: the path of the request target as received, without the query.
@@ -113,9 +112,15 @@ class Mounts:
         return self._memoised(path) if len(path) <= MEMOISED_LENGTH else self._at_root(path)
 
     def _at_root(self, path: bytes) -> Mount | None:
+        path = path.removesuffix(b"/")
+        found = self._exact.get(path)
+        if found is not None:
+            return found
         for pattern, start in self._patterns:
             if pattern.fullmatch(path):
-                return None if plain_path(path) is None else Mount(b"", path[start:])
+                # another row's path may look like one with an id
+                route = classify(b"GET", without_alias(path[start:]))
+                return Mount(b"", path[start:]) if route.certain and is_at_root(route.row) else None
         named = self._named.fullmatch(_ESCAPED_DOT.sub(b".", path))
         model = None if named is None else _decoded(named[1])
         return None if named is None or model is None else Mount(b"", self._below_model[named[2]], model)

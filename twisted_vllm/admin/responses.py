@@ -72,7 +72,7 @@ def _error_of(failure: Failure, request: IRequest) -> GatewayError:
 def _no_route(path: bytes) -> NotFound:
     below = route_below_mount(path)
     if below is not None:
-        return NotFound(f"The gateway has no such route at its root. vLLM's route is {below}.")
+        return NotFound(f"The gateway has no such route. vLLM's route of this kind is {below}.")
     return NotFound(
         "The gateway has no such route. vLLM's are below /vllm, and its inference routes also at the root; GET / lists "
         "the gateway's own."
