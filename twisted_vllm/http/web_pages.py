@@ -128,6 +128,16 @@ class WebPages:
             varies,
         ]
 
+    def error_headers(self, headers: Mapping[bytes, bytes]) -> Headers:
+        """Return the CORS headers of an error of the gateway's own on a route of vLLM.
+
+        Without ``allowed_origins``, and with a master key, every page may read it: it tells no secret, and vLLM decided
+        at the preflight whether the page may send a key. Otherwise the page would learn only that it failed.
+        """
+        if self._origins or self.is_open or ORIGIN not in headers:
+            return self.response_headers(headers)
+        return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED)]
+
     def preflight(self, method: bytes, headers: Mapping[bytes, bytes]) -> Headers | None:
         """Return the headers that answer a preflight (Fetch §4.8) from an origin that is allowed; else None."""
         origin = headers.get(ORIGIN)
