@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from typing import Any
 
 import attrs
@@ -216,6 +217,21 @@ async def test_a_redirect_leads_to_the_gateway_s_root(stand_in: Any, gateway_to:
     at_root = await gateway.ask("POST", "/v1/completions", body=CHAT)
     below = await gateway.ask("POST", "/vllm/v1/completions/", body=CHAT)
     assert (at_root.header("location"), below.header("location")) == ("/v1/completions", "/vllm/v1/completions")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_redirect_has_the_prefix_that_a_trusted_proxy_cut_off(
+    trusted: bool, stand_in: Any, gateway_to: Any
+) -> None:
+    server = stand_in(whole(b"", "307 Temporary Redirect", more="Location: /v1/completions\r\n"))
+    gateway = gateway_to(server.port, trusted_proxies=(ip_network("127.0.0.0/8"),) if trusted else ())
+    cut_off = {"X-Forwarded-Prefix": "/llm"}
+    for path, location in (("/v1/completions", "/v1/completions"), ("/vllm/v1/completions/", "/vllm/v1/completions")):
+        answer = await gateway.ask("POST", path, headers=cut_off, body=CHAT)
+        assert answer.header("location") == ("/llm" if trusted else "") + location
+    # the server is asked by its own paths
+    assert b"prefix" not in server.received.lower()
 
 
 @pytest_twisted.ensureDeferred
