@@ -36,4 +36,6 @@ async def test_commands_ask_for_routes_that_exist(stand_in: Any, gateway_to: Any
     asked = {path for document in DOCUMENTS for path in ASKED.findall(document.read_text("utf-8"))}
     vllms = Mounts()
     own = {path.replace("$KEY", "{key}") for path in asked if vllms.find(path.encode()) is None}
+    # OpenAI's client begins its paths with this
+    own.discard("/v1")
     assert own and sorted(own - routes) == []
