@@ -55,6 +55,8 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         uncounted: whether no limit of requests counts it: it only reads, or cancels a stored response.
         located: the id of the stored response that was asked of all servers, and the server that has it or None; None
             if none was asked for.
+        model_id: the name of the model that the request asks about; empty if it asks for the list of models, None if
+            for neither.
     """
 
     principal: Principal
@@ -72,6 +74,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     fields: FieldPolicy | None = None
     uncounted: bool = False
     located: tuple[str, Server | None] | None = None
+    model_id: str | None = None
 
 
 class _Answer(msgspec.Struct, gc=False):

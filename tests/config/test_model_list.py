@@ -176,9 +176,7 @@ def test_litellms_sections_are_accepted_with_one_warning_for_each_setting(load_t
 
 
 WRONG = {
-    listed(entry("'gpt-?'")): (
-        "model_list[0].model_name: must not have a question mark (the only wildcard is *)"
-    ),
+    listed(entry("'gpt-?'")): ("model_list[0].model_name: must not have a question mark (the only wildcard is *)"),
     listed(entry(f"'{'*a' * 9}'")): "model_list[0].model_name: has over 8 wildcards",
     listed(entry(model="hosted_vllm/*")): (
         "model_list[0].litellm_params.model: has a wildcard, and model_name has none (write the server's name of the "

@@ -18,9 +18,25 @@ from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
+from twisted_vllm.admin import (
+    audit,
+    configuration,
+    customers,
+    health,
+    model_entries,
+    model_lists,
+    upstream_metrics,
+)
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
+from twisted_vllm.admin.context import (
+    DATABASE_TIMEOUT,
+    AdminContext,
+    ModelLists,
+    ModelSource,
+    NoModels,
+    Readiness,
+    cannot_reload,
+)
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -53,6 +69,7 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/v1/models, /model/info, /model_group/info": "the models that a key may use",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
@@ -102,6 +119,7 @@ ROUTES: tuple[Route, ...] = (
     *teams.routes,
     *customers.routes,
     *model_entries.routes,
+    *model_lists.routes,
     *audit.routes,
     *configuration.routes,
     *reports.routes,
@@ -152,6 +170,7 @@ class AdminApp:
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
+        models: ModelLists | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
@@ -178,6 +197,7 @@ class AdminApp:
             text: removes secrets from text of clients; None knows only their form.
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
+            models: lists the models that a caller may use; None for none.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
         """
@@ -199,6 +219,7 @@ class AdminApp:
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
+            models=NoModels() if models is None else models,
             database_timeout=database_timeout,
             reload=reload,
         )

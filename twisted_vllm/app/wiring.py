@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
+from time import time
 from typing import Any
 
 import attrs
@@ -78,6 +79,7 @@ from twisted_vllm.proxy.metrics import (
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
@@ -298,6 +300,14 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
+        self._listing = listing = ModelListing(
+            router,
+            served_models,
+            admission,
+            entries=lambda: self.models.current.models,
+            default_prices=lambda: self.models.current.default_prices,
+            created=int(time()),
+        )
         self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
         self._forwarder = forwarder = Forwarder(
@@ -330,6 +340,7 @@ class Wiring:
             throttle=throttle,
             web_pages=web_pages,
             accounting=accounting.observer,
+            listing=listing,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -366,6 +377,7 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            models=listing,
             **admin_of(settings),
         )
         self.site = GatewaySite(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +25,7 @@ MOUNT = b"/vllm"
 # gateway and vLLM would read the excluded bytes differently.
 _TARGET = re.compile(rb"[!\"$-~]*")
 _SEGMENT_ENDS = re.compile(rb"[/\\]")
+_ANY_SLASH = re.compile(r"[/\\]")
 
 
 @attrs.frozen
@@ -101,3 +103,25 @@ def _goes_above_root(segments: Iterable[bytes]) -> bool:
 
 
 _memoised = lru_cache(maxsize=1024)(_target)
+
+
+#: the paths of one model, below which its name stands; the second is an alias
+_MODEL_PATHS = (b"/v1/models/", b"/models/")
+
+
+def model_in(path: bytes, aliases: bool) -> str | None:
+    """Return the name of the model that a path describes; None if it describes none.
+
+    The name may have slashes, percent-encoded or not.
+
+    Args:
+        path: the raw path, as in `Target`.
+        aliases: whether it may stand without ``/v1``.
+    """
+    for start in _MODEL_PATHS if aliases else _MODEL_PATHS[:1]:
+        if path.startswith(start):
+            with suppress(UnicodeDecodeError):
+                name = unquote_to_bytes(path[len(start) :]).decode("utf-8")
+                # with a last slash it is the list's path; with dot segments, nobody knows
+                return name if not any(part in ("", ".", "..") for part in _ANY_SLASH.split(name)) else None
+    return None

@@ -323,7 +323,6 @@ class ServingChooser:
             raise _no_such_model(asked)
         return Serving(router.only(server, entry), "", model, "" if name == model else name)
 
-
     def _name_at(self, group: ModelGroup, destination: Destination, asked: str) -> str:
         """Return a destination's name of a model that no entry names."""
         if group.pattern is None or destination.upstream_model is None:

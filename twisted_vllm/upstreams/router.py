@@ -191,6 +191,7 @@ class Router:
     Attributes:
         servers: the states of all servers.
         default: the group of the default server, for models without an entry; None if there is no default server.
+        changes: how often the model groups were replaced.
     """
 
     default: ModelGroup | None
@@ -215,6 +216,7 @@ class Router:
         """
         self.servers = servers
         self.default = None
+        self.changes = 0
         self._make_table = make_table
         self._random = random
         self._groups: dict[str, ModelGroup] = {}
@@ -236,6 +238,7 @@ class Router:
             routing: the strategies, fallbacks and aliases.
             retry_share: the most retries, as a share of a group's requests.
         """
+        self.changes += 1
         self._retry_share = retry_share
         servers = [] if default_server is None else [default_server]
         for state in self.servers.configure([*servers, *(entry.server for entry in models)]):
@@ -355,6 +358,13 @@ class Router:
                 param="model",
             )
         return self.default
+
+    def matches(self, model: str, group_name: str) -> bool:
+        """Return whether the group of a name serves a model: that of a pattern; or with an empty name, the default."""
+        try:
+            return self.find(model).name == group_name
+        except ModelNotFound:
+            return False
 
     def first(self) -> ModelGroup | None:
         """Return the group of the first entry, which serves requests that name no model; None if it does not."""

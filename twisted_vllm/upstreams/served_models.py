@@ -49,6 +49,9 @@ class _Served(msgspec.Struct, frozen=True, gc=False):
 _NOTHING = _Served()
 _decode = msgspec.json.Decoder(_Cards).decode
 
+#: the header by which Anthropic's SDKs are known, which read other fields of a list
+ANTHROPIC_VERSION = b"anthropic-version"
+
 #: a model as a server lists it
 Card = dict[str, Any]
 
@@ -108,6 +111,8 @@ class ServedModels:
         """
         self._client = client
         self._clock = clock
+        #: how often a server was asked
+        self.changes = 0
         self._known: dict[Server, _Answers] = {}
         self._asking: dict[Server, list[Deferred[None]]] = {}
 
@@ -193,6 +198,7 @@ class ServedModels:
         now = self._clock.seconds()
         known = self._known.setdefault(server, _Answers())
         known.asked = now
+        self.changes += 1
         if answer is None:
             known.failed(now)
         else:
