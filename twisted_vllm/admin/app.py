@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
+from werkzeug.routing import PathConverter
 from zope.interface import implementer
 
 from twisted_vllm.admin import (
@@ -141,6 +142,12 @@ def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
 
 
+class NameConverter(PathConverter):
+    """Matches a name with slashes, which may begin with one: a model's name may be an absolute path."""
+
+    regex = "/?[^/].*?"
+
+
 class AdminApp:
     """All routes of the gateway's own.
 
@@ -227,6 +234,7 @@ class AdminApp:
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
+        app.url_map.converters = {**app.url_map.converters, "name": NameConverter}
         app.handle_errors(Exception)(send_failure)
         for route in ROUTES:
             app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(

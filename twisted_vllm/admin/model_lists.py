@@ -166,8 +166,8 @@ async def listed(call: AdminCall, query: ModelsQuery) -> bytes:
 
 
 @routes.get(
-    "/v1/models/<path:model_id>",
-    "/models/<path:model_id>",
+    "/v1/models/<name:model_id>",
+    "/models/<name:model_id>",
     query=ModelsQuery,
     access=Access.ANY_KEY,
     response=ModelCard,

@@ -122,6 +122,8 @@ def model_in(path: bytes, aliases: bool) -> str | None:
         if path.startswith(start):
             with suppress(UnicodeDecodeError):
                 name = unquote_to_bytes(path[len(start) :]).decode("utf-8")
-                # with a last slash it is the list's path; with dot segments, nobody knows
-                return name if not any(part in ("", ".", "..") for part in _ANY_SLASH.split(name)) else None
+                # a server without --served-model-name names its model by an absolute path; with a last slash it is
+                # the list's path; with dot segments, nobody knows
+                parts = _ANY_SLASH.split(name.removeprefix("/"))
+                return None if any(part in ("", ".", "..") for part in parts) else name
     return None

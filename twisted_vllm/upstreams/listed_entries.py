@@ -46,7 +46,7 @@ def listed_entries(
     """
     seen = set()
     for entry in entries:
-        if entry.model_id in seen:
+        if entry.model_id and entry.model_id in seen:
             continue
         seen.add(entry.model_id)
         entry = _priced(entry, default_prices)
