@@ -292,7 +292,7 @@ async def test_what_a_key_may_use_and_its_limits_count_by_the_name_that_is_asked
     gateway = gateway_to(None, models=(entry("org/*", "*", server, prices=price),))
 
     async def ask(key: str, model: str) -> int:
-        answer = await gateway.ask("POST", "/vllm/v1/completions", key, body={"model": model, "prompt": "a"})
+        answer: Answer = await gateway.ask("POST", "/vllm/v1/completions", key, body={"model": model, "prompt": "a"})
         return answer.status
 
     key = await gateway.make_key(models=["org/a", "fast"], model_rpm_limit={"org/a": 1}, aliases={"mine": "org/a"})

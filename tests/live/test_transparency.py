@@ -172,8 +172,8 @@ def key_for(gateway: LiveGateway, privileged: bool = False) -> str | None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_an_answer_is_vllm_s_own(case: Case, through: LiveGateway, vllm_url: str, chat_model: str) -> None:
     arguments = case.arguments(chat_model)
-    if case.method == "POST" and case.privileged:
-        # what acts on a server as a whole would go to all
+    if case.privileged:
+        # what acts on a server as a whole, or lists its models, would be for all servers
         arguments["headers"].append(("x-vllm-passthrough-server", vllm_url.partition("//")[2]))
     directly = ask(vllm_url, case.method, case.target, **arguments)
     answer = through.ask(case.method, f"/vllm{case.target}", key_for(through, case.privileged), **arguments)

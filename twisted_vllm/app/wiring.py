@@ -300,16 +300,17 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
-        self._listing = listing = ModelListing(
+        cooperate = turn_cooperator(reactor).cooperate
+        listing = ModelListing(
             router,
             served_models,
             admission,
             entries=lambda: self.models.current.models,
             default_prices=lambda: self.models.current.default_prices,
             created=int(time()),
+            cooperate=cooperate,
         )
         self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
-        cooperate = turn_cooperator(reactor).cooperate
         self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,

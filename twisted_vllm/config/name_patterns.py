@@ -6,6 +6,7 @@ What they match, and which counts of several, is as in LiteLLM (``router_utils/p
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 WILDCARD = "*"
 #: the most wildcards in a name
@@ -44,6 +45,10 @@ class NamePattern:
             end = at
         found.append(name[start:end])
         return tuple(found[::-1])
+
+
+# of the configuration's patterns alone
+_compiled = lru_cache(maxsize=256)(NamePattern)
 
 
 def is_pattern(name: str) -> bool:
@@ -89,10 +94,10 @@ def callers_name(pattern: str, template: str, served: str) -> str | None:
         return pattern if template == served else None
     if not is_pattern(template):
         return None
-    segments = NamePattern(template).match(served)
+    segments = _compiled(template).match(served)
     if segments is None:
         return None
     found = filled(pattern, segments, served) if pattern.count(WILDCARD) == template.count(WILDCARD) else served
-    matched = NamePattern(pattern).match(found)
+    matched = _compiled(pattern).match(found)
     # another text may be what the wildcards stand for
     return found if matched is not None and filled(template, matched, found) == served else None

@@ -5,7 +5,7 @@ Each is described as the server that has it does: with vLLM's own ``max_model_le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,12 +14,14 @@ from typing import Protocol
 import attrs
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.config.name_patterns import callers_name, filled, is_pattern
 from twisted_vllm.config.settings import ModelEntry, PriceList, Server
 from twisted_vllm.errors import ModelNotFound
+from twisted_vllm.http.net.bounded_turns import Cooperate, Job, Jobs
 from twisted_vllm.proxy.serving import LONGEST_NAME
 from twisted_vllm.upstreams.listed_entries import ListedEntry, listed_entries
 from twisted_vllm.upstreams.router import CLIP, Destination, ModelGroup, Router
@@ -27,8 +29,10 @@ from twisted_vllm.upstreams.served_models import ANTHROPIC_VERSION, Card, Served
 
 #: the servers that one list asks at most: of a service with more, the others have the same models
 MAX_ASKED = 200
-#: the most models of a list
-MAX_LISTED = 10_000
+#: the most models of a list, and how many are written in one step
+MAX_LISTED, STEP = 10_000, 32
+#: the most entries that are told of
+MAX_ENTRIES = 2_000
 #: how many lists are kept, and the bytes of one
 MOST_KEPT, LARGEST_KEPT = 32, 262_144
 
@@ -87,6 +91,7 @@ class ModelListing:
         entries: Callable[[], Sequence[ModelEntry]],
         default_prices: Callable[[], PriceList],
         created: int,
+        cooperate: Cooperate,
     ) -> None:
         """Set up.
 
@@ -97,7 +102,9 @@ class ModelListing:
             entries: returns the entries of the model list.
             default_prices: returns the prices of entries that name none.
             created: when models began of which no server tells, in Unix seconds.
+            cooperate: runs the steps of a long list.
         """
+        self._jobs = Jobs(cooperate)
         self._router = router
         self._served = served
         self._permissions = permissions
@@ -180,7 +187,8 @@ class ModelListing:
             all_entries = listed_entries(
                 self._entries(), self._router, self._served, self._default_prices(), expand=expand
             )
-            found = [each for each in all_entries if may_use(principal, each.entry.model_name)]
+            allowed = (each for each in all_entries if may_use(principal, each.entry.model_name))
+            found = list(islice(allowed, MAX_ENTRIES))
             if not named:
                 return found
             own = [each for each in found if each.entry.model_name == named]
@@ -203,8 +211,21 @@ class ModelListing:
                 ]
         return []
 
-    def card(self, principal: Principal, name: str, options: ListOptions) -> Card | None:
-        """Return what is known now of a model that a caller names; None if it cannot be used."""
+    def card(
+        self,
+        principal: Principal,
+        name: str,
+        options: ListOptions,
+        parents: dict[tuple[Server, str], str] | None = None,
+    ) -> Card | None:
+        """Return what is known now of a model that a caller names; None if it cannot be used.
+
+        Args:
+            principal: the caller.
+            name: the model's name.
+            options: what to tell.
+            parents: the names of base models that are known already, to which it adds.
+        """
         asked = principal.aliases.get(name, name)
         if not self._permissions.may_use_model(principal, asked):
             return None
@@ -217,9 +238,12 @@ class ModelListing:
             return None
         card = {**found, "id": name}
         parent = card.get("parent")
-        server = self._described_by(group).server
         if isinstance(parent, str):
-            card["parent"] = self._router.public_name(server, parent) or parent
+            server = self._described_by(group).server
+            known = {} if parents is None else parents
+            if (server, parent) not in known:
+                known[server, parent] = self._router.public_name(server, parent) or parent
+            card["parent"] = known[server, parent]
         if options.metadata:
             card["metadata"] = {"fallbacks": list(group.fallbacks)}
         return card
@@ -244,34 +268,71 @@ class ModelListing:
                     yield name
         yield from principal.aliases
 
-    def _list_now(self, principal: Principal, options: ListOptions) -> bytes:
-        """Return the list; equal lists are written once, until something changes."""
+    def _list_now(self, principal: Principal, options: ListOptions) -> bytes | Deferred[bytes]:
+        """Return the list; equal lists are written once, until something changes, and long ones in steps."""
         restricts = (principal.models, principal.user_models, principal.team_models, *principal.aliases.items())
         key = (self._router.changes, self._served.changes, options, principal.is_administrator, restricts)
         # which servers work changes often
         answer = None if options.healthy else self._answers.get(key)
-        if answer is None:
-            answer = self._written(principal, options)
-            self._answers.keep(key, answer, len(answer))
-        return answer
+        if answer is not None:
+            return answer
+        steps = self._write(principal, options)
+        written: Deferred[bytes] = Deferred()
 
-    def _written(self, principal: Principal, options: ListOptions) -> bytes:
-        cards = []
-        for name in islice(dict.fromkeys(self.names(principal)), MAX_LISTED):
-            card = self.card(principal, name, options)
+        def rest() -> Iterator[None]:
+            try:
+                found = yield from steps
+            except Exception:
+                written.errback(Failure())
+                return
+            self._answers.keep(key, found, len(found))
+            if not written.called:
+                written.callback(found)
+
+        work = rest()
+        # most lists are short
+        if next(work, self) is not self:
+            job = self._jobs.run(principal.key_id or principal.kind, work)
+            written = self._stopping(job, written)
+        return written
+
+    @staticmethod
+    def _stopping(job: Job, written: Deferred[bytes]) -> Deferred[bytes]:
+        """Return a Deferred of what a job writes, which stops with it."""
+        waiting: Deferred[bytes] = Deferred(lambda _: job.stop())
+        written.chainDeferred(waiting)
+        return waiting
+
+    def _write(self, principal: Principal, options: ListOptions) -> Generator[None, None, bytes]:
+        pieces: list[bytes] = []
+        ends: list[str] = []
+        parents: dict[tuple[Server, str], str] = {}
+        seen: set[str] = set()
+
+        def add(card: Card) -> None:
+            if options.for_anthropic:
+                card = _for_anthropic(card)
+                ends.append(card["id"])
+            pieces.append(msgspec.json.encode(card))
+
+        for number, name in enumerate(islice(self.names(principal), MAX_LISTED), 1):
+            if number % STEP == 0:
+                yield
+            if name in seen:
+                continue
+            seen.add(name)
+            card = self.card(principal, name, options, parents)
             if card is not None:
-                cards.append(card)
+                add(card)
         if options.wildcards:
-            patterns = (name for name in self._router.names if is_pattern(name))
-            cards += [
-                self._unknown(name, name) for name in patterns if self._permissions.may_use_model(principal, name)
-            ]
-        answer: Card = {"object": "list", "data": cards}
+            for name in filter(is_pattern, self._router.names):
+                if self._permissions.may_use_model(principal, name):
+                    add(self._unknown(name, name))
+        more = b""
         if options.for_anthropic:
-            cards = [_for_anthropic(card) for card in cards]
-            first, last = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
-            answer |= {"data": cards, "has_more": False, "first_id": first, "last_id": last}
-        return msgspec.json.encode(answer)
+            first, last = (ends[0], ends[-1]) if ends else (None, None)
+            more = b"," + msgspec.json.encode({"has_more": False, "first_id": first, "last_id": last})[1:-1]
+        return b'{"object":"list","data":[%b]%b}' % (b",".join(pieces), more)
 
     def _found(self, group: ModelGroup, asked: str) -> Card | None:
         """Return what servers say of a model; of an entry with one name, that it is configured if they say nothing."""
