@@ -270,7 +270,7 @@ class ModelListing:
 
     def _list_now(self, principal: Principal, options: ListOptions) -> bytes | Deferred[bytes]:
         """Return the list; equal lists are written once, until something changes, and long ones in steps."""
-        restricts = (principal.models, principal.user_models, principal.team_models, *principal.aliases.items())
+        restricts = (*_patterns_of(principal), *principal.aliases.items())
         key = (self._router.changes, self._served.changes, options, principal.is_administrator, restricts)
         # which servers work changes often
         answer = None if options.healthy else self._answers.get(key)
@@ -392,7 +392,7 @@ class ModelListing:
                 name = callers_name(group.name, each.upstream_model or group.name, served)
                 if name is not None:
                     yield name
-        for name in (*principal.models, *principal.user_models, *principal.team_models):
+        for name in (name for level in _patterns_of(principal) for name in level):
             if group.pattern is not None and not is_pattern(name) and group.pattern.match(name) is not None:
                 yield name
 
@@ -413,6 +413,11 @@ class ModelListing:
         for group in self._router.groups:
             found.update(dict.fromkeys(self._servers_of(group)))
         return list(found)[:MAX_ASKED]
+
+
+def _patterns_of(principal: Principal) -> tuple[tuple[str, ...], ...]:
+    """Return the patterns of models at each level that restricts a caller."""
+    return principal.models, principal.user_models, principal.team_models, principal.organization_models
 
 
 def _for_anthropic(card: Card) -> Card:
