@@ -16,11 +16,28 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
+from werkzeug.routing import PathConverter
 from zope.interface import implementer
 
-from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
+from twisted_vllm.admin import (
+    audit,
+    configuration,
+    customers,
+    health,
+    model_entries,
+    model_lists,
+    upstream_metrics,
+)
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
-from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
+from twisted_vllm.admin.context import (
+    DATABASE_TIMEOUT,
+    AdminContext,
+    ModelLists,
+    ModelSource,
+    NoModels,
+    Readiness,
+    cannot_reload,
+)
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
@@ -56,6 +73,7 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/v1/models, /model/info, /model_group/info": "the models that a key may use",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
@@ -105,6 +123,7 @@ ROUTES: tuple[Route, ...] = (
     *teams.routes,
     *customers.routes,
     *model_entries.routes,
+    *model_lists.routes,
     *audit.routes,
     *configuration.routes,
     *reports.routes,
@@ -124,6 +143,12 @@ def _is_health(request: IRequest) -> bool:
 
 def _peer_of(request: IRequest) -> str:
     return getattr(request.getClientAddress(), "host", None) or "-"
+
+
+class NameConverter(PathConverter):
+    """Matches a name with slashes, which may begin with one: a model's name may be an absolute path."""
+
+    regex = "/?[^/].*?"
 
 
 class AdminApp:
@@ -155,6 +180,7 @@ class AdminApp:
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
+        models: ModelLists | None = None,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
@@ -181,6 +207,7 @@ class AdminApp:
             text: removes secrets from text of clients; None knows only their form.
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
+            models: lists the models that a caller may use; None for none.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
         """
@@ -202,6 +229,7 @@ class AdminApp:
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
+            models=NoModels() if models is None else models,
             database_timeout=database_timeout,
             reload=reload,
         )
@@ -209,6 +237,7 @@ class AdminApp:
         # Otherwise werkzeug redirects a path with a doubled or trailing slash, to a URL made from the Host header.
         app.url_map.strict_slashes = False
         app.url_map.merge_slashes = False
+        app.url_map.converters = {**app.url_map.converters, "name": NameConverter}
         app.handle_errors(Exception)(send_failure)
         for route in ROUTES:
             app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(

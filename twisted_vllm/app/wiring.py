@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
+from time import time
 from typing import Any
 
 import attrs
@@ -80,6 +81,7 @@ from twisted_vllm.proxy.metrics import (
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
@@ -307,8 +309,17 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
-        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
+        listing = ModelListing(
+            router,
+            served_models,
+            admission,
+            entries=lambda: self.models.current.models,
+            default_prices=lambda: self.models.current.default_prices,
+            created=int(time()),
+            cooperate=cooperate,
+        )
+        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,
@@ -341,6 +352,7 @@ class Wiring:
             web_pages=web_pages,
             accounting=accounting.observer,
             mounts=mounts,
+            listing=listing,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -377,6 +389,7 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            models=listing,
             **admin_of(settings),
         )
         self.site = GatewaySite(

@@ -678,8 +678,9 @@ class ModelEntry:
     """One entry of ``model_list``, resolved.
 
     Attributes:
-        model_name: the name that callers use.
-        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
+        model_name: the name that callers use, perhaps with wildcards (`twisted_vllm.config.name_patterns`).
+        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``. Its wildcards stand for what those
+            of `model_name` stand for.
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
@@ -688,6 +689,8 @@ class ModelEntry:
         tpm: the most tokens in a minute; None means no limit.
         strategy: the routing strategy of its ``model_name``; None for the general one.
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
+        model_id: its id; the servers of one service share it.
+        description: its ``model_info`` as it is written, in JSON.
     """
 
     model_name: str
@@ -700,6 +703,8 @@ class ModelEntry:
     tpm: int | None = None
     strategy: str | None = None
     discovery: str | None = None
+    model_id: str = ""
+    description: bytes = b"{}"
 
 
 _NO_TLS = TlsParams()
