@@ -11,13 +11,17 @@ from twisted_vllm.auth.records import MASTER
 CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
     "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
+    "/user/bulk_update", "/team/model/add", "/team/model/delete", "/team/bulk_member_add",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
     "/config/reload",
 ]  # fmt: skip
-LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/info", "/team/list", "/audit/list"]
+LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/list", "/v2/team/list", "/audit/list"]
 ADMIN = [*(("POST", path) for path in CHANGING), ("PATCH", "/model/x/update"), *(("GET", path) for path in LISTING)]
-KEY_ROUTES = [*ADMIN, ("GET", "/key/info"), ("GET", "/user/info")]
+KEY_ROUTES = [
+    *ADMIN,
+    *(("GET", path) for path in ("/key/info", "/user/info", "/v2/user/info", "/team/info", "/team/available")),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), KEY_ROUTES)

@@ -160,6 +160,10 @@ class AuditContext:
         """The attributes of a changed record that say when it was changed and by whom."""
         return {"updated_at": self.now, "updated_by": self.actor}
 
+    def new_id(self) -> str:
+        """Return a random id for a user, a team, an organization or a budget."""
+        return str(UUID(bytes=self.randbytes(16), version=4))
+
     def check_may_change(self, *records: KeyRecord) -> None:
         """Check that the actor may create, change or delete these keys.
 
@@ -242,8 +246,8 @@ class AdminCall:
         return self.audit.now
 
     def new_id(self) -> str:
-        """Return a random id for a user or a team."""
-        return str(UUID(bytes=self.context.randbytes(16), version=4))
+        """Return a random id, as `AuditContext.new_id`."""
+        return self.audit.new_id()
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads in a transaction."""

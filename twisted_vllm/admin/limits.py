@@ -34,6 +34,12 @@ Counts = Annotated[dict[_ModelName, Count], msgspec.Meta(max_length=MAX_ITEMS)]
 #: an amount that fits in 64 bits of picodollars
 Dollars = Annotated[float, msgspec.Meta(ge=0, le=9_000_000, description="US dollars.")]
 
+#: what a key, user or customer has spent; None leaves it
+Spent = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=9_000_000, description="The spend in the budget's current period, in US dollars."),
+]
+
 BudgetDuration = Annotated[
     str,
     msgspec.Meta(

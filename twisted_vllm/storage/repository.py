@@ -268,6 +268,11 @@ class MemberRepository:
                 found[row._mapping[column]].append(Member(**row._mapping))
         return found
 
+    def are_teams_of(self, user_id: str) -> ColumnElement[bool]:
+        """Return the condition that a team has this user as a member, for a page of teams."""
+        columns = tables.members.c
+        return tables.teams.c.team_id.in_(select(columns.team_id).where(columns.user_id == user_id))
+
     def put(self, member: Member) -> None:
         """Add a user to a team, or change the role of a member."""
         self.remove(member.team_id, member.user_id)

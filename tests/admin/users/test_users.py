@@ -138,7 +138,7 @@ def test_a_key_sees_its_own_user_and_no_other(gateway: Gateway) -> None:
         ({"max_budget": -5}, "max_budget"),
         ({"budget_id": "b"}, "budget_id"),
         ({"models": ["no-default-models"]}, "models"),
-        ({"auto_create_key": False, "duration": "1h"}, "auto_create_key"),
+        ({"auto_create_key": False, "duration": "1h"}, "duration"),
         ({"user_alais": "x"}, "user_alais"),
     ],
 )

@@ -13,28 +13,26 @@ from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.fields import expiry_of, redacted
 from twisted_vllm.admin.keys.models import (
-    UNSUPPORTED_ON_GENERATE,
     BulkRequest,
     DeleteRequest,
     RegenerateRequest,
     UpdateRequest,
 )
-from twisted_vllm.admin.limits import current_spend, dollars, report_usage
+from twisted_vllm.admin.limits import dollars, report_usage
 from twisted_vllm.admin.model_limits import check_limits_of_key
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.parsing import parse_body
+from twisted_vllm.admin.parsing import parse_body, without_blanks
+from twisted_vllm.admin.spending import set_spend, spend_now
+from twisted_vllm.admin.unsupported import IN_KEY_REPORTS
 from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
-from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.records import FormerKeyRecord
 from twisted_vllm.storage.transaction import Transaction
 
 #: how long to store a key's former value after it stopped working, so that its callers get the reason
 _FORMER_KEY_RETENTION = timedelta(days=1)
-
-#: LiteLLM's fields that every report of a key has, with their defaults
-_DEFAULTS = {name: value for name, value in UNSUPPORTED_ON_GENERATE.items() if name != "send_invite_email"}
 
 
 def new_record(key: str, values: Mapping[str, Any], audit: AuditContext) -> KeyRecord:
@@ -62,6 +60,14 @@ def insert(transaction: Transaction, audit: AuditContext, record: KeyRecord) -> 
     _check_model_limits(transaction, record)
     transaction.keys.insert(record)
     audit.record_key(transaction, None, record)
+
+
+def set_given_spend(transaction: Transaction, audit: AuditContext, record: KeyRecord, spend: float | None) -> None:
+    """Set the spend of a key that a request gives, in US dollars; None leaves it."""
+    if spend is not None:
+        set_spend(
+            transaction, audit, "key", record.key_id, record.allowance, from_dollars(spend), name=record.hash_prefix
+        )
 
 
 def find(transaction: Transaction, key: str | None, alias: str | None) -> KeyRecord:
@@ -130,7 +136,9 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, g
         NotFound, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
     record = find(transaction, body.key, body.key_alias)
-    return change(transaction, audit, record, body.values(given, audit, record))
+    changed = change(transaction, audit, record, body.values(given, audit, record))
+    set_given_spend(transaction, audit, changed, body.spend)
+    return changed
 
 
 def update_each(transaction: Transaction, audit: AuditContext, body: BulkRequest) -> Json:
@@ -139,7 +147,8 @@ def update_each(transaction: Transaction, audit: AuditContext, body: BulkRequest
     failed: list[Json] = []
     for number, each in enumerate(body.keys):
         try:
-            changed.append(update(transaction, audit, parse_body(each, UpdateRequest), each))
+            given = without_blanks(each)
+            changed.append(update(transaction, audit, parse_body(given, UpdateRequest), given))
         except GatewayError as error:
             # Operations check before they write, so a refused one has changed nothing.
             failed.append({"index": number, "key_info": None, "failed_reason": error.message})
@@ -176,6 +185,7 @@ def regenerate(
         "last_rotation_at": audit.now,
     }
     changed = change(transaction, audit, record, values)
+    set_given_spend(transaction, audit, changed, body.spend)
     _delete_old_former_keys(transaction, record, audit.now)
     transaction.former.insert(
         FormerKeyRecord(
@@ -220,12 +230,10 @@ def reset_spend(transaction: Transaction, audit: AuditContext, key: str, reset_t
     """
     record = find(transaction, key, None)
     audit.check_may_change(record)
-    before = current_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], audit.now)
+    before = spend_now(transaction, audit, "key", record.key_id, record.allowance)
     if reset_to > before:
         raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
-    start, _ = period_of(record.allowance.budget_duration, audit.now.timestamp())
-    transaction.spend.set("key", record.key_id, reset_to, start)
-    audit.record(transaction, "key", record.hash_prefix, {"spend": dollars(before)}, {"spend": dollars(reset_to)})
+    set_spend(transaction, audit, "key", record.key_id, record.allowance, reset_to, name=record.hash_prefix)
     report = report_key(transaction, record, audit.now)
     return {
         "key_hash": record.token,
@@ -298,7 +306,7 @@ def report_key(transaction: Transaction, record: KeyRecord, now: datetime) -> Js
 
 def _report(record: KeyRecord, spend: Spend, now: datetime) -> Json:
     return {
-        **_DEFAULTS,
+        **IN_KEY_REPORTS,
         **report_usage(record.allowance, spend, now),
         "token": record.token,
         "key_name": record.key_name,

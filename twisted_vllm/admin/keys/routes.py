@@ -84,6 +84,7 @@ async def _create(call: AdminCall, body: GenerateRequest, **extra: Json) -> Json
 
     def work(transaction: Transaction) -> Json:
         operations.insert(transaction, call.audit, record)
+        operations.set_given_spend(transaction, call.audit, record, body.spend)
         return operations.report_key(transaction, record, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}

@@ -22,19 +22,32 @@ from twisted_vllm.admin.fields import (
     one_of_fields,
     stored_models,
 )
-from twisted_vllm.admin.keys.models import UNSUPPORTED_ON_GENERATE, KeyReport
+from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.limits import LimitFields
-from twisted_vllm.admin.models import Body, Json, Query, Record, Response, Strings
+from twisted_vllm.admin.models import (
+    Body,
+    Json,
+    NumberedPage,
+    PageNumber,
+    PageSize,
+    Query,
+    Record,
+    Response,
+    SortOrder,
+    Strings,
+)
+from twisted_vllm.admin.unsupported import ON_MEMBERS, ON_TEAMS
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
+from twisted_vllm.storage.repository import PageQuery
 
 TeamRole = Literal["user", "admin"]
 
-_UNSUPPORTED_ON_MEMBER: Json = dict.fromkeys(
-    ("max_budget_in_team", "budget_duration", "tpm_limit", "rpm_limit", "allowed_models")
-)
+#: members that one bulk request may add, and teams that a list holds without a page
+MAX_BULK_MEMBERS = 500
+MAX_TEAMS = 1000
 
 
 class NewMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,27 +74,7 @@ _Members = Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 class TeamFields(LimitFields, frozen=True, kw_only=True):
     """The fields of a team that an administrator may set."""
 
-    UNSUPPORTED = {
-        **{
-            name: UNSUPPORTED_ON_GENERATE[name]
-            for name in (
-                *("budget_limits", "budget_id", "tpd_limit", "router_settings"),
-                *("rpm_limit_type", "tpm_limit_type", "guardrails", "policies"),
-            )
-        },
-        "object_permission": None,
-        "organization_id": None,
-        "admins": [],
-        "members": [],
-        "model_aliases": None,
-        "tags": None,
-        "team_member_budget": None,
-        "team_member_rpm_limit": None,
-        "team_member_tpm_limit": None,
-        "team_member_key_duration": None,
-        "team_member_permissions": None,
-        "access_group_ids": None,
-    }
+    UNSUPPORTED = ON_TEAMS
 
     team_alias: Alias | None = None
     models: Models | None = None
@@ -165,7 +158,7 @@ class DeleteTeamsRequest(Body, frozen=True, kw_only=True):
 class AddMembersRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/member_add``: one member or several."""
 
-    UNSUPPORTED = _UNSUPPORTED_ON_MEMBER
+    UNSUPPORTED = ON_MEMBERS
 
     team_id: Label
     member: _Member | _Members
@@ -181,10 +174,40 @@ class AddMembersRequest(Body, frozen=True, kw_only=True):
             member.check()
 
 
+class BulkAddMembersRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /team/bulk_member_add``: some members, or all users."""
+
+    team_id: Label
+    members: Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_BULK_MEMBERS)] | None = None
+    all_users: bool | None = None
+
+    def check(self) -> None:
+        """Check the members, and that there are some.
+
+        Raises:
+            InvalidRequest: there are none, or both fields name some.
+        """
+        if bool(self.members) == bool(self.all_users):
+            raise InvalidRequest("Send `members`, or `all_users`.", param="members")
+        for member in self.members or ():
+            member.check()
+
+
+class TeamModelsRequest(Body, frozen=True, kw_only=True):
+    """The body of ``POST /team/model/add`` and ``/team/model/delete``."""
+
+    team_id: Label
+    models: Annotated[Models, msgspec.Meta(min_length=1)]
+
+    def check(self) -> None:
+        """Check the models."""
+        check_models(self.models)
+
+
 class UpdateMemberRequest(Body, frozen=True, kw_only=True):
     """The body of ``POST /team/member_update``. It names the user by `user_id`, or else by `user_email`."""
 
-    UNSUPPORTED = _UNSUPPORTED_ON_MEMBER
+    UNSUPPORTED = ON_MEMBERS
 
     team_id: Label
     user_id: Label | None = None
@@ -216,15 +239,46 @@ def _check_member_named(user_id: str | None, user_email: str | None) -> None:
 class TeamInfoQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /team/info``."""
 
-    team_id: Annotated[str, msgspec.Meta(min_length=1)]
+    team_id: Annotated[str, msgspec.Meta(description="The team. Default: the team of the caller's key.")] = ""
 
 
 class TeamListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /team/list``."""
 
-    UNSUPPORTED = {"organization_id": None}
-
     user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user. Default: all teams.")] = ""
+    page: PageNumber = 1
+    page_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TEAMS, description="Entries per page.")] = MAX_TEAMS
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(page=self.page, size=self.page_size, sort_by="team_id", descending=False)
+
+
+class TeamPageQuery(Query, frozen=True, kw_only=True):
+    """The query of ``GET /v2/team/list``."""
+
+    UNSUPPORTED = {"search": None, "search_team_id_match": "exact", "status": None}
+
+    user_id: Annotated[str, msgspec.Meta(description="Only the teams of this user.")] = ""
+    team_id: str = ""
+    team_alias: Annotated[str, msgspec.Meta(description="Text that the name contains, in any case.")] = ""
+    page: PageNumber = 1
+    page_size: PageSize = 10
+    sort_by: Literal["team_id", "team_alias", "created_at", "updated_at"] = "team_id"
+    sort_order: SortOrder = "asc"
+
+    @property
+    def page_query(self) -> PageQuery:
+        """The page that is asked for."""
+        return PageQuery(
+            page=self.page,
+            size=self.page_size,
+            equals={name: getattr(self, name) for name in ("team_id",) if getattr(self, name)},
+            contains={"team_alias": self.team_alias} if self.team_alias else {},
+            sort_by=self.sort_by,
+            descending=self.sort_order == "desc",
+        )
 
 
 class Membership(Response, kw_only=True):
@@ -241,7 +295,7 @@ class MemberRole(Response, kw_only=True):
 
     role: TeamRole
     user_id: str
-    user_email: None
+    user_email: str | None
 
 
 class TeamReport(Record, kw_only=True):
@@ -256,6 +310,41 @@ class TeamReport(Record, kw_only=True):
     forbidden_fields: Strings
     field_limits: dict[str, int]
     members_with_roles: tuple[MemberRole, ...]
+
+
+class ListedTeam(TeamReport, kw_only=True):
+    """A team, with the number of its members and keys."""
+
+    members_count: int
+    keys_count: int
+
+
+class TeamPage(NumberedPage, kw_only=True):
+    """A page of teams."""
+
+    teams: tuple[ListedTeam, ...]
+
+
+class AddedMember(Response, kw_only=True):
+    """The result for one member of a bulk request."""
+
+    user_id: str | None
+    user_email: str | None
+    success: bool
+    error: str | None
+    updated_user: UserReport | None
+    updated_team_membership: Membership | None
+
+
+class BulkAddedMembers(Response, kw_only=True):
+    """The results of a bulk request, in its order."""
+
+    team_id: str
+    results: tuple[AddedMember, ...]
+    total_requested: int
+    successful_additions: int
+    failed_additions: int
+    updated_team: TeamReport
 
 
 class ChangedMember(Response, kw_only=True):

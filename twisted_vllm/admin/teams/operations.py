@@ -10,23 +10,27 @@ import attrs
 
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.field_rules import report_rules
-from twisted_vllm.admin.fields import redacted
+from twisted_vllm.admin.fields import redacted, stored_models
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_team, put_members, roles_in
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.teams.models import (
+    MAX_BULK_MEMBERS,
+    BulkAddMembersRequest,
     NewMember,
     NewTeamRequest,
     RemoveMemberRequest,
+    TeamModelsRequest,
     UpdateMemberRequest,
     UpdateTeamRequest,
 )
 from twisted_vllm.admin.users import operations as users
 from twisted_vllm.admin.users.models import NewUserRequest
-from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
+from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from twisted_vllm.storage.records import Member, TeamRecord, UserRecord
+from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -110,25 +114,119 @@ def delete(transaction: Transaction, audit: AuditContext, team_ids: Sequence[str
 def add_members(
     transaction: Transaction, audit: AuditContext, team: TeamRecord, new: Sequence[NewMember]
 ) -> list[UserRecord]:
-    """Add users to a team and return them. A user whose id is unknown is created.
+    """Add users to a team and return them. A user whose id or address is unknown is created.
+
+    Those who are members already stay what they are.
 
     Raises:
-        InvalidRequest: a member has neither an id nor an address.
-        NotFound: no user has an address.
+        InvalidRequest: a member has neither an id nor an address, or all are members already.
     """
+    members = {each.user_id for each in transaction.members.of_teams([team.team_id])[team.team_id]}
     found = [_find_or_add_user(transaction, audit, each) for each in new]
-    members = [Member(team.team_id, user.user_id, each.role) for user, each in zip(found, new, strict=True)]
-    put_members(transaction, audit, team, members)
-    return found
+    added = {
+        user.user_id: Member(team.team_id, user.user_id, each.role)
+        for user, each in reversed(list(zip(found, new, strict=True)))
+        if user.user_id not in members
+    }
+    if not added:
+        who = "The user is" if len(new) == 1 else "All users are"
+        raise InvalidRequest(f"{who} in the team already. Change a role with /team/member_update.", param="member")
+    put_members(transaction, audit, team, list(added.values())[::-1])
+    return list({user.user_id: user for user in found}.values())
 
 
 def _find_or_add_user(transaction: Transaction, audit: AuditContext, new: NewMember) -> UserRecord:
     if new.user_id is None and new.user_email is None:
         raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
-    if new.user_id is None or transaction.users.get(new.user_id) is not None:
+    try:
         return users.find(transaction, new.user_id, new.user_email)
-    body = NewUserRequest(user_id=new.user_id, user_email=new.user_email)
-    return users.add(transaction, audit, body, new.user_id, None)
+    except NotFound:
+        user_id = audit.new_id() if new.user_id is None else new.user_id
+        body = NewUserRequest(user_id=user_id, user_email=new.user_email)
+        return users.add(transaction, audit, body, user_id, None)
+
+
+def add_each_member(
+    transaction: Transaction, audit: AuditContext, team: TeamRecord, body: BulkAddMembersRequest
+) -> list[Json]:
+    """Add members to a team, each on its own, and return the results as `AddedMember` describes them.
+
+    Raises:
+        InvalidRequest: there are more users than one request may add.
+    """
+    new: Sequence[NewMember] = body.members or ()
+    if body.all_users:
+        page = transaction.users.page(PageQuery(size=MAX_BULK_MEMBERS, sort_by="user_id", descending=False))
+        if page.total_count > MAX_BULK_MEMBERS:
+            raise InvalidRequest(
+                f"There are {page.total_count} users, and one request adds {MAX_BULK_MEMBERS} at most: send them as "
+                "`members`, in parts.",
+                param="all_users",
+            )
+        new = [NewMember(user_id=user.user_id, user_email=user.user_email) for user in page.records]
+    return [_add_one_member(transaction, audit, team, each) for each in new]
+
+
+def _add_one_member(transaction: Transaction, audit: AuditContext, team: TeamRecord, new: NewMember) -> Json:
+    try:
+        [user] = add_members(transaction, audit, team, [new])
+    except GatewayError as error:
+        # Operations check before they write, so a refused one has changed nothing.
+        return {
+            "user_id": new.user_id,
+            "user_email": new.user_email,
+            "success": False,
+            "error": error.message,
+            "updated_user": None,
+            "updated_team_membership": None,
+        }
+    return {
+        "user_id": user.user_id,
+        "user_email": user.user_email,
+        "success": True,
+        "error": None,
+        "updated_user": users.report_user(transaction, user, audit.now),
+        "updated_team_membership": report_membership(find_member(transaction, team.team_id, user.user_id)),
+    }
+
+
+def find_member(transaction: Transaction, team_id: str, user_id: str) -> Member:
+    """Return the membership of a user in a team.
+
+    Raises:
+        NotFound: the user is not in the team.
+    """
+    for member in transaction.members.of_teams([team_id])[team_id]:
+        if member.user_id == user_id:
+            return member
+    raise NotFound(f"`{redacted(user_id)}` is not a member of this team.", param="user_id")
+
+
+def add_models(transaction: Transaction, audit: AuditContext, body: TeamModelsRequest) -> TeamRecord:
+    """Allow a team more models; a team that could use all can use these alone from now on, as in LiteLLM.
+
+    Raises:
+        NotFound, RouteNotAllowed: as `update`.
+    """
+    team = find_team(transaction, body.team_id)
+    models = tuple(dict.fromkeys((*team.models, *body.models)))
+    return _change(transaction, audit, team, {"models": stored_models(models)})
+
+
+def remove_models(transaction: Transaction, audit: AuditContext, body: TeamModelsRequest) -> TeamRecord:
+    """Take models from a team.
+
+    Raises:
+        NotFound, RouteNotAllowed: as `update`.
+        InvalidRequest: none would stay, which would allow all.
+    """
+    team = find_team(transaction, body.team_id)
+    models = tuple(model for model in team.models if model not in body.models)
+    if not models and team.models:
+        raise InvalidRequest(
+            "No model would stay, and an empty list allows all: block the team, or set its `models`.", param="models"
+        )
+    return _change(transaction, audit, team, {"models": models})
 
 
 def update_member(
@@ -141,13 +239,11 @@ def update_member(
     """
     team = find_team(transaction, body.team_id)
     user = users.find(transaction, body.user_id, body.user_email)
-    for member in transaction.members.of_teams([team.team_id])[team.team_id]:
-        if member.user_id == user.user_id:
-            if body.role is not None and body.role != member.role:
-                member = Member(team.team_id, user.user_id, body.role)
-                put_members(transaction, audit, team, [member])
-            return team, user, member
-    raise _not_a_member(user.user_id)
+    member = find_member(transaction, team.team_id, user.user_id)
+    if body.role is not None and body.role != member.role:
+        member = Member(team.team_id, user.user_id, body.role)
+        put_members(transaction, audit, team, [member])
+    return team, user, member
 
 
 def remove_member(transaction: Transaction, audit: AuditContext, body: RemoveMemberRequest) -> TeamRecord:
@@ -162,21 +258,19 @@ def remove_member(transaction: Transaction, audit: AuditContext, body: RemoveMem
     if user_id is None:
         user_id = users.find(transaction, None, body.user_email).user_id
     before = roles_in(transaction, team)
-    if not transaction.members.remove(team.team_id, user_id):
-        raise _not_a_member(user_id)
+    find_member(transaction, team.team_id, user_id)
+    transaction.members.remove(team.team_id, user_id)
     keys.delete_records(transaction, audit, transaction.keys.find(user_id=user_id, team_id=team.team_id))
     audit.record(transaction, "team", team.team_id, before, roles_in(transaction, team))
     return team
-
-
-def _not_a_member(user_id: str) -> NotFound:
-    return NotFound(f"`{redacted(user_id)}` is not a member of this team.", param="user_id")
 
 
 def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: datetime) -> list[Json]:
     """Return teams as `TeamReport` describes them."""
     ids = [team.team_id for team in teams]
     spend, members = transaction.spend.of("team", ids), transaction.members.of_teams(ids)
+    known = transaction.users.among("user_id", (member.user_id for each in members.values() for member in each))
+    emails = {user.user_id: user.user_email for user in known}
     return [
         {
             **report_usage(team.allowance, spend[team.team_id], now),
@@ -188,7 +282,8 @@ def report_teams(transaction: Transaction, teams: Sequence[TeamRecord], now: dat
             "blocked": team.blocked,
             "metadata": team.metadata,
             "members_with_roles": [
-                {"role": member.role, "user_id": member.user_id, "user_email": None} for member in members[team.team_id]
+                {"role": member.role, "user_id": member.user_id, "user_email": emails.get(member.user_id)}
+                for member in members[team.team_id]
             ],
             "created_at": team.created_at,
             "created_by": team.created_by,

@@ -14,10 +14,14 @@ from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_team, put_members
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.users.models import NewUserRequest, UpdateUserRequest
+from twisted_vllm.admin.parsing import parse_body, without_blanks
+from twisted_vllm.admin.spending import set_spend
+from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersRequest, NewUserRequest, UpdateUserRequest
 from twisted_vllm.auth.records import KeyRecord
-from twisted_vllm.errors import Conflict, NotFound
+from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
+from twisted_vllm.money import from_dollars
 from twisted_vllm.storage.records import Member, UserRecord
+from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
 
@@ -63,18 +67,24 @@ def add(
     keys_of_user = transaction.keys.find(user_id=user_id)
     audit.check_may_change(*keys_of_user)
     check_limits_over_keys(user.allowance, keys_of_user)
-    teams = [find_team(transaction, team_id, "teams") for team_id in dict.fromkeys(body.teams or ())]
+    teams = [(find_team(transaction, each.team_id, "teams"), each) for each in body.memberships]
     if key is not None:
         keys.insert(transaction, audit, key)
     transaction.users.insert(user)
     audit.record(transaction, "user", user_id, None, user)
-    for team in teams:
-        put_members(transaction, audit, team, [Member(team.team_id, user_id)])
+    _set_given_spend(transaction, audit, user, body.spend)
+    for team, each in teams:
+        put_members(transaction, audit, team, [Member(team.team_id, user_id, each.user_role)])
     return user
 
 
+def _set_given_spend(transaction: Transaction, audit: AuditContext, user: UserRecord, spend: float | None) -> None:
+    if spend is not None:
+        set_spend(transaction, audit, "user", user.user_id, user.allowance, from_dollars(spend))
+
+
 def update(transaction: Transaction, audit: AuditContext, body: UpdateUserRequest, given: Container[str]) -> UserRecord:
-    """Change a user.
+    """Change a user, or create it where it is not known.
 
     Args:
         transaction: the transaction.
@@ -83,12 +93,16 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
         given: the names of the fields that it has.
 
     Raises:
-        NotFound: there is no such user.
         Conflict: another user has the address.
         InvalidRequest: a limit would never count.
         RouteNotAllowed: the user has keys that may administer, and the actor may not change those.
     """
-    user = find(transaction, body.user_id, body.user_email)
+    try:
+        user = find(transaction, body.user_id, body.user_email)
+    except NotFound:
+        fields = {name: getattr(body, name) for name in body.__struct_fields__}
+        user_id = audit.new_id() if body.user_id is None else body.user_id
+        return add(transaction, audit, NewUserRequest(**{**fields, "user_id": user_id}), user_id, None)
     changed = attrs.evolve(user, **body.values(given, user.allowance), **audit.updated)
     _check_email_free(transaction, changed)
     keys_of_user = transaction.keys.find(user_id=user.user_id)
@@ -97,7 +111,58 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
         check_limits_over_keys(changed.allowance, keys_of_user)
     transaction.users.replace(user.user_id, changed)
     audit.record(transaction, "user", user.user_id, user, changed)
+    _set_given_spend(transaction, audit, changed, body.spend)
     return changed
+
+
+def update_each(transaction: Transaction, audit: AuditContext, body: BulkUpdateUsersRequest) -> Json:
+    """Update several users, each on its own, and return the results.
+
+    Raises:
+        InvalidRequest: there are more users than one request may change.
+    """
+    requests: Sequence[Json] = body.users or ()
+    if body.all_users:
+        page = transaction.users.page(PageQuery(size=MAX_BULK_USERS, sort_by="user_id", descending=False))
+        if page.total_count > MAX_BULK_USERS:
+            raise InvalidRequest(
+                f"There are {page.total_count} users, and one request changes {MAX_BULK_USERS} at most: send them as "
+                "`users`, in parts.",
+                param="all_users",
+            )
+        requests = [{**(body.user_updates or {}), "user_id": user.user_id} for user in page.records]
+    results = [_update_one(transaction, audit, each) for each in requests]
+    successful = sum(result["success"] for result in results)
+    return {
+        "results": results,
+        "total_requested": len(results),
+        "successful_updates": successful,
+        "failed_updates": len(results) - successful,
+    }
+
+
+def _update_one(transaction: Transaction, audit: AuditContext, request: Json) -> Json:
+    named = {name: request[name] for name in ("user_id", "user_email") if isinstance(request.get(name), str)}
+    try:
+        given = without_blanks(request)
+        user = update(transaction, audit, parse_body(given, UpdateUserRequest), given)
+    except GatewayError as error:
+        # Operations check before they write, so a refused one has changed nothing.
+        return {
+            "user_id": None,
+            "user_email": None,
+            **{name: redacted(text) for name, text in named.items()},
+            "success": False,
+            "error": error.message,
+            "updated_user": None,
+        }
+    return {
+        "user_id": user.user_id,
+        "user_email": user.user_email,
+        "success": True,
+        "error": None,
+        "updated_user": report_user(transaction, user, audit.now),
+    }
 
 
 def _check_email_free(transaction: Transaction, user: UserRecord) -> None:
