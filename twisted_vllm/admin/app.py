@@ -20,10 +20,12 @@ from zope.interface import implementer
 
 from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
 from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
+from twisted_vllm.admin.budgets import routes as budgets
 from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
 from twisted_vllm.admin.openapi import make_document
+from twisted_vllm.admin.organizations import routes as organizations
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Route, Routes
@@ -53,6 +55,8 @@ WELCOME = {
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",
         "/customer/new, /customer/info, /customer/block …": "end users, whom the callers of keys name",
+        "/budget/new, /budget/update, /budget/list …": "limits that keys, users, teams, customers name by budget_id",
+        "/organization/new, /organization/info, /organization/list …": "organizations: a level above teams",
         "/model/new, /model/update, /model/delete": "models and their servers, while the gateway runs",
         "/audit/list": "what administrators did",
         "/config/reload": "the configuration, read again",
@@ -101,6 +105,8 @@ ROUTES: tuple[Route, ...] = (
     *users.routes,
     *teams.routes,
     *customers.routes,
+    *budgets.routes,
+    *organizations.routes,
     *model_entries.routes,
     *audit.routes,
     *configuration.routes,

@@ -143,6 +143,12 @@ class Routes:
         """Declare a PATCH route, as `post`."""
         return self._changing("PATCH", paths, body, options)
 
+    def delete(
+        self, *paths: str, body: type[BodyT], **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a DELETE route with a body, as `post`."""
+        return self._changing("DELETE", paths, body, options)
+
     def _changing(
         self, method: str, paths: tuple[str, ...], body: type[BodyT], options: Mapping[str, Any]
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:

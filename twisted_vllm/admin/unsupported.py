@@ -30,9 +30,6 @@ _ON_KEYS_AND_USERS: _Fields = {
 
 #: of requests that make or change a key
 ON_KEYS: _Fields = {
-    "organization_id": None,
-    "budget_id": None,
-    "model_max_budget": {},
     **_ON_KEYS_AND_USERS,
     "access_group_ids": None,
     "allowed_passthrough_routes": None,
@@ -59,9 +56,6 @@ ON_KEYS: _Fields = {
 
 #: what a report of a key says of them
 IN_KEY_REPORTS: _Fields = {
-    "organization_id": None,
-    "budget_id": None,
-    "model_max_budget": {},
     **{
         name: value
         for name, value in ON_KEYS.items()
@@ -119,6 +113,9 @@ ON_TEAMS: _Fields = {
 
 #: of requests that make or change a member of a team
 ON_MEMBERS: _Fields = dict.fromkeys(("allowed_models", "temp_budget_expiry", "temp_budget_increase"))
+
+#: of requests that make or change a member of an organization
+ON_ORGANIZATION_MEMBERS: _Fields = {"max_budget_in_organization": None}
 
 #: of requests that make or change a customer
 ON_CUSTOMERS: _Fields = dict.fromkeys(

@@ -100,9 +100,10 @@ class Repository(Generic[RecordT]):
         found = self.find(**{self._identity.name: identity})
         return found[0] if found else None
 
-    def count(self) -> int:
-        """Return how many records there are."""
-        return self._connection.execute(select(func.count()).select_from(self._table)).scalar_one()
+    def count(self, **equals: Any) -> int:
+        """Return how many records there are, or how many whose columns have these values."""
+        wanted = [self._table.c[name] == value for name, value in equals.items()]
+        return self._connection.execute(select(func.count()).select_from(self._table).where(*wanted)).scalar_one()
 
     def find(self, **equals: Any) -> list[RecordT]:
         """Return the records whose columns have these values, sorted by identity."""

@@ -38,6 +38,7 @@ from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expi
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.models import (
     Body,
+    BudgetTable,
     Json,
     PageNumber,
     PageSize,
@@ -105,6 +106,8 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
     tags: Labels | None = None
     user_id: Label | None = None
     team_id: Reference | None = None
+    organization_id: Reference | None = None
+    budget_id: Reference | None = None
     aliases: ModelAliases | None = None
     priority: _Priority | None = None
     granted_headers: GrantedHeaders | None = None
@@ -161,6 +164,8 @@ class KeyFields(LimitFields, frozen=True, kw_only=True):
             "tags": self.tags or (),
             "user_id": self.user_id,
             "team_id": self.team_id,
+            "organization_id": self.organization_id,
+            "budget_id": self.budget_id,
             "aliases": self.aliases or {},
             "priority": self.priority,
             "granted_headers": tuple(name.lower() for name in self.granted_headers or ()),
@@ -291,7 +296,6 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     """The query of ``GET /key/list``."""
 
     UNSUPPORTED = {
-        "organization_id": None,
         "project_id": None,
         "agent_id": None,
         "access_group_id": None,
@@ -304,6 +308,7 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
     size: PageSize = 10
     user_id: str = ""
     team_id: str = ""
+    organization_id: str = ""
     key_alias: str = ""
     key_hash: Annotated[str, msgspec.Meta(description="A key or its hash.")] = ""
     return_full_object: Annotated[
@@ -331,7 +336,8 @@ class KeyListQuery(Query, frozen=True, kw_only=True):
 
     def page_query(self) -> PageQuery:
         """Return the page that is asked for."""
-        equals = {name: getattr(self, name) for name in ("user_id", "team_id", "key_alias") if getattr(self, name)}
+        names = ("user_id", "team_id", "organization_id", "key_alias")
+        equals = {name: getattr(self, name) for name in names if getattr(self, name)}
         if self.key_hash:
             equals["token"] = token_of(self.key_hash)
         return PageQuery(
@@ -387,15 +393,14 @@ class KeyReport(Record, kw_only=True):
     team_id: str | None
     rotation_count: int
     last_rotation_at: datetime | None
-    litellm_budget_table: None
+    litellm_budget_table: BudgetTable | None
     config: Json
     permissions: Json
     agent_id: None
-    organization_id: None
+    organization_id: str | None
     project_id: None
-    budget_id: None
+    budget_id: str | None
     budget_limits: None
-    model_max_budget: Json
     budget_fallbacks: None
     tpd_limit: None
     tag_rpm_limit: None

@@ -8,6 +8,8 @@ from twisted_vllm.admin.authorization import check_sees_team
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys.operations import report_keys
+from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.memberships import find_team
 from twisted_vllm.admin.models import Json, NoQuery
 from twisted_vllm.admin.routing import Access, Routes
@@ -34,7 +36,7 @@ from twisted_vllm.admin.teams.models import (
     UpdateMemberRequest,
     UpdateTeamRequest,
 )
-from twisted_vllm.admin.teams.operations import report_membership, report_team, report_teams
+from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
@@ -82,7 +84,7 @@ async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
             "team_id": team_id,
             "team_info": team,
             "keys": report_keys(transaction, keys, call.now),
-            "team_memberships": [report_membership(member) for member in members],
+            "team_memberships": report_memberships(transaction, members, call.now),
         }
 
     return await call.read(work)
@@ -111,14 +113,7 @@ async def list_teams(call: AdminCall, query: TeamListQuery) -> list[Json]:
 
     def work(transaction: Transaction) -> list[Json]:
         page = transaction.teams.page(query.page_query, *_of_user(transaction, query.user_id))
-        if page.total_pages > 1 and not ("page" in call.given or "page_size" in call.given):
-            # LiteLLM's response is a bare list, which cannot say that it is incomplete.
-            raise InvalidRequest(
-                f"There are {page.total_count} teams: ask for one page after the other, as in "
-                "/team/list?page=1&page_size=1000.",
-                param="page",
-            )
-        return report_teams(transaction, page.records, call.now)
+        return report_teams(transaction, asked_page(page, call.given, "teams", "/team/list"), call.now)
 
     return await call.read(work)
 
@@ -211,13 +206,15 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
 
     def work(transaction: Transaction) -> Json:
         team = find_team(transaction, body.team_id)
-        users = operations.add_members(transaction, call.audit, team, body.members)
+        users = operations.add_members(transaction, call.audit, team, body.members, body.allowance)
         added = {user.user_id for user in users}
         members = transaction.members.of_teams([team.team_id])[team.team_id]
         return {
             **report_team(transaction, team, call.now),
             "updated_users": report_users(transaction, users, call.now),
-            "updated_team_memberships": [report_membership(member) for member in members if member.user_id in added],
+            "updated_team_memberships": report_memberships(
+                transaction, [member for member in members if member.user_id in added], call.now
+            ),
         }
 
     return await call.change(work)
@@ -271,14 +268,18 @@ async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
-    """Change the role of a member of a team."""
-    team, user, member = await call.change(lambda transaction: operations.update_member(transaction, call.audit, body))
+    """Change the role or the limits of a member of a team. Fields that are absent stay; null clears a limit."""
+    team, user, member = await call.change(
+        lambda transaction: operations.update_member(transaction, call.audit, body, call.given)
+    )
+    limits = report_limits(member.allowance)
     return {
         "team_id": team.team_id,
         "user_id": user.user_id,
         "user_email": user.user_email,
         "role": member.role,
-        **dict.fromkeys(("max_budget_in_team", "tpm_limit", "rpm_limit")),
+        "max_budget_in_team": limits["max_budget"],
+        **{name: limits[name] for name in ("budget_duration", "tpm_limit", "rpm_limit", "model_max_budget")},
     }
 
 

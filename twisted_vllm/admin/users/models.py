@@ -31,6 +31,7 @@ from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.limits import Dollars, LimitFields, Spent
 from twisted_vllm.admin.models import (
     Body,
+    BudgetTable,
     Json,
     NumberedPage,
     PageNumber,
@@ -65,6 +66,7 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
     models: Models | None = None
     metadata: dict[str, Any] | None = None
     spend: Spent | None = None
+    budget_id: Reference | None = None
 
     def check(self) -> None:
         """Check the name, the role, the address, models, limits and metadata.
@@ -98,6 +100,7 @@ class UserFields(LimitFields, frozen=True, kw_only=True):
             "user_role": self.user_role or ROLES[0],
             "models": stored_models(self.models),
             "metadata": self.metadata or {},
+            "budget_id": self.budget_id,
         }
         found = {name: value for name, value in found.items() if name in given}
         return {**found, "allowance": self.limits(given, before)}
@@ -243,6 +246,9 @@ class UserReport(Record, kw_only=True):
     user_alias: str | None
     user_email: str | None
     user_role: str
+    budget_id: str | None
+    litellm_budget_table: BudgetTable | None
+    organizations: Annotated[Strings, msgspec.Meta(description="The ids of the user's organizations.")]
     teams: Annotated[Strings, msgspec.Meta(description="The ids of the user's teams.")]
 
 

@@ -7,11 +7,18 @@ from datetime import datetime
 
 import attrs
 
+from twisted_vllm.admin.budget_references import (
+    budgets_of,
+    check_budget,
+    effective,
+    effective_limits,
+    report_budget,
+)
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.admin.fields import redacted
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.limits import report_usage
-from twisted_vllm.admin.memberships import find_team, put_members
+from twisted_vllm.admin.memberships import find_organization, find_team, put_members, put_organization_members
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body, without_blanks
@@ -20,7 +27,8 @@ from twisted_vllm.admin.users.models import MAX_BULK_USERS, BulkUpdateUsersReque
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
 from twisted_vllm.money import from_dollars
-from twisted_vllm.storage.records import Member, UserRecord
+from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.storage.records import Member, OrganizationMember, UserRecord
 from twisted_vllm.storage.repository import PageQuery
 from twisted_vllm.storage.transaction import Transaction
 
@@ -42,6 +50,22 @@ def find(transaction: Transaction, user_id: str | None, email: str | None = None
     return found[0]
 
 
+def find_or_add(transaction: Transaction, audit: AuditContext, user_id: str | None, email: str | None) -> UserRecord:
+    """Return the user with an id, or else with an address; one who is unknown is created.
+
+    Raises:
+        InvalidRequest: there is neither an id nor an address.
+        Conflict: another user has the address.
+    """
+    if user_id is None and email is None:
+        raise InvalidRequest("Name the member: `user_id`, or `user_email`.", param="member")
+    try:
+        return find(transaction, user_id, email)
+    except NotFound:
+        made = audit.new_id() if user_id is None else user_id
+        return add(transaction, audit, NewUserRequest(user_id=made, user_email=email), made, None)
+
+
 def add(
     transaction: Transaction, audit: AuditContext, body: NewUserRequest, user_id: str, key: KeyRecord | None
 ) -> UserRecord:
@@ -57,16 +81,20 @@ def add(
     Raises:
         Conflict: the user, its address or the key exists.
         InvalidRequest: a limit would never count.
-        NotFound: one of the teams does not exist.
+        NotFound: the budget, a team or an organization does not exist.
         RouteNotAllowed: keys that may administer have this user id, and the actor may not change those.
     """
     if transaction.users.get(user_id) is not None:
         raise Conflict("Another user has this id already. Send another `user_id`.", param="user_id")
     user = UserRecord(user_id=user_id, **body.values(body.__struct_fields__), **audit.created)
+    check_budget(transaction, user.budget_id)
+    organizations = [
+        find_organization(transaction, each, "organizations") for each in dict.fromkeys(body.organizations or ())
+    ]
     _check_email_free(transaction, user)
     keys_of_user = transaction.keys.find(user_id=user_id)
     audit.check_may_change(*keys_of_user)
-    check_limits_over_keys(user.allowance, keys_of_user)
+    check_limits_over_keys(effective_limits(transaction, user), keys_of_user)
     teams = [(find_team(transaction, each.team_id, "teams"), each) for each in body.memberships]
     if key is not None:
         keys.insert(transaction, audit, key)
@@ -74,13 +102,19 @@ def add(
     audit.record(transaction, "user", user_id, None, user)
     _set_given_spend(transaction, audit, user, body.spend)
     for team, each in teams:
-        put_members(transaction, audit, team, [Member(team.team_id, user_id, each.user_role)])
+        budget = None if each.max_budget_in_team is None else from_dollars(each.max_budget_in_team)
+        member = Member(team.team_id, user_id, each.user_role, Allowance(max_budget=budget))
+        put_members(transaction, audit, team, [member])
+    for organization in organizations:
+        member_of = OrganizationMember(organization.organization_id, user_id)
+        put_organization_members(transaction, audit, organization, [member_of])
     return user
 
 
 def _set_given_spend(transaction: Transaction, audit: AuditContext, user: UserRecord, spend: float | None) -> None:
     if spend is not None:
-        set_spend(transaction, audit, "user", user.user_id, user.allowance, from_dollars(spend))
+        limits = effective_limits(transaction, user)
+        set_spend(transaction, audit, "user", user.user_id, limits, from_dollars(spend))
 
 
 def update(transaction: Transaction, audit: AuditContext, body: UpdateUserRequest, given: Container[str]) -> UserRecord:
@@ -95,6 +129,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
     Raises:
         Conflict: another user has the address.
         InvalidRequest: a limit would never count.
+        NotFound: the budget does not exist.
         RouteNotAllowed: the user has keys that may administer, and the actor may not change those.
     """
     try:
@@ -107,8 +142,10 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
     _check_email_free(transaction, changed)
     keys_of_user = transaction.keys.find(user_id=user.user_id)
     audit.check_may_change(*keys_of_user)
-    if changed.allowance != user.allowance:
-        check_limits_over_keys(changed.allowance, keys_of_user)
+    if changed.budget_id != user.budget_id:
+        check_budget(transaction, changed.budget_id)
+    if (changed.allowance, changed.budget_id) != (user.allowance, user.budget_id):
+        check_limits_over_keys(effective_limits(transaction, changed), keys_of_user)
     transaction.users.replace(user.user_id, changed)
     audit.record(transaction, "user", user.user_id, user, changed)
     _set_given_spend(transaction, audit, changed, body.spend)
@@ -183,6 +220,7 @@ def delete(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str
     ids = [user.user_id for user in users]
     keys.delete_records(transaction, audit, transaction.keys.among("user_id", ids))
     transaction.members.remove_all(user_ids=ids)
+    transaction.organization_members.remove_all(user_ids=ids)
     transaction.users.delete(ids)
     transaction.spend.forget("user", ids)
     for user in users:
@@ -194,15 +232,18 @@ def report_users(transaction: Transaction, users: Sequence[UserRecord], now: dat
     """Return users as `UserReport` describes them."""
     ids = [user.user_id for user in users]
     spend, memberships = transaction.spend.of("user", ids), transaction.members.of_users(ids)
+    organizations, budgets = transaction.organization_members.of_users(ids), budgets_of(transaction, users)
     return [
         {
-            **report_usage(user.allowance, spend[user.user_id], now),
+            **report_usage(user.allowance, spend[user.user_id], now, effective(user, budgets)),
+            **report_budget(user, budgets),
             "user_id": user.user_id,
             "user_alias": user.user_alias,
             "user_email": user.user_email,
             "user_role": user.user_role,
             "models": user.models,
             "metadata": user.metadata,
+            "organizations": [member.organization_id for member in organizations[user.user_id]],
             "teams": [member.team_id for member in memberships[user.user_id]],
             "created_at": user.created_at,
             "created_by": user.created_by,

@@ -140,7 +140,7 @@ def _user_of(transaction: Transaction, user_id: str) -> UserRecord:
     body=UpdateUserRequest,
     response=ChangedUser,
     constraint=one_of_fields("user_id", "user_email"),
-    errors=(409,),
+    errors=(404, 409),
 )
 async def update(call: AdminCall, body: UpdateUserRequest) -> Json:
     """Change a user, or create it. Fields that are absent stay as they are; null clears a field."""
