@@ -171,9 +171,7 @@ def test_litellms_fields_that_ask_for_nothing_are_taken(gateway: Gateway, fields
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("budget_id", "b"),
         ("budget_limits", [{"max_budget": 1}]),
-        ("model_max_budget", {"a": 1}),
         ("tpd_limit", 0),
         ("spend", True),
         ("guardrails", ["x"]),

@@ -136,7 +136,7 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
     [
         ("/team/new", {"team_id": "x"}, 409, "team_id"),
         ("/team/new", {"max_budget": -3}, 400, "max_budget"),
-        ("/team/new", {"team_member_budget": 3}, 400, "team_member_budget"),
+        ("/team/new", {"team_member_budget": -3}, 400, "team_member_budget"),
         ("/team/new", {"members": [{"user_id": "a"}]}, 400, "members"),
         ("/team/new", {"members_with_roles": [{}]}, 400, "member"),
         ("/team/new", {"members_with_roles": [{"user_id": "a", "role": "king"}]}, 400, "members_with_roles[0].role"),
@@ -153,7 +153,7 @@ def test_teams_are_listed_all_or_a_user_s(gateway: Gateway) -> None:
         ("/team/member_update", {"team_id": "x", "user_id": "ada"}, 404, "user_id"),
         ("/team/member_update", {"team_id": "y", "user_id": "ada"}, 404, "team_id"),
         ("/team/member_update", {"team_id": "x", "user_id": "a", "role": "king"}, 400, "role"),
-        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": 1}, 400, "max_budget_in_team"),
+        ("/team/member_update", {"team_id": "x", "user_id": "a", "max_budget_in_team": -1}, 400, "max_budget_in_team"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_changes_nothing(
