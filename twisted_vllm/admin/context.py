@@ -21,6 +21,7 @@ from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
@@ -98,6 +99,7 @@ class AdminContext:
         metrics_are_open: whether anyone may read them, or only administrators.
         metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
+        record_defaults: what new keys, users and teams get that the request leaves out.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
         web_pages: decides about requests of web pages.
@@ -119,6 +121,7 @@ class AdminContext:
     text: ClientText
     model_source: Callable[[], ModelSource]
     key_bounds: KeyUpperBounds = NO_BOUNDS
+    record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement
 
 from twisted_vllm.admin.authorization import check_sees_team
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys.operations import report_keys
 from twisted_vllm.admin.limits import report_limits
@@ -50,6 +51,7 @@ _NAMES_USER = one_of_fields("user_id", "user_email")
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     """Create a team with its first members."""
+    body = with_team_defaults(body, call.given, call.context.record_defaults)
     team_id = call.new_id() if body.team_id is None else body.team_id
 
     def work(transaction: Transaction) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted_vllm.admin.authorization import check_sees_user
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_user_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
@@ -57,6 +58,7 @@ routes = Routes()
 )
 async def new(call: AdminCall, body: NewUserRequest) -> Json:
     """Create a user, and a key for it unless `auto_create_key` is false."""
+    body = with_user_defaults(body, call.given, call.context.record_defaults)
     user_id = call.new_id() if body.user_id is None else body.user_id
     key = record = None
     if body.auto_create_key is not False:
