@@ -85,6 +85,7 @@ from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
+from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -231,7 +232,13 @@ class Wiring:
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
-            reactor, settings, self.index, self.metrics, uncounted, client_of
+            reactor,
+            settings,
+            self.index,
+            self.metrics,
+            uncounted,
+            client_of,
+            lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom

@@ -59,10 +59,6 @@ def _has_refusing_check(value: object) -> bool:
     return any(name in _REFUSING_CHECKS for name in _items(value) if isinstance(name, str))
 
 
-def _is_positive(value: object) -> bool:
-    return asks_for_something(value) and value not in (0, "0")
-
-
 def _says_reject(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() == "reject"
 
