@@ -42,6 +42,7 @@ from twisted_vllm.config.checks import (
 )
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -813,6 +814,37 @@ class Settings:
         "The budget (POST /budget/new) whose limits hold for each end user without a record; max_end_user_budget wins.",
         block="litellm_settings",
     )
+    default_key_generate_params: NewKeyDefaults = setting(
+        NewKeyDefaults(),
+        section(NewKeyDefaults),
+        "What POST /key/generate gives a key where the request has nothing.",
+        block="litellm_settings",
+    )
+    default_internal_user_params: NewUserDefaults = setting(
+        NewUserDefaults(),
+        section(NewUserDefaults),
+        "What POST /user/new gives a user where the request has nothing.",
+        block="litellm_settings",
+    )
+    max_internal_user_budget: Decimal | None = setting(
+        None,
+        optional(amount(MAX_DOLLARS), "none"),
+        "The budget of a new user with the role internal_user, where neither the request nor "
+        "default_internal_user_params has one.",
+        block="litellm_settings",
+    )
+    internal_user_budget_duration: str | None = setting(
+        None,
+        optional(period, "one endless period"),
+        "The period of the budget of such a user, likewise.",
+        block="litellm_settings",
+    )
+    default_team_params: NewTeamDefaults = setting(
+        NewTeamDefaults(),
+        section(NewTeamDefaults),
+        "What POST /team/new gives a team where the request has nothing.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -957,6 +989,17 @@ class Settings:
     models: tuple[ModelEntry, ...] = ()
     usual_tls: TlsParams = _NO_TLS
     warnings: tuple[str, ...] = ()
+
+    @property
+    def record_defaults(self) -> RecordDefaults:
+        """What new keys, users and teams get that the request leaves out."""
+        return RecordDefaults(
+            self.default_key_generate_params,
+            self.default_internal_user_params,
+            self.default_team_params,
+            self.max_internal_user_budget,
+            self.internal_user_budget_duration,
+        )
 
     @property
     def sealing_secret(self) -> Secret | None:
