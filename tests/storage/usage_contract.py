@@ -73,6 +73,9 @@ EVERYTHING = usage_row(
     bytes_out=11,
     requests=12,
     attempts="gpu-2:8000 status_503",
+    request_tags=("b", "a", "über,alles"),
+    spend_metadata='{"ticket":"T-1"}',
+    response_id="resp_1",
 )
 
 
@@ -191,6 +194,9 @@ class UsageContract:
                 "error": row.error or None,
                 "requests": None if row.requests == 1 else row.requests,
                 "attempts": row.attempts or None,
+                "request_tags": list(row.request_tags) or None,
+                "spend_metadata": row.spend_metadata or None,
+                "response_id": row.response_id or None,
             }
             assert payer == msgspec.structs.asdict(payer_of(row.payer)) | {"tags": list(payer_of(row.payer).tags)}
             assert target == msgspec.structs.asdict(target_of(row.target)) | {

@@ -256,7 +256,12 @@ class Wiring:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
             self._recorder = recorder = LedgerRecorder(
-                accounting.spool, text, ids.make, usage_headers=usage_headers_of(settings), coalescer=coalescer
+                accounting.spool,
+                text,
+                ids.make,
+                usage_headers=usage_headers_of(settings),
+                request_tags=settings.ledger.request_tags,
+                coalescer=coalescer,
             )
             observers.append(recorder)
             self.each_minute.add(recorder.write_repeated)
@@ -448,7 +453,7 @@ class Wiring:
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._admission.reconfigure(**admission)
         if self._recorder is not None:
-            self._recorder.reconfigure(usage_headers_of(settings))
+            self._recorder.reconfigure(usage_headers_of(settings), request_tags=settings.ledger.request_tags)
         self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))

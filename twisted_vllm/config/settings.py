@@ -374,6 +374,12 @@ class LedgerSettings:
         "Request headers to store with each row, such as x-project.",
         litellm="litellm_settings.extra_spend_tag_headers",
     )
+    request_tags: bool = setting(
+        True,
+        flag,
+        "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
+        "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
+    )
 
 
 @attrs.frozen

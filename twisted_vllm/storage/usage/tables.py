@@ -105,6 +105,10 @@ usage = Table(
     Column("requests", BigInteger),
     # NULL is none, likewise
     Column("attempts", Text),
+    # likewise, what few requests have
+    Column("request_tags", JSON(none_as_null=True)),
+    Column("spend_metadata", Text),
+    Column("response_id", Text),
     # Clustered by time: rows of the same batch are in the same pages.
     PrimaryKeyConstraint("time", "id"),
     # An index costs every row, so those of optional columns are partial, and models, which many rows share, have none.
@@ -116,8 +120,24 @@ usage = Table(
             # `schema` adds PostgreSQL's: to name it here would load its dialect, 2 MB, into every process.
             sqlite_where=text(f"{columns[0]} IS NOT NULL"),
         )
-        for name, columns in (("end_user", ("end_user", "time")), ("request", ("request_id",)))
+        for name, columns in (
+            ("end_user", ("end_user", "time")),
+            ("request", ("request_id",)),
+            ("response", ("response_id",)),
+        )
     ),
+    sqlite_with_rowid=False,
+)
+
+#: which rows have a tag that their client gave them and their payer has not; they are deleted with the rows
+usage_request_tags = Table(
+    "vllm_passthrough_usage_request_tags",
+    metadata,
+    Column("tag", Text, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("id", String(32), nullable=False),
+    # in the order of time, as rows of a tag are read
+    PrimaryKeyConstraint("tag", "time", "id"),
     sqlite_with_rowid=False,
 )
 

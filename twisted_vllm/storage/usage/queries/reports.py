@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     Select,
     String,
+    Subquery,
     Table,
     and_,
     case,
@@ -48,7 +49,7 @@ from twisted_vllm.storage.usage.queries.plan import (
     month_start,
     plan,
 )
-from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions
+from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions, tags_of_rows
 from twisted_vllm.storage.usage.tables import (
     DAY_US,
     KEY,
@@ -307,6 +308,13 @@ def _page_statement(
     """Return the statement for a page."""
     build = {TOTALS: _from_totals, DAILY: _from_combined, ROWS: _from_rows}[planned.source]
     interval, columns, sums, conditions = build(planned, segment, low, high)
+    tags: Subquery | None = None
+    if planned.source == ROWS and TAG in planned.query.group_by:
+        tags = tags_of_rows([usage.c.time >= low, usage.c.time < high]).subquery()
+        columns = {**columns, TAG: tags.c.tag}
+        if TAG in planned.query.equals:
+            # A request may have several tags: show only the wanted one.
+            conditions = [*conditions, tags.c.tag == planned.query.equals[TAG]]
     if is_stored := _is_stored(planned, segment):
         table = usage_totals if planned.source == TOTALS else _combined_table(segment)[0]
         sums = [table.c[name] for name in SUMS]
@@ -316,6 +324,8 @@ def _page_statement(
     found = select(*(_as_stored(name) for name in names), *sums).where(*conditions)
     if planned.source == ROWS:
         found = joined(found.select_from(usage), planned.query.group_by)
+        if tags is not None:
+            found = found.join(tags, and_(tags.c.time == usage.c.time, tags.c.id == usage.c.id))
     if after is not None and names:
         found = found.where(tuple_(*names) > tuple_(*_literals(names, after)))
     if names and not is_stored:
@@ -400,7 +410,4 @@ def _from_rows(planned: Plan, _segment: Segment, low: int, high: int) -> _Parts:
         *(cast(func.sum(usage.c[name]), BigInteger) for name in SUMS[3:]),
     ]
     conditions: list[ColumnElement[bool]] = [usage.c.time >= low, usage.c.time < high]
-    if TAG in query.equals and TAG in query.group_by:
-        # A request may have several tags: show only the wanted one.
-        conditions.append(COLUMNS[TAG] == query.equals[TAG])
     return interval, COLUMNS, sums, conditions + row_conditions(query.equals)
