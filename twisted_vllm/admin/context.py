@@ -100,6 +100,7 @@ class AdminContext:
         key_bounds: the most that a key may be given.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -118,6 +119,7 @@ class AdminContext:
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     model_source: Callable[[], ModelSource]
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT

@@ -371,6 +371,7 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            settings_in_effect=lambda: self.models.current,
             **admin_of(settings),
         )
         self.site = GatewaySite(

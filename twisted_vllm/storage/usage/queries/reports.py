@@ -51,7 +51,9 @@ from twisted_vllm.storage.usage.queries.plan import (
 )
 from twisted_vllm.storage.usage.queries.rows import COLUMNS, joined, row_conditions, tags_of_rows
 from twisted_vllm.storage.usage.tables import (
+    DAY,
     DAY_US,
+    END_USER,
     KEY,
     MONTH,
     SUMS,
@@ -63,6 +65,9 @@ from twisted_vllm.storage.usage.tables import (
     usage_monthly,
     usage_totals,
 )
+
+#: stands for the key where sums are not kept by key
+NO_KEY = "-"
 
 #: groups per page
 PAGE = 5_000
@@ -202,31 +207,83 @@ def _check_size(left: int) -> None:
         )
 
 
+@attrs.frozen
+class Entities:
+    """Whose usage a report by day shows, one by one.
+
+    Attributes:
+        dimension: ``user``, ``team``, ``end_user`` or ``tag``.
+        among: the only values of it to show; None for all.
+        without: values of it to leave out.
+    """
+
+    dimension: str
+    among: Sequence[str] | None = None
+    without: Sequence[str] = ()
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether their sums are kept by key."""
+        return self.dimension in _COMBINED
+
+
 def page_of_days(
-    connection: Connection, equals: Mapping[str, str], start: int, end: int, skip: int, limit: int
+    connection: Connection,
+    entities: Entities,
+    equals: Mapping[str, str],
+    start: int,
+    end: int,
+    skip: int,
+    limit: int,
 ) -> tuple[Sequence[Row[Any]], int]:
-    """Return a page of the sums of each day, key and model, newest first, and their number over all pages.
+    """Return a page of the sums of each day, entity, key and model, newest first, and their number over all pages.
 
     Args:
         connection: of a transaction that reads.
-        equals: values that ``key``, ``user`` and ``model`` must have.
+        entities: the entities.
+        equals: values that ``model`` must have, and, if `Entities.has_keys`, ``key``, ``user`` and ``team``.
         start: the start of the first day, in microseconds since 1970.
         end: the end of the last day.
         skip: how many to leave out.
         limit: how many to return at most.
 
     Returns:
-        Rows of the day, the key's lasting id, the model and `SUMS`.
+        Rows of the day, the entity, the key's lasting id, the model and `SUMS`.
     """
-    table = usage_daily.c
-    groups = (table.day, table.key_id, table.model)
-    conditions = [table.day >= _date_of(start), table.day < _date_of(end)]
-    conditions += [table[_COMBINED[name]] == value for name, value in equals.items()]
+    columns: Mapping[str, ColumnElement[Any]]
+    if entities.has_keys:
+        table: Any = usage_daily.c
+        day, columns = table.day, {name: table[column] for name, column in _COMBINED.items()}
+        conditions = []
+    else:
+        table = usage_totals.c
+        day, columns = table.start, {entities.dimension: table.value, MODEL: table.model}
+        conditions = [table.dimension == entities.dimension, table.period == DAY]
+        if entities.dimension == END_USER:
+            # what nobody's end users used is no customer's
+            conditions.append(table.value != "")
+    entity = columns[entities.dimension]
+    groups = [day, entity, *([columns[KEY]] if entities.has_keys else []), columns[MODEL]]
+    conditions += [day >= _date_of(start), day < _date_of(end)]
+    conditions += [columns[name] == value for name, value in equals.items()]
+    if entities.among is not None:
+        conditions.append(entity.in_(entities.among))
+    if entities.without:
+        conditions.append(entity.not_in(entities.without))
     counted = select(*groups).where(*conditions).group_by(*groups).subquery()
     total = connection.execute(select(func.count()).select_from(counted)).scalar_one()
-    found = select(*groups, *_added(table)).where(*conditions).group_by(*groups)
+    shown = [day, entity, columns[KEY] if entities.has_keys else literal(NO_KEY).label("key_id"), columns[MODEL]]
+    found = select(*shown, *_added(table)).where(*conditions).group_by(*groups)
     found = found.order_by(*(column.desc() for column in groups)).offset(skip).limit(limit)
     return connection.execute(found).all(), total
+
+
+def names_used(connection: Connection, dimension: str, limit: int) -> list[str]:
+    """Return the values of a dimension that ever had usage, in order, but ``""``; at most so many."""
+    totals = usage_totals.c
+    wanted = (totals.dimension == dimension, totals.period == MONTH, totals.value != "")
+    found = select(totals.value).where(*wanted).distinct().order_by(totals.value).limit(limit)
+    return list(connection.execute(found).scalars())
 
 
 def first_row(connection: Connection) -> int | None:
