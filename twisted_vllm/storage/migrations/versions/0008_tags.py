@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008_tags"
-down_revision = "0006_attempts"
+down_revision = "0007_levels"
 branch_labels = None
 depends_on = None
 
