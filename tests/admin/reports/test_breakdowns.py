@@ -115,6 +115,20 @@ def test_a_day_is_broken_down_by_customer_and_by_tag(gateway: Gateway) -> None:
     assert (refused.status, refused.json["error"]["param"]) == (400, "api_key")
 
 
+def test_a_day_is_broken_down_by_organization(gateway: Gateway) -> None:
+    keep(
+        gateway,
+        [
+            row_at(1, "2026-02-27T10:00:00", organization_id="acme", cost=DOLLAR),
+            row_at(2, "2026-02-27T10:00:00", cost=DOLLAR),
+        ],
+    )
+    for path in ("", "/aggregated"):
+        [day] = exact(gateway.get(f"/organization/daily/activity{path}?{DATES}&organization_ids=acme,other"))["results"]
+        assert {name: part["metrics"]["spend"] for name, part in day["breakdown"]["entities"].items()} == {"acme": 1}
+    assert [row["organization_id"] for row in gateway.get("/spend/logs").json] == [None, "acme"]
+
+
 @pytest.mark.usefixtures("keys")
 def test_days_of_another_time_zone_are_covered(gateway: Gateway) -> None:
     def dates(zone: str) -> list[str]:

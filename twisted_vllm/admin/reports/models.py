@@ -181,6 +181,20 @@ class AllTeamActivityQuery(ActivityFilters, frozen=True, kw_only=True):
     exclude_team_ids: Ids = ""
 
 
+class OrganizationActivityQuery(ActivityPage, frozen=True, kw_only=True):
+    """The query of ``GET /organization/daily/activity``."""
+
+    organization_ids: Ids = ""
+    exclude_organization_ids: Ids = ""
+
+
+class AllOrganizationActivityQuery(ActivityFilters, frozen=True, kw_only=True):
+    """The query of ``GET /organization/daily/activity/aggregated``."""
+
+    organization_ids: Ids = ""
+    exclude_organization_ids: Ids = ""
+
+
 class CustomerActivityQuery(ActivityPage, frozen=True, kw_only=True):
     """The query of ``GET /customer/daily/activity``."""
 
@@ -301,7 +315,7 @@ class SpendLog(Response, kw_only=True):
     api_base: Annotated[str | None, msgspec.Meta(description="The server's name, for administrators only.")]
     user: str
     team_id: str | None
-    organization_id: None
+    organization_id: str | None
     end_user: str
     request_tags: Strings
     cache_hit: str

@@ -132,7 +132,7 @@ def _report_row(row: Row[Any], labels: Mapping[str, KeyLabel], *, with_server: b
         "api_base": row.server if with_server else None,
         "user": row.user_id or "",
         "team_id": row.team_id,
-        "organization_id": None,
+        "organization_id": row.organization_id or None,
         "end_user": row.end_user or "",
         "request_tags": list(dict.fromkeys((*row.tags, *(row.request_tags or ())))),
         "cache_hit": "False",

@@ -16,6 +16,7 @@ from twisted_vllm.admin.reports.models import (
     ActivityPage,
     ActivityQuery,
     AllCustomerActivityQuery,
+    AllOrganizationActivityQuery,
     AllTagActivityQuery,
     AllTeamActivityQuery,
     AllUserActivityQuery,
@@ -39,6 +40,7 @@ from twisted_vllm.admin.reports.models import (
     LogPayloadQuery,
     LogsQuery,
     ModelActivity,
+    OrganizationActivityQuery,
     PagedLogsQuery,
     ProviderSpend,
     ReportQuery,
@@ -64,7 +66,7 @@ from twisted_vllm.admin.reports.usage_report import send_report
 from twisted_vllm.admin.routing import Access, Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
-from twisted_vllm.storage.usage.tables import END_USER, TAG, TEAM, USER
+from twisted_vllm.storage.usage.tables import END_USER, ORGANIZATION, TAG, TEAM, USER
 
 routes = Routes()
 
@@ -322,6 +324,20 @@ async def team_activity(call: AdminCall, query: TeamActivityQuery) -> msgspec.Ra
 async def whole_team_activity(call: AdminCall, query: AllTeamActivityQuery) -> msgspec.Raw:
     """Return usage by day, team, model and key, as one page."""
     return await _whole(call, query, Asked.of(TEAM, query.team_ids, query.exclude_team_ids))
+
+
+@routes.get("/organization/daily/activity", query=OrganizationActivityQuery, response=DailyUses, errors=(504,))
+async def organization_activity(call: AdminCall, query: OrganizationActivityQuery) -> msgspec.Raw:
+    """Return usage by day, organization and model. It is not kept by key."""
+    return await _page(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
+
+
+@routes.get(
+    "/organization/daily/activity/aggregated", query=AllOrganizationActivityQuery, response=DailyUses, errors=(504,)
+)
+async def whole_organization_activity(call: AdminCall, query: AllOrganizationActivityQuery) -> msgspec.Raw:
+    """Return usage by day, organization and model, as one page."""
+    return await _whole(call, query, Asked.of(ORGANIZATION, query.organization_ids, query.exclude_organization_ids))
 
 
 @routes.get(

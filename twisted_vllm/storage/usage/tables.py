@@ -182,7 +182,8 @@ usage_monthly = _combined("vllm_passthrough_usage_monthly", "month")
 
 #: Sums by day and by month, of the model with one other dimension: a million end users do not multiply the rows of the
 #: keys, and a report over a year reads months. ``start`` is the period's first day (UTC). The values of each dimension
-#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several.
+#: add up to ``all``, whose value is ``""``; not so for ``tag``, as a request may have several, and ``organization``, as
+#: most have none.
 usage_totals = Table(
     "vllm_passthrough_usage_totals",
     metadata,

@@ -230,6 +230,8 @@ def _write_sums(connection: Connection, batch: UsageBatch, references: Reference
     for payer, target, group in batch.by_payer:
         day, model, sums = _day(group.day), target.model, group.sums
         daily[day, payer.key_id, payer.user_id or "", payer.team_id or "", model].append(sums)
+        if payer.organization_id:
+            totals[ORGANIZATION, DAY, day, payer.organization_id, model].append(sums)
         for tag in dict.fromkeys(payer.tags):
             totals[TAG, DAY, day, tag, model].append(sums)
     for end_user, target, group in batch.by_end_user:

@@ -212,7 +212,7 @@ class Entities:
     """Whose usage a report by day shows, one by one.
 
     Attributes:
-        dimension: ``user``, ``team``, ``end_user`` or ``tag``.
+        dimension: ``user``, ``team``, ``organization``, ``end_user`` or ``tag``.
         among: the only values of it to show; None for all.
         without: values of it to leave out.
     """
