@@ -73,6 +73,7 @@ from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
+from twisted_vllm.proxy.litellm_headers import LitellmHeaders
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
@@ -383,6 +384,7 @@ class Wiring:
             settings_in_effect=lambda: self.models.current,
             **admin_of(settings),
         )
+        self.litellm_headers = LitellmHeaders()
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
@@ -397,6 +399,8 @@ class Wiring:
             web_pages=web_pages,
             is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
+            budget_exceeded_status=settings.budget_exceeded_status_code,
+            added_lines=self.litellm_headers.lines if settings.litellm_headers else None,
         )
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
@@ -470,7 +474,13 @@ class Wiring:
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits), timeouts.report)
         self.registry.reconfigure(timeouts.database)
-        self.site.reconfigure(attrs.evolve(limits, max_connections=descriptors.clients), timeouts, descriptors.refused)
+        self.site.reconfigure(
+            attrs.evolve(limits, max_connections=descriptors.clients),
+            timeouts,
+            descriptors.refused,
+            settings.budget_exceeded_status_code,
+            self.litellm_headers.lines if settings.litellm_headers else None,
+        )
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again

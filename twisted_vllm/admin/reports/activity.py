@@ -123,7 +123,7 @@ def _filters(
 ) -> dict[str, str] | None:
     if query.api_key and not asked.entities.has_keys:
         raise InvalidRequest(
-            "The sums of organizations, customers and tags are not kept by key: leave out `api_key`, or ask /usage/report.",
+            "Sums of organizations, customers and tags are not kept by key: leave out `api_key`, or ask /usage/report.",
             param="api_key",
         )
     return scope.activity_filters(transaction.connection, query, asked)
