@@ -108,7 +108,7 @@ def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_mo
         pytest.raises(openai.PermissionDeniedError) as caught,
     ):
         restricted.chat.completions.create(model=chat_model, messages=MESSAGES)
-    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "permission_error")
+    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "key_model_access_denied")
 
 
 def test_anthropic_gets_a_message(claude: Any, chat_model: str) -> None:

@@ -69,10 +69,10 @@ _tags_in = lru_cache(maxsize=_MAX_VALUES)(_split)
 
 
 def tags_of(values: Iterable[object]) -> tuple[str, ...]:
-    """Return the tags among some values: texts, without spaces around them, each once, cut and bounded."""
+    """Return the tags among some values: printable texts, without spaces around them, each once, cut and bounded."""
     found: dict[str, None] = {}
     for value in values:
-        if isinstance(value, str) and (tag := value.strip()[:MAX_TAG]):
+        if isinstance(value, str) and (tag := value.strip()[:MAX_TAG]) and tag.isprintable():
             found[tag] = None
             if len(found) == MAX_TAGS:
                 break

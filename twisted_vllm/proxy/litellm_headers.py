@@ -22,6 +22,10 @@ class LitellmHeaders:
         """Remember none yet."""
         self._known: BoundedCache[tuple[str, str], tuple[Principal, bytes]] = BoundedCache(MAX_PAIRS, MAX_NAME)
 
+    def __len__(self) -> int:
+        """Return the number of remembered pairs."""
+        return len(self._known)
+
     def lines(self, context: RequestContext) -> bytes:
         """Return the lines for a request's response."""
         # of a fallback, `for_client` names the model
