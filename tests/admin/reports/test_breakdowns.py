@@ -188,7 +188,7 @@ def test_there_is_one_provider(gateway: Gateway) -> None:
 
 @pytest.mark.usefixtures("keys")
 def test_the_dashboard_s_page_of_a_request_has_no_prompt(gateway: Gateway) -> None:
-    empty = {"messages": {}, "response": {}, "proxy_server_request": {}}
+    empty: dict[str, Any] = {"messages": {}, "response": {}, "proxy_server_request": {}}
     assert gateway.get("/spend/logs/ui/request-1").json == empty
     assert gateway.get("/spend/logs/ui/request-9").json is None
     listed = gateway.get("/spend/logs/ui?start_date=2026-02-27&end_date=2026-02-28&sort_by=startTime&sort_order=desc")

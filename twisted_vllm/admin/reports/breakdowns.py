@@ -182,7 +182,7 @@ def spend_of_end_users(transaction: Transaction, scope: UsageScope, api_key: str
             of_user = summed.setdefault(group.values[0], [0, 0])
             of_user[0] += group.sums[_REQUESTS]
             of_user[1] += group.sums[_COST]
-        found = sorted(((name, *sums) for name, sums in summed.items()), key=lambda each: -each[2])
+        found = sorted(((name, requests, cost) for name, (requests, cost) in summed.items()), key=lambda each: -each[2])
     else:
         groups = read_totals(connection, UsageQuery((END_USER,), MONTH, start, end), TOP_END_USERS)
         found = [(group.values[0], group.sums[_REQUESTS], group.sums[_COST]) for group in groups]
