@@ -189,6 +189,7 @@ class AdminApp:
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
         models: ModelLists | None = None,
+        settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
@@ -217,6 +218,7 @@ class AdminApp:
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
             models: lists the models that a caller may use; None for none.
+            settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
         """
@@ -240,6 +242,7 @@ class AdminApp:
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
             models=NoModels() if models is None else models,
+            settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
         )

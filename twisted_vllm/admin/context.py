@@ -143,6 +143,7 @@ class AdminContext:
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
         models: lists the models that a caller may use.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -162,6 +163,7 @@ class AdminContext:
     text: ClientText
     model_source: Callable[[], ModelSource]
     models: ModelLists
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES

@@ -127,6 +127,10 @@ def parse_rule(text: str) -> RouteRule:
     return RouteRule(path=without_alias(plain.encode()).decode())
 
 
+# LiteLLM's name of a level in the types of its errors
+_SHORT = {"organization": "org"}
+
+
 @lru_cache(maxsize=1024)
 def _granted(rules: tuple[str, ...]) -> tuple[RouteRule, ...]:
     """Parse a key's stored rules; an invalid one grants nothing."""
@@ -265,6 +269,7 @@ def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) ->
         f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
         f"An administrator can change the {level}'s models.",
         param="model",
+        level=_SHORT.get(level, level),
     )
 
 

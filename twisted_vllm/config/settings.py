@@ -25,6 +25,7 @@ from twisted_vllm.config.checks import (
     master_key,
     network,
     one_field_path,
+    one_number_of,
     one_of,
     optional,
     origin,
@@ -374,6 +375,12 @@ class LedgerSettings:
         list_of(header_name),
         "Request headers to store with each row, such as x-project.",
         litellm="litellm_settings.extra_spend_tag_headers",
+    )
+    request_tags: bool = setting(
+        True,
+        flag,
+        "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
+        "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
     )
 
 
@@ -845,6 +852,12 @@ class Settings:
         "What POST /team/new gives a team where the request has nothing.",
         block="litellm_settings",
     )
+    budget_exceeded_status_code: int = setting(
+        429,
+        one_number_of(400, 402, 403, 422, 429),
+        "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -878,6 +891,12 @@ class Settings:
         "Origins such as https://console.example.com whose web pages may use the gateway's own routes (CORS) and read "
         "its own errors; * for every origin. Without a master key also the only foreign origins whose pages may use "
         "the models, and * is refused. With one, vLLM's --allowed-origins decides about its own routes.",
+    )
+    litellm_headers: bool = setting(
+        True,
+        flag,
+        "Whether answers below /vllm carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-group, and the limits "
+        "of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, x-litellm-key-max-budget).",
     )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
