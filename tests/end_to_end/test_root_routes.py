@@ -27,7 +27,7 @@ from twisted_vllm.api_routes import ROUTES, ModelPlace
 from twisted_vllm.config.settings import ModelEntry
 from twisted_vllm.mounts import is_at_root
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 NAMED = ["/engines/{}/chat/completions", "/v1/engines/{}/chat/completions", "/openai/deployments/{}/chat/completions"]
 
 FORM = "multipart/form-data; boundary=xYz"
@@ -80,7 +80,13 @@ async def test_an_inference_route_at_the_root_is_the_one_below_vllm(row: Any, se
 async def test_the_path_s_model_decides_whatever_the_body_names(template: str, server: Any, gateway_to: Any) -> None:
     gateway = gateway_to(None, models=entries("org/m", "secret", port=server.port))
     key = await gateway.make_key(models=["org/*"])
-    bodies = [CHAT, {"messages": []}, {**CHAT, "model": "secret"}, {**CHAT, "model": None}, {**CHAT, "model": "nobody"}]
+    bodies: list[dict[str, Any]] = [
+        CHAT,
+        {"messages": []},
+        {**CHAT, "model": "secret"},
+        {**CHAT, "model": None},
+        {**CHAT, "model": "nobody"},
+    ]
     for model in ("org/m", "org%2Fm", "%6frg/m"):
         for body in bodies:
             target = template.format(model) + "?api-version=2024-10-21"
