@@ -21,6 +21,7 @@ from twisted_vllm.admin.field_rules import report_rules
 from twisted_vllm.admin.limits import report_limits
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.sealing import Sealer
+from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
@@ -138,9 +139,11 @@ class AdminContext:
         metrics_are_open: whether anyone may read them, or only administrators.
         metrics_of_servers: collects the metrics of all servers, as `MetricsOfServers.expose`.
         key_bounds: the most that a key may be given.
+        record_defaults: what new keys, users and teams get that the request leaves out.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
         models: lists the models that a caller may use.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -160,7 +163,9 @@ class AdminContext:
     text: ClientText
     model_source: Callable[[], ModelSource]
     models: ModelLists
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
+    record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES
     database_timeout: float = DATABASE_TIMEOUT
     reload: Callable[[], Deferred[Reloaded]] = cannot_reload
@@ -201,6 +206,10 @@ class AuditContext:
     def updated(self) -> dict[str, Any]:
         """The attributes of a changed record that say when it was changed and by whom."""
         return {"updated_at": self.now, "updated_by": self.actor}
+
+    def new_id(self) -> str:
+        """Return a random id for a user, a team, an organization or a budget."""
+        return str(UUID(bytes=self.randbytes(16), version=4))
 
     def check_may_change(self, *records: KeyRecord) -> None:
         """Check that the actor may create, change or delete these keys.
@@ -284,8 +293,8 @@ class AdminCall:
         return self.audit.now
 
     def new_id(self) -> str:
-        """Return a random id for a user or a team."""
-        return str(UUID(bytes=self.context.randbytes(16), version=4))
+        """Return a random id, as `AuditContext.new_id`."""
+        return self.audit.new_id()
 
     def read(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run work that only reads in a transaction."""

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from twisted.web.iweb import IRequest
 
-from twisted_vllm.admin.fields import check_printable, redacted
+from twisted_vllm.admin.fields import REFERENCES, check_printable, redacted
 from twisted_vllm.admin.models import Body, Query
 from twisted_vllm.errors import InvalidRequest
 
@@ -64,6 +64,11 @@ def read_query(request: IRequest) -> dict[str, str]:
             # PostgreSQL refuses a NUL even in a comparison.
             raise InvalidRequest(f"`{name}` has a NUL character, which nothing has that is kept.", param=name)
     return found
+
+
+def without_blanks(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a body without the references that are empty: LiteLLM's dashboard sends "" where nothing was chosen."""
+    return {name: value for name, value in body.items() if value != "" or name not in REFERENCES}
 
 
 def parse_body(body: Mapping[str, Any], model: type[BodyT]) -> BodyT:

@@ -196,6 +196,7 @@ class Accounting(RequestObserver):
         if self._fail_closed:
             self._check_ledger()
         facts = admitted.facts
+        context.said = facts.said
         head = context.head
         end_user = self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
