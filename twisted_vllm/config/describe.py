@@ -58,7 +58,10 @@ def _limits_together(settings: Settings) -> Iterator[str]:
 
 def _default_server(settings: Settings) -> Iterator[str]:
     default = settings.default_server
-    yield _server(default) if default else "none: a request that names no model goes to the first entry of the list"
+    first = "the first entry of the list"
+    if any(is_pattern(entry.model_name) for entry in settings.models):
+        first += " without a wildcard"
+    yield _server(default) if default else f"none: a request that names no model goes to {first}"
 
 
 def _tenant_fields(settings: Settings) -> Iterator[str]:
