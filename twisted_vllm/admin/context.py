@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import attrs
 import msgspec
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,7 +25,7 @@ from twisted_vllm.config.new_records import NO_DEFAULTS, RecordDefaults
 from twisted_vllm.config.reload import Reloaded
 from twisted_vllm.config.settings import NO_BOUNDS, KeyUpperBounds, Settings
 from twisted_vllm.context import RequestContext
-from twisted_vllm.errors import GatewayError, InvalidRequest, RouteNotAllowed, StoreUnavailable
+from twisted_vllm.errors import GatewayError, InvalidRequest, ModelNotFound, RouteNotAllowed, StoreUnavailable
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.metrics import Metrics
@@ -35,6 +35,7 @@ from twisted_vllm.storage.registry import Registry
 from twisted_vllm.storage.report_queue import ReportCaller
 from twisted_vllm.storage.transaction import Transaction
 from twisted_vllm.upstreams.health_report import EndpointHealth
+from twisted_vllm.upstreams.listed_entries import ListedEntry
 
 T = TypeVar("T")
 
@@ -77,6 +78,45 @@ class ModelSource:
     sealer: Sealer
 
 
+class ModelLists(Protocol):
+    """Lists the models that a caller may use: `twisted_vllm.proxy.model_listing.ModelListing`."""
+
+    def check_allowed(self, principal: Principal) -> None:
+        """Check that a principal may list models."""
+
+    def listed(self, principal: Principal, query: Mapping[str, str], headers: Mapping[bytes, bytes]) -> Deferred[bytes]:
+        """Return the JSON of the list, by the parameters and headers of the request."""
+
+    def retrieve(
+        self, principal: Principal, name: str, query: Mapping[str, str], headers: Mapping[bytes, bytes]
+    ) -> Deferred[bytes]:
+        """Return the JSON of one model."""
+
+    def entries(self, principal: Principal, *, expand: bool, named: str = "") -> Deferred[list[ListedEntry]]:
+        """Return the entries of the model list."""
+
+
+class NoModels:
+    """The lists of an app without servers."""
+
+    def check_allowed(self, principal: Principal) -> None:
+        """Allow it."""
+
+    def listed(self, principal: Principal, query: Mapping[str, str], headers: Mapping[bytes, bytes]) -> Deferred[bytes]:
+        """Return an empty list."""
+        return succeed(b'{"object":"list","data":[]}')
+
+    def retrieve(
+        self, principal: Principal, name: str, query: Mapping[str, str], headers: Mapping[bytes, bytes]
+    ) -> Deferred[bytes]:
+        """Refuse it."""
+        return fail(ModelNotFound("There is no such model.", param="model"))
+
+    def entries(self, principal: Principal, *, expand: bool, named: str = "") -> Deferred[list[ListedEntry]]:
+        """Return none."""
+        return succeed([])
+
+
 def cannot_reload() -> Deferred[Reloaded]:
     """Refuse: there is nothing to read again."""
     return fail(InvalidRequest("This gateway was started without a configuration that can be read again."))
@@ -102,6 +142,8 @@ class AdminContext:
         record_defaults: what new keys, users and teams get that the request leaves out.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
+        models: lists the models that a caller may use.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -120,6 +162,8 @@ class AdminContext:
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     model_source: Callable[[], ModelSource]
+    models: ModelLists
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES

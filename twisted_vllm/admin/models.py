@@ -51,6 +51,9 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 class Query(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a query. An empty parameter is the same as none."""
 
+    #: whether other parameters are ignored, as where clients of other servers ask
+    IGNORES_OTHERS: ClassVar[bool] = False
+
     #: LiteLLM's parameters that this gateway does not support, as in `Body`
     UNSUPPORTED: ClassVar[Mapping[str, Any]] = {}
 

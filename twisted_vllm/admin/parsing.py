@@ -104,11 +104,12 @@ def parse_query(query: Mapping[str, str], model: type[QueryT]) -> QueryT:
     Raises:
         InvalidRequest: a parameter is unknown or unsupported, or has a value that it does not take.
     """
-    _refuse_unsupported(
-        {name: False if text.lower() == "false" else text for name, text in query.items()},
-        model.__struct_fields__,
-        model.UNSUPPORTED,
-    )
+    if not model.IGNORES_OTHERS:
+        _refuse_unsupported(
+            {name: False if text.lower() == "false" else text for name, text in query.items()},
+            model.__struct_fields__,
+            model.UNSUPPORTED,
+        )
     types = get_type_hints(model)
     given = {name: query[name] for name in model.__struct_fields__ if query.get(name)}
     for name, text in given.items():

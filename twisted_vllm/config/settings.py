@@ -25,6 +25,7 @@ from twisted_vllm.config.checks import (
     master_key,
     network,
     one_field_path,
+    one_number_of,
     one_of,
     optional,
     origin,
@@ -375,6 +376,12 @@ class LedgerSettings:
         "Request headers to store with each row, such as x-project.",
         litellm="litellm_settings.extra_spend_tag_headers",
     )
+    request_tags: bool = setting(
+        True,
+        flag,
+        "Whether a row keeps what its client says of the request: tags (x-litellm-tags, metadata.tags) and metadata "
+        "(x-litellm-spend-logs-metadata). The tags also count in the reports by tag.",
+    )
 
 
 @attrs.frozen
@@ -679,8 +686,9 @@ class ModelEntry:
     """One entry of ``model_list``, resolved.
 
     Attributes:
-        model_name: the name that callers use.
-        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
+        model_name: the name that callers use, perhaps with wildcards (`twisted_vllm.config.name_patterns`).
+        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``. Its wildcards stand for what those
+            of `model_name` stand for.
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
@@ -689,6 +697,8 @@ class ModelEntry:
         tpm: the most tokens in a minute; None means no limit.
         strategy: the routing strategy of its ``model_name``; None for the general one.
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
+        model_id: its id; the servers of one service share it.
+        description: its ``model_info`` as it is written, in JSON.
     """
 
     model_name: str
@@ -701,6 +711,8 @@ class ModelEntry:
     tpm: int | None = None
     strategy: str | None = None
     discovery: str | None = None
+    model_id: str = ""
+    description: bytes = b"{}"
 
 
 _NO_TLS = TlsParams()
@@ -840,6 +852,12 @@ class Settings:
         "What POST /team/new gives a team where the request has nothing.",
         block="litellm_settings",
     )
+    budget_exceeded_status_code: int = setting(
+        429,
+        one_number_of(400, 402, 403, 422, 429),
+        "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,
@@ -874,8 +892,21 @@ class Settings:
         "its own errors; * for every origin. Without a master key also the only foreign origins whose pages may use "
         "the models, and * is refused. With one, vLLM's --allowed-origins decides about its own routes.",
     )
+    litellm_headers: bool = setting(
+        True,
+        flag,
+        "Whether answers below /vllm carry LiteLLM's headers: x-litellm-call-id, x-litellm-model-group, and the limits "
+        "of the key (x-litellm-key-rpm-limit, x-litellm-key-tpm-limit, x-litellm-key-max-budget).",
+    )
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
+    )
+    root_routes: bool = setting(
+        True,
+        flag,
+        "Whether vLLM's inference routes are also at the gateway's root, as in LiteLLM and vLLM: /v1/chat/completions, "
+        "/engines/MODEL/chat/completions, /openai/deployments/MODEL/chat/completions. If not, they are below /vllm "
+        "alone.",
     )
     tenant_routes: TenantRoutes = setting(
         TenantRoutes(),
