@@ -55,6 +55,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         reads: whether the body is read for its model.
         restricted: whether the caller may use certain models only.
         uncounted: whether no limit of requests counts it: it only reads, or cancels a stored response.
+        path_model: the model that the path names, which decides whatever the body says; empty if it names none.
         located: the id of the stored response that was asked of all servers, and the server that has it or None; None
             if none was asked for.
     """
@@ -73,6 +74,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     response_server: Server | None = None
     fields: FieldPolicy | None = None
     uncounted: bool = False
+    path_model: str = ""
     located: tuple[str, Server | None] | None = None
 
 

@@ -7,7 +7,7 @@ errors. A message never names a key, a hash or an internal address.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import msgspec
@@ -15,6 +15,10 @@ import msgspec
 Headers = list[tuple[bytes, bytes]]
 
 ERROR_HEADER = b"x-vllm-passthrough-error"
+
+#: seconds that clients wait at most before they send a request again: OpenAI's and Anthropic's SDKs take no longer
+#: ``retry-after``
+LONGEST_RETRY = 60
 
 #: on every response of the gateway's own: no page of another origin may embed it, and no browser may take it for a
 #: script (Fetch §3.6, §3.7)
@@ -60,6 +64,13 @@ class GatewayError(Exception):
         error = {"message": clean(self.message), "type": kind, "param": param, "code": self.code}
         return msgspec.json.encode({"type": "error", "error": error} if anthropic else {"error": error})
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request would be refused again within `LONGEST_RETRY`."""
+        if self.status == 429:
+            return self.retry_after is None or self.retry_after > LONGEST_RETRY
+        return 400 <= self.status < 500 and self.status != 408
+
     def headers(self) -> Headers:
         """Return the headers of the response, without its framing."""
         headers: Headers = [
@@ -71,6 +82,9 @@ class GatewayError(Exception):
             headers.append((b"www-authenticate", b"Bearer"))
         if self.retry_after is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after))
+        if self.is_final:
+            # some clients repeat a 401 for minutes, and every 429; OpenAI's and Anthropic's SDKs obey this
+            headers.append((b"x-should-retry", b"false"))
         return headers
 
 
@@ -218,6 +232,11 @@ class TooManyFailures(GatewayError):
     code = "too_many_failures"
     type = "rate_limit_error"
 
+    @property
+    def is_final(self) -> bool:
+        """Always: valid keys are served, and waiting makes no key valid."""
+        return True
+
 
 class RateLimitExceeded(GatewayError):
     """A limit of requests, tokens or parallel requests is reached; `limit_headers` say which and for how long."""
@@ -283,6 +302,12 @@ class NotFound(GatewayError):
     type = "invalid_request_error"
 
 
+class RouteNotFound(NotFound):
+    """vLLM has no such route, as far as the gateway knows."""
+
+    code = "route_not_found"
+
+
 class ModelNotFound(NotFound):
     """No server is configured for this model."""
 
@@ -307,6 +332,18 @@ class MethodNotAllowed(GatewayError):
     status = 405
     code = "method_not_allowed"
     type = "invalid_request_error"
+
+
+class RouteMethodNotAllowed(MethodNotAllowed):
+    """vLLM has the route, but not for this method."""
+
+    def __init__(self, message: str, methods: Iterable[bytes]) -> None:
+        super().__init__(message)
+        self.methods = tuple(methods)
+
+    def headers(self) -> Headers:
+        """Return the headers of the response, without its framing; ``Allow`` is required (RFC 9110 §15.5.6)."""
+        return [*super().headers(), (b"allow", b", ".join(self.methods))]
 
 
 class Conflict(GatewayError):

@@ -46,9 +46,12 @@ from twisted_vllm.upstreams.health_report import EndpointHealth
 
 WELCOME = {
     "service": "twisted_vllm",
-    "about": "A gateway for shared vLLM servers: everything below /vllm goes to vLLM in its own format.",
+    "about": "A gateway for shared vLLM servers: vLLM's inference routes, and all that is below /vllm, go to vLLM in "
+    "its own format.",
     "routes": {
-        "/vllm/…": "vLLM's own API",
+        "/v1/chat/completions, /v1/responses, /v1/messages, /v1/embeddings, /rerank …": "vLLM's inference routes",
+        "/engines/MODEL/…, /openai/deployments/MODEL/…": "the same; the path names the model",
+        "/vllm/…": "all of vLLM's own API",
         "/key/generate, /key/update, /key/regenerate, /key/info, /key/list, /key/delete …": "virtual keys",
         "/user/new, /user/info … and /team/new, /team/block …": "users and teams",
         "/spend/logs, /global/spend, /user/daily/activity …, /usage/report": "what was used, and what it cost",

@@ -45,7 +45,8 @@ _HEADER = {"schema": {"type": "string"}}
 
 _ABOUT = (
     "The admin API of a gateway for shared vLLM servers: virtual keys, users, teams, customers, usage and its cost, "
-    "the audit log and health, in LiteLLM's shapes. vLLM's own API is below /vllm; /vllm/openapi.json describes it."
+    "the audit log and health, in LiteLLM's shapes. vLLM's own API is below /vllm, and its inference routes "
+    "are also at the root (passthrough.root_routes); /vllm/openapi.json describes them."
 )
 
 

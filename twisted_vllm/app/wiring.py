@@ -57,6 +57,7 @@ from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
+from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
 from twisted_vllm.observability.logging.redaction import Redactor
@@ -80,7 +81,6 @@ from twisted_vllm.proxy.metrics import (
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
-from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
@@ -332,6 +332,7 @@ class Wiring:
             kv_caches=kv_caches,
         )
         self.metrics.add(AttemptCollector(attempts, forwarder, dispatcher))
+        self._mounts = mounts = Mounts(settings.root_routes, settings.path_aliases)
         self._pass_through = pass_through = PassThroughResource(
             admission=admission,
             forwarder=forwarder,
@@ -345,6 +346,7 @@ class Wiring:
             throttle=throttle,
             web_pages=web_pages,
             accounting=accounting.observer,
+            mounts=mounts,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -388,6 +390,7 @@ class Wiring:
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
+            find=lambda path: None if mounts.find(path) is None else pass_through,
             deadlines=self.deadlines,
             coalescer=coalescer,
             disconnects=self.disconnects,
@@ -469,6 +472,7 @@ class Wiring:
         if self._recorder is not None:
             self._recorder.reconfigure(usage_headers_of(settings), request_tags=settings.ledger.request_tags)
         self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
+        self._mounts.reconfigure(settings.root_routes, settings.path_aliases)
         self._pass_through.reconfigure(limits)
         self._admin.reconfigure(**admin_of(settings))
         self.database.reconfigure(timeouts.database)

@@ -264,6 +264,11 @@ LINES = (
         lambda settings: ["on" if settings.path_aliases else "off: only vLLM's own paths work"],
         ("passthrough.path_aliases",),
     ),
+    Line(
+        "root routes",
+        lambda settings: ["on" if settings.root_routes else "off: vLLM's routes are below /vllm alone"],
+        ("passthrough.root_routes",),
+    ),
     Line("open to keys", lambda settings: settings.tenant_routes.allow, ("passthrough.tenant_routes.allow",)),
     Line("closed to keys", lambda settings: settings.tenant_routes.deny, ("passthrough.tenant_routes.deny",)),
     Line("fields", _tenant_fields, ("passthrough.tenant_fields",)),

@@ -864,6 +864,13 @@ class Settings:
     path_aliases: bool = setting(
         True, flag, "Whether the routes that vLLM has only below /v1 also work without it: /vllm/chat/completions."
     )
+    root_routes: bool = setting(
+        True,
+        flag,
+        "Whether vLLM's inference routes are also at the gateway's root, as in LiteLLM and vLLM: /v1/chat/completions, "
+        "/engines/MODEL/chat/completions, /openai/deployments/MODEL/chat/completions. If not, they are below /vllm "
+        "alone.",
+    )
     tenant_routes: TenantRoutes = setting(
         TenantRoutes(),
         section(TenantRoutes),

@@ -475,6 +475,11 @@ class Forwarding:
             )
         )
 
+    @property
+    def path_prefix(self) -> bytes:
+        """The path that proxies in front of the gateway cut off."""
+        return self._forwarder.addresses.prefix(self._request.context)
+
     def _new_relay(self) -> Relay:
         request, places = self._request, self._forwarder.places
         if request.context.head.protocols:

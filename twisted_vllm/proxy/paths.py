@@ -1,4 +1,4 @@
-"""Maps a request target below ``/vllm`` to the vLLM server's target.
+"""Maps a request target below a mount to the vLLM server's target.
 
 Path and query keep their bytes: ``%2F``, repeated parameters, their order and ``+``. Only routes that vLLM serves below
 ``/v1`` alone get a missing ``/v1`` added (`VllmRoute.alias`), so that one base URL serves both ``/metrics`` and
@@ -16,9 +16,6 @@ import attrs
 
 from twisted_vllm.api_routes import MEMOISED_LENGTH, without_alias
 from twisted_vllm.errors import InvalidRequest
-
-#: the path of the pass-through
-MOUNT = b"/vllm"
 
 # RFC 9112 §3.2 allows no fragment in a request target; uvicorn (httptools) cuts one off and refuses other bytes. So the
 # gateway and vLLM would read the excluded bytes differently.
@@ -45,7 +42,7 @@ def target(raw: bytes, aliases: bool = True) -> Target:
     """Return the destination of a request.
 
     Args:
-        raw: the request target below ``/vllm`` as received, such as ``b"/chat/completions?x=%2F"``.
+        raw: the request target below its mount as received, such as ``b"/chat/completions?x=%2F"``.
         aliases: whether routes that vLLM serves only below ``/v1`` also work without it.
 
     Raises:

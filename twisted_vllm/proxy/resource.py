@@ -1,4 +1,4 @@
-"""The resource below ``/vllm``, which connects admission, forwarding and the relay."""
+"""The resource of vLLM's routes, which connects admission, forwarding and the relay."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from twisted_vllm.http.server.body_room import owner_of
 from twisted_vllm.http.server.held_bodies import SMALL_BODY, UNCOUNTED
 from twisted_vllm.http.server.request import GatewayRequest, IStreamingResource
 from twisted_vllm.http.web_pages import NO_WEB_PAGES, WebPages
+from twisted_vllm.mounts import Mounts
 from twisted_vllm.proxy.accounting import Accounting
 from twisted_vllm.proxy.admission import Admission, ResponseUnlocated
 from twisted_vllm.proxy.authorization_cache import AuthorizationCache, CachedAuthorization
@@ -37,7 +38,6 @@ from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
-from twisted_vllm.proxy.paths import MOUNT
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
@@ -68,6 +68,7 @@ class PassThroughResource:
         throttle: AuthenticationThrottle | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
+        mounts: Mounts | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -85,6 +86,7 @@ class PassThroughResource:
             throttle: slows down guessing of keys.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
+            mounts: decides what a path means to a server; None for the settings' defaults.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -99,6 +101,7 @@ class PassThroughResource:
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
         self._web_pages = web_pages
         self._accounting = accounting
+        self._mounts = Mounts() if mounts is None else mounts
         self._now = now
         self._cache = AuthorizationCache()
         self.reconfigure(limits)
@@ -114,7 +117,7 @@ class PassThroughResource:
 
     def putChild(self, path: bytes, child: IResource) -> None:
         """Refuse: everything below is vLLM's."""
-        raise TypeError("everything below /vllm belongs to the server behind it")
+        raise TypeError("these paths belong to the server behind them")
 
     def render(self, request: GatewayRequest) -> int:
         """Start to process `request`; its body may still be arriving."""
@@ -185,7 +188,10 @@ class PassThroughResource:
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         self._web_pages.check(context.head.first)
         principal = context.principal = self._identify(context)
-        authorization = self._admission.authorize(principal, request.method, request.uri[len(MOUNT) :])
+        path, mark, query = request.uri.partition(b"?")
+        mount = self._mounts.find(path)
+        assert mount is not None, "the site asks the same mounts"
+        authorization = self._admission.authorize(principal, request.method, mount.path + mark + query, mount.model)
         context.authorization = authorization
         if template is None or MAX_FORWARDS in context.head.first:
             return None

@@ -456,7 +456,8 @@ class GatewayRequest(server.Request):
         status = error.status
         if isinstance(error, BudgetExceeded):
             status = self.channel.site.budget_exceeded_status
-        self.respond(status, error.headers(), error.body(self.context.without_secrets, anthropic=anthropic))
+        pages = self.channel.site.web_pages.error_headers(self.context.head.first)
+        self._respond(status, error.headers() + pages, error.body(self.context.without_secrets, anthropic=anthropic))
 
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send a complete response of the gateway.
@@ -468,7 +469,9 @@ class GatewayRequest(server.Request):
         """
         if self._disconnected or self.finished:
             return
-        headers = headers + self.channel.site.web_pages.response_headers(self.context.head.first)
+        self._respond(status, headers + self.channel.site.web_pages.response_headers(self.context.head.first), body)
+
+    def _respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"date", self.channel.site.date()))
         self.relay_head(ResponseHead.own(status, _PHRASES.get(status, b""), headers))

@@ -62,6 +62,7 @@ class GatewaySite(server.Site):
         *,
         streaming: dict[bytes, IResource],
         other: IResource,
+        find: Callable[[bytes], IResource | None] = lambda path: None,
         deadlines: DeadlineSweeper,
         coalescer: WriteCoalescer,
         disconnects: DisconnectWatcher,
@@ -81,6 +82,7 @@ class GatewaySite(server.Site):
         Args:
             streaming: the streaming resources, by first path segment.
             other: the resource for every other path.
+            find: finds the streaming resource of a path that begins with none of these segments; None for `other`.
             deadlines: checks the deadlines of all connections.
             coalescer: sends at the end of a reactor turn what was written in it.
             disconnects: detects clients that disconnect while they are not read from.
@@ -108,6 +110,7 @@ class GatewaySite(server.Site):
         self.aborted = False
         self.seconds = reactor.seconds
         self._streaming = streaming
+        self._find = find
         self.ids = ids
         self.lifecycle = lifecycle
         self.web_pages = web_pages
@@ -156,8 +159,10 @@ class GatewaySite(server.Site):
 
     def leaf_for(self, path: bytes) -> IResource:
         """Return the resource for `path`."""
-        leaf: IResource = self._streaming.get(path[1:].partition(b"/")[0], self.resource)
-        return leaf
+        leaf = self._streaming.get(path[1:].partition(b"/")[0])
+        if leaf is None:
+            leaf = self._find(path)
+        return self.resource if leaf is None else leaf
 
     def date(self) -> bytes:
         """Return the value of a ``Date`` header, formatted once a second."""
