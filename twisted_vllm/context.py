@@ -58,6 +58,8 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
         path_model: the model that the path names, which decides whatever the body says; empty if it names none.
         located: the id of the stored response that was asked of all servers, and the server that has it or None; None
             if none was asked for.
+        model_id: the name of the model that the request asks about; empty if it asks for the list of models, None if
+            for neither.
     """
 
     principal: Principal
@@ -76,6 +78,7 @@ class Authorization(msgspec.Struct, frozen=True, gc=False):
     uncounted: bool = False
     path_model: str = ""
     located: tuple[str, Server | None] | None = None
+    model_id: str | None = None
 
 
 # parameters and segments that are looked at: more are nobody's mistake

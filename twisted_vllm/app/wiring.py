@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
+from time import time
 from typing import Any
 
 import attrs
@@ -81,6 +82,7 @@ from twisted_vllm.proxy.metrics import (
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
@@ -313,8 +315,17 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
-        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
+        listing = ModelListing(
+            router,
+            served_models,
+            admission,
+            entries=lambda: self.models.current.models,
+            default_prices=lambda: self.models.current.default_prices,
+            created=int(time()),
+            cooperate=cooperate,
+        )
+        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,
@@ -347,6 +358,7 @@ class Wiring:
             web_pages=web_pages,
             accounting=accounting.observer,
             mounts=mounts,
+            listing=listing,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -384,6 +396,7 @@ class Wiring:
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
             settings_in_effect=lambda: self.models.current,
+            models=listing,
             **admin_of(settings),
         )
         self.litellm_headers = LitellmHeaders()

@@ -43,6 +43,7 @@ from twisted_vllm.config.checks import (
 )
 from twisted_vllm.config.declaration import section, setting
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint
+from twisted_vllm.config.new_records import NewKeyDefaults, NewTeamDefaults, NewUserDefaults, RecordDefaults
 from twisted_vllm.config.routing import (
     DEFAULT_STRATEGY,
     aliases,
@@ -685,8 +686,9 @@ class ModelEntry:
     """One entry of ``model_list``, resolved.
 
     Attributes:
-        model_name: the name that callers use.
-        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``.
+        model_name: the name that callers use, perhaps with wildcards (`twisted_vllm.config.name_patterns`).
+        upstream_model: the name that the server uses: NAME of ``hosted_vllm/NAME``. Its wildcards stand for what those
+            of `model_name` stand for.
         server: the server that runs it.
         weight: its share among entries of the same ``model_name``, above 0.
         prices: its prices; if it sets none, the default prices apply.
@@ -695,6 +697,8 @@ class ModelEntry:
         tpm: the most tokens in a minute; None means no limit.
         strategy: the routing strategy of its ``model_name``; None for the general one.
         discovery: how servers are found below the server's name: ``dns`` or ``srv``; None if it is one server.
+        model_id: its id; the servers of one service share it.
+        description: its ``model_info`` as it is written, in JSON.
     """
 
     model_name: str
@@ -707,6 +711,8 @@ class ModelEntry:
     tpm: int | None = None
     strategy: str | None = None
     discovery: str | None = None
+    model_id: str = ""
+    description: bytes = b"{}"
 
 
 _NO_TLS = TlsParams()
@@ -819,6 +825,37 @@ class Settings:
         429,
         one_number_of(400, 402, 403, 422, 429),
         "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
+        block="litellm_settings",
+    )
+    default_key_generate_params: NewKeyDefaults = setting(
+        NewKeyDefaults(),
+        section(NewKeyDefaults),
+        "What POST /key/generate gives a key where the request has nothing.",
+        block="litellm_settings",
+    )
+    default_internal_user_params: NewUserDefaults = setting(
+        NewUserDefaults(),
+        section(NewUserDefaults),
+        "What POST /user/new gives a user where the request has nothing.",
+        block="litellm_settings",
+    )
+    max_internal_user_budget: Decimal | None = setting(
+        None,
+        optional(amount(MAX_DOLLARS), "none"),
+        "The budget of a new user with the role internal_user, where neither the request nor "
+        "default_internal_user_params has one.",
+        block="litellm_settings",
+    )
+    internal_user_budget_duration: str | None = setting(
+        None,
+        optional(period, "one endless period"),
+        "The period of the budget of such a user, likewise.",
+        block="litellm_settings",
+    )
+    default_team_params: NewTeamDefaults = setting(
+        NewTeamDefaults(),
+        section(NewTeamDefaults),
+        "What POST /team/new gives a team where the request has nothing.",
         block="litellm_settings",
     )
     require_auth_for_metrics_endpoint: bool = setting(
@@ -971,6 +1008,17 @@ class Settings:
     models: tuple[ModelEntry, ...] = ()
     usual_tls: TlsParams = _NO_TLS
     warnings: tuple[str, ...] = ()
+
+    @property
+    def record_defaults(self) -> RecordDefaults:
+        """What new keys, users and teams get that the request leaves out."""
+        return RecordDefaults(
+            self.default_key_generate_params,
+            self.default_internal_user_params,
+            self.default_team_params,
+            self.max_internal_user_budget,
+            self.internal_user_budget_duration,
+        )
 
     @property
     def sealing_secret(self) -> Secret | None:

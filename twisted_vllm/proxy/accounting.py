@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import PREFLIGHT
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bounded_cache import BoundedCache
@@ -273,6 +273,14 @@ class Accounting(RequestObserver):
             context.reservation = reserved
             return None
         return reserved
+
+    def count_read(self, principal: Principal) -> None:
+        """Count a request that the gateway answers itself.
+
+        Raises:
+            RateLimitExceeded: it is one too many for its key.
+        """
+        self._uncounted.count(principal, self._now())
 
     def placed(
         self,
