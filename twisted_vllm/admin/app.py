@@ -188,8 +188,8 @@ class AdminApp:
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
-        settings_in_effect: Callable[[], Settings] = Settings,
         models: ModelLists | None = None,
+        settings_in_effect: Callable[[], Settings] = Settings,
         database_timeout: float = DATABASE_TIMEOUT,
         reload: Callable[[], Deferred[Reloaded]] = cannot_reload,
     ) -> None:
@@ -217,8 +217,8 @@ class AdminApp:
             text: removes secrets from text of clients; None knows only their form.
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
                 and without a key to encrypt with.
-            settings_in_effect: returns the settings with all entries of the model list.
             models: lists the models that a caller may use; None for none.
+            settings_in_effect: returns the settings with all entries of the model list.
             database_timeout: seconds that a client waits for the database.
             reload: reads the configuration again.
         """
@@ -241,8 +241,8 @@ class AdminApp:
             web_pages=web_pages,
             text=ClientText(Redactor()) if text is None else text,
             model_source=model_source or (lambda: ModelSource(Settings(), Sealer(None, randbytes))),
-            settings_in_effect=settings_in_effect,
             models=NoModels() if models is None else models,
+            settings_in_effect=settings_in_effect,
             database_timeout=database_timeout,
             reload=reload,
         )

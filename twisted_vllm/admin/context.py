@@ -142,8 +142,8 @@ class AdminContext:
         record_defaults: what new keys, users and teams get that the request leaves out.
         text: removes secrets from text of clients.
         model_source: returns what entries of the model list are checked against, which a reload changes.
-        settings_in_effect: returns the settings with all entries of the model list.
         models: lists the models that a caller may use.
+        settings_in_effect: returns the settings with all entries of the model list.
         web_pages: decides about requests of web pages.
         database_timeout: seconds that a client waits for the database.
         reload: reads the configuration again.
@@ -162,8 +162,8 @@ class AdminContext:
     metrics_of_servers: Callable[[], Deferred[bytes]]
     text: ClientText
     model_source: Callable[[], ModelSource]
-    settings_in_effect: Callable[[], Settings]
     models: ModelLists
+    settings_in_effect: Callable[[], Settings]
     key_bounds: KeyUpperBounds = NO_BOUNDS
     record_defaults: RecordDefaults = NO_DEFAULTS
     web_pages: WebPages = NO_WEB_PAGES

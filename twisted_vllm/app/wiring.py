@@ -395,8 +395,8 @@ class Wiring:
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
-            settings_in_effect=lambda: self.models.current,
             models=listing,
+            settings_in_effect=lambda: self.models.current,
             **admin_of(settings),
         )
         self.litellm_headers = LitellmHeaders()

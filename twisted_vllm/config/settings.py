@@ -821,12 +821,6 @@ class Settings:
         "The budget (POST /budget/new) whose limits hold for each end user without a record; max_end_user_budget wins.",
         block="litellm_settings",
     )
-    budget_exceeded_status_code: int = setting(
-        429,
-        one_number_of(400, 402, 403, 422, 429),
-        "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
-        block="litellm_settings",
-    )
     default_key_generate_params: NewKeyDefaults = setting(
         NewKeyDefaults(),
         section(NewKeyDefaults),
@@ -856,6 +850,12 @@ class Settings:
         NewTeamDefaults(),
         section(NewTeamDefaults),
         "What POST /team/new gives a team where the request has nothing.",
+        block="litellm_settings",
+    )
+    budget_exceeded_status_code: int = setting(
+        429,
+        one_number_of(400, 402, 403, 422, 429),
+        "The status of the answer budget_exceeded. LiteLLM's own default is 422, which clients do not send again.",
         block="litellm_settings",
     )
     require_auth_for_metrics_endpoint: bool = setting(

@@ -452,11 +452,11 @@ class GatewayRequest(server.Request):
         if self._disconnected or self.finished:
             return
         self.context.error_code = error.code
+        pages = self.channel.site.web_pages.error_headers(self.context.head.first)
         anthropic = self.uri.partition(b"?")[0].rstrip(b"/").endswith(ANTHROPIC_PATHS) if self.head_complete else False
         status = error.status
         if isinstance(error, BudgetExceeded):
             status = self.channel.site.budget_exceeded_status
-        pages = self.channel.site.web_pages.error_headers(self.context.head.first)
         self._respond(status, error.headers() + pages, error.body(self.context.without_secrets, anthropic=anthropic))
 
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
