@@ -19,7 +19,7 @@ from twisted.web.resource import IResource, Resource
 from zope.interface import implementer
 
 from twisted_vllm.admin import audit, configuration, customers, health, model_entries, upstream_metrics
-from twisted_vllm.admin.authorization import AdminAuthenticator, first_headers
+from twisted_vllm.admin.authorization import AdminAuthenticator, BeforeRefusal, first_headers
 from twisted_vllm.admin.context import DATABASE_TIMEOUT, AdminContext, ModelSource, Readiness, cannot_reload
 from twisted_vllm.admin.keys import routes as keys
 from twisted_vllm.admin.models import Json, Response
@@ -147,6 +147,7 @@ class AdminApp:
         client_of: Callable[[IRequest], str] = _peer_of,
         failures: AuthenticationThrottle | None = None,
         uncounted: UncountedRequests | None = None,
+        before_refusal: BeforeRefusal | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
         web_pages: WebPages = NO_WEB_PAGES,
@@ -172,6 +173,7 @@ class AdminApp:
             client_of: returns the address that a request comes from.
             failures: limits failed attempts to authenticate; None for no limit.
             uncounted: limits what a virtual key reads; None for no limit.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
             web_pages: decides about requests of web pages.
@@ -184,7 +186,9 @@ class AdminApp:
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
         self._context = context = AdminContext(
-            authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
+            authenticator=AdminAuthenticator(
+                authenticator, registry.index, now, client_of, throttle, reads, before_refusal
+            ),
             registry=registry,
             reports=reports,
             clock=clock,

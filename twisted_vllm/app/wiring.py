@@ -55,6 +55,8 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.identifier import Identifier
+from twisted_vllm.identification.inquiry import Inquiry
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
@@ -125,6 +127,7 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
+        inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         each_minute: writes once a minute what was summed up.
@@ -243,6 +246,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -273,7 +277,7 @@ class Wiring:
         )
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
-        self.metrics.add(AbuseCollector(uncounted, unsent))
+        self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
         observers += [background, RequestLog(observer, text, client_of, unsent)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
@@ -281,6 +285,7 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        identifier = Identifier(inquiry)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
@@ -328,6 +333,7 @@ class Wiring:
             ask_models=served_models.ask,
             locate=locate,
             throttle=throttle,
+            before_refusal=identifier.before_refusal,
             web_pages=web_pages,
             accounting=accounting.observer,
         )
@@ -361,6 +367,7 @@ class Wiring:
             client_of=client_of_admin,
             failures=throttle,
             uncounted=uncounted,
+            before_refusal=identifier.before_refusal,
             allows=allows_admin,
             web_pages=web_pages,
             text=text,
