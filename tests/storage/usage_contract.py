@@ -29,6 +29,7 @@ from twisted_vllm.storage.usage.tables import (
     usage_targets,
     usage_totals,
 )
+from twisted_vllm.storage.usage.writes import AlsoPay, nobody_else
 from twisted_vllm.usage.interfaces import RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import Payer, Target, UsageRow, payer_of, refer, target_of
 
@@ -47,6 +48,7 @@ EVERYTHING = usage_row(
     user_id="ada",
     team_id="red",
     tags=("a", 'b,"c"', "a"),
+    organization_id="acme",
     model="qwen",
     server="gpu:8000",
     route="/v1/chat/completions",
@@ -80,6 +82,7 @@ class Ledger:
     """The ledger in one database, with budgets whose periods a test sets."""
 
     def __init__(self, url: str) -> None:
+        self.also_pay: AlsoPay = nobody_else
         self.periods: Callable[[str, str, float], int] = lambda kind, name, time: 0
         self.now = float(NOON)
         self.url = url
@@ -89,7 +92,12 @@ class Ledger:
 
     def another(self) -> UsageDatabase:
         """Return a connection of another process."""
-        return UsageDatabase(Secret(self.url), lambda *asked: self.periods(*asked), lambda: self.now)
+        return UsageDatabase(
+            Secret(self.url),
+            lambda *asked: self.periods(*asked),
+            lambda: self.now,
+            lambda payers, model: self.also_pay(payers, model),
+        )
 
     def write(self, *rows: UsageRow, own: bool = True) -> list[SpendUpdate]:
         return self.database.write(rows, own)
@@ -299,6 +307,27 @@ class UsageContract:
             SpendUpdate("user", "ada", 8, 8, 0),
         ]
         assert ledger.write(usage_row(3, cost=0), usage_row(4, key_id="", cost=9)) == []
+
+    def test_an_organization_pays_and_whoever_else_has_a_budget(self, ledger: Ledger) -> None:
+        asked = []
+
+        def also_pay(payers: Iterable[tuple[str, str]], model: str) -> list[tuple[str, str]]:
+            asked.append((sorted(payers), model))
+            return [("proxy", "proxy"), ("member", "red\x1fada")]
+
+        ledger.also_pay = also_pay
+        rows = [usage_row(number, user_id="ada", team_id="red", organization_id="acme", cost=5) for number in (1, 2)]
+        told = {(spent.kind, spent.id): (spent.amount, spent.total) for spent in ledger.write(*rows)}
+        payers = [("key", "k1"), ("organization", "acme"), ("team", "red"), ("user", "ada")]
+        assert told == dict.fromkeys([*payers, ("proxy", "proxy"), ("member", "red\x1fada")], (10, 10))
+        assert asked == [(payers, "qwen")]
+        [payer] = ledger.read(usage_payers)
+        assert payer["organization_id"] == "acme"
+
+    def test_the_gateway_pays_once_for_a_request_with_an_end_user(self, ledger: Ledger) -> None:
+        ledger.also_pay = lambda payers, model: [("proxy", "proxy")]
+        told = {(spent.kind, spent.id): spent.total for spent in ledger.write(usage_row(1, end_user="e", cost=5))}
+        assert told == {("key", "k1"): 5, ("end_user", "e"): 5, ("proxy", "proxy"): 5}
 
     def test_rows_that_are_there_already_are_told_with_their_amount(self, ledger: Ledger) -> None:
         """The first answer may have been lost with the connection; the limiter must hear of it once."""

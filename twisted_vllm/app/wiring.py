@@ -23,6 +23,7 @@ from twisted_vllm.app.component_settings import (
     admin_of,
     admission_of,
     breaker_of,
+    gateway_limits_of,
     report_limits_of,
     usage_headers_of,
     web_pages_of,
@@ -86,6 +87,7 @@ from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
 from twisted_vllm.proxy.server_acts import ServerActs
 from twisted_vllm.proxy.upstream_metrics import UpstreamCollector
+from twisted_vllm.ratelimit.allowance import END_USER
 from twisted_vllm.storage.database import Database
 from twisted_vllm.storage.metrics import DatabaseCollector
 from twisted_vllm.storage.registry import Registry
@@ -226,13 +228,20 @@ class Wiring:
         )
         self.store = Store(self.database)
         self.index = KeyIndex()
+        self.index.reconfigure(gateway_limits_of(settings))
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
         self.metrics.add(DatabaseCollector(self.database, self.reports))
         self._uncounted = uncounted = UncountedRequests(limits.max_uncounted_requests)
         self.accounting = accounting = AccountingService(
-            reactor, settings, self.index, self.metrics, uncounted, client_of
+            reactor,
+            settings,
+            self.index,
+            self.metrics,
+            uncounted,
+            client_of,
+            lambda end_users: self.store.read(lambda transaction: transaction.spend.of(END_USER, end_users)),
         )
         self.models = ModelList(
             settings, self._use_models, look_up=partial(_look_up, reactor), clock=reactor, randbytes=os.urandom
@@ -270,7 +279,7 @@ class Wiring:
             client,
             settings.servers,
             accounting.limiter,
-            self.index.allowance_of,
+            self.index,
             rows=accounting.spool,
             files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
             assumed_output_tokens=limits.assumed_output_tokens,
@@ -466,7 +475,7 @@ class Wiring:
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
-        self.index.settings_changed()
+        self.index.reconfigure(gateway_limits_of(settings))
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""
