@@ -41,8 +41,8 @@ MAY_IMPORT = {
     # an entry's limits are windows, as those of keys
     "upstreams": PLAIN | {"bodies", "context", "http", "lifecycle", "ratelimit"},
     "storage": PLAIN | {"auth", "ratelimit", "usage"},
-    # it waits for the database through what it is given
-    "identification": PLAIN | {"auth", "ratelimit"},
+    # it waits for the database and for an issuer
+    "identification": PLAIN | {"auth", "ratelimit", "storage", "upstreams"},
     "proxy": SERVICES,
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree

@@ -1,4 +1,4 @@
-"""Two gateways on one PostgreSQL: a key that one makes works at once on the other, also while keys are guessed there."""
+"""Two gateways on one PostgreSQL: a new key of one works at once on the other, also while keys are guessed there."""
 
 from __future__ import annotations
 

@@ -15,11 +15,15 @@ from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed
+from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed, TokenNotAllowed
 
 #: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
 BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
+#: the headers that say who calls
+_DECISIVE = (*CREDENTIAL_HEADERS, TEAM_HEADER)
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -120,6 +124,8 @@ class AdminAuthenticator:
             if refusal is not error:
                 raise refusal from None
             return False
+        except TokenNotAllowed:
+            return False
         cast(Any, request).context.principal = principal
         return principal.may_administer
 
@@ -150,4 +156,4 @@ def first_headers(request: IRequest, names: Iterable[bytes]) -> dict[bytes, byte
 
 
 def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
-    return first_headers(request, CREDENTIAL_HEADERS)
+    return first_headers(request, _DECISIVE)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TypedDict
+
+from twisted.internet.interfaces import IReactorTime
 
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TokenIndex
+from twisted_vllm.auth.tokens import TokenRules
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
+from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.key_sets import Fetch, KeySets
+from twisted_vllm.identification.verifier import TokenVerifier
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.report_queue import ReportLimits
@@ -111,3 +120,31 @@ def report_limits_of(limits: Limits) -> ReportLimits:
 def usage_headers_of(settings: Settings) -> list[bytes]:
     """Return the headers that each row of the ledger has."""
     return [name.encode("ascii") for name in settings.ledger.usage_headers]
+
+
+def verifier_of(
+    settings: Settings,
+    tokens: TokenIndex,
+    directory: Directory,
+    throttle: AuthenticationThrottle,
+    fetch: Fetch,
+    clock: IReactorTime,
+    on_dropped: Callable[[], None],
+) -> TokenVerifier:
+    """Return what verifies tokens; the other arguments are those of `TokenVerifier` and `KeySets`."""
+    claims, jwt = settings.litellm_jwtauth, settings.jwt
+    key_sets = KeySets(
+        settings.jwt_public_key_url,
+        claims.public_key_ttl,
+        claims.public_key_stale_ttl,
+        fetch,
+        clock,
+        on_dropped,
+    )
+    rules = TokenRules(
+        algorithms=frozenset(jwt.algorithms),
+        audiences=None if jwt.accept_any_audience else frozenset(settings.jwt_audience),
+        issuers=frozenset(settings.jwt_issuer) or None,
+        leeway=jwt.leeway,
+    )
+    return TokenVerifier(tokens, key_sets, rules, claims, directory, throttle, time.time, clock.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
+from twisted.web.client import Agent
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
@@ -26,6 +28,7 @@ from twisted_vllm.app.component_settings import (
     gateway_limits_of,
     report_limits_of,
     usage_headers_of,
+    verifier_of,
     web_pages_of,
 )
 from twisted_vllm.app.drain import Drain
@@ -36,6 +39,7 @@ from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
@@ -56,8 +60,10 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
+from twisted_vllm.identification.key_sets import fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
@@ -171,6 +177,7 @@ class Wiring:
             ConfigError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
+        self._reactor = reactor
         self._observer = observer
         self._addresses = addresses = ClientAddresses(settings.trusted_proxies, settings.allowed_ips)
         client_of = addresses.of
@@ -294,7 +301,10 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
-        identifier = Identifier(inquiry)
+        self._tokens = TokenIndex(self.index)
+        self._people = Directory(self.registry, time.time)
+        self._identifier = identifier = Identifier(inquiry)
+        self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
@@ -451,8 +461,8 @@ class Wiring:
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         self._addresses.reconfigure(settings.trusted_proxies, settings.allowed_ips)
         self._web_pages.reconfigure(**web_pages_of(settings))
-        self._authenticator.reconfigure(settings.master_key)
         self._throttle.reconfigure(limits.max_failed_authentications)
+        self._use_tokens(settings)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
         self._breaker = breaker_of(settings)
@@ -476,6 +486,26 @@ class Wiring:
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.reconfigure(gateway_limits_of(settings))
+
+    def _use_tokens(self, settings: Settings) -> None:
+        """Take the tokens that the settings say, beside keys."""
+        self._tokens.forget()
+        if not settings.enable_jwt_auth:
+            self._authenticator.reconfigure(settings.master_key)
+            self._identifier.reconfigure(None)
+            return
+        agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
+        verifier = verifier_of(
+            settings,
+            self._tokens,
+            self._people,
+            self._throttle,
+            partial(fetch, agent),
+            self._reactor,
+            self.index.settings_changed,
+        )
+        self._authenticator.reconfigure(settings.master_key, self._tokens)
+        self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""

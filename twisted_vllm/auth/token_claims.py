@@ -25,6 +25,7 @@ class TokenCaller(msgspec.Struct, frozen=True):
         name: its name in logs: the e-mail address, the user or the subject.
         user_id: the user; None if the token names none.
         user_email: the user's e-mail address.
+        organization_id: the organization; None takes its team's.
         team_ids: the teams, of which the first that is known counts.
         needs_team: whether it is refused without a team.
         models: the models that its scopes open; empty means all models.
@@ -37,6 +38,7 @@ class TokenCaller(msgspec.Struct, frozen=True):
     name: str
     user_id: str | None = None
     user_email: str | None = None
+    organization_id: str | None = None
     team_ids: tuple[str, ...] = ()
     needs_team: bool = False
     models: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ def caller_of(claims: Mapping[str, Any], settings: JwtClaims) -> TokenCaller:
         name=(email or user_id or subject)[:LONGEST_NAME],
         user_id=user_id,
         user_email=email,
+        organization_id=_name(claims, settings.org_id_jwt_field),
         team_ids=teams,
         needs_team=needs_team and not administers,
         models=() if administers else _models_of(scopes, settings),
@@ -133,9 +136,7 @@ def _name(claims: Mapping[str, Any], path: str | None) -> str | None:
 def _names(claims: Mapping[str, Any], path: str | None) -> list[str]:
     value = None if path is None else claim(claims, path)
     values: Sequence[Any] = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return [
-        each for each in values if isinstance(each, str) and 0 < len(each) <= LONGEST_NAME and each.isprintable()
-    ]
+    return [each for each in values if isinstance(each, str) and 0 < len(each) <= LONGEST_NAME and each.isprintable()]
 
 
 def _teams_of(claims: Mapping[str, Any], settings: JwtClaims) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import msgspec
 
+from twisted_vllm.auth import steering_headers
 from twisted_vllm.auth.grants import KeyGrant
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
@@ -14,17 +15,19 @@ from twisted_vllm.auth.token_claims import TokenCaller
 from twisted_vllm.auth.tokens import TokenKey
 from twisted_vllm.bounded_cache import BoundedCache
 from twisted_vllm.errors import BlockedApiKey, ExpiredApiKey, GatewayError, TokenNotAllowed, UnverifiedToken
+from twisted_vllm.ratelimit.allowance import ORGANIZATION, TEAM, USER
+
+#: LiteLLM's role of an administrator
+ADMINISTRATOR = "proxy_admin"
 
 #: the header by which a caller chooses one of its teams, which LiteLLM reads as well
-TEAM_HEADER = b"x-litellm-team-id"
+TEAM_HEADER = steering_headers.TEAM
 
 #: tokens that are remembered: a valid one is verified anew when it comes back, a refused one is refused anew
 MOST_TOKENS, MOST_REFUSED = 10_000, 1_024
 #: users and teams that are known to exist, or not
 MOST_NAMES = 20_000
 _SIZE = 4_096
-
-USER, TEAM = "user", "team"
 
 
 class KnownToken:
@@ -58,6 +61,8 @@ class TokenIndex:
 
     Attributes:
         trusted_until: when the keys of the issuer are asked for again, in Unix seconds; until then principals are kept.
+        on_stale: called when a token is used after that.
+        makes_users: whether users that are not known are made.
     """
 
     def __init__(self, index: KeyIndex) -> None:
@@ -71,6 +76,8 @@ class TokenIndex:
         self._refused: BoundedCache[str, Refusal] = BoundedCache(MOST_REFUSED, _SIZE)
         self._exists: BoundedCache[tuple[str, str], bool] = BoundedCache(MOST_NAMES, _SIZE)
         self.trusted_until = 0.0
+        self.on_stale: Callable[[], None] = lambda: None
+        self.makes_users = False
         index.on_existence = self._learn
 
     def __len__(self) -> int:
@@ -96,10 +103,7 @@ class TokenIndex:
         """
         known = self._tokens.get(token_hash)
         if known is None or not known.key.trusted:
-            refused = self._refused.get(token_hash)
-            if refused is not None and now < refused.until:
-                raise again(refused.error)
-            raise UnverifiedToken("This token could not be verified now. Try again.")
+            raise self._refusal(token_hash, now)
         if now >= known.until:
             raise ExpiredApiKey("This token has expired. Get a new one from its issuer.")
         chosen = headers.get(TEAM_HEADER)
@@ -107,10 +111,22 @@ class TokenIndex:
         found = known.principals.get(team_id)
         if found is not None and found[0] == self._index.changes and now < found[1].expires:
             return found[1]
-        principal = self._join(known, team_id, now)
+        try:
+            principal = self._join(known, team_id, now)
+        except UnverifiedToken:
+            raise self._refusal(token_hash, now) from None
+        if now >= self.trusted_until:
+            self.on_stale()
         if team_id is None or team_id in known.caller.team_ids:
             known.principals[team_id] = self._index.changes, principal
         return principal
+
+    def _refusal(self, token_hash: str, now: float) -> GatewayError:
+        """Return why a token is refused: what was found out a moment ago, or that nothing was."""
+        refused = self._refused.get(token_hash)
+        if refused is not None and now < refused.until:
+            return again(refused.error)
+        return UnverifiedToken("This token could not be verified now. Try again.")
 
     def keep(self, token_hash: str, caller: TokenCaller, key: TokenKey, until: float) -> None:
         """Remember a token that is valid."""
@@ -132,12 +148,14 @@ class TokenIndex:
         names = [(TEAM, team_id) for team_id in caller.team_ids]
         if caller.user_id is not None:
             names.append((USER, caller.user_id))
+        if caller.organization_id is not None:
+            names.append((ORGANIZATION, caller.organization_id))
         return [name for name in names if name not in self._exists]
 
-    def caller_of(self, token_hash: str) -> TokenCaller | None:
-        """Return the caller of a token that was verified."""
+    def knows(self, token_hash: str) -> TokenCaller | None:
+        """Return the caller of a token that was verified, if its key is trusted still."""
         known = self._tokens.get(token_hash)
-        return None if known is None else known.caller
+        return None if known is None or not known.key.trusted else known.caller
 
     def set_existence(self, kind: str, name: str, exists: bool) -> None:
         """Remember whether a user or team exists; later changes are heard of."""
@@ -148,16 +166,22 @@ class TokenIndex:
         return self._exists.get((kind, name))
 
     def _learn(self, kind: str, name: str | None, exists: bool) -> None:
-        """A user or team changed; without a name, all may have changed."""
+        """A user, team or organization changed; without a name, all may have changed."""
         if name is None:
             self._exists.clear()
         elif (kind, name) in self._exists:
-            self._exists.keep((kind, name), exists, len(name))
+            is_made_again = kind == USER and not exists and self.makes_users
+            # what is too large is forgotten
+            self._exists.keep((kind, name), exists, _SIZE + 1 if is_made_again else len(name))
 
     def _join(self, known: KnownToken, chosen: str | None, now: float) -> Principal:
         caller = known.caller
         if caller.user_id is not None and not self._is_there(USER, caller.user_id):
             raise TokenNotAllowed("The user of this token is not known here. Ask an administrator to make the user.")
+        if caller.organization_id is not None and not self._is_there(ORGANIZATION, caller.organization_id):
+            raise TokenNotAllowed(
+                "The organization of this token is not known here. Ask an administrator to make the organization."
+            )
         team_id, blocked = self._team_of(caller, chosen)
         grant = KeyGrant(
             token=caller.key_id,
@@ -169,12 +193,15 @@ class TokenIndex:
             allowed_routes=caller.allowed_routes,
             user_id=caller.user_id,
             team_id=team_id,
+            organization_id=caller.organization_id,
         )
         if blocked:
             raise BlockedApiKey("The team of this token was blocked. Ask an administrator to unblock the team.")
         principal = self._index.join(grant).principal
-        if caller.end_user_id is not None:
-            principal = attrs.evolve(principal, end_user_id=caller.end_user_id)
+        administers = caller.administers and principal.may_administer
+        if caller.end_user_id is not None or administers:
+            role = ADMINISTRATOR if administers else principal.role
+            principal = attrs.evolve(principal, end_user_id=caller.end_user_id, role=role)
         return principal
 
     def _team_of(self, caller: TokenCaller, chosen: str | None) -> tuple[str | None, bool]:

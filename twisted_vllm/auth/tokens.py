@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Collection, Iterable, Mapping
-from json import loads
+from json import dumps, loads
 from math import isfinite
 from typing import Any
 
@@ -32,6 +32,8 @@ _FORM = re.compile(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _TYPES = frozenset(("jwt", "at+jwt", "application/jwt", "application/at+jwt"))
 
 _RSA = frozenset(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"))
+#: what makes a key (RFC 7518 §6)
+_PUBLIC = ("kty", "crv", "x", "y", "n", "e", "kid", "alg")
 _CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 
 
@@ -47,12 +49,14 @@ class TokenKey:
     Attributes:
         kid: its id; empty if it has none.
         algorithms: the signatures that it may make.
+        thumbprint: the same for the same key.
         key: the key.
         trusted: whether the issuer still publishes it.
     """
 
     kid: str
     algorithms: frozenset[str]
+    thumbprint: str
     key: Any = attrs.field(repr=False)
     trusted: bool = True
 
@@ -236,7 +240,8 @@ def _key_of(found: Mapping[str, Any]) -> TokenKey | None:
         return None
     if "alg" in found:
         usable &= {found["alg"]} if isinstance(found["alg"], str) else set()
-    return TokenKey(kid, usable, key) if usable else None
+    members = {name: found[name] for name in _PUBLIC if name in found}
+    return TokenKey(kid, usable, dumps(members, sort_keys=True), key) if usable else None
 
 
 def _algorithms() -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of callers with a JSON Web Token: LiteLLM's ``litellm_jwtauth``, and what it leaves to the environment."""
+"""The settings of callers with a JSON Web Token: LiteLLM's ``litellm_jwtauth``, and what it lacks."""
 
 from __future__ import annotations
 
@@ -132,7 +132,9 @@ _CLAIM = optional(claim_path, "none")
 #: fields of LiteLLM's that restrict somebody, or decide who somebody is, and have no counterpart
 RESTRICTING: Restrictions = {
     "agent_id_jwt_field": Restriction("refuse tokens of agents that are not registered", "use user_id_jwt_field"),
-    "custom_validate": Restriction("check tokens by Python of your own", "check what the token says by roles or scopes"),
+    "custom_validate": Restriction(
+        "check tokens by Python of your own", "check what the token says by roles or scopes"
+    ),
     "id_jag_requesting_apps": Restriction("exchange tokens", "let the issuer give tokens for this gateway"),
     "issuers": Restriction(
         "check the tokens of each issuer by rules of its own",
@@ -142,7 +144,6 @@ RESTRICTING: Restrictions = {
         "ask the issuer about the caller of each token", "let the issuer put what is needed into the token"
     ),
     "org_alias_jwt_field": Restriction("charge an organization by its alias", "use org_id_jwt_field"),
-    "org_id_jwt_field": Restriction("charge an organization", "give the team its organization"),
     "routing_overrides": Restriction("check some tokens by OAuth 2", "give these callers virtual keys"),
     "team_alias_jwt_field": Restriction("charge a team by its alias", "use team_id_jwt_field"),
     "virtual_key_claim_field": Restriction(
@@ -196,6 +197,9 @@ class JwtClaims:
         routes,
         "The only routes for tokens: LiteLLM's groups, of which all of inference are one here, and paths. Empty means "
         "what virtual keys may call.",
+    )
+    org_id_jwt_field: str | None = setting(
+        None, _CLAIM, "The claim with the organization's id. Without it, the team's organization counts."
     )
     end_user_id_jwt_field: str | None = setting(
         None, _CLAIM, "The claim with the end user, who then counts whatever the request names."

@@ -237,14 +237,16 @@ class PassThroughResource:
         head = context.head
         try:
             return self._admission.identify(head.first, now, head.method, head.length != 0)
-        except MissingApiKey as error:
-            refusal: GatewayError = error
+        except GatewayError as error:
+            refusal = error
         address = self._addresses.of(context)
         if not for_good and self._before_refusal is not None:
             waiting = self._before_refusal(head.first, refusal, address)
             if waiting is not None:
                 raise _NotYetKnown(waiting)
-        assert isinstance(refusal, MissingApiKey)
+        if not isinstance(refusal, MissingApiKey):
+            # no guess: the token is valid, or it is not known whether it is
+            raise refusal
         raise self._throttle.record_failure(refusal, address, now)
 
     def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:
