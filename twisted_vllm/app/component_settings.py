@@ -134,7 +134,7 @@ def verifier_of(
     """Return what verifies tokens; the other arguments are those of `TokenVerifier` and `KeySets`."""
     claims, jwt = settings.litellm_jwtauth, settings.jwt
     key_sets = KeySets(
-        settings.jwt_public_key_url,
+        settings.jwt_public_key_url or (),
         claims.public_key_ttl,
         claims.public_key_stale_ttl,
         fetch,
@@ -143,8 +143,8 @@ def verifier_of(
     )
     rules = TokenRules(
         algorithms=frozenset(jwt.algorithms),
-        audiences=None if jwt.accept_any_audience else frozenset(settings.jwt_audience),
-        issuers=frozenset(settings.jwt_issuer) or None,
+        audiences=None if jwt.accept_any_audience else frozenset(settings.jwt_audience or ()),
+        issuers=frozenset(settings.jwt_issuer or ()) or None,
         leeway=jwt.leeway,
     )
     return TokenVerifier(tokens, key_sets, rules, claims, directory, throttle, time.time, clock.seconds)

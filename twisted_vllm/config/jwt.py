@@ -167,11 +167,9 @@ class JwtClaims:
     """What the claims of a token say: LiteLLM's ``litellm_jwtauth``. Dots lead into nested claims."""
 
     user_id_jwt_field: str | None = setting(
-        None, _CLAIM, "The claim with the user's id. Without it, a token has no user.", example="sub"
+        None, _CLAIM, "The claim with the user's id. Without it, a token has no user."
     )
-    user_email_jwt_field: str | None = setting(
-        None, _CLAIM, "The claim with the user's e-mail address.", example="email"
-    )
+    user_email_jwt_field: str | None = setting(None, _CLAIM, "The claim with the user's e-mail address.")
     user_allowed_email_domain: str | None = setting(
         None, optional(text, "any"), "The only domain of e-mail addresses that is let in, such as example.com."
     )
@@ -212,14 +210,12 @@ class JwtClaims:
         routes,
         "What administrators by scope or role may call. Empty means the admin API alone, as in LiteLLM; "
         "[management_routes, openai_routes] adds the models.",
-        example="[management_routes]",
     )
     roles_jwt_field: str | None = setting(None, _CLAIM, "The claim with the roles for role_mappings.")
     role_mappings: tuple[tuple[str, str], ...] = setting(
         (),
         role_mappings,
         "LiteLLM's role for a role of the issuer: proxy_admin, team or internal_user.",
-        example="[{role: ai-admin, internal_role: proxy_admin}]",
     )
     object_id_jwt_field: str | None = setting(
         None, _CLAIM, "The claim with the id of the user or team, as the role in role_mappings says."
@@ -229,7 +225,6 @@ class JwtClaims:
         (),
         scope_mappings,
         "The models that each scope opens; only with enforce_scope_based_access.",
-        example="[{scope: small-models, models: [qwen-small]}]",
     )
     enforce_scope_based_access: bool = setting(
         False, flag, "Whether a token may use only the models that its scopes open."

@@ -949,22 +949,21 @@ class Settings:
         "When a request is sent to another server: while no byte of an answer reached the client, its body is in hand, "
         "and its route is safe to repeat. A server that cannot be reached, or that breaks the connection, counts too.",
     )
-    jwt_public_key_url: tuple[str, ...] = setting(
-        (),
-        jwt.key_set_urls,
+    jwt_public_key_url: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.key_set_urls, "none"),
         "Where the issuer publishes its keys: a key set (JWKS), or an OpenID configuration that names one.",
         environment=("VLLM_PASSTHROUGH_JWT_PUBLIC_KEY_URL", "JWT_PUBLIC_KEY_URL"),
-        example="https://login.example.com/.well-known/openid-configuration",
     )
-    jwt_audience: tuple[str, ...] = setting(
-        (),
-        jwt.audiences,
+    jwt_audience: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.audiences, "none"),
         "The audiences (aud) of tokens for this gateway; a token needs one of them.",
         environment=("VLLM_PASSTHROUGH_JWT_AUDIENCE", "JWT_AUDIENCE"),
     )
-    jwt_issuer: tuple[str, ...] = setting(
-        (),
-        jwt.audiences,
+    jwt_issuer: tuple[str, ...] | None = setting(
+        None,
+        optional(jwt.audiences, "none"),
         "The issuers (iss) whose tokens are accepted. Without it, every token counts that a key of "
         "jwt_public_key_url signed.",
         environment=("VLLM_PASSTHROUGH_JWT_ISSUER", "JWT_ISSUER"),
