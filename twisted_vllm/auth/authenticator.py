@@ -113,7 +113,7 @@ class Authenticator:
         if key is None:
             if master_token is None:
                 return self._limited(ANONYMOUS)
-            if self._tokens is not None and is_token(credential):
+            if self._tokens is not None and (token in self._tokens or is_token(credential)):
                 return self._tokens.authenticate(token, headers, now)
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."

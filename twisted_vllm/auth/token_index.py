@@ -72,7 +72,7 @@ class TokenIndex:
             index: the users and teams.
         """
         self._index = index
-        self._tokens: BoundedCache[str, KnownToken] = BoundedCache(MOST_TOKENS, _SIZE)
+        self._tokens: BoundedCache[object, KnownToken] = BoundedCache(MOST_TOKENS, _SIZE)
         self._refused: BoundedCache[str, Refusal] = BoundedCache(MOST_REFUSED, _SIZE)
         self._exists: BoundedCache[tuple[str, str], bool] = BoundedCache(MOST_NAMES, _SIZE)
         self.trusted_until = 0.0
@@ -82,6 +82,9 @@ class TokenIndex:
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def __contains__(self, token_hash: object) -> bool:
+        return token_hash in self._tokens
 
     def __repr__(self) -> str:
         return f"<TokenIndex tokens={len(self._tokens)} refused={len(self._refused)} names={len(self._exists)}>"

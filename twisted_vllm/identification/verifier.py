@@ -24,7 +24,7 @@ MOST_WAITING, MOST_NEW_USERS = 4_096, 64
 #: seconds in which a token that was refused is refused again without a look
 REFUSED_SECONDS = 1.0
 #: signatures in a second that are checked for addresses which sent too many invalid credentials
-MOST_FOR_GUESSERS = 100
+MOST_FOR_GUESSERS = 20
 #: looks into the database that changes may overtake
 _MOST_LOOKS = 3
 
