@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
@@ -268,6 +269,23 @@ async def test_while_the_issuer_is_down_known_keys_are_used_and_nothing_else(gat
     gateway.clock.advance(3600)
     assert (await complete(gateway, issuer.token(jti="3"))).status == 503
     assert "cannot be fetched: it answers 500" in gateway.log_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_keys_are_fetched_again_while_tokens_come(gateway_of: Any, issuer: Issuer, reactor: Any) -> None:
+    gateway = gateway_of(attrs.evolve(BY_SUBJECT, public_key_ttl=1.0))
+    await make_user(gateway)
+    token = issuer.token()
+    assert (await complete(gateway, token)).status == 200
+    issuer.keys = [SigningKey("k2")]
+    gateway.clock.advance(FETCH_INTERVAL)
+    # the wall clock decides how long a principal is kept
+    await deferLater(reactor, 1.1, lambda: None)
+    assert (await complete(gateway, token)).status == 200
+    while len(issuer.asked) < 2:
+        await deferLater(reactor, 0.01, lambda: None)
+    await deferLater(reactor, 0.05, lambda: None)
+    assert (await complete(gateway, token)).status == 401
 
 
 @pytest_twisted.ensureDeferred

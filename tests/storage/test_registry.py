@@ -369,7 +369,11 @@ async def test_changes_of_this_process_do_not_keep_those_of_others_from_whoever_
     registry: Registry, database: Database
 ) -> None:
     await put(Store(database), key_record(1))
-    changes = [registry.change(lambda transaction, n=n: transaction.keys.insert(key_record(n))) for n in range(2, 8)]
+
+    def insert(number: int) -> Deferred[None]:
+        return registry.change(lambda transaction: transaction.keys.insert(key_record(number)))
+
+    changes = [insert(number) for number in range(2, 8)]
     await registry.catch_up()
     assert token(1) in registry.index
     for each in changes:

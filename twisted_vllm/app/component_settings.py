@@ -122,18 +122,12 @@ def usage_headers_of(settings: Settings) -> list[bytes]:
     return [name.encode("ascii") for name in settings.ledger.usage_headers]
 
 
-def verifier_of(
-    settings: Settings,
-    tokens: TokenIndex,
-    directory: Directory,
-    throttle: AuthenticationThrottle,
-    fetch: Fetch,
-    clock: IReactorTime,
-    on_dropped: Callable[[], None],
-) -> TokenVerifier:
-    """Return what verifies tokens; the other arguments are those of `TokenVerifier` and `KeySets`."""
-    claims, jwt = settings.litellm_jwtauth, settings.jwt
-    key_sets = KeySets(
+def key_sets_of(
+    settings: Settings, fetch: Fetch, clock: IReactorTime, on_dropped: Callable[[], None], known: KeySets | None
+) -> KeySets:
+    """Return the keys of the issuers of tokens; those that are known, if they are the same."""
+    claims = settings.litellm_jwtauth
+    made = KeySets(
         settings.jwt_public_key_url or (),
         claims.public_key_ttl,
         claims.public_key_stale_ttl,
@@ -141,10 +135,18 @@ def verifier_of(
         clock,
         on_dropped,
     )
+    return known if known is not None and known.is_like(made) else made
+
+
+def verifier_of(
+    settings: Settings, tokens: TokenIndex, key_sets: KeySets, directory: Directory, throttle: AuthenticationThrottle
+) -> TokenVerifier:
+    """Return what verifies tokens; the other arguments are those of `TokenVerifier`."""
+    jwt = settings.jwt
     rules = TokenRules(
         algorithms=frozenset(jwt.algorithms),
         audiences=None if jwt.accept_any_audience else frozenset(settings.jwt_audience or ()),
         issuers=frozenset(settings.jwt_issuer or ()) or None,
         leeway=jwt.leeway,
     )
-    return TokenVerifier(tokens, key_sets, rules, claims, directory, throttle, time.time, clock.seconds)
+    return TokenVerifier(tokens, key_sets, rules, settings.litellm_jwtauth, directory, throttle, time.time)

@@ -26,6 +26,7 @@ from twisted_vllm.app.component_settings import (
     admission_of,
     breaker_of,
     gateway_limits_of,
+    key_sets_of,
     report_limits_of,
     usage_headers_of,
     verifier_of,
@@ -63,7 +64,7 @@ from twisted_vllm.http.web_pages import WebPages
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.identifier import Identifier
 from twisted_vllm.identification.inquiry import Inquiry
-from twisted_vllm.identification.key_sets import fetch
+from twisted_vllm.identification.key_sets import KeySets, fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.observability.client_text import ClientText
 from twisted_vllm.observability.logging.observer import LineObserver
@@ -302,6 +303,7 @@ class Wiring:
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
         self._tokens = TokenIndex(self.index)
+        self._key_sets: KeySets | None = None
         self._people = Directory(self.registry, time.time)
         self._identifier = identifier = Identifier(inquiry)
         self._use_tokens(settings)
@@ -495,15 +497,11 @@ class Wiring:
             self._identifier.reconfigure(None)
             return
         agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
-        verifier = verifier_of(
-            settings,
-            self._tokens,
-            self._people,
-            self._throttle,
-            partial(fetch, agent),
-            self._reactor,
-            self.index.settings_changed,
+        # what was fetched stays: the issuer may be down at a reload
+        self._key_sets = key_sets_of(
+            settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
         )
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
         self._authenticator.reconfigure(settings.master_key, self._tokens)
         self._identifier.reconfigure(verifier)
 

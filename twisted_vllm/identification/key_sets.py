@@ -63,11 +63,7 @@ class _KeySet:
 
 
 class KeySets:
-    """Fetches key sets, and keeps their keys while they may be used.
-
-    Attributes:
-        trusted_until: when they are to be fetched again, in the clock's seconds.
-    """
+    """Fetches key sets, and keeps their keys while they may be used."""
 
     _log = Logger()
 
@@ -102,6 +98,11 @@ class KeySets:
     def __repr__(self) -> str:
         return f"<KeySets keys={sum(len(each.keys) for each in self._sets)}>"
 
+    def is_like(self, other: KeySets) -> bool:
+        """Return whether the others are fetched from the same places as these, and as often."""
+        mine, others = ([each.url for each in sets._sets] for sets in (self, other))
+        return mine == others and (self._ttl, self._stale_ttl) == (other._ttl, other._stale_ttl)
+
     @property
     def keys(self) -> list[TokenKey]:
         """The keys that may be used now."""
@@ -109,14 +110,10 @@ class KeySets:
         return [key for each in self._sets for key in each.keys]
 
     @property
-    def trusted_until(self) -> float:
-        """When they are to be fetched again, in the clock's seconds."""
-        ends = [each.fetched_at + self._ttl for each in self._sets if each.fetched_at is not None]
-        return min(ends, default=float("-inf"))
-
-    def is_stale(self) -> bool:
-        """Return whether they are to be fetched again."""
-        return self._clock.seconds() >= self.trusted_until or any(each.fetched_at is None for each in self._sets)
+    def fresh_seconds(self) -> float:
+        """How long it is until they are to be fetched again, in seconds; negative or 0 if that is now."""
+        ends = [float("-inf") if each.fetched_at is None else each.fetched_at + self._ttl for each in self._sets]
+        return min(ends, default=float("-inf")) - self._clock.seconds()
 
     def refresh(self) -> Deferred[None] | None:
         """Fetch all key sets, or wait for the fetch in progress.

@@ -43,7 +43,6 @@ class TokenVerifier:
         directory: Directory,
         throttle: AuthenticationThrottle,
         now: Callable[[], float],
-        seconds: Callable[[], float],
     ) -> None:
         """Make it.
 
@@ -55,7 +54,6 @@ class TokenVerifier:
             directory: the users and teams.
             throttle: counts invalid credentials by address.
             now: the time in Unix seconds.
-            seconds: the clock of the key sets.
         """
         self._tokens = tokens
         self._key_sets = key_sets
@@ -64,7 +62,6 @@ class TokenVerifier:
         self._directory = directory
         self._throttle = throttle
         self._now = now
-        self._seconds = seconds
         self._pending: dict[str, list[Deferred[None]]] = {}
         self._waiting = self._new_users = 0
         self._second, self._checked = 0.0, 0
@@ -76,7 +73,7 @@ class TokenVerifier:
 
     def refresh(self) -> None:
         """Fetch the issuer's keys again, while the old ones are used."""
-        if self._key_sets.is_stale():
+        if self._key_sets.fresh_seconds <= 0:
             waiting = self._key_sets.refresh()
             if waiting is not None:
                 waiting.addCallback(lambda _: self._trust())
@@ -197,4 +194,4 @@ class TokenVerifier:
 
     def _trust(self) -> None:
         """Tell until when principals may be kept."""
-        self._tokens.trusted_until = self._now() + self._key_sets.trusted_until - self._seconds()
+        self._tokens.trusted_until = self._now() + self._key_sets.fresh_seconds
