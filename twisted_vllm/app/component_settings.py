@@ -14,6 +14,7 @@ from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.tokens import TokenRules
+from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
 from twisted_vllm.identification.directory import Directory
 from twisted_vllm.identification.key_sets import Fetch, KeySets
@@ -85,6 +86,7 @@ class AdminSettings(TypedDict):
 
     metrics_are_open: bool
     key_bounds: KeyUpperBounds
+    record_defaults: RecordDefaults
     database_timeout: float
 
 
@@ -93,6 +95,7 @@ def admin_of(settings: Settings) -> AdminSettings:
     return AdminSettings(
         metrics_are_open=settings.metrics_are_open,
         key_bounds=settings.upperbound_key_generate_params,
+        record_defaults=settings.record_defaults,
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,
     )
