@@ -294,7 +294,7 @@ async def test_no_token_is_in_the_log_or_the_ledger_and_the_caller_is_named(gate
     await make_user(gateway)
     token = issuer.token(email="ada@example.com")
     assert (await complete(gateway, token)).status == 200
-    assert (await gateway.ask("GET", f"/vllm/v1/{token}", token)).status == 403
+    assert (await gateway.ask("GET", f"/vllm/v1/{token}", token)).status == 404
     assert (await gateway.ask("GET", f"/vllm/{token}/x", None)).status == 401
     log = gateway.log_text()
     assert "ada@example.com" in log

@@ -13,7 +13,7 @@ from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.token_index import TokenIndex
-from twisted_vllm.auth.tokens import TokenRules
+from twisted_vllm.auth.tokens import TokenRules, algorithms
 from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
 from twisted_vllm.identification.directory import Directory
@@ -145,6 +145,8 @@ def verifier_of(
     settings: Settings, tokens: TokenIndex, key_sets: KeySets, directory: Directory, throttle: AuthenticationThrottle
 ) -> TokenVerifier:
     """Return what verifies tokens; the other arguments are those of `TokenVerifier`."""
+    # loaded now, and not while the first token waits
+    algorithms()
     jwt = settings.jwt
     rules = TokenRules(
         algorithms=frozenset(jwt.algorithms),

@@ -86,12 +86,12 @@ class TokenRules:
     leeway: float
 
 
-def read_header(token: str, algorithms: frozenset[str]) -> TokenHeader:
+def read_header(token: str, accepted: frozenset[str]) -> TokenHeader:
     """Return the header of a token that has the form of one.
 
     Args:
         token: the token.
-        algorithms: the signatures that are accepted.
+        accepted: the signatures that are accepted.
 
     Raises:
         InvalidToken: it is too large, or says something that this gateway does not do.
@@ -109,7 +109,7 @@ def read_header(token: str, algorithms: frozenset[str]) -> TokenHeader:
         raise InvalidToken("The header of this token is not valid: alg, kid and typ must be text.")
     if typ.lower() not in _TYPES:
         raise InvalidToken("This token is no access token: the typ in its header is neither JWT nor at+jwt.")
-    if alg not in algorithms:
+    if alg not in accepted:
         raise InvalidToken("The algorithm that signed this token (alg) is not accepted here.")
     return TokenHeader(alg, kid)
 
@@ -174,7 +174,7 @@ def verify(token: str, header: TokenHeader, keys: Iterable[TokenKey], rules: Tok
         ExpiredApiKey: it has expired.
     """
     signed, _, signature = token.rpartition(".")
-    algorithm = _algorithms()[header.alg]
+    algorithm = algorithms()[header.alg]
     raw, message = _bytes(signature, "signature"), signed.encode("ascii")
     for key in keys:
         if algorithm.verify(message, key.key, raw):
@@ -227,13 +227,13 @@ def _key_of(found: Mapping[str, Any]) -> TokenKey | None:
         return None
     try:
         if kind == "RSA":
-            key = _algorithms()["RS256"].from_jwk(dict(found))
+            key = algorithms()["RS256"].from_jwk(dict(found))
             usable = _RSA if key.key_size in _RSA_BITS else frozenset()
         elif kind == "EC" and found.get("crv") in _CURVES:
             name = _CURVES[found["crv"]]
-            key, usable = _algorithms()[name].from_jwk(dict(found)), frozenset((name,))
+            key, usable = algorithms()[name].from_jwk(dict(found)), frozenset((name,))
         elif kind == "OKP" and found.get("crv") == "Ed25519":
-            key, usable = _algorithms()["EdDSA"].from_jwk(dict(found)), frozenset(("EdDSA",))
+            key, usable = algorithms()["EdDSA"].from_jwk(dict(found)), frozenset(("EdDSA",))
         else:
             return None
     except (PyJWTError, UnsupportedAlgorithm, ValueError, TypeError, KeyError, AttributeError):
@@ -244,8 +244,8 @@ def _key_of(found: Mapping[str, Any]) -> TokenKey | None:
     return TokenKey(kid, usable, dumps(members, sort_keys=True), key) if usable else None
 
 
-def _algorithms() -> Mapping[str, Any]:
-    """Return PyJWT's algorithms. Loaded at the first token: it takes several MB, which most gateways do not need."""
+def algorithms() -> Mapping[str, Any]:
+    """Return PyJWT's algorithms. They take several MB, so only gateways that take tokens load them."""
     if not _LOADED:
         from jwt.algorithms import get_default_algorithms
 
