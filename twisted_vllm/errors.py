@@ -1,6 +1,6 @@
 """The gateway's error responses, each with its HTTP status and code.
 
-The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, and the header
+The body has OpenAI's shape, ``{"error": {"message", "type", "param", "code"}}``, with LiteLLM's types, and the header
 ``x-vllm-passthrough-error`` carries the code, so that a caller can distinguish the gateway's refusals from vLLM's own
 errors. A message never names a key, a hash or an internal address.
 """
@@ -34,7 +34,8 @@ class GatewayError(Exception):
     Attributes:
         status: the HTTP status code.
         code: the stable machine-readable code, also sent as ``x-vllm-passthrough-error``.
-        type: OpenAI's error type.
+        type: Anthropic's error type, which is OpenAI's too.
+        litellm_type: LiteLLM's type of the same error, which bodies in OpenAI's shape have; None for `type`.
         message: what is wrong and what to do about it, for the caller.
         param: the request parameter at fault, or None.
         retry_after: seconds to wait before a retry, or None.
@@ -43,6 +44,7 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "api_error"
+    litellm_type: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -50,15 +52,17 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
 
-    def body(self, clean: Callable[[str], str] = str) -> bytes:
-        """Return the JSON body in OpenAI's shape, UTF-8.
+    def body(self, clean: Callable[[str], str] = str, *, anthropic: bool = False) -> bytes:
+        """Return the JSON body, UTF-8.
 
         Args:
             clean: removes what the client must not see of its own text, which may be a key in place of a name.
+            anthropic: whether it has Anthropic's shape, with param and code in addition; else OpenAI's.
         """
         param = None if self.param is None else clean(self.param)
-        error = {"message": clean(self.message), "type": self.type, "param": param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        kind = self.type if anthropic else self.litellm_type or self.type
+        error = {"message": clean(self.message), "type": kind, "param": param, "code": self.code}
+        return msgspec.json.encode({"type": "error", "error": error} if anthropic else {"error": error})
 
     @property
     def is_final(self) -> bool:
@@ -128,18 +132,46 @@ class MissingApiKey(GatewayError):
     status = 401
     code = "missing_api_key"
     type = "authentication_error"
+    litellm_type = "auth_error"
 
 
 class InvalidApiKey(MissingApiKey):
     """The credential is unknown."""
 
     code = "invalid_api_key"
+    litellm_type = "token_not_found_in_db"
+
+
+class InvalidToken(InvalidApiKey):
+    """The credential is a JSON Web Token that is not valid."""
+
+    code = "invalid_token"
+
+
+class UnverifiedToken(InvalidToken):
+    """The credential is a JSON Web Token that was not verified yet."""
+
+
+class TokenNotAllowed(GatewayError):
+    """The token is valid, and its user, team or role is not let in."""
+
+    status = 403
+    code = "token_not_allowed"
+    type = "permission_error"
+
+
+class IssuerUnavailable(GatewayError):
+    """The keys of the issuer of tokens could not be had."""
+
+    status = 503
+    code = "issuer_unavailable"
 
 
 class ExpiredApiKey(MissingApiKey):
     """The key has expired."""
 
     code = "expired_api_key"
+    litellm_type = "expired_key"
 
 
 class BlockedApiKey(MissingApiKey):
@@ -149,11 +181,19 @@ class BlockedApiKey(MissingApiKey):
 
 
 class ModelNotAllowed(GatewayError):
-    """The key may not use this model."""
+    """The key may not use this model.
+
+    Args:
+        level: whose models say so: ``key``, ``user``, ``team`` or ``org``.
+    """
 
     status = 403
     code = "model_not_allowed"
     type = "permission_error"
+
+    def __init__(self, message: str, *, param: str | None = None, level: str = "key") -> None:
+        super().__init__(message, param=param)
+        self.litellm_type = f"{level}_model_access_denied"
 
 
 class RouteNotAllowed(GatewayError):
@@ -162,6 +202,7 @@ class RouteNotAllowed(GatewayError):
     status = 403
     code = "route_not_allowed"
     type = "permission_error"
+    litellm_type = "auth_error"
 
 
 #: what a client hears whose address is not served
@@ -228,6 +269,7 @@ class RateLimitExceeded(GatewayError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
+    litellm_type = "throttling_error"
 
     def __init__(
         self,
@@ -266,7 +308,8 @@ class BudgetExceeded(GatewayError):
 
     status = 429
     code = "budget_exceeded"
-    type = "budget_exceeded"
+    type = "rate_limit_error"
+    litellm_type = "budget_exceeded"
 
 
 class LimitsUnavailable(GatewayError):

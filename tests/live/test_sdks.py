@@ -132,7 +132,7 @@ def test_openai_understands_the_gateway_s_refusals(gateway: LiveGateway, chat_mo
         pytest.raises(openai.PermissionDeniedError) as caught,
     ):
         restricted.chat.completions.create(model=chat_model, messages=MESSAGES)
-    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "permission_error")
+    assert (caught.value.code, caught.value.type) == ("model_not_allowed", "key_model_access_denied")
 
 
 def test_openai_is_told_at_once_that_vllm_has_no_such_route(client: Any) -> None:

@@ -62,8 +62,11 @@ def make_document(routes: Iterable[Route]) -> Json:
     remaining = iter(schemas)
     paths: dict[str, Json] = {}
     for route in routes:
+        name = _operation_id(route.path)
+        # a path with several methods
+        again = paths.get(_PATH_PARAMETER.sub(r"{\1}", route.path))
         operation = {
-            "operationId": _operation_id(route.path),
+            "operationId": f"{name}_{route.method.lower()}" if again else name,
             "tags": [route.path.split("/")[1] or "about"],
             **_description(route),
             **_operation(route, remaining),

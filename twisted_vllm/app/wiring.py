@@ -8,12 +8,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from random import random
+from time import time
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver
+from twisted.web.client import Agent
 
 from twisted_vllm.admin.app import ROUTES, AdminApp
 from twisted_vllm.admin.context import ModelSource, Readiness
@@ -24,8 +26,10 @@ from twisted_vllm.app.component_settings import (
     admission_of,
     breaker_of,
     gateway_limits_of,
+    key_sets_of,
     report_limits_of,
     usage_headers_of,
+    verifier_of,
     web_pages_of,
 )
 from twisted_vllm.app.drain import Drain
@@ -36,6 +40,7 @@ from twisted_vllm.app.service_manager import NO_MANAGER, ServiceManager
 from twisted_vllm.auth.authenticator import Authenticator
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TokenIndex
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.config.listen import with_backlog
 from twisted_vllm.config.problems import ConfigError, Problem
@@ -56,6 +61,10 @@ from twisted_vllm.http.net.write_coalescing import WriteCoalescer
 from twisted_vllm.http.server.ids import RequestIds
 from twisted_vllm.http.server.site import GatewaySite
 from twisted_vllm.http.web_pages import WebPages
+from twisted_vllm.identification.directory import Directory
+from twisted_vllm.identification.identifier import Identifier
+from twisted_vllm.identification.inquiry import Inquiry
+from twisted_vllm.identification.key_sets import KeySets, fetch
 from twisted_vllm.lifecycle import Lifecycle, RequestObserver
 from twisted_vllm.mounts import MOUNT, Mounts
 from twisted_vllm.observability.client_text import ClientText
@@ -74,12 +83,14 @@ from twisted_vllm.proxy.form_files import FormFiles
 from twisted_vllm.proxy.forwarded import ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.ledger import LedgerRecorder
+from twisted_vllm.proxy.litellm_headers import LitellmHeaders
 from twisted_vllm.proxy.metrics import (
     AbuseCollector,
     ConnectionCollector,
     HeldBodiesCollector,
     StaleConnectionCollector,
 )
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.resource import PassThroughResource
 from twisted_vllm.proxy.response_ids import ResponseIds
 from twisted_vllm.proxy.revocation import Revoker
@@ -127,6 +138,7 @@ class Wiring:
         metrics: the gateway's metrics.
         accounting: meters, limits and stores usage.
         background: follows responses that servers generate in the background.
+        inquiry: asks the database before a caller is refused.
         index: the keys in memory; `registry` synchronizes them with the database.
         lifecycle: the observers of requests.
         each_minute: writes once a minute what was summed up.
@@ -168,6 +180,7 @@ class Wiring:
             ConfigError: a file of TLS to a server cannot be used.
         """
         limits = settings.limits
+        self._reactor = reactor
         self._observer = observer
         self._addresses = addresses = ClientAddresses(settings.trusted_proxies, settings.allowed_ips)
         client_of = addresses.of
@@ -252,6 +265,7 @@ class Wiring:
             models_set=self.models.set_stored,
             patience=settings.timeouts.database,
         )
+        self.inquiry = inquiry = Inquiry(self.registry.catch_up, reactor)
 
         self.each_minute = EachMinute(reactor)
         # the observers of requests, in order: the ledger and the log use the results of the accounting
@@ -265,7 +279,12 @@ class Wiring:
             # before a client has its whole response, the row is in the spool
             coalescer.before_send = accounting.spool.flush
             self._recorder = recorder = LedgerRecorder(
-                accounting.spool, text, ids.make, usage_headers=usage_headers_of(settings), coalescer=coalescer
+                accounting.spool,
+                text,
+                ids.make,
+                usage_headers=usage_headers_of(settings),
+                request_tags=settings.ledger.request_tags,
+                coalescer=coalescer,
             )
             observers.append(recorder)
             self.each_minute.add(recorder.write_repeated)
@@ -282,7 +301,7 @@ class Wiring:
         )
         self.metrics.add(BackgroundCollector(background))
         self._unsent = unsent = UnsentLines(settings.log.max_unsent_lines, client_of)
-        self.metrics.add(AbuseCollector(uncounted, unsent))
+        self.metrics.add(AbuseCollector(uncounted, unsent, inquiry))
         self.each_minute.add(unsent.report)
         observers += [background, RequestLog(observer, text, client_of, unsent)]
         observers.append(ServerActs(self._servers_acted, self._caches_emptied))
@@ -290,6 +309,11 @@ class Wiring:
 
         self._authenticator = authenticator = Authenticator(settings.master_key, self.index)
         self._throttle = throttle = AuthenticationThrottle(limits.max_failed_authentications)
+        self._tokens = TokenIndex(self.index)
+        self._key_sets: KeySets | None = None
+        self._people = Directory(self.registry, time)
+        self._identifier = identifier = Identifier(inquiry)
+        self._use_tokens(settings)
         self._served_models = served_models = ServedModels(client, reactor)
         places = ResponsePlaces()
         locator = ResponseLocator(client, reactor, places)
@@ -307,8 +331,17 @@ class Wiring:
             places=places,
             **admission_of(settings),
         )
-        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         cooperate = turn_cooperator(reactor).cooperate
+        listing = ModelListing(
+            router,
+            served_models,
+            admission,
+            entries=lambda: self.models.current.models,
+            default_prices=lambda: self.models.current.default_prices,
+            created=int(time()),
+            cooperate=cooperate,
+        )
+        self._form_files = form_files = FormFiles(limits.max_spooled_form_bytes, descriptors.form_files)
         self._forwarder = forwarder = Forwarder(
             admission=admission,
             dispatcher=dispatcher,
@@ -338,9 +371,11 @@ class Wiring:
             ask_models=served_models.ask,
             locate=locate,
             throttle=throttle,
+            before_refusal=identifier.before_refusal,
             web_pages=web_pages,
             accounting=accounting.observer,
             mounts=mounts,
+            listing=listing,
         )
 
         metrics_of_servers = MetricsOfServers(
@@ -372,13 +407,17 @@ class Wiring:
             client_of=client_of_admin,
             failures=throttle,
             uncounted=uncounted,
+            before_refusal=identifier.before_refusal,
             allows=allows_admin,
             web_pages=web_pages,
             text=text,
             reload=lambda: self.reloader.reload(),
             model_source=lambda: ModelSource(self.models.configured, self.models.sealer),
+            models=listing,
+            settings_in_effect=lambda: self.models.current,
             **admin_of(settings),
         )
+        self.litellm_headers = LitellmHeaders()
         self.site = GatewaySite(
             streaming={MOUNT[1:]: pass_through},
             other=admin.resource(),
@@ -394,6 +433,8 @@ class Wiring:
             web_pages=web_pages,
             is_exempt=addresses.may_take_all_connections,
             max_refused=descriptors.refused,
+            budget_exceeded_status=settings.budget_exceeded_status_code,
+            added_lines=self.litellm_headers.lines if settings.litellm_headers else None,
         )
         if isinstance(observer, LineObserver):
             observer.secrets_in_flight = self.site.secrets_in_flight
@@ -447,8 +488,8 @@ class Wiring:
         self.descriptors = descriptors = share_out(limits.max_connections, open_file_limit())
         self._addresses.reconfigure(settings.trusted_proxies, settings.allowed_ips)
         self._web_pages.reconfigure(**web_pages_of(settings))
-        self._authenticator.reconfigure(settings.master_key)
         self._throttle.reconfigure(limits.max_failed_authentications)
+        self._use_tokens(settings)
         self._uncounted.reconfigure(limits.max_uncounted_requests)
         self._unsent.reconfigure(settings.log.max_unsent_lines)
         self._breaker = breaker_of(settings)
@@ -460,7 +501,7 @@ class Wiring:
         self._forwarder.reconfigure(settings.routing, settings.retry, settings.session_header)
         self._admission.reconfigure(**admission)
         if self._recorder is not None:
-            self._recorder.reconfigure(usage_headers_of(settings))
+            self._recorder.reconfigure(usage_headers_of(settings), request_tags=settings.ledger.request_tags)
         self._form_files.reconfigure(limits.max_spooled_form_bytes, descriptors.form_files)
         self._mounts.reconfigure(settings.root_routes, settings.path_aliases)
         self._pass_through.reconfigure(limits)
@@ -468,11 +509,33 @@ class Wiring:
         self.database.reconfigure(timeouts.database)
         self.reports.reconfigure(report_limits_of(limits), timeouts.report)
         self.registry.reconfigure(timeouts.database)
-        self.site.reconfigure(attrs.evolve(limits, max_connections=descriptors.clients), timeouts, descriptors.refused)
+        self.site.reconfigure(
+            attrs.evolve(limits, max_connections=descriptors.clients),
+            timeouts,
+            descriptors.refused,
+            settings.budget_exceeded_status_code,
+            self.litellm_headers.lines if settings.litellm_headers else None,
+        )
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
         self.index.reconfigure(gateway_limits_of(settings))
+
+    def _use_tokens(self, settings: Settings) -> None:
+        """Take the tokens that the settings say, beside keys."""
+        self._tokens.forget()
+        if not settings.enable_jwt_auth:
+            self._authenticator.reconfigure(settings.master_key)
+            self._identifier.reconfigure(None)
+            return
+        agent = Agent(self._reactor, connectTimeout=settings.timeouts.connect)
+        # what was fetched stays: the issuer may be down at a reload
+        self._key_sets = key_sets_of(
+            settings, partial(fetch, agent), self._reactor, self.index.settings_changed, self._key_sets
+        )
+        verifier = verifier_of(settings, self._tokens, self._key_sets, self._people, self._throttle)
+        self._authenticator.reconfigure(settings.master_key, self._tokens)
+        self._identifier.reconfigure(verifier)
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""

@@ -133,6 +133,10 @@ def parse_rule(text: str) -> RouteRule:
     return RouteRule(path=without_alias(plain.encode()).decode())
 
 
+# LiteLLM's name of a level in the types of its errors
+_SHORT = {"organization": "org"}
+
+
 def _without_root(text: str) -> str:
     """Return the server's path of a rule for a path at the gateway's root."""
     found = _ROOT.find(text.replace(_ANY_MODEL, "model").encode("utf-8", "replace"))
@@ -285,6 +289,7 @@ def _check_level(who: str, level: str, patterns: tuple[str, ...], model: str) ->
         f"{who} may not use the model {model[:CLIP]!r}. It may use: {allowed}. "
         f"An administrator can change the {level}'s models.",
         param="model",
+        level=_SHORT.get(level, level),
     )
 
 

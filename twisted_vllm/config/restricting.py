@@ -138,10 +138,7 @@ LITELLM_SETTINGS: Restrictions = {
         "a guardrail, a limiter, or a name with a dot",
     ),
     "default_end_user_max_budget": Restriction("limit what each end user spends", _NEW_END_USERS),
-    "default_internal_user_params": Restriction("limit new users", _NEW_USERS),
-    "default_key_generate_params": Restriction("limit new keys", _NEW_KEYS),
     "default_max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
-    "default_team_params": Restriction("limit new teams", "send the limits with each POST /team/new"),
     "default_team_settings": Restriction(
         "limit teams", "send the limits with each POST /team/new", _holds_limits, "a limit in one of its entries"
     ),
@@ -149,7 +146,6 @@ LITELLM_SETTINGS: Restrictions = {
     "key_generation_settings": Restriction(
         "decide who may make keys", "only the master key and keys with `management` make keys here"
     ),
-    "max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
     "max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_user_budget": Restriction("limit what each user spends", _NEW_USERS),
     "priority_reservation": Restriction(
@@ -175,7 +171,6 @@ GENERAL_SETTINGS: Restrictions = {
     "disable_reset_budget": Restriction(
         "keep budgets from beginning anew", "make keys, users and teams without a budget_duration"
     ),
-    "enable_jwt_auth": Restriction("authenticate callers by JWT", _VIRTUAL_KEYS),
     "enable_oauth2_auth": Restriction("authenticate callers by OAuth 2", _VIRTUAL_KEYS),
     "enable_oauth2_proxy_auth": Restriction("authenticate callers by a proxy's headers", _VIRTUAL_KEYS),
     "enforce_rbac": Restriction("limit callers to the routes of their roles", _CLOSE_ROUTES),
@@ -185,7 +180,6 @@ GENERAL_SETTINGS: Restrictions = {
         "set passthrough.limits_on_redis_loss and passthrough.ledger.on_spool_failure to refuse",
     ),
     "global_max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
-    "litellm_jwtauth": Restriction("authenticate and limit callers by JWT", _VIRTUAL_KEYS),
     "max_in_flight_requests_per_worker": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_parallel_requests": Restriction("limit the requests in flight at each server", _CONCURRENCY),
     "max_request_size_mb": Restriction(
@@ -196,7 +190,8 @@ GENERAL_SETTINGS: Restrictions = {
     ),
     "missing_session_id": Restriction("refuse requests without a session id", _CHECK_BEFORE, _says_reject, "reject"),
     "reject_clientside_metadata_tags": Restriction(
-        "refuse requests that bring tags", "tags count here from the key alone, whatever a request says"
+        "refuse requests that bring tags",
+        "leave it out, and set `passthrough.ledger.request_tags: false`: tags then count from the key alone",
     ),
     "require_auth_for_metrics_endpoint": Restriction("close GET /metrics from here", "write it below litellm_settings"),
     "required_params": Restriction("refuse requests without certain parameters", _CHECK_BEFORE),

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from twisted_vllm.api_routes import ModelPlace, Route, RouteClass
 from twisted_vllm.auth.key_index import KeyIndex
-from twisted_vllm.auth.records import PREFLIGHT
+from twisted_vllm.auth.records import PREFLIGHT, Principal
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.bounded_cache import BoundedCache
@@ -196,8 +196,9 @@ class Accounting(RequestObserver):
         if self._fail_closed:
             self._check_ledger()
         facts = admitted.facts
+        context.said = facts.said
         head = context.head
-        end_user = self._end_user_of(head) or facts.end_user
+        end_user = authorization.principal.end_user_id or self._end_user_of(head) or facts.end_user
         limited = authorization.principal.limited
         if end_user is not None:
             context.end_user = end_user = end_user[:TEXT_LIMIT]
@@ -272,6 +273,14 @@ class Accounting(RequestObserver):
             context.reservation = reserved
             return None
         return reserved
+
+    def count_read(self, principal: Principal) -> None:
+        """Count a request that the gateway answers itself.
+
+        Raises:
+            RateLimitExceeded: it is one too many for its key.
+        """
+        self._uncounted.count(principal, self._now())
 
     def placed(
         self,

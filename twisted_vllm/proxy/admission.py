@@ -39,7 +39,7 @@ from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.field_policy.policy import FieldPolicy
 from twisted_vllm.http.headers import RequestHead, is_form, is_json
 from twisted_vllm.proxy.chosen_servers import chosen_server
-from twisted_vllm.proxy.paths import target
+from twisted_vllm.proxy.paths import model_in, target
 from twisted_vllm.proxy.response_ids import ResponseIds, hides_responses, stored_response_in
 from twisted_vllm.proxy.serving import BaseModels, Serving, ServingChooser
 from twisted_vllm.proxy.upstream_headers import PRIORITY
@@ -51,6 +51,10 @@ from twisted_vllm.usage.records import Payer, refer
 # to read a member of an enum from its class takes 0.1 µs
 _PERHAPS, _HEADER, _EVENT = ModelPlace.PERHAPS, ModelPlace.HEADER, ModelPlace.EVENT
 _SALTED = PrefixCache.SALTED
+
+#: the list of models, and the methods by which it is read
+LISTING = classify(b"GET", b"/v1/models")
+_LISTING_METHODS = (b"GET", b"HEAD")
 
 #: methods whose requests have no body
 _WITHOUT_BODY = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -216,7 +220,11 @@ class Admission:
             ResponseNotFound: the path names a stored response that the principal's key did not make.
         """
         resolved = target(raw, self._path_aliases)
-        route = classify(method, resolved.path)
+        model_id = model_in(resolved.path, self._path_aliases) if method in _LISTING_METHODS else None
+        # whoever may list models may ask for each
+        route = classify(method, resolved.path) if model_id is None else LISTING
+        if route.name == LISTING.name and model_id is None and method in _LISTING_METHODS:
+            model_id = ""
         takes_model = route.takes_model
         ids, stores, response_id, response_server = self._response_ids, False, None, None
         if ids is not None and principal is not PREFLIGHT:
@@ -264,7 +272,20 @@ class Admission:
             fields,
             route.route_class is RouteClass.READ_ONLY or response_id is not None,
             path_model if takes_model else "",
+            model_id=model_id,
         )
+
+    def may_use_model(self, principal: Principal, name: str) -> bool:
+        """Return whether a principal may use a model, by a name whose alias of the key is resolved."""
+        return principal.is_administrator or self._serving.may_use(principal, name)
+
+    def check_may_list(self, principal: Principal) -> None:
+        """Check that a principal may list models.
+
+        Raises:
+            RouteNotAllowed: it may not.
+        """
+        self._policy.check_route(principal, LISTING)
 
     def must_hold(self, authorization: Authorization, head: RequestHead) -> bool:
         """Return whether a body that is on its way must be held, by what its head says of it.

@@ -311,7 +311,7 @@ class Forwarding:
         if len(usable) < 2:
             return None
         prefix = self._routing_for(principal).prefix
-        model = usable[0].upstream_model or admitted.serving.model
+        model = admitted.serving.name_at(usable[0]) or admitted.serving.model
         return caches.prepare([each.server for each in usable], prefix, body, model, principal.cache_salt)
 
     def _place(self) -> None:
@@ -417,6 +417,8 @@ class Forwarding:
         context = request.context
         destination = placement.destination
         server = context.server = destination.server
+        entry = destination.entry
+        context.model_id = "" if entry is None else entry.model_id
         prepared = forwarder.admission.prepare(self._authorization, admitted, destination)
         body: bytes | Rope | RequestBody
         if prepared.body is not None:

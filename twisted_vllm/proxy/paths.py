@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
@@ -21,6 +22,7 @@ from twisted_vllm.errors import InvalidRequest
 # gateway and vLLM would read the excluded bytes differently.
 _TARGET = re.compile(rb"[!\"$-~]*")
 _SEGMENT_ENDS = re.compile(rb"[/\\]")
+_ANY_SLASH = re.compile(r"[/\\]")
 
 
 @attrs.frozen
@@ -98,3 +100,27 @@ def _goes_above_root(segments: Iterable[bytes]) -> bool:
 
 
 _memoised = lru_cache(maxsize=1024)(_target)
+
+
+#: the paths of one model, below which its name stands; the second is an alias
+_MODEL_PATHS = (b"/v1/models/", b"/models/")
+
+
+def model_in(path: bytes, aliases: bool) -> str | None:
+    """Return the name of the model that a path describes; None if it describes none.
+
+    The name may have slashes, percent-encoded or not.
+
+    Args:
+        path: the raw path, as in `Target`.
+        aliases: whether it may stand without ``/v1``.
+    """
+    for start in _MODEL_PATHS if aliases else _MODEL_PATHS[:1]:
+        if path.startswith(start):
+            with suppress(UnicodeDecodeError):
+                name = unquote_to_bytes(path[len(start) :]).decode("utf-8")
+                # a server without --served-model-name names its model by an absolute path; with a last slash it is
+                # the list's path; with dot segments, nobody knows
+                parts = _ANY_SLASH.split(name.removeprefix("/"))
+                return None if any(part in ("", ".", "..") for part in parts) else name
+    return None

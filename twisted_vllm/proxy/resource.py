@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from urllib.parse import parse_qsl
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -14,11 +16,19 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.steering_headers import SERVER
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.settings import Limits, Server
 from twisted_vllm.context import Authorization, RequestContext
-from twisted_vllm.errors import ADDRESS_NOT_ALLOWED, AddressNotAllowed, Draining, GatewayError, MissingApiKey
+from twisted_vllm.errors import (
+    ADDRESS_NOT_ALLOWED,
+    PRIVATE_RESPONSE,
+    AddressNotAllowed,
+    Draining,
+    GatewayError,
+    MissingApiKey,
+)
 from twisted_vllm.field_policy.forms import FormFields
 from twisted_vllm.http.headers import is_form, is_json
 from twisted_vllm.http.net.bounded_turns import Cooperate, Jobs
@@ -38,13 +48,34 @@ from twisted_vllm.proxy.form_spool import MOST_IN_MEMORY, InThread
 from twisted_vllm.proxy.forwarded import EVERYBODY, ClientAddresses
 from twisted_vllm.proxy.forwarding import Forwarder
 from twisted_vllm.proxy.max_forwards import COUNTED_METHODS, MAX_FORWARDS, is_last, own_answer
+from twisted_vllm.proxy.model_listing import ModelListing
 from twisted_vllm.proxy.pending_step import PendingStep
 from twisted_vllm.proxy.relay import RequestBody
 from twisted_vllm.proxy.serving import BaseModelUnknown
 from twisted_vllm.proxy.upstream_headers import dropped_from
 
+#: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
+BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
 #: a buffered body up to this size in bytes is read for its model even if only the log needs it
 PEEK_LIMIT = 65_536
+
+#: the most parameters of a request about models; more are ignored
+MAX_PARAMETERS = 100
+#: the headers of the gateway's own lists
+JSON_ANSWER = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), *PRIVATE_RESPONSE)
+
+
+class _NotYetKnown(Exception):
+    """The caller may be known in a moment.
+
+    Attributes:
+        waiting: fires then, and never fails.
+    """
+
+    def __init__(self, waiting: Deferred[None]) -> None:
+        super().__init__()
+        self.waiting = waiting
 
 
 @implementer(IResource, IStreamingResource)
@@ -66,9 +97,11 @@ class PassThroughResource:
         ask_models: Callable[[Server], Deferred[None]],
         locate: Callable[[str], Deferred[Server | None]] | None = None,
         throttle: AuthenticationThrottle | None = None,
+        before_refusal: BeforeRefusal | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         accounting: Accounting | None = None,
         mounts: Mounts | None = None,
+        listing: ModelListing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the resource.
@@ -84,9 +117,11 @@ class PassThroughResource:
             ask_models: asks a server for its base model, for the admission.
             locate: asks all servers for a stored response, by its id; None if the admission knows no places.
             throttle: slows down guessing of keys.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
             web_pages: decides about requests of web pages.
             accounting: meters and limits requests; None does neither.
             mounts: decides what a path means to a server; None for the settings' defaults.
+            listing: lists the models of all servers; None forwards requests for them.
             now: the time in Unix seconds.
         """
         self._admission = admission
@@ -99,9 +134,11 @@ class PassThroughResource:
         self._ask_models = ask_models
         self._locate = locate
         self._throttle = AuthenticationThrottle(None) if throttle is None else throttle
+        self._before_refusal = before_refusal
         self._web_pages = web_pages
         self._accounting = accounting
         self._mounts = Mounts() if mounts is None else mounts
+        self._listing = listing
         self._now = now
         self._cache = AuthorizationCache()
         self.reconfigure(limits)
@@ -130,7 +167,24 @@ class PassThroughResource:
     def _enter(self, request: GatewayRequest) -> None:
         if request.site.draining:
             raise Draining("The gateway is shutting down; send the request again.", retry_after=1)
-        cached = self._authorize(request)
+        try:
+            cached = self._authorize(request)
+        except _NotYetKnown as error:
+            self._identify_later(request, error.waiting)
+        else:
+            self._authorized(request, cached)
+
+    def _identify_later(self, request: GatewayRequest, waiting: Deferred[None]) -> None:
+        """Go on once more is known of the caller; meanwhile the body is not read."""
+        request.pause_body("caller")
+
+        def proceed(_: None) -> None:
+            request.resume_body("caller")
+            self._authorized(request, self._authorize(request, for_good=True))
+
+        PendingStep(request, None, waiting).then(proceed)
+
+    def _authorized(self, request: GatewayRequest, cached: CachedAuthorization | None) -> None:
         context = request.context
         authorization = context.authorization
         assert authorization is not None
@@ -138,6 +192,8 @@ class PassThroughResource:
         if cached is None and head.method in COUNTED_METHODS and is_last(head):
             request.relay_head(own_answer(authorization.route.row))
             request.relay_body(b"", True)
+            return
+        if authorization.model_id is not None and self._list(request, authorization, authorization.model_id):
             return
         most = self._limits.max_held_body_bytes
         received, complete = request.body_received, request.body_complete
@@ -158,6 +214,27 @@ class PassThroughResource:
         else:
             self._admit(request, None, None)
 
+    def _list(self, request: GatewayRequest, authorization: Authorization, model_id: str) -> bool:
+        """Answer a request about models; return whether it is not the server's own answer."""
+        listing, principal = self._listing, authorization.principal
+        headers = request.context.head.first
+        if listing is None:
+            return False
+        steered = SERVER in headers and not principal.restricts_models
+        if not model_id and (steered or listing.forwards(principal)):
+            return False
+        if self._accounting is not None:
+            self._accounting.count_read(principal)
+        query: dict[str, str] = {}
+        with suppress(ValueError):
+            query = dict(parse_qsl(request.uri.partition(b"?")[2].decode("latin-1"), max_num_fields=MAX_PARAMETERS))
+        if model_id:
+            answer = listing.retrieve(principal, model_id, query, headers)
+        else:
+            answer = listing.listed(principal, query, headers)
+        PendingStep(request, None, answer).then(lambda body: request.respond(200, list(JSON_ANSWER), body))
+        return True
+
     def _wants_body(self, context: RequestContext, authorization: Authorization) -> bool:
         """Return whether to hold a body that decides nothing about the request's server."""
         head, accounting = context.head, self._accounting
@@ -174,8 +251,12 @@ class PassThroughResource:
         if self._accounting is not None:
             self._accounting.check(request.context, authorization)
 
-    def _authorize(self, request: GatewayRequest) -> CachedAuthorization | None:
-        """Authorize the request by its head; return the cache entry, or None if the head is not cached."""
+    def _authorize(self, request: GatewayRequest, *, for_good: bool = False) -> CachedAuthorization | None:
+        """Authorize the request by its head; return the cache entry, or None if the head is not cached.
+
+        Raises:
+            _NotYetKnown: the caller may be known in a moment; never with `for_good`.
+        """
         context = request.context
         template = context.head.template
         cached = None if template is None else self._cache.get(template)
@@ -187,7 +268,7 @@ class PassThroughResource:
         if not self._addresses.allows(context):
             raise AddressNotAllowed(ADDRESS_NOT_ALLOWED)
         self._web_pages.check(context.head.first)
-        principal = context.principal = self._identify(context)
+        principal = context.principal = self._identify(context, for_good)
         path, mark, query = request.uri.partition(b"?")
         mount = self._mounts.find(path)
         assert mount is not None, "the site asks the same mounts"
@@ -199,14 +280,22 @@ class PassThroughResource:
         self._cache.keep(template, cached, len(authorization.forwarded))
         return cached
 
-    def _identify(self, context: RequestContext) -> Principal:
+    def _identify(self, context: RequestContext, for_good: bool) -> Principal:
         now = self._now()
+        head = context.head
         try:
-            head = context.head
             return self._admission.identify(head.first, now, head.method, head.length != 0)
-        except MissingApiKey as error:
-            refusal = self._throttle.record_failure(error, self._addresses.of(context), now)
-        raise refusal
+        except GatewayError as error:
+            refusal = error
+        address = self._addresses.of(context)
+        if not for_good and self._before_refusal is not None:
+            waiting = self._before_refusal(head.first, refusal, address)
+            if waiting is not None:
+                raise _NotYetKnown(waiting)
+        if not isinstance(refusal, MissingApiKey):
+            # no guess: the token is valid, or it is not known whether it is
+            raise refusal
+        raise self._throttle.record_failure(refusal, address, now)
 
     def _take(self, request: GatewayRequest, body: bytes, cached: CachedAuthorization | None = None) -> None:
         """Take a small body that is complete."""
