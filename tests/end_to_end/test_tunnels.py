@@ -149,7 +149,7 @@ async def test_a_key_opens_the_routes_that_it_may_call(stand_in: Any, gateway_to
     limited = await gateway.answer_to(handshake(await gateway.make_key(models=["m"])))
     assert (limited.status, limited.error["code"]) == (400, "model_undetermined")
     key = await gateway.make_key()
-    privileged = await gateway.answer_to(handshake(key, "/vllm/unknown"))
+    privileged = await gateway.answer_to(handshake(key, "/vllm/sleep"))
     assert (privileged.status, privileged.error["code"]) == (403, "route_not_allowed")
     assert server.connections == []
     client = await gateway.send(handshake(key, X_Vllm_Priority="0"))
