@@ -342,7 +342,18 @@ class SpendRepository:
             spend: in picodollars.
             period_start: in Unix seconds.
         """
-        values = {"spend": spend, "period_start": period_start * _MICROSECONDS}
+        self._upsert(kind, identity, {"spend": spend, "period_start": period_start * _MICROSECONDS})
+
+    def put(self, spend: Spend) -> None:
+        """Set the spend of a period and the total over all periods."""
+        values = {
+            "spend": spend.spend,
+            "period_start": spend.period_start * _MICROSECONDS,
+            "total_spend": spend.total_spend,
+        }
+        self._upsert(spend.kind, spend.id, values)
+
+    def _upsert(self, kind: str, identity: str, values: dict[str, int]) -> None:
         insert_row: Any = sqlite.insert
         if self._connection.dialect.name == "postgresql":
             # Imported here: the dialect takes 2 MB, which a gateway on SQLite does not need.
@@ -350,7 +361,7 @@ class SpendRepository:
 
             insert_row = postgresql.insert
         # The ledger's writer may insert the same row at the same moment.
-        statement = insert_row(tables.spend).values(kind=kind, id=identity, total_spend=0, **values)
+        statement = insert_row(tables.spend).values(**{"kind": kind, "id": identity, "total_spend": 0, **values})
         self._connection.execute(statement.on_conflict_do_update(index_elements=["kind", "id"], set_=values))
         self._on_change(kind, identity)
 
