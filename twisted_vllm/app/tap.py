@@ -19,7 +19,7 @@ from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import explain_start_errors
 from twisted_vllm.app.usage_errors import explain_unknown_option
 from twisted_vllm.auth.authenticator import generate_key
-from twisted_vllm.config.describe import describe, describe_environment
+from twisted_vllm.config.describe import describe, describe_environment, describe_refused, summarize
 from twisted_vllm.config.problems import ConfigError, Place, Rejected, Report, located
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
@@ -128,13 +128,14 @@ class Options(usage.Options):
             self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart)
             self.settings = self.source.read(environ)
         except ConfigError as error:
-            raise SystemExit(f"The configuration cannot be used:\n{_indented(str(error))}") from None
+            told = "\n".join(describe_refused(error)) if self["check"] else str(error)
+            raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
         if self.litellm_url is not None:
             raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
         if self["check"]:
-            print("\n".join(describe(self.settings)))
+            print("\n".join((*describe(self.settings), "", summarize(self.settings))))
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
 
     def _import_litellm(self, url: str, settings: Settings) -> int:
@@ -161,7 +162,7 @@ class Options(usage.Options):
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
 
 
 def makeService(options: Options) -> IService:

@@ -7,11 +7,10 @@ spent between both, and forgives nobody what was spent here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
-from attrs import AttrsInstance
 
 from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.auth.records import KeyRecord, Spend
@@ -21,8 +20,6 @@ from twisted_vllm.ratelimit.allowance import KEY
 from twisted_vllm.ratelimit.periods import period_of
 from twisted_vllm.storage.repository import Repository
 from twisted_vllm.storage.transaction import Transaction
-
-RecordT = TypeVar("RecordT", bound=AttrsInstance)
 
 #: the attribute by which records of each kind are told apart
 _IDENTITIES = {
@@ -90,8 +87,8 @@ class _Writer:
         self,
         kind: str,
         repository: Repository[Any],
-        records: list[RecordT],
-        fit: Callable[[RecordT], RecordT | None] | None = None,
+        records: Sequence[Any],
+        fit: Callable[[Any], Any] | None = None,
     ) -> Count:
         """Write records of one kind.
 
