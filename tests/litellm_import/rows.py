@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from twisted_vllm.admin.context import AuditContext
-from twisted_vllm.litellm_import.conversion import ACTOR, Converted, convert
+from twisted_vllm.litellm_import.conversion import Converted, convert, importer
 from twisted_vllm.litellm_import.notes import Notes, Outcome
 from twisted_vllm.litellm_import.source import LiteLLMRows
 
@@ -16,12 +15,6 @@ NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 def token_of(key: str) -> str:
     return sha256(key.encode()).hexdigest()
-
-
-def audit_at(now: datetime = NOW) -> AuditContext:
-    return AuditContext(
-        action="import", actor=ACTOR, actor_name=ACTOR, unlimited=True, now=now, randbytes=lambda count: b"\x07" * count
-    )
 
 
 def key_row(key: str = "sk-a-key-of-litellm", **values: Any) -> dict[str, Any]:
@@ -51,7 +44,7 @@ def budget_row(budget_id: str = "small", **values: Any) -> dict[str, Any]:
 def converted(master_token: str | None = None, **rows: Any) -> tuple[Converted, Notes]:
     """Convert some rows, at NOW."""
     notes = Notes()
-    return convert(LiteLLMRows(**rows), notes, audit_at(), master_token), notes
+    return convert(LiteLLMRows(**rows), notes, importer(NOW, lambda count: b"\x07" * count), master_token), notes
 
 
 def texts(notes: Notes, outcome: Outcome) -> list[str]:

@@ -13,12 +13,11 @@ import attrs
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from twisted_vllm.admin.context import AuditContext
 from twisted_vllm.auth.authenticator import hash_key
 from twisted_vllm.config.secret import Secret, hash_of
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.config.urls import describe_database
-from twisted_vllm.litellm_import.conversion import ACTOR, convert
+from twisted_vllm.litellm_import.conversion import convert, importer
 from twisted_vllm.litellm_import.notes import Notes, Outcome
 from twisted_vllm.litellm_import.source import read_litellm
 from twisted_vllm.litellm_import.writing import Count, write
@@ -76,14 +75,7 @@ def import_litellm(settings: Settings, url: Secret, *, only_check: bool, now: da
     """
     rows = read_litellm(url)
     notes = Notes()
-    audit = AuditContext(
-        action="import",
-        actor=ACTOR,
-        actor_name=ACTOR,
-        unlimited=True,
-        now=now or datetime.now(UTC),
-        randbytes=os.urandom,
-    )
+    audit = importer(now or datetime.now(UTC), os.urandom)
     found = convert(rows, notes, audit, _token_of(settings.master_key))
     counts: dict[str, Count] = {}
 

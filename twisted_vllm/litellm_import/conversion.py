@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import attrs
@@ -100,6 +101,11 @@ class Converted:
     keys: list[KeyRecord] = attrs.field(factory=list)
     former: list[FormerKeyRecord] = attrs.field(factory=list)
     spent: list[Spent] = attrs.field(factory=list)
+
+
+def importer(now: datetime, randbytes: Callable[[int], bytes]) -> AuditContext:
+    """Return who imports, for records and the audit log."""
+    return AuditContext(action="import", actor=ACTOR, actor_name=ACTOR, unlimited=True, now=now, randbytes=randbytes)
 
 
 def convert(rows: LiteLLMRows, notes: Notes, audit: AuditContext, master_token: str | None = None) -> Converted:
@@ -291,7 +297,7 @@ class _Conversion:
         if fields.restricting:
             self._bad_users[user_id] = f"{', '.join(fields.restricting)} of its user"
             self._notes.add(Outcome.BLOCKED, subject, f"its keys: {', '.join(fields.restricting)}")
-        self._found.users.append(UserRecord(user_id=user_id, **{**self._stamps(row), **values}))
+        self._found.users.append(UserRecord(**{**self._stamps(row), **values, "user_id": user_id}))
         self._spend(USER, user_id, row, allowance, None)
 
     def _team(self, row: Row) -> None:
@@ -313,14 +319,12 @@ class _Conversion:
         if organization_id in self._bad_organizations:
             fields.restrict(self._bad_organizations[organization_id])
         values["blocked"] = self._is_blocked(fields, values.get("blocked", False))
-        self._found.teams.append(
-            TeamRecord(
-                team_id=team_id,
-                organization_id=organization_id,
-                aliases={str(name): str(model) for name, model in aliases.items()} or None,
-                **{**self._stamps(row), **values},
-            )
-        )
+        values |= {
+            "team_id": team_id,
+            "organization_id": organization_id,
+            "aliases": {str(name): str(model) for name, model in aliases.items()} or None,
+        }
+        self._found.teams.append(TeamRecord(**{**self._stamps(row), **values}))
         self._spend(TEAM, team_id, row, allowance, None)
         self._roles(team_id, row, default_budget if default_budget in self._allowances else None)
 
@@ -366,9 +370,8 @@ class _Conversion:
         fields.values["user_id"] = user_id
         values = self._accept(fields, NewCustomerRequest, lambda body, given: body.values(given))
         values["blocked"] = self._is_blocked(fields, values.get("blocked", False))
-        self._found.end_users.append(
-            EndUserRecord(user_id=user_id, budget_id=budget_id, **{**self._stamps(row), **values})
-        )
+        values |= {"user_id": user_id, "budget_id": budget_id}
+        self._found.end_users.append(EndUserRecord(**{**self._stamps(row), **values}))
         self._spend(END_USER, user_id, row, UNLIMITED, budget_id)
 
     def _key(self, row: Row) -> None:
@@ -403,8 +406,9 @@ class _Conversion:
             "key_id": self._audit.randbytes(16).hex(),
             "key_name": name if isinstance(name, str) and _KEY_NAME.fullmatch(name) else "sk-...",
             "organization_id": row.get("organization_id"),
+            "token": token,
         }
-        self._found.keys.append(KeyRecord(token=token, **{**self._stamps(row), **values}))
+        self._found.keys.append(KeyRecord(**{**self._stamps(row), **values}))
         reset = row.get("budget_reset_at") or self._reset_of(budget_id)
         self._spend(KEY, token, {**row, "budget_reset_at": reset}, allowance, budget_id)
 
