@@ -129,7 +129,7 @@ def test_a_second_import_updates_what_nobody_changed_here(target: Settings, post
         assert guarded is not None
         transaction.keys.replace(guarded.token, attrs.evolve(guarded, blocked=False, updated_by="master"))
         [spent] = transaction.spend.of("user", ["ada"]).values()
-        transaction.spend.put(attrs.evolve(spent, spend=7 * PICODOLLARS, total_spend=7 * PICODOLLARS))
+        transaction.spend.put_all([attrs.evolve(spent, spend=7 * PICODOLLARS, total_spend=7 * PICODOLLARS)])
 
     in_transaction(target, change_here)
     with psycopg.connect(postgresql_url) as connection:

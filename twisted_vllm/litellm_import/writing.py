@@ -18,6 +18,7 @@ from twisted_vllm.litellm_import.conversion import ACTOR, Converted, Spent
 from twisted_vllm.litellm_import.notes import Notes, Outcome, named
 from twisted_vllm.ratelimit.allowance import KEY
 from twisted_vllm.ratelimit.periods import period_of
+from twisted_vllm.storage.records import UserRecord
 from twisted_vllm.storage.repository import Repository
 from twisted_vllm.storage.transaction import Transaction
 
@@ -60,14 +61,14 @@ def write(transaction: Transaction, audit: AuditContext, found: Converted, notes
     counts = {
         "budgets": writer.put_all("budget", transaction.budgets, found.budgets),
         "organizations": writer.put_all("organization", transaction.organizations, found.organizations),
-        "users": writer.put_all("user", transaction.users, found.users, writer.free_email),
+        "users": writer.put_all("user", transaction.users, found.users, writer.free_emails(found.users)),
         "teams": writer.put_all("team", transaction.teams, found.teams),
         "members of teams": writer.put_members("team", transaction.members, found.members),
         "members of organizations": writer.put_members(
             "organization", transaction.organization_members, found.organization_members
         ),
         "end users": writer.put_all("end user", transaction.end_users, found.end_users),
-        "keys": writer.put_all("key", transaction.keys, found.keys, writer.free_token_and_alias),
+        "keys": writer.put_all("key", transaction.keys, found.keys, writer.free_tokens_and_aliases(found.keys)),
         "former values of keys": writer.put_former(found),
         "sums of spend": writer.put_spend(found.spent),
     }
@@ -99,50 +100,64 @@ class _Writer:
             fit: makes a record fit beside the others; None for one that must be left out.
         """
         count = Count()
+        name = _IDENTITIES[kind]
+        known = {
+            getattr(each, name): each for each in repository.among(name, (getattr(each, name) for each in records))
+        }
+        added = []
         for record in records:
-            identity = str(getattr(record, _IDENTITIES[kind]))
-            existing = repository.get(identity)
+            existing = known.get(getattr(record, name))
             if existing is not None and existing.updated_by != ACTOR:
                 self._notes.add(Outcome.SKIPPED, _name(kind, existing), "it was made or changed here: it stays")
-                self._kept.add((kind, identity))
+                self._kept.add((kind, getattr(record, name)))
                 count.kept += 1
                 continue
             fitting = record if fit is None else fit(record)
             if fitting is None:
                 continue
             if existing is None:
-                repository.insert(fitting)
+                added.append(fitting)
                 count.new += 1
                 continue
-            own = {name: getattr(existing, name) for name in _OURS if hasattr(existing, name)}
+            own = {each: getattr(existing, each) for each in _OURS if hasattr(existing, each)}
             merged = attrs.evolve(fitting, **own)
-            if attrs.evolve(merged, **{name: getattr(existing, name) for name in _WHEN}) == existing:
+            if attrs.evolve(merged, **{each: getattr(existing, each) for each in _WHEN}) == existing:
                 count.unchanged += 1
             else:
-                repository.replace(identity, merged)
+                repository.replace(getattr(record, name), merged)
                 count.updated += 1
+        repository.insert_all(added)
         return count
 
-    def free_email(self, user: Any) -> Any:
-        """Take the address from a user if another one has it."""
-        if user.user_email is None:
-            return user
-        owners = self._transaction.users.find(user_email=user.user_email)
-        if all(each.user_id == user.user_id for each in owners):
-            return user
-        self._notes.add(Outcome.LESS, _name("user", user), "user_email: another user has it")
-        return attrs.evolve(user, user_email=None)
+    def free_emails(self, users: Sequence[UserRecord]) -> Callable[[UserRecord], UserRecord]:
+        """Return what takes the address from a user if another one has it."""
+        found = self._transaction.users.among("user_email", (each.user_email for each in users if each.user_email))
+        owners = {each.user_email: each.user_id for each in found}
 
-    def free_token_and_alias(self, key: KeyRecord) -> KeyRecord | None:
-        """Take the alias from a key if another one has it; leave out a key that is a former value of another."""
-        if self._transaction.former.get(key.token) is not None:
-            self._notes.add(Outcome.SKIPPED, _name("key", key), "it was regenerated here")
-            return None
-        owner = None if key.key_alias is None else self._transaction.keys.by_alias(key.key_alias)
-        if owner is None or owner.token == key.token:
-            return key
-        self._notes.add(Outcome.LESS, _name("key", key), "key_alias: another key has it")
-        return attrs.evolve(key, key_alias=None)
+        def fit(user: UserRecord) -> UserRecord:
+            if user.user_email is None or owners.setdefault(user.user_email, user.user_id) == user.user_id:
+                return user
+            self._notes.add(Outcome.LESS, _name("user", user), "user_email: another user has it")
+            return attrs.evolve(user, user_email=None)
+
+        return fit
+
+    def free_tokens_and_aliases(self, keys: Sequence[KeyRecord]) -> Callable[[KeyRecord], KeyRecord | None]:
+        """Return what takes the alias from a key if another one has it, and leaves out a former value of a key."""
+        former = {each.token for each in self._transaction.former.among("token", (key.token for key in keys))}
+        found = self._transaction.keys.among("key_alias", (key.key_alias for key in keys if key.key_alias))
+        owners = {key.key_alias: key.token for key in found}
+
+        def fit(key: KeyRecord) -> KeyRecord | None:
+            if key.token in former:
+                self._notes.add(Outcome.SKIPPED, _name("key", key), "it was regenerated here")
+                return None
+            if key.key_alias is None or owners.setdefault(key.key_alias, key.token) == key.token:
+                return key
+            self._notes.add(Outcome.LESS, _name("key", key), "key_alias: another key has it")
+            return attrs.evolve(key, key_alias=None)
+
+        return fit
 
     def put_members(self, kind: str, repository: Any, members: list[Any]) -> Count:
         """Write the memberships of groups of one kind. Those of a group that stays as it is here stay too."""
@@ -179,23 +194,28 @@ class _Writer:
         """Raise what was spent to LiteLLM's figures."""
         count = Count()
         now = self._audit.now.timestamp()
-        for each in spent:
-            identity = each.id
-            if each.kind == KEY:
-                key = self._transaction.keys.get(each.id)
-                if key is None:
-                    continue
-                identity = key.key_id
+        keys = self._transaction.keys.among("token", (each.id for each in spent if each.kind == KEY))
+        key_ids = {key.token: key.key_id for key in keys}
+        ids = [(each, key_ids.get(each.id) if each.kind == KEY else each.id) for each in spent]
+        before: dict[tuple[str, str], Spend] = {}
+        for kind in {each.kind for each in spent}:
+            found = self._transaction.spend.of(kind, [id for each, id in ids if each.kind == kind and id is not None])
+            before |= {(kind, id): spend for id, spend in found.items()}
+        changed = []
+        for each, id in ids:
+            if id is None:
+                continue
             start, _ = period_of(each.allowance.budget_duration, now)
-            before = self._transaction.spend.of(each.kind, [identity])[identity]
-            in_period = before.spend if before.period_start >= start else 0
-            after = Spend(each.kind, identity, max(in_period, each.spend), start, max(before.total_spend, each.total))
-            if (after.spend, after.total_spend) == (in_period, before.total_spend):
+            known = before[each.kind, id]
+            in_period = known.spend if known.period_start >= start else 0
+            after = Spend(each.kind, id, max(in_period, each.spend), start, max(known.total_spend, each.total))
+            if (after.spend, after.total_spend) == (in_period, known.total_spend):
                 count.unchanged += 1
                 continue
-            self._transaction.spend.put(after)
-            count.new += before.total_spend == 0
-            count.updated += before.total_spend > 0
+            changed.append(after)
+            count.new += known.total_spend == 0
+            count.updated += known.total_spend > 0
+        self._transaction.spend.put_all(changed)
         return count
 
 
