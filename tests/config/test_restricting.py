@@ -41,7 +41,6 @@ VALUES: dict[str, Any] = {
 HARMLESS: dict[str, list[Any]] = {
     "callbacks": [["prometheus", "otel"], "langfuse"],
     "default_team_settings": [[{"team_id": "x", "success_callback": ["langfuse"], "max_budget": None}]],
-    "max_budget": [0],
     "missing_session_id": ["generate"],
     "optional_pre_call_checks": [["session_affinity"]],
 }

@@ -25,6 +25,26 @@ def token_of(key_or_token: str) -> str:
     return key_or_token.lower() if _TOKEN.fullmatch(key_or_token) else hash_key(key_or_token)
 
 
+def check_sees_user(principal: Principal, user_id: str) -> None:
+    """Check that a caller may see a user: an administrator sees all, a virtual key its own.
+
+    Raises:
+        RouteNotAllowed: it may not.
+    """
+    if not principal.may_administer and user_id != principal.user_id:
+        raise RouteNotAllowed("A virtual key may see its own user only; the master key sees every user.")
+
+
+def check_sees_team(principal: Principal, team_id: str) -> None:
+    """Check that a caller may see a team: an administrator sees all, a virtual key its own.
+
+    Raises:
+        RouteNotAllowed: it may not.
+    """
+    if not principal.may_administer and team_id != principal.team_id:
+        raise RouteNotAllowed("A virtual key may see its own team only; the master key sees every team.")
+
+
 class AdminAuthenticator:
     """Authenticates admin requests and sets ``request.principal`` for the request log."""
 

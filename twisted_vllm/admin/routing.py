@@ -26,7 +26,7 @@ from twisted.web.iweb import IRequest
 from twisted_vllm.admin.authorization import first_headers
 from twisted_vllm.admin.context import AdminCall, AdminContext
 from twisted_vllm.admin.models import Body, Json, Query
-from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query
+from twisted_vllm.admin.parsing import parse_body, parse_query, read_object, read_query, without_blanks
 from twisted_vllm.admin.responses import send_json
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.http.headers import is_json
@@ -143,6 +143,12 @@ class Routes:
         """Declare a PATCH route, as `post`."""
         return self._changing("PATCH", paths, body, options)
 
+    def delete(
+        self, *paths: str, body: type[BodyT], **options: Any
+    ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
+        """Declare a DELETE route with a body, as `post`."""
+        return self._changing("DELETE", paths, body, options)
+
     def _changing(
         self, method: str, paths: tuple[str, ...], body: type[BodyT], options: Mapping[str, Any]
     ) -> Callable[[PostHandler[BodyT]], PostHandler[BodyT]]:
@@ -154,7 +160,7 @@ class Routes:
                 # before the body is read: a stranger's is never held
                 authorize(request)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))
-                given = _with_path(await read_object(request), path, body)
+                given = without_blanks(_with_path(await read_object(request), path, body))
                 # the key may have been blocked while the body arrived
                 principal = authorize(request)
                 call = AdminCall(request, context, principal, action, path, given)

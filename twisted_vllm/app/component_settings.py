@@ -8,6 +8,7 @@ from typing import TypedDict
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
+from twisted_vllm.config.new_records import RecordDefaults
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
 from twisted_vllm.money import from_dollars
 from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
@@ -76,6 +77,7 @@ class AdminSettings(TypedDict):
 
     metrics_are_open: bool
     key_bounds: KeyUpperBounds
+    record_defaults: RecordDefaults
     database_timeout: float
 
 
@@ -84,6 +86,7 @@ def admin_of(settings: Settings) -> AdminSettings:
     return AdminSettings(
         metrics_are_open=settings.metrics_are_open,
         key_bounds=settings.upperbound_key_generate_params,
+        record_defaults=settings.record_defaults,
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from twisted_vllm.admin.authorization import token_of
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_key_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations
 from twisted_vllm.admin.keys.models import (
@@ -55,7 +58,7 @@ routes = Routes()
 )
 async def generate(call: AdminCall, body: GenerateRequest) -> Json:
     """Create a key. The response is the only one that shows its value."""
-    return await _create(call, body)
+    return await _create(call, with_key_defaults(body, call.given, call.context.record_defaults))
 
 
 @routes.post(
@@ -75,6 +78,8 @@ async def generate_service_account(call: AdminCall, body: GenerateRequest) -> Js
         raise InvalidRequest("A service account belongs to a team: send `team_id`.", param="team_id")
     if body.user_id is not None:
         raise InvalidRequest("A service account belongs to no user: leave `user_id` out.", param="user_id")
+    filled = with_key_defaults(body, call.given, call.context.record_defaults)
+    body = msgspec.structs.replace(filled, user_id=None)
     return await _create(call, body, metadata={"service_account_id": body.key_alias, **(body.metadata or {})})
 
 
@@ -84,6 +89,7 @@ async def _create(call: AdminCall, body: GenerateRequest, **extra: Json) -> Json
 
     def work(transaction: Transaction) -> Json:
         operations.insert(transaction, call.audit, record)
+        operations.set_given_spend(transaction, call.audit, record, body.spend)
         return operations.report_key(transaction, record, call.now)
 
     return {**await call.change(work), **_with_value(record, key), "duration": body.duration}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from sqlalchemy import ColumnElement
+
+from twisted_vllm.admin.authorization import check_sees_team
 from twisted_vllm.admin.context import AdminCall
+from twisted_vllm.admin.defaults import with_team_defaults
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys.operations import report_keys
+from twisted_vllm.admin.limits import report_limits
+from twisted_vllm.admin.lists import asked_page
 from twisted_vllm.admin.memberships import find_team
-from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.routing import Routes
+from twisted_vllm.admin.models import Json, NoQuery
+from twisted_vllm.admin.routing import Access, Routes
 from twisted_vllm.admin.teams import operations
 from twisted_vllm.admin.teams.models import (
     AddedMembers,
     AddMembersRequest,
+    BulkAddedMembers,
+    BulkAddMembersRequest,
     ChangedMember,
     ChangedTeam,
     DeletedTeams,
@@ -21,13 +29,17 @@ from twisted_vllm.admin.teams.models import (
     TeamInfo,
     TeamInfoQuery,
     TeamListQuery,
+    TeamModelsRequest,
+    TeamPage,
+    TeamPageQuery,
     TeamReport,
     TeamRequest,
     UpdateMemberRequest,
     UpdateTeamRequest,
 )
-from twisted_vllm.admin.teams.operations import report_membership, report_team, report_teams
+from twisted_vllm.admin.teams.operations import report_memberships, report_team, report_teams
 from twisted_vllm.admin.users.operations import report_users
+from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.storage.transaction import Transaction
 
 routes = Routes()
@@ -39,6 +51,7 @@ _NAMES_USER = one_of_fields("user_id", "user_email")
 @routes.post("/team/new", body=NewTeamRequest, response=TeamReport, errors=(404, 409))
 async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     """Create a team with its first members."""
+    body = with_team_defaults(body, call.given, call.context.record_defaults)
     team_id = call.new_id() if body.team_id is None else body.team_id
 
     def work(transaction: Transaction) -> Json:
@@ -47,20 +60,33 @@ async def new(call: AdminCall, body: NewTeamRequest) -> Json:
     return await call.change(work)
 
 
-@routes.get("/team/info", query=TeamInfoQuery, response=TeamInfo, errors=(404,))
+@routes.get("/team/info", query=TeamInfoQuery, response=TeamInfo, access=Access.ANY_KEY, errors=(404,))
 async def info(call: AdminCall, query: TeamInfoQuery) -> Json:
-    """Return a team with its members and keys."""
-    team_id = query.team_id
+    """Return a team with its members and keys.
+
+    A virtual key sees its own team, without the metadata, and of members and keys only its own.
+    """
+    team_id = query.team_id or call.principal.team_id
+    if not team_id:
+        raise InvalidRequest("Name the team: /team/info?team_id=…", param="team_id")
+    check_sees_team(call.principal, team_id)
+    sees_all = call.principal.may_administer
+    own, user_id = call.context.authenticator.own_token(call.request), call.principal.user_id
 
     def work(transaction: Transaction) -> Json:
-        team = find_team(transaction, team_id)
+        team = report_team(transaction, find_team(transaction, team_id), call.now)
+        keys = transaction.keys.find(team_id=team_id)
+        members = transaction.members.of_teams([team_id])[team_id]
+        if not sees_all:
+            own_entries = [each for each in team["members_with_roles"] if each["user_id"] == user_id]
+            team = {**team, "metadata": {}, "members_with_roles": own_entries}
+            keys = [key for key in keys if key.token == own]
+            members = [member for member in members if member.user_id == user_id]
         return {
             "team_id": team_id,
-            "team_info": report_team(transaction, team, call.now),
-            "keys": report_keys(transaction, transaction.keys.find(team_id=team_id), call.now),
-            "team_memberships": [
-                report_membership(member) for member in transaction.members.of_teams([team_id])[team_id]
-            ],
+            "team_info": team,
+            "keys": report_keys(transaction, keys, call.now),
+            "team_memberships": report_memberships(transaction, members, call.now),
         }
 
     return await call.read(work)
@@ -85,15 +111,69 @@ async def delete(call: AdminCall, body: DeleteTeamsRequest) -> Json:
 
 @routes.get("/team/list", query=TeamListQuery, response=tuple[TeamReport, ...])
 async def list_teams(call: AdminCall, query: TeamListQuery) -> list[Json]:
-    """Return all teams, or the teams of one user."""
+    """Return all teams, or the teams of one user. If there are more than 1000, ask for them by page."""
 
     def work(transaction: Transaction) -> list[Json]:
-        if query.user_id:
-            ids = [member.team_id for member in transaction.members.of_users([query.user_id])[query.user_id]]
-            return report_teams(transaction, transaction.teams.among("team_id", ids), call.now)
-        return report_teams(transaction, transaction.teams.find(), call.now)
+        page = transaction.teams.page(query.page_query, *_of_user(transaction, query.user_id))
+        return report_teams(transaction, asked_page(page, call.given, "teams", "/team/list"), call.now)
 
     return await call.read(work)
+
+
+@routes.get("/v2/team/list", query=TeamPageQuery, response=TeamPage)
+async def list_page(call: AdminCall, query: TeamPageQuery) -> Json:
+    """Return a page of teams, each with the number of its members and keys."""
+
+    def work(transaction: Transaction) -> Json:
+        page = transaction.teams.page(query.page_query, *_of_user(transaction, query.user_id))
+        counts = transaction.keys.count_by("team_id", [team.team_id for team in page.records])
+        return {
+            "teams": [
+                {
+                    **report,
+                    "members_count": len(report["members_with_roles"]),
+                    "keys_count": counts.get(report["team_id"], 0),
+                }
+                for report in report_teams(transaction, page.records, call.now)
+            ],
+            "total": page.total_count,
+            "page": page.current_page,
+            "page_size": query.page_size,
+            "total_pages": page.total_pages,
+        }
+
+    return await call.read(work)
+
+
+def _of_user(transaction: Transaction, user_id: str) -> list[ColumnElement[bool]]:
+    """Return the condition that a team has a member; none for an empty id."""
+    return [transaction.members.are_teams_of(user_id)] if user_id else []
+
+
+@routes.get("/team/available", query=NoQuery, response=tuple[TeamReport, ...], access=Access.ANY_KEY)
+async def list_available(_call: AdminCall, _query: NoQuery) -> list[Json]:
+    """Return the teams that a user may join: none, because administrators add members."""
+    return []
+
+
+@routes.post("/team/model/add", body=TeamModelsRequest, response=TeamReport, errors=(404,))
+async def add_models(call: AdminCall, body: TeamModelsRequest) -> Json:
+    """Allow a team more models. A team without `models` may use all; then it may use these alone."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_team(transaction, operations.add_models(transaction, call.audit, body), call.now)
+
+    return await call.change(work)
+
+
+@routes.post("/team/model/delete", body=TeamModelsRequest, response=TeamReport, errors=(404,))
+async def remove_models(call: AdminCall, body: TeamModelsRequest) -> Json:
+    """Take models from a team. The last cannot be taken, because an empty list allows all."""
+
+    def work(transaction: Transaction) -> Json:
+        return report_team(transaction, operations.remove_models(transaction, call.audit, body), call.now)
+
+    return await call.change(work)
 
 
 @routes.post("/team/block", body=TeamRequest, response=TeamReport, errors=(404,))
@@ -124,17 +204,59 @@ async def _set_blocked(call: AdminCall, body: TeamRequest, blocked: bool) -> Jso
     errors=(404, 409),
 )
 async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
-    """Add one member or several to a team. A user whose id is unknown is created."""
+    """Add one member or several to a team. A user whose id or address is unknown is created."""
 
     def work(transaction: Transaction) -> Json:
         team = find_team(transaction, body.team_id)
-        users = operations.add_members(transaction, call.audit, team, body.members)
+        users = operations.add_members(transaction, call.audit, team, body.members, body.allowance)
         added = {user.user_id for user in users}
         members = transaction.members.of_teams([team.team_id])[team.team_id]
         return {
             **report_team(transaction, team, call.now),
             "updated_users": report_users(transaction, users, call.now),
-            "updated_team_memberships": [report_membership(member) for member in members if member.user_id in added],
+            "updated_team_memberships": report_memberships(
+                transaction, [member for member in members if member.user_id in added], call.now
+            ),
+        }
+
+    return await call.change(work)
+
+
+@routes.post(
+    "/team/bulk_member_add",
+    body=BulkAddMembersRequest,
+    response=BulkAddedMembers,
+    constraint={
+        "oneOf": [
+            {
+                "required": ["members"],
+                "properties": {"members": {"type": "array", "minItems": 1}, "all_users": {"enum": [False, None]}},
+            },
+            {
+                "required": ["all_users"],
+                "properties": {
+                    "members": {"anyOf": [{"type": "null"}, {"maxItems": 0}]},
+                    "all_users": {"const": True},
+                },
+            },
+        ]
+    },
+    errors=(404,),
+)
+async def add_each_member(call: AdminCall, body: BulkAddMembersRequest) -> Json:
+    """Add several members, or all users, to a team. The response has a result for each."""
+
+    def work(transaction: Transaction) -> Json:
+        team = find_team(transaction, body.team_id)
+        results = operations.add_each_member(transaction, call.audit, team, body)
+        successful = sum(result["success"] for result in results)
+        return {
+            "team_id": team.team_id,
+            "results": results,
+            "total_requested": len(results),
+            "successful_additions": successful,
+            "failed_additions": len(results) - successful,
+            "updated_team": report_team(transaction, team, call.now),
         }
 
     return await call.change(work)
@@ -148,14 +270,18 @@ async def add_members(call: AdminCall, body: AddMembersRequest) -> Json:
     errors=(404,),
 )
 async def update_member(call: AdminCall, body: UpdateMemberRequest) -> Json:
-    """Change the role of a member of a team."""
-    team, user, member = await call.change(lambda transaction: operations.update_member(transaction, call.audit, body))
+    """Change the role or the limits of a member of a team. Fields that are absent stay; null clears a limit."""
+    team, user, member = await call.change(
+        lambda transaction: operations.update_member(transaction, call.audit, body, call.given)
+    )
+    limits = report_limits(member.allowance)
     return {
         "team_id": team.team_id,
         "user_id": user.user_id,
         "user_email": user.user_email,
         "role": member.role,
-        **dict.fromkeys(("max_budget_in_team", "tpm_limit", "rpm_limit")),
+        "max_budget_in_team": limits["max_budget"],
+        **{name: limits[name] for name in ("budget_duration", "tpm_limit", "rpm_limit", "model_max_budget")},
     }
 
 
