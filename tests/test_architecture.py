@@ -51,7 +51,9 @@ MAY_IMPORT = {
     "admin": SERVICES,
     # a stand-in for vLLM must not share the gateway's reading of HTTP, or their errors would agree
     "simulator": PLAIN - {"api_routes", "field_policy", "http.headers", "mounts"},
-    "app": SERVICES | {"proxy", "admin", "simulator"},
+    # it takes what the admin API takes, and calls its checks
+    "litellm_import": SERVICES | {"admin"},
+    "app": SERVICES | {"proxy", "admin", "litellm_import", "simulator"},
 }
 
 #: what decides: no reactor, no clock, no I/O

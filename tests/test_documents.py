@@ -31,7 +31,7 @@ NAMED_SETTING = re.compile(
     r"`((?:passthrough|limits|timeouts|ledger|tenant_routes|general_settings|litellm_settings)\.[a-z_.]+[a-z_])[`:]"
 )
 #: settings of LiteLLM's that the migration page names because they are not used
-MIGRATION = "docs/migration-from-litellm.md"
+MIGRATION = "docs/migrate-from-litellm.md"
 #: it is made from the declarations, and names each setting in a table
 REFERENCE = "docs/configuration.md"
 

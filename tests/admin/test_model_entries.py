@@ -119,7 +119,7 @@ def test_without_anything_to_encrypt_with_no_key_is_kept(lab: Lab) -> None:
     ("params", "info", "param", "message"),
     [
         ({"api_base": "http://gpu"}, {}, "litellm_params.model", "is missing"),
-        ({**PARAMS, "model": "openai/gpt-4o"}, {}, "litellm_params.model", "must be hosted_vllm/NAME"),
+        ({**PARAMS, "model": "azure/gpt-4o"}, {}, "litellm_params.model", "must be hosted_vllm/NAME"),
         ({**PARAMS, "api_base": "gpu:8000"}, {}, "litellm_params.api_base", "must begin with http://"),
         (
             {**PARAMS, "api_bse": "http://gpu"},

@@ -90,16 +90,37 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "  passthrough.drain_timeot: is not a known setting; did you mean 'drain_timeout'?" in message
 
 
-@pytest.mark.parametrize("options", [(), ("--check",)], ids=["a start", "--check"])
-def test_a_setting_of_litellms_that_would_restrict_somebody_is_not_passed_over(
-    tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    (tmp_path / "config.yaml").write_text("litellm_settings: {blocked_user_list: [ada]}\n")
-    assert refusal("--config=config.yaml", *options) == (
-        "The configuration cannot be used:\n"
-        "  litellm_settings.blocked_user_list: would refuse certain end users, which this gateway does not do (block "
-        "them with POST /customer/block; then take this setting out)"
+def test_a_setting_of_litellms_that_would_restrict_somebody_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("litellm_settings: {max_user_budget: 100, drop_params: true}\n")
+    refused = (
+        "litellm_settings.max_user_budget: would limit what each user spends, which this gateway does not do "
+        "(send the limits with each POST /user/new; then take this setting out)"
     )
+    assert refusal("--config=config.yaml") == f"The configuration cannot be used:\n  {refused}"
+    assert refusal("--config=config.yaml", "--check") == (
+        "The configuration cannot be used:\n"
+        f"  refused:        {refused}\n"
+        "  ignored:        litellm_settings.drop_params: not implemented yet: ignored\n"
+        "\n"
+        "  It says in parentheses what to do. The gateway does not start."
+    )
+
+
+def test_a_check_counts_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "model_list: [{model_name: a, litellm_params: {model: azure/a}}]\nlitellm_settings: {drop_params: true}\n"
+    )
+    with pytest.raises(SystemExit):
+        parse("--config=config.yaml", "--check")
+    assert capsys.readouterr().out.endswith(
+        "warning:        model_list: every entry was skipped, so that no model of the list is served\n"
+        "\n"
+        "1 entry is skipped, 1 setting is ignored, 1 warning. What is ignored restricts nobody, and may stay in the "
+        "file. The gateway would start.\n"
+    )
+    with pytest.raises(SystemExit):
+        parse("--check")
+    assert capsys.readouterr().out.endswith("\n\nEverything is used. The gateway would start.\n")
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

@@ -78,7 +78,7 @@ def test_what_differs_from_the_defaults_is_described(load_text: Loader) -> None:
         "timeout:        idle no limit (default 300 s)",
         "timeout:        idle 5 s for one:443 (elsewhere no limit)",
         "timeout:        total 9 s for two:80 (elsewhere no limit)",
-        "warning:        general_settings.alerting: not implemented yet: ignored",
+        "ignored:        general_settings.alerting: not implemented yet: ignored",
     ]
 
 

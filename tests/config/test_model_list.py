@@ -100,24 +100,6 @@ def test_overrides_of_a_server_win_over_entries_and_over_the_general_timeouts(lo
     assert (settings.timeouts.idle, settings.timeouts.total) == (7, 8)
 
 
-@pytest.mark.parametrize(
-    ("model", "named", "advice"),
-    [
-        ("openai/gpt-4o", " (openai)", "only hosted_vllm/NAME is served"),
-        ("gpt-4o", "", "only hosted_vllm/NAME is served"),
-        ("vllm/qwen", " (vllm)", "write hosted_vllm/NAME to serve it"),
-    ],
-)
-def test_an_entry_of_another_provider_is_skipped_with_one_warning(
-    load_text: Loader, model: str, named: str, advice: str
-) -> None:
-    settings = load_text(listed(entry("theirs", model, api_key="os.environ/UNSET"), entry("ours")), BASE)
-    assert [kept.model_name for kept in settings.models] == ["ours"]
-    assert settings.warnings == (
-        f"model_list[0]: the entry 'theirs' is of another provider{named}: skipped ({advice})",
-    )
-
-
 def test_each_skipped_entry_is_named_and_so_is_a_list_of_nothing_else(load_text: Loader) -> None:
     settings = load_text(listed(entry("x", "openai/x"), entry("openai/*", "openai/*")), BASE)
     assert [warning.split(":")[0] for warning in settings.warnings] == ["model_list[0]", "model_list[1]", "model_list"]
@@ -126,8 +108,8 @@ def test_each_skipped_entry_is_named_and_so_is_a_list_of_nothing_else(load_text:
 
 def test_a_list_of_skipped_entries_alone_is_no_server(problems_of: Refusal) -> None:
     assert problems_of(listed(entry("x", "openai/x")), {"HOSTED_VLLM_API_BASE": ""}) == [
-        "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
-        "to try without one: --quickstart)"
+        "no entry of model_list is for a vLLM server, so that nothing would be served (write model: hosted_vllm/NAME "
+        "and api_base for each model of a vLLM server, or set HOSTED_VLLM_API_BASE)"
     ]
 
 
@@ -200,9 +182,6 @@ WRONG = {
     ),
     listed(entry(timeout="soon")): (
         "model_list[0].litellm_params.timeout: must be a number of seconds above 0, not text"
-    ),
-    listed(entry(base_url="http://x")): (
-        "model_list[0].litellm_params.base_url: does not belong here (write api_base)"
     ),
     listed(entry(info="[]")): "model_list[0].model_info: must be a mapping, not a list",
     "model_list: [{model_name: a}]": (

@@ -132,7 +132,7 @@ KNOWN_SENTENCES = {
     "passtrough: {}": "passtrough: is not a known setting; did you mean 'passthrough'?",
     "trusted_proxies: []": "trusted_proxies: does not belong here (move it to passthrough)",
     "lisen: 4000": "lisen: does not belong here (move it to passthrough); did you mean 'listen'?",
-    "17: x": "…: is not a known setting",
+    "passthrough: {17: x}": "passthrough.…: is not a known setting",
     "general_settings: {master_key: 1234}": (
         "general_settings.master_key: must be text, not a number (put it into quotes)"
     ),

@@ -18,7 +18,7 @@ from twisted_vllm.admin.fields import PRINTABLE, Alias, check_alias, check_depth
 from twisted_vllm.admin.models import Body, Json, Response
 from twisted_vllm.admin.routing import Routes
 from twisted_vllm.config.problems import ConfigError, Problem
-from twisted_vllm.config.servers import PROVIDER
+from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.config.stored_models import API_KEY, MAX_MODELS, CheckedModel, StoredModel, check_model, join
 from twisted_vllm.errors import Conflict, InvalidRequest, NotFound
 from twisted_vllm.storage.records import ModelRecord

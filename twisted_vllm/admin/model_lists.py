@@ -18,7 +18,7 @@ from twisted_vllm.admin.parsing import read_query
 from twisted_vllm.admin.responses import send
 from twisted_vllm.admin.routing import Access, Routes
 from twisted_vllm.config.name_patterns import is_pattern
-from twisted_vllm.config.servers import PROVIDER
+from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.errors import InvalidRequest
 from twisted_vllm.upstreams.listed_entries import ListedEntry
 from twisted_vllm.upstreams.served_models import ANTHROPIC_VERSION

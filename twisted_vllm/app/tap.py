@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from secrets import token_bytes
 
 from twisted.application.service import IService
@@ -16,9 +17,11 @@ from twisted_vllm.app.reload import HangUp, has_terminal
 from twisted_vllm.app.service_manager import ServiceManager
 from twisted_vllm.app.settings_source import SettingsSource
 from twisted_vllm.app.start_error import explain_start_errors
+from twisted_vllm.app.usage_errors import explain_unknown_option
 from twisted_vllm.auth.authenticator import generate_key
-from twisted_vllm.config.describe import describe, describe_environment
-from twisted_vllm.config.problems import ConfigError
+from twisted_vllm.config.describe import describe, describe_environment, describe_refused, summarize
+from twisted_vllm.config.problems import ConfigError, Place, Rejected, Report, located
+from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.settings import Settings
 from twisted_vllm.observability.logging.setup import TwistdLog, make_observer
 
@@ -51,7 +54,7 @@ class Options(usage.Options):
     )
 
     optFlags = [
-        ("check", None, "Check the configuration, print what it would do, and start nothing."),
+        ("check", None, "Check the configuration, print what it would do, and start nothing; or check an import."),
         ("probe", None, "With --check: connect to every server, the database and Redis, and say what was found."),
         ("quickstart", None, "Decide what is left open: make and keep a master key, use a simulated vLLM."),
     ]
@@ -63,6 +66,19 @@ class Options(usage.Options):
         self.source = SettingsSource()
         self.settings: Settings | None = None
         self.quickstart: Quickstart | None = None
+        self.litellm_url: str | None = None
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse the command line.
+
+        Raises:
+            UsageError: an option does not exist; the message says what to write.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            known = [each.rstrip("=") for each in self.longOpt]
+            raise usage.UsageError(explain_unknown_option(str(error), options or sys.argv[1:], known)) from None
 
     def getUsage(self, width: int | None = None) -> str:
         """Return the text of ``--help``. The text after the options is not wrapped, so that it can be copied."""
@@ -76,6 +92,12 @@ class Options(usage.Options):
         """Listen on this Twisted endpoint; may be repeated. [default: tcp:4000:interface=127.0.0.1]"""
         self.listen.append(endpoint)
 
+    def opt_import_litellm(self, url: str) -> None:
+        """Copy keys, users, teams, budgets and spend from LiteLLM's database, postgresql://… or os.environ/NAME, into
+        the configured one, and end. With --check, say what would be copied.
+        """
+        self.litellm_url = url
+
     def parseArgs(self, *surplus: str) -> None:
         """Refuse what is not an option.
 
@@ -86,6 +108,8 @@ class Options(usage.Options):
             raise usage.UsageError(f"{surplus[0]!r} is not an option; a configuration file is given with --config")
         if self["quickstart"] and self["check"]:
             raise usage.UsageError("--check starts nothing, and --quickstart decides at the start: use one of them")
+        if self.litellm_url is not None and (self["quickstart"] or self["probe"]):
+            raise usage.UsageError("--import-litellm goes with --config and --check alone")
         if self["probe"] and not self["check"]:
             raise usage.UsageError("--probe goes with --check: a gateway that starts looks at its servers by itself")
 
@@ -104,12 +128,29 @@ class Options(usage.Options):
             self.source = SettingsSource(self.config_file, tuple(self.listen), self.quickstart)
             self.settings = self.source.read(environ)
         except ConfigError as error:
-            raise SystemExit(f"The configuration cannot be used:\n{_indented(str(error))}") from None
+            told = "\n".join(describe_refused(error)) if self["check"] else str(error)
+            raise SystemExit(f"The configuration cannot be used:\n{_indented(told)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"--quickstart cannot keep its files: {error}") from None
+        if self.litellm_url is not None:
+            raise SystemExit(self._import_litellm(self.litellm_url, self.settings))
         if self["check"]:
-            print("\n".join(describe(self.settings)))
+            print("\n".join((*describe(self.settings), "", summarize(self.settings))))
             raise SystemExit(0 if not self["probe"] or self._probe(self.settings) else 1)
+
+    def _import_litellm(self, url: str, settings: Settings) -> int:
+        # Imported here: a gateway that starts does not need it.
+        from twisted_vllm.litellm_import.command import run
+
+        place = Place("--import-litellm", Report(), os.environ)
+        try:
+            named = str(place.resolve(url))
+        except Rejected as error:
+            raise SystemExit(located(place.path, error.message or "")) from None
+        if self.parent is not None:
+            # where a gateway that starts with the same options has its SQLite file
+            os.chdir(self.parent["rundir"])
+        return run(settings, Secret(named), only_check=bool(self["check"]))
 
     def _probe(self, settings: Settings) -> bool:
         # imported here: twistd has now installed the reactor that --reactor names
@@ -121,7 +162,7 @@ class Options(usage.Options):
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
 
 
 def makeService(options: Options) -> IService:

@@ -16,6 +16,7 @@ import attrs
 from twisted_vllm.config.declaration import Setting, values_of, yaml_of
 from twisted_vllm.config.load import variables
 from twisted_vllm.config.name_patterns import is_pattern
+from twisted_vllm.config.problems import ConfigError
 from twisted_vllm.config.routing import DEFAULT_STRATEGY
 from twisted_vllm.config.server_tls import ServerTls
 from twisted_vllm.config.servers import SERVER_LIMITS, SERVER_TIMEOUTS
@@ -30,6 +31,28 @@ def describe(settings: Settings) -> list[str]:
     return [f"{line.label + ':':16}{text}" for line in LINES for text in line.says(settings)]
 
 
+def describe_refused(error: ConfigError) -> list[str]:
+    """Return what keeps a configuration from being used, and what else would be left out, one line per item."""
+    found = [f"{'refused:':16}{problem}" for problem in error.problems]
+    found += [f"{f'{label}:':16}{text}" for label in _LEFT_OUT for text in _left_out(error.warnings, label)]
+    count = len(error.problems)
+    return [*found, "", f"{'It' if count == 1 else 'Each'} says in parentheses what to do. The gateway does not start."]
+
+
+def summarize(settings: Settings) -> str:
+    """Return one line about what is left out, and whether anything has to be done."""
+    counts = {label: len(list(_left_out(settings.warnings, label))) for label in _LEFT_OUT}
+    said = [
+        f"{count} {one if count == 1 else many}"
+        for (one, many), count in zip(_LEFT_OUT.values(), counts.values(), strict=True)
+        if count
+    ]
+    if not said:
+        return "Everything is used. The gateway would start."
+    harmless = " What is ignored restricts nobody, and may stay in the file." if counts["ignored"] else ""
+    return f"{', '.join(said)}.{harmless} The gateway would start."
+
+
 def describe_environment() -> str:
     """Return the environment variables and their settings: the usual name, and the gateway's own, which wins."""
     lines = []
@@ -39,6 +62,22 @@ def describe_environment() -> str:
         sentence = each.doc.partition(". ")[0].removesuffix(".") + "."
         lines.append(textwrap.fill(sentence, _HELP_WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
+
+
+#: what is not used of a file, and the words for one and for several
+_LEFT_OUT = {
+    "skipped": ("entry is skipped", "entries are skipped"),
+    "ignored": ("setting is ignored", "settings are ignored"),
+    "warning": ("warning", "warnings"),
+}
+
+
+def _left_out(warnings: Iterable[str], label: str) -> Iterator[str]:
+    """Return the warnings of one kind: entries that are skipped, settings that are ignored, and all others."""
+    for warning in warnings:
+        kind = "skipped" if ": skipped (" in warning else "ignored" if ": ignored" in warning else "warning"
+        if kind == label:
+            yield warning
 
 
 def _mode(settings: Settings) -> Iterator[str]:
@@ -356,5 +395,7 @@ LINES = (
     Line("timeout", _server_timeouts),
     Line("limit", _server_limits),
     Line("setting", _others),
-    Line("warning", lambda settings: settings.warnings),
+    Line("skipped", lambda settings: _left_out(settings.warnings, "skipped")),
+    Line("ignored", lambda settings: _left_out(settings.warnings, "ignored")),
+    Line("warning", lambda settings: _left_out(settings.warnings, "warning")),
 )

@@ -22,6 +22,18 @@ ADVICE = {
     **dict.fromkeys(("background_health_checks", "health_check_interval"), "see passthrough.health"),
     **dict.fromkeys(("max_retries", "num_retries"), "see router_settings.num_retries"),
     **dict.fromkeys(("rpm", "tpm"), "move it to litellm_params"),
+    "enforce_fallback_model_access": "fallbacks to models that the key may not use are passed over here",
+    **dict.fromkeys(("user_url_allowed_hosts", "user_url_validation"), "see passthrough.tenant_fields.media"),
+    "allow_public_health_readiness_details": "GET /health/readiness is open to everybody here",
+    "apply_user_budget_to_team_keys": "a user's limits hold for all its keys here",
+    "coordination_redis": "see passthrough.redis_url",
+    "credential_list": "write api_base and api_key below litellm_params",
+    "custom_llm_provider": "write hosted_vllm/NAME as the model",
+    "dangerously_permit_weak_or_unset_master_key": "see passthrough.allow_anonymous",
+    "litellm_credential_name": "write api_base and api_key below litellm_params",
+    "pass_through_endpoints": "what is below /vllm needs none; other paths and servers are not served",
+    "proxy_config_reload_interval_seconds": "send a SIGHUP, or POST /config/reload",
+    "trusted_proxy_ranges": "see passthrough.trusted_proxies",
     "disable_cooldowns": "see router_settings.allowed_fails",
     "enable_pre_call_checks": "see router_settings.context_window_fallbacks",
     "json_logs": "see passthrough.log.format",
@@ -35,8 +47,9 @@ ADVICE = {
 #: blocks at the top of the file
 BLOCKS = names(
     """
-    assistant_settings callback_settings credential_list default_vertex_config files_settings finetune_settings
-    mcp_servers mcp_tools prompts search_tools vector_store_registry
+    agent_list agents assistant_settings callback_settings classifier_plugin credential_list default_vertex_config
+    files_settings finetune_settings mcp_servers mcp_tools plugins prompts sandbox_tools search_tools
+    vector_store_registry worker_registry
     """
 )
 
@@ -61,7 +74,18 @@ LITELLM_SETTINGS = names(
     prometheus_metrics_config public_model_groups public_model_groups_links redact_messages_in_exceptions
     redact_user_api_key_info s3_callback_params service_callback service_callbacks
     success_callback suppress_debug_info telemetry turn_off_message_logging
-    use_chat_completions_url_for_anthropic_messages user_url_validation
+    use_chat_completions_url_for_anthropic_messages user_url_allowed_hosts user_url_validation
+    azure_content_safety_params budget_exceeded_throttle_percentage budget_reset_time budget_rollover
+    code_interpreter_interception_params compression_interception_params default_soft_budget
+    disable_add_user_agent_to_request_tags disable_aiohttp_transport disable_streaming_logging disable_token_counter
+    enable_redis_auth_cache global_bitbucket_config global_disable_no_log_param global_gitlab_config
+    global_prompt_directory include_cost_in_streaming_usage key_alias_pattern log_auth_failure_key_identity
+    max_ui_session_budget mcp_semantic_tool_filter model_group_settings overwrite_user_with_key_hash
+    personal_key_model_access_from_teams presidio_logging_only priority_reservation_settings
+    prometheus_deployment_and_latency_caller_identity prometheus_emit_rate_limit_labels
+    prometheus_end_user_metrics_max_series_per_metric prometheus_metrics_max_series_per_metric
+    prompt_injection_params provider_url_destination_allowed_hosts require_managed_files responses scim_admin_group
+    scim_upsert_user store_audit_logs websearch_interception_params
     """
 )
 
@@ -97,6 +121,27 @@ GENERAL_SETTINGS = names(
     store_prompts_in_spend_logs supported_db_objects token_rate_limit_type ui_access_mode
     use_azure_key_vault use_client_credentials_pass_through_routes use_google_kms use_redis_transaction_buffer
     use_shared_health_check use_x_forwarded_for user_api_key_cache_ttl user_mcp_management_mode
+    admission_queue_timeout_seconds agent_access_default_deny alert_type_config
+    allow_public_health_readiness_details allow_unmanaged_response_ids allowed_file_extensions
+    apply_user_budget_to_team_keys background_health_check_model_groups blocked_file_extensions
+    claude_code_gateway_managed_settings coordination_redis custom_team_metadata_validate
+    dangerously_permit_weak_or_unset_master_key database_connect_timeout database_connection_pool_timeout
+    database_disable_prepared_statements database_extra_connection_params database_max_idle_connection_lifetime
+    database_socket_timeout disable_auto_add_proxy_admin_to_teams disable_batch_input_file_rate_limiting
+    disable_bedrock_agent_runtime_passthrough disable_budget_reservation disable_env_credential_login
+    disable_fallbacks_on_per_model_rate_limits disable_model_info_refresh disable_password_login_when_sso_enabled
+    disable_requester_ip_address_logging drain_endpoint_token enable_claude_code_gateway enable_drain_endpoint
+    enable_mcp_registry enable_openai_websocket_passthrough enable_public_model_hub enforce_fallback_model_access
+    expose_fallback_errors_to_caller
+    health_check_ignore_transient_errors health_check_skip_disabled_background_models hide_default_credentials_hint
+    include_call_id_in_error_body max_batch_file_records max_batch_file_size_mb max_batch_file_uploads_per_day
+    max_file_downloads_per_minute max_file_size_mb model_list_healthy_only otel passthrough_managed_object_ids plugins
+    provider_url_destination_allowed_hosts proxy_config_reload_interval_seconds require_end_user_mcp_access_defined
+    require_key_mcp_access_defined responses_websocket_session_limit_seconds search_tools
+    skip_batch_input_file_rate_limiting_for_models spend_logs_metadata_fields team_metadata_schema
+    team_metadata_validation_error_message team_metadata_validation_timeout tracing trusted_proxy_ranges
+    use_spend_logs_partitioning use_team_public_model_name user_api_key_cache_max_size user_url_allowed_hosts
+    user_url_validation vector_store_deny_by_default
     """
 )
 
@@ -112,7 +157,9 @@ ENTRY_PARAMS = names(
     max_completion_tokens max_retries max_tokens merge_reasoning_content_in_choices mock_response model_info n
     num_retries organization output_cost_per_second presence_penalty region_name response_format seed
     stop stream stream_timeout tag_regex tags temperature tool_choice tools top_k top_p
-    use_chat_completions_api use_in_pass_through use_litellm_proxy user
+    adaptive_router_config aws_batch_role_arn s3_access_key_id s3_bucket_name s3_region_name s3_secret_access_key
+    use_chat_completions_api use_in_pass_through use_litellm_proxy user vertex_credentials vertex_location
+    vertex_project
     """
 )
 

@@ -20,15 +20,17 @@ from twisted_vllm.config.declaration import (
     setting,
     settings_of,
 )
+from twisted_vllm.config.includes import read_with_includes
 from twisted_vllm.config.jwt import JwtClaims, JwtSettings
 from twisted_vllm.config.listen import DEFAULT_LISTEN, endpoint, is_loopback
 from twisted_vllm.config.name_patterns import NamePattern, is_pattern
 from twisted_vllm.config.problems import ConfigError, EnvironmentText, Place, Report, shown, suggestion
+from twisted_vllm.config.providers import PROVIDER
 from twisted_vllm.config.restricting import asks_for_something
 from twisted_vllm.config.server_tls import TlsParams
 from twisted_vllm.config.servers import ENTRY_SECTION, SECOND_ENTRY, Fleet, Row, ServerSettings, assemble, rows
 from twisted_vllm.config.settings import DEFAULT_DATABASE_URL, Limits, PriceList, RoutingSettings, Settings, Timeouts
-from twisted_vllm.config.sources import BLOCK, from_environment, overlay, read, warn_of_misspelt
+from twisted_vllm.config.sources import BLOCK, from_environment, overlay, warn_of_misspelt
 from twisted_vllm.config.urls import api_base, database_url
 
 #: the names of command-line arguments in messages
@@ -107,7 +109,7 @@ class Document:
         (),
         rows,
         "The models by the names that callers use. Entries with the same model_name share its requests. Entries of "
-        "other providers than hosted_vllm are skipped with a warning.",
+        "other providers are skipped with a warning.",
         block="",
         items=Items(ENTRY_SECTION, "[]", more=SECOND_ENTRY),
     )
@@ -167,9 +169,9 @@ DOCUMENT = section(
     hints={
         **_GENERAL_ONLY,
         **_ROUTER_ONLY,
-        "include": "other files are not read: put everything into this one",
         **{each.name: f"move it to {OWN_BLOCK}" for each in _DECLARED.values() if each.block == OWN_BLOCK},
     },
+    unknown=Unknown.WARN,
 )
 
 
@@ -193,7 +195,7 @@ def load(
     Raises:
         ConfigError: the configuration is not valid; it contains all problems.
     """
-    written = read(file) if file is not None else {}
+    written = read_with_includes(file) if file is not None else {}
     report = Report()
     root = Place("", report, overlay(environ, written.get(BLOCK), report))
     warn_of_misspelt(root.environ, variables(), report)
@@ -223,14 +225,14 @@ def load(
         _check_jwt(found, root)
     if found.get("limits") is not None:
         _warn_of_limits(found["limits"], root)
-    fleet = _fleet(document.model_list, found, default_api_base, root)
+    fleet = _fleet(document.model_list, found, default_api_base, root, listed=bool(written.get("model_list")))
     routing = RoutingSettings(**_values(RoutingSettings, found))
     _warn_of_unknown_models(routing, fleet, document.router_settings, root)
     if found["database_url"] is None:
         found["database_url"] = root.at("default_database_url").attempt(database_url, default_database_url)
 
     if report.problems:
-        raise ConfigError(report.problems)
+        raise ConfigError(report.problems, report.warnings())
     return Settings(
         **_values(Settings, found),
         routing=routing,
@@ -376,7 +378,9 @@ def _needs_default(table: Sequence[Row]) -> bool:
     return not table or not all(row.entry.litellm_params.api_base for row in table)
 
 
-def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str | None, root: Place) -> Fleet:
+def _fleet(
+    table: tuple[Row, ...], found: dict[str, Any], default_api_base: str | None, root: Place, *, listed: bool
+) -> Fleet:
     servers = ServerSettings(**_values(ServerSettings, found))
     base = _DECLARED["api_base"]
     base_refused = root.report.refused_below(base.path, *base.environment)
@@ -388,7 +392,10 @@ def _fleet(table: tuple[Row, ...], found: dict[str, Any], default_api_base: str 
     complete = not (base_refused or root.report.refused_below("model_list"))
     if complete and servers.api_base is None and not table and not found.get("store_model_in_db"):
         root.refuse(
-            "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
+            "no entry of model_list is for a vLLM server, so that nothing would be served (write model: "
+            f"{PROVIDER}/NAME and api_base for each model of a vLLM server, or set HOSTED_VLLM_API_BASE)"
+            if listed
+            else "no vLLM server is configured (set HOSTED_VLLM_API_BASE, or write model_list in the file; "
             "to try without one: --quickstart)"
         )
     if servers.api_key is not None and servers.api_base is None:

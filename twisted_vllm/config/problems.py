@@ -43,10 +43,12 @@ class ConfigError(Exception):
 
     Attributes:
         problems: all problems, in the order of the settings.
+        warnings: what the rest of the configuration would be warned of.
     """
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], warnings: Iterable[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__(self.problems)
 
     def __str__(self) -> str:

@@ -130,6 +130,9 @@ _SHARED: Restrictions = {
 LITELLM_SETTINGS: Restrictions = {
     **_SHARED,
     "banned_keywords_list": Restriction("refuse prompts with certain words", _CHECK_BEFORE),
+    "block_requests_for_models_without_pricing": Restriction(
+        "refuse requests for models without a price", "write prices for each entry, or passthrough.default_prices"
+    ),
     "blocked_user_list": Restriction("refuse certain end users", "block them with POST /customer/block"),
     "callbacks": Restriction(
         "run guardrails, limiters or Python of your own",
@@ -148,10 +151,15 @@ LITELLM_SETTINGS: Restrictions = {
     ),
     "max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_user_budget": Restriction("limit what each user spends", _NEW_USERS),
+    "post_call_rules": Restriction("check answers by Python of your own", _CHECK_BEFORE),
+    "pre_call_rules": Restriction("check prompts by Python of your own", _CHECK_BEFORE),
     "priority_reservation": Restriction(
         "reserve a share of the limits for some keys", "give the other keys lower limits"
     ),
     "tag_budget_config": Restriction("refuse requests over the budget of a tag", _BUDGETS),
+    "validate_end_user_id_in_db": Restriction(
+        "refuse end users that nobody created", "give callers keys of their own, and block the others' keys"
+    ),
 }
 
 ROUTER_SETTINGS: Restrictions = {**_SHARED, "allowed_routes": Restriction("close all other routes", _CLOSE_ROUTES)}
@@ -167,6 +175,12 @@ GENERAL_SETTINGS: Restrictions = {
     "disable_admin_endpoints": Restriction(
         "close the admin API", "close its paths in a proxy before the gateway (all but /vllm and /health)"
     ),
+    "disable_custom_api_keys": Restriction(
+        "keep administrators from choosing the values of keys", "let those make keys who send no `key`"
+    ),
+    "disable_key_generate_for_org_admin": Restriction(
+        "keep administrators of organizations from making keys", "give nobody the role org_admin"
+    ),
     "disable_llm_api_endpoints": Restriction("close the routes of models", "write passthrough.tenant_routes.deny"),
     "disable_reset_budget": Restriction(
         "keep budgets from beginning anew", "make keys, users and teams without a budget_duration"
@@ -179,9 +193,15 @@ GENERAL_SETTINGS: Restrictions = {
         "refuse requests while their spending cannot be checked",
         "set passthrough.limits_on_redis_loss and passthrough.ledger.on_spool_failure to refuse",
     ),
+    "fail_closed_rate_limit_enforcement": Restriction(
+        "refuse requests while their limits cannot be counted", "set passthrough.limits_on_redis_loss to refuse"
+    ),
     "global_max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_in_flight_requests_per_worker": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_parallel_requests": Restriction("limit the requests in flight at each server", _CONCURRENCY),
+    "max_queued_requests_per_worker": Restriction(
+        "limit the requests that wait", "set passthrough.limits.max_queued_requests, which holds for each model"
+    ),
     "max_request_size_mb": Restriction(
         "refuse larger requests", "set passthrough.limits.max_body_bytes, which counts bytes"
     ),

@@ -28,21 +28,18 @@ from twisted_vllm.config.declaration import (
 )
 from twisted_vllm.config.name_patterns import MAX_WILDCARDS, WILDCARD
 from twisted_vllm.config.problems import REFERENCE, Place, Rejected, nearest
+from twisted_vllm.config.providers import PROVIDER, Skipped, as_vllm
 from twisted_vllm.config.routing import routing_strategy, zmq_endpoint
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.server_tls import TLS_SETTINGS, ServerTls, TlsParams, flag_or_file, resolve_tls
 from twisted_vllm.config.settings import Limits, ModelEntry, PriceList, Server, Timeouts
 from twisted_vllm.config.urls import Address, api_base, is_name
 
-#: LiteLLM's name of vLLM servers, the only supported provider
-PROVIDER = "hosted_vllm"
-
 #: the values of ``discovery``
 DNS, SRV = DISCOVERIES = ("dns", "srv")
 
 #: the name of an SRV record (RFC 2782)
 _SERVICE = re.compile(r"_[a-z0-9-]+\._(?:tcp|udp)\.[a-z0-9]")
-_PROVIDER_NAME = re.compile(r"[a-z0-9_.-]{1,40}")
 _EXAMPLE_BASE = "http://gpu-1:8000"
 #: for the example: two servers share a model's requests
 SECOND_ENTRY = """\
@@ -93,7 +90,8 @@ class ModelParams:
         Required(f"write {PROVIDER}/NAME"),
         hosted_model,
         f"{PROVIDER}/ and the name that the server uses (vLLM's --served-model-name). A * in it stands for what the * "
-        f"of model_name stands for: {PROVIDER}/*.",
+        f"of model_name stands for: {PROVIDER}/*. openai/NAME, custom_openai/NAME, text-completion-openai/NAME and "
+        "vllm/NAME mean the same, if api_base is not that of a known service.",
         example="hosted_vllm/Qwen/Qwen2.5-7B-Instruct",
     )
     api_base: Address | None = setting(
@@ -286,12 +284,11 @@ def description_of(info: object) -> Description:
 @checker("row")
 def row(value: object, place: Place) -> Row | None:
     """Check one entry; return ``None`` for another provider's, which is skipped with a warning."""
-    provider = _other_provider(value, place)
-    if provider is not None:
-        advice = f"only {PROVIDER}/NAME is served" if provider != "vllm" else f"write {PROVIDER}/NAME to serve it"
-        place.warn(f"{_entry_name(value)} is of another provider{_named(provider)}: skipped ({advice})")
+    found = as_vllm(value, place)
+    if isinstance(found, Skipped):
+        place.warn(f"{_entry_name(value)} is {found.reason}")
         return None
-    entry = ENTRY_SECTION(value, place)
+    entry = ENTRY_SECTION(found, place)
     if place.report.refused_below(place.path):
         raise Rejected(None)
     return Row(place, entry, description_of(value.get("model_info") if isinstance(value, dict) else None))
@@ -304,26 +301,6 @@ def rows(value: object, place: Place) -> tuple[Row, ...]:
     if value and not found and not place.report.refused_below(place.path):
         place.warn("every entry was skipped, so that no model of the list is served")
     return found
-
-
-def _other_provider(value: object, place: Place) -> str | None:
-    """Return the provider of an entry that is clearly not for vLLM; ``None`` for entries that must be checked."""
-    params = value.get("litellm_params") if isinstance(value, dict) else None
-    model = params.get("model") if isinstance(params, dict) else None
-    try:
-        model = place.resolve(model)
-    except Rejected:
-        return None
-    if not isinstance(model, str) or not model.strip():
-        return None
-    provider, slash, _ = model.partition("/")
-    if provider == PROVIDER or nearest(provider, [PROVIDER], cutoff=0.8):
-        return None
-    return provider if slash else ""
-
-
-def _named(provider: str) -> str:
-    return f" ({provider})" if _PROVIDER_NAME.fullmatch(provider) else ""
 
 
 def _entry_name(value: Any) -> str:

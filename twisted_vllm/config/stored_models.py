@@ -10,6 +10,7 @@ import attrs
 import msgspec
 
 from twisted_vllm.config.problems import REFERENCE, ConfigError, Place, Problem, Report
+from twisted_vllm.config.providers import as_vllm
 from twisted_vllm.config.secret import Secret
 from twisted_vllm.config.servers import (
     ENTRY_SECTION,
@@ -92,7 +93,7 @@ def check_model(model_name: str, litellm_params: Mapping[str, Any], model_info: 
     report = Report()
     place = Place("", report, {})
     params = {name: value for name, value in litellm_params.items() if value is not None}
-    written = {"model_name": model_name, "litellm_params": params, "model_info": model_info}
+    written: dict[str, Any] = {"model_name": model_name, "litellm_params": params, "model_info": model_info}
     for path in _references(written, ""):
         report.refuse(
             path,
@@ -104,6 +105,10 @@ def check_model(model_name: str, litellm_params: Mapping[str, Any], model_info: 
             f"litellm_params.{path}",
             "names a file or socket of the gateway's machine, which is for the configuration file alone",
         )
+    found = as_vllm(written, place)
+    if isinstance(found, dict):
+        # An entry of another provider stays as it is: the check below refuses it.
+        written, params = found, found["litellm_params"]
     entry = None if report.problems else place.attempt(ENTRY_SECTION, written)
     if entry is None or report.problems:
         raise ConfigError(report.problems)

@@ -152,6 +152,14 @@ class Repository(Generic[RecordT]):
         self._connection.execute(insert(self._table).values(values))
         self._on_change(str(values[self._identity.name]))
 
+    def insert_all(self, records: Sequence[RecordT]) -> None:
+        """Add many records, of which the caller knows that they are unique."""
+        for chunk in in_chunks(records):
+            rows = [self._values(record) for record in chunk]
+            self._connection.execute(insert(self._table), rows)
+            for row in rows:
+                self._on_change(str(row[self._identity.name]))
+
     def replace(self, identity: str, record: RecordT) -> None:
         """Replace a record by one that may have another identity."""
         values = self._values(record)
@@ -406,16 +414,38 @@ class SpendRepository:
             period_start: in Unix seconds.
         """
         values = {"spend": spend, "period_start": period_start * _MICROSECONDS}
+        # The ledger's writer may insert the same row at the same moment.
+        statement = self._insert().values(kind=kind, id=identity, total_spend=0, **values)
+        self._connection.execute(statement.on_conflict_do_update(index_elements=["kind", "id"], set_=values))
+        self._on_change(kind, identity)
+
+    def put_all(self, records: Sequence[Spend]) -> None:
+        """Set the spend of a period and the total over all periods of each of these."""
+        for chunk in in_chunks(records):
+            rows = [
+                {
+                    "kind": each.kind,
+                    "id": each.id,
+                    "spend": each.spend,
+                    "period_start": each.period_start * _MICROSECONDS,
+                    "total_spend": each.total_spend,
+                }
+                for each in chunk
+            ]
+            statement = self._insert()
+            changed = {name: statement.excluded[name] for name in ("spend", "period_start", "total_spend")}
+            self._connection.execute(statement.on_conflict_do_update(index_elements=["kind", "id"], set_=changed), rows)
+            for each in chunk:
+                self._on_change(each.kind, each.id)
+
+    def _insert(self) -> Any:
         insert_row: Any = sqlite.insert
         if self._connection.dialect.name == "postgresql":
             # Imported here: the dialect takes 2 MB, which a gateway on SQLite does not need.
             from sqlalchemy.dialects import postgresql
 
             insert_row = postgresql.insert
-        # The ledger's writer may insert the same row at the same moment.
-        statement = insert_row(tables.spend).values(kind=kind, id=identity, total_spend=0, **values)
-        self._connection.execute(statement.on_conflict_do_update(index_elements=["kind", "id"], set_=values))
-        self._on_change(kind, identity)
+        return insert_row(tables.spend)
 
     def forget(self, kind: str, ids: Sequence[str]) -> None:
         """Delete the spend of subjects that are deleted. Their ledger rows stay."""

@@ -83,6 +83,11 @@ def unknown_revision(connection: Connection) -> str | None:
     return None if current in (None, HEAD) or current in _known(_migrations(connection)) else current
 
 
+def is_current(connection: Connection) -> bool:
+    """Return whether the database has the tables of this version."""
+    return _revision(connection) == HEAD
+
+
 def _upgrade(connection: Connection) -> None:
     current = _revision(connection)
     if current is None:

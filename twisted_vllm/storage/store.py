@@ -30,6 +30,26 @@ _CHANGE_LOCK = int.from_bytes(b"vllmkeys", "big")
 _STAMP_BYTES = 7
 
 
+def change_in(
+    connection: Connection, work: Callable[[Transaction], T], randbytes: Callable[[int], bytes] = os.urandom
+) -> tuple[T, Changes]:
+    """Run work that changes something in the connection's transaction, one change at a time over all processes.
+
+    Args:
+        connection: it is in a transaction, which the caller commits.
+        work: what to do.
+        randbytes: returns that many random bytes, for the stamp of the changes.
+
+    Returns:
+        The result of the work, and what it changed.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CHANGE_LOCK})
+    transaction = Transaction(connection, int.from_bytes(randbytes(_STAMP_BYTES), "big"))
+    result = work(transaction)
+    return result, transaction.finish()
+
+
 @implementer(IStore)
 class Store:
     """An :class:`IStore` on an open database."""
@@ -50,15 +70,7 @@ class Store:
 
     def change(self, work: Callable[[Transaction], T]) -> Deferred[tuple[T, Changes]]:
         """Run work that changes something, one change at a time."""
-
-        def run(connection: Connection) -> tuple[T, Changes]:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CHANGE_LOCK})
-            transaction = Transaction(connection, int.from_bytes(self._randbytes(_STAMP_BYTES), "big"))
-            result = work(transaction)
-            return result, transaction.finish()
-
-        return self._database.run(run, writes=True)
+        return self._database.run(lambda connection: change_in(connection, work, self._randbytes), writes=True)
 
     def load(self) -> Deferred[Snapshot]:
         """Return the content of the key index."""
