@@ -17,6 +17,8 @@ MEMOISED = {
     "auth.policy._granted": "administrators' texts, which the key in memory has too",
     "auth.policy._model_pattern": "administrators' texts, which the key in memory has too",
     "field_policy.media_hosts._compiled": "the operator's",
+    "bodies.request_tags._tags_in": "header values up to _LONGEST_VALUE",
+    "config.name_patterns._compiled": "the configuration's patterns",
     "config.servers.server": "the servers of one file, while it is read",
     "field_policy.policy._interned": "administrators' texts, which the key in memory has too",
     "field_policy.policy._policy_of": "administrators' texts, which the key in memory has too",
