@@ -56,7 +56,7 @@ def row_of(gateway: LiveGateway, key: str, id: str) -> dict[str, Any]:
 def test_an_answer_s_id_finds_its_request(
     gateway: LiveGateway, chat_model: str, route: str, body: dict[str, Any], form: str, stream: bool, of_client: bool
 ) -> None:
-    for key in (gateway.make_key(), gateway.master_key):
+    for key in (gateway.make_key(), gateway.master_key or ""):
         headers: Headers = [("x-request-id", f"mine{gateway.make_key()[-8:]}")] if of_client else []
         id = id_of(gateway, key, route, {"model": chat_model, **body, "stream": stream}, headers)
         assert id.startswith(form)

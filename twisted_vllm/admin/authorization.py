@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
@@ -14,8 +15,15 @@ from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
 from twisted_vllm.auth.throttle import AuthenticationThrottle
+from twisted_vllm.auth.token_index import TEAM_HEADER
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
+from twisted_vllm.errors import GatewayError, MissingApiKey, RouteNotAllowed, TokenNotAllowed
+
+#: finds out about a caller who is about to be refused, as `Identifier.before_refusal`
+BeforeRefusal = Callable[[Mapping[bytes, bytes], GatewayError, str], Deferred[None] | None]
+
+#: the headers that say who calls
+_DECISIVE = (*CREDENTIAL_HEADERS, TEAM_HEADER)
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -56,6 +64,7 @@ class AdminAuthenticator:
         client_of: Callable[[IRequest], str],
         throttle: AuthenticationThrottle,
         uncounted: UncountedRequests,
+        before_refusal: BeforeRefusal | None = None,
     ) -> None:
         """Use the gateway's authenticator.
 
@@ -66,6 +75,7 @@ class AdminAuthenticator:
             client_of: returns the address that a request comes from.
             throttle: limits failed attempts per address.
             uncounted: limits what a virtual key reads.
+            before_refusal: finds out about a caller who is about to be refused; None refuses at once.
         """
         self._authenticator = authenticator
         self._index = index
@@ -73,6 +83,22 @@ class AdminAuthenticator:
         self.client_of = client_of
         self._throttle = throttle
         self._uncounted = uncounted
+        self._before_refusal = before_refusal
+
+    async def find_out(self, request: IRequest) -> None:
+        """Wait until all is known of a request's caller that can be found out; whatever is not known is no error.
+
+        After that the other methods decide for good.
+        """
+        if self._before_refusal is None:
+            return
+        headers = _credential_headers(request)
+        try:
+            self._authenticator.authenticate(headers, self._now().timestamp())
+        except GatewayError as error:
+            waiting = self._before_refusal(headers, error, self.client_of(request))
+            if waiting is not None:
+                await waiting
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return the principal of a request.
@@ -118,6 +144,8 @@ class AdminAuthenticator:
             if refusal is not error:
                 raise refusal from None
             return False
+        except TokenNotAllowed:
+            return False
         cast(Any, request).context.principal = principal
         return principal.may_administer
 
@@ -148,4 +176,4 @@ def first_headers(request: IRequest, names: Iterable[bytes]) -> dict[bytes, byte
 
 
 def _credential_headers(request: IRequest) -> dict[bytes, bytes]:
-    return first_headers(request, CREDENTIAL_HEADERS)
+    return first_headers(request, _DECISIVE)

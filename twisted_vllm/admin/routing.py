@@ -119,6 +119,7 @@ class Routes:
         def declare(handler: GetHandler[QueryT]) -> GetHandler[QueryT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 authenticator = context.authenticator
+                await authenticator.find_out(request)
                 authorize = authenticator.principal_of if access is Access.ANY_KEY else authenticator.administrator_of
                 principal = authorize(request)
                 parameters = read_query(request)
@@ -157,6 +158,7 @@ class Routes:
         def declare(handler: PostHandler[BodyT]) -> PostHandler[BodyT]:
             async def handle(context: AdminContext, request: IRequest, path: Mapping[str, str]) -> object:
                 authorize = context.authenticator.administrator_of
+                await context.authenticator.find_out(request)
                 # before the body is read: a stranger's is never held
                 authorize(request)
                 context.web_pages.check_media_type(is_json(first_headers(request, (b"content-type",))))

@@ -204,7 +204,9 @@ async def info(call: AdminCall, query: KeyInfoQuery) -> Json:
     own = authenticator.own_token(call.request)
     token = token_of(query.key) if query.key else own
     if token is None:
-        raise NotFound("The master key has no record. Name a key, or its hash: /key/info?key=…", param="key")
+        raise NotFound(
+            "The caller has no virtual key of its own. Name a key, or its hash: /key/info?key=…", param="key"
+        )
     if not sees_all and token not in (own, authenticator.presented_token(call.request)):
         raise RouteNotAllowed("A virtual key may see its own information only; the master key sees every key's.")
     wanted = token if sees_all else own
