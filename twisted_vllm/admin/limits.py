@@ -50,7 +50,10 @@ BudgetDuration = Annotated[
 
 
 class ModelBudgetFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A budget for one model. LiteLLM has two names for each of its parts."""
+    """A budget for one model. LiteLLM has two names for each of its parts, and the first of each pair wins.
+
+    Without an amount it limits nothing.
+    """
 
     budget_limit: Dollars | None = None
     max_budget: Dollars | None = None
@@ -68,24 +71,8 @@ class ModelBudgetFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return self.max_budget if self.budget_limit is None else self.budget_limit
 
 
-_ModelBudget = Annotated[
-    ModelBudgetFields,
-    msgspec.Meta(
-        extra_json_schema={
-            "oneOf": [
-                {
-                    "required": [name],
-                    "properties": {name: {"type": "number"}, other: {"type": "null"}},
-                }
-                for name, other in (("budget_limit", "max_budget"), ("max_budget", "budget_limit"))
-            ],
-            "anyOf": [{"properties": {name: {"type": "null"}}} for name in ("time_period", "budget_duration")],
-        }
-    ),
-]
-
 ModelBudgets = Annotated[
-    dict[_ModelName, Dollars | _ModelBudget],
+    dict[_ModelName, Dollars | ModelBudgetFields],
     msgspec.Meta(
         max_length=MAX_ITEMS,
         description="Budgets for single models: an amount, or an amount and the length of its period.",
@@ -172,29 +159,23 @@ def check_model_budgets(budgets: Mapping[str, float | ModelBudgetFields] | None,
     """Check budgets for single models.
 
     Raises:
-        InvalidRequest: a name can be no model's, or a budget has no amount, two, or a malformed or second period.
+        InvalidRequest: a name can be no model's, or a period is malformed.
     """
     check_limited_models(budgets or (), param)
     for budget in (budgets or {}).values():
-        if not isinstance(budget, ModelBudgetFields):
-            continue
-        if (budget.budget_limit is None) == (budget.max_budget is None):
-            raise InvalidRequest(f"`{param}`: give each model one of `max_budget` and `budget_limit`.", param=param)
-        if budget.time_period is not None and budget.budget_duration is not None:
-            raise InvalidRequest(
-                f"`{param}`: `budget_duration` and `time_period` are the same: send one of them.", param=param
-            )
-        check_budget_duration(budget.duration, param)
+        if isinstance(budget, ModelBudgetFields):
+            check_budget_duration(budget.time_period, param)
+            check_budget_duration(budget.budget_duration, param)
 
 
 def model_budgets(budgets: Mapping[str, float | ModelBudgetFields] | None) -> dict[str, ModelBudget]:
     """Return budgets for single models as an `Allowance` has them."""
-    return {
-        model: ModelBudget(from_dollars(each.dollars or 0), each.duration)
-        if isinstance(each, ModelBudgetFields)
-        else ModelBudget(from_dollars(each))
-        for model, each in (budgets or {}).items()
-    }
+    found = {}
+    for model, each in (budgets or {}).items():
+        budget = ModelBudgetFields(max_budget=each) if isinstance(each, float | int) else each
+        if budget.dollars is not None:
+            found[model] = ModelBudget(from_dollars(budget.dollars), budget.duration)
+    return found
 
 
 def dollars(picodollars: int | None) -> float | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from twisted_vllm.admin.fields import Alias, Label, Labels, check_alias
+from twisted_vllm.admin.fields import Label, Labels, Reference, check_alias
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Body, OwnLimits, PageNumber, Query, Response
 from twisted_vllm.admin.unsupported import ON_BUDGETS
@@ -33,7 +33,7 @@ class NewBudgetRequest(LimitFields, frozen=True, kw_only=True):
 
     UNSUPPORTED = ON_BUDGETS
 
-    budget_id: Alias | None = None
+    budget_id: Reference | None = None
 
     def check(self) -> None:
         """Check the id and the limits."""

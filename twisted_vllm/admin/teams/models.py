@@ -171,7 +171,7 @@ class TeamFields(LimitFields, frozen=True, kw_only=True):
 class NewTeamRequest(TeamFields, frozen=True, kw_only=True):
     """The body of ``POST /team/new``."""
 
-    team_id: Alias | None = None
+    team_id: Reference | None = None
     members_with_roles: _Members | None = None
 
     def check(self) -> None:
