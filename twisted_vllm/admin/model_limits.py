@@ -97,7 +97,12 @@ def _uncounted(aliases: Mapping[str, str], allowance: Allowance) -> Iterator[tup
     if not aliases or not allowance.counts_models:
         return
     targets = frozenset(aliases.values())
-    for field, limits in (("model_rpm_limit", allowance.model_rpm), ("model_tpm_limit", allowance.model_tpm)):
+    by_field: tuple[tuple[str, Mapping[str, object]], ...] = (
+        ("model_rpm_limit", allowance.model_rpm),
+        ("model_tpm_limit", allowance.model_tpm),
+        ("model_max_budget", allowance.model_budgets),
+    )
+    for field, limits in by_field:
         for name in limits:
             if name in aliases and name not in targets:
                 yield field, name, aliases[name]

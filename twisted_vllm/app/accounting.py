@@ -146,7 +146,7 @@ class AccountingService:
         """
         spool = self.spool
         if spool is not None:
-            self._store = UsageDatabase(self._settings.database_url, self._period_start)
+            self._store = UsageDatabase(self._settings.database_url, self._period_start, also_pay=self._index.also_pay)
             self.writer = LedgerWriter(
                 self._reactor,
                 spool,

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from twisted_vllm.auth.fields import FieldPolicies
+from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
 from twisted_vllm.config.settings import KeyUpperBounds, Limits, Settings
+from twisted_vllm.money import from_dollars
+from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 from twisted_vllm.storage.report_queue import ReportLimits
 
 
@@ -83,6 +86,20 @@ def admin_of(settings: Settings) -> AdminSettings:
         key_bounds=settings.upperbound_key_generate_params,
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,
+    )
+
+
+def gateway_limits_of(settings: Settings) -> GatewayLimits:
+    """Return the limits that no record gives, for the key index."""
+    proxy = settings.max_budget
+    end_user = settings.max_end_user_budget
+    return GatewayLimits(
+        proxy=Allowance(max_budget=from_dollars(proxy), budget_duration=settings.budget_duration)
+        if proxy
+        else UNLIMITED,
+        end_user=UNLIMITED if end_user is None else Allowance(max_budget=from_dollars(end_user)),
+        end_user_budget=settings.max_end_user_budget_id,
+        model_aliases=settings.routing.model_group_alias,
     )
 
 

@@ -23,6 +23,7 @@ from twisted_vllm.app.component_settings import (
     admin_of,
     admission_of,
     breaker_of,
+    gateway_limits_of,
     report_limits_of,
     usage_headers_of,
     web_pages_of,
@@ -223,6 +224,7 @@ class Wiring:
         )
         self.store = Store(self.database)
         self.index = KeyIndex()
+        self.index.reconfigure(gateway_limits_of(settings))
         self.metrics = Metrics()
         self.metrics.add(StaleConnectionCollector(self.agent))
         self.metrics.add(UpstreamCollector(self.health, named=False), UpstreamCollector(self.health, named=True))
@@ -266,7 +268,7 @@ class Wiring:
             client,
             settings.servers,
             accounting.limiter,
-            self.index.allowance_of,
+            self.index,
             rows=accounting.spool,
             files=None if accounting.spool is None else PendingFiles(settings.spool_directory / "background"),
             assumed_output_tokens=limits.assumed_output_tokens,
@@ -459,7 +461,7 @@ class Wiring:
         self.revoker.reconfigure(settings.revoke_running)
         self.drain.reconfigure(settings.drain_delay, settings.drain_timeout)
         # what was authorized before is looked at again
-        self.index.settings_changed()
+        self.index.reconfigure(gateway_limits_of(settings))
 
     def _servers_acted(self) -> None:
         """Look at once whether servers sleep."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from hmac import compare_digest
 
+import attrs
+
 from twisted_vllm.auth.credentials import AUTHORIZATION, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import ANONYMOUS, MASTER, Principal
@@ -89,15 +91,15 @@ class Authenticator:
         master_token = self._master_token
         if credential is None:
             if master_token is None:
-                return ANONYMOUS
+                return self._limited(ANONYMOUS)
             raise MissingApiKey(_missing_message(headers))
         token = hash_key(credential)
         if master_token is not None and compare_digest(token, master_token):
-            return MASTER
+            return self._limited(MASTER)
         key = self._index.find(token)
         if key is None:
             if master_token is None:
-                return ANONYMOUS
+                return self._limited(ANONYMOUS)
             raise InvalidApiKey(
                 "This API key is not known. Check that it was copied whole, or ask an administrator for a new one."
             )
@@ -108,6 +110,11 @@ class Authenticator:
         if now >= key.principal.expires:
             raise ExpiredApiKey(_REPLACED if key.replaced else _EXPIRED)
         return key.principal
+
+    def _limited(self, principal: Principal) -> Principal:
+        """Return a caller without a key of its own, held to the limits of the gateway as a whole."""
+        limited = self._index.of_everybody
+        return attrs.evolve(principal, limited=limited) if limited else principal
 
 
 def _missing_message(headers: Mapping[bytes, bytes]) -> str:

@@ -9,9 +9,23 @@ import msgspec
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import (
+    END_USER,
+    KEY,
+    MEMBER,
+    ORGANIZATION,
+    TEAM,
+    UNLIMITED,
+    USER,
+    Allowance,
+    Limited,
+    budgets_of,
+)
 
 NEVER = float("inf")
+
+#: the role of a user without another one
+DEFAULT_ROLE = "internal_user"
 
 
 class KeyGrant(msgspec.Struct, frozen=True, gc=False):
@@ -23,6 +37,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
         name: its alias, or ``sk-...abcd``.
         expires: when it stops working, in Unix seconds; infinity means never.
         blocked: whether it was blocked.
+        allowance: its limits, with those of the budget that it names.
 
     The others are as in `KeyRecord`.
     """
@@ -43,6 +58,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
     allowance: Allowance = UNLIMITED
     cache_salt: str | None = None
     fields: FieldRules = NO_RULES
+    organization_id: str | None = None
 
     @classmethod
     def of(cls, record: KeyRecord) -> KeyGrant:
@@ -64,6 +80,7 @@ class KeyGrant(msgspec.Struct, frozen=True, gc=False):
             allowance=record.allowance,
             cache_salt=record.cache_salt,
             fields=record.fields,
+            organization_id=record.organization_id,
         )
 
 
@@ -82,19 +99,29 @@ class FormerKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class UserGrant(msgspec.Struct, frozen=True, gc=False):
-    """The part of a user that requests need: its models and its limits."""
+    """The part of a user that requests need: its models, its limits and its role."""
 
     models: tuple[str, ...] = ()
     allowance: Allowance = UNLIMITED
+    role: str = DEFAULT_ROLE
 
 
 class TeamGrant(msgspec.Struct, frozen=True, gc=False):
-    """The part of a team that requests need: its models, limits and fields, and whether it is blocked."""
+    """The part of a team that requests need, as in its record."""
 
     models: tuple[str, ...] = ()
     blocked: bool = False
     allowance: Allowance = UNLIMITED
     fields: FieldRules = NO_RULES
+    organization_id: str | None = None
+    aliases: Mapping[str, str] = {}
+
+
+class OrganizationGrant(msgspec.Struct, frozen=True, gc=False):
+    """The part of an organization that requests need: its models and its limits."""
+
+    models: tuple[str, ...] = ()
+    allowance: Allowance = UNLIMITED
 
 
 class EndUser(msgspec.Struct, frozen=True, gc=False):
@@ -115,9 +142,11 @@ class EndUser(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Changes of keys, users, teams, end users and stored models, by token or id; ``None`` means deleted.
+    """What changed, by token or id; ``None`` means deleted, and in `members` without limits.
 
     Attributes:
+        members: the limits of users in teams, by `member_id`.
+        shared: the limits of budgets that several may name. They are included in the limits of those who do.
         spend: the spend that an administrator set.
         budgets: the known spend of those that have a budget after the changes.
     """
@@ -127,22 +156,38 @@ class Changes(msgspec.Struct, frozen=True):
     users: Mapping[str, UserGrant | None] = {}
     teams: Mapping[str, TeamGrant | None] = {}
     end_users: Mapping[str, EndUser | None] = {}
+    members: Mapping[str, Allowance | None] = {}
+    organizations: Mapping[str, OrganizationGrant | None] = {}
+    shared: Mapping[str, Allowance | None] = {}
     models: Mapping[str, StoredModel | None] = {}
     spend: tuple[Spend, ...] = ()
     budgets: tuple[Spend, ...] = ()
 
     def budgets_within(self) -> set[tuple[str, str]]:
         """Return the kind and id of each subject that has a budget after the changes."""
-        found = {("key", grant.key_id) for grant in self.keys.values() if grant and grant.allowance.has_budget}
-        found.update(("user", id) for id, user in self.users.items() if user and user.allowance.has_budget)
-        found.update(("team", id) for id, team in self.teams.items() if team and team.allowance.has_budget)
-        found.update(("end_user", id) for id, each in self.end_users.items() if each and each.allowance.has_budget)
+        found: set[tuple[str, str]] = set()
+        for key in self.keys.values():
+            if key is not None and key.allowance is not UNLIMITED:
+                found.update(budgets_of(KEY, key.key_id, key.allowance))
+        tables: Iterable[tuple[str, Mapping[str, UserGrant | TeamGrant | OrganizationGrant | EndUser | None]]] = (
+            (USER, self.users),
+            (TEAM, self.teams),
+            (ORGANIZATION, self.organizations),
+            (END_USER, self.end_users),
+        )
+        for kind, table in tables:
+            for id, each in table.items():
+                if each is not None:
+                    found.update(budgets_of(kind, id, each.allowance))
+        for id, allowance in self.members.items():
+            if allowance is not None:
+                found.update(budgets_of(MEMBER, id, allowance))
         return found
 
     @property
     def concerns_keys(self) -> bool:
         """Whether the changes may affect the permissions or limits of a key."""
-        return bool(self.keys or self.former or self.users or self.teams)
+        return bool(self.keys or self.former or self.users or self.teams or self.members or self.organizations)
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -163,7 +208,7 @@ NO_REVISION = Revision()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All keys, users, teams, end users and stored models.
+    """Everything that requests depend on, as in `Changes`.
 
     Attributes:
         revision: the last change that is included.
@@ -175,4 +220,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     users: Mapping[str, UserGrant] = {}
     teams: Mapping[str, TeamGrant] = {}
     end_users: Mapping[str, EndUser] = {}
+    members: Mapping[str, Allowance] = {}
+    organizations: Mapping[str, OrganizationGrant] = {}
+    shared: Mapping[str, Allowance] = {}
     models: Mapping[str, StoredModel] = {}

@@ -7,13 +7,57 @@ from typing import TypeVar
 
 import attrs
 
-from twisted_vllm.auth.grants import Changes, EndUser, KeyGrant, Snapshot, TeamGrant, UserGrant
+from twisted_vllm.auth.grants import (
+    DEFAULT_ROLE,
+    Changes,
+    EndUser,
+    KeyGrant,
+    OrganizationGrant,
+    Snapshot,
+    TeamGrant,
+    UserGrant,
+)
 from twisted_vllm.auth.records import HASH_PREFIX_LENGTH, KeyRecord, Principal
 from twisted_vllm.auth.steering_headers import ADAPTER_HEADERS
 from twisted_vllm.field_policy.rules import NO_RULES
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import (
+    END_USER,
+    KEY,
+    MEMBER,
+    MODEL_BUDGET,
+    ORGANIZATION,
+    PROXY,
+    SEPARATOR,
+    TEAM,
+    UNLIMITED,
+    USER,
+    Allowance,
+    Limited,
+    member_id,
+    model_budget_id,
+)
 
 T = TypeVar("T")
+
+
+@attrs.frozen
+class GatewayLimits:
+    """Limits that the settings give, and no record.
+
+    Attributes:
+        proxy: those of the gateway as a whole.
+        end_user: those of each end user without a record.
+        end_user_budget: the id of the budget whose limits hold where `end_user` sets none; None for none.
+        model_aliases: further names of models: a budget for one of them is a budget for its model.
+    """
+
+    proxy: Allowance = UNLIMITED
+    end_user: Allowance = UNLIMITED
+    end_user_budget: str | None = None
+    model_aliases: Mapping[str, str] = attrs.field(factory=dict)
+
+
+NO_GATEWAY_LIMITS = GatewayLimits()
 
 
 @attrs.frozen
@@ -36,10 +80,10 @@ class IndexedKey:
 
 
 class KeyIndex:
-    """All keys, users, teams and end users. Only the reactor's thread may change it.
+    """All keys, users, teams, organizations and end users. Only the reactor's thread may change it.
 
-    A key is joined with its user and team at its first use. Every change drops all joined keys, because a team's change
-    may affect any key.
+    A key is joined with its user, team and organization at its first use. Every change drops all joined keys, because a
+    team's change may affect any key.
 
     Attributes:
         changes: the number of changes of keys, users, teams and settings; a change may invalidate earlier decisions.
@@ -48,6 +92,8 @@ class KeyIndex:
     def __init__(self, records: Iterable[KeyRecord] = ()) -> None:
         self.changes = 0
         self._joined: dict[str, IndexedKey] = {}
+        self._shared: dict[str, Allowance] = {}
+        self._gateway = NO_GATEWAY_LIMITS
         self.replace_all(Snapshot(keys=(KeyGrant.of(record) for record in records)))
 
     def __len__(self) -> int:
@@ -65,6 +111,9 @@ class KeyIndex:
             "users": self._users,
             "teams": self._teams,
             "end_users": self._end_users,
+            "members": self._members,
+            "organizations": self._organizations,
+            "budgets": self._shared,
         }
         return f"<KeyIndex {' '.join(f'{name}={len(each)}' for name, each in tables.items())}>"
 
@@ -78,7 +127,11 @@ class KeyIndex:
         self._users = dict(snapshot.users)
         self._teams = dict(snapshot.teams)
         self._end_users = dict(snapshot.end_users)
+        self._members = dict(snapshot.members)
+        self._organizations = dict(snapshot.organizations)
+        self._shared = dict(snapshot.shared)
         self._joined.clear()
+        self._limit_strangers()
         self.changes += 1
 
     def apply(self, changes: Changes) -> None:
@@ -95,9 +148,32 @@ class KeyIndex:
         _apply(self._users, changes.users)
         _apply(self._teams, changes.teams)
         _apply(self._end_users, changes.end_users)
+        _apply(self._members, changes.members)
+        _apply(self._organizations, changes.organizations)
+        _apply(self._shared, changes.shared)
+        self._limit_strangers()
         if changes.concerns_keys:
             self._joined.clear()
             self.changes += 1
+
+    def reconfigure(self, limits: GatewayLimits) -> None:
+        """Use other limits of the settings from now on."""
+        self._gateway = limits
+        self._joined.clear()
+        self._limit_strangers()
+        self.changes += 1
+
+    def _limit_strangers(self) -> None:
+        """Set the limits of end users without a record."""
+        shared = self._shared.get(self._gateway.end_user_budget or "", UNLIMITED)
+        self._stranger = self._gateway.end_user.within(shared)
+        self._limits_strangers = not self._stranger.is_unlimited
+
+    @property
+    def of_everybody(self) -> tuple[Limited, ...]:
+        """The limits of the gateway as a whole, which hold for the master key too; empty without any."""
+        proxy = self._gateway.proxy
+        return () if proxy.is_unlimited else (Limited(PROXY, PROXY, proxy),)
 
     def settings_changed(self) -> None:
         """Invalidate earlier decisions: they depend on settings that changed."""
@@ -112,34 +188,99 @@ class KeyIndex:
         return self._joined.get(token) or self._join(token)
 
     def allowance_of(self, kind: str, identity: str) -> Allowance:
-        """Return the limits of a key, user, team or end user, by the id in a usage row; `UNLIMITED` if it is unknown.
+        """Return somebody's limits; `UNLIMITED` if it is unknown.
 
         Any thread may call it.
 
         Args:
-            kind: ``key``, ``user``, ``team`` or ``end_user``.
-            identity: the key's permanent id, or the id of the others.
+            kind: as in `Limited`.
+            identity: likewise.
         """
-        if kind == "key":
+        if kind == KEY:
             return self._by_key_id.get(identity, UNLIMITED)
-        if kind == "end_user":
+        if kind == MEMBER:
+            return self._members.get(identity, UNLIMITED)
+        if kind == MODEL_BUDGET:
+            return self._model_budget(identity)
+        if kind == PROXY:
+            return self._gateway.proxy
+        if kind == END_USER:
             end_user = self._end_users.get(identity)
-            return UNLIMITED if end_user is None else end_user.allowance
-        grant = (self._users if kind == "user" else self._teams).get(identity)
+            return self._stranger if end_user is None else end_user.allowance
+        grant: UserGrant | TeamGrant | OrganizationGrant | None = None
+        if kind == USER:
+            grant = self._users.get(identity)
+        elif kind == TEAM:
+            grant = self._teams.get(identity)
+        elif kind == ORGANIZATION:
+            grant = self._organizations.get(identity)
         return UNLIMITED if grant is None else grant.allowance
+
+    def _model_budget(self, identity: str) -> Allowance:
+        kind, _, rest = identity.partition(SEPARATOR)
+        owner, _, model = rest.rpartition(SEPARATOR)
+        budget = self.allowance_of(kind, owner).model_budgets.get(model)
+        return UNLIMITED if budget is None else budget.allowance
+
+    def model_budgets(self, limited: Iterable[Limited], model: str) -> list[Limited]:
+        """Return the budgets for one model of these subjects, each as a subject of its own.
+
+        Any thread may call it.
+
+        Args:
+            limited: the subjects.
+            model: the model's name in the ledger. A budget for an alias of it (``model_group_alias``) counts too.
+        """
+        aliases = self._gateway.model_aliases
+        return [
+            Limited(MODEL_BUDGET, model_budget_id(each.kind, each.id, name), budget.allowance)
+            for each in limited
+            for name, budget in each.allowance.model_budgets.items()
+            if name == model or aliases.get(name) == model
+        ]
+
+    def also_pay(self, payers: Iterable[tuple[str, str]], model: str) -> list[tuple[str, str]]:
+        """Return whose budgets pay for a request besides those of its payers: kind and id.
+
+        These are the gateway as a whole, the membership of a user in a team, and budgets for one model. Any thread may
+        call it.
+
+        Args:
+            payers: its key, user, team, organization and end user.
+            model: the model.
+        """
+        found = [(PROXY, PROXY)] if self._gateway.proxy.has_budget else []
+        ids = dict(payers)
+        if self._members and USER in ids and TEAM in ids:
+            ids[MEMBER] = id = member_id(ids[TEAM], ids[USER])
+            if self.allowance_of(MEMBER, id).has_budget:
+                found.append((MEMBER, id))
+        limited = (Limited(kind, id, self.allowance_of(kind, id)) for kind, id in ids.items())
+        found += [(budget.kind, budget.id) for budget in self.model_budgets(limited, model)]
+        return found
 
     @property
     def has_end_users(self) -> bool:
         """Whether any end user has limits or is blocked, so that requests must be read for their end user."""
-        return bool(self._end_users)
+        return self._limits_strangers or bool(self._end_users)
 
     def end_user(self, user_id: str) -> EndUser | None:
         """Return an end user; ``None`` if it has no limits and is not blocked."""
-        return self._end_users.get(user_id)
+        found = self._end_users.get(user_id)
+        if found is None and self._limits_strangers:
+            return EndUser(Limited(END_USER, user_id, self._stranger))
+        return found
 
     def budgets(self) -> set[tuple[str, str]]:
         """Return the kind and id of everybody who has a budget."""
-        everybody = Changes(keys=self._grants, users=self._users, teams=self._teams, end_users=self._end_users)
+        everybody = Changes(
+            keys=self._grants,
+            users=self._users,
+            teams=self._teams,
+            end_users=self._end_users,
+            members=self._members,
+            organizations=self._organizations,
+        )
         return everybody.budgets_within()
 
     def before(self, changes: Changes) -> Changes:
@@ -149,6 +290,8 @@ class KeyIndex:
             users={id: self._users.get(id) for id in changes.users},
             teams={id: self._teams.get(id) for id in changes.teams},
             end_users={id: self._end_users.get(id) for id in changes.end_users},
+            members={id: self._members.get(id) for id in changes.members},
+            organizations={id: self._organizations.get(id) for id in changes.organizations},
         )
 
     def _join(self, token: str) -> IndexedKey | None:
@@ -159,13 +302,24 @@ class KeyIndex:
             grant = None if former is None else self._grants.get(former.successor)
             if grant is None:
                 return None
+        joined = self._joined[token] = self.join(grant, None if former is None else former.works_until)
+        return joined
+
+    def join(self, grant: KeyGrant, works_until: float | None = None) -> IndexedKey:
+        """Join a key with its user, its team and its organization.
+
+        Args:
+            grant: the key; the index need not know it.
+            works_until: when this former value of it stops working, in Unix seconds; None for its current value.
+        """
         user = self._users.get(grant.user_id) if grant.user_id is not None else None
         team = self._teams.get(grant.team_id) if grant.team_id is not None else None
+        organization_id = grant.organization_id or (None if team is None else team.organization_id)
+        organization = None if organization_id is None else self._organizations.get(organization_id)
         granted = frozenset(name.encode() for name in grant.granted_headers)
-        if granted and (grant.models or (user and user.models) or (team and team.models)):
+        if granted and any(each is not None and each.models for each in (grant, user, team, organization)):
             # These headers replace the body's model, which would evade the restriction.
             granted -= ADAPTER_HEADERS
-        expires = grant.expires if former is None else min(grant.expires, former.works_until)
         principal = Principal(
             kind="key",
             name=grant.name,
@@ -177,35 +331,53 @@ class KeyIndex:
             team_id=grant.team_id,
             user_models=() if user is None else user.models,
             team_models=() if team is None else team.models,
-            aliases=grant.aliases,
+            aliases={**team.aliases, **grant.aliases} if team is not None and team.aliases else grant.aliases,
             priority=grant.priority,
             granted_headers=granted,
-            expires=expires,
-            limited=_limited(grant, user, team),
+            expires=grant.expires if works_until is None else min(grant.expires, works_until),
+            limited=self._limited(grant, user, team, organization_id, organization),
             tags=grant.tags,
             cache_salt=grant.cache_salt or "",
             key_fields=grant.fields,
             team_fields=NO_RULES if team is None else team.fields,
+            organization_id=organization_id,
+            organization_models=() if organization is None else organization.models,
+            role=_role(grant, user),
         )
-        joined = self._joined[token] = IndexedKey(
+        return IndexedKey(
             token=grant.token,
             principal=principal,
             blocked=grant.blocked,
             team_blocked=team is not None and team.blocked,
-            replaced=former is not None,
+            replaced=works_until is not None,
         )
-        return joined
+
+    def _limited(
+        self,
+        grant: KeyGrant,
+        user: UserGrant | None,
+        team: TeamGrant | None,
+        organization_id: str | None,
+        organization: OrganizationGrant | None,
+    ) -> tuple[Limited, ...]:
+        found = [(KEY, grant.key_id, grant.allowance)]
+        if user is not None and grant.user_id is not None:
+            found.append((USER, grant.user_id, user.allowance))
+        if team is not None and grant.team_id is not None:
+            found.append((TEAM, grant.team_id, team.allowance))
+        if self._members and grant.user_id is not None and grant.team_id is not None:
+            id = member_id(grant.team_id, grant.user_id)
+            found.append((MEMBER, id, self._members.get(id, UNLIMITED)))
+        if organization is not None and organization_id is not None:
+            found.append((ORGANIZATION, organization_id, organization.allowance))
+        limited = (Limited(*each) for each in found if not each[2].is_unlimited)
+        return (*limited, *self.of_everybody)
 
 
-def _limited(grant: KeyGrant, user: UserGrant | None, team: TeamGrant | None) -> tuple[Limited, ...]:
-    found = []
-    if grant.allowance is not UNLIMITED:
-        found.append(Limited("key", grant.key_id, grant.allowance))
-    if user is not None and grant.user_id is not None and user.allowance is not UNLIMITED:
-        found.append(Limited("user", grant.user_id, user.allowance))
-    if team is not None and grant.team_id is not None and team.allowance is not UNLIMITED:
-        found.append(Limited("team", grant.team_id, team.allowance))
-    return tuple(each for each in found if not each.allowance.is_unlimited)
+def _role(grant: KeyGrant, user: UserGrant | None) -> str:
+    if user is not None:
+        return user.role
+    return "" if grant.user_id is None else DEFAULT_ROLE
 
 
 def _apply(table: dict[str, T], changes: Mapping[str, T | None]) -> None:

@@ -188,7 +188,7 @@ class RoutePolicy:
         return not route.certain or any(rule.denies(route) for rule in self._deny)
 
     def check_model(self, principal: Principal, model: str) -> None:
-        """Check that a principal may use a model. Its key, user and team must all allow it.
+        """Check that a principal may use a model. Its key, user, team and organization must all allow it.
 
         Patterns are case-sensitive; ``*`` and ``?`` are wildcards.
 
@@ -202,6 +202,8 @@ class RoutePolicy:
             _check_level("The user of this key", "user", principal.user_models, model)
         if principal.team_models:
             _check_level("The team of this key", "team", principal.team_models, model)
+        if principal.organization_models:
+            _check_level("The organization of this key", "organization", principal.organization_models, model)
 
     def check_unlisted_model(self, principal: Principal, model: str) -> None:
         """Check the name of a model that no entry of ``model_list`` names: it must not be a path.

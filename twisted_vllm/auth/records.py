@@ -56,6 +56,8 @@ class KeyRecord:
         cache_salt: separates its prompts in vLLM's prefix cache; it is generated and never shown. ``None`` shares the
             cache.
         fields: which fields of a body it may send.
+        organization_id: the key's organization, or a label; None takes its team's.
+        budget_id: the budget whose limits hold where it has none of its own.
     """
 
     token: str
@@ -82,6 +84,8 @@ class KeyRecord:
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
     cache_salt: str | None = attrs.field(default=None, repr=False)
     fields: FieldRules = NO_RULES
+    organization_id: str | None = None
+    budget_id: str | None = None
 
     @property
     def hash_prefix(self) -> str:
@@ -96,11 +100,11 @@ class KeyRecord:
 
 @attrs.frozen
 class Spend:
-    """The spend of a key, user, team or end user.
+    """What somebody spent.
 
     Attributes:
-        kind: ``key``, ``user``, ``team`` or ``end_user``.
-        id: the key's permanent id, or the id of the others.
+        kind: as in `Limited`.
+        id: likewise.
         spend: in the budget period that began at `period_start`, in picodollars.
         period_start: in Unix seconds; 0 without periods.
         total_spend: since the beginning, in picodollars.
@@ -132,11 +136,14 @@ class Principal:
         priority: the ``X-Vllm-Priority`` of its requests.
         granted_headers: the operator's headers that it may set, in lower case.
         expires: when its key stops working, in Unix seconds; infinity means never.
-        limited: the key, user and team, as far as they have limits.
+        limited: the key, its user, team and organization and the others above it, as far as they have limits.
         tags: the labels of its key.
         cache_salt: separates its prompts in vLLM's prefix cache; empty shares the cache.
         key_fields: what its key says about the fields of a body.
         team_fields: what its team says about them.
+        organization_id: the organization of its key, or of its team.
+        organization_models: the model patterns of that organization; empty means all models.
+        role: LiteLLM's name for the role of its user; empty without a user.
     """
 
     kind: str
@@ -158,6 +165,9 @@ class Principal:
     cache_salt: str = attrs.field(default="", repr=False)
     key_fields: FieldRules = NO_RULES
     team_fields: FieldRules = NO_RULES
+    organization_id: str | None = None
+    organization_models: tuple[str, ...] = ()
+    role: str = ""
 
     @property
     def is_administrator(self) -> bool:
@@ -186,8 +196,8 @@ class Principal:
 
     @property
     def restricts_models(self) -> bool:
-        """Whether its key, user or team is restricted to certain models."""
-        return bool(self.models or self.user_models or self.team_models)
+        """Whether its key, user, team or organization is restricted to certain models."""
+        return bool(self.models or self.user_models or self.team_models or self.organization_models)
 
 
 ANONYMOUS = Principal(kind="anonymous", name="anonymous")

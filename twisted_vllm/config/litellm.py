@@ -49,7 +49,7 @@ _SHARED = """
 LITELLM_SETTINGS = names(
     _SHARED
     + """
-    add_function_to_prompt allowed_openai_params api_base api_version audit_log_callbacks budget_duration
+    add_function_to_prompt allowed_openai_params api_base api_version audit_log_callbacks
     budget_exceeded_status_code cache cache_params cost_discount_config cost_margin_config custom_provider_map
     datadog_params default_in_memory_ttl default_redis_ttl disable_add_transform_inline_image_block
     disable_end_user_cost_tracking disable_end_user_cost_tracking_prometheus_only disable_hf_tokenizer_download

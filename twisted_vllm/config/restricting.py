@@ -153,9 +153,6 @@ LITELLM_SETTINGS: Restrictions = {
     "key_generation_settings": Restriction(
         "decide who may make keys", "only the master key and keys with `management` make keys here"
     ),
-    "max_budget": Restriction("end service when the whole gateway has spent this", _BUDGETS, _is_positive, "above 0"),
-    "max_end_user_budget": Restriction("limit what each end user spends", _NEW_END_USERS),
-    "max_end_user_budget_id": Restriction("limit what each end user spends", _NEW_END_USERS),
     "max_internal_user_budget": Restriction("limit what each user spends", _NEW_USERS),
     "max_parallel_requests": Restriction("limit the requests in flight", _CONCURRENCY),
     "max_user_budget": Restriction("limit what each user spends", _NEW_USERS),

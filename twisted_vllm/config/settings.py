@@ -782,6 +782,32 @@ class Settings:
         "answered 400. A limit that a new key leaves out, or an update sets to null, is set to this bound.",
         block="litellm_settings",
     )
+    max_budget: Decimal | None = setting(
+        None,
+        optional(amount(MAX_DOLLARS), "no budget"),
+        "What all requests together may cost in one period, those of the master key included, from when it is set. "
+        "More is answered 429. 0 is no budget, as in LiteLLM.",
+        block="litellm_settings",
+    )
+    budget_duration: str | None = setting(
+        None,
+        optional(period, "one endless period"),
+        "The period of litellm_settings.max_budget, such as 30d or 1mo.",
+        block="litellm_settings",
+    )
+    max_end_user_budget: Decimal | None = setting(
+        None,
+        optional(amount(MAX_DOLLARS), "no budget"),
+        "What each end user without a record of its own (POST /customer/new) may spend. Requests are read for their "
+        "end user then.",
+        block="litellm_settings",
+    )
+    max_end_user_budget_id: str | None = setting(
+        None,
+        optional(text, "none"),
+        "The budget (POST /budget/new) whose limits hold for each end user without a record; max_end_user_budget wins.",
+        block="litellm_settings",
+    )
     require_auth_for_metrics_endpoint: bool = setting(
         False,
         flag,

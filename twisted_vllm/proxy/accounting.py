@@ -257,6 +257,8 @@ class Accounting(RequestObserver):
         audio_ms = 0 if audio is None else estimate_audio(head.length)
         cost = expected_cost(prompt, output, pricing.prices, audio_ms)
         model = self._limited_name(serving, limited) if serving.asked else serving.model
+        if any(each.allowance.model_budgets for each in limited):
+            limited = (*limited, *self._end_users.model_budgets(limited, serving.model))
         reserved = self._limiter.admit(limited, model, prompt + output, cost, self._now())
         if isinstance(reserved, Reservation):
             context.reservation = reserved
@@ -423,7 +425,9 @@ class Accounting(RequestObserver):
         allowances = [each.allowance for each in limited]
         if admitted.unread is not None and any(each.counts_tokens for each in allowances):
             raise admitted.unread
-        if not admitted.serving.priced and any(each.max_budget is not None for each in allowances):
+        if not admitted.serving.priced and any(
+            each.max_budget is not None or each.model_budgets for each in allowances
+        ):
             raise ModelUndetermined(
                 "The budget is limited here, the models of this server have different prices, and the request does not "
                 'say which serves it: send the model in the body as "model".',

@@ -622,6 +622,7 @@ def _payer_of(principal: Principal) -> msgspec.Raw:
         principal.user_id,
         principal.team_id,
         principal.tags,
+        principal.organization_id,
     )
     return refer(payer)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.bodies.held_body import HeldBody
 from twisted_vllm.config.settings import Server
 from twisted_vllm.context import Authorization, BackgroundResponse, RequestContext
@@ -32,7 +33,7 @@ from twisted_vllm.proxy.admission import Admitted
 from twisted_vllm.proxy.background_charge import OUTCOMES, BackgroundWork, charge_of, pack_prices
 from twisted_vllm.proxy.ledger import UsageSink
 from twisted_vllm.proxy.stored_answer import StoredAnswer, ask_for
-from twisted_vllm.ratelimit.allowance import Allowance, Limited
+from twisted_vllm.ratelimit.allowance import Limited
 from twisted_vllm.ratelimit.interfaces import Limiter
 from twisted_vllm.ratelimit.reservation import Reservation
 from twisted_vllm.usage.estimate import estimate_prompt
@@ -90,7 +91,7 @@ class BackgroundResponses(RequestObserver):
         client: PassThroughClient,
         servers: Iterable[Server],
         limiter: Limiter,
-        allowance_of: Callable[[str, str], Allowance],
+        index: KeyIndex,
         *,
         rows: UsageSink | None,
         files: PendingFiles | None,
@@ -103,7 +104,7 @@ class BackgroundResponses(RequestObserver):
             client: asks servers.
             servers: all configured servers.
             limiter: settles what was reserved.
-            allowance_of: returns the limits of a kind and an id, as `KeyIndex.allowance_of`.
+            index: knows the limits of everybody.
             rows: the sink for ledger rows; None without a ledger.
             files: keeps what is not charged yet; None forgets it at the end of the process.
             assumed_output_tokens: the tokens of a response without a limit.
@@ -112,7 +113,7 @@ class BackgroundResponses(RequestObserver):
         self._client = client
         self._servers: dict[str, Server] = {}
         self._limiter = limiter
-        self._allowance_of = allowance_of
+        self._index = index
         self._rows = rows
         self._files = files
         self._followed: dict[str, _Followed] = {}
@@ -264,8 +265,9 @@ class BackgroundResponses(RequestObserver):
         """Reserve again what a former process had reserved. What a limit refuses is tried again after the next poll."""
         followed.unreserved = False
         work = followed.work
-        limited = [Limited(kind, id, self._allowance_of(kind, id)) for kind, id in work.limited]
+        limited = [Limited(kind, id, self._index.allowance_of(kind, id)) for kind, id in work.limited]
         limited = [each for each in limited if not each.allowance.is_unlimited]
+        limited += self._index.model_budgets(limited, work.model)
         if not limited:
             return
 

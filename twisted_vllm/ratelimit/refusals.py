@@ -9,17 +9,27 @@ import msgspec
 
 from twisted_vllm.errors import BudgetExceeded, RateLimitExceeded
 from twisted_vllm.money import to_dollars
+from twisted_vllm.ratelimit.allowance import END_USER, KEY, MEMBER, MODEL_BUDGET, ORGANIZATION, PROXY, TEAM, USER
 from twisted_vllm.ratelimit.headers import Headers
 
 #: the name of each level in messages; its id is not shown, as it may belong to someone else
-LEVELS = {"key": "this key", "user": "this key's user", "team": "this key's team", "end_user": "this end user"}
+LEVELS = {
+    KEY: "this key",
+    USER: "this key's user",
+    TEAM: "this key's team",
+    END_USER: "this end user",
+    MEMBER: "this key's user in its team",
+    ORGANIZATION: "this key's organization",
+    MODEL_BUDGET: "this caller with this model",
+    PROXY: "the gateway as a whole",
+}
 
 
 class Refusal(msgspec.Struct, frozen=True):
     """One limit that refuses a request.
 
     Attributes:
-        kind: the owner's kind: ``key``, ``user``, ``team`` or ``end_user``.
+        kind: the owner's kind, as in `Limited`.
         limit: the limit's name: ``rpm``, ``tpm``, ``parallel``, ``model_rpm``, ``model_tpm`` or ``budget``.
         allowed: the limit's value.
         needed: the amount that the request needs.

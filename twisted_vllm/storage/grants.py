@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Select, Text, cast, func, select
+from sqlalchemy import Column, Connection, Select, Table, Text, cast, func, or_, select
 from sqlalchemy.sql.elements import Cast
 
 from twisted_vllm.auth.grants import (
+    DEFAULT_ROLE,
     NO_REVISION,
     Changes,
     EndUser,
     FormerKey,
     KeyGrant,
+    OrganizationGrant,
     Revision,
     Snapshot,
     TeamGrant,
@@ -24,21 +27,33 @@ from twisted_vllm.auth.grants import (
 from twisted_vllm.auth.records import Spend
 from twisted_vllm.config.stored_models import StoredModel
 from twisted_vllm.field_policy.rules import NO_RULES, FieldRules, rules_from
-from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance, Limited
+from twisted_vllm.ratelimit.allowance import (
+    END_USER,
+    KEY,
+    MEMBER,
+    ORGANIZATION,
+    SEPARATOR,
+    TEAM,
+    UNLIMITED,
+    USER,
+    Allowance,
+    Limited,
+    member_id,
+)
 from twisted_vllm.storage.repository import in_chunks, spend_of
 from twisted_vllm.storage.tables import (
-    END_USER,
+    BUDGET,
     FORMER_KEY,
-    KEY,
     MODEL,
     SPEND,
-    TEAM,
-    USER,
+    budgets,
     changes,
     end_users,
     former_keys,
     keys,
+    members,
     models,
+    organizations,
     teams,
     users,
 )
@@ -49,6 +64,15 @@ T = TypeVar("T")
 def _text(column: Column[Any]) -> Cast[str]:
     # PostgreSQL's driver would decode every value. As text, equal values are decoded once, below.
     return cast(column, Text)
+
+
+#: the limits of the budget that a row names
+_SHARED = _text(budgets.c.allowance)
+
+
+def _with_budget(statement: Select[Any], table: Table) -> Select[Any]:
+    """Let a statement read `_SHARED` with each row of a table."""
+    return statement.outerjoin_from(table, budgets, budgets.c.budget_id == table.c.budget_id)
 
 
 _KEY_COLUMNS = (
@@ -68,7 +92,10 @@ _KEY_COLUMNS = (
     _text(keys.c.allowance),
     keys.c.cache_salt,
     _text(keys.c.fields),
+    keys.c.organization_id,
+    _SHARED,
 )
+_KEY = _with_budget(select(*_KEY_COLUMNS), keys)
 
 
 @lru_cache(maxsize=4096)
@@ -82,8 +109,14 @@ def _names(text: str) -> dict[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def _limits(text: str) -> Allowance:
-    return msgspec.json.decode(text, type=Allowance)
+def _limits(text: str | None) -> Allowance:
+    return UNLIMITED if text is None else msgspec.json.decode(text, type=Allowance)
+
+
+@lru_cache(maxsize=4096)
+def _effective(own: str | None, shared: str | None) -> Allowance:
+    """Return the limits of somebody, with those of the budget that it names."""
+    return _limits(own) if shared is None else _limits(own).within(_limits(shared))
 
 
 @lru_cache(maxsize=4096)
@@ -93,7 +126,7 @@ def _fields(text: str | None) -> FieldRules:
 
 def _key_grant(row: Any) -> KeyGrant:
     token, key_id, name, expires, blocked, models, routes, aliases, priority, headers, *others = row
-    user_id, team_id, tags, allowance, cache_salt, fields = others
+    user_id, team_id, tags, allowance, cache_salt, fields, organization_id, shared = others
     return KeyGrant(
         token,
         key_id,
@@ -108,9 +141,10 @@ def _key_grant(row: Any) -> KeyGrant:
         user_id,
         team_id,
         _labels(tags),
-        UNLIMITED if allowance is None else _limits(allowance),
+        _effective(allowance, shared),
         cache_salt,
         _fields(fields),
+        organization_id,
     )
 
 
@@ -125,24 +159,79 @@ def _former_key(row: Any) -> FormerKey:
 
 
 _NONE = "[]"
-_USER = select(users.c.user_id, _text(users.c.models), _text(users.c.allowance))
-_TEAM = select(teams.c.team_id, _text(teams.c.models), teams.c.blocked, _text(teams.c.allowance), _text(teams.c.fields))
-_END_USER = select(end_users.c.user_id, end_users.c.blocked, _text(end_users.c.allowance))
+_USER = _with_budget(
+    select(users.c.user_id, _text(users.c.models), _text(users.c.allowance), users.c.user_role, _SHARED), users
+)
+_TEAM = _with_budget(
+    select(
+        teams.c.team_id,
+        _text(teams.c.models),
+        teams.c.blocked,
+        _text(teams.c.allowance),
+        _text(teams.c.fields),
+        teams.c.organization_id,
+        _text(teams.c.aliases),
+        _SHARED,
+    ),
+    teams,
+)
+_ORGANIZATION = _with_budget(
+    select(organizations.c.organization_id, _text(organizations.c.models), _text(organizations.c.allowance), _SHARED),
+    organizations,
+)
+_MEMBER = _with_budget(select(members.c.team_id, members.c.user_id, _text(members.c.allowance), _SHARED), members)
+_END_USER = _with_budget(
+    select(end_users.c.user_id, end_users.c.blocked, _text(end_users.c.allowance), _SHARED), end_users
+)
+_BUDGET = select(budgets.c.budget_id, _text(budgets.c.allowance))
+
+# Only those who restrict or grant something: the index does not need the others.
+_RESTRICTING_USER = or_(
+    _text(users.c.models) != _NONE,
+    users.c.allowance.is_not(None),
+    users.c.user_role != DEFAULT_ROLE,
+    users.c.budget_id.is_not(None),
+)
+_RESTRICTING_TEAM = or_(
+    _text(teams.c.models) != _NONE,
+    teams.c.blocked,
+    *(column.is_not(None) for column in (teams.c.allowance, teams.c.fields, teams.c.organization_id)),
+    *(column.is_not(None) for column in (teams.c.aliases, teams.c.budget_id)),
+)
+_LIMITED_MEMBER = or_(members.c.allowance.is_not(None), members.c.budget_id.is_not(None))
+_RESTRICTING_END_USER = or_(end_users.c.blocked, end_users.c.allowance.is_not(None), end_users.c.budget_id.is_not(None))
 
 
 def _user_grant(row: Any) -> UserGrant:
-    _, models, allowance = row
-    return UserGrant(_labels(models), UNLIMITED if allowance is None else _limits(allowance))
+    _, models, allowance, role, shared = row
+    return UserGrant(_labels(models), _effective(allowance, shared), role)
 
 
 def _team_grant(row: Any) -> TeamGrant:
-    _, models, blocked, allowance, fields = row
-    return TeamGrant(_labels(models), blocked, UNLIMITED if allowance is None else _limits(allowance), _fields(fields))
+    _, models, blocked, allowance, fields, organization_id, aliases, shared = row
+    return TeamGrant(
+        _labels(models),
+        blocked,
+        _effective(allowance, shared),
+        _fields(fields),
+        organization_id,
+        {} if aliases is None else _names(aliases),
+    )
+
+
+def _organization_grant(row: Any) -> OrganizationGrant:
+    _, models, allowance, shared = row
+    return OrganizationGrant(_labels(models), _effective(allowance, shared))
+
+
+def _member_limits(row: Any) -> tuple[str, Allowance]:
+    team_id, user_id, allowance, shared = row
+    return member_id(team_id, user_id), _effective(allowance, shared)
 
 
 def _end_user(row: Any) -> EndUser:
-    user_id, blocked, allowance = row
-    return EndUser(Limited(END_USER, user_id, UNLIMITED if allowance is None else _limits(allowance)), blocked)
+    user_id, blocked, allowance, shared = row
+    return EndUser(Limited(END_USER, user_id, _effective(allowance, shared)), blocked)
 
 
 _MODEL = select(
@@ -175,26 +264,24 @@ def read_everything(connection: Connection) -> Snapshot:
     revision = last_revision(connection)
     return Snapshot(
         revision=revision,
-        keys=[_key_grant(row) for row in connection.execute(select(*_KEY_COLUMNS))],
+        keys=[_key_grant(row) for row in connection.execute(_KEY)],
         former=[_former_key(row) for row in connection.execute(_FORMER_KEY)],
-        # Only those with a restriction: the index does not need the others.
-        users={row[0]: _user_grant(row) for row in connection.execute(_USER) if row[1] != _NONE or row[2]},
-        teams={
-            row[0]: _team_grant(row)
-            for row in connection.execute(_TEAM)
-            if row[1] != _NONE or row[2] or row[3] or row[4]
-        },
-        end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER) if row[1] or row[2]},
+        users={row[0]: _user_grant(row) for row in connection.execute(_USER.where(_RESTRICTING_USER))},
+        teams={row[0]: _team_grant(row) for row in connection.execute(_TEAM.where(_RESTRICTING_TEAM))},
+        end_users={row[0]: _end_user(row) for row in connection.execute(_END_USER.where(_RESTRICTING_END_USER))},
+        members=dict(map(_member_limits, connection.execute(_MEMBER.where(_LIMITED_MEMBER)))),
+        organizations={row[0]: _organization_grant(row) for row in connection.execute(_ORGANIZATION)},
+        shared={row[0]: _limits(row[1]) for row in connection.execute(_BUDGET)},
         models={row[0]: _model(row) for row in connection.execute(_MODEL)},
     )
 
 
 def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> Changes:
     """Return the current state of what changed, given by kind and name."""
-    names: dict[str, list[str]] = {KEY: [], FORMER_KEY: [], USER: [], TEAM: [], END_USER: [], SPEND: [], MODEL: []}
-    for kind, name in changed:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for kind, name in _with_holders(connection, changed):
         # A newer version on the same database may know more kinds.
-        names.setdefault(kind, []).append(name)
+        names[kind].append(name)
 
     def read(
         kind: str, statement: Select[Any], column: Column[Any], convert: Callable[[Any], T]
@@ -206,15 +293,53 @@ def read_changed(connection: Connection, changed: Iterable[tuple[str, str]]) -> 
         return found
 
     found = Changes(
-        keys=read(KEY, select(*_KEY_COLUMNS), keys.c.token, _key_grant),
+        keys=read(KEY, _KEY, keys.c.token, _key_grant),
         former=read(FORMER_KEY, _FORMER_KEY, former_keys.c.token, _former_key),
         users=read(USER, _USER, users.c.user_id, _user_grant),
         teams=read(TEAM, _TEAM, teams.c.team_id, _team_grant),
         end_users=read(END_USER, _END_USER, end_users.c.user_id, _end_user),
+        members=_read_members(connection, names[MEMBER]),
+        organizations=read(ORGANIZATION, _ORGANIZATION, organizations.c.organization_id, _organization_grant),
+        shared=read(BUDGET, _BUDGET, budgets.c.budget_id, lambda row: _limits(row[1])),
         models=read(MODEL, _MODEL, models.c.model_id, _model),
         spend=tuple(_spend(connection, names[SPEND])),
     )
     return msgspec.structs.replace(found, budgets=tuple(_budgets(connection, found)))
+
+
+#: who may name a budget: the kind, and what its change is called
+_HOLDERS = (
+    (KEY, keys.c.token, keys.c.budget_id),
+    (USER, users.c.user_id, users.c.budget_id),
+    (TEAM, teams.c.team_id, teams.c.budget_id),
+    (ORGANIZATION, organizations.c.organization_id, organizations.c.budget_id),
+    (END_USER, end_users.c.user_id, end_users.c.budget_id),
+)
+
+
+def _with_holders(connection: Connection, changed: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """Return what changed, and everybody who names a budget that changed."""
+    found = dict.fromkeys(changed)
+    changed_budgets = [name for kind, name in found if kind == BUDGET]
+    for chunk in in_chunks(changed_budgets):
+        for kind, column, budget_id in _HOLDERS:
+            for row in connection.execute(select(column).where(budget_id.in_(chunk))):
+                found[kind, row[0]] = None
+        in_team = select(members.c.team_id, members.c.user_id).where(members.c.budget_id.in_(chunk))
+        for team_id, user_id in connection.execute(in_team):
+            found[MEMBER, member_id(team_id, user_id)] = None
+    return found
+
+
+def _read_members(connection: Connection, ids: Sequence[str]) -> dict[str, Allowance | None]:
+    found: dict[str, Allowance | None] = dict.fromkeys(ids)
+    teams_of_members = list(dict.fromkeys(id.partition(SEPARATOR)[0] for id in ids))
+    for chunk in in_chunks(teams_of_members):
+        for row in connection.execute(_MEMBER.where(members.c.team_id.in_(chunk), _LIMITED_MEMBER)):
+            id, allowance = _member_limits(row)
+            if id in found:
+                found[id] = allowance
+    return found
 
 
 def spend_name(kind: str, identity: str) -> str:
@@ -224,7 +349,7 @@ def spend_name(kind: str, identity: str) -> str:
 
 def _budgets(connection: Connection, found: Changes) -> Iterator[Spend]:
     """Return the spend of those that have a budget after the changes and have spent anything."""
-    ids: dict[str, list[str]] = {KEY: [], USER: [], TEAM: [], END_USER: []}
+    ids: defaultdict[str, list[str]] = defaultdict(list)
     for kind, id in found.budgets_within():
         ids[kind].append(id)
     for kind, names in ids.items():

@@ -34,10 +34,11 @@ class UserRecord:
         user_id: by which keys and teams refer to it.
         user_alias: its name.
         user_email: its address in lower case, unique.
-        user_role: LiteLLM's name for it; it grants nothing here.
+        user_role: LiteLLM's name for it.
         models: the models that its keys may use, with ``*`` and ``?`` as wildcards; empty allows all.
         metadata: a JSON object of the administrator's.
         allowance: the limits of all its keys together.
+        budget_id: as in `KeyRecord`.
 
     The others are as in `KeyRecord`.
     """
@@ -53,6 +54,7 @@ class UserRecord:
     models: tuple[str, ...] = ()
     metadata: dict[str, Any] = attrs.field(factory=dict)
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    budget_id: str | None = None
 
 
 @attrs.frozen
@@ -67,6 +69,9 @@ class TeamRecord:
         metadata: a JSON object of the administrator's.
         allowance: the limits of all its keys together.
         fields: which fields of a body its keys may send.
+        organization_id: the organization that it belongs to, or a label.
+        budget_id: as in `KeyRecord`.
+        aliases: model names of its keys, and the model of each; those of a key win.
 
     The others are as in `KeyRecord`.
     """
@@ -82,6 +87,55 @@ class TeamRecord:
     metadata: dict[str, Any] = attrs.field(factory=dict)
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
     fields: FieldRules = NO_RULES
+    organization_id: str | None = None
+    budget_id: str | None = None
+    aliases: dict[str, str] | None = None
+
+
+@attrs.frozen
+class OrganizationRecord:
+    """An organization: what is above teams.
+
+    Attributes:
+        organization_id: by which teams and keys refer to it.
+        organization_alias: its name.
+        models: the models that its keys and those of its teams may use, with ``*`` and ``?`` as wildcards; empty allows
+            all.
+        metadata: a JSON object of the administrator's.
+        allowance: the limits of all these keys together.
+
+    The others are as in `KeyRecord`.
+    """
+
+    organization_id: str
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    organization_alias: str | None = None
+    models: tuple[str, ...] = ()
+    metadata: dict[str, Any] = attrs.field(factory=dict)
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    budget_id: str | None = None
+
+
+@attrs.frozen
+class BudgetRecord:
+    """Limits for all that name them. Each of these has a spend of its own.
+
+    Attributes:
+        budget_id: by which they name it.
+        allowance: the limits.
+
+    The others are as in `KeyRecord`.
+    """
+
+    budget_id: str
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
+    updated_by: str
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
 
 
 @attrs.frozen
@@ -105,6 +159,7 @@ class EndUserRecord:
     alias: str | None = None
     blocked: bool = False
     allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    budget_id: str | None = None
 
 
 @attrs.frozen
@@ -134,11 +189,30 @@ class ModelRecord:
 
 @attrs.frozen
 class Member:
-    """A user's membership of a team. ``role`` is LiteLLM's ``user`` or ``admin`` and grants nothing here."""
+    """A user's membership of a team.
+
+    Attributes:
+        team_id: the team.
+        user_id: the user.
+        role: LiteLLM's ``user`` or ``admin``.
+        allowance: the limits of the user's keys in this team together.
+        budget_id: as in `KeyRecord`.
+    """
 
     team_id: str
     user_id: str
     role: str = "user"
+    allowance: Allowance = attrs.field(default=UNLIMITED, hash=False)
+    budget_id: str | None = None
+
+
+@attrs.frozen
+class OrganizationMember:
+    """A user's membership of an organization. ``role`` is LiteLLM's ``org_admin`` or ``internal_user``."""
+
+    organization_id: str
+    user_id: str
+    role: str = "internal_user"
 
 
 @attrs.frozen
@@ -150,7 +224,7 @@ class AuditRecord:
         actor: ``master``, ``anonymous`` or a key's hash prefix.
         actor_name: the alias or name of that key.
         action: such as ``key/update``.
-        object_type: ``key``, ``user``, ``team``, ``end_user`` or ``model``.
+        object_type: ``key``, ``user``, ``team``, ``organization``, ``budget``, ``end_user`` or ``model``.
         object_id: a key's hash prefix, or the id of the others.
         before: the object before; ``None`` where it was created.
         after: the object after; ``None`` where it was deleted.

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 from attrs import AttrsInstance
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Row,
@@ -25,9 +26,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from twisted_vllm.auth.records import KeyRecord, Spend
+from twisted_vllm.ratelimit.allowance import KEY
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.errors import AliasExists, KeyExists
-from twisted_vllm.storage.records import Member
+from twisted_vllm.storage.records import Member, OrganizationMember
 
 T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=AttrsInstance)
@@ -223,7 +225,7 @@ class KeyRepository(Repository[KeyRecord]):
             return super()._sort_column(name)
         # the spend of the last period in which the key spent anything, even if that is over
         spent = select(tables.spend.c.spend).where(
-            tables.spend.c.kind == tables.KEY, tables.spend.c.id == tables.keys.c.key_id
+            tables.spend.c.kind == KEY, tables.spend.c.id == tables.keys.c.key_id
         )
         return func.coalesce(spent.scalar_subquery(), 0)
 
@@ -257,48 +259,104 @@ def _has_status(status: str, now: datetime) -> ColumnElement[bool]:
     return blocked.is_(True) if status == "revoked" else false()
 
 
-class MemberRepository:
-    """Which users are members of which teams."""
+MemberT = TypeVar("MemberT", bound=AttrsInstance)
 
-    def __init__(self, connection: Connection) -> None:
+
+class _Memberships(Generic[MemberT]):
+    """Which users are members of which groups.
+
+    Args:
+        connection: the transaction's.
+        table: where the memberships are; its primary key is the group and the user.
+        record: their class, whose attributes are the table's columns.
+        on_change: called with the group and the user of each membership that changes.
+    """
+
+    def __init__(
+        self, connection: Connection, table: Table, record: type[MemberT], on_change: Callable[[str, str], None]
+    ) -> None:
         self._connection = connection
+        self._table = table
+        self._record = record
+        self._on_change = on_change
+        self._group, self._user = table.primary_key.columns
 
-    def of_teams(self, team_ids: list[str]) -> dict[str, list[Member]]:
-        """Return the members of each team, sorted by user."""
-        return self._grouped_by("team_id", team_ids, "user_id")
+    def get(self, group_id: str, user_id: str) -> MemberT | None:
+        """Return the membership of a user, or None."""
+        found = self._read(self._group == group_id, self._user == user_id)
+        return found[0] if found else None
 
-    def of_users(self, user_ids: list[str]) -> dict[str, list[Member]]:
-        """Return the memberships of each user, sorted by team."""
-        return self._grouped_by("user_id", user_ids, "team_id")
-
-    def _grouped_by(self, column: str, ids: list[str], order: str) -> dict[str, list[Member]]:
-        found: dict[str, list[Member]] = {each: [] for each in ids}
-        columns = tables.members.c
+    def _grouped_by(self, column: Column[Any], ids: Sequence[str], order: Column[Any]) -> dict[str, list[MemberT]]:
+        found: dict[str, list[MemberT]] = {each: [] for each in ids}
         for chunk in in_chunks(ids):
-            statement = select(tables.members).where(columns[column].in_(chunk)).order_by(columns[order])
-            for row in self._connection.execute(statement):
-                found[row._mapping[column]].append(Member(**row._mapping))
+            for member in self._read(column.in_(chunk), order=order):
+                found[getattr(member, column.name)].append(member)
         return found
 
-    def put(self, member: Member) -> None:
-        """Add a user to a team, or change the role of a member."""
-        self.remove(member.team_id, member.user_id)
-        self._connection.execute(
-            insert(tables.members).values(team_id=member.team_id, user_id=member.user_id, role=member.role)
-        )
+    def _read(self, *conditions: ColumnElement[bool], order: Column[Any] | None = None) -> list[MemberT]:
+        statement = select(self._table).where(*conditions).order_by(self._user if order is None else order)
+        return [self._record(**row._mapping) for row in self._connection.execute(statement)]
 
-    def remove(self, team_id: str, user_id: str) -> bool:
-        """Remove a user from a team; return whether it was a member."""
-        columns = tables.members.c
-        statement = delete(tables.members).where(columns.team_id == team_id, columns.user_id == user_id)
-        return self._connection.execute(statement).rowcount > 0
+    def put(self, member: MemberT) -> None:
+        """Add a membership, or replace it."""
+        values = attrs.asdict(member, recurse=False)
+        group_id, user_id = values[self._group.name], values[self._user.name]
+        self._delete(self._group == group_id, self._user == user_id)
+        self._connection.execute(insert(self._table).values(values))
+        self._on_change(group_id, user_id)
+
+    def remove(self, group_id: str, user_id: str) -> bool:
+        """Remove a user from a group; return whether it was a member."""
+        removed = self._delete(self._group == group_id, self._user == user_id) > 0
+        if removed:
+            self._on_change(group_id, user_id)
+        return removed
+
+    def _remove_all(self, group_ids: Sequence[str], user_ids: Sequence[str]) -> None:
+        for column, ids in ((self._group, group_ids), (self._user, user_ids)):
+            for chunk in in_chunks(ids):
+                for row in self._connection.execute(select(self._group, self._user).where(column.in_(chunk))):
+                    self._on_change(row[0], row[1])
+                self._delete(column.in_(chunk))
+
+    def _delete(self, *conditions: ColumnElement[bool]) -> int:
+        return self._connection.execute(delete(self._table).where(*conditions)).rowcount
+
+
+class MemberRepository(_Memberships[Member]):
+    """Which users are members of which teams."""
+
+    def of_teams(self, team_ids: Sequence[str]) -> dict[str, list[Member]]:
+        """Return the members of each team, sorted by user."""
+        return self._grouped_by(self._group, team_ids, self._user)
+
+    def of_users(self, user_ids: Sequence[str]) -> dict[str, list[Member]]:
+        """Return the memberships of each user, sorted by team."""
+        return self._grouped_by(self._user, user_ids, self._group)
+
+    def of_budget(self, budget_id: str) -> list[Member]:
+        """Return the memberships whose limits a budget gives."""
+        return self._read(self._table.c.budget_id == budget_id)
 
     def remove_all(self, *, team_ids: Sequence[str] = (), user_ids: Sequence[str] = ()) -> None:
         """Remove all members of these teams, and these users from every team."""
-        for chunk in in_chunks(team_ids):
-            self._connection.execute(delete(tables.members).where(tables.members.c.team_id.in_(chunk)))
-        for chunk in in_chunks(user_ids):
-            self._connection.execute(delete(tables.members).where(tables.members.c.user_id.in_(chunk)))
+        self._remove_all(team_ids, user_ids)
+
+
+class OrganizationMemberRepository(_Memberships[OrganizationMember]):
+    """Which users are members of which organizations."""
+
+    def of_organizations(self, organization_ids: Sequence[str]) -> dict[str, list[OrganizationMember]]:
+        """Return the members of each organization, sorted by user."""
+        return self._grouped_by(self._group, organization_ids, self._user)
+
+    def of_users(self, user_ids: Sequence[str]) -> dict[str, list[OrganizationMember]]:
+        """Return the memberships of each user, sorted by organization."""
+        return self._grouped_by(self._user, user_ids, self._group)
+
+    def remove_all(self, *, organization_ids: Sequence[str] = (), user_ids: Sequence[str] = ()) -> None:
+        """Remove all members of these organizations, and these users from every organization."""
+        self._remove_all(organization_ids, user_ids)
 
 
 _SPEND_COLUMNS = (
@@ -330,7 +388,7 @@ def all_spend(connection: Connection) -> list[Spend]:
 
 
 class SpendRepository:
-    """The spend of keys, users, teams and end users.
+    """What everybody with limits spent.
 
     Args:
         connection: the transaction's.
@@ -349,8 +407,8 @@ class SpendRepository:
         """Set the spend of a period. The total over all periods stays.
 
         Args:
-            kind: ``key``, ``user``, ``team`` or ``end_user``.
-            identity: which one.
+            kind: as in `Limited`.
+            identity: likewise.
             spend: in picodollars.
             period_start: in Unix seconds.
         """

@@ -32,11 +32,15 @@ from twisted_vllm.ratelimit.allowance import UNLIMITED, Allowance
 #: the table in which Alembic keeps the schema's revision
 VERSION_TABLE = "vllm_passthrough_schema"
 
-#: the kinds of what changes: ``kind`` in `changes`. The first, and users, teams and end users, also spend: `spend`.
-KEY, FORMER_KEY, USER, TEAM, END_USER, SPEND = "key", "former", "user", "team", "end_user", "spend"
-MODEL = "model"
+#: the kinds of what changes, besides those of the limits: ``kind`` in `changes`
+FORMER_KEY, SPEND, MODEL, BUDGET = "former", "spend", "model", "budget"
 
 metadata = MetaData()
+
+#: The kind of what changed, and a name that may be made of several names. SQLite ignores the length of a column, and
+#: keeps the one that the first version had.
+_KIND = String(8).with_variant(String(16), "postgresql")
+_NAME = String(255).with_variant(Text, "postgresql")
 
 
 def _changes() -> tuple[Column[Any], ...]:
@@ -135,10 +139,14 @@ keys = Table(
     Column("allowance", Limits),
     Column("cache_salt", String(64)),
     Column("fields", Fields),
+    Column("organization_id", String(255)),
+    Column("budget_id", String(255)),
     UniqueConstraint("key_alias", name="vllm_passthrough_keys_alias"),
     Index("vllm_passthrough_keys_id", "key_id", unique=True),
     Index("vllm_passthrough_keys_user", "user_id"),
     Index("vllm_passthrough_keys_team", "team_id"),
+    Index("vllm_passthrough_keys_organization", "organization_id"),
+    Index("vllm_passthrough_keys_budget", "budget_id"),
     Index("vllm_passthrough_keys_created", "created_at", "token"),
 )
 
@@ -163,8 +171,10 @@ users = Table(
     Column("metadata", JSON, nullable=False),
     *_changes(),
     Column("allowance", Limits),
+    Column("budget_id", String(255)),
     UniqueConstraint("user_email", name="vllm_passthrough_users_email"),
     Index("vllm_passthrough_users_created", "created_at", "user_id"),
+    Index("vllm_passthrough_users_budget", "budget_id"),
 )
 
 teams = Table(
@@ -178,6 +188,35 @@ teams = Table(
     *_changes(),
     Column("allowance", Limits),
     Column("fields", Fields),
+    Column("organization_id", String(255)),
+    Column("budget_id", String(255)),
+    # NULL is none, as in every row of an older version
+    Column("aliases", JSON(none_as_null=True)),
+    Index("vllm_passthrough_teams_organization", "organization_id"),
+    Index("vllm_passthrough_teams_budget", "budget_id"),
+)
+
+#: what is above teams
+organizations = Table(
+    "vllm_passthrough_organizations",
+    metadata,
+    Column("organization_id", String(255), primary_key=True),
+    Column("organization_alias", String(255)),
+    Column("models", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    *_changes(),
+    Column("allowance", Limits),
+    Column("budget_id", String(255)),
+    Index("vllm_passthrough_organizations_budget", "budget_id"),
+)
+
+#: limits that several share the definition of, and not the spend
+budgets = Table(
+    "vllm_passthrough_budgets",
+    metadata,
+    Column("budget_id", String(255), primary_key=True),
+    *_changes(),
+    Column("allowance", Limits),
 )
 
 #: end users that an administrator created; most end users have no row here
@@ -189,6 +228,8 @@ end_users = Table(
     Column("blocked", Boolean, nullable=False),
     *_changes(),
     Column("allowance", Limits),
+    Column("budget_id", String(255)),
+    Index("vllm_passthrough_end_users_budget", "budget_id"),
 )
 
 #: entries of the model list that were added at run time; ``api_key`` is encrypted
@@ -209,7 +250,19 @@ members = Table(
     Column("team_id", String(255), primary_key=True),
     Column("user_id", String(255), primary_key=True),
     Column("role", String(16), nullable=False),
+    Column("allowance", Limits),
+    Column("budget_id", String(255)),
     Index("vllm_passthrough_members_user", "user_id"),
+    Index("vllm_passthrough_members_budget", "budget_id"),
+)
+
+organization_members = Table(
+    "vllm_passthrough_organization_members",
+    metadata,
+    Column("organization_id", String(255), primary_key=True),
+    Column("user_id", String(255), primary_key=True),
+    Column("role", String(32), nullable=False),
+    Index("vllm_passthrough_organization_members_user", "user_id"),
 )
 
 #: changes, for other processes on the same database; ``revision`` counts without gaps, and ``stamp`` is a random number
@@ -218,8 +271,8 @@ changes = Table(
     "vllm_passthrough_changes",
     metadata,
     Column("revision", BigInteger, primary_key=True, autoincrement=False),
-    Column("kind", String(8), nullable=False),
-    Column("name", String(255), nullable=False),
+    Column("kind", _KIND, nullable=False),
+    Column("name", _NAME, nullable=False),
     Column("stamp", BigInteger),
 )
 
@@ -243,13 +296,13 @@ audit = Table(
     Index("vllm_passthrough_audit_request", "request_id"),
 )
 
-#: what each key, user, team and end user spent, in picodollars: in the budget period that began at ``period_start``
-#: (microseconds since 1970), and in total
+#: what everybody with limits spent (`twisted_vllm.ratelimit.allowance.Limited`), in picodollars: in the budget period
+#: that began at ``period_start`` (microseconds since 1970), and in total
 spend = Table(
     "vllm_passthrough_spend",
     metadata,
     Column("kind", String(16), primary_key=True),
-    Column("id", String(255), primary_key=True),
+    Column("id", _NAME, primary_key=True),
     Column("period_start", BigInteger, nullable=False),
     Column("spend", BigInteger, nullable=False),
     Column("total_spend", BigInteger, nullable=False),

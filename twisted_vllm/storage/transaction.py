@@ -10,19 +10,25 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from twisted_vllm.auth.grants import Changes
 from twisted_vllm.auth.records import KeyRecord
+from twisted_vllm.ratelimit.allowance import END_USER, KEY, MEMBER, ORGANIZATION, TEAM, USER, member_id
 from twisted_vllm.storage import tables
 from twisted_vllm.storage.grants import last_revision, read_changed, spend_name
 from twisted_vllm.storage.records import (
     AuditRecord,
+    BudgetRecord,
     EndUserRecord,
     FormerKeyRecord,
+    Member,
     ModelRecord,
+    OrganizationMember,
+    OrganizationRecord,
     TeamRecord,
     UserRecord,
 )
 from twisted_vllm.storage.repository import (
     KeyRepository,
     MemberRepository,
+    OrganizationMemberRepository,
     Page,
     PageQuery,
     Repository,
@@ -42,9 +48,12 @@ class Transaction:
         users: the users.
         teams: the teams.
         members: which users are members of which teams.
+        organizations: the organizations.
+        organization_members: which users are members of which organizations.
+        budgets: limits that several may name.
         end_users: the end users that an administrator created.
         models: the entries of the model list that were added at run time.
-        spend: the spend of keys, users, teams and end users.
+        spend: what everybody with limits spent.
     """
 
     def __init__(self, connection: Connection, stamp: int | None = None) -> None:
@@ -58,14 +67,24 @@ class Transaction:
         self._stamp = stamp
         # a dictionary as an ordered set
         self._changed: dict[tuple[str, str], None] = {}
-        self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, tables.KEY))
+        self.keys = KeyRepository(connection, tables.keys, KeyRecord, partial(self._mark, KEY))
         self.former = Repository(
             connection, tables.former_keys, FormerKeyRecord, partial(self._mark, tables.FORMER_KEY)
         )
-        self.users = Repository(connection, tables.users, UserRecord, partial(self._mark, tables.USER))
-        self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._mark, tables.TEAM))
-        self.members = MemberRepository(connection)
-        self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, tables.END_USER))
+        self.users = Repository(connection, tables.users, UserRecord, partial(self._mark, USER))
+        self.teams = Repository(connection, tables.teams, TeamRecord, partial(self._mark, TEAM))
+        self.members = MemberRepository(
+            connection, tables.members, Member, lambda team_id, user_id: self._mark(MEMBER, member_id(team_id, user_id))
+        )
+        self.organizations = Repository(
+            connection, tables.organizations, OrganizationRecord, partial(self._mark, ORGANIZATION)
+        )
+        # nothing in memory depends on them
+        self.organization_members = OrganizationMemberRepository(
+            connection, tables.organization_members, OrganizationMember, lambda _organization_id, _user_id: None
+        )
+        self.budgets = Repository(connection, tables.budgets, BudgetRecord, partial(self._mark, tables.BUDGET))
+        self.end_users = Repository(connection, tables.end_users, EndUserRecord, partial(self._mark, END_USER))
         self.models = Repository(connection, tables.models, ModelRecord, partial(self._mark, tables.MODEL))
         self.spend = SpendRepository(
             connection, lambda kind, identity: self._mark(tables.SPEND, spend_name(kind, identity))
@@ -96,7 +115,7 @@ class Transaction:
         former = self.former.among("key_id", (record.key_id for record in records))
         self.former.delete([each.token for each in former])
         self.keys.delete([record.token for record in records])
-        self.spend.forget(tables.KEY, [record.key_id for record in records])
+        self.spend.forget(KEY, [record.key_id for record in records])
 
     def write_audit(self, record: AuditRecord) -> None:
         """Add an entry to the audit log."""

@@ -15,8 +15,8 @@ class SpendUpdate:
     """The spend of one scope after a batch of rows was committed.
 
     Attributes:
-        kind: ``key``, ``user``, ``team`` or ``end_user``.
-        id: which one.
+        kind: as in `Limited`.
+        id: likewise.
         amount: the cost of this process's rows in the batch, in picodollars; 0 for rows that another process left.
         total: the database's spend of the period, in picodollars.
         period_start: when that period began, in Unix seconds.

@@ -20,7 +20,7 @@ MAX_NUMBER = 2**52
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
-_INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "end_user", "model")
+_INDEXED = ("request_id", "key_id", "key_name", "user_id", "team_id", "organization_id", "end_user", "model")
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -59,6 +59,7 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
         user_id: the key's user.
         team_id: the key's team.
         tags: the key's labels.
+        organization_id: the organization of the key, or of its team.
     """
 
     kind: str = ""
@@ -68,6 +69,7 @@ class Payer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     user_id: str | None = None
     team_id: str | None = None
     tags: tuple[str, ...] = ()
+    organization_id: str | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False, array_like=True):

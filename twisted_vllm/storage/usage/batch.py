@@ -105,8 +105,8 @@ class References:
 
 
 def _payer_values(id: int, payer: Payer) -> Values:
-    *texts, tags = _astuple(payer)
-    return (id, *texts, _json(tags).decode())
+    *texts, tags, organization_id = _astuple(payer)
+    return (id, *texts, _json(tags).decode(), organization_id)
 
 
 def _target_values(id: int, target: Target) -> Values:

@@ -16,7 +16,7 @@ from twisted_vllm.storage.deadline import Deadline, WorkStopped
 from twisted_vllm.storage.engine import begin, make_engine, parse_url, reason_of
 from twisted_vllm.storage.sqlite_file import check_file, watch_file
 from twisted_vllm.storage.usage.batch import References
-from twisted_vllm.storage.usage.writes import PeriodStart, RowsExist, delete_before, write
+from twisted_vllm.storage.usage.writes import AlsoPay, PeriodStart, RowsExist, delete_before, nobody_else, write
 from twisted_vllm.usage.interfaces import DatabaseUnavailable, IUsageStore, RowsRejected, SpendUpdate
 from twisted_vllm.usage.records import UsageRow
 
@@ -41,13 +41,20 @@ class UsageDatabase:
         single_writer: whether only one writer can write at a time.
     """
 
-    def __init__(self, url: Secret, period_start: PeriodStart, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        url: Secret,
+        period_start: PeriodStart,
+        now: Callable[[], float] = time.time,
+        also_pay: AlsoPay = nobody_else,
+    ) -> None:
         """Set up; it connects on first use.
 
         Args:
             url: an SQLAlchemy URL, ``sqlite:///FILE`` or ``postgresql://…``.
             period_start: when the budget period of a scope began; called in the writer's thread.
             now: Unix seconds.
+            also_pay: whose budgets pay besides those of the payers; called in the writer's thread.
 
         Raises:
             StoreError: the URL cannot be used.
@@ -55,6 +62,7 @@ class UsageDatabase:
         self._url = url
         self._period_start = period_start
         self._now = now
+        self._also_pay = also_pay
         self._engine: Engine = make_engine(parse_url(url), connections=1)
         watch_file(self._engine)
         self.single_writer = self._engine.dialect.name == "sqlite"
@@ -89,6 +97,7 @@ class UsageDatabase:
                 own,
                 self._references,
                 check_existing=check_existing,
+                also_pay=self._also_pay,
             )
 
         try:

@@ -25,10 +25,15 @@ from sqlalchemy import (
     tuple_,
 )
 
+from twisted_vllm.ratelimit.allowance import END_USER as END_USER
+from twisted_vllm.ratelimit.allowance import KEY as KEY
+from twisted_vllm.ratelimit.allowance import ORGANIZATION as ORGANIZATION
+from twisted_vllm.ratelimit.allowance import TEAM as TEAM
+from twisted_vllm.ratelimit.allowance import USER as USER
 from twisted_vllm.storage.tables import metadata as metadata
 
-#: the values of ``dimension`` in `usage_totals`
-ALL, KEY, USER, TEAM, END_USER, TAG = "all", "key", "user", "team", "end_user", "tag"
+#: the values of ``dimension`` in `usage_totals`, besides the kinds of those who pay
+ALL, TAG = "all", "tag"
 #: the values of ``period`` in `usage_totals`
 DAY, MONTH = "day", "month"
 
@@ -47,7 +52,8 @@ usage_payers = Table(
     Column("user_id", Text),
     Column("team_id", Text),
     Column("tags", JSON, nullable=False),
-    *(Index(f"vllm_passthrough_usage_payers_{name}", f"{name}_id") for name in (KEY, USER, TEAM)),
+    Column("organization_id", Text),
+    *(Index(f"vllm_passthrough_usage_payers_{name}", f"{name}_id") for name in (KEY, USER, TEAM, ORGANIZATION)),
     sqlite_with_rowid=False,
 )
 

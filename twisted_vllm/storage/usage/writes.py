@@ -11,6 +11,7 @@ from operator import attrgetter, itemgetter
 import attrs
 from sqlalchemy import Connection, Table, delete, select, update
 
+from twisted_vllm.ratelimit.allowance import PROXY
 from twisted_vllm.storage.repository import in_chunks
 from twisted_vllm.storage.tables import spend
 from twisted_vllm.storage.usage.batch import Group, References, Sums, UsageBatch
@@ -21,6 +22,7 @@ from twisted_vllm.storage.usage.tables import (
     END_USER,
     KEY,
     MONTH,
+    ORGANIZATION,
     TAG,
     TEAM,
     USER,
@@ -32,17 +34,24 @@ from twisted_vllm.storage.usage.tables import (
     usage_totals,
 )
 from twisted_vllm.usage.interfaces import SpendUpdate
-from twisted_vllm.usage.records import UsageRow
+from twisted_vllm.usage.records import Payer, UsageRow
 
 #: ``period_start(kind, id, time)`` returns when the budget period of a time began; both in Unix seconds
 PeriodStart = Callable[[str, str, float], int]
 #: who spends: kind and id
 Scope = tuple[str, str]
+#: ``also_pay(payers, model)`` returns whose budgets pay for a request of this model besides its payers
+AlsoPay = Callable[[Iterable[Scope], str], Iterable[Scope]]
 
 _MICROSECONDS = 1_000_000
 #: how far the clocks of two processes may be apart, in seconds
 _CLOCK_SKEW = 300.0
 _EPOCH = date(1970, 1, 1)
+
+
+def nobody_else(_payers: Iterable[Scope], _model: str) -> Iterable[Scope]:
+    """Return nobody: the default of `AlsoPay`."""
+    return ()
 
 
 def _adding_insert(table: Table) -> BulkInsert:
@@ -93,6 +102,7 @@ def write(
     references: References | None = None,
     *,
     check_existing: bool = False,
+    also_pay: AlsoPay = nobody_else,
 ) -> list[SpendUpdate]:
     """Write rows in the connection's transaction. Idempotent: a stored row is skipped.
 
@@ -104,6 +114,7 @@ def write(
         own: whether this process served the requests.
         references: the payers and targets that are known to be stored; None for none.
         check_existing: on SQLite, whether to check first which rows exist.
+        also_pay: who pays besides keys, users, teams, organizations and end users.
 
     Returns:
         The new spend of each scope that pays for the rows. The amounts are those of all `rows`, existing ones included:
@@ -124,11 +135,13 @@ def write(
     updates: dict[Scope, SpendUpdate] = {}
     if new is not None:
         _write_sums(connection, new)
-        updates = _write_spend(connection, new, period_start, now)
+        updates = _write_spend(connection, _groups_by_scope(new, also_pay), period_start, now)
     if not own:
         return [attrs.evolve(each, amount=0) for each in updates.values()]
     if new is not batch:
-        costs = {scope: sum(group.cost for group in groups) for scope, groups in _groups_by_scope(batch).items()}
+        costs = {
+            scope: sum(group.cost for group in groups) for scope, groups in _groups_by_scope(batch, also_pay).items()
+        }
         for scope, (start, total) in _read_spend(connection, costs).items():
             updates[scope] = SpendUpdate(*scope, costs[scope], total, start)
     return list(updates.values())
@@ -245,25 +258,35 @@ def _added(addends: _Addends) -> list[Values]:
 # spend
 
 
-def _groups_by_scope(batch: UsageBatch) -> dict[Scope, list[Group]]:
+def _groups_by_scope(batch: UsageBatch, also_pay: AlsoPay) -> dict[Scope, list[Group]]:
     """Return the rows with a cost, by the scope that pays for them."""
     found: defaultdict[Scope, list[Group]] = defaultdict(list)
-    for payer, _, group in batch.by_payer:
+    for payer, target, group in batch.by_payer:
         if group.cost:
-            for kind, id in ((KEY, payer.key_id), (USER, payer.user_id), (TEAM, payer.team_id)):
-                if id:
-                    found[kind, id].append(group)
-    for end_user, _, group in batch.by_end_user:
+            payers = [(kind, id) for kind, id in _payers(payer) if id]
+            for scope in (*payers, *also_pay(payers, target.model)):
+                found[scope].append(group)
+    for end_user, target, group in batch.by_end_user:
         if end_user and group.cost:
-            found[END_USER, end_user].append(group)
+            payers = [(END_USER, end_user)]
+            for scope in (*payers, *(each for each in also_pay(payers, target.model) if each[0] != PROXY)):
+                found[scope].append(group)
     return found
 
 
+def _payers(payer: Payer) -> tuple[tuple[str, str | None], ...]:
+    return (
+        (KEY, payer.key_id),
+        (USER, payer.user_id),
+        (TEAM, payer.team_id),
+        (ORGANIZATION, payer.organization_id),
+    )
+
+
 def _write_spend(
-    connection: Connection, batch: UsageBatch, period_start: PeriodStart, now: float
+    connection: Connection, groups: dict[Scope, list[Group]], period_start: PeriodStart, now: float
 ) -> dict[Scope, SpendUpdate]:
     """Add the cost of rows to the spend of each scope; return the new spend."""
-    groups = _groups_by_scope(batch)
     # Sorted, so that all processes lock in the same order.
     periods = {scope: _latest_period(scope, groups[scope], period_start) for scope in sorted(groups)}
     values: list[Values] = [
