@@ -42,12 +42,8 @@ class Extent(Enum):
     NONE = "refused"
 
 
-def _row(
-    all: tuple[Standing, ...], own: tuple[Standing, ...] = ()  # noqa: A002 - the word of `Extent`
-) -> Mapping[Standing, Extent]:
-    return {
-        each: Extent.ALL if each in all else Extent.OWN if each in own else Extent.NONE for each in Standing
-    }
+def _row(all: tuple[Standing, ...], own: tuple[Standing, ...] = ()) -> Mapping[Standing, Extent]:
+    return {each: Extent.ALL if each in all else Extent.OWN if each in own else Extent.NONE for each in Standing}
 
 
 _MASTERS = (Standing.MASTER, Standing.PROXY_ADMIN)
@@ -65,18 +61,22 @@ EXTENTS: Mapping[Access, Mapping[Standing, Extent]] = {
     Access.MASTER: _row(_MASTERS),
 }
 
-_ADMINISTRATOR_WORDS = "the master key, keys of users with the role proxy_admin, and keys whose allowed_routes hold `management`"
+_ADMINISTRATOR_WORDS = (
+    "the master key, keys of users with the role proxy_admin, and keys whose allowed_routes hold `management`"
+)
+_ONLY_READS = "The role of this key's user only reads. The role internal_user changes its own keys"
 _REFUSALS: Mapping[Access, str] = {
-    Access.READER: f"Only {_ADMINISTRATOR_WORDS} may call this route, and keys of users with the role proxy_admin_viewer.",
+    Access.READER: f"Only {_ADMINISTRATOR_WORDS} may call this route, and keys of users with the role "
+    "proxy_admin_viewer.",
     Access.NAMED: f"Only {_ADMINISTRATOR_WORDS} may call this route, keys of users with the role proxy_admin_viewer, "
     "and keys whose allowed_routes name it.",
     Access.ADMINISTRATOR: f"Only {_ADMINISTRATOR_WORDS} may call this route.",
     Access.MASTER: "Only the master key may call this route, and keys of users with the role proxy_admin.",
 }
 _SELF_SERVICE: Mapping[Standing, str] = {
-    Standing.KEY: "This key belongs to no user, so it changes nothing. Give it the user_id of a user whose role is internal_user",
-    Standing.PROXY_ADMIN_VIEWER: "The role of this key's user only reads. The role internal_user changes its own keys",
-    Standing.INTERNAL_USER_VIEWER: "The role of this key's user only reads. The role internal_user changes its own keys",
+    Standing.KEY: "This key belongs to no user, so it changes nothing. Keys of users with the role internal_user do",
+    Standing.PROXY_ADMIN_VIEWER: _ONLY_READS,
+    Standing.INTERNAL_USER_VIEWER: _ONLY_READS,
 }
 
 
@@ -124,7 +124,7 @@ def _refusal(access: Access, principal: Principal, path: str, self_service: bool
     if access is not Access.SELF_SERVICE:
         return _REFUSALS[access]
     if not self_service:
-        return f"The operator has left this to administrators (passthrough.self_service.enabled): {_ADMINISTRATOR_WORDS}."
+        return f"The operator left this to administrators (passthrough.self_service.enabled): {_ADMINISTRATOR_WORDS}."
     why = _SELF_SERVICE.get(standing_of(principal))
     if why is None:
         why = f"The allowed_routes of this key do not name {path}. Use a key of the same user without allowed_routes"

@@ -27,9 +27,11 @@ from twisted_vllm.admin.openapi import make_document
 from twisted_vllm.admin.reports import routes as reports
 from twisted_vllm.admin.responses import send, send_error, send_failure
 from twisted_vllm.admin.routing import Route, Routes
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.admin.teams import routes as teams
 from twisted_vllm.admin.users import routes as users
 from twisted_vllm.auth.authenticator import Authenticator
+from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.sealing import Sealer
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
@@ -149,6 +151,8 @@ class AdminApp:
         uncounted: UncountedRequests | None = None,
         allows: Callable[[IRequest], bool] | None = None,
         key_bounds: KeyUpperBounds = NO_BOUNDS,
+        self_service: SelfService = SelfService(),  # noqa: B008 - frozen
+        changes: ChangeLimits | None = None,
         web_pages: WebPages = NO_WEB_PAGES,
         text: ClientText | None = None,
         model_source: Callable[[], ModelSource] | None = None,
@@ -174,6 +178,8 @@ class AdminApp:
             uncounted: limits what a virtual key reads; None for no limit.
             allows: returns whether the address of a request is served; None serves all.
             key_bounds: the most that a key may be given.
+            self_service: what people may do for themselves.
+            changes: limits what they change; None for no limit.
             web_pages: decides about requests of web pages.
             text: removes secrets from text of clients; None knows only their form.
             model_source: returns what entries of the model list are checked against; None for a gateway without a file
@@ -184,7 +190,16 @@ class AdminApp:
         throttle = AuthenticationThrottle(None) if failures is None else failures
         reads = UncountedRequests(None) if uncounted is None else uncounted
         self._context = context = AdminContext(
-            authenticator=AdminAuthenticator(authenticator, registry.index, now, client_of, throttle, reads),
+            authenticator=AdminAuthenticator(
+                authenticator,
+                registry.index,
+                now,
+                client_of,
+                throttle,
+                reads,
+                ChangeLimits() if changes is None else changes,
+                self_service,
+            ),
             registry=registry,
             reports=reports,
             clock=clock,
@@ -216,8 +231,16 @@ class AdminApp:
         self._allows = allows
         self._web_pages = web_pages
 
-    def reconfigure(self, *, metrics_are_open: bool, key_bounds: KeyUpperBounds, database_timeout: float) -> None:
+    def reconfigure(
+        self,
+        *,
+        metrics_are_open: bool,
+        key_bounds: KeyUpperBounds,
+        self_service: SelfService,
+        database_timeout: float,
+    ) -> None:
         """Use other settings from the next request on; the arguments are the constructor's."""
+        self._context.authenticator.settings = self_service
         self._context.metrics_are_open = metrics_are_open
         self._context.key_bounds = key_bounds
         self._context.database_timeout = database_timeout

@@ -9,13 +9,17 @@ from typing import Any, cast
 
 from twisted.web.iweb import IRequest
 
+from twisted_vllm.admin.access import Access, check_access
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.authenticator import Authenticator, hash_key
+from twisted_vllm.auth.change_limits import ChangeLimits
 from twisted_vllm.auth.credentials import CREDENTIAL_HEADERS, credential_of
 from twisted_vllm.auth.key_index import KeyIndex
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.auth.throttle import AuthenticationThrottle
 from twisted_vllm.auth.uncounted_requests import UncountedRequests
-from twisted_vllm.errors import MissingApiKey, RouteNotAllowed
+from twisted_vllm.errors import MissingApiKey
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -36,6 +40,8 @@ class AdminAuthenticator:
         client_of: Callable[[IRequest], str],
         throttle: AuthenticationThrottle,
         uncounted: UncountedRequests,
+        changes: ChangeLimits,
+        settings: SelfService,
     ) -> None:
         """Use the gateway's authenticator.
 
@@ -46,6 +52,8 @@ class AdminAuthenticator:
             client_of: returns the address that a request comes from.
             throttle: limits failed attempts per address.
             uncounted: limits what a virtual key reads.
+            changes: limits what people change for themselves.
+            settings: what people may do for themselves.
         """
         self._authenticator = authenticator
         self._index = index
@@ -53,6 +61,8 @@ class AdminAuthenticator:
         self.client_of = client_of
         self._throttle = throttle
         self._uncounted = uncounted
+        self._changes = changes
+        self.settings = settings
 
     def principal_of(self, request: IRequest) -> Principal:
         """Return the principal of a request.
@@ -71,21 +81,31 @@ class AdminAuthenticator:
         self._uncounted.count(principal, now)
         return principal
 
-    def administrator_of(self, request: IRequest) -> Principal:
-        """Return the principal of a request that only administrators may make.
+    def caller_of(self, request: IRequest, access: Access, action: str) -> Principal:
+        """Return the principal of a request to a route, which it may call.
+
+        Args:
+            request: the request.
+            access: who may call the route.
+            action: the name of the route.
 
         Raises:
-            RouteNotAllowed: the caller is a virtual key without the right to administer.
+            RouteNotAllowed: the caller may not.
         """
         principal = self.principal_of(request)
-        if not principal.may_administer:
-            raise RouteNotAllowed(
-                "Only the master key may call this route, and a key whose allowed_routes hold `management`."
-            )
+        check_access(access, principal, f"/{action}", self.settings.enabled)
         return principal
 
-    def is_administrator(self, request: IRequest) -> bool:
-        """Return whether an administrator makes a request that everybody may make, and sees more of its answer.
+    def count_change(self, principal: Principal) -> None:
+        """Count a change that somebody makes for themselves.
+
+        Raises:
+            RateLimitExceeded: it is one too many for its user.
+        """
+        self._changes.count(principal, self._now().timestamp())
+
+    def is_reader(self, request: IRequest) -> bool:
+        """Return whether somebody who may read everything makes a request that everybody may make.
 
         Raises:
             TooManyFailures: too many wrong keys came from the address; this route must not be the one to try them on.
@@ -99,7 +119,7 @@ class AdminAuthenticator:
                 raise refusal from None
             return False
         cast(Any, request).context.principal = principal
-        return principal.may_administer
+        return reads_everything(principal)
 
     def is_master(self, key: str) -> bool:
         """Return whether a key is the master key, in constant time."""

@@ -14,7 +14,7 @@ import attrs
 from twisted_vllm.auth.policy import matches_model
 from twisted_vllm.auth.records import KeyRecord
 from twisted_vllm.field_policy.rules import EVERYTHING, FieldRules
-from twisted_vllm.ratelimit.allowance import Allowance
+from twisted_vllm.ratelimit.allowance import Allowance, ModelBudget
 
 #: routes that every key may call, so that a key may be held to them
 ROUTE_PRESETS = frozenset(("llm_api_routes", "read_only"))
@@ -38,7 +38,9 @@ _WILDCARDS = frozenset("*?")
 #: limits that are one number, and what the admin API calls them
 NUMBERS = {"rpm": "rpm_limit", "tpm": "tpm_limit", "parallel": "max_parallel_requests", "max_budget": "max_budget"}
 #: limits by model
-BY_MODEL = {"model_rpm": "model_rpm_limit", "model_tpm": "model_tpm_limit"}
+BY_MODEL = {"model_rpm": "model_rpm_limit", "model_tpm": "model_tpm_limit", "model_budgets": "model_max_budget"}
+#: the limits for all models together that a limit by model is a part of
+_OF_ALL_MODELS = {"model_rpm": "rpm", "model_tpm": "tpm", "model_budgets": "max_budget"}
 
 
 def covers_models(most: tuple[str, ...], models: Iterable[str]) -> bool:
@@ -93,9 +95,16 @@ def excess_of_limits(most: Allowance, limits: Allowance) -> str | None:
         return "budget_duration"
     for attribute, name in BY_MODEL.items():
         values = getattr(limits, attribute)
-        if any(model not in values or values[model] > bound for model, bound in getattr(most, attribute).items()):
-            return name
+        for model, bound in getattr(most, attribute).items():
+            if model not in values or not _is_within(bound, values[model]):
+                return name
     return None
+
+
+def _is_within(bound: int | ModelBudget, value: int | ModelBudget) -> bool:
+    if isinstance(bound, ModelBudget) and isinstance(value, ModelBudget):
+        return value.max_budget <= bound.max_budget and value.budget_duration == bound.budget_duration
+    return isinstance(bound, int) and isinstance(value, int) and value <= bound
 
 
 def unshared_limit(own: Allowance, shared: Iterable[Allowance]) -> str | None:
@@ -112,7 +121,7 @@ def unshared_limit(own: Allowance, shared: Iterable[Allowance]) -> str | None:
         if getattr(own, attribute) is not None and all(getattr(each, attribute) is None for each in shared):
             return name
     for attribute, name in BY_MODEL.items():
-        whole = attribute.removeprefix("model_")
+        whole = _OF_ALL_MODELS[attribute]
         for model in getattr(own, attribute):
             if all(model not in getattr(each, attribute) and getattr(each, whole) is None for each in shared):
                 return name

@@ -1,7 +1,7 @@
 """What a caller of the admin API may see and change, decided in the transaction of its request.
 
-`AdministratorScope` is that of administrators and of their viewers, `OwnScope` of `twisted_vllm.admin.self_service` that
-of everybody else. Operations ask the scope; they do not ask who calls.
+`AdministratorScope` is that of administrators and of their viewers, `OwnScope` of `twisted_vllm.admin.self_service`
+that of everybody else. Operations ask the scope; they do not ask who calls.
 """
 
 from __future__ import annotations

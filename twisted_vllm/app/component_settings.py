@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
+from twisted_vllm.admin.self_service import SelfService
 from twisted_vllm.auth.fields import FieldPolicies
 from twisted_vllm.auth.key_index import GatewayLimits
 from twisted_vllm.auth.policy import RoutePolicy
@@ -76,6 +77,7 @@ class AdminSettings(TypedDict):
 
     metrics_are_open: bool
     key_bounds: KeyUpperBounds
+    self_service: SelfService
     database_timeout: float
 
 
@@ -84,6 +86,12 @@ def admin_of(settings: Settings) -> AdminSettings:
     return AdminSettings(
         metrics_are_open=settings.metrics_are_open,
         key_bounds=settings.upperbound_key_generate_params,
+        self_service=SelfService(
+            enabled=settings.self_service.enabled,
+            max_keys=settings.self_service.max_keys,
+            # the presets of allowed_routes would open again what the operator closed to keys without any
+            presets=not settings.tenant_routes.deny,
+        ),
         # an earlier change, the connection and the change itself
         database_timeout=3 * settings.timeouts.database,
     )

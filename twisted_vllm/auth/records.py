@@ -178,7 +178,8 @@ class Principal:
     def may_administer(self) -> bool:
         """Whether it may change everything with the admin API, or all but who else may.
 
-        An administrator, a management key, and a key of a user who administers, unless its ``allowed_routes`` narrow it.
+        An administrator, a management key, and a key of a user who administers, unless its ``allowed_routes`` narrow
+        it.
         """
         if self.is_administrator or MANAGEMENT in self.allowed_routes:
             return True

@@ -58,4 +58,3 @@ def has_master_rights(principal: Principal) -> bool:
 def reads_everything(principal: Principal) -> bool:
     """Return whether a caller may read everything that the admin API shows."""
     return principal.may_administer or standing_of(principal) is Standing.PROXY_ADMIN_VIEWER
-

@@ -23,6 +23,7 @@ from twisted_vllm.admin.limits import current_spend, dollars, report_usage
 from twisted_vllm.admin.model_limits import check_limits_of_key
 from twisted_vllm.admin.models import Json
 from twisted_vllm.admin.parsing import parse_body
+from twisted_vllm.admin.scope import IScope
 from twisted_vllm.auth.authenticator import hash_key, name_key
 from twisted_vllm.auth.records import KeyRecord, Spend
 from twisted_vllm.errors import Conflict, GatewayError, InvalidRequest, NotFound
@@ -50,35 +51,48 @@ def new_record(key: str, values: Mapping[str, Any], audit: AuditContext) -> KeyR
     )
 
 
-def insert(transaction: Transaction, audit: AuditContext, record: KeyRecord) -> None:
-    """Store a new key.
+def insert(
+    transaction: Transaction,
+    audit: AuditContext,
+    record: KeyRecord,
+    given: Mapping[str, Any] = {},
+    *,
+    service_account: bool = False,
+) -> KeyRecord:
+    """Store a new key, and return it: what the request left out may become as the actor's own key.
+
+    Args:
+        transaction: the transaction.
+        audit: who creates it.
+        record: the key.
+        given: the fields of the request.
+        service_account: whether it shall belong to no user.
 
     Raises:
         KeyExists, AliasExists: the key or its alias exists.
         InvalidRequest: a limit would never count.
         RouteNotAllowed: the actor may not create such a key.
     """
-    audit.check_may_change(record)
+    record = audit.scope.new_key(transaction, record, given, service_account)
     _check_model_limits(transaction, record)
     transaction.keys.insert(record)
     audit.record_key(transaction, None, record)
+    return record
 
 
-def find(transaction: Transaction, key: str | None, alias: str | None) -> KeyRecord:
+def find(transaction: Transaction, scope: IScope, key: str | None, alias: str | None) -> KeyRecord:
     """Return the key that a request names: by itself or its hash, or else by its alias.
 
     Raises:
         NotFound: there is none; the message does not repeat the key.
+        RouteNotAllowed: the caller may not see it.
     """
     if key is not None:
-        record = transaction.keys.get(token_of(key))
-        if record is None:
-            raise NotFound("No such key is known.", param="key")
-        return record
-    record = transaction.keys.by_alias(alias or "")
-    if record is None:
-        raise NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
-    return record
+        return scope.visible_key(
+            transaction, transaction.keys.get(token_of(key)), NotFound("No such key is known.", param="key")
+        )
+    missing = NotFound(f"No key has the alias `{redacted(alias or '')}`.", param="key_alias")
+    return scope.visible_key(transaction, transaction.keys.by_alias(alias or ""), missing)
 
 
 def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, values: Mapping[str, Any]) -> KeyRecord:
@@ -90,7 +104,7 @@ def change(transaction: Transaction, audit: AuditContext, record: KeyRecord, val
         RouteNotAllowed: the actor may not change this key, or not into this.
     """
     changed = attrs.evolve(record, **values, **audit.updated)
-    audit.check_may_change(record, changed)
+    audit.scope.check_key_change(transaction, record, changed)
     if _counted(changed) != _counted(record):
         _check_model_limits(transaction, changed)
     transaction.replace_key(record, changed)
@@ -129,7 +143,7 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateRequest, g
     Raises:
         NotFound, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
-    record = find(transaction, body.key, body.key_alias)
+    record = find(transaction, audit.scope, body.key, body.key_alias)
     return change(transaction, audit, record, body.values(given, audit, record))
 
 
@@ -167,7 +181,7 @@ def regenerate(
     Raises:
         NotFound, KeyExists, AliasExists, RouteNotAllowed: as `find` and `change`.
     """
-    record = find(transaction, body.key, body.key_alias)
+    record = find(transaction, audit.scope, body.key, body.key_alias)
     values = {
         **body.values(given, audit, record),
         "token": hash_key(value),
@@ -218,8 +232,8 @@ def reset_spend(transaction: Transaction, audit: AuditContext, key: str, reset_t
         Conflict: its spend is lower than that.
         RouteNotAllowed: the actor may not change this key.
     """
-    record = find(transaction, key, None)
-    audit.check_may_change(record)
+    record = find(transaction, audit.scope, key, None)
+    audit.scope.check_keys(transaction, record)
     before = current_spend(record.allowance, transaction.spend.of("key", [record.key_id])[record.key_id], audit.now)
     if reset_to > before:
         raise Conflict("`reset_to` must not be more than the key has spent.", param="reset_to")
@@ -241,7 +255,7 @@ def delete(transaction: Transaction, audit: AuditContext, body: DeleteRequest) -
         NotFound: one of them does not exist; the message counts keys and repeats none.
         RouteNotAllowed: the actor may not delete one of them.
     """
-    named = _find_named(transaction, body)
+    named = _find_named(transaction, audit.scope, body)
     delete_records(transaction, audit, [record for record, _ in named.values()])
     return [name for _, name in named.values()]
 
@@ -252,27 +266,27 @@ def delete_records(transaction: Transaction, audit: AuditContext, records: Seque
     Raises:
         RouteNotAllowed: the actor may not delete one of them.
     """
-    audit.check_may_change(*records)
+    audit.scope.check_keys(transaction, *records)
     transaction.delete_keys(list(records))
     for record in records:
         audit.record_key(transaction, record, None)
 
 
-def _find_named(transaction: Transaction, body: DeleteRequest) -> dict[str, tuple[KeyRecord, str]]:
+def _find_named(transaction: Transaction, scope: IScope, body: DeleteRequest) -> dict[str, tuple[KeyRecord, str]]:
     """Return the keys that a request names, each once and with its name there, by token."""
     keys = dict.fromkeys(body.keys or ())
     tokens = {key: token_of(key) for key in keys}
     known = {record.token: record for record in transaction.keys.among("token", tokens.values())}
     unknown = sum(token not in known for token in tokens.values())
-    if unknown:
-        raise NotFound(f"{unknown} of the {len(keys)} keys are not known. Nothing was deleted.", param="keys")
+    missing = NotFound(f"{unknown} of the {len(keys)} keys are not known. Nothing was deleted.", param="keys")
+    for token in tokens.values():
+        scope.visible_key(transaction, known.get(token), missing)
     named: dict[str, tuple[KeyRecord, str]] = {}
     for key, token in tokens.items():
         named.setdefault(token, (known[token], key))
     for alias in body.key_aliases or ():
-        record = transaction.keys.by_alias(alias)
-        if record is None:
-            raise NotFound(f"No key has the alias `{redacted(alias)}`. Nothing was deleted.", param="key_aliases")
+        missing = NotFound(f"No key has the alias `{redacted(alias)}`. Nothing was deleted.", param="key_aliases")
+        record = scope.visible_key(transaction, transaction.keys.by_alias(alias), missing)
         named.setdefault(record.token, (record, alias))
     return named
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.keys.models import KeyReport
 from twisted_vllm.admin.models import Json, NoQuery
@@ -37,7 +38,7 @@ from twisted_vllm.admin.reports.models import (
 )
 from twisted_vllm.admin.reports.scope import UsageScope, days_of, span_of
 from twisted_vllm.admin.reports.usage_report import send_report
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.users.models import UserReport
 from twisted_vllm.storage.transaction import Transaction
 

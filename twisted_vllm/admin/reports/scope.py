@@ -14,6 +14,7 @@ from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.models import MOMENT_WORDS
 from twisted_vllm.admin.reports.models import DailyActivityQuery, Filters
 from twisted_vllm.auth.records import Principal
+from twisted_vllm.auth.roles import reads_everything
 from twisted_vllm.errors import InvalidRequest, RouteNotAllowed
 from twisted_vllm.storage.usage.queries.plan import MODEL, microseconds, moment_of
 from twisted_vllm.storage.usage.queries.rows import key_id_of
@@ -50,7 +51,7 @@ class UsageScope:
     @property
     def sees_all(self) -> bool:
         """Whether the caller sees all usage."""
-        return self.principal.may_administer
+        return reads_everything(self.principal)
 
     def find_key(self, connection: Connection, name: str) -> str | None:
         """Return the id of a key; None if there is no such key, ``""`` for the master key.

@@ -16,6 +16,7 @@ from twisted_vllm.admin.limits import report_usage
 from twisted_vllm.admin.memberships import find_team, put_members, roles_in
 from twisted_vllm.admin.model_limits import check_limits_over_keys
 from twisted_vllm.admin.models import Json
+from twisted_vllm.admin.scope import IScope
 from twisted_vllm.admin.teams.models import (
     NewMember,
     NewTeamRequest,
@@ -41,7 +42,7 @@ def add(transaction: Transaction, audit: AuditContext, body: NewTeamRequest, tea
     if transaction.teams.get(team_id) is not None:
         raise Conflict("Another team has this id already. Send another `team_id`.", param="team_id")
     keys_of_team = transaction.keys.find(team_id=team_id)
-    audit.check_may_change(*keys_of_team)
+    audit.scope.check_keys(transaction, *keys_of_team)
     team = TeamRecord(team_id=team_id, **body.values(body.__struct_fields__), **audit.created)
     check_limits_over_keys(team.allowance, keys_of_team)
     transaction.teams.insert(team)
@@ -80,7 +81,7 @@ def set_blocked(transaction: Transaction, audit: AuditContext, team_id: str, blo
 
 def _change(transaction: Transaction, audit: AuditContext, team: TeamRecord, values: Mapping[str, Any]) -> TeamRecord:
     keys_of_team = transaction.keys.find(team_id=team.team_id)
-    audit.check_may_change(*keys_of_team)
+    audit.scope.check_keys(transaction, *keys_of_team)
     changed = attrs.evolve(team, **values, **audit.updated)
     if changed.allowance != team.allowance:
         check_limits_over_keys(changed.allowance, keys_of_team)
@@ -117,9 +118,17 @@ def add_members(
         NotFound: no user has an address.
     """
     found = [_find_or_add_user(transaction, audit, each) for each in new]
-    members = [Member(team.team_id, user.user_id, each.role) for user, each in zip(found, new, strict=True)]
+    members = [
+        attrs.evolve(_membership(transaction, team, user), role=each.role)
+        for user, each in zip(found, new, strict=True)
+    ]
     put_members(transaction, audit, team, members)
     return found
+
+
+def _membership(transaction: Transaction, team: TeamRecord, user: UserRecord) -> Member:
+    """Return the membership of a user, with the limits that it has, or a new one."""
+    return transaction.members.get(team.team_id, user.user_id) or Member(team.team_id, user.user_id)
 
 
 def _find_or_add_user(transaction: Transaction, audit: AuditContext, new: NewMember) -> UserRecord:
@@ -131,33 +140,47 @@ def _find_or_add_user(transaction: Transaction, audit: AuditContext, new: NewMem
     return users.add(transaction, audit, body, new.user_id, None)
 
 
+def administered_team(transaction: Transaction, scope: IScope, team_id: str, given: Mapping[str, Any]) -> TeamRecord:
+    """Return a team whose members the caller may change as a request asks.
+
+    Raises:
+        NotFound: there is none with this id.
+        RouteNotAllowed: the caller may not change its members, or not so.
+    """
+    missing = NotFound(f"No team has the id `{redacted(team_id)}`.", param="team_id")
+    return scope.check_team(transaction, transaction.teams.get(team_id), missing, given)
+
+
 def update_member(
-    transaction: Transaction, audit: AuditContext, body: UpdateMemberRequest
+    transaction: Transaction, audit: AuditContext, body: UpdateMemberRequest, given: Mapping[str, Any]
 ) -> tuple[TeamRecord, UserRecord, Member]:
     """Change the role of a member, and return the team, the user and the membership.
 
     Raises:
         NotFound: there is no such team or user, or the user is not in the team.
+        RouteNotAllowed: the actor may not change it.
     """
-    team = find_team(transaction, body.team_id)
+    team = administered_team(transaction, audit.scope, body.team_id, given)
     user = users.find(transaction, body.user_id, body.user_email)
     for member in transaction.members.of_teams([team.team_id])[team.team_id]:
         if member.user_id == user.user_id:
             if body.role is not None and body.role != member.role:
-                member = Member(team.team_id, user.user_id, body.role)
+                member = attrs.evolve(member, role=body.role)
                 put_members(transaction, audit, team, [member])
             return team, user, member
     raise _not_a_member(user.user_id)
 
 
-def remove_member(transaction: Transaction, audit: AuditContext, body: RemoveMemberRequest) -> TeamRecord:
+def remove_member(
+    transaction: Transaction, audit: AuditContext, body: RemoveMemberRequest, given: Mapping[str, Any]
+) -> TeamRecord:
     """Remove a user from a team, and delete the user's keys of that team.
 
     Raises:
         NotFound: there is no such team, or the user is not in it.
-        RouteNotAllowed: the actor may not delete one of the keys.
+        RouteNotAllowed: the actor may not change the team, or not delete one of the keys.
     """
-    team = find_team(transaction, body.team_id)
+    team = administered_team(transaction, audit.scope, body.team_id, given)
     user_id = body.user_id
     if user_id is None:
         user_id = users.find(transaction, None, body.user_email).user_id

@@ -59,9 +59,10 @@ def add(
     if transaction.users.get(user_id) is not None:
         raise Conflict("Another user has this id already. Send another `user_id`.", param="user_id")
     user = UserRecord(user_id=user_id, **body.values(body.__struct_fields__), **audit.created)
+    audit.scope.check_user(None, user)
     _check_email_free(transaction, user)
     keys_of_user = transaction.keys.find(user_id=user_id)
-    audit.check_may_change(*keys_of_user)
+    audit.scope.check_keys(transaction, *keys_of_user)
     check_limits_over_keys(user.allowance, keys_of_user)
     teams = [find_team(transaction, team_id, "teams") for team_id in dict.fromkeys(body.teams or ())]
     if key is not None:
@@ -90,9 +91,10 @@ def update(transaction: Transaction, audit: AuditContext, body: UpdateUserReques
     """
     user = find(transaction, body.user_id, body.user_email)
     changed = attrs.evolve(user, **body.values(given, user.allowance), **audit.updated)
+    audit.scope.check_user(user, changed)
     _check_email_free(transaction, changed)
     keys_of_user = transaction.keys.find(user_id=user.user_id)
-    audit.check_may_change(*keys_of_user)
+    audit.scope.check_keys(transaction, *keys_of_user)
     if changed.allowance != user.allowance:
         check_limits_over_keys(changed.allowance, keys_of_user)
     transaction.users.replace(user.user_id, changed)
@@ -116,6 +118,8 @@ def delete(transaction: Transaction, audit: AuditContext, user_ids: Sequence[str
     """
     users = [find(transaction, user_id) for user_id in dict.fromkeys(user_ids)]
     ids = [user.user_id for user in users]
+    for user in users:
+        audit.scope.check_user(user, None)
     keys.delete_records(transaction, audit, transaction.keys.among("user_id", ids))
     transaction.members.remove_all(user_ids=ids)
     transaction.users.delete(ids)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from twisted_vllm.admin.access import Access
 from twisted_vllm.admin.context import AdminCall
 from twisted_vllm.admin.fields import one_of_fields
 from twisted_vllm.admin.keys import operations as keys
 from twisted_vllm.admin.keys.upper_bounds import bounded_allowance, bounded_expiry
 from twisted_vllm.admin.limits import LimitFields
 from twisted_vllm.admin.models import Json
-from twisted_vllm.admin.routing import Access, Routes
+from twisted_vllm.admin.routing import Routes
 from twisted_vllm.admin.teams.operations import report_teams
 from twisted_vllm.admin.users import operations
 from twisted_vllm.admin.users.models import (
@@ -76,8 +77,8 @@ async def new(call: AdminCall, body: NewUserRequest) -> Json:
 
 @routes.get("/user/info", query=UserInfoQuery, response=UserInfo, access=Access.ANY_KEY, errors=(404,))
 async def info(call: AdminCall, query: UserInfoQuery) -> Json:
-    """Return a user with its keys and teams. A virtual key sees its own user, an administrator every user."""
-    sees_all = call.principal.may_administer
+    """Return a user with its keys and teams. A virtual key sees its own user, an administrator or viewer every user."""
+    sees_all = call.scope.sees_all
     user_id = query.user_id or call.principal.user_id
     if user_id is None:
         raise NotFound("The caller is no user's key. Name the user: /user/info?user_id=…", param="user_id")
