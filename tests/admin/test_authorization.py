@@ -10,14 +10,17 @@ from twisted_vllm.auth.records import MASTER
 
 CHANGING = [
     "/key/generate", "/key/service-account/generate", "/key/update", "/key/bulk_update", "/key/block", "/key/unblock",
-    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/v2/key/info", "/user/new", "/user/update", "/user/delete",
+    "/key/regenerate", "/key/x/regenerate", "/key/delete", "/user/new", "/user/update", "/user/delete",
     "/team/new", "/team/update", "/team/delete", "/team/block", "/team/unblock", "/team/member_add",
     "/team/member_update", "/team/member_delete", "/model/new", "/model/update", "/model/delete",
     "/config/reload",
 ]  # fmt: skip
-LISTING = ["/key/list", "/key/aliases", "/user/list", "/team/info", "/team/list", "/audit/list"]
+LISTING = ["/user/list", "/audit/list", "/customer/list", "/spend/keys"]
+#: what every key may read, as far as it is its own
+OWN = [("GET", "/key/info"), ("GET", "/user/info"), ("GET", "/key/list"), ("GET", "/key/aliases"), ("GET", "/team/list"),
+       ("GET", "/team/info?team_id=x"), ("POST", "/v2/key/info")]  # fmt: skip
 ADMIN = [*(("POST", path) for path in CHANGING), ("PATCH", "/model/x/update"), *(("GET", path) for path in LISTING)]
-KEY_ROUTES = [*ADMIN, ("GET", "/key/info"), ("GET", "/user/info")]
+KEY_ROUTES = [*ADMIN, *OWN]
 
 
 @pytest.mark.parametrize(("method", "path"), KEY_ROUTES)
