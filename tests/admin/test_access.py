@@ -18,7 +18,9 @@ from twisted_vllm.errors import RouteNotAllowed
 
 #: every route, by who may call it. A route that changes something stands here before it is released.
 TABLE = {
-    Access.OPEN: "GET / GET /openapi.json GET /health/liveliness GET /health/liveness GET /health/readiness GET /metrics",
+    Access.OPEN: """
+        GET / GET /openapi.json GET /health/liveliness GET /health/liveness GET /health/readiness GET /metrics
+    """,
     Access.ANY_KEY: """
         GET /key/info POST /v2/key/info GET /key/list GET /key/aliases GET /user/info GET /team/info GET /team/list
         GET /spend/logs GET /spend/logs/v2 GET /key/spend/report GET /user/daily/activity GET /usage/report
@@ -115,7 +117,10 @@ def test_the_app_obeys_the_table_on_every_route(callers: tuple[Gateway, dict[Sta
         (Principal("key", "k", role="proxy_admin", allowed_routes=("management",)), Standing.PROXY_ADMIN),
         (Principal("key", "k", role="proxy_admin", allowed_routes=("inference",)), Standing.INTERNAL_USER_VIEWER),
         (Principal("key", "k", role="proxy_admin_viewer"), Standing.PROXY_ADMIN_VIEWER),
-        (Principal("key", "k", role="proxy_admin_viewer", allowed_routes=("read_only",)), Standing.INTERNAL_USER_VIEWER),
+        (
+            Principal("key", "k", role="proxy_admin_viewer", allowed_routes=("read_only",)),
+            Standing.INTERNAL_USER_VIEWER,
+        ),
         (Principal("key", "k", role="internal_user"), Standing.INTERNAL_USER),
         (Principal("key", "k", role="internal_user", allowed_routes=("management",)), Standing.MANAGER),
         (Principal("key", "k", role="internal_user_viewer"), Standing.INTERNAL_USER_VIEWER),

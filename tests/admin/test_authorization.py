@@ -17,8 +17,11 @@ CHANGING = [
 ]  # fmt: skip
 LISTING = ["/user/list", "/audit/list", "/customer/list", "/spend/keys"]
 #: what every key may read, as far as it is its own
-OWN = [("GET", "/key/info"), ("GET", "/user/info"), ("GET", "/key/list"), ("GET", "/key/aliases"), ("GET", "/team/list"),
-       ("GET", "/team/info?team_id=x"), ("POST", "/v2/key/info")]  # fmt: skip
+OWN = [
+    *(("GET", path) for path in ("/key/info", "/user/info", "/key/list", "/key/aliases", "/team/list")),
+    ("GET", "/team/info?team_id=x"),
+    ("POST", "/v2/key/info"),
+]
 ADMIN = [*(("POST", path) for path in CHANGING), ("PATCH", "/model/x/update"), *(("GET", path) for path in LISTING)]
 KEY_ROUTES = [*ADMIN, *OWN]
 
